@@ -1,0 +1,1 @@
+"""Image encoders behind one contract, and the road of weights into them."""

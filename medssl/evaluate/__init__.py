@@ -1,0 +1,1 @@
+"""Measures and statistics; nothing here launches a run."""

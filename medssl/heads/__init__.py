@@ -1,0 +1,1 @@
+"""Heads that are fine-tuned with labels on top of an encoder."""

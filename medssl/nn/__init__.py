@@ -1,0 +1,1 @@
+"""Small stateful modules that encoders, objectives and heads share."""

@@ -1,0 +1,1 @@
+"""Raw crops to views, batched on the device: geometry first, then intensity."""
