@@ -22,6 +22,10 @@ ValueDomain = Literal["hu", "mr", "gray", "rgb"]
 MaskMode = Literal["fill", "drop", "sparse"]
 
 
+class UserError(ValueError):
+    """Something the user can put right: the command line prints it as one line and exits with 2."""
+
+
 # --- scans
 
 

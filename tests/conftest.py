@@ -1,0 +1,19 @@
+"""Fixtures that every room shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real scans, or a skip that says so."""
+    folder = Path(os.environ.get("MEDSSL_TEST_DATA", REPOSITORY.parent / "shared" / "data")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no real scans at {folder.name}: set MEDSSL_TEST_DATA")
+    return folder
