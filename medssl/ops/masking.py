@@ -1,0 +1,137 @@
+"""Masks over a grid of cells, for any number of axes. ``True`` is hidden: the network must not see it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Bool
+    from torch import Tensor
+
+    from medssl.ops.draws import Draws
+
+
+def hidden_count(cells: Sequence[int], ratio: float) -> int:
+    """Number of hidden cells of a grid: all but ``round(n * (1 - ratio))``, as in SparK (Tian et al. 2023).
+
+    >>> hidden_count((7, 7), 0.6)
+    29
+
+    Raises:
+        UserError: The ratio lies outside 0..1.
+    """
+    if not 0.0 <= ratio <= 1.0:
+        message = f"mask ratio {ratio} must lie between 0 (nothing hidden) and 1 (everything hidden)"
+        raise UserError(message)
+    total = prod(cells)
+    return total - round(total * (1.0 - ratio))
+
+
+def random_hidden(cells: Sequence[int], ratio: float, draws: Draws) -> Bool[Tensor, "B *cells"]:
+    """Hides cells uniformly at random, exactly :func:`hidden_count` of them in every sample.
+
+    Args:
+        cells: Cells per axis.
+        ratio: Share of cells to hide, 0 to 1.
+        draws: Random numbers keyed per sample, so that a sample's mask does not depend on the rest of its batch.
+
+    Returns:
+        Mask on the CPU.
+    """
+    hidden = draws.permutation(prod(cells)) < hidden_count(cells, ratio)
+    return hidden.reshape(-1, *cells)
+
+
+def block_hidden(
+    cells: Sequence[int], ratio: float, draws: Draws, *, share: tuple[float, float] = (0.1, 0.4), aspect: float = 3.0
+) -> Bool[Tensor, "B *cells"]:
+    """Hides boxes of neighbouring cells until exactly :func:`hidden_count` cells are hidden in every sample.
+
+    Boxes are drawn as in BEiT (Bao et al. 2022), for any number of axes; the cells by which the last box exceeds the
+    count are shown again at random, so that every sample hides equally many.
+
+    Args:
+        cells: Cells per axis.
+        ratio: Share of cells to hide, 0 to 1.
+        draws: Random numbers keyed per sample.
+        share: Smallest and largest share of the grid that one box covers.
+        aspect: Largest ratio between a side of a box and its mean side.
+
+    Returns:
+        Mask on the CPU.
+
+    Raises:
+        UserError: The ratio, the shares or the aspect are out of range.
+    """
+    import numpy as np
+    import torch
+
+    if not 0.0 < share[0] <= share[1] <= 1.0 or aspect < 1.0:
+        message = f"boxes need 0 < share[0] <= share[1] <= 1 and aspect >= 1, got share {share} and aspect {aspect}"
+        raise UserError(message)
+    count = hidden_count(cells, ratio)
+    grids = [_blocks(cells, count, generator, share, aspect) for generator in draws.numpy()]
+    return torch.from_numpy(np.stack(grids))
+
+
+def _blocks(
+    cells: Sequence[int], count: int, generator: np.random.Generator, share: tuple[float, float], aspect: float
+) -> np.ndarray:
+    """One sample of :func:`block_hidden`."""
+    import numpy as np
+
+    grid = np.zeros(cells, dtype=bool)
+    while (missing := count - int(grid.sum())) > 0:
+        stretch = np.exp(generator.uniform(-np.log(aspect), np.log(aspect), len(cells)))
+        stretch /= stretch.prod() ** (1 / len(cells))
+        side = (generator.uniform(*share) * prod(cells)) ** (1 / len(cells)) * stretch
+        sides = np.clip(np.rint(side), 1, cells).astype(int)
+        start = generator.integers(0, np.asarray(cells) - sides + 1)
+        box = np.zeros(cells, dtype=bool)
+        box[tuple(slice(low, low + length) for low, length in zip(start, sides, strict=True))] = True
+        fresh = np.flatnonzero(box & ~grid)
+        grid.flat[generator.permutation(fresh)[:missing]] = True
+    return grid
+
+
+def at_resolution(hidden: Bool[Tensor, "B *cells"], shape: Sequence[int]) -> Bool[Tensor, "B *shape"]:
+    """The mask at another resolution of the same field of view.
+
+    Along an axis that is finer, a cell is repeated. Along one that is coarser, a position is hidden only if all of its
+    cells are: it stays visible as soon as one child is visible.
+
+    >>> import torch
+    >>> at_resolution(torch.tensor([[True, False, True, True]]), (2,))
+    tensor([[False,  True]])
+
+    Args:
+        hidden: Mask over cells.
+        shape: Positions per axis, a multiple or a whole fraction of the cells on every axis.
+
+    Raises:
+        UserError: The resolutions do not nest on some axis.
+    """
+    cells, shape = tuple(hidden.shape[1:]), tuple(shape)
+    if cells == shape:
+        return hidden
+    if len(cells) != len(shape) or any(max(a, b) % min(a, b) for a, b in zip(cells, shape, strict=True)):
+        message = (
+            f"a mask of {cells} cells does not nest with {shape} positions: each axis needs a multiple or a whole "
+            f"fraction of its cells; choose a size that the strides and the mask's cells divide"
+        )
+        raise UserError(message)
+    batch, axes = len(hidden), range(len(cells))
+    coarse = tuple(min(a, b) for a, b in zip(cells, shape, strict=True))
+    if coarse != cells:
+        children = [side for axis in axes for side in (coarse[axis], cells[axis] // coarse[axis])]
+        hidden = hidden.reshape(batch, *children).all(dim=tuple(2 + 2 * axis for axis in axes))
+    if coarse != shape:
+        repeats = [side for axis in axes for side in (coarse[axis], shape[axis] // coarse[axis])]
+        single = hidden.reshape(batch, *(side for axis in axes for side in (coarse[axis], 1)))
+        hidden = single.expand(batch, *repeats).reshape(batch, *shape)
+    return hidden
