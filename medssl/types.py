@@ -257,23 +257,14 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Intensity:
-    """Random intensity changes of a view, on normalised values; a probability of 0 leaves a change out.
+    """Random intensity changes of a view, on normalised values; a probability of 0 leaves a change out."""
 
-    Attributes:
-        noise: (probability, largest standard deviation) of Gaussian noise.
-        blur: (probability, largest standard deviation in voxels) of Gaussian blur.
-        brightness: (probability, largest shift).
-        contrast: (probability, lowest factor, highest factor).
-        gamma: (probability, lowest exponent, highest exponent), on the view's own range.
-        bias_field: (probability, largest log-amplitude) of a smooth multiplicative field.
-    """
-
-    noise: tuple[float, float] = (0.0, 0.0)
-    blur: tuple[float, float] = (0.0, 0.0)
-    brightness: tuple[float, float] = (0.0, 0.0)
-    contrast: tuple[float, float, float] = (0.0, 1.0, 1.0)
-    gamma: tuple[float, float, float] = (0.0, 1.0, 1.0)
-    bias_field: tuple[float, float] = (0.0, 0.0)
+    noise: tuple[float, float] = (0.0, 0.0)  # (probability, largest standard deviation)
+    blur: tuple[float, float] = (0.0, 0.0)  # (probability, largest standard deviation in voxels)
+    brightness: tuple[float, float] = (0.0, 0.0)  # (probability, largest shift)
+    contrast: tuple[float, float, float] = (0.0, 1.0, 1.0)  # (probability, lowest factor, highest factor)
+    gamma: tuple[float, float, float] = (0.0, 1.0, 1.0)  # (probability, lowest, highest), on the view's own range
+    bias_field: tuple[float, float] = (0.0, 0.0)  # (probability, largest log-amplitude) of a smooth factor
 
 
 @dataclass(frozen=True)
