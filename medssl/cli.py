@@ -1,0 +1,291 @@
+"""The command line: a verb, a recipe, and overrides of its keys; ``--help`` answers without importing torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medssl import __version__
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from jsonargparse import ArgumentParser
+
+VERBS = {
+    "phantoms": ("medssl.engine.phantoms:phantoms", "write synthetic scans to try everything on"),
+    "index": ("medssl.engine.index:index", "find the scans of a folder, or ask an index"),
+    "cache": ("medssl.engine.cache:cache", "preprocess the scans of an index once, into a store"),
+    "pretrain": ("medssl.engine.pretrain:pretrain", "pretrain an encoder on the scans of a store"),
+}
+FRAGMENTS = {"encoder": "encoders", "objective": "objectives", "preprocess": "data"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit code: 0 good, 1 nothing useful could be done, 2 a mistake of the user."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        print(f"medssl {__version__}")
+        return 0
+    try:
+        function = find_verb(words[0])
+        return run_verb(function, words[0], words[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def overview() -> str:
+    """What ``medssl --help`` prints."""
+    width = max(map(len, VERBS))
+    lines = ["usage: medssl VERB [--config NAME|PATH] [--key value ...]", "", "verbs:"]
+    lines += [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
+    lines += ["", "medssl VERB --help lists the keys of a verb, medssl --version the version.", ""]
+    lines += ["recipes for --config: " + ", ".join(config_names("recipes"))]
+    return "\n".join(lines)
+
+
+def find_verb(verb: str) -> Callable[..., int | None]:
+    """Imports the function behind a verb.
+
+    Raises:
+        UserError: There is no such verb.
+    """
+    import importlib
+
+    if verb not in VERBS:
+        message = f"unknown verb {verb!r}{nearest(verb, VERBS)}; medssl --help lists them"
+        raise UserError(message)
+    module, name = VERBS[verb][0].split(":")
+    function: Callable[..., int | None] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def run_verb(function: Callable[..., int | None], verb: str, words: list[str]) -> int:
+    """Parses the words that follow a verb and calls its function.
+
+    A parameter of the function called ``config`` gets the resolved configuration as plain data.
+
+    Raises:
+        UserError: A key or a value is wrong.
+    """
+    import argparse
+    import inspect
+
+    parser = make_parser(function, verb)
+    expanded = expand(words)
+    try:
+        parsed = parser.parse_args(expanded)
+    except argparse.ArgumentError as error:
+        raise UserError(explain(str(error), parser)) from error
+    parsed.pop("config", None)
+    values = dict(parser.instantiate(parsed).items(branches=True, nested=False))
+    if "config" in inspect.signature(function).parameters:
+        values["config"] = plain_config(parser, parsed)
+    return function(**values) or 0
+
+
+def make_parser(function: Callable[..., Any], verb: str) -> ArgumentParser:
+    """A parser of a verb's parameters: keyword-only ones are options, the others stand without a flag."""
+    import inspect
+    import typing
+
+    import docstring_parser
+    from jsonargparse import ActionConfigFile, ArgumentParser
+
+    document = docstring_parser.parse(inspect.getdoc(function) or "")
+    helps = {parameter.arg_name: parameter.description for parameter in document.params}
+    parser = ArgumentParser(prog=f"medssl {verb}", description=document.short_description, exit_on_error=False)
+    parser.add_argument("--config", action=ActionConfigFile, help="name of a shipped recipe, or a YAML file")
+    standing = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
+    hints = typing.get_type_hints(function) if standing else {}
+    for parameter in standing:
+        options: dict[str, Any] = {"type": hints[parameter.name], "help": helps.get(parameter.name)}
+        if typing.get_origin(hints[parameter.name]) in {list, tuple}:
+            needed = parameter.default is parameter.empty
+            options |= {"type": typing.get_args(hints[parameter.name])[0], "nargs": "+" if needed else "*"}
+        elif parameter.default is not parameter.empty:
+            options |= {"nargs": "?", "default": parameter.default}
+        parser.add_argument(parameter.name, **options)
+    skip = {"config", *(parameter.name for parameter in standing)}
+    parser.add_function_arguments(function, as_positional=False, skip=skip, sub_configs=False)
+    return parser
+
+
+def plain_config(parser: ArgumentParser, parsed: Any) -> dict[str, Any]:
+    """The resolved configuration as dictionaries, lists, numbers and strings."""
+    import yaml
+
+    config: dict[str, Any] = yaml.safe_load(parser.dump(parsed, skip_unset=False))
+    return config
+
+
+# --- names of shipped files
+
+
+def config_folder() -> Path:
+    """The shipped configurations: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def config_names(kind: str) -> list[str]:
+    """Names of the shipped files of one kind ("recipes", "encoders", ...)."""
+    return sorted(path.stem for path in (config_folder() / kind).glob("*.yaml"))
+
+
+def load_config(name: str, kind: str) -> Any:
+    """Reads a shipped file by name, or any file by path, and puts fragments in the place of their names.
+
+    Raises:
+        UserError: Neither a name nor a file, or no YAML.
+    """
+    import yaml
+
+    path = Path(name)
+    if path.suffix not in {".yaml", ".yml"} and not path.is_file():
+        path = config_folder() / kind / f"{name}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        known = config_names(kind)
+        message = f"no configuration {name!r} in {kind}{nearest(name, known)}; there are {', '.join(known)}"
+        raise UserError(message) from error
+    except yaml.YAMLError as error:
+        message = f"{path.name} is no valid YAML: {' '.join(str(error).split())}"
+        raise UserError(message) from error
+    return with_fragments(content)
+
+
+def with_fragments(content: Any) -> Any:
+    """Replaces names of fragments (``encoder: resenc_small_3d``) by what the files hold, at any depth."""
+    if not isinstance(content, dict):
+        return content
+    return {
+        key: load_config(value, FRAGMENTS[key]) if is_fragment(key, value) else with_fragments(value)
+        for key, value in content.items()
+    }
+
+
+def is_fragment(key: str, value: Any) -> bool:
+    """Whether a value names a fragment: a word, or a path to a YAML file, and neither inline YAML nor a class path."""
+    if key not in FRAGMENTS or not isinstance(value, str) or value.lstrip().startswith("{") or value in {"null", ""}:
+        return False
+    return "." not in value or value.endswith((".yaml", ".yml"))
+
+
+def expand(words: Sequence[str]) -> list[str]:
+    """Folds ``--config NAME`` and ``--encoder NAME`` into one configuration that stands first: overrides win."""
+    import json
+
+    base: dict[str, Any] = {}
+    kept: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        flag, separator, value = word.partition("=")
+        path = flag.removeprefix("--").split(".")
+        if not flag.startswith("--") or (flag != "--config" and path[-1] not in FRAGMENTS):
+            kept.append(word)
+            continue
+        value = value if separator else next(remaining, "")
+        if flag == "--config":
+            base = merged(base, load_recipe(value))
+        elif is_fragment(path[-1], value):
+            content = load_config(value, FRAGMENTS[path[-1]])
+            for key in reversed(path):
+                content = {key: content}
+            base = merged(base, content)
+        else:
+            kept.append(f"{flag}={value}")
+    return [f"--config={json.dumps(base)}", *kept] if base else kept
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """A whole recipe.
+
+    Raises:
+        UserError: The file holds no keys.
+    """
+    content = load_config(name, "recipes")
+    if not isinstance(content, dict):
+        message = f"{Path(name).name} holds no keys: a recipe is a YAML mapping of arguments"
+        raise UserError(message)
+    return content
+
+
+def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """A configuration changed by another; a value that names its class replaces the former one as a whole."""
+    result = dict(base)
+    for key, value in change.items():
+        former = result.get(key)
+        whole = not isinstance(value, dict) or not isinstance(former, dict) or "class_path" in value
+        result[key] = value if whole or key == "preprocess" else merged(former, value)
+    return result
+
+
+# --- messages
+
+
+def nearest(word: str, known: Any) -> str:
+    """`` (did you mean 'x'?)`` or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def explain(message: str, parser: ArgumentParser) -> str:
+    """Turns the parser's message into one line that names the key, and the nearest known one where it is unknown."""
+    import re
+
+    patterns = (
+        r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'",
+        r"Option '(?P<key>[^']+)' is not accepted",
+        r"unrecognized arguments: --(?P<key>[^\s=]+)",
+    )
+    where = re.search(r'Parser key "(?P<parent>[^"]+)"', message)
+    for pattern in patterns:
+        found = re.search(pattern, message)
+        if found is None:
+            continue
+        parts = (where and where["parent"], found.groupdict().get("group"), found["key"])
+        key = ".".join(part for part in parts if part)
+        class_path = re.search(r"class_path='([^']+)'", message)
+        known = set(parser.get_defaults().keys())
+        if class_path is not None:
+            known |= {f"{parts[0]}.{name}" for name in argument_names(class_path[1])}
+        return f"unknown key {key!r}{nearest(key, sorted(known))}"
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return " ".join(lines).replace("Parser key", "key")
+
+
+def argument_names(class_path: str) -> Iterator[str]:
+    """Names that a class accepts, those of its dataclass arguments with a dot."""
+    import dataclasses
+    import importlib
+    import inspect
+    import typing
+
+    module, _, name = class_path.rpartition(".")
+    try:
+        initialiser = getattr(importlib.import_module(module), name).__init__
+        hints = typing.get_type_hints(initialiser)
+    except (ImportError, AttributeError, NameError, ValueError):
+        return
+    for argument in inspect.signature(initialiser).parameters:
+        yield argument
+        if dataclasses.is_dataclass(hints.get(argument)):
+            yield from (f"{argument}.{field.name}" for field in dataclasses.fields(hints[argument]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
