@@ -1,0 +1,39 @@
+"""The verb `medssl phantoms`: write synthetic scans to try the other verbs on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+
+def phantoms(
+    out: Path,
+    *,
+    count: int = 24,
+    labelled: int = 8,
+    shape: tuple[int, ...] = (80, 64, 64),
+    modality: Literal["MR", "CT", "both"] = "MR",
+    seed: int = 0,
+) -> int:
+    """Write synthetic patients with labels of liver, spleen and kidneys: NIfTI, DICOM series, or PNG pictures.
+
+    Args:
+        out: Folder to write into; a folder that was left half full is completed.
+        count: Scans in all, one of each patient.
+        labelled: How many of them, from the first on, have a label map.
+        shape: Voxels per axis; two numbers (rows, columns) make pictures instead of volumes.
+        modality: MR, CT, or both in turns.
+        seed: Names the population; the same seed gives the same files.
+
+    Returns:
+        0: every scan is there.
+    """
+    from tqdm import tqdm
+
+    from medssl.data.phantom_files import Recipe, write_phantoms
+
+    recipe = Recipe(count=count, labelled=labelled, shape=tuple(shape), modality=modality, seed=seed)
+    with tqdm(total=count, desc="phantoms", unit="scan") as bar:
+        new, old = write_phantoms(out, recipe, written=lambda _: bar.update())
+    print(f"{out}: {count} synthetic scans, {labelled} with labels ({new} written, {old} there already)")
+    return 0
