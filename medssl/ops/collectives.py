@@ -1,0 +1,101 @@
+"""Reductions over processes with the right gradient; the identity on one process.
+
+Convention: every process computes the same global loss from its own rows, and the gradients of parameters are averaged
+over processes afterwards (as DistributedDataParallel does). Each process thus seeds the backward pass with the whole
+gradient of the loss, so the backward of a sum over processes is again a sum over processes, and the average of the
+parameters' gradients is the gradient of the global loss.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.autograd import Function
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Shaped
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, 0 to ``world_size() - 1``."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def reduce_sum(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Sum over processes of tensors of one shape, with gradient."""
+    return _ReduceSum.apply(x) if world_size() > 1 else x
+
+
+def mean_over(total: Float[Tensor, ""], count: Tensor | float) -> Float[Tensor, ""]:
+    """Global sum over global count, where processes hold unequal counts; 0 where the global count is 0.
+
+    Half precision is summed in float32.
+
+    Args:
+        total: This process's sum; the result has a gradient with respect to it.
+        count: How many terms are in it.
+    """
+    total = total.to(torch.promote_types(total.dtype, torch.float32))
+    number = torch.as_tensor(count, dtype=total.dtype, device=total.device).detach()
+    if world_size() > 1:
+        total, number = reduce_sum(torch.stack((total, number))).unbind()
+    some = number > 0
+    return torch.where(some, total / torch.where(some, number, 1.0), 0.0)
+
+
+def gather(x: Shaped[Tensor, "B *rest"]) -> Shaped[Tensor, "N *rest"]:
+    """Rows of all processes in the order of their ranks, with gradient; processes may hold unequal numbers of rows."""
+    if world_size() == 1:
+        return x
+    counts = [torch.empty(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
+    return _Gather.apply(x, [int(count) for count in counts])
+
+
+def broadcast(x: Shaped[Tensor, "*shape"], source: int = 0) -> Shaped[Tensor, "*shape"]:
+    """The tensor of process ``source``, without gradient; shapes must agree."""
+    x = x.detach().clone(memory_format=torch.contiguous_format)
+    if world_size() > 1:
+        dist.broadcast(x, source)
+    return x
+
+
+class _ReduceSum(Function):
+    """Sum over processes, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return reduce_sum(gradient)
+
+
+class _Gather(Function):
+    """Concatenation over processes; backward sums what every process sends to this process's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        padded = x.new_zeros(max(counts), *x.shape[1:])
+        padded[: len(x)] = x
+        rows = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(rows, padded)
+        return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        own = rank()
+        start = sum(ctx.counts[:own])
+        return reduce_sum(gradient)[start : start + ctx.counts[own]], None
