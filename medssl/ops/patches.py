@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
+import torch
+
 from medssl.types import UserError
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Bool, Float
     from torch import Tensor
 
 
@@ -83,3 +85,16 @@ def unpatchify(patches: Float[Tensor, "B N P"], cell: Sequence[int], *, size: Se
     split = patches.reshape(len(patches), *cells, channels, *cell)
     pairs = (axis for pair in zip(range(1, 1 + ndim), range(2 + ndim, 2 + 2 * ndim), strict=True) for axis in pair)
     return split.permute(0, 1 + ndim, *pairs).reshape(len(patches), channels, *size)
+
+
+def patch_moments(
+    patches: Float[Tensor, "*b P"], counted: Bool[Tensor, "*b P"]
+) -> tuple[Float[Tensor, "*b 1"], Float[Tensor, "*b 1"]]:
+    """Mean and unbiased variance of each row over its counted values.
+
+    Both are 0 for a row without counted values, and the variance of a single value is 0.
+    """
+    count = counted.sum(-1, keepdim=True)
+    mean = torch.where(counted, patches, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
+    squares = torch.where(counted, (patches - mean).square(), 0.0).sum(-1, keepdim=True)
+    return mean, squares / (count - 1).clamp(min=1)
