@@ -22,12 +22,14 @@ _ENDINGS: tuple[tuple[str, Format], ...] = (
     (".png", "picture"), (".jpg", "picture"), (".jpeg", "picture"), (".bmp", "picture"),
     (".tif", "tiff"), (".tiff", "tiff"), (".dcm", "dicom"), (".dicom", "dicom"), (".ima", "dicom"),
 )  # fmt: skip
-_SIDECARS = (
-    ".txt .json .csv .tsv .xml .html .htm .pdf .md .log .yaml .yml .xlsx .xls .doc .docx .zip .tar .gz .raw .zraw .bval "
-    ".bvec .py .sqlite .db .npy .npz .pt .pth .safetensors .ipynb .sh .ini .cfg"
-).split()
-_SLIDES = ".svs .ndpi .mrxs .scn .vms .bif .qptiff .ome.tif .ome.tiff".split()
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
+_SIDECARS = tuple(
+    (
+        ".txt .json .csv .tsv .xml .html .htm .pdf .md .log .yaml .yml .xlsx .xls .doc .docx .zip .tar .gz .raw .zraw "
+        ".bval .bvec .py .sqlite .db .npy .npz .pt .pth .safetensors .ipynb .sh .ini .cfg"
+    ).split()
+)
+_SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".qptiff", ".ome.tif", ".ome.tiff")
+LPS_TO_RAS = (-1.0, -1.0, 1.0)
 
 
 class HeaderError(ValueError):
@@ -36,13 +38,14 @@ class HeaderError(ValueError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file of one scan says about itself; ``time_points`` counts the fourth axis of a 4D file."""
+    """What a file of one scan says about itself; ``four_d``: the channels may as well be points in time."""
 
     kind: Kind
     value_domain: ValueDomain
     channels: int
     grid: Grid
     note: str = ""
+    four_d: bool = False
 
 
 def format_of(path: Path) -> Format | str:
@@ -56,7 +59,7 @@ def format_of(path: Path) -> Format | str:
         return "not an image: AppleDouble file"
     if name.startswith("."):
         return "not an image: hidden file"
-    if name.endswith(tuple(_SLIDES)):
+    if name.endswith(_SLIDES):
         return "whole slide: not read by this version"
     for ending, form in _ENDINGS:
         if name.endswith(ending):
@@ -116,10 +119,11 @@ def picture_grid(height: int, width: int, spacing_mm: tuple[float, float] = (1.0
 
 def _nifti(path: Path) -> Header:
     import nibabel
+    from nibabel.filebasedimages import ImageFileError
 
     try:
         image = nibabel.load(path)
-    except (nibabel.filebasedimages.ImageFileError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+    except (ImageFileError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
         message = f"not readable as NIfTI: {_first_line(error)}"
         raise HeaderError(message) from error
     kind = image.get_data_dtype().kind
@@ -131,14 +135,14 @@ def _nifti(path: Path) -> Header:
 
 
 def nifti_layout(shape: tuple[int, ...], affine: np.ndarray) -> Header:
-    """Kind, channels and grid of a NIfTI array: (i, j) is an image with rows j; (i, j, k) a volume; more is channels."""
+    """Kind, channels and grid of a NIfTI array: (i, j) is an image with rows j, (i, j, k) a volume."""
     shape = shape + (1,) * (3 - len(shape))
     channels = int(np.prod(shape[3:]))  # 1 for three axes
     if shape[2] == 1:
         width, height = shape[:2]
         steps = np.linalg.norm(affine[:3, :2], axis=0)
         return Header("image", "gray", channels, picture_grid(height, width, (float(steps[1]), float(steps[0]))))
-    return Header("volume", "gray", channels, make_grid(shape[:3], affine))
+    return Header("volume", "gray", channels, make_grid(shape[:3], affine), four_d=channels > 1)
 
 
 def _nifti_is_whole(path: Path, image: Any) -> None:
@@ -214,17 +218,21 @@ def itk_layout(image: Any) -> Header:
         raise HeaderError(message)
     affine = np.eye(4)
     directions = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3, :3] = _LPS_TO_RAS @ directions
-    affine[:3, 3] = _LPS_TO_RAS @ np.array(image.GetOrigin())
+    affine[:3] = np.column_stack([directions, image.GetOrigin()]) * np.array(LPS_TO_RAS)[:, None]
     return Header("volume", "gray", channels, make_grid(tuple(size), affine))
 
 
 # --- pictures
 
-_MODES: dict[str, tuple[ValueDomain, int]] = {
-    "L": ("gray", 1), "1": ("gray", 1), "I;16": ("gray", 1), "I;16B": ("gray", 1), "I;16L": ("gray", 1), "I": ("gray", 1),
-    "F": ("gray", 1), "LA": ("gray", 1), "RGB": ("rgb", 3), "RGBA": ("rgb", 3), "P": ("rgb", 3), "PA": ("rgb", 3),
-}  # fmt: skip
+
+def picture_layout(mode: str) -> tuple[ValueDomain, int]:
+    """Value domain and channels of a Pillow mode; a palette becomes RGB, transparency is left out."""
+    if mode in ("L", "1", "I", "I;16", "I;16B", "I;16L", "F", "LA"):
+        return "gray", 1
+    if mode in ("RGB", "RGBA", "P", "PA"):
+        return "rgb", 3
+    message = f"colours of kind {mode}: only gray and RGB pictures are read"
+    raise HeaderError(message)
 
 
 def _picture(path: Path) -> Header:
@@ -232,12 +240,9 @@ def _picture(path: Path) -> Header:
 
     try:
         with Image.open(path) as image:
-            if image.mode not in _MODES:
-                message = f"colours of kind {image.mode}: only gray and RGB pictures are read"
-                raise HeaderError(message)
+            domain, channels = picture_layout(image.mode)
             if not _picture_ends(path, image.format):
                 image.load()
-            domain, channels = _MODES[image.mode]
             note = "transparency left out" if image.mode in ("LA", "RGBA", "PA") else ""
             return Header("image", domain, channels, picture_grid(image.height, image.width), note)
     except HeaderError:

@@ -1,0 +1,374 @@
+"""DICOM files: from one header to slices, and from the files of a stack to its array.
+
+References: DICOM PS3.3 (2024e) C.7.6.1 to C.7.6.3, C.7.6.16 (frames), C.8 (modalities); PS3.5 (transfer syntaxes).
+Identifiers never leave this room in the clear: they are hashed as they are read.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from medssl.types import Kind, UserError, ValueDomain
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_TAGS = (
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "PatientSex", "PatientAge",
+    "Modality", "ImageType", "BurnedInAnnotation", "Manufacturer", "ManufacturerModelName", "MagneticFieldStrength",
+    "SliceThickness", "BodyPartExamined", "ScanningSequence", "EchoTime", "RepetitionTime", "KVP", "ConvolutionKernel",
+    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
+    "PixelRepresentation", "PlanarConfiguration", "NumberOfFrames", "PixelSpacing", "ImagerPixelSpacing",
+    "ImageOrientationPatient", "ImagePositionPatient", "InstanceNumber", "TemporalPositionIdentifier", "EchoNumbers",
+    "DiffusionBValue", "TriggerTime", "AcquisitionNumber", "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence", "RescaleSlope", "RescaleIntercept",
+)  # fmt: skip
+PIXEL_TAGS = (
+    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
+    "PixelRepresentation", "PlanarConfiguration", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+)  # fmt: skip
+_PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit little endian
+_NO_PICTURE = (
+    "SR", "PR", "KO", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "REG", "FID", "AU", "ECG", "HD", "EPS", "PLAN"
+)  # fmt: skip
+_STACKED = ("CT", "MR", "PT", "NM")
+_COLOUR = ("US", "ES", "XC", "GM", "SM", "OP", "IVUS", "IVOCT", "OPT", "DMS")
+
+
+class DicomError(UserError):
+    """A DICOM file that cannot be used; ``rejected`` tells what is no scan from what is damaged."""
+
+    def __init__(self, message: str, *, rejected: bool = False, series: str = "") -> None:
+        super().__init__(message)
+        self.rejected = rejected
+        self.series = series
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One slice (or one picture) of a DICOM series, all identifiers hashed.
+
+    Attributes:
+        instance: Digest of the SOP instance and the frame.
+        shape: Rows, columns, samples a pixel.
+        spacing_mm: Between rows, between columns; None where nothing says.
+        pose: Direction of a row (3), direction of a column (3), position of the first pixel (3), LPS; None without.
+        turn: What may tell volumes of one series apart: time, echo, b_value, trigger, part, acquisition, number.
+        about: Facts of the series, safe to list.
+    """
+
+    path: str
+    frame: int | None
+    instance: str
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float] | None
+    pose: tuple[float, ...] | None
+    turn: dict[str, float | str]
+    about: dict[str, Any]
+
+    @property
+    def kind(self) -> Kind:
+        """Slices of CT, MR, PET and all else that has a place in space belong to volumes; the rest are images."""
+        return "volume" if self.pose is not None or self.about["modality"] in _STACKED else "image"
+
+    @property
+    def value_domain(self) -> ValueDomain:
+        """What the values mean, by modality and samples."""
+        if self.shape[2] == 3:
+            return "rgb"
+        return {"CT": "hu", "MR": "mr"}.get(self.about["modality"], "gray")  # type: ignore[return-value]
+
+
+def to_json(slices: Sequence[Slice]) -> str:
+    """The slices of one file as one line of JSON, without the path."""
+    rows = [{key: value for key, value in asdict(one).items() if key not in ("path", "about")} for one in slices]
+    return json.dumps({"about": slices[0].about, "slices": rows}, separators=(",", ":"))
+
+
+def from_json(text: str, path: str) -> list[Slice]:
+    """The opposite of ``to_json``."""
+    content = json.loads(text)
+    return [
+        Slice(
+            path=path,
+            frame=row["frame"],
+            instance=row["instance"],
+            shape=tuple(row["shape"]),
+            spacing_mm=tuple(row["spacing_mm"]) if row["spacing_mm"] else None,
+            pose=tuple(row["pose"]) if row["pose"] else None,
+            turn=row["turn"],
+            about=content["about"],
+        )
+        for row in content["slices"]
+    ]
+
+
+# --- one header
+
+
+def read_slices(
+    file: Path, path: str, digest: Callable[..., str], *, burned_in: bool = False
+) -> tuple[str, list[Slice]]:
+    """Read one header.
+
+    Args:
+        file: The file.
+        path: What the slices are to call it (relative to the root of the index).
+        digest: Keyed hash of some words.
+        burned_in: Take pictures whose pixels are declared to show text.
+
+    Returns:
+        Digest of the series, and the slices (one for each frame).
+
+    Raises:
+        DicomError: Rejected or damaged, with the reason; the series where it could be read.
+    """
+    with file.open("rb") as stream, quiet():
+        dataset = parse(stream, _TAGS)
+        series = digest("series", str(dataset.get("SeriesInstanceUID", "") or Path(path).parent))
+        reason = _rejection(dataset, burned_in=burned_in)
+        if reason:
+            raise DicomError(reason, rejected=True, series=series)
+        try:
+            _check_length(dataset, stream, file.stat().st_size)
+            return series, _slices(dataset, path, digest)
+        except DicomError as error:
+            raise DicomError(str(error), series=series) from error
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+            message = f"header not understood: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            raise DicomError(message, series=series) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Odd values in headers are common and no news; what matters is checked here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def parse(stream: BinaryIO, tags: Sequence[str]) -> Dataset:
+    """The wanted elements; the stream then stands at the pixel data."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        return pydicom.dcmread(stream, specific_tags=list(tags), stop_before_pixels=True, force=True)
+    except (
+        InvalidDicomError,
+        EOFError,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        NotImplementedError,
+    ) as error:
+        message = f"not readable as DICOM: {str(error).splitlines()[0] if str(error) else 'header ends early'}"
+        raise DicomError(message) from error
+
+
+def _rejection(dataset: Dataset, *, burned_in: bool) -> str:
+    """Why the object is no scan, or nothing."""
+    modality, sop = str(dataset.get("Modality", "")), str(dataset.get("SOPClassUID", ""))
+    image_type = [str(word).upper() for word in (dataset.get("ImageType") or ())]
+    if sop == "1.2.840.10008.1.3.10" or "DirectoryRecordSequence" in dataset:
+        return "not an image: DICOMDIR"
+    if modality == "SEG":
+        return "segmentation object, not a scan"
+    if modality in _NO_PICTURE or sop.startswith("1.2.840.10008.5.1.4.1.1.104"):
+        return f"report, plan or other object without a picture ({modality or 'encapsulated document'})"
+    if sop.startswith("1.2.840.10008.5.1.4.1.1.77.1.6"):
+        return "whole slide: not read by this version"
+    if sop.startswith("1.2.840.10008.5.1.4.1.1.7") and not sop.startswith("1.2.840.10008.5.1.4.1.1.77"):
+        return "secondary capture"
+    if {"LOCALIZER", "SCOUT", "TOPOGRAM"} & set(image_type):
+        return "localiser"
+    if "MOSAIC" in image_type:
+        return "Siemens mosaic (many slices in one picture): convert to NIfTI first"
+    if {"SCREEN SAVE", "SCREENSAVE", "SCREENSHOT"} & set(image_type):
+        return "screenshot"
+    if modality not in _COLOUR and int(dataset.get("SamplesPerPixel") or 1) > 1:
+        return f"screenshot or colour overlay ({modality or 'no modality'} in colour)"
+    if str(dataset.get("BurnedInAnnotation", "")).upper() == "YES" and not burned_in:
+        return "burned-in annotation: --files.burned-in true takes it all the same"
+    return ""
+
+
+def _check_length(dataset: Dataset, stream: BinaryIO, size: int) -> None:
+    """Truncation is seen from lengths alone, without reading pixels."""
+    if "Rows" not in dataset or "Columns" not in dataset:
+        message = (
+            "not DICOM, or truncated in the header" if len(dataset) < 4 else "truncated in the header, or no picture"
+        )
+        raise DicomError(message)
+    if 0 in (int(dataset.Rows), int(dataset.Columns)):
+        message = f"zero-size: {dataset.Rows} rows, {dataset.Columns} columns"
+        raise DicomError(message)
+    start, length = pixel_place(dataset, stream)
+    if start is None:
+        message = f"truncated: no pixels after the header ({size:,} bytes)"
+        raise DicomError(message)
+    if length is None:
+        return
+    if not plain(dataset) and _syntax(dataset) != "1.2.840.10008.1.2.2":
+        return
+    expected = frame_bytes(dataset) * int(dataset.get("NumberOfFrames") or 1)
+    if size - start < expected:
+        message = f"truncated: {size - start:,} of {expected:,} bytes of pixels"
+        raise DicomError(message)
+
+
+def pixel_place(dataset: Dataset, stream: BinaryIO) -> tuple[int | None, int | None]:
+    """Where the pixels start and how many bytes they claim (None: encapsulated); (None, None) without pixels."""
+    place = stream.tell()
+    head = stream.read(12)
+    little = _syntax(dataset) != "1.2.840.10008.1.2.2"
+    order = "little" if little else "big"
+    if len(head) < 8 or int.from_bytes(head[:2], order) != 0x7FE0:  # type: ignore[arg-type]
+        return (place, None) if _syntax(dataset) == "1.2.840.10008.1.2.1.99" else (None, None)  # deflated: unknown
+    explicit = head[4:6] in (b"OW", b"OB", b"OF", b"OD", b"OV")
+    start = place + (12 if explicit else 8)
+    length = int.from_bytes(head[8:12] if explicit else head[4:8], order)  # type: ignore[arg-type]
+    return start, None if length == 0xFFFFFFFF else length
+
+
+def _syntax(dataset: Dataset) -> str:
+    meta = getattr(dataset, "file_meta", None)
+    named = str(meta.get("TransferSyntaxUID", "")) if meta is not None else ""
+    return named or ("1.2.840.10008.1.2" if dataset.original_encoding[0] else "1.2.840.10008.1.2.1")
+
+
+def plain(dataset: Dataset) -> bool:
+    """Whether the pixels lie in the file as they are, little endian."""
+    return _syntax(dataset) in _PLAIN_SYNTAXES
+
+
+def frame_bytes(dataset: Dataset) -> int:
+    """Bytes of one frame, uncompressed."""
+    return (
+        int(dataset.Rows)
+        * int(dataset.Columns)
+        * int(dataset.get("SamplesPerPixel") or 1)
+        * int(dataset.BitsAllocated)
+        // 8
+    )
+
+
+def _slices(dataset: Dataset, path: str, digest: Callable[..., str]) -> list[Slice]:
+    """One slice for each frame; frames without positions are a film, which is no scan."""
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    groups = dataset.get("PerFrameFunctionalGroupsSequence")
+    if frames > 1 and not groups:
+        message = f"{frames} frames without positions (a film)"
+        raise DicomError(message, rejected=True)
+    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
+    uid = str(dataset.get("SOPInstanceUID", "") or path)
+    about = _about(dataset, digest)
+    shape = (int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1))
+    found = []
+    for frame in range(frames):
+        sources = [groups[frame], shared, dataset] if groups else [dataset]
+        spacing = _numbers(sources, "PixelMeasuresSequence", "PixelSpacing", 2) or _numbers(
+            [dataset], "", "ImagerPixelSpacing", 2
+        )
+        orientation = _numbers(sources, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
+        position = _numbers(sources, "PlanePositionSequence", "ImagePositionPatient", 3)
+        found.append(
+            Slice(
+                path=path,
+                frame=frame if frames > 1 or groups else None,
+                instance=digest("instance", uid, str(frame)),
+                shape=shape,
+                spacing_mm=(spacing[0], spacing[1]) if spacing and min(spacing) > 0 else None,
+                pose=orientation + position if orientation and position else None,
+                turn=_turn(dataset, groups[frame] if groups else None, frame),
+                about=about,
+            )
+        )
+    return found
+
+
+def _numbers(sources: Sequence[Any], sequence: str, name: str, count: int) -> tuple[float, ...] | None:
+    """The first finite value of ``name``, in the functional group ``sequence`` or plain."""
+    for source in sources:
+        if source is None:
+            continue
+        item = source.get(sequence)[0] if sequence and source.get(sequence) else source
+        value = item.get(name)
+        if value is not None and not isinstance(value, str) and len(value) == count:
+            numbers = tuple(float(number) for number in value)
+            return numbers if np.isfinite(numbers).all() else None
+    return None
+
+
+def _turn(dataset: Dataset, group: Any, frame: int) -> dict[str, float | str]:
+    """What may tell the volumes of one series apart, as far as the header says."""
+    turn: dict[str, float | str] = {}
+    names = {
+        "time": "TemporalPositionIdentifier",
+        "echo": "EchoNumbers",
+        "b_value": "DiffusionBValue",
+        "echo_time": "EchoTime",
+        "trigger": "TriggerTime",
+        "acquisition": "AcquisitionNumber",
+    }
+    for word, name in names.items():
+        value = dataset.get(name)
+        if value is not None and str(value) not in ("", "None"):
+            turn[word] = float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
+    image_type = [str(kind) for kind in (dataset.get("ImageType") or ())]
+    turn.update({"part": kind for kind in image_type[2:3]})
+    content = group.get("FrameContentSequence") if group is not None else None
+    if content and content[0].get("TemporalPositionIndex") is not None:
+        turn["time"] = float(content[0].TemporalPositionIndex)
+    number = dataset.get("InstanceNumber")
+    turn["number"] = float(number if number not in (None, "") else 0) + frame
+    return turn
+
+
+def _about(dataset: Dataset, digest: Callable[..., str]) -> dict[str, Any]:
+    """Facts to select scans by; free text stays out, since it may hold names."""
+    patient = str(dataset.get("PatientID", "") or "").strip()
+    study = str(dataset.get("StudyInstanceUID", "") or "")
+    sequence = dataset.get("ScanningSequence") or ""
+    age = str(dataset.get("PatientAge", "") or "")
+    about: dict[str, Any] = {
+        "modality": str(dataset.get("Modality", "") or "OT"),
+        "subject": digest("patient", patient) if patient else "",
+        "study": digest("study", study) if study else "",
+        "manufacturer": str(dataset.get("Manufacturer", "") or "").strip(),
+        "model": str(dataset.get("ManufacturerModelName", "") or "").strip(),
+        "body_part": str(dataset.get("BodyPartExamined", "") or "").strip(),
+        "sequence": sequence if isinstance(sequence, str) else "/".join(map(str, sequence)),
+        "kernel": str(dataset.get("ConvolutionKernel", "") or ""),
+        "sex": str(dataset.get("PatientSex", "") or ""),
+        "age_band": _age_band(age),
+    }
+    for word, name in (
+        ("field_strength_t", "MagneticFieldStrength"),
+        ("slice_thickness_mm", "SliceThickness"),
+        ("echo_time_ms", "EchoTime"),
+        ("repetition_time_ms", "RepetitionTime"),
+        ("kvp", "KVP"),
+    ):
+        value = dataset.get(name)
+        about[word] = float(value) if value not in (None, "") and not isinstance(value, list) else None
+    return about
+
+
+def _age_band(age: str) -> str:
+    """Ten years to a band: 045Y is 40-49; ages from 90 share one band."""
+    if len(age) != 4 or not age[:3].isdigit() or age[3] not in "DWMY":
+        return ""
+    years = int(age[:3]) if age[3] == "Y" else int(age[:3]) // {"D": 365, "W": 52, "M": 12}[age[3]]
+    return "90+" if years >= 90 else f"{years // 10 * 10}-{years // 10 * 10 + 9}"
