@@ -90,7 +90,7 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     asked = {"version": _RECIPE_VERSION, **asdict(recipe), "shape": list(recipe.shape)}
     file = folder / _RECIPE_FILE
     if not file.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(path != _partial(file) for path in folder.iterdir())):
             message = f"{folder} is not an empty folder: phantoms are written into a folder of their own"
             raise UserError(message)
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,10 +132,15 @@ def _write(folder: Path, recipe: Recipe, number: int) -> None:
     _put(destination, encode(scan.image, scan))
 
 
+def _partial(path: Path) -> Path:
+    """Where a file or folder is while it is not complete."""
+    return path.with_name(f".{path.name}.part")
+
+
 def _put(file: Path, content: bytes) -> None:
     """Write a file beside its place and move it there."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.part")
+    partial = _partial(file)
     with partial.open("wb") as stream:
         stream.write(content)
         stream.flush()
@@ -176,7 +181,7 @@ def _nifti(array: np.ndarray, scan: Phantom, *, turned: bool) -> bytes:
 
 def _put_series(folder: Path, scan: Phantom, modality: Modality, key: tuple[int, int]) -> None:
     """Write a series of axial slices as ``STUDY0/SERIES0/IM0000``...; the folder appears when all are written."""
-    partial = folder.with_name(f".{folder.name}.part")
+    partial = _partial(folder)
     shutil.rmtree(partial, ignore_errors=True)
     series = partial / "STUDY0" / "SERIES0"
     series.mkdir(parents=True)

@@ -1,0 +1,279 @@
+"""The rules of the house that a program can check: sizes, floors, imports, names, shipped files."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "medssl"
+FILES = sorted(PACKAGE.rglob("*.py"))
+OBJECTIVES = [path for path in FILES if path.parent.name == "objectives" and path.stem not in {"__init__", "base"}]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+
+FILE_LINES, OBJECTIVE_LINES, FUNCTION_LINES = 400, 250, 60
+ARGUMENTS, FIELDS = 8, 8
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+# what a module may import at its top although it takes long to load; everything else heavy goes inside functions
+HEAVY = {
+    "SimpleITK", "blosc2", "distributed", "dynamic_network_architectures", "gdcm", "imagecodecs", "jsonargparse",
+    "lightning", "matplotlib", "monai", "nibabel", "openslide", "pandas", "pyarrow", "pydicom", "scipy", "tensorboard",
+    "tifffile", "timm", "torchvision", "transformers",
+}  # fmt: skip
+LIGHTNING_CLASSES = "engine/"  # these subclass Lightning's own
+WITHOUT_TORCH = ["types", "cli", "ops.draws", "data.index", "data.dicom", "data.split", "data.order", "data.phantoms"]
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def functions(path: Path) -> list[Function]:
+    return [node for node in ast.walk(tree(path)) if isinstance(node, Function)]
+
+
+def lines_without_docstring(function: Function) -> int:
+    """Lines from ``def`` to the end, less the docstring's."""
+    count = (function.end_lineno or 0) - function.lineno + 1
+    first = function.body[0]
+    if ast.get_docstring(function, clean=False) is not None:
+        count -= (first.end_lineno or 0) - first.lineno + 1
+    return count
+
+
+def arguments(function: Function) -> list[str]:
+    spec = function.args
+    names = [argument.arg for argument in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)]
+    return [name for name in names if name not in {"self", "cls"}]
+
+
+def is_type_checking(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def top_imports(path: Path) -> set[str]:
+    """First names of the packages that a module imports when it is imported."""
+    names = set()
+    for node in tree(path).body:
+        inner = [node] if isinstance(node, ast.Import | ast.ImportFrom) else []
+        if isinstance(node, ast.If | ast.Try) and not is_type_checking(node):
+            inner = [part for part in ast.walk(node) if isinstance(part, ast.Import | ast.ImportFrom)]
+        for part in inner:
+            found = [alias.name for alias in part.names] if isinstance(part, ast.Import) else [part.module or ""]
+            names |= {name.split(".")[0] for name in found}
+    return names
+
+
+def tracked() -> list[Path]:
+    """Files under version control; without git, every file that a checkout would have."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip("no git checkout: which files are ours cannot be told")
+    return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- sizes
+
+
+def test_files_stay_short():
+    limits = {path: OBJECTIVE_LINES if path in OBJECTIVES else FILE_LINES for path in FILES}
+    long = {
+        relative(path): f"{count} lines, limit {limit}"
+        for path, limit in limits.items()
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > limit
+    }
+    assert not long
+
+
+def test_functions_stay_short():
+    long = {
+        f"{relative(path)}:{function.lineno} {function.name}": lines_without_docstring(function)
+        for path in FILES
+        for function in functions(path)
+        if lines_without_docstring(function) > FUNCTION_LINES
+    }
+    assert not long
+
+
+def test_functions_take_few_arguments():
+    many = {
+        f"{relative(path)}:{function.lineno} {function.name}": len(arguments(function))
+        for path in FILES
+        for function in functions(path)
+        if len(arguments(function)) > ARGUMENTS
+    }
+    assert not many
+
+
+def test_dataclasses_have_few_fields():
+    many = {}
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+                count = sum(isinstance(part, ast.AnnAssign) for part in node.body)
+                if count > FIELDS:
+                    many[f"{relative(path)} {node.name}"] = count
+    assert not many
+
+
+def test_counting_leaves_the_docstring_out():
+    function = ast.parse('def f(self, a, *, b):\n    """One.\n\n    Two.\n    """\n    return a\n').body[0]
+    assert isinstance(function, ast.FunctionDef)
+    assert lines_without_docstring(function) == 2
+    assert arguments(function) == ["a", "b"]
+
+
+# --- names and state
+
+
+def test_no_drawer_files():
+    drawers = {"utils", "util", "helpers", "common", "misc", "tools"}
+    assert not [relative(path) for path in FILES if path.stem in drawers or path.parent.name in drawers]
+
+
+def test_no_global_statements():
+    assert not [relative(path) for path in FILES if any(isinstance(n, ast.Global) for n in ast.walk(tree(path)))]
+
+
+def test_nothing_reads_the_environment_at_import():
+    def reads(node: ast.AST) -> bool:
+        if isinstance(node, Function | ast.Lambda):
+            return False
+        if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}:
+            return True
+        return any(reads(child) for child in ast.iter_child_nodes(node))
+
+    assert not [relative(path) for path in FILES if reads(tree(path))]
+
+
+def test_tests_match_the_message_of_what_is_raised():
+    bare = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.raises":
+                code = ast.unparse(node.args[0]) if node.args else ""
+                if code != "SystemExit" and "match" not in {keyword.arg for keyword in node.keywords}:
+                    bare.append(f"{relative(path)}:{node.lineno}")
+    assert not bare
+
+
+def test_no_machine_paths_and_no_registry_hosts():
+    paths = re.compile(r"(?<![\w.~$}\"'])/(?:work|root|home|tmp)/[\w.]|[\"'`=( ]/(?:work|root|home|tmp)\b/?[\w.]*")
+    hosts = re.compile(r"pypi[.]org|pythonhosted[.]org|download[.]pytorch[.]org|anaconda[.]org", re.IGNORECASE)
+    found = []
+    for path in tracked():
+        if path.suffix in {".png", ".gz", ".dcm", ".nii"} or path == Path(__file__):
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if paths.search(line) or hosts.search(line):
+                found.append(f"{relative(path)}:{number} {line.strip()}")
+    assert not found
+
+
+# --- floors and imports
+
+
+def test_imports_point_down():
+    code = "import sys; from importlinter.cli import lint_imports_command as lint; lint(['--no-cache'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+def test_heavy_packages_are_imported_where_they_are_used():
+    heavy = {}
+    for path in FILES:
+        allowed = {"lightning"} if relative(path).startswith(f"medssl/{LIGHTNING_CLASSES}") else set()
+        if found := (top_imports(path) & HEAVY) - allowed:
+            heavy[relative(path)] = sorted(found)
+    assert not heavy
+
+
+def test_light_modules_do_not_load_torch():
+    modules = [f"medssl.{name}" for name in WITHOUT_TORCH if (PACKAGE / f"{name.replace('.', '/')}.py").exists()]
+    assert "medssl.types" in modules
+    loaded = run_python(
+        f"import sys, importlib\nfor name in {modules}:\n    importlib.import_module(name)\n"
+        f"print(sorted({HEAVY | {'torch'}} & set(sys.modules)))"
+    )
+    assert loaded.strip() == "[]"
+
+
+def test_help_does_not_load_torch():
+    code = (
+        "import sys\nfrom medssl.cli import main\nassert main(['--help']) == 0\n"
+        f"print(sorted({HEAVY | {'torch', 'numpy'}} & set(sys.modules)))"
+    )
+    assert run_python(code).strip().endswith("[]")
+
+
+# --- what hangs together
+
+
+def defines(dotted: str) -> bool:
+    """Whether ``medssl.room.file.Name`` is defined at the top of that file."""
+    module, _, name = dotted.rpartition(".")
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    return path.is_file() and name in {getattr(node, "name", None) for node in tree(path).body}
+
+
+def class_paths(content: object) -> list[str]:
+    if isinstance(content, list):
+        return [found for item in content for found in class_paths(item)]
+    if not isinstance(content, dict):
+        return []
+    own = [content["class_path"]] if isinstance(content.get("class_path"), str) else []
+    return own + [found for item in content.values() for found in class_paths(item)]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=relative)
+def test_configs_name_classes_that_exist(path: Path):
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    assert not [name for name in class_paths(content) if name.startswith("medssl.") and not defines(name)]
+
+
+def test_verbs_name_functions_that_exist():
+    from medssl.cli import VERBS
+
+    assert not [verb for verb, (place, _) in VERBS.items() if not defines(place.replace(":", "."))]
+
+
+def test_every_objective_has_a_config_a_test_and_a_row_in_the_readme():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    configured = {name for path in CONFIGS for name in class_paths(yaml.safe_load(path.read_text(encoding="utf-8")))}
+    lacking = []
+    for name in (path.stem for path in OBJECTIVES):
+        has_config = any(found.startswith(f"medssl.objectives.{name}.") for found in configured)
+        has_test = any((ROOT / "tests" / "objectives").glob(f"test_{name}*.py"))
+        has_row = f"`{name}`" in readme
+        if not (has_config and has_test and has_row):
+            lacking.append(f"{name}: config {has_config}, test {has_test}, row {has_row}")
+    assert not lacking
+
+
+def test_news_fragments_have_names_that_the_changelog_understands():
+    pattern = re.compile(r"(\d+|\+[a-z0-9-]+)(\.[a-z0-9-]+)?\.(feature|fix)\.md|\.gitkeep|README\.md")
+    assert not [path.name for path in (ROOT / "docs" / "news").iterdir() if not pattern.fullmatch(path.name)]
