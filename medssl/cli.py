@@ -72,13 +72,10 @@ def find_verb(verb: str) -> Callable[..., int | None]:
 def run_verb(function: Callable[..., int | None], verb: str, words: list[str]) -> int:
     """Parses the words that follow a verb and calls its function.
 
-    A parameter of the function called ``config`` gets the resolved configuration as plain data.
-
     Raises:
         UserError: A key or a value is wrong.
     """
     import argparse
-    import inspect
 
     parser = make_parser(function, verb)
     expanded = expand(words)
@@ -88,8 +85,6 @@ def run_verb(function: Callable[..., int | None], verb: str, words: list[str]) -
         raise UserError(explain(str(error), parser)) from error
     parsed.pop("config", None)
     values = dict(parser.instantiate(parsed).items(branches=True, nested=False))
-    if "config" in inspect.signature(function).parameters:
-        values["config"] = plain_config(parser, parsed)
     return function(**values) or 0
 
 
@@ -99,7 +94,7 @@ def make_parser(function: Callable[..., Any], verb: str) -> ArgumentParser:
     import typing
 
     import docstring_parser
-    from jsonargparse import ActionConfigFile, ArgumentParser
+    from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
     document = docstring_parser.parse(inspect.getdoc(function) or "")
     helps = {parameter.arg_name: parameter.description for parameter in document.params}
@@ -115,17 +110,9 @@ def make_parser(function: Callable[..., Any], verb: str) -> ArgumentParser:
         elif parameter.default is not parameter.empty:
             options |= {"nargs": "?", "default": parameter.default}
         parser.add_argument(parameter.name, **options)
-    skip = {"config", *(parameter.name for parameter in standing)}
+    skip: set[str | int] = {parameter.name for parameter in standing}
     parser.add_function_arguments(function, as_positional=False, skip=skip, sub_configs=False)
     return parser
-
-
-def plain_config(parser: ArgumentParser, parsed: Any) -> dict[str, Any]:
-    """The resolved configuration as dictionaries, lists, numbers and strings."""
-    import yaml
-
-    config: dict[str, Any] = yaml.safe_load(parser.dump(parsed, skip_unset=False))
-    return config
 
 
 # --- names of shipped files
@@ -227,8 +214,9 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in change.items():
         former = result.get(key)
-        whole = not isinstance(value, dict) or not isinstance(former, dict) or "class_path" in value
-        result[key] = value if whole or key == "preprocess" else merged(former, value)
+        whole = key == "preprocess" or (isinstance(value, dict) and "class_path" in value)
+        inside = isinstance(former, dict) and isinstance(value, dict) and not whole
+        result[key] = merged(former or {}, value) if inside else value
     return result
 
 

@@ -1,0 +1,215 @@
+"""A run folder and the trainer's state in it: written whole or not at all, read without unpickling code.
+
+A run folder holds ``config.yaml`` (the resolved configuration without any path), ``checkpoints/`` (``last.pt``,
+``best.pt``, ``step_000500.pt``), ``encoder.safetensors`` with ``card.json``, ``objective.safetensors``, logs, pictures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pickle
+import shutil
+from dataclasses import asdict, dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+# These change what is written or how fast, not what is learnt; the two sizes are held to their product.
+FREE_KEYS = ("training.batch_size", "training.accumulate", "training.output", "data.workers", "training.extend")
+
+
+@dataclass
+class Progress:
+    """How far a run is; kept in its checkpoints.
+
+    Attributes:
+        step: Optimizer steps done.
+        global_batch: Samples of one step over all processes and micro-batches.
+        store: Digest of what the store holds, so that a run never goes on with other data.
+        smoothed: Exponentially smoothed loss, None before the first step.
+        best: Lowest smoothed loss of any checkpoint.
+    """
+
+    step: int
+    global_batch: int
+    store: str
+    smoothed: float | None = None
+    best: float = float("inf")
+
+
+# --- one file
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes a file beside its place, makes sure that it is on the disk, and renames it: a kill leaves the old one.
+
+    Raises:
+        UserError: The disk is full or refuses the file; the former file is untouched.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch wraps a failing write into a RuntimeError
+        part.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        free = shutil.disk_usage(path.parent).free / 2**20
+        message = (
+            f"{path.name} could not be written ({cause.strerror or cause}; {free:.0f} MiB free): the file that was "
+            "there before is intact; make room and run the same command to continue"
+        )
+        raise UserError(message) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames in a folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def link(source: Path, target: Path) -> None:
+    """Gives a finished file a second name that outlives the first; copies where the disk knows no links."""
+    part = target.with_name(f".{target.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(source, part)
+    except OSError:
+        write_whole(target, lambda file: file.write(source.read_bytes()))
+        return
+    part.replace(target)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Reads a trainer's state onto the CPU.
+
+    Raises:
+        UserError: The file is damaged; says what to do.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state["progress"] = Progress(**state["progress"])
+    except (RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        others = [other.name for other in checkpoints(path.parent) if other != path]
+        remedy = f"training goes on from {others[0]}" if others else "training starts anew"
+        message = f"checkpoint {path.name} is damaged ({short(error)}): delete it and run the same command; {remedy}"
+        raise UserError(message) from error
+    return state
+
+
+def short(error: Exception) -> str:
+    """The first line of an exception's text, or its name."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:100]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints that training can go on from, the one to take first: ``last.pt``, then the newest numbered one."""
+    last = folder / "last.pt"
+    numbered = sorted(folder.glob("step_*.pt"), reverse=True)
+    best = folder / "best.pt"
+    return [path for path in (last, *numbered, best) if path.is_file()]
+
+
+# --- the folder
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that belongs to one configuration."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the trainer's states lie."""
+        return self.path / "checkpoints"
+
+    def state(self) -> dict[str, Any] | None:
+        """The state to go on from, None where there is none yet.
+
+        Raises:
+            UserError: It is damaged.
+        """
+        found = checkpoints(self.checkpoints)
+        return load_state(found[0]) if found else None
+
+    def save(self, state: dict[str, Any], progress: Progress, *, keep: bool) -> None:
+        """Writes ``last.pt``; gives it a numbered name when ``keep``, and the name ``best.pt`` when it is the best."""
+        is_best = progress.smoothed is not None and progress.smoothed < progress.best
+        if is_best and progress.smoothed is not None:
+            progress.best = progress.smoothed
+        last = self.checkpoints / "last.pt"
+        write_whole(last, lambda file: torch.save(state | {"progress": asdict(progress)}, file))
+        if keep:
+            link(last, self.checkpoints / f"step_{progress.step:06d}.pt")
+        if is_best:
+            link(last, self.checkpoints / "best.pt")
+
+    @contextlib.contextmanager
+    def opened(self, config: dict[str, Any]) -> Iterator[None]:
+        """Makes the folder or checks that it is this configuration's, and keeps other processes out.
+
+        Raises:
+            UserError: Another configuration's folder, no run folder, or in use.
+        """
+        stored = self.path / "config.yaml"
+        if not stored.exists() and self.path.is_dir() and any(self.path.iterdir()):
+            message = f"{self.path.name}/ holds files but no config.yaml, so it is no run folder: choose an empty one"
+            raise UserError(message)
+        self.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                message = f"another process is training in {self.path.name}/: wait for it, or choose another --run"
+                raise UserError(message) from error
+            for part in self.path.rglob(".*.part"):
+                part.unlink()
+            if stored.exists():
+                refuse_other(yaml.safe_load(stored.read_text(encoding="utf-8")), config, self.path.name)
+            text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+            write_whole(stored, lambda file: file.write(text.encode()))
+            yield
+
+
+def refuse_other(stored: dict[str, Any], config: dict[str, Any], name: str) -> None:
+    """Refuses a folder of another configuration, naming the keys that differ."""
+    then, now = dict(flat(stored)), dict(flat(config))
+    free = [*FREE_KEYS, *(["training.steps"] if now.get("training.extend") else [])]
+    differing = [
+        f"{key}: {then.get(key, 'absent')} there, {now.get(key, 'absent')} here"
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key) and not any(key == known or key.startswith(f"{known}.") for known in free)
+    ]
+    if not differing:
+        return
+    more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
+    hint = " (--training.extend true goes on with more steps)" if differing[0].startswith("training.steps") else ""
+    message = f"{name}/ is a run of another configuration: {'; '.join(differing[:5])}{more}; choose another --run{hint}"
+    raise UserError(message)
+
+
+def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of nested dictionaries with its dotted key."""
+    if not isinstance(value, dict):
+        yield prefix, value
+        return
+    for key, item in value.items():
+        yield from flat(item, f"{prefix}.{key}" if prefix else str(key))

@@ -1,0 +1,104 @@
+"""The resolved configuration of a run as plain data, and the numbers that the first line of a run tells."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import math
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from medssl.types import Imported, UserError
+
+if TYPE_CHECKING:
+    from medssl.encoders.base import Encoder
+    from medssl.objectives.base import Objective
+
+
+def plain(value: Any, name: str = "") -> Any:
+    """Turns arguments into what YAML and JSON hold; a ``functools.partial`` of a class into its path and arguments.
+
+    Raises:
+        UserError: A value that cannot be written down, such as a lambda or a finished module.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name), f"{name}.{f.name}") for f in dataclasses.fields(value)}
+    if isinstance(value, type):
+        return {"class_path": f"{value.__module__}.{value.__qualname__}", "init_args": {}}
+    if isinstance(value, functools.partial):
+        # the command line's partial holds the class among its arguments, a user's own is of the class itself
+        made = [item for item in (value.func, *value.args) if isinstance(item, type)]
+        if made:
+            arguments = {key: plain(item, f"{name}.{key}") for key, item in value.keywords.items()}
+            return plain(made[0]) | {"init_args": arguments}
+    if isinstance(value, dict):
+        return {str(key): plain(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, name) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    message = f"{name.lstrip('.')} cannot be written into config.yaml: give a class, or functools.partial(class, ...)"
+    raise UserError(message)
+
+
+def imported(config: dict[str, Any]) -> Imported:
+    """The class and arguments that a configuration names."""
+    return Imported(config["class_path"], config["init_args"])
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that weights depend on."""
+    return {name: metadata.version(name) for name in ("medssl", "torch", "lightning", "monai", "timm", "numpy")}
+
+
+def parameters(objective: Objective) -> tuple[int, int]:
+    """Numbers of trained values: of the encoder, and of everything."""
+    counts = [
+        sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+        for module in (objective.encoder, objective)
+    ]
+    return counts[0], counts[1]
+
+
+def memory(objective: Objective, batch_size: int, *, half: bool) -> str:
+    """What a step needs at least: weights, gradients, two moments; the encoder's maps, where they can be counted."""
+    states = 16 * parameters(objective)[1]
+    view = objective.needs.views[0]
+    values = activations(objective.encoder, view.size)
+    if values is None:
+        return f"at least {size(states)} of memory for weights and optimizer"
+    held = values * batch_size * (2 if half else 4)
+    return (
+        f"about {size(states + held)} of memory ({size(states)} weights and optimizer, {size(held)} the encoder's maps)"
+    )
+
+
+def activations(encoder: Encoder, view: tuple[int, ...]) -> int | None:
+    """Values that the encoder's layers put out for one view, counted without computing them; None if it cannot be."""
+    counted = 0
+
+    def count(module: torch.nn.Module, inputs: object, output: object) -> None:
+        nonlocal counted
+        counted += output.numel() if isinstance(output, torch.Tensor) else 0
+
+    try:
+        ghost = copy.deepcopy(encoder).to("meta")
+        for module in ghost.modules():
+            if not list(module.children()):
+                module.register_forward_hook(count)
+        ghost(torch.empty(1, encoder.in_channels, *view, device="meta"))
+    except (RuntimeError, NotImplementedError, TypeError):
+        return None
+    return counted
+
+
+def size(values: float) -> str:
+    """Bytes for people."""
+    power = min(4, int(math.log(max(values, 1), 1024)))
+    return f"{values / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

@@ -1,0 +1,71 @@
+"""Optimizers, which parameters decay, and the learning rate and weight decay of a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from medssl.ops.schedules import cosine, linear_warmup_cosine
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How weights move.
+
+    Attributes:
+        name: "adamw", or "lamb" for batches of thousands.
+        learning_rate: Highest learning rate, for the whole batch of a step (nothing is scaled behind your back).
+        final_learning_rate: Learning rate of the last step.
+        warmup: Share of all steps over which the learning rate rises from 0.
+        weight_decay: First and last weight decay; between them a cosine.
+        betas: Decay rates of the two moments.
+        clip: Largest norm of the gradient over all parameters; None does not clip.
+    """
+
+    name: Literal["adamw", "lamb"] = "adamw"
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-6
+    warmup: float = 0.05
+    weight_decay: tuple[float, float] = (0.05, 0.05)
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float | None = 5.0
+
+
+def decays(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: not to biases, norms, layer scales, tokens and position embeddings."""
+    last = name.rpartition(".")[2]
+    return parameter.ndim > 1 and last != "bias" and "token" not in last and not last.startswith("pos")
+
+
+def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Optimizer:
+    """An optimizer with two groups: what decays and what does not."""
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for name, parameter in trained if decays(name, parameter) is decay], "decays": decay}
+        for decay in (True, False)
+    ]
+    groups = [group | {"weight_decay": 0.0} for group in groups if group["params"]]
+    if settings.name == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+    from timm.optim import Lamb
+
+    # the engine clips, so that the norm in the log is the one before clipping
+    optimizer: torch.optim.Optimizer = Lamb(groups, lr=settings.learning_rate, betas=settings.betas, max_grad_norm=None)
+    return optimizer
+
+
+def set_rates(optimizer: torch.optim.Optimizer, settings: Optimization, progress: float) -> tuple[float, float]:
+    """Sets and returns the learning rate and the weight decay of the step at ``progress`` (0 to 1)."""
+    rate = linear_warmup_cosine(
+        progress, peak=settings.learning_rate, end=settings.final_learning_rate, warmup=settings.warmup
+    )
+    decay = cosine(progress, *settings.weight_decay)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+        group["weight_decay"] = decay if group["decays"] else 0.0
+    return rate, decay

@@ -1,0 +1,61 @@
+"""Which processes train together: one, or those that torchrun or SLURM started."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from medssl.types import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """This process among all processes of a run."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes the files and the console."""
+        return self.rank == 0
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """What Lightning's Trainer must know: processes here, machines, how gradients meet."""
+        from lightning.pytorch.plugins.environments import SLURMEnvironment
+        from lightning.pytorch.strategies import DDPStrategy
+
+        plugins = [SLURMEnvironment(auto_requeue=False)] if under_slurm() else None
+        if self.world_size == 1:
+            return {"devices": 1, "num_nodes": 1, "plugins": plugins}
+        # buffers are equal by construction: batch norm is summed over the processes
+        strategy = DDPStrategy(find_unused_parameters=False, broadcast_buffers=False)
+        nodes = self.world_size // self.local_world_size
+        return {"devices": self.local_world_size, "num_nodes": nodes, "strategy": strategy, "plugins": plugins}
+
+
+def under_slurm() -> bool:
+    """Whether srun started this process as one of a batch job (an interactive shell does not count)."""
+    return "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in {"bash", "interactive", None}
+
+
+def layout() -> Layout:
+    """Reads the layout that torchrun or SLURM wrote into the environment.
+
+    Raises:
+        UserError: Machines with different numbers of processes.
+    """
+    env = os.environ
+    if "TORCHELASTIC_RUN_ID" in env:
+        found = Layout(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_WORLD_SIZE"]))
+    elif under_slurm() and "SLURM_PROCID" in env:
+        tasks, nodes = int(env["SLURM_NTASKS"]), int(env.get("SLURM_NNODES", "1"))
+        found = Layout(int(env["SLURM_PROCID"]), tasks, max(1, tasks // nodes))
+    else:
+        found = Layout()
+    if found.world_size % found.local_world_size:
+        message = f"{found.world_size} processes cannot be shared out evenly over machines of {found.local_world_size}"
+        raise UserError(message)
+    return found

@@ -1,0 +1,57 @@
+"""Pictures of what an objective sees: one row a sample, its tensors side by side, middle slices of volumes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from medssl.engine.checkpoint import write_whole
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from jaxtyping import Float, UInt8
+    from torch import Tensor
+
+GAP, HEADER, ROWS, SIDE = 4, 14, 4, 128
+
+
+def draw(path: Path, tensors: dict[str, Float[Tensor, "B C *s"]]) -> None:
+    """Writes a PNG: at most four samples; gray values of a row span the 1st to 99th percentile of its first tensor."""
+    names = list(tensors)
+    arrays = [tensors[name].numpy() for name in names]
+    rows = [
+        [tile for array in arrays for tile in tiles(array[b], arrays[0][b])] for b in range(min(ROWS, len(arrays[0])))
+    ]
+    per_tensor = len(rows[0]) // len(names)
+    height, width = max(tile.shape[0] for tile in rows[0]), max(tile.shape[1] for tile in rows[0])
+    canvas = Image.new("RGB", ((width + GAP) * len(rows[0]), HEADER + (height + GAP) * len(rows)))
+    for i, row in enumerate(rows):
+        for j, tile in enumerate(row):
+            canvas.paste(Image.fromarray(tile), (j * (width + GAP), HEADER + i * (height + GAP)))
+    pen = ImageDraw.Draw(canvas)
+    for j, name in enumerate(names):
+        pen.text((j * per_tensor * (width + GAP) + 2, 1), name, fill="white")
+    write_whole(path, lambda file: canvas.save(file, format="PNG"))
+
+
+def tiles(image: Float[np.ndarray, "C *s"], scale: Float[np.ndarray, "C *s"]) -> list[UInt8[np.ndarray, "H W 3"]]:
+    """An image as it is, a volume as its middle slice across each axis; colours where there are three channels."""
+    colour = image.ndim == 3 and image.shape[0] == 3
+    chosen, reference = (image, scale) if colour else (image[:1], scale[:1])
+    low, high = np.nanpercentile(reference, (1, 99))
+    finite = np.nan_to_num(chosen, nan=low, posinf=high, neginf=low)
+    gray = (255 * np.clip((finite - low) / max(float(high - low), 1e-6), 0, 1)).astype(np.uint8)
+    if image.ndim == 3:
+        flat = [gray]
+    else:  # stored axes point right, front, up: turned so that the last of the two shown points up
+        flat = [np.rot90(gray.take(gray.shape[axis] // 2, axis=axis), axes=(1, 2)) for axis in (3, 2, 1)]
+    return [enlarged(np.ascontiguousarray(np.moveaxis(np.broadcast_to(f, (3, *f.shape[1:])), 0, -1))) for f in flat]
+
+
+def enlarged(tile: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+    """Small tiles are repeated a whole number of times, so that single voxels stay squares."""
+    times = max(1, SIDE // max(tile.shape[:2]))
+    return tile.repeat(times, axis=0).repeat(times, axis=1)

@@ -1,0 +1,84 @@
+"""The settings of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from medssl.types import Preprocess, UserError
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a run writes and how often, in optimizer steps.
+
+    Attributes:
+        checkpoint_every: Steps between checkpoints (``last.pt``, and ``best.pt`` by smoothed loss).
+        keep_every: Steps between checkpoints that are kept for good; None keeps none.
+        picture_every: Steps between pictures.
+        log_every: Steps between rows of ``metrics.jsonl``.
+    """
+
+    checkpoint_every: int = 500
+    keep_every: int | None = None
+    picture_every: int = 500
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint_every", "keep_every", "picture_every", "log_every"):
+            refuse_below_one(f"training.output.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long and how large.
+
+    Attributes:
+        steps: Optimizer steps of the whole run.
+        batch_size: Samples of one micro-batch in one process.
+        accumulate: Micro-batches of one step.
+        precision: "bf16" and "fp16" compute in half precision and keep weights in single precision.
+        seed: Seed of the order, of every draw and of the first weights.
+        accelerator: "auto" takes a GPU where there is one.
+        extend: Go on with a run whose configuration differs in ``steps`` alone.
+        output: What is written, and how often.
+    """
+
+    steps: int = 10_000
+    batch_size: int = 4
+    accumulate: int = 1
+    precision: Literal["bf16", "fp16", "fp32"] = "fp32"
+    seed: int = 0
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    extend: bool = False
+    output: Output = field(default_factory=Output)
+
+    def __post_init__(self) -> None:
+        for name, value in (("steps", self.steps), ("batch_size", self.batch_size), ("accumulate", self.accumulate)):
+            refuse_below_one(f"training.{name}", value)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How samples are read.
+
+    Attributes:
+        split: Only scans of this split; None takes all.
+        workers: Processes that read, for each training process; 0 reads between the steps.
+        preprocess: The rules that the store must have been made by; None takes those of the store.
+    """
+
+    split: str | None = None
+    workers: int = 2
+    preprocess: Preprocess | None = None
+
+
+def refuse_below_one(key: str, value: int | None) -> None:
+    """Refuses a count below 1.
+
+    Raises:
+        UserError: Names the key and what it got.
+    """
+    if value is not None and value < 1:
+        message = f"{key} must be at least 1, got {value}"
+        raise UserError(message)
