@@ -1,0 +1,190 @@
+"""Bytes on disk: how an array is cut, compressed, written whole or not at all, and read back in part.
+
+Three forms: a blosc2 array file (chunks of 64, blocks of 16 per axis, LZ4 after bit shuffling), a raw ``.npy`` that is
+mapped into memory, and a pack of small arrays, each one blosc2 buffer. Blosc2: https://www.blosc.org.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+BLOCK, CHUNK = 16, 64  # voxels per axis of a volume
+OPEN = 48  # arrays that one process keeps open
+
+
+class Opened(Protocol):
+    """An array on disk that can be read in part."""
+
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...], out: NDArray[Any]) -> None:
+        """Fills ``out`` (C order, the file's dtype) with the box [start, stop) of the array [C, *s]."""
+
+
+class _Chunked:
+    def __init__(self, path: Path) -> None:
+        import blosc2
+
+        self.array = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
+
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...], out: NDArray[Any]) -> None:
+        self.array.get_slice_numpy(out, (start, stop))  # decodes into out, without the copies of __getitem__
+
+
+class _Plain:
+    def __init__(self, array: NDArray[Any]) -> None:
+        self.array = array
+
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...], out: NDArray[Any]) -> None:
+        out[...] = self.array[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+
+
+class Handles:
+    """The arrays that a process has open; the one unused for longest is closed first."""
+
+    def __init__(self, limit: int = OPEN) -> None:
+        self.limit = limit
+        self._open: OrderedDict[object, Opened] = OrderedDict()
+
+    def get(self, key: object, opening: Callable[[], Opened]) -> Opened:
+        """Returns the array of ``key``, opened now if it is not open yet."""
+        found = self._open.get(key)
+        if found is not None:
+            self._open.move_to_end(key)
+            return found
+        found = self._open[key] = opening()
+        if len(self._open) > self.limit:
+            self._open.popitem(last=False)
+        return found
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+
+def open_chunked(path: Path) -> Opened:
+    """Opens a blosc2 array file for partial reads."""
+    return _Chunked(path)
+
+
+def open_raw(path: Path) -> Opened:
+    """Maps a ``.npy`` file into memory."""
+    return _Plain(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def open_packed(path: Path, first: int, nbytes: int, like: tuple[tuple[int, ...], np.dtype[Any]]) -> Opened:
+    """Reads one small array (shape and dtype in ``like``) out of a pack; it is decoded once and kept while open."""
+    import blosc2
+
+    with path.open("rb") as file:
+        file.seek(first)
+        data = file.read(nbytes)
+    if len(data) != nbytes:
+        message = f"{path.name} ends {nbytes - len(data)} bytes too early"
+        raise OSError(message)
+    out = np.empty(*like)
+    blosc2.decompress2(data, dst=out)
+    return _Plain(out)
+
+
+def compress(array: NDArray[Any]) -> bytes:
+    """Compresses a small array into one buffer (for packs)."""
+    import blosc2
+
+    return bytes(blosc2.compress2(np.ascontiguousarray(array), **_settings(array.dtype)))
+
+
+def chunked_bytes(array: NDArray[Any]) -> bytes:
+    """Returns the bytes of a blosc2 array file of [C, *s], made in memory: a full disk then shows as an error."""
+    import blosc2
+
+    chunks, blocks = layout(array.shape)
+    made = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=_settings(array.dtype))
+    return bytes(made.to_cframe())
+
+
+def raw_parts(array: NDArray[Any]) -> tuple[bytes, memoryview]:
+    """Returns header and data of a ``.npy`` file."""
+    array = np.ascontiguousarray(array)
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
+    return head.getvalue(), memoryview(array.reshape(-1).view(np.uint8))
+
+
+def layout(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns chunk and block of an array [C, *s]: 64 and 16 per axis of a volume, 512 and 64 per axis of an image.
+
+    Where an axis is thinner than that, the others grow until the volume of a block (4096) or chunk is reached again.
+    """
+    spatial = shape[1:]
+    chunk, block = (CHUNK, BLOCK) if len(spatial) == 3 else (512, 64)
+    chunks = _box(spatial, chunk)
+    return (1, *chunks), (1, *_box(chunks, block))
+
+
+def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> int:
+    """Writes a file beside its place, flushes it to disk and moves it there; returns its bytes.
+
+    Raises:
+        UserError: The disk is full; nothing of the file is left.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            size = file.tell()
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFull from error
+        raise
+    return size
+
+
+class DiskFull(UserError):
+    """No room for another file in the store."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the disk of the store is full: make room and run the same command again, it goes on from here"
+        )
+
+
+def _box(shape: tuple[int, ...], side: int) -> tuple[int, ...]:
+    box = [min(side, n) for n in shape]
+    while np.prod(box) * 2 <= side ** len(shape):
+        free = [axis for axis, n in enumerate(shape) if box[axis] < n]
+        if not free:
+            break
+        axis = min(free, key=lambda a: box[a])
+        box[axis] = min(box[axis] * 2, shape[axis])
+    return tuple(max(1, n) for n in box)
+
+
+def _settings(dtype: np.dtype[Any]) -> dict[str, Any]:
+    import blosc2
+
+    return {
+        "codec": blosc2.Codec.LZ4,
+        "clevel": 5,
+        "typesize": dtype.itemsize,
+        "filters": [blosc2.Filter.BITSHUFFLE],
+        "filters_meta": [0],
+        "nthreads": 1,
+    }

@@ -1,0 +1,219 @@
+"""Applies Preprocess to one scan: orientation, foreground crop, spacing, the user's transforms, integers to store."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medssl.data import coding, grid
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from medssl.data.coding import Coding
+    from medssl.data.read import Volume
+    from medssl.types import Imported, Preprocess, ValueDomain
+
+
+@dataclass(frozen=True)
+class Undo:
+    """The way back: oriented grid of the source, where the foreground crop started in it, and its size there."""
+
+    shape: tuple[int, ...]
+    affine: tuple[tuple[float, ...], ...]
+    crop_start: tuple[int, ...]
+    crop_size: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan as it is stored.
+
+    Attributes:
+        image: Codes [C, *s], uint8 or int16.
+        affine: Stored voxel -> world mm.
+        coding: What the codes mean.
+        cells: Foreground map, one bool per cell in C order (see ``coding.cell_side``).
+        undo: The way back to the source's grid.
+        label: Classes [1, *s] in the smallest integer type, or None.
+    """
+
+    image: NDArray[np.uint8] | NDArray[np.int16]
+    affine: NDArray[np.float64]
+    coding: Coding
+    cells: NDArray[np.bool_]
+    undo: Undo
+    label: NDArray[np.integer] | None = None
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Distance between neighbouring voxels per stored axis."""
+        return grid.spacing_of(self.affine)
+
+
+@dataclass
+class _Work:
+    """A scan on its way; every step replaces what it changes."""
+
+    image: NDArray[Any]
+    affine: NDArray[np.float64]
+    label: NDArray[Any] | None = None
+    undo: Undo = field(default_factory=lambda: Undo((), (), (), ()))
+
+    def move(self, step: Callable[..., tuple[NDArray[Any], NDArray[np.float64]]], *arguments: object) -> None:
+        """Takes image and label through the same change of grid."""
+        affine = self.affine
+        self.image, self.affine = step(self.image, affine, *arguments)
+        if self.label is not None:
+            nearest = {"nearest": True} if step in (grid.resample, grid.resize_image) else {}
+            self.label, _ = step(self.label, affine, *arguments, **nearest)
+
+
+def prepare(volume: Volume, preprocess: Preprocess, *, domain: ValueDomain) -> Prepared:
+    """Applies every rule of ``preprocess`` to a scan that was read.
+
+    Args:
+        volume: Image [C, *s] in its own type, affine, and label [1, *s] or None; two spatial axes are an image.
+        preprocess: The rules.
+        domain: What the values are, which decides the intensity rule and the foreground.
+
+    Returns:
+        Codes, geometry and the numbers to decode them.
+
+    Raises:
+        UserError: The scan is empty, holds NaN or infinite voxels, or a rule does not fit it.
+    """
+    image = _plain_type(np.asarray(volume.image))
+    coding.refuse_unusable(image)
+    source_whole = image.dtype == np.uint8 or domain == "hu"
+    work = _Work(image, np.asarray(volume.affine, np.float64), _whole_label(volume.label))
+    if image.ndim == 4 and preprocess.orientation:
+        work.move(grid.orient, preprocess.orientation)
+    _crop_foreground(work, preprocess, domain)
+    if image.ndim == 4 and preprocess.spacing_mm:
+        _check_spacing(preprocess.spacing_mm)
+        work.move(grid.resample, preprocess.spacing_mm)
+    elif image.ndim == 3 and preprocess.image_size:
+        work.move(grid.resize_image, tuple(preprocess.image_size))
+    if preprocess.transforms:
+        _apply_users(work, preprocess.transforms)
+        source_whole = False
+    if source_whole and image.dtype == np.uint8 and work.image.dtype != np.uint8:
+        work.image = np.clip(np.rint(work.image), 0, 255).astype(np.uint8)
+        return _finish(work, preprocess, domain, whole=True, error=0.5)
+    return _finish(work, preprocess, domain, whole=source_whole)
+
+
+def as_monai(preprocess: Preprocess) -> Any:
+    """Returns the geometry of ``preprocess`` for volumes as a MONAI ``Compose`` over the keys "image" and "label".
+
+    For use in other tools' pipelines: orientation, spacing, the user's transforms. ``prepare`` gives the same voxels.
+    """
+    from monai import transforms
+
+    steps: list[Any] = []
+    if preprocess.orientation:
+        steps.append(transforms.Orientationd(("image", "label"), preprocess.orientation, None, True, labels=None))
+    if preprocess.spacing_mm:
+        pixdim = [mm if mm > 0 else float("nan") for mm in preprocess.spacing_mm]  # NaN: MONAI keeps that axis
+        modes = ("bilinear", "nearest")
+        steps.append(transforms.Spacingd(("image", "label"), pixdim, mode=modes, allow_missing_keys=True))
+    return transforms.Compose([*steps, *map(build, preprocess.transforms)])
+
+
+def build(imported: Imported) -> Any:
+    """Makes the object that a configuration names by import path.
+
+    Raises:
+        UserError: The path does not lead to anything, or its arguments are refused.
+    """
+    module, _, name = imported.class_path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)(**imported.init_args)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        message = f"cannot make {imported.class_path}: {error}; give an import path and arguments that it accepts"
+        raise UserError(message) from error
+
+
+def _plain_type(image: NDArray[Any]) -> NDArray[Any]:
+    if image.dtype == np.bool_:
+        return image.astype(np.uint8)
+    if image.dtype == np.float16:
+        return image.astype(np.float32)
+    return image
+
+
+def _whole_label(label: NDArray[Any] | None) -> NDArray[Any] | None:
+    if label is None or not np.issubdtype(label.dtype, np.floating):
+        return label
+    if not (np.isfinite(label).all() and (label == np.rint(label)).all()):
+        message = "the label holds values that are no whole numbers: a label is a map of classes"
+        raise UserError(message)
+    return label.astype(np.int32)
+
+
+def _check_spacing(spacing_mm: tuple[float, ...]) -> None:
+    if len(spacing_mm) != 3 or min(spacing_mm) < 0:
+        message = f"preprocess.spacing_mm is {spacing_mm}: give three distances in mm (0 keeps an axis)"
+        raise UserError(message)
+
+
+def _crop_foreground(work: _Work, preprocess: Preprocess, domain: ValueDomain) -> None:
+    """Cuts the background border away; a labelled voxel counts as foreground, so no label is lost."""
+    shape = tuple(work.image.shape[1:])
+    start, stop = (0,) * len(shape), shape
+    if preprocess.foreground_crop:
+        mask = coding.foreground_mask(work.image, coding.thresholds(work.image, domain, preprocess.background))
+        if work.label is not None:
+            mask |= work.label[0] > 0
+        start, stop = coding.bounding_box(mask)
+    affine = tuple(tuple(float(x) for x in row) for row in work.affine)
+    work.undo = Undo(shape, affine, start, tuple(b - a for a, b in zip(start, stop, strict=True)))
+    work.move(grid.crop, start, stop)
+
+
+def _apply_users(work: _Work, imported: tuple[Imported, ...]) -> None:
+    """Runs the user's MONAI dictionary transforms on MetaTensors; random ones belong after the crop."""
+    import torch
+    from monai.data import MetaTensor
+    from monai.transforms import Randomizable
+
+    items = {"image": work.image} | ({} if work.label is None else {"label": work.label})
+    data: dict[str, Any] = {
+        key: MetaTensor(torch.from_numpy(np.ascontiguousarray(x)), affine=torch.from_numpy(work.affine.copy()))
+        for key, x in items.items()
+    }
+    for step in imported:
+        transform = build(step)
+        if isinstance(transform, Randomizable):
+            message = f"{step.class_path} is random: preprocessing is done once, put it after the crop"
+            raise UserError(message)
+        data = transform(data)
+    work.image = np.asarray(data["image"])
+    work.affine = np.asarray(getattr(data["image"], "affine", work.affine), np.float64)
+    work.label = None if work.label is None else _whole_label(np.asarray(data["label"]))
+    coding.refuse_unusable(work.image)
+
+
+def _finish(work: _Work, preprocess: Preprocess, domain: ValueDomain, *, whole: bool, error: float = 0.0) -> Prepared:
+    mask = coding.foreground_mask(work.image, coding.thresholds(work.image, domain, preprocess.background))
+    codes, numbers = coding.encode(work.image, getattr(preprocess.intensity, domain), mask, whole=whole)
+    return Prepared(
+        image=codes,
+        affine=work.affine,
+        coding=coding.Coding(numbers.intensity, numbers.fill, max(error, numbers.error), numbers.clipped),
+        cells=coding.foreground_cells(mask),
+        undo=work.undo,
+        label=None if work.label is None else _smallest(work.label),
+    )
+
+
+def _smallest(label: NDArray[Any]) -> NDArray[np.integer]:
+    kinds = (np.min_scalar_type(int(label.min())), np.min_scalar_type(int(label.max())))
+    return np.ascontiguousarray(label, dtype=np.result_type(*kinds))
