@@ -1,0 +1,105 @@
+"""Random fields keyed by sample: smooth ones from a few control points, white noise from a pool.
+
+Every row of a result depends on its own key alone, so a sample looks the same whatever batch or process it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from medssl.ops.draws import Draws, keyed_generator
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+_LEAST_POOL = 1 << 20
+
+
+def smooth_field(control: Float[Tensor, "B *c"], size: Sequence[int]) -> Float[Tensor, "B 1 *size"]:
+    """A field that runs smoothly through space, from a coarse grid of control points (uniform cubic B-spline).
+
+    The value is a weighted mean of control points, so it never leaves their range; first and second derivatives are
+    continuous (de Boor, A Practical Guide to Splines, 1978).
+
+    Args:
+        control: Values of at least 4 control points per axis, which span the field from edge to edge.
+        size: Voxels of the field per axis.
+
+    Raises:
+        ValueError: With fewer than 4 control points along an axis.
+    """
+    if min(control.shape[1:]) < 4:
+        message = f"a smooth field needs at least 4 control points per axis, got {tuple(control.shape[1:])}"
+        raise ValueError(message)
+    field = control
+    for axis, extent in enumerate(size):
+        weights = _spline_weights(control.shape[axis + 1], extent).to(control.device, control.dtype)
+        field = torch.tensordot(field, weights, dims=([1], [1]))  # the axis in work comes first and leaves last
+    return field[:, None]
+
+
+def draw_control(draws: Draws, n: int, *, points: int = 4) -> Float[Tensor, "B *c"]:
+    """Control points between -1 and 1 for ``smooth_field`` in ``n`` dimensions."""
+    return draws.uniform(*[points] * n, low=-1.0, high=1.0)
+
+
+def draw_offsets(draws: Draws, channels: int) -> Int[Tensor, "B C 2"]:
+    """Where each channel reads its noise from the pool; ``add_noise`` wraps them to the pool's length."""
+    return draws.integers(0, 1 << 40, channels, 2)
+
+
+def add_noise(
+    image: Float[Tensor, "B C *s"], deviation: Float[Tensor, " B"], offsets: Int[Tensor, "B C 2"], *, seed: int
+) -> Float[Tensor, "B C *s"]:
+    """Adds Gaussian noise in place and returns the image.
+
+    Fresh normal numbers cost more than all of the geometry, so they are read from a pool that is made once for a seed:
+    each channel takes the sum of two stretches, one from either half of the pool, each at its own offset. Every voxel's
+    noise is exactly normal and neighbours are independent; the noise of two channels is correlated (by 1/2) only where
+    one of their two offsets differs by the same voxels from the other's.
+
+    Args:
+        image: Contiguous.
+        deviation: Standard deviation for each sample; 0 adds nothing.
+        offsets: From ``draw_offsets``.
+        seed: Seed of the run: it makes the pool.
+    """
+    voxels = image[0, 0].numel()
+    pool = _pool(int(seed), max(_LEAST_POOL, 1 << (2 * voxels - 1).bit_length()), image.device)
+    starts = offsets % (pool.shape[1] - voxels + 1)
+    for row, width in enumerate(deviation.tolist()):
+        if width == 0:
+            continue
+        for channel in range(image.shape[1]):
+            flat = image[row, channel].view(-1)
+            for half, start in enumerate(starts[row, channel].tolist()):
+                flat.add_(pool[half, start : start + voxels], alpha=width * 0.5**0.5)
+    return image
+
+
+@lru_cache(maxsize=4)
+def _pool(seed: int, length: int, device: torch.device) -> Float[Tensor, "2 length"]:
+    """Normal numbers of a seed: a pure function that is remembered, because views ask for it at every step."""
+    normal = keyed_generator(seed, 0, "noise pool").standard_normal((2, length), dtype="float32")
+    return torch.from_numpy(normal).to(device)
+
+
+@lru_cache(maxsize=64)
+def _spline_weights(points: int, extent: int) -> Float[Tensor, "extent points"]:
+    """Weight of each control point at each voxel; the voxels' centres are spread over the inner spline intervals."""
+    spans = points - 3
+    position = (torch.arange(extent, dtype=torch.float64) + 0.5) / extent * spans
+    span = position.floor().clamp_(max=spans - 1)
+    t = position - span
+    basis = torch.stack(
+        [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3],
+        dim=1,
+    )
+    weights = torch.zeros(extent, points, dtype=torch.float64)
+    weights.scatter_(1, span.long()[:, None] + torch.arange(4)[None], basis / 6)
+    return weights.to(torch.float32)

@@ -1,0 +1,213 @@
+"""Random geometry: draws one affine per sample and view; ``resample.sample`` applies it.
+
+An affine here maps a view's voxels to the voxels of the raw crop, in float64 on the CPU. From left to right it is: move
+to the drawn centre, turn (in millimetres, so that thick slices turn as the body does), scale, mirror, all about the
+view's own centre. Elastic deformation is no affine and has no place here: whoever asks for true coordinates gets them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from medssl.ops import coordinates
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from medssl.ops.draws import Draws
+    from medssl.types import ViewSpec
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where the views of a batch of raw crops may lie.
+
+    Attributes:
+        size: Voxels of a raw crop per axis.
+        low: First voxel of the crop, per axis, that lies inside the stored scan.
+        high: Last such voxel (included); below ``low`` where the crop holds padding only.
+        spacing_mm: Voxel size of the stored scan.
+        left_right: The array's axis that runs from left to right, -1 where none does.
+    """
+
+    size: tuple[int, ...]
+    low: Float[Tensor, "B n"]
+    high: Float[Tensor, "B n"]
+    spacing_mm: Float[Tensor, "B n"]
+    left_right: Int[Tensor, " B"]
+
+
+def left_right_axis(world_affine: Float[Tensor, "B n+1 n+1"]) -> Int[Tensor, " B"]:
+    """The array's axis that runs most nearly along the patient's left-right axis.
+
+    In 3D read off the directions of the axes in world space (RAS+: the first coordinate). In 2D the horizontal axis, 1:
+    an image does not say what it shows, and photographs and most projections are laid out so.
+    """
+    n = world_affine.shape[-1] - 1
+    if n == 2:
+        return torch.ones(len(world_affine), dtype=torch.long)
+    columns = world_affine[:, :n, :n].detach().cpu().to(torch.float64)
+    directions = columns / columns.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    axis: Tensor = directions[:, 0].abs().argmax(dim=1)
+    return axis
+
+
+def draw_geometry(
+    spec: ViewSpec,
+    draws: Draws,
+    frame: Frame,
+    *,
+    parent: Float[Tensor, "B n+1 n+1"] | None = None,
+    parent_size: Sequence[int] | None = None,
+) -> Float[Tensor, "B n+1 n+1"]:
+    """Draws where and how each sample's view is read from its raw crop.
+
+    The centre is uniform among the places where the view reads stored voxels only; where the scan is smaller than the
+    view, among those where the view holds all of the scan. With neither rotation nor scale the view lies on whole
+    voxels. A nested view is shrunk where it would not fit into its parent.
+
+    Args:
+        spec: The view.
+        draws: Random numbers keyed by sample and view.
+        frame: The raw crops.
+        parent: Affine of the view that this one must lie inside.
+        parent_size: Voxels of that view.
+
+    Returns:
+        View voxel -> raw voxel, float64 on the CPU.
+    """
+    size = torch.tensor([float(extent) for extent in spec.size], dtype=torch.float64)
+    n, batch = len(spec.size), len(frame.low)
+    factors = _scales(spec, draws, n)
+    turn = _turn(spec, draws, frame.spacing_mm.to(torch.float64))
+    signs = _signs(spec, draws, frame.left_right)
+    share = draws.uniform(n).to(torch.float64)
+    linear = turn @ torch.diag_embed(factors * signs)
+    outer = coordinates.identity(batch, n) if parent is None else parent
+    room = frame.size if parent_size is None else tuple(parent_size)
+    inward = coordinates.invert(outer)
+    reach = ((inward[:, :n, :n] @ linear).abs() @ (size - 1)) / 2
+    if parent is not None:
+        widest = (torch.tensor([float(extent) for extent in room], dtype=torch.float64) - 1) / 2
+        shrink = (widest / reach.clamp_min(1e-9)).amin(dim=1).clamp(max=1.0)
+        shrink = torch.where(shrink > 1 - 1e-9, torch.ones_like(shrink), shrink)
+        linear, reach = linear * shrink[:, None, None], reach * shrink[:, None]
+    first, last = _room_for_centres(frame, inward, reach, room)
+    fixed = _fixed(spec) & (_is_whole(outer) & _is_signed(linear))
+    centre = torch.where(fixed[:, None], _whole_centre(first, last, share, reach), first + share * (last - first))
+    centre = coordinates.apply(outer, centre[:, None])[:, 0]
+    return coordinates.from_parts(linear, centre - (linear @ ((size - 1) / 2)))
+
+
+def largest_extent(spec: ViewSpec, spacing_mm: Sequence[float] | None = None) -> tuple[float, ...]:
+    """Most stored voxels per axis that a view can reach over, for any scale and rotation it may draw.
+
+    Args:
+        spec: The view.
+        spacing_mm: Spacing of the stored scan; only rotation asks for it. None takes equal spacing.
+    """
+    n = len(spec.size)
+    spacing = torch.tensor([list(spacing_mm or [1.0] * n)], dtype=torch.float64)
+    limits = rotation_limits(spec)
+    steps = [torch.linspace(-limit, limit, 33, dtype=torch.float64) if limit else torch.zeros(1) for limit in limits]
+    angles = torch.tensor(list(itertools.product(*(step.tolist() for step in steps))), dtype=torch.float64)
+    turns = _in_voxels(angles, spacing)
+    half = torch.tensor([(extent - 1) * spec.scale[1] / 2 for extent in spec.size], dtype=torch.float64)
+    reach = (turns.abs() @ half).amax(dim=0)
+    return tuple(float(2 * extent + 1) for extent in reach)
+
+
+def rotation_limits(spec: ViewSpec) -> tuple[float, ...]:
+    """Largest rotation in radians: one number in 2D, one per axis of rotation in 3D.
+
+    Raises:
+        UserError: When the number of angles fits neither.
+    """
+    planes = 1 if len(spec.size) == 2 else 3
+    degrees = spec.geometry.rotation_degrees
+    if len(degrees) not in (1, planes):
+        message = f"geometry.rotation_degrees takes 1{' or 3 numbers' if planes == 3 else ' number in 2D'}: {degrees}"
+        raise UserError(message)
+    return tuple(math.radians(angle) for angle in (degrees * planes if len(degrees) == 1 else degrees))
+
+
+def _scales(spec: ViewSpec, draws: Draws, n: int) -> Float[Tensor, "B n"]:
+    """Uniform in the logarithm, so that as many views are twice as small as are twice as large."""
+    low, high = math.log(spec.scale[0]), math.log(spec.scale[1])
+    share = draws.uniform(n).to(torch.float64)
+    if spec.geometry.isotropic:
+        share = share[:, :1].expand(-1, n)
+    return (low + share * (high - low)).exp()
+
+
+def _turn(spec: ViewSpec, draws: Draws, spacing_mm: Float[Tensor, "B n"]) -> Float[Tensor, "B n n"]:
+    limits = torch.tensor(rotation_limits(spec), dtype=torch.float64)
+    angles = draws.uniform(len(limits), low=-1.0, high=1.0).to(torch.float64) * limits
+    return _in_voxels(angles, spacing_mm)
+
+
+def _in_voxels(angles: Float[Tensor, "B k"], spacing_mm: Float[Tensor, "B n"]) -> Float[Tensor, "B n n"]:
+    """A rotation in millimetres as a matrix on voxels: to millimetres, turn, back."""
+    n = spacing_mm.shape[1]
+    turn = coordinates.rotation(angles)[:, :n, :n]
+    return turn * spacing_mm[:, None, :] / spacing_mm[:, :, None]
+
+
+def _signs(spec: ViewSpec, draws: Draws, left_right: Int[Tensor, " B"]) -> Float[Tensor, "B n"]:
+    """-1 on the axes that are mirrored."""
+    n = len(spec.size)
+    flipped: Bool[Tensor, "B n"] = draws.bernoulli(0.5, n)
+    if spec.geometry.flip == "none":
+        flipped = torch.zeros_like(flipped)
+    elif spec.geometry.flip == "safe":
+        flipped = flipped & (torch.arange(n)[None] != left_right[:, None])
+    return 1.0 - 2.0 * flipped.to(torch.float64)
+
+
+def _room_for_centres(
+    frame: Frame, inward: Float[Tensor, "B n+1 n+1"], reach: Float[Tensor, "B n"], room: Sequence[int]
+) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
+    """Lowest and highest centre per axis, in the voxels of the crop or of the parent view."""
+    end = torch.tensor([float(extent - 1) for extent in room], dtype=torch.float64)
+    low, high = frame.low.to(torch.float64), frame.high.to(torch.float64)
+    middle = coordinates.apply(inward, ((low + high) / 2)[:, None])[:, 0]
+    half = (inward[:, : len(room), : len(room)].abs() @ ((high - low).clamp_min(0) / 2)[:, :, None])[:, :, 0]
+    near = torch.minimum((middle - half).clamp_min(0), end)
+    far = torch.maximum(torch.minimum(middle + half, end), near)
+    first, last = torch.minimum(near + reach, far - reach), torch.maximum(near + reach, far - reach)
+    fits = end - 2 * reach >= -1e-9
+    lowest = torch.where(fits, reach, end / 2)
+    highest = torch.where(fits, end - reach, end / 2)
+    return torch.minimum(torch.maximum(first, lowest), highest), torch.maximum(torch.minimum(last, highest), lowest)
+
+
+def _whole_centre(
+    first: Float[Tensor, "B n"], last: Float[Tensor, "B n"], share: Float[Tensor, "B n"], reach: Float[Tensor, "B n"]
+) -> Float[Tensor, "B n"]:
+    """A centre between ``first`` and ``last`` that puts the view on whole voxels, all of these equally likely."""
+    low, high = torch.ceil(first - reach - 1e-6), torch.floor(last - reach + 1e-6)
+    start = torch.minimum(low + torch.floor(share * (high - low + 1)), high)
+    return start + reach
+
+
+def _fixed(spec: ViewSpec) -> bool:
+    """Neither rotation nor scale is drawn."""
+    return tuple(spec.scale) == (1.0, 1.0) and not any(rotation_limits(spec))
+
+
+def _is_whole(affine: Float[Tensor, "B n+1 n+1"]) -> Bool[Tensor, " B"]:
+    """Affines that only crop and flip by whole voxels."""
+    offset = affine[:, :-1, -1]
+    return _is_signed(affine[:, :-1, :-1]) & ((offset - offset.round()).abs() < 1e-9).all(dim=1)
+
+
+def _is_signed(linear: Float[Tensor, "B n n"]) -> Bool[Tensor, " B"]:
+    return (linear.abs() - torch.eye(linear.shape[-1], dtype=linear.dtype)).abs().amax(dim=(1, 2)) < 1e-9

@@ -1,0 +1,239 @@
+"""Stored numbers to the network's values, and random changes of these: noise, blur, brightness, contrast, gamma, bias.
+
+Every change has two halves: ``draw_intensity`` draws the parameters of a batch, keyed by sample, and ``apply_intensity``
+(or the function of one change) applies given parameters and draws nothing, so that a change can be repeated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from medssl.ops import fields
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, Shaped
+    from torch import Tensor
+
+    from medssl.ops.draws import Draws
+    from medssl.types import Intensity
+
+
+@dataclass(frozen=True)
+class IntensityDraw:
+    """Parameters of one batch, one row a sample; the neutral value means that the sample is left alone.
+
+    Attributes:
+        gamma: Exponent (neutral 1).
+        contrast: Factor about the mean (neutral 1).
+        brightness: Shift (neutral 0).
+        bias: Largest log-amplitude of the bias field (neutral 0).
+        blur: Standard deviation in voxels (neutral 0).
+        noise: Standard deviation (neutral 0).
+        control: Control points of the bias field, -1 to 1.
+        offsets: Where the noise is read from its pool.
+    """
+
+    gamma: Float[Tensor, " B"]
+    contrast: Float[Tensor, " B"]
+    brightness: Float[Tensor, " B"]
+    bias: Float[Tensor, " B"]
+    blur: Float[Tensor, " B"]
+    noise: Float[Tensor, " B"]
+    control: Float[Tensor, "B *c"]
+    offsets: Int[Tensor, "B C 2"]
+
+
+def decode(raw: Shaped[Tensor, "B C *s"], numbers: Float[Tensor, "B C 6"]) -> Float[Tensor, "B C *s"]:
+    """Raw codes to the network's values in float32: ``(clip(raw * scale + offset, low, high) - shift) / divisor``.
+
+    Args:
+        raw: Codes as stored, on any device.
+        numbers: Per sample and channel (scale, offset, low, high, shift, divisor), on the CPU.
+    """
+    scale, offset, low, high, shift, divisor = numbers.to(torch.float64).unbind(dim=-1)
+    parts = torch.stack(
+        (scale / divisor, (offset - shift) / divisor, (low - shift) / divisor, (high - shift) / divisor)
+    )
+    image = torch.empty(raw.shape, dtype=torch.float32, device=raw.device)
+    if raw.device.type == "cpu":  # numbers rather than tensors: one pass each, and the conversion is part of the first
+        for row in range(raw.shape[0]):
+            for channel in range(raw.shape[1]):
+                gain, start, lowest, highest = parts[:, row, channel].tolist()
+                torch.mul(raw[row, channel], gain, out=image[row, channel])
+                image[row, channel].add_(start).clamp_(lowest, highest)
+        return image
+    gain, start, lowest, highest = (
+        part.to(raw.device, torch.float32).reshape(*part.shape, *[1] * (raw.ndim - 2)) for part in parts
+    )
+    torch.mul(raw, gain, out=image)
+    return image.add_(start).clamp_(lowest, highest)
+
+
+def lowest_value(numbers: Float[Tensor, "B C 6"], image: Float[Tensor, "B C *s"]) -> Float[Tensor, "B C *1"]:
+    """The value that stands for "outside the scan": the rule's lower bound, or the lowest in sight where it has none."""
+    _, _, low, _, shift, divisor = numbers.to(torch.float64).unbind(dim=-1)
+    bound = ((low - shift) / divisor).to(image.device, torch.float32)
+    seen = image.flatten(2).amin(dim=2)
+    return torch.where(torch.isfinite(bound), bound, seen).reshape(*bound.shape, *[1] * (image.ndim - 2))
+
+
+def draw_intensity(spec: Intensity, draws: Draws, *, channels: int, n: int) -> IntensityDraw:
+    """Draws the parameters of a batch of views with ``n`` spatial axes."""
+    on = draws.uniform(6) < torch.tensor(
+        [spec.gamma[0], spec.contrast[0], spec.brightness[0], spec.bias_field[0], spec.blur[0], spec.noise[0]]
+    )
+    share = draws.uniform(6)
+    gamma = torch.exp(math.log(spec.gamma[1]) + share[:, 0] * math.log(spec.gamma[2] / spec.gamma[1]))
+    contrast = spec.contrast[1] + share[:, 1] * (spec.contrast[2] - spec.contrast[1])
+    neutral = torch.zeros(len(on))
+    return IntensityDraw(
+        gamma=torch.where(on[:, 0], gamma, neutral + 1),
+        contrast=torch.where(on[:, 1], contrast, neutral + 1),
+        brightness=torch.where(on[:, 2], (2 * share[:, 2] - 1) * spec.brightness[1], neutral),
+        bias=torch.where(on[:, 3], share[:, 3] * spec.bias_field[1], neutral),
+        blur=torch.where(on[:, 4], share[:, 4] * spec.blur[1], neutral),
+        noise=torch.where(on[:, 5], share[:, 5] * spec.noise[1], neutral),
+        control=fields.draw_control(draws, n),
+        offsets=fields.draw_offsets(draws, channels),
+    )
+
+
+def apply_intensity(
+    image: Float[Tensor, "B C *s"], drawn: IntensityDraw, *, seed: int, valid: Bool[Tensor, "B 1 *s"] | None = None
+) -> Float[Tensor, "B C *s"]:
+    """Applies drawn parameters: gamma, contrast, brightness, bias field, blur, noise, in this order.
+
+    Args:
+        image: Normalised values; it is not changed.
+        drawn: From ``draw_intensity``.
+        seed: Seed of the run, for the pool of noise.
+        valid: False on padding, which has no say in means and ranges; None where there is none.
+    """
+    image = image.clone(memory_format=torch.contiguous_format)
+    steps: tuple[tuple[Tensor, float, Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]], ...] = (
+        (drawn.gamma, 1.0, lambda part, value, mask, _: gamma(part, value, mask)),
+        (drawn.contrast, 1.0, lambda part, value, mask, _: contrast(part, value, mask)),
+        (drawn.brightness, 0.0, lambda part, value, _mask, _: brightness(part, value)),
+        (drawn.bias, 0.0, lambda part, value, mask, rows: bias_field(part, value, drawn.control[rows], mask)),
+        (drawn.blur, 0.0, lambda part, value, _mask, _: blur(part, value)),
+    )
+    for values, neutral, change in steps:
+        for rows in _rows(values != neutral, image.device):
+            mask = None if valid is None else valid[rows.to(valid.device)]
+            image[rows.to(image.device)] = change(image[rows.to(image.device)], values[rows], mask, rows)
+    return fields.add_noise(image, drawn.noise, drawn.offsets, seed=seed)
+
+
+def gamma(
+    image: Float[Tensor, "B C *s"], exponent: Float[Tensor, " B"], valid: Bool[Tensor, "B 1 *s"] | None = None
+) -> Float[Tensor, "B C *s"]:
+    """Raises each channel's share of its own range to a power; the range stays."""
+    low, high = _range(image, valid)
+    width = (high - low).clamp_min(1e-7)
+    share = ((image - low) / width).clamp_(0, 1)
+    return share.pow_(_wide(exponent, image)).mul_(width).add_(low)
+
+
+def contrast(
+    image: Float[Tensor, "B C *s"], factor: Float[Tensor, " B"], valid: Bool[Tensor, "B 1 *s"] | None = None
+) -> Float[Tensor, "B C *s"]:
+    """Stretches each channel about its mean."""
+    axes = tuple(range(2, image.ndim))
+    if valid is None:
+        mean = image.mean(dim=axes, keepdim=True)
+    else:
+        count = valid.sum(dim=axes, keepdim=True).clamp_min(1)
+        mean = torch.where(valid, image, image.new_zeros(())).sum(dim=axes, keepdim=True) / count
+    wide = _wide(factor, image)
+    return image * wide + mean * (1 - wide)
+
+
+def brightness(image: Float[Tensor, "B C *s"], shift: Float[Tensor, " B"]) -> Float[Tensor, "B C *s"]:
+    """Adds a constant."""
+    return image + _wide(shift, image)
+
+
+def bias_field(
+    image: Float[Tensor, "B C *s"],
+    amplitude: Float[Tensor, " B"],
+    control: Float[Tensor, "B *c"],
+    valid: Bool[Tensor, "B 1 *s"] | None = None,
+) -> Float[Tensor, "B C *s"]:
+    """Multiplies what lies above each channel's lowest value by a smooth field, so that air stays air.
+
+    Args:
+        image: Normalised values.
+        amplitude: Largest logarithm of the field.
+        control: Control points between -1 and 1 per spatial axis; they are placed by ``fields.smooth_field``.
+        valid: False on padding.
+    """
+    low, _ = _range(image, valid)
+    field = fields.smooth_field(control.to(image.device), image.shape[2:])
+    field = field.mul_(_wide(amplitude, image)).exp_()
+    return (image - low).mul_(field).add_(low)
+
+
+def blur(image: Float[Tensor, "B C *s"], sigma: Float[Tensor, " B"]) -> Float[Tensor, "B C *s"]:
+    """Gaussian blur, axis by axis; beyond the border the border's value continues.
+
+    Args:
+        image: Values.
+        sigma: Standard deviation in voxels for each sample; the kernel reaches three of these (at least one voxel).
+    """
+    radii = (3 * sigma.to(torch.float64)).ceil().clamp_min(1).to(torch.long)
+    radius = int(radii.max())
+    steps = torch.arange(radius + 1)
+    weights = torch.exp(-0.5 * (steps / sigma.clamp_min(1e-3)[:, None].to(torch.float64)) ** 2)
+    weights = torch.where(steps[None] <= radii[:, None], weights, weights.new_zeros(()))
+    weights = weights / (2 * weights.sum(dim=1, keepdim=True) - weights[:, :1])
+    for axis in range(2, image.ndim):
+        image = _blur_axis(image, weights.to(torch.float32), axis)
+    return image
+
+
+def _blur_axis(image: Float[Tensor, "B C *s"], weights: Float[Tensor, "B r"], axis: int) -> Float[Tensor, "B C *s"]:
+    """A symmetric kernel by shifted sums: ``weights[:, k]`` belongs to the neighbours at distance k."""
+    extent, radius = image.shape[axis], weights.shape[1] - 1
+    first, last = image.narrow(axis, 0, 1), image.narrow(axis, extent - 1, 1)
+    reach = [radius if k == axis else 1 for k in range(image.ndim)]
+    wide = torch.cat((first.repeat(reach), image, last.repeat(reach)), dim=axis)
+    out = image * _wide(weights[:, 0], image)
+    for step in range(1, radius + 1):
+        for start in (radius - step, radius + step):
+            shifted = wide.narrow(axis, start, extent)
+            if len(weights) == 1:
+                out.add_(shifted, alpha=float(weights[0, step]))
+            else:
+                out.addcmul_(shifted, _wide(weights[:, step], image))
+    return out
+
+
+def _range(
+    image: Float[Tensor, "B C *s"], valid: Bool[Tensor, "B 1 *s"] | None
+) -> tuple[Float[Tensor, "B C *1"], Float[Tensor, "B C *1"]]:
+    """Lowest and highest value of each channel, padding left out."""
+    axes = tuple(range(2, image.ndim))
+    if valid is None:
+        return image.amin(dim=axes, keepdim=True), image.amax(dim=axes, keepdim=True)
+    infinite = image.new_full((), math.inf)
+    low = torch.where(valid, image, infinite).amin(dim=axes, keepdim=True)
+    high = torch.where(valid, image, -infinite).amax(dim=axes, keepdim=True)
+    return low.clamp_max(torch.finfo(image.dtype).max), torch.maximum(high, low.clamp_max(0))
+
+
+def _wide(values: Float[Tensor, " B"], image: Float[Tensor, "B C *s"]) -> Float[Tensor, "B *1"]:
+    return values.to(image.device, image.dtype).reshape(-1, *[1] * (image.ndim - 1))
+
+
+def _rows(chosen: Bool[Tensor, " B"], device: torch.device) -> list[Int[Tensor, " K"]]:
+    """Chosen rows: all in one go on an accelerator, one after the other on the CPU, where one row fits the cache."""
+    rows = torch.nonzero(chosen)[:, 0]
+    if not len(rows):
+        return []
+    return list(rows.split(1)) if device.type == "cpu" else [rows]

@@ -1,0 +1,219 @@
+"""From raw crops to a Batch: how much to read for a plan, and the views cut out of what was read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from medssl.ops import coordinates
+from medssl.ops.draws import Draws
+from medssl.types import Batch, Origin, UserError, View
+from medssl.views import geometry, intensity
+from medssl.views.resample import covered, is_whole, sample
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from medssl.types import Crops, Placement, ViewPlan, ViewSpec
+
+_GRID = 16  # the store's crops begin on blocks of this many voxels; views move freely within
+
+
+def read_size(plan: ViewPlan, spacing_mm: Sequence[float] | None = None) -> tuple[int, ...]:
+    """Stored voxels per axis that a raw crop must hold so that every view of the plan finds its voxels.
+
+    The largest scale, every rotation and the distance to the store's 16-voxel grid are counted in; nested views lie in
+    their parents and ask for nothing of their own.
+
+    Args:
+        plan: The views.
+        spacing_mm: Spacing of the stored scans: tilting thick slices reaches over many voxels in plane. None takes equal
+            spacing; what a crop then lacks is padding, marked as not valid.
+
+    Raises:
+        UserError: When the plan contradicts itself.
+    """
+    check_plan(plan)
+    extents = [geometry.largest_extent(spec, spacing_mm) for spec in plan.views if spec.nested_in is None]
+    return tuple(math.ceil(max(axis) - 1e-6) + _GRID - 1 for axis in zip(*extents, strict=True))
+
+
+def check_plan(plan: ViewPlan) -> None:
+    """Refuses a plan that cannot be carried out.
+
+    Raises:
+        UserError: Naming the view and the setting.
+    """
+    if not plan.views:
+        message = "a plan needs at least one view"
+        raise UserError(message)
+    for number, spec in enumerate(plan.views):
+        problem = _problem(spec, number, plan)
+        if problem:
+            message = f"view {number}: {problem}"
+            raise UserError(message)
+        geometry.rotation_limits(spec)
+
+
+def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device | str) -> Batch:
+    """Cuts every view of a plan out of raw crops, on the device.
+
+    Geometry is drawn from ``Draws(seed, samples, "view<k>.geometry")``, intensity from ``"view<k>.intensity"``: a
+    sample's view does not depend on the batch it is in. Views that only crop and flip are exact copies of the stored
+    voxels. Voxels of a view outside the scan (or outside the crop) hold the lowest value and are not ``valid``; labels are
+    -1 there; they are never ``scored``. A missing channel is 0 everywhere.
+
+    Args:
+        crops: As the loader sends them.
+        plan: The views.
+        seed: Seed of the run.
+        device: Where the views are made and stay.
+
+    Raises:
+        UserError: When the plan contradicts itself or its views have another number of axes than the crops.
+    """
+    check_plan(plan)
+    n = crops.image.ndim - 2
+    if len(plan.views[0].size) != n:
+        message = f"the views have {len(plan.views[0].size)} axes ({plan.views[0].size}), the crops {n}: see slice_axis"
+        raise UserError(message)
+    device = torch.device(device)
+    frame = _frame(crops)
+    moved = _move(crops, device)
+    views: list[View] = []
+    targets: list[Tensor] = []
+    affines: list[Tensor] = []
+    for number, spec in enumerate(plan.views):
+        parent = None if spec.nested_in is None else affines[spec.nested_in]
+        affines.append(
+            geometry.draw_geometry(
+                spec,
+                Draws(seed, crops.origin.samples, f"view{number}.geometry"),
+                frame,
+                parent=parent,
+                parent_size=None if spec.nested_in is None else plan.views[spec.nested_in].size,
+            )
+        )
+        draws = Draws(seed, crops.origin.samples, f"view{number}.intensity")
+        views.append(_view(moved, spec, affines[-1], frame, draws))
+        if moved.labels is not None:
+            labels = sample(moved.labels, affines[-1], spec.size, "nearest")
+            targets.append(torch.where(views[-1].valid, labels, labels.new_full((), -1)))
+    origin = crops.origin
+    origin = Origin(origin.scan_ids, origin.subject_ids, origin.samples, origin.positions.to(device))
+    return Batch(tuple(views), origin, tuple(targets) if moved.labels is not None else None, crops.values)
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """Raw crops on the device; ``numbers`` and ``placement`` stay on the CPU, where roads are chosen by them."""
+
+    raw: Tensor
+    numbers: Float[Tensor, "B C 6"]
+    placement: Placement
+    present: Bool[Tensor, "B C"]
+    all_present: bool
+    labels: Int[Tensor, "B 1 *s"] | None
+    scored: Bool[Tensor, "B 1 *s"] | None
+
+
+def _move(crops: Crops, device: torch.device) -> _Moved:
+    here = torch.ones(crops.image.shape[:2], dtype=torch.bool) if crops.present is None else crops.present.cpu()
+    return _Moved(
+        raw=crops.image.to(device, non_blocking=True),
+        numbers=crops.intensity.cpu(),
+        placement=crops.placement,
+        present=here.to(device),
+        all_present=bool(here.all()),
+        labels=None if crops.labels is None else crops.labels.to(device, non_blocking=True),
+        scored=None if crops.scored is None else crops.scored.to(device, non_blocking=True),
+    )
+
+
+def _frame(crops: Crops) -> geometry.Frame:
+    """The part of each raw crop that lies inside its scan."""
+    placement = crops.placement
+    size = torch.tensor(crops.image.shape[2:], dtype=torch.float64)
+    start = placement.start.cpu().to(torch.float64)
+    low = (-start).clamp_min(0)
+    high = torch.minimum(size, placement.source_shape.cpu().to(torch.float64) - start) - 1
+    left_right = placement.left_right
+    if left_right is None:
+        left_right = geometry.left_right_axis(placement.world_affine)
+    return geometry.Frame(
+        size=tuple(crops.image.shape[2:]),
+        low=low,
+        high=high,
+        spacing_mm=placement.spacing_mm.cpu().to(torch.float64),
+        left_right=left_right.cpu(),
+    )
+
+
+def _view(
+    moved: _Moved, spec: ViewSpec, affine: Float[Tensor, "B n+1 n+1"], frame: geometry.Frame, draws: Draws
+) -> View:
+    device = moved.raw.device
+    valid, full = covered(affine, spec.size, frame.low, frame.high, device=device)
+    image = _values(moved, affine, spec.size)
+    mask = None if all(full) else valid
+    fill = None if mask is None else intensity.lowest_value(moved.numbers, image)
+    changes = spec.intensity
+    if any(change[0] > 0 for change in (changes.noise, changes.blur, changes.brightness, changes.contrast)) or (
+        changes.gamma[0] > 0 or changes.bias_field[0] > 0
+    ):
+        drawn = intensity.draw_intensity(changes, draws, channels=image.shape[1], n=len(spec.size))
+        image = intensity.apply_intensity(image, drawn, seed=draws.seed, valid=mask)
+    if mask is not None and fill is not None:
+        image = torch.where(mask, image, fill)
+    if not moved.all_present:
+        here = moved.present.reshape(*moved.present.shape, *[1] * len(spec.size))
+        image = torch.where(here, image, image.new_zeros(()))
+    scored = valid.clone()
+    if moved.scored is not None:
+        scored &= sample(moved.scored, affine, spec.size, "nearest")
+    placement = moved.placement
+    to_stored = coordinates.translation(placement.start.cpu().to(torch.float64)) @ affine
+    world = placement.world_affine.cpu().to(torch.float64) @ to_stored
+    n = len(spec.size)
+    return View(
+        image=image,
+        affine=to_stored.to(device, torch.float32),
+        world_affine=world.to(device, torch.float32),
+        spacing_mm=world[:, :n, :n].norm(dim=1).to(device, torch.float32),
+        source_shape=placement.source_shape.to(device),
+        valid=valid,
+        scored=scored,
+        present=moved.present,
+    )
+
+
+def _values(moved: _Moved, affine: Float[Tensor, "B n+1 n+1"], size: Sequence[int]) -> Float[Tensor, "B C *s"]:
+    """Cuts before decoding where nothing is interpolated: fewer voxels to decode, the same values."""
+    if all(is_whole(matrix) for matrix in affine.numpy()):
+        return intensity.decode(sample(moved.raw, affine, size), moved.numbers)
+    return sample(intensity.decode(moved.raw, moved.numbers), affine, size)
+
+
+def _problem(spec: ViewSpec, number: int, plan: ViewPlan) -> str:
+    """What is wrong with a view, or nothing."""
+    n = len(plan.views[0].size)
+    if len(spec.size) != n or n not in (2, 3) or min(spec.size) < 1:
+        return f"size takes 2 or 3 positive numbers, as many in each view: {spec.size}"
+    if not 0 < spec.scale[0] <= spec.scale[1]:
+        return f"scale takes two positive numbers, the lower one first: {spec.scale}"
+    if spec.nested_in is not None and not 0 <= spec.nested_in < number:
+        return f"nested_in takes the number of an earlier view: {spec.nested_in}"
+    changes = spec.intensity
+    for name in ("noise", "blur", "brightness", "contrast", "gamma", "bias_field"):
+        values = getattr(changes, name)
+        if not 0 <= values[0] <= 1 or any(not math.isfinite(value) or value < 0 for value in values):
+            return f"intensity.{name} takes a probability and then numbers of at least 0: {values}"
+    for name, factors in (("gamma", changes.gamma[1:]), ("contrast", changes.contrast[1:])):
+        if not 0 < factors[0] <= factors[1]:
+            return f"intensity.{name} takes two positive numbers, the lower one first: {factors}"
+    return ""
