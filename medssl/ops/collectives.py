@@ -57,7 +57,8 @@ def gather(x: Shaped[Tensor, "B *rest"]) -> Shaped[Tensor, "N *rest"]:
         return x
     counts = [torch.empty(1, dtype=torch.int64, device=x.device) for _ in range(world_size())]
     dist.all_gather(counts, torch.tensor([len(x)], device=x.device))
-    return _Gather.apply(x, [int(count) for count in counts])
+    rows: Tensor = _Gather.apply(x, [int(count) for count in counts])
+    return rows
 
 
 def broadcast(x: Shaped[Tensor, "*shape"], source: int = 0) -> Shaped[Tensor, "*shape"]:

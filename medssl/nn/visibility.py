@@ -1,0 +1,217 @@
+"""What a network may see during one forward: the mask that masked layers share, and statistics over visible positions.
+
+A packed implementation, which computes visible blocks only, can live behind the same :class:`Frame`: it knows the cells
+of every sample, so a twin could gather the visible cells of its input with a halo as wide as its kernel reaches,
+compute on those, and scatter them back. Layers and objectives would not change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import checkpoint as torch_checkpoint
+
+from medssl.ops.collectives import reduce_sum
+from medssl.ops.masking import at_resolution
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
+
+class Frame:
+    """The mask of one forward at every resolution that a layer has asked for."""
+
+    def __init__(self, hidden: Bool[Tensor, "B *cells"]) -> None:
+        self._cells = hidden
+        self._masks: dict[tuple[int, ...], Tensor] = {}
+
+    def hidden(self, x: Tensor, *, channel_last: bool = False) -> Bool[Tensor, "B 1 *s"]:
+        """The mask at the resolution of ``x``, with one channel where ``x`` has its channels.
+
+        Raises:
+            ValueError: ``x`` has another batch size or another number of axes than the mask.
+            UserError: The resolutions do not nest.
+        """
+        shape = tuple(x.shape[1:-1] if channel_last else x.shape[2:])
+        if len(x) != len(self._cells) or len(shape) != self._cells.ndim - 1:
+            layout = "B *s C" if channel_last else "B C *s"
+            message = f"features of shape {tuple(x.shape)} ({layout}) do not fit a mask of {tuple(self._cells.shape)}"
+            raise ValueError(message)
+        if self._cells.device != x.device:
+            self._cells, self._masks = self._cells.to(x.device), {}
+        if shape not in self._masks:
+            self._masks[shape] = at_resolution(self._cells, shape)
+        return self._masks[shape].unsqueeze(-1 if channel_last else 1)
+
+    def hide(self, x: Tensor, *, channel_last: bool = False) -> Tensor:
+        """Zero where hidden, whatever was there."""
+        return x.masked_fill(self.hidden(x, channel_last=channel_last), 0)
+
+
+class Context:
+    """Holds the frames of one module tree: the layers of the tree keep a reference to it, nobody else does.
+
+    Copies and pickles of a module get an empty context of their own.
+    """
+
+    def __init__(self) -> None:
+        self._frames: list[Frame | None] = []
+        self._masked = False  # whether the latest use was masked
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_frames": [], "_masked": False}
+
+    @property
+    def frame(self) -> Frame | None:
+        """The mask of the forward that is running; None where everything is visible.
+
+        Raises:
+            RuntimeError: Activations are being recomputed by a road that does not bring the mask back.
+        """
+        if self._frames:
+            return self._frames[-1]
+        if self._masked and torch._C._current_graph_task_id() != -1:
+            message = (
+                "a masked forward is being recomputed without its mask: recompute through "
+                "medssl.nn.sparse.checkpoint, not through torch.utils.checkpoint"
+            )
+            raise RuntimeError(message)
+        return None
+
+    @contextmanager
+    def entered(self, frame: Frame | None) -> Iterator[None]:
+        """Makes ``frame`` the current one; nested uses are stacked."""
+        self._frames.append(frame)
+        self._masked = frame is not None
+        try:
+            yield
+        finally:
+            self._frames.pop()
+
+
+class Masked(nn.Module):
+    """Base of every masked twin: a layer that knows the context of its tree."""
+
+    visibility: Context
+
+    def frame_for(self, x: Tensor) -> Frame | None:
+        """The mask that applies to ``x``: none outside ``visible``, and none on pooled features [B, C]."""
+        frame = self.visibility.frame
+        return None if x.ndim == 2 else frame
+
+
+def contexts_of(module: nn.Module) -> list[Context]:
+    """The contexts of the masked layers of a module, each once."""
+    return list({id(m.visibility): m.visibility for m in module.modules() if isinstance(m, Masked)}.values())
+
+
+@contextmanager
+def visible(module: nn.Module, hidden: Bool[Tensor, "B *cells"] | None) -> Iterator[None]:
+    """Hides cells from every masked layer of ``module`` until the block ends, also when it ends by an exception.
+
+    Uses nest: the innermost mask counts. With ``hidden`` None the layers are plain dense layers.
+
+    Args:
+        module: A module that went through :func:`medssl.nn.sparse.sparsify`, or one that holds such modules.
+        hidden: True where a cell is hidden.
+
+    Raises:
+        UserError: The module has no masked layer.
+    """
+    contexts = contexts_of(module)
+    if hidden is not None and not contexts:
+        message = f"{type(module).__name__} has no masked layers: call medssl.nn.sparse.sparsify on it first"
+        raise UserError(message)
+    frame = None if hidden is None else Frame(hidden)
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context.entered(frame))
+        yield
+
+
+def checkpoint(module: nn.Module, *args: Any) -> Any:
+    """``module(*args)``, recomputed in the backward pass under the mask that is current now.
+
+    Saves the memory of the activations inside ``module`` for the time of a second forward. Unlike with
+    ``torch.utils.checkpoint`` alone, the recomputation leaves running statistics as they are.
+    """
+    contexts = contexts_of(module)
+    frames = [context.frame for context in contexts]
+    again = False
+
+    def run(*args: Any) -> Any:
+        nonlocal again
+        kept = [(buffer, buffer.clone()) for buffer in module.buffers()] if again else []
+        again = True
+        try:
+            with ExitStack() as stack:
+                for context, frame in zip(contexts, frames, strict=True):
+                    stack.enter_context(context.entered(frame))
+                return module(*args)
+        finally:
+            for buffer, value in kept:
+                buffer.data.copy_(value)
+
+    return torch_checkpoint.checkpoint(run, *args, use_reentrant=False)
+
+
+@dataclass(frozen=True)
+class Centred:
+    """``centred`` = x - mean where visible, 0 elsewhere; biased variance; number of values behind each mean."""
+
+    centred: Tensor
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+
+def centre(
+    x: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B 1 *s"] | None, dims: Sequence[int], *, together: bool = False
+) -> Centred:
+    """Mean and variance over the visible positions, in two passes and in float32 at least.
+
+    Args:
+        x: Features.
+        hidden: True where a position counts for nothing; None where all count.
+        dims: Axes that are reduced; they stay with length 1.
+        together: Take the statistics over all processes.
+    """
+    dims = list(dims)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    if hidden is None:
+        total = x.sum(dims, keepdim=True)
+        count = torch.full_like(total, prod(x.shape[dim] for dim in dims))
+    else:
+        total = x.masked_fill(hidden, 0).sum(dims, keepdim=True)
+        repeats = prod(x.shape[dim] // hidden.shape[dim] for dim in dims)
+        count = ((~hidden).sum(dims, keepdim=True) * repeats).to(x.dtype).expand_as(total)
+    if together:
+        total, count = reduce_sum(torch.stack((total, count))).unbind()
+    divisor = count.clamp(min=1)
+    mean = total / divisor
+    centred = x - mean
+    if hidden is not None:
+        centred = centred.masked_fill(hidden, 0)
+    squares = centred.square().sum(dims, keepdim=True)
+    return Centred(centred, mean, (reduce_sum(squares) if together else squares) / divisor, count)
+
+
+def visible_mean(x: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B *cells"] | None = None) -> Float[Tensor, "B C"]:
+    """Mean over the visible positions of each sample; 0 for a sample that is all hidden."""
+    mask = None if hidden is None else Frame(hidden).hidden(x)
+    return pooled(x, mask)
+
+
+def pooled(x: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B 1 *s"] | None) -> Float[Tensor, "B C"]:
+    """Like :func:`visible_mean`, with a mask at the resolution of ``x``."""
+    if hidden is None:
+        return x.flatten(2).mean(2)
+    values = x.masked_fill(hidden, 0).flatten(2).sum(2, dtype=torch.promote_types(x.dtype, torch.float32))
+    return (values / (~hidden).flatten(2).sum(2).clamp(min=1)).to(x.dtype)
