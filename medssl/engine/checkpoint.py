@@ -182,7 +182,7 @@ class RunFolder:
                 raise UserError(message) from error
             for part in self.path.rglob(".*.part"):
                 part.unlink()
-            if stored.exists():
+            if stored.exists() and checkpoints(self.checkpoints):
                 refuse_other(yaml.safe_load(stored.read_text(encoding="utf-8")), config, self.path.name)
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
             write_whole(stored, lambda file: file.write(text.encode()))

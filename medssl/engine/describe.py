@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import hashlib
 import math
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from medssl.types import Imported, UserError
 
 if TYPE_CHECKING:
+    from medssl.data.store import Store
     from medssl.encoders.base import Encoder
     from medssl.objectives.base import Objective
 
@@ -50,6 +52,24 @@ def plain(value: Any, name: str = "") -> Any:
 def imported(config: dict[str, Any]) -> Imported:
     """The class and arguments that a configuration names."""
     return Imported(config["class_path"], config["init_args"])
+
+
+def store_digest(store: Store) -> str:
+    """Digest of which scans a store holds, by which rules they were made, and of their splits."""
+    held = store.records
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (held.scan_id, held.key, held.facts["split"]):
+        digest.update(part.tobytes())
+    digest.update(repr(held.tables["split"]).encode())
+    return digest.hexdigest()
+
+
+def subjects(store: Store, split: str | None) -> tuple[str, ...]:
+    """Keyed digests of the subjects whose scans a run is trained on."""
+    held = store.records
+    names = held.tables["split"]
+    chosen = [split is None or names[code] == split for code in held.facts["split"]]
+    return tuple(held.tables["subject"][code] for code in sorted(set(held.subject[chosen].tolist())))
 
 
 def versions() -> dict[str, str]:

@@ -39,13 +39,14 @@ class Feed:
     """Where a step's data come from.
 
     Attributes:
-        crops: Given the first micro-batch, the rank and the number of processes: endless micro-batches of raw crops.
+        crops: Given the first micro-batch, the rank and the number of processes: endless micro-batches of raw crops; a
+            fourth number sets how many processes read.
         batch: Turns raw crops into views on a device.
         accumulate: Micro-batches of one step.
         seed: Seed of the whole run.
     """
 
-    crops: Callable[[int, int, int], Iterable[Crops]]
+    crops: Callable[..., Iterable[Crops]]
     batch: Callable[[Crops, torch.device], Batch]
     accumulate: int
     seed: int

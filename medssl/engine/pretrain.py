@@ -74,8 +74,10 @@ def pretrain(
     torch.manual_seed(keyed_seed(training.seed))
     network = objective(encoder())  # refuses sizes that do not fit, before any data is touched
     opened = Store.open(store, preprocess=data.preprocess)
+    plan = network.needs
+    small = small_scans(opened, read_size(plan), split=data.split, slice_axis=plan.sampling.slice_axis)
     feed = make_feed(opened, network, training, data)
-    progress = Progress(0, training.batch_size * training.accumulate * place.world_size, opened.digest)
+    progress = Progress(0, training.batch_size * training.accumulate * place.world_size, describe.store_digest(opened))
     with folder.opened(config) if place.first else contextlib.nullcontext(), explained(training, data, network):
         module = Pretraining(network, feed, optimizer, steps=training.steps, progress=progress)
         go_on(module, folder)
@@ -83,7 +85,7 @@ def pretrain(
             print(f"{run}: all {training.steps} steps are done already")
             return 0
         if place.first:
-            print(first_line(module, training, place, small_scans(opened, read_size(network.needs))))
+            print(first_line(module, training, place, small))
         card = partial(make_card, config, opened)
         return train(module, trainer_for(module, folder, training, place, card), folder)
 
@@ -92,7 +94,7 @@ def make_feed(store: Store, objective: Objective, training: Training, data: Load
     """Crops of the store in the order of the run, and the objective's views of them."""
     plan = objective.needs
 
-    def crops(first: int, rank: int, world_size: int) -> Iterable[Crops]:
+    def crops(first: int, rank: int, world_size: int, workers: int = data.workers) -> Iterable[Crops]:
         loader: Iterable[Crops] = make_loader(
             store,
             plan=plan,
@@ -100,7 +102,7 @@ def make_feed(store: Store, objective: Objective, training: Training, data: Load
             batch_size=training.batch_size,
             seed=training.seed,
             split=data.split,
-            workers=data.workers,
+            workers=workers,
             first_batch=first,
             rank=rank,
             world_size=world_size,
@@ -159,7 +161,7 @@ def trainer_for(
     output = training.output
 
     def fixed_crops() -> Crops:
-        return next(iter(module.feed.crops(0, 0, place.world_size)))
+        return next(iter(module.feed.crops(0, 0, place.world_size, 0)))
 
     def export() -> None:
         write_weights(folder.path, module.objective, card(module.progress.step))
@@ -210,14 +212,14 @@ def train(module: Pretraining, trainer: lightning.Trainer, folder: RunFolder) ->
     return 0
 
 
-def make_card(config: dict[str, Any], store: Store, step: int) -> Card:
+def make_card(config: dict[str, Any], opened: Store, step: int) -> Card:
     """What the weights of a step are."""
     return Card(
         encoder=describe.imported(config["encoder"]),
-        preprocess=store.preprocess,
+        preprocess=opened.preprocess,
         objective=describe.imported(config["objective"]),
-        index_digest=store.index_digest,
-        subjects=store.subjects(config["data"]["split"]),
+        index_digest=opened.index_digest,
+        subjects=describe.subjects(opened, config["data"]["split"]),
         step=step,
         versions=describe.versions(),
     )
@@ -241,7 +243,8 @@ def explained(training: Training, data: Loading, objective: Objective) -> Iterat
     Raises:
         UserError: There is not enough memory.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
