@@ -1,0 +1,73 @@
+"""Small encoders and objectives for the tests: 2D with batch norm, 3D with instance norm and strides per axis."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import torch
+import yaml
+
+from medssl.encoders.resenc import ResEnc
+from medssl.objectives.spark import SparK
+from medssl.types import Batch, Geometry, Imported, Intensity, Origin, View, ViewSpec
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SIZES = {2: (32, 48), 3: (16, 24, 12)}
+
+
+def encoder(ndim: int, *, in_channels: int = 1, norm: str | None = None, **arguments) -> ResEnc:
+    """Stride 8 in 2D; 4, 4 and 2 in 3D."""
+    strides = [(1, 1), (2, 2), (2, 2), (2, 2)] if ndim == 2 else [(1, 1, 1), (2, 2, 1), (2, 2, 2)]
+    channels = (6, 8, 10, 12)[: len(strides)]
+    norm = norm or ("batch" if ndim == 2 else "instance")
+    blocks = [1] * len(strides)
+    return ResEnc(in_channels, ndim=ndim, channels=channels, strides=strides, blocks=blocks, norm=norm, **arguments)
+
+
+def spark(ndim: int, *, in_channels: int = 1, encoder_norm: str | None = None, **arguments) -> SparK:
+    arguments.setdefault("decoder_width", 32)
+    view = arguments.pop("view", ViewSpec(size=SIZES[ndim]))
+    return SparK(encoder(ndim, in_channels=in_channels, norm=encoder_norm), view=view, **arguments)
+
+
+def from_config(path: str, ndim: int):
+    """The objective of a shipped configuration around a small encoder, with views of another size."""
+    fragment = Imported(**yaml.safe_load(Path(path).read_text()))
+    arguments = dict(fragment.init_args)
+    for key in [name for name in arguments if name == "view" or name.endswith("_view")]:
+        arguments[key] = view_spec({**arguments[key], "size": SIZES[ndim]})
+    module, name = fragment.class_path.rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)(encoder(ndim), **arguments)
+
+
+def view_spec(values: dict) -> ViewSpec:
+    nested = {"geometry": Geometry, "intensity": Intensity}
+    parts = {key: nested[key](**value) if key in nested else value for key, value in values.items()}
+    return ViewSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in parts.items()})
+
+
+def randomise(module: torch.nn.Module) -> None:
+    """Weights, biases and affine parameters away from the values of their initialisation."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+
+
+def plain_batch(images: torch.Tensor, samples: tuple[int, ...]) -> Batch:
+    """Images as a batch with one view, everything valid, scored and present."""
+    rows, channels, *size = images.shape
+    ndim = len(size)
+    identity = torch.eye(ndim + 1).expand(rows, -1, -1)
+    view = View(
+        image=images,
+        affine=identity,
+        world_affine=identity,
+        spacing_mm=torch.ones(rows, ndim),
+        source_shape=torch.tensor(size).expand(rows, ndim),
+        valid=torch.ones(rows, 1, *size, dtype=torch.bool),
+        scored=torch.ones(rows, 1, *size, dtype=torch.bool),
+        present=torch.ones(rows, channels, dtype=torch.bool),
+    )
+    names = tuple(map(str, samples))
+    return Batch((view,), Origin(names, names, samples, torch.full((rows, ndim), 0.5)))

@@ -1,0 +1,191 @@
+"""Every shipped objective keeps the contract, in 2D and 3D, on one process and on two; broken ones are found out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import ddp
+import pytest
+import torch
+from objectives.small import CONFIGS, from_config, spark
+
+from medssl.encoders.base import ContractError
+from medssl.objectives.base import Objective, check_objective, example_batch, loss_and_gradients, take, undisturbed
+from medssl.objectives.spark import SparK
+from medssl.types import Loss, UserError
+
+OBJECTIVES = sorted(str(path) for path in (CONFIGS / "objectives").glob("*.yaml"))
+NAMES = [path.rsplit("/", 1)[-1] for path in OBJECTIVES]
+
+
+def test_there_are_objectives():
+    assert {"spark_2d.yaml", "spark_3d.yaml"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("path", OBJECTIVES, ids=NAMES)
+def test_shipped_objectives_keep_the_contract(path, ndim):
+    check_objective(partial(from_config, path, ndim))
+
+
+def two(makes):
+    return [loss_and_gradients(make) for make in makes]
+
+
+@pytest.mark.ddp
+def test_two_processes_equal_one():
+    """Loss and gradients in float64 to 1e-9; the processes differ in padding, so in the number of scored voxels."""
+    makes = [partial(from_config, path, ndim) for path in OBJECTIVES for ndim in (2, 3)]
+    shared = ddp.run_two(two, makes)
+    for number, make in enumerate(makes):
+        loss, gradients = loss_and_gradients(make)
+        scale = max(float(gradient.abs().max()) for gradient in gradients.values())
+        for results in shared:
+            assert results[number][0] == pytest.approx(loss, rel=1e-10)
+            assert results[number][1].keys() == gradients.keys()
+            for name, gradient in results[number][1].items():
+                torch.testing.assert_close(gradient, gradients[name], rtol=1e-9, atol=1e-9 * scale, msg=name)
+
+
+# --- the suite finds what is broken
+
+
+class Broken(SparK):
+    """Breaks one clause, by name."""
+
+    def __init__(self, clause: str) -> None:
+        inner = spark(2)
+        super().__init__(inner.encoder, view=inner.needs.views[0], decoder_width=16)
+        self.clause = clause
+        self.unused = torch.nn.Parameter(torch.zeros(2)) if clause == "unused" else None
+        if clause == "progress":
+            self.progress = "accuracy"
+
+    def require(self, batch, step):
+        if self.clause != "refuse":
+            super().require(batch, step)
+
+    def exported(self):
+        return {} if self.clause == "exported" else super().exported()
+
+    def forward(self, batch, step):
+        if self.clause == "input":
+            batch.views[0].image.mul_(0.5)
+        if self.clause == "refuse" and (not batch.views or batch.views[0].image.shape[1] != 1):
+            return Loss(total=torch.zeros(()))
+        loss = super().forward(batch, step)
+        if self.clause == "nan":
+            return replace(loss, total=loss.total * float("nan"))
+        if self.clause == "attached":
+            return replace(loss, terms={"loss": loss.total})
+        if self.clause == "embedding":
+            return replace(loss, embedding=loss.embedding[1:])
+        if self.clause == "seed":
+            return replace(loss, total=loss.total + torch.empty(()).uniform_(generator=self.generator()))
+        if self.clause == "order":
+            return replace(loss, total=loss.total * (1 + batch.views[0].image[0].mean()))
+        if self.clause == "learn":
+            return replace(loss, total=loss.total * 1e-3 + 0 * loss.total, terms={"loss": torch.ones(())})
+        return loss
+
+    def generator(self):
+        generator = torch.Generator()
+        generator.seed()
+        return generator
+
+    def pictures(self, batch, step):
+        if self.clause == "pictures":
+            self.eval()
+        return super().pictures(batch, step)
+
+
+@pytest.mark.parametrize(
+    ("clause", "match"),
+    [
+        ("unused", "trainable parameters, no others, have a gradient; unused"),
+        ("progress", 'measure of progress "accuracy"'),
+        ("refuse", "other views is refused"),
+        ("exported", r'exported\(\) has an "encoder"'),
+        ("input", "left as it was"),
+        ("nan", "one finite number"),
+        ("attached", "terms are detached"),
+        ("embedding", "one detached row per sample"),
+        ("seed", "same seed, same value"),
+        ("order", "order of scans is irrelevant"),
+        ("pictures", "pictures leave"),
+        ("learn", "falls by 2 %"),
+    ],
+)
+def test_a_broken_objective_is_found_out(clause, match):
+    with pytest.raises(ContractError, match=match):
+        check_objective(partial(Broken, clause), steps=2)
+
+
+class Users(Objective):
+    """A user's own objective: predicts the mean of the image from pooled features."""
+
+    def __init__(self, encoder, view) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.needs = replace(spark(2).needs, views=(view,))
+        self.head = torch.nn.Linear(encoder.channels[-1], 1)
+
+    def forward(self, batch, step):
+        self.require(batch, step)
+        image = batch.views[0].image
+        total = (self.head(self.encoder(image).pooled)[:, 0] - image.flatten(1).mean(1)).square().mean()
+        return Loss(total=total, terms={"loss": total.detach()})
+
+
+def test_a_users_own_class_is_checked():
+    small = spark(2)
+    check_objective(lambda: Users(spark(2).encoder, small.needs.views[0]), rate=5e-3)
+
+
+# --- the parts of the base
+
+
+def test_take_keeps_rows_together():
+    batch, step = example_batch(spark(3).needs, 1)
+    part, part_step = take(batch, step, [2, 0])
+    assert part.origin.scan_ids == ("scan2", "scan0")
+    assert part.origin.samples == part_step.samples == (2, 0)
+    assert torch.equal(part.views[0].valid, batch.views[0].valid[[2, 0]])
+
+
+def test_undisturbed_gives_each_module_its_own_mode_back():
+    module = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout())
+    module[1].eval()
+
+    def fail():
+        assert not module[0].training
+        raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"), undisturbed(module):
+        fail()
+    assert [module.training, module[0].training, module[1].training] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda batch, step: (replace(batch, views=()), step), "SparK needs 1 views, the batch has 0"),
+        (lambda batch, step: (batch, replace(step, samples=(0,))), "view 0 has 4 samples, the step names 1"),
+    ],
+)
+def test_other_batches_are_refused(change, match):
+    objective = spark(2)
+    with pytest.raises(UserError, match=match):
+        objective(*change(*example_batch(objective.needs, 1)))
+
+
+def test_other_sizes_and_channels_are_refused():
+    objective = spark(2)
+    larger = replace(objective.needs, views=(replace(objective.needs.views[0], size=(48, 48)),))
+    with pytest.raises(UserError, match=r"has size \(48, 48\), SparK needs \(32, 48\)"):
+        objective(*example_batch(larger, 1))
+    with pytest.raises(
+        UserError, match="view 0 has 3 channels, the encoder takes 1: set the encoder's in_channels to 3"
+    ):
+        objective(*example_batch(objective.needs, 3))
