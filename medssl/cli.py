@@ -154,13 +154,22 @@ def load_config(name: str, kind: str) -> Any:
 
 
 def with_fragments(content: Any) -> Any:
-    """Replaces names of fragments (``encoder: resenc_small_3d``) by what the files hold, at any depth."""
+    """Puts fragments in the place of their names, at any depth.
+
+    ``encoder: resenc_3d`` takes a fragment as it is, ``encoder: {base: resenc_3d, init_args: {...}}`` changes it.
+    """
     if not isinstance(content, dict):
         return content
-    return {
-        key: load_config(value, FRAGMENTS[key]) if is_fragment(key, value) else with_fragments(value)
-        for key, value in content.items()
-    }
+    result = {}
+    for key, value in content.items():
+        if is_fragment(key, value):
+            result[key] = load_config(value, FRAGMENTS[key])
+        elif key in FRAGMENTS and isinstance(value, dict) and "base" in value:
+            changes = {name: item for name, item in value.items() if name != "base"}
+            result[key] = merged(load_config(value["base"], FRAGMENTS[key]), changes)
+        else:
+            result[key] = with_fragments(value)
+    return result
 
 
 def is_fragment(key: str, value: Any) -> bool:
@@ -214,7 +223,7 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in change.items():
         former = result.get(key)
-        whole = key == "preprocess" or (isinstance(value, dict) and "class_path" in value)
+        whole = isinstance(value, dict) and ("class_path" in value or key == "preprocess")
         inside = isinstance(former, dict) and isinstance(value, dict) and not whole
         result[key] = merged(former or {}, value) if inside else value
     return result

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+WARMUP_START = 0.005  # a first step of rate 0 would be lost
+
+
 @dataclass(frozen=True)
 class Optimization:
     """How weights move.
@@ -20,8 +23,8 @@ class Optimization:
     Attributes:
         name: "adamw", or "lamb" for batches of thousands.
         learning_rate: Highest learning rate, for the whole batch of a step (nothing is scaled behind your back).
-        final_learning_rate: Learning rate of the last step.
-        warmup: Share of all steps over which the learning rate rises from 0.
+        final_share: Learning rate of the last step as a share of the highest.
+        warmup: Share of all steps over which the learning rate rises.
         weight_decay: First and last weight decay; between them a cosine.
         betas: Decay rates of the two moments.
         clip: Largest norm of the gradient over all parameters; None does not clip.
@@ -29,7 +32,7 @@ class Optimization:
 
     name: Literal["adamw", "lamb"] = "adamw"
     learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-6
+    final_share: float = 1e-3
     warmup: float = 0.05
     weight_decay: tuple[float, float] = (0.05, 0.05)
     betas: tuple[float, float] = (0.9, 0.95)
@@ -61,8 +64,9 @@ def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Opt
 
 def set_rates(optimizer: torch.optim.Optimizer, settings: Optimization, progress: float) -> tuple[float, float]:
     """Sets and returns the learning rate and the weight decay of the step at ``progress`` (0 to 1)."""
+    peak = settings.learning_rate
     rate = linear_warmup_cosine(
-        progress, peak=settings.learning_rate, end=settings.final_learning_rate, warmup=settings.warmup
+        progress, peak, warmup=settings.warmup, start=WARMUP_START * peak, end=settings.final_share * peak
     )
     decay = cosine(progress, *settings.weight_decay)
     for group in optimizer.param_groups:
