@@ -114,12 +114,12 @@ def chunked_bytes(array: NDArray[Any]) -> bytes:
     return bytes(made.to_cframe())
 
 
-def raw_parts(array: NDArray[Any]) -> tuple[bytes, memoryview]:
+def raw_parts(array: NDArray[Any]) -> tuple[bytes, NDArray[np.uint8]]:
     """Returns header and data of a ``.npy`` file."""
     array = np.ascontiguousarray(array)
     head = io.BytesIO()
     np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(array))
-    return head.getvalue(), memoryview(array.reshape(-1).view(np.uint8))
+    return head.getvalue(), array.reshape(-1).view(np.uint8)
 
 
 def layout(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -133,7 +133,7 @@ def layout(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (1, *chunks), (1, *_box(chunks, block))
 
 
-def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> int:
+def write_whole(path: Path, parts: Iterable[bytes | NDArray[np.uint8]]) -> int:
     """Writes a file beside its place, flushes it to disk and moves it there; returns its bytes.
 
     Raises:
@@ -144,7 +144,7 @@ def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> int:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with beside.open("wb") as file:
             for part in parts:
-                file.write(part)
+                file.write(part.data if isinstance(part, np.ndarray) else part)
             size = file.tell()
             file.flush()
             os.fsync(file.fileno())

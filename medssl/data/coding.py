@@ -164,7 +164,10 @@ def _encode_channel(
         scale = 1.0
         offset = 0.0 if -32768 <= np.rint(lowest) and np.rint(highest) <= 32767 else float(np.rint(lowest)) + 32768.0
         error = 0.5 if whole and not _is_whole(values) else 0.0
-        _by_plane(values, out, lambda plane: np.rint(plane - offset))
+        if np.issubdtype(values.dtype, np.integer) and offset == 0.0:
+            out[...] = values
+        else:
+            _by_plane(values, out, lambda plane: np.rint(plane - offset))
     else:
         first, last = max(lowest, min(low, highest)), min(highest, max(high, lowest))
         scale = (last - first) / CODES or 1.0

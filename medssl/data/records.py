@@ -21,27 +21,28 @@ if TYPE_CHECKING:
     from medssl.data.preprocess import Prepared
     from medssl.types import Scan
 
+DESCRIBED = ("scan_id", "key", "subject_id", "study_id", "dataset", "modality", "domain", "split", "scores")
 COLUMNS = (
-    "scan_id", "key", "subject_id", "study_id", "dataset", "modality", "domain", "split", "scores", "shape", "affine",
-    "dtype", "label_dtype", "intensity", "fill", "cells", "pack", "first", "nbytes", "label_first", "label_nbytes",
-    "pixels", "details",
+    *DESCRIBED, "shape", "affine", "dtype", "label_dtype", "intensity", "fill", "cells", "pack", "first", "nbytes",
+    "label_first", "label_nbytes", "pixels", "details",
 )  # fmt: skip
 TABLES = f"""
 CREATE TABLE IF NOT EXISTS scans ({", ".join(COLUMNS)}, PRIMARY KEY (scan_id)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS failures (scan_id PRIMARY KEY, key, reason) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS failures (scan_id PRIMARY KEY, key) WITHOUT ROWID;
 """
 LABELS = {"": 0, "uint8": 1, "int8": 2, "uint16": 3, "int16": 4, "int32": 5, "uint32": 6, "int64": 7}
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the bytes of a scan lie: a pack with offsets, or files of its own (``pack`` empty)."""
+    """Where the bytes of a scan lie: a pack with offsets, or files of its own (``pack`` empty) of ``sizes`` bytes."""
 
     pack: str = ""
     first: int = 0
     nbytes: int = 0
     label_first: int = 0
     label_nbytes: int = 0
+    sizes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ def row(scan: Scan, key: str, prepared: Prepared, place: Place, pixels: str) -> 
     details = {
         "error": numbers.error,
         "clipped": numbers.clipped,
+        "bytes": list(place.sizes),
         "source": {"shape": undo.shape, "affine": undo.affine, "crop": [undo.crop_start, undo.crop_size]},
     }
     label = "" if prepared.label is None else prepared.label.dtype.name

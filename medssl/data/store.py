@@ -248,7 +248,7 @@ def pixel_digest(prepared: Prepared) -> str:
     digest = hashlib.blake2b(digest_size=12)
     digest.update(f"{prepared.image.shape}{prepared.image.dtype}".encode())
     digest.update(prepared.coding.intensity[:, :2].tobytes())
-    digest.update(np.ascontiguousarray(prepared.image).reshape(-1).view(np.uint8))
+    digest.update(np.ascontiguousarray(prepared.image).data)
     return digest.hexdigest()
 
 

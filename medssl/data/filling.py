@@ -1,0 +1,230 @@
+"""Fills a store: one job reads, prepares and writes one scan, or a pack of small ones; any process can run it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medssl.data import chunks, records
+from medssl.data.preprocess import prepare
+from medssl.data.read import check_label, read
+from medssl.data.store import SMALL, pixel_digest, scan_file, scan_key
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from medssl.data.preprocess import Prepared
+    from medssl.data.store import Tier
+    from medssl.types import LabelSchema, Preprocess, Scan
+
+PACK = 1024  # small scans in a pack
+COMPRESSED = 0.6  # stored bytes of a chunked scan, as a share of its voxels' bytes: a guess on the high side
+UNREADABLE = (OSError, ValueError, RuntimeError, ArithmeticError, LookupError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What all jobs of one store share.
+
+    Attributes:
+        root: Root of the index, which the scans' paths start from.
+        store: Folder of the store.
+        preprocess: Rules of the store.
+        tier: "chunked" or "raw".
+        schemas: Class map of each data set, or None.
+    """
+
+    root: Path
+    store: Path
+    preprocess: Preprocess
+    tier: Tier
+    schemas: dict[str, LabelSchema | None]
+
+    def key(self, scan: Scan) -> str:
+        """Digest that names the scan's bytes in this store."""
+        return scan_key(scan, self.preprocess, self.tier)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one job did: rows for the table, and which scans were skipped, each with the reason."""
+
+    rows: tuple[tuple[Any, ...], ...] = ()
+    skipped: tuple[tuple[str, str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def fill(filling: Filling, scans: tuple[Scan, ...]) -> Outcome:
+    """Stores one scan in files of its own, several in a pack.
+
+    A scan that cannot be read or prepared is skipped with its reason and the others go on.
+
+    Raises:
+        chunks.DiskFull: No room; nothing of the file in work is left.
+    """
+    rows: list[tuple[Any, ...]] = []
+    skipped: list[tuple[str, str, str]] = []
+    notes: list[str] = []
+    pack: list[bytes] = []
+    for scan in scans:
+        try:
+            prepared, said = _prepared(filling, scan)
+        except UNREADABLE as error:
+            text = str(error) or "no reason given"
+            reason = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+            skipped.append((scan.scan_id, filling.key(scan), " ".join(reason.split())))
+            continue
+        notes += [f"{scan.scan_id}: {note}" for note in said]
+        if len(scans) == 1 and not _small(prepared):
+            rows.append(_write_own(filling, scan, prepared))
+        else:
+            place = _packed(prepared, pack)
+            rows.append(records.row(scan, filling.key(scan), prepared, place, pixel_digest(prepared)))
+    return Outcome(tuple(_published(filling, rows, pack)), tuple(skipped), tuple(notes))
+
+
+def jobs(filling: Filling, scans: Iterable[Scan], connection: sqlite3.Connection) -> Iterator[tuple[Scan, ...]]:
+    """Groups the scans that the store lacks: large ones alone, small ones 1024 to a pack; failed ones again at the end.
+
+    The grouping depends on the scans and on what is stored alone, so a run that was killed comes to the same files.
+    """
+    small: list[Scan] = []
+    again: list[Scan] = []
+    failed = {str(row[0]) for row in connection.execute("SELECT scan_id FROM failures")}
+    for scan in scans:
+        if stored(filling, scan, connection):
+            continue
+        if scan.scan_id in failed:
+            again.append(scan)
+        elif expected_bytes(filling, scan) >= SMALL:
+            yield (scan,)
+        else:
+            small.append(scan)
+        if len(small) == PACK:
+            yield tuple(small)
+            small = []
+    if small:
+        yield tuple(small)
+    yield from ((scan,) for scan in again)
+
+
+def stored(filling: Filling, scan: Scan, connection: sqlite3.Connection) -> bool:
+    """Whether the store holds this scan, made of these files by these rules, with all its bytes."""
+    query = "SELECT key, pack, first, nbytes, label_first, label_nbytes, details FROM scans WHERE scan_id = ?"
+    found = connection.execute(query, (scan.scan_id,)).fetchone()
+    if found is None or found[0] != filling.key(scan):
+        return False
+    if found[1]:
+        needed = max(found[2] + found[3], found[4] + found[5])
+        return bool(_size(filling.store / "packs" / found[1]) >= needed)
+    sizes = json.loads(found[6])["bytes"]
+    names = [scan_file(filling.store, found[0], part, filling.tier) for part in ("", "label")][: len(sizes)]
+    return bool([_size(name) for name in names] == sizes)
+
+
+def expected_bytes(filling: Filling, scan: Scan) -> int:
+    """Bytes of the voxels of a scan after its new grid, before compression (two bytes a voxel)."""
+    shape = np.asarray(scan.grid.shape, float)
+    rules = filling.preprocess
+    if len(shape) == 2 and rules.image_size:
+        shape = np.asarray(rules.image_size, float)
+    if len(shape) == 3 and rules.spacing_mm and not rules.orientation:
+        new = np.asarray(rules.spacing_mm)
+        shape = shape * np.asarray(scan.grid.spacing_mm) / np.where(new > 0, new, scan.grid.spacing_mm)
+    elif len(shape) == 3 and rules.spacing_mm and all(rules.spacing_mm):
+        shape = shape * np.prod(scan.grid.spacing_mm) ** (1 / 3) / np.prod(rules.spacing_mm) ** (1 / 3)
+    narrow = scan.source.value_domain == "rgb"
+    return int(np.prod(np.maximum(shape, 1)) * max(1, len(scan.source.channels)) * (1 if narrow else 2))
+
+
+def refresh(filling: Filling, scans: Iterable[Scan], connection: sqlite3.Connection) -> int:
+    """Brings subjects, splits and scan-level labels of stored scans up to the index; returns how many changed."""
+    names = records.DESCRIBED
+    changed = 0
+    with connection:
+        for scan in scans:
+            now = records.described(scan, filling.key(scan))
+            query = f"SELECT {', '.join(names)} FROM scans WHERE scan_id = ? AND key = ?"
+            before = connection.execute(query, now[:2]).fetchone()
+            if before is not None and before != now:
+                marks = ", ".join(f"{name} = ?" for name in names)
+                connection.execute(f"UPDATE scans SET {marks} WHERE scan_id = ?", (*now, scan.scan_id))
+                changed += 1
+    return changed
+
+
+def keep(filling: Filling, connection: sqlite3.Connection, outcome: Outcome) -> None:
+    """Enters what a job did into the table; files of an older state of the same scans go."""
+    old = [
+        connection.execute("SELECT key, pack FROM scans WHERE scan_id = ? AND key != ?", row[:2]).fetchone()
+        for row in outcome.rows
+    ]
+    records.insert(connection, outcome.rows)
+    with connection:
+        connection.executemany(
+            "INSERT OR REPLACE INTO failures VALUES (?, ?)", [skipped[:2] for skipped in outcome.skipped]
+        )
+    for key, pack in filter(None, old):
+        for part in () if pack else ("", "label"):
+            scan_file(filling.store, key, part, filling.tier).unlink(missing_ok=True)
+
+
+def _prepared(filling: Filling, scan: Scan) -> tuple[Prepared, tuple[str, ...]]:
+    volume = read(scan, filling.root)
+    schema = filling.schemas.get(scan.source.dataset)
+    if volume.label is not None and schema is not None:
+        check_label(volume.label, schema)
+    prepared = prepare(volume, filling.preprocess, domain=scan.source.value_domain)
+    return prepared, volume.notes
+
+
+def _small(prepared: Prepared) -> bool:
+    return prepared.image.nbytes < SMALL
+
+
+def _write_own(filling: Filling, scan: Scan, prepared: Prepared) -> tuple[Any, ...]:
+    """Writes the files of one scan and returns its row."""
+    key = filling.key(scan)
+    sizes = []
+    for part, array in (("label", prepared.label), ("", prepared.image)):
+        if array is not None:
+            parts = chunks.raw_parts(array) if filling.tier == "raw" else (chunks.chunked_bytes(array),)
+            sizes.append(chunks.write_whole(scan_file(filling.store, key, part, filling.tier), parts))
+    return records.row(scan, key, prepared, records.Place(sizes=tuple(reversed(sizes))), pixel_digest(prepared))
+
+
+def _packed(prepared: Prepared, pack: list[bytes]) -> records.Place:
+    """Appends a scan's bytes to a pack in the making."""
+    image = chunks.compress(prepared.image)
+    label = b"" if prepared.label is None else chunks.compress(prepared.label)
+    first = sum(map(len, pack))  # a few thousand lengths at most
+    pack += [image, label]
+    return records.Place("?", first, len(image), first + len(image), len(label))
+
+
+def _published(filling: Filling, rows: list[tuple[Any, ...]], pack: list[bytes]) -> Iterator[tuple[Any, ...]]:
+    """Writes the pack, named after its content, and enters its name into the rows that point to it."""
+    if not pack:
+        yield from rows
+        return
+    digest = hashlib.blake2b(digest_size=12)
+    for data in pack:
+        digest.update(data)
+    name = f"{digest.hexdigest()}.pack"
+    chunks.write_whole(filling.store / "packs" / name, pack)
+    place = records.COLUMNS.index("pack")
+    for row in rows:
+        yield (*row[:place], name if row[place] else "", *row[place + 1 :])
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1

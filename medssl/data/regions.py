@@ -1,0 +1,121 @@
+"""Which crop of a scan: a pure function of (seed, global sample number) and the scan's shape and foreground."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medssl.data.coding import cell_side
+from medssl.ops.draws import keyed_generator
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from medssl.types import Sampling
+
+GRID = 16  # crops start on multiples of a block: nothing is decoded that is not used
+
+
+def region_at(
+    seed: int,
+    sample: int,
+    shape: tuple[int, ...],
+    size: tuple[int, ...],
+    sampling: Sampling,
+    *,
+    cells: NDArray[np.bool_] | None = None,
+) -> tuple[int, ...]:
+    """Returns the first voxel of the crop of a global sample, per stored axis.
+
+    Starts lie on multiples of 16, or at the last start that fits; where the scan is smaller than the crop, the crop is
+    centred on it and starts before it.
+
+    Args:
+        seed: Seed of the run.
+        sample: Global sample number.
+        shape: The scan's voxels per stored axis.
+        size: Voxels of the crop per stored axis (1 along an axis that slices are taken across).
+        sampling: Regions per scan, stratified axis and share of foreground crops.
+        cells: Foreground map of the scan (``coding.foreground_cells``).
+    """
+    generator = keyed_generator(seed, sample, "region")
+    share = generator.random(len(shape))
+    strata = _stratum(seed, sample, sampling)
+    if strata is not None and sampling.stratified_axis is not None:
+        axis = sampling.stratified_axis
+        share[axis] = (strata + share[axis]) / sampling.regions_per_scan
+    slack = np.asarray(shape) - np.asarray(size)
+    first = share * (slack + 1) - 0.5
+    wanted = generator.random() < sampling.foreground
+    if wanted and cells is not None and cells.any():
+        keep = sampling.stratified_axis if strata is not None else None
+        first = _around_foreground(generator, (shape, size), cells, first, keep)
+    return tuple(
+        _snapped(float(f), int(s), step=1 if n == 1 else GRID) for f, s, n in zip(first, slack, size, strict=True)
+    )
+
+
+def slice_axes(affine: NDArray[np.float64], axis: int) -> tuple[int, int]:
+    """Returns the (row, column) axes of slices taken across ``axis`` of a volume.
+
+    The column axis is the one nearer to left-right, so that a slice lies like any other image: its horizontal axis is
+    the one that a flip must not turn.
+    """
+    first, second = (a for a in range(3) if a != axis)
+    return (second, first) if abs(affine[0, first]) > abs(affine[0, second]) else (first, second)
+
+
+def slice_world(affine: NDArray[np.float64], axes: tuple[int, int]) -> NDArray[np.float64]:
+    """Returns the 3x3 affine (row, column) -> mm in the plane, of slices along two axes of a volume.
+
+    The two rows are the world axes nearest to the slice's row and column axis.
+    """
+    rows = sorted(range(3), key=lambda w: -float(np.abs(affine[w, list(axes)]).max()))[:2]
+    if abs(affine[rows[0], axes[0]]) < abs(affine[rows[1], axes[0]]):
+        rows.reverse()
+    out = np.eye(3)
+    out[:2, :2] = affine[np.ix_(rows, list(axes))]
+    out[:2, 2] = affine[rows, 3]
+    return out
+
+
+def _stratum(seed: int, sample: int, sampling: Sampling) -> int | None:
+    """Which of the scan's equal parts along the stratified axis this sample takes: each is taken once."""
+    if sampling.stratified_axis is None or sampling.regions_per_scan == 1:
+        return None
+    draw, turn = divmod(sample, sampling.regions_per_scan)
+    return int(keyed_generator(seed, draw, "strata").permutation(sampling.regions_per_scan)[turn])
+
+
+def _around_foreground(
+    generator: np.random.Generator,
+    box: tuple[tuple[int, ...], tuple[int, ...]],
+    cells: NDArray[np.bool_],
+    first: NDArray[np.float64],
+    keep: int | None,
+) -> NDArray[np.float64]:
+    """Moves the crop's centre into a foreground cell; along the stratified axis into one that is near."""
+    shape, size = box
+    side = cell_side(shape)
+    counts = [-(-n // side) for n in shape]
+    chosen = np.argwhere(cells[: int(np.prod(counts))].reshape(counts))
+    if keep is not None:
+        distance = np.abs((chosen[:, keep] + 0.5) * side - (first[keep] + size[keep] / 2))
+        chosen = chosen[distance <= max(side / 2, float(distance.min()))]
+    cell = chosen[int(generator.integers(len(chosen)))]
+    centre = (cell + generator.random(len(shape))) * side
+    moved: NDArray[np.float64] = np.minimum(centre, np.asarray(shape) - 0.5) - np.asarray(size) / 2
+    if keep is not None:
+        moved[keep] = first[keep]
+    return moved
+
+
+def _snapped(first: float, slack: int, *, step: int) -> int:
+    """Nearest start on the grid that fits, the last fitting one included; centred where nothing fits."""
+    if slack < 0:
+        return -(-slack // 2)
+    first = min(max(first, 0.0), float(slack))
+    below = min(int(first // step) * step, slack)
+    above = min(below + step, slack)
+    return below if first - below <= above - first else above

@@ -1,0 +1,195 @@
+"""The verb `medssl cache`: preprocess the scans of an index once, into a store that crops are read from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medssl.data import chunks, filling, records
+from medssl.data.store import Store, Tier
+from medssl.types import Preprocess, UserError
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterator
+
+    from medssl.data.filling import Filling, Outcome
+    from medssl.data.index import Index
+    from medssl.types import LabelSchema, Scan
+
+ABANDONED_SECONDS = 3600.0  # a part file untouched for so long belongs to a run that was killed
+
+
+def cache(
+    index: Path,
+    store: Path,
+    *,
+    preprocess: Preprocess | None = None,
+    where: str | None = None,
+    tier: Tier = "chunked",
+    workers: int = 2,
+) -> int:
+    """Preprocess every scan of an index once and keep it in chunks; only what is missing is done.
+
+    Args:
+        index: The index that `medssl index` made.
+        store: Folder of the store; made if it is not there.
+        preprocess: Orientation, spacing, foreground crop, intensity rules, own transforms; None takes the defaults.
+        where: SQL condition on the columns of the index, for example "modality = 'CT'".
+        tier: "chunked" (compressed) or "raw" (uncompressed, mapped into memory: for sets that fit in it).
+        workers: Processes; 0 works in this one.
+
+    Returns:
+        0; 1 if the store holds nothing in the end.
+    """
+    from medssl.data.index import Index
+
+    os.umask(0o077)
+    with Index.open(index) as opened:
+        scans = partial(opened.scans, where)
+        names = sorted({scan.source.dataset for scan in scans()})
+        schemas = {name: opened.schema(name) for name in names}
+        made = Store.create(
+            store, preprocess or Preprocess(), tier=tier, schema=_one(schemas), index_digest=opened.digest()
+        )
+        plan = filling.Filling(opened.root, made.path, made.preprocess, tier, schemas)
+        with closing(records.connect(store / "records.sqlite")) as connection:
+            _sweep(store)
+            changed = filling.refresh(plan, scans(), connection)
+            missing = _estimate(plan, scans, connection)
+            done = _run(plan, filling.jobs(plan, scans(), connection), connection, missing, workers)
+            return _summary(plan, opened, scans, connection, (*done, changed))
+
+
+def _one(schemas: dict[str, LabelSchema | None]) -> LabelSchema | None:
+    """The class map, where all data sets that have one have the same."""
+    found = {schema for schema in schemas.values() if schema is not None}
+    return found.pop() if len(found) == 1 else None
+
+
+def _sweep(store: Path) -> None:
+    """Removes what a killed run left half written."""
+    for path in store.rglob(".*.part"):
+        if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+            path.unlink(missing_ok=True)
+
+
+def _estimate(plan: Filling, scans: Callable[[], Iterator[Scan]], connection: sqlite3.Connection) -> int:
+    """Counts the missing scans and compares the room they need with the room there is."""
+    missing, voxels = 0, 0
+    for scan in scans():
+        if not filling.stored(plan, scan, connection):
+            missing += 1
+            voxels += filling.expected_bytes(plan, scan)
+    needed = voxels * (filling.COMPRESSED if plan.tier == "chunked" else 1.0) / 1e9
+    free = shutil.disk_usage(plan.store).free / 1e9
+    if missing:
+        print(f"{missing} scans to store, about {needed:.3g} GB; {free:.3g} GB free on the disk of {plan.store}")
+    if needed > free:
+        message = (
+            f"the store needs about {needed:.3g} GB and {free:.3g} GB are free: make room, choose another disk, "
+            "or take fewer scans with --where"
+        )
+        raise UserError(message)
+    return missing
+
+
+def _run(
+    plan: Filling, jobs: Iterator[tuple[Scan, ...]], connection: sqlite3.Connection, missing: int, workers: int
+) -> tuple[int, int]:
+    """Works off the jobs; returns how many scans were stored and how many skipped."""
+    from tqdm import tqdm
+
+    stored = skipped = 0
+    try:
+        with tqdm(total=missing, desc="cache", unit="scan", disable=not missing) as bar:
+            for outcome in _outcomes(plan, jobs, workers):
+                filling.keep(plan, connection, outcome)
+                for scan_id, _, reason in outcome.skipped:
+                    bar.write(f"skipped {scan_id}: {reason}")
+                for note in outcome.notes:
+                    bar.write(f"note {note}")
+                stored, skipped = stored + len(outcome.rows), skipped + len(outcome.skipped)
+                bar.update(len(outcome.rows) + len(outcome.skipped))
+    except chunks.DiskFull as error:
+        message = f"{error} ({stored} scans stored in this run, none lost)"
+        raise UserError(message) from error
+    except BrokenProcessPool as error:
+        message = (
+            f"a worker process was killed, most likely for want of memory ({stored} scans stored in this run, none "
+            "lost): run the same command again with fewer --workers"
+        )
+        raise UserError(message) from error
+    return stored, skipped
+
+
+def _outcomes(plan: Filling, jobs: Iterator[tuple[Scan, ...]], workers: int) -> Iterator[Outcome]:
+    """Results as they come; only a few jobs wait at a time, so memory does not grow with their number."""
+    if workers < 1:
+        yield from (filling.fill(plan, job) for job in jobs)
+        return
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start)
+    waiting: set[Future[Outcome]] = set()
+    try:
+        for job in jobs:
+            waiting.add(pool.submit(filling.fill, plan, job))
+            if len(waiting) > 2 * workers:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start() -> None:
+    """Sets a worker process up: files for the owner only, one thread (there are as many workers as cores asked for)."""
+    import blosc2
+
+    os.umask(0o077)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    blosc2.set_nthreads(1)
+
+
+def _summary(
+    plan: Filling,
+    index: Index,
+    scans: Callable[[], Iterator[Scan]],
+    connection: sqlite3.Connection,
+    done: tuple[int, int, int],
+) -> int:
+    """Says what the store holds now."""
+    new, skipped, changed = done
+    held = connection.execute("SELECT scan_id, dtype, details FROM scans")
+    wanted = {scan.scan_id for scan in scans()}
+    errors, other, total, clipped = [], 0, 0, 0
+    for scan_id, _, details in held:
+        total += 1
+        other += scan_id not in wanted
+        known = json.loads(details)
+        errors.append(known["error"])
+        clipped += known["clipped"] > 0
+    inexact = [x for x in errors if x > 0]
+    size = sum(path.stat().st_size for path in plan.store.rglob("*") if path.is_file())
+    print(
+        f"{plan.store}: {total} scans, {size / 1e9:.3g} GB ({new} new, {total - new} there already, {skipped} skipped)"
+    )
+    if inexact:
+        print(f"  {len(inexact)} hold resampled or real numbers as 16 bits: error at most {max(inexact):.3g}")
+    if clipped:
+        print(f"  {clipped} had voxels beyond the clip bounds of their intensity rule, stored as the bound")
+    if changed:
+        print(f"  {changed} took over a new subject, split or label value from the index")
+    if other:
+        print(f"  {other} are in the store but not in this selection of the index (kept)")
+    return 0 if total else 1
