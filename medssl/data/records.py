@@ -223,7 +223,7 @@ def _affines(blobs: tuple[bytes, ...], axes: NDArray[np.int64]) -> NDArray[np.fl
     for n in (2, 3):
         chosen = np.flatnonzero(axes == n)
         square = np.frombuffer(b"".join(blobs[i] for i in chosen), "<f8").reshape(-1, n + 1, n + 1)
-        out[chosen, : n * (n + 1)] = square[:, :n].reshape(len(chosen), -1)
+        out[chosen, : n * (n + 1)] = square[:, :n].reshape(len(chosen), n * (n + 1))
     return out
 
 
