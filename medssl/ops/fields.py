@@ -56,7 +56,7 @@ def draw_offsets(draws: Draws, channels: int) -> Int[Tensor, "B C 2"]:
 def add_noise(
     image: Float[Tensor, "B C *s"], deviation: Float[Tensor, " B"], offsets: Int[Tensor, "B C 2"], *, seed: int
 ) -> Float[Tensor, "B C *s"]:
-    """Adds Gaussian noise in place and returns the image.
+    """Adds Gaussian noise.
 
     Fresh normal numbers cost more than all of the geometry, so they are read from a pool that is made once for a seed:
     each channel takes the sum of two stretches, one from either half of the pool, each at its own offset. Every voxel's
@@ -64,7 +64,7 @@ def add_noise(
     one of their two offsets differs by the same voxels from the other's.
 
     Args:
-        image: Contiguous.
+        image: Values; they are not changed.
         deviation: Standard deviation for each sample; 0 adds nothing.
         offsets: From ``draw_offsets``.
         seed: Seed of the run: it makes the pool.
@@ -72,14 +72,15 @@ def add_noise(
     voxels = image[0, 0].numel()
     pool = _pool(int(seed), max(_LEAST_POOL, 1 << (2 * voxels - 1).bit_length()), image.device)
     starts = offsets % (pool.shape[1] - voxels + 1)
+    noisy = torch.empty(image.shape, dtype=image.dtype, device=image.device)
     for row, width in enumerate(deviation.tolist()):
-        if width == 0:
-            continue
         for channel in range(image.shape[1]):
-            flat = image[row, channel].view(-1)
-            for half, start in enumerate(starts[row, channel].tolist()):
-                flat.add_(pool[half, start : start + voxels], alpha=width * 0.5**0.5)
-    return image
+            first, second = starts[row, channel].tolist()
+            flat = noisy[row, channel].view(-1)
+            amplitude = width * 0.5**0.5
+            torch.add(image[row, channel].reshape(-1), pool[0, first : first + voxels], alpha=amplitude, out=flat)
+            flat.add_(pool[1, second : second + voxels], alpha=amplitude)
+    return noisy
 
 
 @lru_cache(maxsize=4)

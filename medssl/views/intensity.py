@@ -1,6 +1,6 @@
 """Stored numbers to the network's values, and random changes of these: noise, blur, brightness, contrast, gamma, bias.
 
-Every change has two halves: ``draw_intensity`` draws the parameters of a batch, keyed by sample, and ``apply_intensity``
+Every change has two halves: ``draw_intensity`` draws the parameters of a batch, keyed by sample; ``apply_intensity``
 (or the function of one change) applies given parameters and draws nothing, so that a change can be repeated.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import fields as dataclass_fields
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional
 
 from medssl.ops import fields
 
@@ -48,6 +48,10 @@ class IntensityDraw:
     control: Float[Tensor, "B *c"]
     offsets: Int[Tensor, "B C 2"]
 
+    def rows(self, chosen: slice) -> IntensityDraw:
+        """The parameters of some of the samples."""
+        return IntensityDraw(**{part.name: getattr(self, part.name)[chosen] for part in dataclass_fields(self)})
+
 
 def decode(raw: Shaped[Tensor, "B C *s"], numbers: Float[Tensor, "B C 6"]) -> Float[Tensor, "B C *s"]:
     """Raw codes to the network's values in float32: ``(clip(raw * scale + offset, low, high) - shift) / divisor``.
@@ -57,30 +61,36 @@ def decode(raw: Shaped[Tensor, "B C *s"], numbers: Float[Tensor, "B C 6"]) -> Fl
         numbers: Per sample and channel (scale, offset, low, high, shift, divisor), on the CPU.
     """
     scale, offset, low, high, shift, divisor = numbers.to(torch.float64).unbind(dim=-1)
-    parts = torch.stack(
-        (scale / divisor, (offset - shift) / divisor, (low - shift) / divisor, (high - shift) / divisor)
-    )
-    image = torch.empty(raw.shape, dtype=torch.float32, device=raw.device)
-    if raw.device.type == "cpu":  # numbers rather than tensors: one pass each, and the conversion is part of the first
-        for row in range(raw.shape[0]):
-            for channel in range(raw.shape[1]):
-                gain, start, lowest, highest = parts[:, row, channel].tolist()
-                torch.mul(raw[row, channel], gain, out=image[row, channel])
-                image[row, channel].add_(start).clamp_(lowest, highest)
+    parts = torch.stack((scale, offset - shift, low - shift, high - shift)) / divisor
+    image = raw.to(torch.float32, copy=True)
+    if image.device.type == "cpu":  # plain numbers: the vectorised kernels, and nothing is done that changes nothing
+        for row in range(image.shape[0]):
+            for channel in range(image.shape[1]):
+                _scale_clip(image[row, channel], *parts[:, row, channel].tolist())
         return image
     gain, start, lowest, highest = (
         part.to(raw.device, torch.float32).reshape(*part.shape, *[1] * (raw.ndim - 2)) for part in parts
     )
-    torch.mul(raw, gain, out=image)
-    return image.add_(start).clamp_(lowest, highest)
+    return image.mul_(gain).add_(start).clamp_(lowest, highest)
+
+
+def _scale_clip(image: Float[Tensor, "*s"], gain: float, start: float, low: float, high: float) -> None:
+    if gain != 1:
+        image.mul_(gain)
+    if start != 0:
+        image.add_(start)
+    if low > -math.inf or high < math.inf:
+        image.clamp_(low, high)
 
 
 def lowest_value(numbers: Float[Tensor, "B C 6"], image: Float[Tensor, "B C *s"]) -> Float[Tensor, "B C *1"]:
-    """The value that stands for "outside the scan": the rule's lower bound, or the lowest in sight where it has none."""
+    """The value that stands for "outside the scan": the rule's lower bound, or the lowest in sight if it has none."""
     _, _, low, _, shift, divisor = numbers.to(torch.float64).unbind(dim=-1)
-    bound = ((low - shift) / divisor).to(image.device, torch.float32)
-    seen = image.flatten(2).amin(dim=2)
-    return torch.where(torch.isfinite(bound), bound, seen).reshape(*bound.shape, *[1] * (image.ndim - 2))
+    bound = (low - shift) / divisor
+    lowest = bound.to(image.device, torch.float32)
+    if not bool(torch.isfinite(bound).all()):
+        lowest = torch.where(torch.isfinite(lowest), lowest, image.flatten(2).amin(dim=2))
+    return lowest.reshape(*lowest.shape, *[1] * (image.ndim - 2))
 
 
 def draw_intensity(spec: Intensity, draws: Draws, *, channels: int, n: int) -> IntensityDraw:
@@ -115,19 +125,45 @@ def apply_intensity(
         seed: Seed of the run, for the pool of noise.
         valid: False on padding, which has no say in means and ranges; None where there is none.
     """
-    image = image.clone(memory_format=torch.contiguous_format)
-    steps: tuple[tuple[Tensor, float, Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]], ...] = (
-        (drawn.gamma, 1.0, lambda part, value, mask, _: gamma(part, value, mask)),
-        (drawn.contrast, 1.0, lambda part, value, mask, _: contrast(part, value, mask)),
-        (drawn.brightness, 0.0, lambda part, value, _mask, _: brightness(part, value)),
-        (drawn.bias, 0.0, lambda part, value, mask, rows: bias_field(part, value, drawn.control[rows], mask)),
-        (drawn.blur, 0.0, lambda part, value, _mask, _: blur(part, value)),
+    if image.device.type != "cpu":
+        return _apply(image, drawn, seed, valid)
+    rows = [slice(row, row + 1) for row in range(len(image))]  # a row fits the cache, a batch does not
+    parts = [_apply(image[row], drawn.rows(row), seed, None if valid is None else valid[row]) for row in rows]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _apply(
+    image: Float[Tensor, "B C *s"], drawn: IntensityDraw, seed: int, valid: Bool[Tensor, "B 1 *s"] | None
+) -> Float[Tensor, "B C *s"]:
+    image = _where(image, drawn.gamma != 1, lambda part, at: gamma(part, drawn.gamma[at], _some(valid, at)))
+    image = _where(image, drawn.contrast != 1, lambda part, at: contrast(part, drawn.contrast[at], _some(valid, at)))
+    image = _where(image, drawn.brightness != 0, lambda part, at: brightness(part, drawn.brightness[at]))
+    image = _where(
+        image, drawn.bias != 0, lambda part, at: bias_field(part, drawn.bias[at], drawn.control[at], _some(valid, at))
     )
-    for values, neutral, change in steps:
-        for rows in _rows(values != neutral, image.device):
-            mask = None if valid is None else valid[rows.to(valid.device)]
-            image[rows.to(image.device)] = change(image[rows.to(image.device)], values[rows], mask, rows)
-    return fields.add_noise(image, drawn.noise, drawn.offsets, seed=seed)
+    image = _where(image, drawn.blur != 0, lambda part, at: blur(part, drawn.blur[at]))
+    return _where(
+        image, drawn.noise != 0, lambda part, at: fields.add_noise(part, drawn.noise[at], drawn.offsets[at], seed=seed)
+    )
+
+
+def _where(
+    image: Float[Tensor, "B C *s"],
+    chosen: Bool[Tensor, " B"],
+    change: Callable[[Tensor, Int[Tensor, " K"]], Tensor],
+) -> Float[Tensor, "B C *s"]:
+    """Changes the chosen rows only: a row that is left alone keeps its bits, whatever happens beside it."""
+    if not bool(chosen.any()):
+        return image
+    rows = torch.nonzero(chosen)[:, 0]
+    if len(rows) == len(image):
+        return change(image, rows)
+    there = rows.to(image.device)
+    return image.index_copy(0, there, change(image[there], rows))
+
+
+def _some(valid: Bool[Tensor, "B 1 *s"] | None, rows: Int[Tensor, " K"]) -> Bool[Tensor, "K 1 *s"] | None:
+    return None if valid is None else valid[rows.to(valid.device)]
 
 
 def gamma(
@@ -220,7 +256,9 @@ def _range(
     """Lowest and highest value of each channel, padding left out."""
     axes = tuple(range(2, image.ndim))
     if valid is None:
-        return image.amin(dim=axes, keepdim=True), image.amax(dim=axes, keepdim=True)
+        low, high = image.flatten(2).aminmax(dim=2)
+        shape = (*low.shape, *[1] * len(axes))
+        return low.reshape(shape), high.reshape(shape)
     infinite = image.new_full((), math.inf)
     low = torch.where(valid, image, infinite).amin(dim=axes, keepdim=True)
     high = torch.where(valid, image, -infinite).amax(dim=axes, keepdim=True)
@@ -229,11 +267,3 @@ def _range(
 
 def _wide(values: Float[Tensor, " B"], image: Float[Tensor, "B C *s"]) -> Float[Tensor, "B *1"]:
     return values.to(image.device, image.dtype).reshape(-1, *[1] * (image.ndim - 1))
-
-
-def _rows(chosen: Bool[Tensor, " B"], device: torch.device) -> list[Int[Tensor, " K"]]:
-    """Chosen rows: all in one go on an accelerator, one after the other on the CPU, where one row fits the cache."""
-    rows = torch.nonzero(chosen)[:, 0]
-    if not len(rows):
-        return []
-    return list(rows.split(1)) if device.type == "cpu" else [rows]

@@ -13,7 +13,7 @@ from medssl.ops import coordinates
 from medssl.ops.draws import Draws
 from medssl.types import Batch, Origin, UserError, View
 from medssl.views import geometry, intensity
-from medssl.views.resample import covered, is_whole, sample
+from medssl.views.resample import covered, is_whole, sample, window
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -32,8 +32,8 @@ def read_size(plan: ViewPlan, spacing_mm: Sequence[float] | None = None) -> tupl
 
     Args:
         plan: The views.
-        spacing_mm: Spacing of the stored scans: tilting thick slices reaches over many voxels in plane. None takes equal
-            spacing; what a crop then lacks is padding, marked as not valid.
+        spacing_mm: Spacing of the stored scans: tilting thick slices reaches over many voxels in plane. None takes
+            equal spacing; what a crop then lacks is padding, marked as not valid.
 
     Raises:
         UserError: When the plan contradicts itself.
@@ -65,8 +65,8 @@ def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device 
 
     Geometry is drawn from ``Draws(seed, samples, "view<k>.geometry")``, intensity from ``"view<k>.intensity"``: a
     sample's view does not depend on the batch it is in. Views that only crop and flip are exact copies of the stored
-    voxels. Voxels of a view outside the scan (or outside the crop) hold the lowest value and are not ``valid``; labels are
-    -1 there; they are never ``scored``. A missing channel is 0 everywhere.
+    voxels. Voxels of a view outside the scan (or outside the crop) hold the lowest value and are neither ``valid`` nor
+    ``scored``; labels are -1 there. A missing channel is 0 everywhere.
 
     Args:
         crops: As the loader sends them.
@@ -193,10 +193,17 @@ def _view(
 
 
 def _values(moved: _Moved, affine: Float[Tensor, "B n+1 n+1"], size: Sequence[int]) -> Float[Tensor, "B C *s"]:
-    """Cuts before decoding where nothing is interpolated: fewer voxels to decode, the same values."""
-    if all(is_whole(matrix) for matrix in affine.numpy()):
+    """Cuts before decoding: to the view where nothing is interpolated, else (on the CPU) to what a row reads."""
+    whole = [is_whole(matrix) for matrix in affine.numpy()]
+    if all(whole):
         return intensity.decode(sample(moved.raw, affine, size), moved.numbers)
-    return sample(intensity.decode(moved.raw, moved.numbers), affine, size)
+    if moved.raw.device.type != "cpu":
+        return sample(intensity.decode(moved.raw, moved.numbers), affine, size)
+    rows = []
+    for row in range(len(affine)):
+        part, shifted = window(moved.raw[row : row + 1], affine[row : row + 1], size)
+        rows.append(sample(intensity.decode(part, moved.numbers[row : row + 1]), shifted, size))
+    return torch.cat(rows) if len(rows) > 1 else rows[0]
 
 
 def _problem(spec: ViewSpec, number: int, plan: ViewPlan) -> str:

@@ -1,0 +1,164 @@
+"""Affine resampling in 3D on the CPU: three passes, each in one plane.
+
+An affine acts in a plane when it moves two axes and leaves the third alone. Then all voxels along the third axis share
+their neighbours and weights, and the pass is a weighted sum of four rows of a table: one row for each place in the
+plane, the third axis along the row. That is what the embedding-bag kernel computes, at the speed of memory, where
+trilinear ``grid_sample`` gathers voxel by voxel. Between passes the array is turned so that the next third axis lies
+along the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, Shaped
+    from torch import Tensor
+
+    Matrix = np.ndarray[Any, np.dtype[np.float64]]
+    Lattice = np.ndarray[Any, np.dtype[np.int64]]
+
+_SLANT = 0.5  # squared tangent of the largest turn that is split into planes (about 35 degrees)
+_PLANES = ((2, 0), (1, 2), (0, 1))  # in the order the input is read; the last one leaves the array contiguous
+
+
+def through_planes(
+    image: Float[Tensor, "C d h w"], matrix: Matrix, size: Sequence[int]
+) -> Float[Tensor, "C D H W"] | None:
+    """Reads an image at the voxels of a view in three passes, each in one plane.
+
+    Args:
+        image: On the CPU; beyond its border the border's value continues.
+        matrix: View voxel -> image voxel.
+        size: Voxels of the view.
+
+    Returns:
+        The view, or None where the affine cannot be split well.
+    """
+    factors = planar_factors(matrix[:3, :3])
+    if factors is None:
+        return None
+    rest = np.linalg.solve(factors[0], matrix[:3, 3])
+    shifts = (np.zeros(3), np.array([0.0, rest[1], rest[2]]), np.array([rest[0], 0.0, 0.0]))
+    boxes = [(np.zeros(3, dtype=np.int64), np.array(size, dtype=np.int64) - 1)]
+    for factor, shift in zip(factors[:0:-1], shifts[:0:-1], strict=True):
+        middle, half = (boxes[0][0] + boxes[0][1]) / 2, (boxes[0][1] - boxes[0][0]) / 2
+        centre, reach = factor @ middle + shift, np.abs(factor) @ half
+        boxes.insert(0, (np.floor(centre - reach + 1e-9).astype(int), np.ceil(centre + reach - 1e-9).astype(int)))
+    channels = list(image)
+    low = np.zeros(3)
+    for axes, factor, shift, (first, last) in zip(_PLANES, factors, shifts, boxes, strict=True):
+        if last is not boxes[-1][1]:  # no more layers than there are: the next pass continues the border
+            kept = 3 - sum(axes)
+            end = low[kept] + channels[0].shape[kept] - 1
+            first[kept], last[kept] = np.clip((first[kept], last[kept]), low[kept], end)
+        channels = _pass(channels, axes, factor, shift - low, first=first, last=last)
+        low = first.astype(np.float64)
+    return torch.stack(channels) if len(channels) > 1 else channels[0][None]
+
+
+def span(image: Shaped[Tensor, "..."], axis: int, start: int, extent: int, source: int) -> Shaped[Tensor, "..."]:
+    """``extent`` layers of an axis from ``start`` on; beyond the border the border's layer is repeated."""
+    if start >= 0 and start + extent <= source:
+        return image.narrow(axis, start, extent)
+    layers = torch.arange(start, start + extent, device=image.device).clamp_(0, source - 1)
+    return image.index_select(axis, layers)
+
+
+def planar_factors(linear: Matrix) -> tuple[Matrix, Matrix, Matrix] | None:
+    """Splits a 3x3 matrix into a product of three that act in the planes (2,0), (1,2) and (0,1) alone.
+
+    With a = A[(0,1),0], b = A[2,(1,2)] and M = A[(0,1),(1,2)] in the order of axes 2, 0, 1, the matrix M - q a b' has
+    rank one for q = det M / (b' adj(M) a); its two factors and a and b are the four free columns and rows. Each is
+    scaled to unit length, so that a turn in one plane is a turn in that plane's factor and the others are diagonal.
+
+    Returns:
+        The factors, or None where a turn is too large to be split well.
+    """
+    order = [2, 0, 1]
+    m = linear[np.ix_(order, order)]
+    pairs = ((0, 1), (0, 2), (1, 2))
+    if any(abs(m[i, j] * m[j, i]) > _SLANT * abs(m[i, i] * m[j, j]) for i, j in pairs):
+        return None
+    a, b, block = m[:2, 0], m[2, 1:], m[:2, 1:]
+    adjugate = np.array([[block[1, 1], -block[0, 1]], [-block[1, 0], block[0, 0]]])
+    pivot = b @ adjugate @ a
+    if abs(pivot) < 1e-12:
+        return None
+    q = np.linalg.det(block) / pivot
+    rest = block - q * np.outer(a, b)
+    column, row = rest[:, 0] / rest[1, 0], rest[1]
+    length_a, length_b, length_c = _signed(a), _signed(b[::-1]), _signed(column[::-1])
+    first, second, third = np.eye(3), np.eye(3), np.eye(3)
+    first[:2, 0], first[:2, 1] = a / length_a, column / length_c
+    second[0, 0], second[0, 2] = length_a, q * length_a * length_b
+    second[2, 0], second[2, 2] = m[2, 0], length_b
+    third[1, 1:], third[2, 1:] = row * length_c, b / length_b
+    if not np.allclose(first @ second @ third, m, rtol=0, atol=1e-9 * np.abs(m).max()):
+        return None
+    back = np.argsort(order)
+    return first[np.ix_(back, back)], second[np.ix_(back, back)], third[np.ix_(back, back)]
+
+
+def _pass(
+    channels: list[Float[Tensor, "d h w"]],
+    axes: tuple[int, int],
+    factor: Matrix,
+    offset: Matrix,
+    *,
+    first: Lattice,
+    last: Lattice,
+) -> list[Float[Tensor, "D H W"]]:
+    """Resamples two axes at the whole positions from ``first`` to ``last``; the third is only cut to these."""
+    p, q = axes
+    rest = 3 - p - q
+    extent = last - first + 1
+    shape = tuple(channels[0].shape)
+    start = round(float(first[rest] + offset[rest]))
+    channels = [span(channel, rest, start, int(extent[rest]), shape[rest]) for channel in channels]
+    steps_p, steps_q = np.arange(first[p], last[p] + 1)[:, None], np.arange(first[q], last[q] + 1)[None]
+    rows, weights = _taps(
+        factor[p, p] * steps_p + factor[p, q] * steps_q + offset[p],
+        factor[q, p] * steps_p + factor[q, q] * steps_q + offset[q],
+        (shape[p], shape[q]),
+        swap=channels[0].stride(p) < channels[0].stride(q),
+    )
+    outer = (q, p) if channels[0].stride(p) < channels[0].stride(q) else (p, q)
+    order = [axes.index(axis) if axis in axes else 2 for axis in range(3)]
+    results = []
+    for channel in channels:
+        table = channel.permute(*outer, rest).reshape(shape[p] * shape[q], -1)
+        summed = functional.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
+        results.append(summed.reshape(int(extent[p]), int(extent[q]), -1).permute(*order))
+    return results
+
+
+def _taps(
+    at_p: Matrix, at_q: Matrix, shape: tuple[int, int], *, swap: bool
+) -> tuple[Int[Tensor, "N 4"], Float[Tensor, "N 4"]]:
+    """Rows of the table and weights of the four neighbours of each position; ``swap``: rows run over q first."""
+    below, share = [], []
+    for position, extent in ((at_p, shape[0]), (at_q, shape[1])):
+        position = np.clip(position, 0, extent - 1)
+        below.append(np.minimum(position.astype(np.int32), max(extent - 2, 0)))
+        share.append((position - below[-1]).astype(np.float32))
+    step_p, step_q = (1, shape[0]) if swap else (shape[1], 1)
+    next_p, next_q = (step if extent > 1 else 0 for step, extent in zip((step_p, step_q), shape, strict=True))
+    corner = below[0] * np.int32(step_p) + below[1] * np.int32(step_q)
+    rows = corner.reshape(-1, 1) + np.array([[0, next_q, next_p, next_p + next_q]], dtype=np.int32)
+    weights = np.empty((*corner.shape, 4), dtype=np.float32)
+    weights[..., 3] = share[0] * share[1]
+    weights[..., 2] = share[0] - weights[..., 3]
+    weights[..., 1] = share[1] - weights[..., 3]
+    weights[..., 0] = 1 - share[0] - weights[..., 1]
+    return torch.from_numpy(rows), torch.from_numpy(weights.reshape(-1, 4))
+
+
+def _signed(vector: Matrix) -> float:
+    """Length of a vector, with the sign of its first entry: dividing by it leaves that entry positive."""
+    return float(np.copysign(np.linalg.norm(vector), vector[0]))
