@@ -211,16 +211,14 @@ class Placement:
     """Where raw crops lie in their stored scans, and where those lie in the world.
 
     ``start`` is the first voxel, ``source_shape`` the stored shape, ``world_affine`` maps stored voxel -> world mm
-    RAS+. For 2D crops out of a volume only the two in-plane axes are kept (the world affine is theirs). ``left_right``
-    is the axis of the crop that runs from left to right, -1 where none does; None lets the views tell: in 3D from the
-    world affine, in 2D the horizontal axis (slices of a volume must say it).
+    RAS+. For 2D crops out of a volume only the two in-plane axes are kept (the world affine is theirs), the one nearer
+    to left-right last: horizontal, as in any other image.
     """
 
     start: Int[Tensor, "B n"]
     source_shape: Int[Tensor, "B n"]
     spacing_mm: Float[Tensor, "B n"]
     world_affine: Float[Tensor, "B n+1 n+1"]
-    left_right: Int[Tensor, " B"] | None = None
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Frame:
         low: First voxel of the crop, per axis, that lies inside the stored scan.
         high: Last such voxel (included); below ``low`` where the crop holds padding only.
         spacing_mm: Voxel size of the stored scan.
-        left_right: The array's axis that runs from left to right, -1 where none does.
+        left_right: The array's axis that runs from left to right.
     """
 
     size: tuple[int, ...]
@@ -49,7 +49,7 @@ def left_right_axis(world_affine: Float[Tensor, "B n+1 n+1"]) -> Int[Tensor, " B
     """The array's axis that runs most nearly along the patient's left-right axis.
 
     In 3D read off the directions of the axes in world space (RAS+: the first coordinate). In 2D the horizontal axis, 1:
-    an image does not say what it shows, and photographs and most projections are laid out so.
+    an image does not say what it shows, projections and photographs are laid out so, and slices of volumes are stored so.
     """
     n = world_affine.shape[-1] - 1
     if n == 2:

@@ -142,15 +142,12 @@ def _frame(crops: Crops) -> geometry.Frame:
     start = placement.start.cpu().to(torch.float64)
     low = (-start).clamp_min(0)
     high = torch.minimum(size, placement.source_shape.cpu().to(torch.float64) - start) - 1
-    left_right = placement.left_right
-    if left_right is None:
-        left_right = geometry.left_right_axis(placement.world_affine)
     return geometry.Frame(
         size=tuple(crops.image.shape[2:]),
         low=low,
         high=high,
         spacing_mm=placement.spacing_mm.cpu().to(torch.float64),
-        left_right=left_right.cpu(),
+        left_right=geometry.left_right_axis(placement.world_affine),
     )
 
 
