@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
 
-from medssl.types import Features, MaskMode
+from medssl.ops.masking import at_resolution
+from medssl.ops.patches import cells_of
+from medssl.types import Features, MaskMode, UserError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -41,3 +44,58 @@ class Encoder(nn.Module, ABC):
         mode: MaskMode | None = None,
     ) -> Features:
         """Encodes an image; cells where ``hidden`` is True have no influence on any value that is returned."""
+
+    def checked(
+        self,
+        image: Float[Tensor, "B C *s"],
+        hidden: Bool[Tensor, "B *cells"] | None = None,
+        mode: MaskMode | None = None,
+    ) -> Float[Tensor, "B C *s"]:
+        """The image with hidden voxels set to zero, after refusing what this encoder cannot take.
+
+        Raises:
+            UserError: Another number of axes or channels, a size that the strides do not divide, a mask that does not
+                fit the image, or a mode that this encoder lacks.
+        """
+        name = type(self).__name__
+        if image.ndim - 2 not in self.ndims or image.shape[1] != self.in_channels:
+            axes = " or ".join(f"{ndim}D" for ndim in sorted(self.ndims))
+            message = (
+                f"{name} takes {axes} images with {self.in_channels} channel(s), got shape {tuple(image.shape)} "
+                f"(B C *s): change the view or the encoder's in_channels"
+            )
+            raise UserError(message)
+        cells_of(image.shape[2:], self.strides[-1], what=f"image for {name}: size")
+        if hidden is None:
+            return image
+        if (mode or "sparse") not in self.mask_modes:
+            modes = ", ".join(sorted(self.mask_modes)) or "none"
+            message = f'{name} cannot hide cells in mode "{mode or "sparse"}"; its modes are: {modes}'
+            raise UserError(message)
+        if len(hidden) != len(image):
+            message = f"mask for {len(hidden)} samples, image of {len(image)}: give one mask per sample"
+            raise UserError(message)
+        hidden = at_resolution(hidden.to(image.device), image.shape[2:])
+        return image.masked_fill(hidden.unsqueeze(1), 0)
+
+
+class ContractError(AssertionError):
+    """An encoder or an objective broke a clause of its contract; the message names the clause."""
+
+
+def check_encoder(encoder: Encoder, size: Sequence[int] | None = None) -> None:
+    """Checks an encoder against the contract: run it on your own class.
+
+    The clauses are the functions of :mod:`medssl.encoders.contract`. The encoder itself is not changed.
+
+    Args:
+        encoder: Any encoder.
+        size: Voxels per axis of the test images, which the total stride divides; None takes two to three strides per
+            axis, and one along the last axis of volumes.
+
+    Raises:
+        ContractError: Names the first clause that does not hold.
+    """
+    from medssl.encoders.contract import check
+
+    check(encoder, size)
