@@ -115,16 +115,13 @@ def from_json(text: str, path: str) -> list[Slice]:
 # --- one header
 
 
-def read_slices(
-    file: Path, path: str, digest: Callable[..., str], *, burned_in: bool = False
-) -> tuple[str, list[Slice]]:
+def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str, list[Slice]]:
     """Read one header.
 
     Args:
         file: The file.
         path: What the slices are to call it (relative to the root of the index).
         digest: Keyed hash of some words.
-        burned_in: Take pictures whose pixels are declared to show text.
 
     Returns:
         Digest of the series, and the slices (one for each frame).
@@ -135,7 +132,7 @@ def read_slices(
     with file.open("rb") as stream, quiet():
         dataset = parse(stream, _TAGS)
         series = digest("series", str(dataset.get("SeriesInstanceUID", "") or Path(path).parent))
-        reason = _rejection(dataset, burned_in=burned_in)
+        reason = _rejection(dataset)
         if reason:
             raise DicomError(reason, rejected=True, series=series)
         try:
@@ -177,7 +174,7 @@ def parse(stream: BinaryIO, tags: Sequence[str]) -> Dataset:
         raise DicomError(message) from error
 
 
-def _rejection(dataset: Dataset, *, burned_in: bool) -> str:
+def _rejection(dataset: Dataset) -> str:
     """Why the object is no scan, or nothing."""
     modality, sop = str(dataset.get("Modality", "")), str(dataset.get("SOPClassUID", ""))
     image_type = [str(word).upper() for word in (dataset.get("ImageType") or ())]
@@ -199,8 +196,6 @@ def _rejection(dataset: Dataset, *, burned_in: bool) -> str:
         return "screenshot"
     if modality not in _COLOUR and int(dataset.get("SamplesPerPixel") or 1) > 1:
         return f"screenshot or colour overlay ({modality or 'no modality'} in colour)"
-    if str(dataset.get("BurnedInAnnotation", "")).upper() == "YES" and not burned_in:
-        return "burned-in annotation: --files.burned-in true takes it all the same"
     return ""
 
 
@@ -327,7 +322,8 @@ def _turn(dataset: Dataset, group: Any, frame: int) -> dict[str, float | str]:
         if value is not None and str(value) not in ("", "None"):
             turn[word] = float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
     image_type = [str(kind) for kind in (dataset.get("ImageType") or ())]
-    turn.update({"part": kind for kind in image_type[2:3]})
+    if image_type[2:]:
+        turn["part"] = image_type[2]
     content = group.get("FrameContentSequence") if group is not None else None
     if content and content[0].get("TemporalPositionIndex") is not None:
         turn["time"] = float(content[0].TemporalPositionIndex)
@@ -353,6 +349,7 @@ def _about(dataset: Dataset, digest: Callable[..., str]) -> dict[str, Any]:
         "kernel": str(dataset.get("ConvolutionKernel", "") or ""),
         "sex": str(dataset.get("PatientSex", "") or ""),
         "age_band": _age_band(age),
+        "burned_in": str(dataset.get("BurnedInAnnotation", "")).upper() == "YES",
     }
     for word, name in (
         ("field_strength_t", "MagneticFieldStrength"),

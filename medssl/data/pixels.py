@@ -149,9 +149,9 @@ def _rescaled(stack: np.ndarray, scales: Sequence[tuple[float, float]]) -> np.nd
         lowest, highest = int(stack.min()) + shift, int(stack.max()) + shift
         for dtype in (np.int16, np.uint16, np.int32):
             if np.iinfo(dtype).min <= lowest and highest <= np.iinfo(dtype).max:
-                shifted = stack.astype(dtype, copy=False)
-                return np.add(shifted, np.array(shift).astype(dtype), out=shifted)  # wraps twice, so comes out right
-    scaled = stack.astype(np.float32)
+                shifted: np.ndarray = stack.astype(dtype, copy=False)
+                return np.asarray(np.add(shifted, np.array(shift).astype(dtype), out=shifted))  # wraps twice: right
+    scaled: np.ndarray = stack.astype(np.float32)
     scaled *= slopes.astype(np.float32)[:, None, None, None]
     scaled += intercepts.astype(np.float32)[:, None, None, None]
-    return np.asarray(scaled)
+    return scaled

@@ -190,7 +190,7 @@ def _nifti(file: Path) -> tuple[np.ndarray, Grid]:
 def _fill(stored: np.ndarray, stream: Any, offset: int) -> None:
     """Read the voxels in place and on to the end of the file, where gzip checks its sum."""
     stream.seek(offset)
-    target = memoryview(stored).cast("B") if stored.size else memoryview(b"")
+    target = stored.view(np.uint8).data
     done = 0
     while done < len(target):
         count = stream.readinto(target[done : done + (1 << 24)])

@@ -72,7 +72,7 @@ def _volumes(slices: list[Slice], same_pixels: SamePixels) -> list[Stack]:
         return []
     lost = [one for one in slices if one.pose is None or one.spacing_mm is None]
     if lost:
-        message = f"{len(lost)} of {len(slices)} slices without position, direction or spacing ({_name(lost[0])})"
+        message = f"no geometry: {len(lost)} of {len(slices)} slices without position or spacing ({_name(lost[0])})"
         return [Stack(tuple(slices), Status("failed", message))]
     clusters = _by_direction(slices)
     problem = _mixed(clusters)
@@ -95,14 +95,19 @@ def _by_direction(slices: Sequence[Slice]) -> list[list[Slice]]:
             first = cluster[0]
             if (
                 one.shape == first.shape
-                and np.allclose(_direction(one), _direction(first), atol=SAME_DIRECTION)
-                and np.allclose(_spacing(one), _spacing(first), rtol=1e-3)
+                and _close(_direction(one), _direction(first), SAME_DIRECTION)
+                and _close(_spacing(one), _spacing(first), 1e-3 * max(_spacing(first)))
             ):
                 cluster.append(one)
                 break
         else:
             clusters.append([one])
     return sorted(clusters, key=len, reverse=True)
+
+
+def _close(a: Sequence[float], b: Sequence[float], tolerance: float) -> bool:
+    """Plain Python: millions of slices, six numbers each."""
+    return a == b or all(abs(left - right) <= tolerance for left, right in zip(a, b, strict=True))
 
 
 def _direction(one: Slice) -> tuple[float, ...]:
@@ -179,15 +184,16 @@ def _by_turn(slices: list[Slice], same_pixels: SamePixels) -> tuple[list[list[Sl
             if len(parts) == several and apart:
                 named = " and ".join(words).replace("_", " ")
                 return [[slices[i] for i in parts[key]] for key in sorted(parts, key=str)], f"split by {named}"
+    middle = [one for one, rank in zip(slices, ranks.tolist(), strict=True) if rank == int(ranks.max()) // 2][:2]
     even = len(counts) >= FEWEST_SLICES and min(counts.values()) == several
-    same = _repeated(slices, ranks, same_pixels)
-    if even and not any(same):
+    if even and not same_pixels(*middle):
         parts_by_number: list[list[Slice]] = [[] for _ in range(several)]
         met: Counter[int] = Counter()
         for one, rank in zip(slices, ranks.tolist(), strict=True):  # slices come ordered by number
             parts_by_number[met[rank]].append(one)
             met[rank] += 1
         return parts_by_number, "split by instance number"
+    same = _repeated(slices, ranks, same_pixels)
     kept = [one for one, repeated in zip(slices, same, strict=True) if not repeated]
     return [kept], f"{sum(same)} duplicated slices dropped" if any(same) else ""
 
@@ -212,7 +218,8 @@ def _checked(stack: Stack, note: str, *, fullest: int) -> Stack:
     stack = replace(stack, slices=slices)
     if len(slices) < fullest:
         status = Status(
-            "failed", f"volume {stack.volume[0]} of {stack.volume[1]} has {len(slices)} of {fullest} slices"
+            "failed",
+            f"incomplete volume: number {stack.volume[0]} of {stack.volume[1]} has {len(slices)} of {fullest} slices",
         )
         return replace(stack, status=status)
     if len(slices) < FEWEST_SLICES:
@@ -237,7 +244,7 @@ def _uneven(slices: Sequence[Slice], places: np.ndarray, origins: np.ndarray) ->
     if len(same):
         here = int(same[0])
         names = f"{_name(slices[here])}, {_name(slices[here + 1])}"
-        return f"{len(same)} places hold two different slices, the first at {places[here]:.2f} mm ({names})"
+        return f"two different slices in one place: {len(same)} times, first at {places[here]:.2f} mm ({names})"
     usual = float(np.median(steps))
     gaps = np.flatnonzero(steps > 1.5 * usual)
     if len(gaps):

@@ -1,0 +1,176 @@
+"""What is known about a scan beyond its pixels: its mask, its values, its split; found by stated rules."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from medssl.data.split import parse_shares
+from medssl.types import LabelSchema, UserError
+
+_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+_FOLDERS |= {"test": "test", "testing": "test"}
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """Where the labels of a data set are.
+
+    Attributes:
+        masks: Text of an image's path = text of its mask's path, several with commas ("images=labels" or
+            "imagesTr=labelsTr,_0000.nii.gz=.nii.gz"); every left side is replaced.
+        classes: "folder" takes the folder that holds the file as the value "class".
+        values: A CSV table with a header row.
+        key: Its column that names the scan (file name with or without ending, or path) or the subject.
+        columns: Its columns to keep, with commas. Nothing else of the table enters the index.
+        class_names: Values of the mask with their names, "0=background,1=tumour".
+        ignore: Value of the mask that losses leave out.
+        split: Shares by subject ("train=0.8,val=0.1,test=0.1"), "folder" (folders named train, val, test), or
+            "column:NAME" of the table.
+    """
+
+    masks: str = ""
+    classes: Literal["", "folder"] = ""
+    values: str = ""
+    key: str = ""
+    columns: str = ""
+    class_names: str = ""
+    ignore: int | None = None
+    split: str = "train=0.8,val=0.1,test=0.1"
+
+    def __post_init__(self) -> None:
+        self.pairs()
+        self.schema()
+        if self.split != "folder" and not self.split.startswith("column:"):
+            parse_shares(self.split)
+        if self.values and not self.key:
+            message = f"--labels.values {self.values}: say with --labels.key which column names the scan or the subject"
+            raise UserError(message)
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The replacements that lead from an image's path to its mask's."""
+        pairs = [(left, right) for left, _, right in (pair.partition("=") for pair in self.masks.split(",") if pair)]
+        if any(not left or not right or left == right for left, right in pairs):
+            message = f"--labels.masks {self.masks!r}: expected TEXT=TEXT, as in images=labels"
+            raise UserError(message)
+        return pairs
+
+    def schema(self) -> LabelSchema | None:
+        """The class map of the masks, or None where no names were given."""
+        if not self.class_names:
+            return None
+        classes = []
+        for pair in self.class_names.split(","):
+            value, separator, name = pair.partition("=")
+            if not separator or not name.strip() or not value.strip().lstrip("-").isdigit():
+                message = f"--labels.class-names {pair!r}: expected VALUE=NAME, as in 0=background,1=tumour"
+                raise UserError(message)
+            classes.append((int(value), name.strip()))
+        if len({value for value, _ in classes}) < len(classes):
+            message = f"--labels.class-names {self.class_names!r}: a value stands twice"
+            raise UserError(message)
+        return LabelSchema("mask", tuple(sorted(classes)), self.ignore)
+
+    def mask_of(self, path: str) -> str:
+        """Path of the mask of the image at ``path`` (both below the data set); nothing where the rule does not fit."""
+        pairs = self.pairs()
+        if not pairs or any(left not in path for left, _ in pairs):
+            return ""
+        for left, right in pairs:
+            path = path.replace(left, right)
+        return path
+
+    def image_of(self, path: str) -> str:
+        """Path of the image that the mask at ``path`` would belong to, or nothing where it cannot be a mask."""
+        pairs = self.pairs()
+        if not pairs or any(right not in path for _, right in pairs):
+            return ""
+        for left, right in reversed(pairs):
+            path = path.replace(right, left)
+        return path
+
+
+@dataclass
+class Table:
+    """A CSV table of values, found by scan or by subject; counts which rows were used."""
+
+    rows: dict[str, dict[str, str]]
+    columns: tuple[str, ...]
+    used: set[str] = field(default_factory=set)
+
+    def row(self, names: Sequence[str]) -> Mapping[str, str]:
+        """The first row that one of ``names`` points to; empty where there is none."""
+        for name in names:
+            if name in self.rows:
+                self.used.add(name)
+                return self.rows[name]
+        return {}
+
+    @property
+    def unused(self) -> int:
+        """Rows that no scan asked for."""
+        return len(self.rows) - len(self.used)
+
+
+def read_table(options: LabelOptions, *, also: Sequence[str] = ()) -> Table:
+    """Read the table of values.
+
+    Args:
+        options: Names the file, its key and the columns to keep.
+        also: Columns that another rule needs (subject, split).
+
+    Raises:
+        UserError: No such file or column, no column chosen, or a key that stands twice with different values.
+    """
+    if not options.values:
+        if also:
+            message = f"column:{also[0]} needs a table: give --labels.values FILE.csv and --labels.key COLUMN"
+            raise UserError(message)
+        return Table({}, ())
+    file = Path(options.values).expanduser()
+    keep = tuple(name.strip() for name in options.columns.split(",") if name.strip())
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            names = list(reader.fieldnames or ())
+            for name in (options.key, *keep, *also):
+                if name not in names:
+                    message = f"{file.name} has no column {name!r}; its columns are {', '.join(names) or 'none'}"
+                    raise UserError(message)
+            if not keep and not also:
+                message = f"say with --labels.columns which columns of {file.name} to keep: {', '.join(names)}"
+                raise UserError(message)
+            lines = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        message = f"--labels.values {file.name} cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise UserError(message) from error
+    rows: dict[str, dict[str, str]] = {}
+    for line in lines:
+        key = (line[options.key] or "").strip()
+        row = {name: (line[name] or "").strip() for name in dict.fromkeys((*keep, *also))}
+        if rows.setdefault(key, row) != row:
+            same = [name for name in keep if rows[key][name] == row[name]]
+            message = f"{file.name}: {options.key} {key!r} stands twice with different values (equal: {same or 'none'})"
+            raise UserError(message)
+    rows.pop("", None)
+    return Table(rows, keep)
+
+
+def names_of(path: str) -> list[str]:
+    """How a table may call the scan at ``path``: by path, by file name, or without its ending."""
+    name = PurePosixPath(path).name
+    stem = (
+        name[: -len("".join(PurePosixPath(name).suffixes[-2:]))] if name.endswith(".gz") else PurePosixPath(name).stem
+    )
+    return [path, name, stem]
+
+
+def folder_split(path: str) -> str:
+    """Split that a folder of the path is named after, or nothing."""
+    for folder in PurePosixPath(path).parts[:-1]:
+        if folder.lower() in _FOLDERS:
+            return _FOLDERS[folder.lower()]
+    return ""

@@ -1,0 +1,163 @@
+"""The files of one series -> rows of the table of scans."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from medssl.data.dicom import Slice, from_json
+from medssl.data.identity import keyed_digest
+from medssl.data.index import Index
+from medssl.data.pixels import same_pixels
+from medssl.data.series import Stack, stacks_of
+from medssl.types import Grid, Part, Status
+
+_CHANNELS_4D = 8
+_ABOUT = (
+    "manufacturer", "model", "field_strength_t", "slice_thickness_mm", "body_part", "sequence", "kernel",
+    "echo_time_ms", "repetition_time_ms", "kvp", "sex", "age_band",
+)  # fmt: skip
+
+
+def regroup(index: Index, series: str, key: bytes) -> None:
+    """Replace the scans of ``series`` by what its files now say; without files it has none."""
+    connection = index.connection
+    connection.execute("DELETE FROM parts WHERE scan_id IN (SELECT scan_id FROM scans WHERE series = ?)", (series,))
+    connection.execute("DELETE FROM scans WHERE series = ?", (series,))
+    files = connection.execute("SELECT * FROM files WHERE series = ? ORDER BY path", (series,)).fetchall()
+    if not files:
+        return
+    dataset = str(files[0]["dataset"])
+    folder, text = connection.execute("SELECT folder, options FROM datasets WHERE name = ?", (dataset,)).fetchone()
+    options: dict[str, Any] = json.loads(text)["files"]
+    base = {"dataset": dataset, "series": series, "modality": ""}
+    slices = [one for file in files if file["state"] == "slice" for one in from_json(file["header"], file["path"])]
+    left_out = [file for file in files if file["state"] in ("rejected", "failed", "ignored")]
+    by_path = {str(file["path"]): file for file in files}
+    if not slices:
+        for file in files:
+            if file["state"] == "scan":
+                below = _below(file["path"], index.root, Path(folder))
+                _add(connection, keyed_digest(key, "scan", dataset, below), _single(file, options), base, [file])
+        _add_left_out(connection, left_out, base, key)
+        return
+    damaged = [file for file in left_out if file["state"] == "failed"]
+    if damaged:
+        first = damaged[0]
+        reason = (
+            f"damaged slice: {PurePath(first['path']).name} {first['reason']} ({len(damaged)} of {len(files)} files)"
+        )
+        stacks = [Stack(tuple(slices), Status("failed", reason))]
+    else:
+        stacks = _stacks(slices, index.root, burned_in=bool(options["burned_in"]))
+    for stack in stacks:
+        row = _from_stack(stack)
+        parts = [by_path[one.path] for one in stack.slices]
+        frames = [one.frame for one in stack.slices]
+        _add(connection, keyed_digest(key, "scan", series, stack.name), row, base, parts, frames)
+    _add_left_out(connection, [file for file in left_out if file["state"] == "rejected"], base, key)
+
+
+def _below(path: str, root: Path, folder: Path) -> str:
+    """Path below the data set's own folder: the same wherever the folder lies."""
+    return Path(path_of(root, path)).relative_to(folder).as_posix()
+
+
+def path_of(root: Path, path: str) -> str:
+    """Absolute path without following links."""
+    import os.path
+
+    return os.path.normpath(root / path)
+
+
+def _stacks(slices: list[Slice], root: Path, *, burned_in: bool) -> list[Stack]:
+    taken = [one for one in slices if burned_in or not one.about["burned_in"]]
+    marked = [one for one in slices if one.about["burned_in"] and not burned_in]
+    stacks = stacks_of(taken, lambda a, b: same_pixels(root, Part(a.path, a.frame), Part(b.path, b.frame)))
+    if marked:
+        reason = "burned-in annotation: --files.burned_in true takes it all the same"
+        stacks.append(Stack(tuple(marked), Status("rejected", reason), name="burned-in"))
+    return stacks
+
+
+def _single(file: sqlite3.Row, options: dict[str, Any]) -> dict[str, Any]:
+    """Row of a file that is a scan by itself."""
+    header = json.loads(file["header"])
+    modality, domain = str(options["modality"]).upper(), header["value_domain"]
+    if domain == "gray":
+        domain = {"CT": "hu", "MR": "mr"}.get(modality, "gray")
+    status = Status("ok", file["reason"])
+    if header["four_d"] and not (options["channels_4d"] and header["channels"] <= _CHANNELS_4D):
+        reason = (
+            f"4D file: {header['channels']} volumes; --files.channels_4d true takes up to {_CHANNELS_4D} as channels"
+        )
+        status = Status("rejected", reason)
+    grid = Grid(**{name: header["grid"][name] for name in ("shape", "spacing_mm", "affine")})
+    row = {"kind": header["kind"], "modality": modality, "value_domain": domain, "channels": header["channels"]}
+    return row | _place(grid) | {"volume": 1, "volumes": 1} | _found(status, "", "")
+
+
+def _from_stack(stack: Stack) -> dict[str, Any]:
+    """Row of a stack of DICOM slices."""
+    first = stack.slices[0]
+    row: dict[str, Any] = {name: first.about[name] for name in _ABOUT}
+    row |= {"kind": first.kind, "modality": first.about["modality"], "value_domain": first.value_domain}
+    row |= {"channels": first.shape[2], "volume": stack.volume[0], "volumes": stack.volume[1]}
+    return row | _place(stack.grid) | _found(stack.status, first.about["subject"], first.about["study"])
+
+
+def _place(grid: Grid | None) -> dict[str, Any]:
+    if grid is None:
+        return {}
+    axes = "ijk"[: len(grid.shape)]
+    row: dict[str, Any] = {f"size_{axis}": size for axis, size in zip(axes, grid.shape, strict=True)}
+    row |= {f"spacing_{axis}_mm": step for axis, step in zip(axes, grid.spacing_mm, strict=True)}
+    return row | {"affine": json.dumps(grid.affine)}
+
+
+def _found(status: Status, subject: str, study: str) -> dict[str, Any]:
+    """What the files alone say; the rules of the data set start from it, however often they are applied."""
+    found = {"status": status.code, "reason": status.reason, "subject": subject}
+    return {"status": status.code, "reason": status.reason, "subject_id": subject, "study_id": study, "found": found}
+
+
+def _add_left_out(
+    connection: sqlite3.Connection, files: Sequence[sqlite3.Row], base: dict[str, Any], key: bytes
+) -> None:
+    """One row for each reason why files of a series are no scan; files of one reason stand together."""
+    for state, reason in sorted({(str(file["state"]), str(file["reason"])) for file in files}):
+        parts = [file for file in files if (file["state"], file["reason"]) == (state, reason)]
+        if state == "ignored":
+            continue
+        row = _found(Status("rejected" if state == "rejected" else "failed", reason), "", "")
+        _add(connection, keyed_digest(key, "left out", base["series"], state, reason), row, base, parts)
+
+
+def _add(
+    connection: sqlite3.Connection,
+    scan_id: str,
+    row: dict[str, Any],
+    base: dict[str, Any],
+    files: Sequence[sqlite3.Row],
+    frames: Iterable[int | None] | None = None,
+) -> None:
+    """Insert a scan and its parts."""
+    row = base | row
+    digest = hashlib.blake2b(digest_size=8)
+    for file in files:
+        digest.update(json.dumps([file["size"], file["modified_ns"], file["header"]]).encode())
+    row |= {"scan_id": scan_id, "source_digest": digest.hexdigest(), "files": len({file["id"] for file in files})}
+    row["found"] = json.dumps(row["found"] | {"digest": row["source_digest"]})
+    names = list(row)
+    connection.execute(
+        f"INSERT INTO scans ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", [row[name] for name in names]
+    )
+    numbered = enumerate(zip(files, frames or [None] * len(files), strict=True))
+    connection.executemany(
+        "INSERT INTO parts VALUES (?, 'image', ?, ?, ?)",
+        [(scan_id, number, file["id"], frame) for number, (file, frame) in numbered],
+    )

@@ -1,0 +1,196 @@
+"""``medssl index``: directories -> one index file, and questions to that file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from medssl.data.identity import SubjectRule, load_key
+from medssl.data.index import FileOptions, Index, IndexOptions
+from medssl.data.labels import LabelOptions
+from medssl.data.update import Progress, Update, update
+from medssl.types import UserError
+
+_SHOWN = 20
+
+
+def index(
+    directories: list[Path] | None = None,
+    *,
+    index: Path = Path("index.sqlite"),
+    subject: str = "dicom",
+    labels: LabelOptions | None = None,
+    files: FileOptions | None = None,
+    where: str | None = None,
+    export: Path | None = None,
+    show: str | None = None,
+) -> int:
+    """Say what every file below some directories is, and which scans they make. Headers are read, pixels are not.
+
+    With directories, or with no question, the index is brought up to date: only new and changed files are read, and an
+    interrupted update goes on where it stopped. ``--where``, ``--export`` and ``--show`` ask an existing index.
+
+    Args:
+        directories: Folders with scans; each becomes a data set. None: all that the index knows, by their saved rules.
+        index: The index file. It names files, so it is readable by its owner alone.
+        subject: How a subject is recognised: "dicom" (PatientID), a regular expression with one group that is searched
+            in the path below the directory, or "column:NAME" of the table of values.
+        labels: Where masks, values and splits are.
+        files: How files are read, and the institution's key.
+        where: SQL condition on the columns of the scans, such as "modality='MR' AND size_k > 20".
+        export: Write the scans (those of ``--where``) to this .csv or .parquet file.
+        show: A scan's identifier, or "failed", "rejected" or "ignored": name the files.
+
+    Returns:
+        0, or 1 where nothing useful was found.
+    """
+    asked = where is not None or export is not None or show is not None
+    if directories or not asked:
+        status = _update(
+            directories or [], index, IndexOptions(subject, labels or LabelOptions(), files or FileOptions())
+        )
+        if status or not asked:
+            return status
+    with Index.open(index) as opened:
+        if show is not None:
+            return _show(opened, show)
+        if export is not None:
+            print(f"{opened.export(export, where):,} scans written to {export}")
+            return 0
+        return _list(opened, where)
+
+
+# --- update
+
+
+def _update(directories: Sequence[Path], file: Path, options: IndexOptions) -> int:
+    """Update and print what there is now."""
+    SubjectRule(options.subject)
+    missing = [directory for directory in directories if not directory.expanduser().is_dir()]
+    if missing:
+        message = f"no such directory: {missing[0]}"
+        raise UserError(message)
+    if not directories and not file.exists():
+        message = f"no index at {file}: name the directories to index"
+        raise UserError(message)
+    folders = [directory.expanduser().resolve() for directory in directories]
+    key = load_key(options.files.key, away_from=[file.parent, *folders])
+    root = folders[0].parent if folders else None
+    with Index.open(file, create=True, root=root) as opened, _progress() as progress:
+        done = update(opened, directories, options, key=key, progress=progress)
+    with Index.open(file) as opened:
+        return _summary(opened, done, directories)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Counts with a rate; nobody knows beforehand how many files there are."""
+    from tqdm import tqdm
+
+    with tqdm(unit=" files", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+
+        def tell(what: str, count: int) -> None:
+            bar.set_description_str(what, refresh=False)
+            bar.update(count)
+
+        yield tell
+
+
+def _summary(opened: Index, done: Update, directories: Sequence[Path]) -> int:
+    """Print what was done, what there is, and what was left out and why."""
+    print(f"files: {done.read:,} read, {done.unchanged:,} unchanged, {done.gone:,} gone")
+    query = """
+        SELECT dataset, kind, modality, count(*) AS scans, count(DISTINCT subject_id) AS subjects,
+        sum(has_mask) AS masks, min(size_i), max(size_i), min(size_j), max(size_j), min(size_k), max(size_k)
+        FROM scans WHERE status = 'ok' GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+    """
+    rows = opened.connection.execute(query).fetchall()
+    total = sum(row["scans"] for row in rows)
+    print(f"scans: {total:,}")
+    for row in rows:
+        sizes = [
+            f"{low}-{high}" if low != high else f"{low}" for low, high in zip(row[6::2], row[7::2], strict=True) if low
+        ]
+        masks = f", {row['masks']:,} with a mask" if row["masks"] else ""
+        kind = f"{row['modality']} {row['kind']}".strip()
+        print(f"  {row['dataset']}: {row['scans']:,} {kind}, {' x '.join(sizes)}, {row['subjects']:,} subjects{masks}")
+    splits = opened.connection.execute("SELECT split, count(*) FROM scans WHERE status = 'ok' GROUP BY 1 ORDER BY 1")
+    print("split: " + (", ".join(f"{name or 'none'} {count:,}" for name, count in splits) or "none"))
+    counts = opened.counts()
+    for status in ("failed", "rejected", "ignored"):
+        reasons = [(reason, count) for code, reason, count in counts if code == status]
+        if reasons:
+            unit = "files" if status == "ignored" else "scans or files"
+            print(f"{status}: {sum(count for _, count in reasons):,} {unit} (--show {status} names them)")
+            for reason, count in reasons[:_SHOWN]:
+                print(f"  {count:,} {reason}")
+    for note in done.notes:
+        print(f"note: {note}")
+    if total:
+        return 0
+    where = ", ".join(map(str, directories)) or "the directories of this index"
+    print(f"error: nothing readable in {where}", file=sys.stderr)
+    return 1
+
+
+# --- questions
+
+
+def _list(opened: Index, where: str | None) -> int:
+    """Print the scans of a condition, the first of them."""
+    cursor = opened.rows(where)
+    names = [column[0] for column in cursor.description]
+    shown = ["scan_id", "status", "dataset", "modality", "size_i", "size_j", "size_k", "split"]
+    places = [names.index(name) for name in shown]
+    count = 0
+    print("\t".join(shown))
+    for row in cursor:
+        count += 1
+        if count <= _SHOWN:
+            print("\t".join("" if row[place] is None else str(row[place]) for place in places))
+    more = f", {_SHOWN} shown: --export FILE.csv writes all" if count > _SHOWN else ""
+    print(f"{count:,} scans{more}")
+    return 0 if count else 1
+
+
+def _show(opened: Index, what: str) -> int:
+    """Name the files of one scan, or of all that was left out."""
+    if what == "ignored":
+        rows = opened.connection.execute("SELECT path, reason FROM files WHERE state = 'ignored' ORDER BY path")
+    elif what in ("failed", "rejected"):
+        query = """
+            SELECT files.path, scans.reason, scans.files FROM scans
+            JOIN parts ON parts.scan_id = scans.scan_id AND role = 'image' AND number = 0
+            JOIN files ON files.id = parts.file WHERE scans.status = ? ORDER BY files.path
+        """
+        rows = opened.connection.execute(query, (what,))
+    else:
+        return _show_scan(opened, what)
+    count = 0
+    for row in rows:
+        count += 1
+        more = f" and {row['files'] - 1:,} more" if "files" in row.keys() and row["files"] > 1 else ""
+        print(f"{opened.root / row['path']}{more}: {row['reason']}")
+    print(f"{count:,} {what}")
+    return 0
+
+
+def _show_scan(opened: Index, scan_id: str) -> int:
+    scan = opened.scan(scan_id)
+    grid, source = scan.grid, scan.source
+    print(f"{scan.scan_id} {scan.status.code} {scan.status.reason}".rstrip())
+    print(f"  {source.dataset}: {source.modality} {source.kind}, values {source.value_domain}")
+    spacing = " x ".join(f"{step:.3g}" for step in grid.spacing_mm)
+    print(f"  shape {' x '.join(map(str, grid.shape))}, spacing {spacing} mm")
+    print(
+        f"  subject {scan.subject.subject_id}, study {scan.subject.study_id or 'unknown'}, split {scan.subject.split}"
+    )
+    for name, value in scan.labels.values:
+        print(f"  {name}: {value}")
+    for role, parts in (("file", source.parts), ("mask", scan.labels.mask)):
+        for part in parts:
+            frame = "" if part.frame is None else f" frame {part.frame}"
+            print(f"  {role} {opened.root / part.path}{frame}")
+    return 0
