@@ -130,15 +130,16 @@ def test_tokens_stand_at_hidden_positions_only(ndim):
     objective, batch, _, hidden, _ = setting(ndim)
     densify = objective.densify
     maps = objective.encoder(batch.views[0].image, hidden, mode="sparse").maps
-    seen = []
-    for project in densify.projections:
-        project.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    normalised, projected = [], []
+    for norm, project in zip(densify.norms, densify.projections, strict=True):
+        norm.register_forward_hook(lambda module, inputs, output: normalised.append(output))
+        project.register_forward_pre_hook(lambda module, inputs: projected.append(inputs[0]))
     densify(maps, hidden)
-    assert len(seen) == len(densify.tokens) == (3 if ndim == 2 else 2)
-    for x, token in zip(seen, densify.tokens, strict=True):
-        empty = at_resolution(hidden, x.shape[2:])
-        assert (x.movedim(1, -1)[empty] == token).all()
-        assert not (x.movedim(1, -1)[~empty] == token).all(-1).any()
+    assert len(projected) == len(densify.tokens) == (3 if ndim == 2 else 2)
+    for before, after, token in zip(normalised, projected, densify.tokens, strict=True):
+        empty = at_resolution(hidden, after.shape[2:])
+        assert (after.movedim(1, -1)[empty] == token).all()
+        assert torch.equal(after.movedim(1, -1)[~empty], before.movedim(1, -1)[~empty])
 
 
 # --- the loss

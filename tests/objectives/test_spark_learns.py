@@ -9,6 +9,7 @@ from objectives.small import plain_batch
 
 from medssl.encoders.resenc import ResEnc
 from medssl.objectives.spark import SparK
+from medssl.ops.schedules import linear_warmup_cosine
 from medssl.types import Step, ViewSpec
 
 SIDE, CLASSES = 64, 6
@@ -58,23 +59,22 @@ def pretrain(seed: int, images: torch.Tensor, *, epochs: int, batch: int = 50) -
     objective = SparK(encoder, view=ViewSpec(size=(SIDE, SIDE)), decoder_width=64).train()
     optimizer = torch.optim.AdamW(objective.parameters(), lr=2e-3, weight_decay=0.04)
     total = epochs * len(images) // batch
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=total, pct_start=0.1)
     losses: list[float] = []
     for epoch in range(epochs):
         for part in torch.randperm(len(images)).split(batch):
             samples = tuple(int(row) + epoch * len(images) for row in part)
+            optimizer.param_groups[0]["lr"] = linear_warmup_cosine(len(losses) / total, 2e-3, warmup=0.1)
             loss = objective(plain_batch(images[part], samples), Step(len(losses), total, seed, samples))
             optimizer.zero_grad()
             loss.total.backward()
             optimizer.step()
-            schedule.step()
             losses.append(loss.total.item())
     return encoder, losses
 
 
 @pytest.mark.slow
 def test_the_loss_falls_and_the_probe_beats_random_weights():
-    images, labels = organs(2000, seed=0)
+    images, _ = organs(2000, seed=0)
     probed = organs(1600, seed=1)
     gains = []
     for seed in range(3):
