@@ -280,7 +280,13 @@ def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 def _one_thread(worker: int) -> None:
+    import signal
+
     import blosc2
+
+    # a signal to the whole job (Ctrl-C, scancel) is for the training, which still needs crops to finish its step
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
     torch.set_num_threads(1)
     blosc2.set_nthreads(1)

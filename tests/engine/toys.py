@@ -15,6 +15,7 @@ from medssl.data.read import Volume
 from medssl.data.store import Store, pixel_digest, scan_file, scan_key
 from medssl.encoders.base import Encoder
 from medssl.objectives.base import Objective
+from medssl.ops.collectives import mean_over
 from medssl.ops.draws import draws
 from medssl.types import (
     Batch,
@@ -68,7 +69,9 @@ class ToyObjective(Objective):
         view = batch.views[0]
         hidden = draws(step, "toy").uniform(1, *view.image.shape[2:]).to(view.image.device) < self.share
         features = self.encoder(torch.where(hidden, 0.0, view.image))
-        total = ((self.head(features.maps[0]) - view.image) ** 2)[hidden.expand_as(view.image)].mean()
+        merged = features.maps[0] + nn.functional.interpolate(features.maps[1], view.image.shape[2:])
+        error = (self.head(merged) - view.image) ** 2
+        total = mean_over((error * hidden).sum(), hidden.sum() * view.image.shape[1])
         if step.index == self.fail_at:
             if self.fail == "memory":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
