@@ -11,6 +11,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 WORKERS ?= 2
 DEMO ?= demo
+DEMO_STEPS ?= 150
 BIN := $(VENV)/bin
 MEDSSL := $(BIN)/medssl
 INSTALLED := $(VENV)/.medssl-test
@@ -59,8 +60,24 @@ docs: $(DOCS_INSTALLED) ## build the documentation into docs/_build
 	@$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build
 	@echo "docs/_build/index.html"
 
+# The key of an institution is secret; that of synthetic patients need not be, and makes every demo split alike.
 demo: $(INSTALLED) ## phantoms -> index -> store -> SparK pretraining, in ./demo
-	@echo "DEMO"
+	@echo "== 1. synthetic patients, some as NIfTI, some as DICOM series, a few with labels"
+	@$(MEDSSL) phantoms $(DEMO)/scans
+	@(umask 077; test -f $(DEMO)/key || printf '%064d\n' 0 > $(DEMO)/key)
+	@echo "== 2. the index: what is there, who is who, what is a label"
+	@$(MEDSSL) index $(DEMO)/scans --index $(DEMO)/index/scans.sqlite --files.key $(DEMO)/key --files.modality MR \
+		--subject '(PHANTOM-[0-9]+)' --labels.masks images=labels \
+		--labels.class_names 0=background,1=liver,2=spleen,3=kidneys
+	@echo "== 3. the store: oriented, 4 mm voxels, in chunks"
+	@$(MEDSSL) cache $(DEMO)/index/scans.sqlite $(DEMO)/store --preprocess mr --preprocess.spacing_mm '[4,4,4]'
+	@echo "== 4. pretraining with SparK: a residual encoder fills in what is hidden from it"
+	@OMP_NUM_THREADS=2 $(MEDSSL) pretrain --config spark_3d_small --store $(DEMO)/store --run $(DEMO)/run \
+		--data.split train --training.steps $(DEMO_STEPS) --training.output.picture_every 50
+	@echo "== done; made in $(DEMO):"
+	@echo "  encoder and card    $(DEMO)/run/encoder.safetensors, $(DEMO)/run/card.json"
+	@echo "  loss over time      $(DEMO)/run/metrics.jsonl"
+	@echo "  input, mask, reconstruction:  $$(ls $(DEMO)/run/pictures/*.png | tail -n 1)"
 
 clean: ## remove the demo, built documentation and caches (not the environment)
 	rm -rf $(DEMO) docs/_build build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
