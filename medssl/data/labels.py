@@ -66,11 +66,11 @@ class LabelOptions:
         for pair in self.class_names.split(","):
             value, separator, name = pair.partition("=")
             if not separator or not name.strip() or not value.strip().lstrip("-").isdigit():
-                message = f"--labels.class-names {pair!r}: expected VALUE=NAME, as in 0=background,1=tumour"
+                message = f"--labels.class_names {pair!r}: expected VALUE=NAME, as in 0=background,1=tumour"
                 raise UserError(message)
             classes.append((int(value), name.strip()))
         if len({value for value, _ in classes}) < len(classes):
-            message = f"--labels.class-names {self.class_names!r}: a value stands twice"
+            message = f"--labels.class_names {self.class_names!r}: a value stands twice"
             raise UserError(message)
         return LabelSchema("mask", tuple(sorted(classes)), self.ignore)
 

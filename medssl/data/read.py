@@ -92,7 +92,7 @@ def check_label(label: np.ndarray, schema: LabelSchema) -> None:
         shown = ", ".join(f"{value} ({count:,} voxels)" for value, count in list(strange.items())[:5])
         classes = ", ".join(f"{value}={name}" for value, name in schema.classes)
         message = (
-            f"label value not in the class map {classes}: {shown}; name it with --labels.class-names "
+            f"label value not in the class map {classes}: {shown}; name it with --labels.class_names "
             "or leave it out of the loss with --labels.ignore"
         )
         raise UserError(message)

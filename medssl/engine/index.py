@@ -14,15 +14,16 @@ from medssl.data.update import Progress, Update, update
 from medssl.types import UserError
 
 _SHOWN = 20
+_LABELS, _FILES = LabelOptions(), FileOptions()
 
 
 def index(
-    directories: list[Path] | None = None,
+    directories: tuple[Path, ...] = (),
     *,
     index: Path = Path("index.sqlite"),
     subject: str = "dicom",
-    labels: LabelOptions | None = None,
-    files: FileOptions | None = None,
+    labels: LabelOptions = _LABELS,
+    files: FileOptions = _FILES,
     where: str | None = None,
     export: Path | None = None,
     show: str | None = None,
@@ -33,7 +34,8 @@ def index(
     interrupted update goes on where it stopped. ``--where``, ``--export`` and ``--show`` ask an existing index.
 
     Args:
-        directories: Folders with scans; each becomes a data set. None: all that the index knows, by their saved rules.
+        directories: Folders with scans; each becomes a data set. Without any: all that the index knows, by their
+            saved rules.
         index: The index file. It names files, so it is readable by its owner alone.
         subject: How a subject is recognised: "dicom" (PatientID), a regular expression with one group that is searched
             in the path below the directory, or "column:NAME" of the table of values.
@@ -48,9 +50,7 @@ def index(
     """
     asked = where is not None or export is not None or show is not None
     if directories or not asked:
-        status = _update(
-            directories or [], index, IndexOptions(subject, labels or LabelOptions(), files or FileOptions())
-        )
+        status = _update(list(directories), index, IndexOptions(subject, labels, files))
         if status or not asked:
             return status
     with Index.open(index) as opened:
