@@ -7,6 +7,7 @@ import functools
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -277,3 +278,11 @@ def test_every_objective_has_a_config_a_test_and_a_row_in_the_readme():
 def test_news_fragments_have_names_that_the_changelog_understands():
     pattern = re.compile(r"(\d+|\+[a-z0-9-]+)(\.[a-z0-9-]+)?\.(feature|fix)\.md|\.gitkeep|README\.md")
     assert not [path.name for path in (ROOT / "docs" / "news").iterdir() if not pattern.fullmatch(path.name)]
+
+
+def test_the_wheel_carries_the_configs_and_the_type_marker():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["force-include"]["configs"] == "medssl/configs"  # where the command line looks first
+    assert (PACKAGE / "py.typed").exists()
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").lstrip().startswith("Apache License")
