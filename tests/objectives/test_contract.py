@@ -35,8 +35,13 @@ def two(makes):
 
 @pytest.mark.ddp
 def test_two_processes_equal_one():
-    """Loss and gradients in float64 to 1e-9; the processes differ in padding, so in the number of scored voxels."""
+    """Loss and gradients in float64 to 1e-9; the processes differ in what is scored and in what is visible."""
     makes = [partial(from_config, path, ndim) for path in OBJECTIVES for ndim in (2, 3)]
+    # cells finer than the stride: at the coarsest map the number of visible positions differs between samples
+    makes.append(partial(spark, 2, cell=(4, 4)))
+    batch, step = example_batch(spark(2).needs, 1)
+    scored = [take(batch, step, rows)[0].views[0] for rows in ((0, 1), (2, 3))]
+    assert len({int((view.valid & view.scored).sum()) for view in scored}) == 2
     shared = ddp.run_two(two, makes)
     for number, make in enumerate(makes):
         loss, gradients = loss_and_gradients(make)
