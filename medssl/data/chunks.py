@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLOCK, CHUNK = 16, 64  # voxels per axis of a volume
-OPEN = 48  # arrays that one process keeps open
+OPEN = 128  # arrays that one process keeps open
 
 
 class Opened(Protocol):

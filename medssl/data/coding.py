@@ -59,8 +59,8 @@ def refuse_unusable(image: NDArray[Any]) -> None:
 def thresholds(image: NDArray[Any], domain: ValueDomain, background: float | None) -> NDArray[np.float64]:
     """Returns per channel the highest value that counts as background.
 
-    Without a rule of the user's: -500 HU in CT; 10 of 255 in colour; elsewhere halfway between the dark end and Otsu's
-    threshold (Otsu 1979), low enough to keep dim tissue and high enough to drop the noise of air.
+    Without a rule of the user's: -500 HU in CT; 10 of 255 in colour; elsewhere a quarter of the way from the dark end to
+    Otsu's threshold (Otsu 1979), low enough to keep dim tissue and high enough to drop the noise of air.
     """
     if background is None and domain == "hu":
         background = -500.0
@@ -68,7 +68,7 @@ def thresholds(image: NDArray[Any], domain: ValueDomain, background: float | Non
         background = 10.0
     if background is not None:
         return np.full(len(image), background)
-    return np.array([_halfway_to_otsu(_sampled(channel)) for channel in image])
+    return np.array([_towards_otsu(_sampled(channel)) for channel in image])
 
 
 def foreground_mask(image: NDArray[Any], limits: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -220,8 +220,8 @@ def _foreground_values(values: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray
     return (inside if inside.size else _sampled(values).ravel()).astype(np.float64)
 
 
-def _halfway_to_otsu(values: NDArray[Any]) -> float:
-    """Halfway between the first percentile and the threshold that parts the histogram best (Otsu 1979)."""
+def _towards_otsu(values: NDArray[Any]) -> float:
+    """A quarter of the way from the first percentile to the threshold that parts the histogram best (Otsu 1979)."""
     dark, bright = (float(x) for x in np.percentile(values, [1.0, 99.9]))
     if bright <= dark:
         return float(values.min())
@@ -233,4 +233,4 @@ def _halfway_to_otsu(values: NDArray[Any]) -> float:
     with np.errstate(divide="ignore", invalid="ignore"):
         between = below * above * (total / below - (total[-1] - total) / above) ** 2
     otsu = float(centres[int(np.nanargmax(between))])
-    return dark + (otsu - dark) / 2
+    return dark + (otsu - dark) / 4

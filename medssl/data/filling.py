@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from medssl.types import LabelSchema, Preprocess, Scan
 
 PACK = 1024  # small scans in a pack
-COMPRESSED = 0.6  # stored bytes of a chunked scan, as a share of its voxels' bytes: a guess on the high side
+COMPRESSED = 0.8  # stored bytes of a chunked scan, as a share of its voxels' bytes: a guess on the high side
 UNREADABLE = (OSError, ValueError, RuntimeError, ArithmeticError, LookupError, MemoryError)
 
 
@@ -102,7 +102,7 @@ def jobs(filling: Filling, scans: Iterable[Scan], connection: sqlite3.Connection
             continue
         if scan.scan_id in failed:
             again.append(scan)
-        elif expected_bytes(filling, scan) >= SMALL:
+        elif expected_bytes(filling, scan) >= SMALL[len(scan.grid.shape)]:
             yield (scan,)
         else:
             small.append(scan)
@@ -185,7 +185,7 @@ def _prepared(filling: Filling, scan: Scan) -> tuple[Prepared, tuple[str, ...]]:
 
 
 def _small(prepared: Prepared) -> bool:
-    return prepared.image.nbytes < SMALL
+    return prepared.image.nbytes < SMALL[prepared.image.ndim - 1]
 
 
 def _write_own(filling: Filling, scan: Scan, prepared: Prepared) -> tuple[Any, ...]:

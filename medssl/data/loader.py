@@ -6,6 +6,8 @@ many processes share a global batch, how many workers read, or where a run resum
 
 from __future__ import annotations
 
+import itertools
+import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -14,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from medssl.data.order import Order
+from medssl.data.records import LABELS
 from medssl.data.regions import region_at, slice_axes, slice_world
 from medssl.types import Crops, Origin, Placement, UserError
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
     from medssl.data.store import Store
     from medssl.types import ViewPlan
+
+PREFETCH = 2  # batches that a worker is ahead
 
 
 class Options(TypedDict, total=False):
@@ -76,8 +81,7 @@ def make_loader(
         num_workers=workers,
         worker_init_fn=_one_thread if workers else None,
         persistent_workers=workers > 0,
-        prefetch_factor=2 if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        prefetch_factor=PREFETCH if workers else None,
     )
 
 
@@ -124,36 +128,36 @@ def small_scans(store: Store, read_size: tuple[int, ...], *, split: str | None =
 
 @dataclass(frozen=True)
 class Packet:
-    """A batch on its way between processes: voxels in shared memory, the rest small."""
+    """A batch on its way between processes: the voxels lie in a slot of shared memory, the rest is small."""
 
-    image: torch.Tensor
-    labels: torch.Tensor | None
+    slot: tuple[int, int]
     arrays: dict[str, NDArray[Any]]
     origin: tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]
     values: tuple[dict[str, str], ...]
 
-    def pin_memory(self, device: str | None = None) -> Packet:
-        """Called by the DataLoader where there is a CUDA device."""
-        labels = None if self.labels is None else self.labels.pin_memory()
-        return Packet(self.image.pin_memory(), labels, self.arrays, self.origin, self.values)
-
-    def crops(self) -> Crops:
-        """The batch as the other rooms know it."""
-        tensors = {name: torch.from_numpy(array) for name, array in self.arrays.items()}
-        intensity, positions = tensors.pop("intensity"), tensors.pop("positions")
-        origin = Origin(*self.origin, positions)
-        return Crops(self.image, intensity, Placement(**tensors), origin, self.labels, values=self.values)
-
 
 class CropLoader(DataLoader[Any]):
-    """A DataLoader whose items are ``Crops``; what went wrong in a worker is raised here as one line."""
+    """A DataLoader whose items are ``Crops``; what went wrong in a worker is raised here as one line.
+
+    Workers write into slots of shared memory that are made once. A worker has ``PREFETCH`` batches in work while one of
+    its batches is copied here, so with one slot more than that none is overwritten before it was copied.
+    """
+
+    dataset: Feed
 
     def __iter__(self) -> Iterator[Crops]:  # type: ignore[override]
         """Batches from ``first_batch`` on, without end."""
+        pinned = torch.cuda.is_available()
         for item in super().__iter__():
             if isinstance(item, str):
                 raise UserError(item)
-            yield item.crops()
+            image, labels = (_copied(slots, item.slot, pinned) for slots in self.dataset.slots)
+            assert image is not None
+            tensors = {name: torch.from_numpy(array) for name, array in item.arrays.items()}
+            intensity, positions = tensors.pop("intensity"), tensors.pop("positions")
+            scan_ids, subject_ids, samples = item.origin
+            origin = Origin(scan_ids, subject_ids, samples, positions)
+            yield Crops(image, intensity, Placement(**tensors), origin, labels, values=item.values)
 
 
 class Feed(IterableDataset[Any]):
@@ -178,30 +182,32 @@ class Feed(IterableDataset[Any]):
         self.labelled = options.get("with_labels", False) and bool(facts["label"].any())
         self.valued = bool(facts["text"].any())
         self.order = self._order(numbers)
+        count = max(1, options.get("workers", 2)), PREFETCH + 1 if options.get("workers", 2) else 1, batch_size
+        image = _slots((*count, self.channels, *self.size), self.dtype)
+        self.slots = image, _slots((*count, 1, *self.size), self._label_dtype(facts)) if self.labelled else None
 
     def __iter__(self) -> Iterator[Packet | str]:
         """Micro-batches of this worker; a text instead of a batch says what went wrong and is the last item."""
         worker = get_worker_info()
-        step = worker.num_workers if worker else 1
-        batch = self.options.get("first_batch", 0) + (worker.id if worker else 0)
-        while True:
+        own, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        first = self.options.get("first_batch", 0) + own
+        for turn, batch in enumerate(itertools.count(first, step)):
             try:
-                yield self.packet(batch)
+                yield self.packet(batch, (own, turn % self.slots[0].shape[1]))
             except UserError as error:
                 yield str(error)
                 return
-            batch += step
 
-    def packet(self, batch: int) -> Packet:
-        """Reads one micro-batch."""
+    def packet(self, batch: int, slot: tuple[int, int]) -> Packet:
+        """Reads one micro-batch into a slot."""
         world, rank = self.options.get("world_size", 1), self.options.get("rank", 0)
         first = (batch * world + rank) * self.batch_size
         samples = tuple(range(first, first + self.batch_size))
         numbers = [self.order(sample // self.sampling.regions_per_scan) for sample in samples]
-        image = _shared((len(samples), self.channels, *self.size), self.dtype)
-        labels = _shared((len(samples), 1, *self.size), torch.int32) if self.labelled else None
+        images, labels = (None if slots is None else slots[slot].numpy() for slots in self.slots)
+        assert images is not None
         rows = [
-            self._fill(sample, number, image[row].numpy(), None if labels is None else labels[row].numpy())
+            self.fill(sample, number, images[row], None if labels is None else labels[row])
             for row, (sample, number) in enumerate(zip(samples, numbers, strict=True))
         ]
         held = self.store.records
@@ -213,12 +219,12 @@ class Feed(IterableDataset[Any]):
             samples,
         )
         values = tuple(held.values(number) for number in numbers) if self.valued else ()
-        return Packet(image, labels, arrays, origin, values)
+        return Packet(slot, arrays, origin, values)
 
-    def _fill(
+    def fill(
         self, sample: int, number: int, image: NDArray[Any], labels: NDArray[Any] | None
     ) -> dict[str, NDArray[Any]]:
-        """Reads one crop into its row; returns where it lies."""
+        """Reads the crop of a global sample into ``image`` [C, *size] and ``labels``; returns where it lies."""
         held = self.store.records
         shape, world = held.shape(number), held.world(number)
         axes = tuple(range(len(shape)))
@@ -241,6 +247,10 @@ class Feed(IterableDataset[Any]):
             "world_affine": (slice_world(world, (axes[0], axes[1])) if len(shape) > len(axes) else world).astype("f4"),
             "positions": np.clip((place + np.array(self.size) / 2) / extent, 0, 1).astype(np.float32),
         }
+
+    def _label_dtype(self, facts: NDArray[np.void]) -> torch.dtype:
+        narrow = [code for name, code in LABELS.items() if name in ("", "uint8", "int8", "int16")]
+        return torch.int16 if np.isin(facts["label"], narrow).all() else torch.int32
 
     def _order(self, numbers: NDArray[np.int64]) -> Order:
         sampling = self.sampling
@@ -270,13 +280,18 @@ def _read_along(
     out[...] = flat if axes[0] < axes[1] else flat.swapaxes(1, 2)
 
 
-def _shared(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """An empty tensor; in a worker it lies in shared memory from the start, so that sending it copies nothing."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=dtype)
-    count = int(np.prod(shape))
-    storage = torch.UntypedStorage._new_shared(count * dtype.itemsize)  # type: ignore[no-untyped-call]
-    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload, no-any-return]
+def _slots(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Memory that worker processes share: a mapping that they inherit, so that a small /dev/shm does not matter."""
+    nbytes = int(np.prod(shape)) * dtype.itemsize
+    if torch.multiprocessing.get_start_method() != "fork":
+        return torch.empty(shape, dtype=dtype).share_memory_()  # type: ignore[no-any-return, no-untyped-call]
+    return torch.frombuffer(mmap.mmap(-1, nbytes), dtype=dtype).reshape(shape)
+
+
+def _copied(slots: torch.Tensor | None, slot: tuple[int, int], pinned: bool) -> torch.Tensor | None:
+    if slots is None:
+        return None
+    return torch.empty(slots[slot].shape, dtype=slots.dtype, pin_memory=pinned).copy_(slots[slot])
 
 
 def _one_thread(worker: int) -> None:

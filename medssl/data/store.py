@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Tier = Literal["chunked", "raw"]
 FORMAT = 1
-SMALL = 1 << 20  # bytes below which an image goes into a pack
+SMALL = {2: 1 << 20, 3: 1 << 18}  # bytes below which an image or a volume goes into a pack and is decoded whole
 
 
 class Store:
