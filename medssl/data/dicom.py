@@ -139,7 +139,7 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
             _check_length(dataset, stream, file.stat().st_size)
             return series, _slices(dataset, path, digest)
         except DicomError as error:
-            raise DicomError(str(error), series=series) from error
+            raise DicomError(str(error), rejected=error.rejected, series=series) from error
         except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
             message = f"header not understood: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
             raise DicomError(message, series=series) from error
