@@ -11,9 +11,10 @@ import torch
 from objectives.small import CONFIGS, from_config, spark
 
 from medssl.encoders.base import ContractError
+from medssl.encoders.timm2d import Timm2d
 from medssl.objectives.base import Objective, check_objective, example_batch, loss_and_gradients, take, undisturbed
 from medssl.objectives.spark import SparK
-from medssl.types import Loss, UserError
+from medssl.types import Loss, UserError, ViewSpec
 
 OBJECTIVES = sorted(str(path) for path in (CONFIGS / "objectives").glob("*.yaml"))
 NAMES = [path.rsplit("/", 1)[-1] for path in OBJECTIVES]
@@ -194,3 +195,11 @@ def test_other_sizes_and_channels_are_refused():
         UserError, match="view 0 has 3 channels, the encoder takes 1: set the encoder's in_channels to 3"
     ):
         objective(*example_batch(objective.needs, 3))
+
+
+def test_layer_norms_before_the_tokens_suit_an_encoder_of_layer_norms():
+    def make():
+        encoder = Timm2d("convnext_atto", in_channels=1)
+        return SparK(encoder, view=ViewSpec(size=(64, 96)), norm="layer", decoder_width=64)
+
+    check_objective(make, steps=12)
