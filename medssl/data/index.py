@@ -218,7 +218,7 @@ class Index:
             ordered = f"SELECT {columns} FROM ({query}) WHERE {condition} ORDER BY scan_id"
             return self.connection.execute(ordered, values)
         except (sqlite3.Error, sqlite3.Warning) as error:
-            reason = str(error).replace("no such column:", "no column")
+            reason = " ".join(str(error).replace("no such column:", "no column").split())
             message = f"--where: {reason}; the columns are {', '.join(names)}"
             raise UserError(message) from error
         finally:

@@ -228,7 +228,8 @@ def _changed(
         with transaction(index.connection):
             index.connection.executemany("UPDATE files SET walk = ? WHERE path = ?", [(number, path) for path in same])
         done.unchanged += len(same)
-        tell("unchanged files", len(same))
+        if same:
+            tell("unchanged files", len(same))
         seen = set(same)
         pending += [one for one, path in zip(batch, paths, strict=True) if path not in seen]
         while len(pending) >= _FILES_AT_ONCE:
