@@ -49,7 +49,7 @@ def left_right_axis(world_affine: Float[Tensor, "B n+1 n+1"]) -> Int[Tensor, " B
     """The array's axis that runs most nearly along the patient's left-right axis.
 
     In 3D read off the directions of the axes in world space (RAS+: the first coordinate). In 2D the horizontal axis, 1:
-    an image does not say what it shows, projections and photographs are laid out so, and slices of volumes are stored so.
+    an image does not say what it shows, projections and photographs are laid out so, and slices are cut so.
     """
     n = world_affine.shape[-1] - 1
     if n == 2:
@@ -100,7 +100,8 @@ def draw_geometry(
         shrink = (widest / reach.clamp_min(1e-9)).amin(dim=1).clamp(max=1.0)
         shrink = torch.where(shrink > 1 - 1e-9, torch.ones_like(shrink), shrink)
         linear, reach = linear * shrink[:, None, None], reach * shrink[:, None]
-    first, last = _room_for_centres(frame, inward, reach, room)
+    spare = linear.abs().sum(dim=2) if parent is None and any(rotation_limits(spec)) else torch.zeros_like(reach)
+    first, last = _room_for_centres(frame, inward, (reach, spare), room)
     fixed = _fixed(spec) & (_is_whole(outer) & _is_signed(linear))
     centre = torch.where(fixed[:, None], _whole_centre(first, last, share, reach), first + share * (last - first))
     centre = coordinates.apply(outer, centre[:, None])[:, 0]
@@ -120,7 +121,8 @@ def largest_extent(spec: ViewSpec, spacing_mm: Sequence[float] | None = None) ->
     steps = [torch.linspace(-limit, limit, 33, dtype=torch.float64) if limit else torch.zeros(1) for limit in limits]
     angles = torch.tensor(list(itertools.product(*(step.tolist() for step in steps))), dtype=torch.float64)
     turns = _in_voxels(angles, spacing)
-    half = torch.tensor([(extent - 1) * spec.scale[1] / 2 for extent in spec.size], dtype=torch.float64)
+    spare = 1.0 if any(limits) else 0.0
+    half = torch.tensor([((extent - 1) / 2 + spare) * spec.scale[1] for extent in spec.size], dtype=torch.float64)
     reach = (turns.abs() @ half).amax(dim=0)
     return tuple(float(2 * extent + 1) for extent in reach)
 
@@ -173,9 +175,21 @@ def _signs(spec: ViewSpec, draws: Draws, left_right: Int[Tensor, " B"]) -> Float
 
 
 def _room_for_centres(
-    frame: Frame, inward: Float[Tensor, "B n+1 n+1"], reach: Float[Tensor, "B n"], room: Sequence[int]
+    frame: Frame,
+    inward: Float[Tensor, "B n+1 n+1"],
+    extent: tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]],
+    room: Sequence[int],
 ) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
-    """Lowest and highest centre per axis, in the voxels of the crop or of the parent view."""
+    """Lowest and highest centre per axis, in the voxels of the crop or of the parent view.
+
+    Args:
+        frame: The raw crops.
+        inward: Voxel of the crop -> voxel of the room.
+        extent: How far the view reaches from its centre, and how much more it keeps from the border of the room: a
+            turned view, when it is resampled plane by plane, passes a voxel beyond its corners.
+        room: Voxels of the crop or of the parent view.
+    """
+    reach, spare = extent
     end = torch.tensor([float(extent - 1) for extent in room], dtype=torch.float64)
     low, high = frame.low.to(torch.float64), frame.high.to(torch.float64)
     middle = coordinates.apply(inward, ((low + high) / 2)[:, None])[:, 0]
@@ -183,9 +197,9 @@ def _room_for_centres(
     near = torch.minimum((middle - half).clamp_min(0), end)
     far = torch.maximum(torch.minimum(middle + half, end), near)
     first, last = torch.minimum(near + reach, far - reach), torch.maximum(near + reach, far - reach)
-    fits = end - 2 * reach >= -1e-9
-    lowest = torch.where(fits, reach, end / 2)
-    highest = torch.where(fits, end - reach, end / 2)
+    fits = end - 2 * (reach + spare) >= -1e-9
+    lowest = torch.where(fits, reach + spare, end / 2)
+    highest = torch.where(fits, end - reach - spare, end / 2)
     return torch.minimum(torch.maximum(first, lowest), highest), torch.maximum(torch.minimum(last, highest), lowest)
 
 

@@ -262,7 +262,7 @@ def _range(
     infinite = image.new_full((), math.inf)
     low = torch.where(valid, image, infinite).amin(dim=axes, keepdim=True)
     high = torch.where(valid, image, -infinite).amax(dim=axes, keepdim=True)
-    return low.clamp_max(torch.finfo(image.dtype).max), torch.maximum(high, low.clamp_max(0))
+    return torch.where(low <= high, low, 0.0), torch.where(low <= high, high, 0.0)
 
 
 def _wide(values: Float[Tensor, " B"], image: Float[Tensor, "B C *s"]) -> Float[Tensor, "B *1"]:

@@ -43,8 +43,9 @@ def through_planes(
     factors = planar_factors(matrix[:3, :3])
     if factors is None:
         return None
-    rest = np.linalg.solve(factors[0], matrix[:3, 3])
-    shifts = (np.zeros(3), np.array([0.0, rest[1], rest[2]]), np.array([rest[0], 0.0, 0.0]))
+    near = np.rint(matrix[:3, 3])  # whole voxels first: cutting the image does not move the places that are read
+    rest = np.linalg.solve(factors[0], matrix[:3, 3] - near)
+    shifts = (near, np.array([0.0, rest[1], rest[2]]), np.array([rest[0], 0.0, 0.0]))
     boxes = [(np.zeros(3, dtype=np.int64), np.array(size, dtype=np.int64) - 1)]
     for factor, shift in zip(factors[:0:-1], shifts[:0:-1], strict=True):
         middle, half = (boxes[0][0] + boxes[0][1]) / 2, (boxes[0][1] - boxes[0][0]) / 2
@@ -53,11 +54,12 @@ def through_planes(
     channels = list(image)
     low = np.zeros(3)
     for axes, factor, shift, (first, last) in zip(_PLANES, factors, shifts, boxes, strict=True):
+        offset = shift - low
         if last is not boxes[-1][1]:  # no more layers than there are: the next pass continues the border
             kept = 3 - sum(axes)
-            end = low[kept] + channels[0].shape[kept] - 1
-            first[kept], last[kept] = np.clip((first[kept], last[kept]), low[kept], end)
-        channels = _pass(channels, axes, factor, shift - low, first=first, last=last)
+            ends = np.rint(-offset[kept]) + np.array([0, channels[0].shape[kept] - 1])
+            first[kept], last[kept] = np.clip((first[kept], last[kept]), *ends)
+        channels = _pass(channels, axes, factor, offset, first=first, last=last)
         low = first.astype(np.float64)
     return torch.stack(channels) if len(channels) > 1 else channels[0][None]
 
@@ -83,7 +85,8 @@ def planar_factors(linear: Matrix) -> tuple[Matrix, Matrix, Matrix] | None:
     order = [2, 0, 1]
     m = linear[np.ix_(order, order)]
     pairs = ((0, 1), (0, 2), (1, 2))
-    if any(abs(m[i, j] * m[j, i]) > _SLANT * abs(m[i, i] * m[j, j]) for i, j in pairs):
+    tilted = [(i, j) for i, j in pairs if m[i, j] or m[j, i]]
+    if len(tilted) > 1 and any(abs(m[i, j] * m[j, i]) > _SLANT * abs(m[i, i] * m[j, j]) for i, j in tilted):
         return None
     a, b, block = m[:2, 0], m[2, 1:], m[:2, 1:]
     adjugate = np.array([[block[1, 1], -block[0, 1]], [-block[1, 0], block[0, 0]]])
@@ -118,9 +121,13 @@ def _pass(
     p, q = axes
     rest = 3 - p - q
     extent = last - first + 1
+    start = np.rint(first + offset).astype(int)
+    still = np.array_equal(factor, np.eye(3)) and np.array_equal(offset, np.rint(offset))
+    for axis in range(3) if still else (rest,):
+        channels = [span(one, axis, int(start[axis]), int(extent[axis]), one.shape[axis]) for one in channels]
+    if still:
+        return channels
     shape = tuple(channels[0].shape)
-    start = round(float(first[rest] + offset[rest]))
-    channels = [span(channel, rest, start, int(extent[rest]), shape[rest]) for channel in channels]
     steps_p, steps_q = np.arange(first[p], last[p] + 1)[:, None], np.arange(first[q], last[q] + 1)[None]
     rows, weights = _taps(
         factor[p, p] * steps_p + factor[p, q] * steps_q + offset[p],
