@@ -27,6 +27,7 @@ class Encoder(nn.Module, ABC):
         strides: Total stride of each map per axis, fine to coarse.
         mask_modes: How cells can be hidden.
         mask_cell: Recommended size in voxels per axis of one cell of the mask.
+        unmasked_because: Why a mask mode is missing that one may expect, for messages.
     """
 
     ndims: frozenset[int]
@@ -35,6 +36,7 @@ class Encoder(nn.Module, ABC):
     strides: tuple[tuple[int, ...], ...]
     mask_modes: frozenset[MaskMode]
     mask_cell: tuple[int, ...]
+    unmasked_because: str = ""
 
     @abstractmethod
     def forward(
@@ -71,6 +73,7 @@ class Encoder(nn.Module, ABC):
         if (mode or "sparse") not in self.mask_modes:
             modes = ", ".join(sorted(self.mask_modes)) or "none"
             message = f'{name} cannot hide cells in mode "{mode or "sparse"}"; its modes are: {modes}'
+            message += f" ({self.unmasked_because})" if self.unmasked_because else ""
             raise UserError(message)
         if len(hidden) != len(image):
             message = f"mask for {len(hidden)} samples, image of {len(image)}: give one mask per sample"

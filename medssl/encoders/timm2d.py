@@ -1,0 +1,116 @@
+"""Any timm model that gives feature maps, behind the contract of encoders; sparse where all its layers have twins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from medssl.encoders.base import Encoder
+from medssl.encoders.weights import load
+from medssl.nn.sparse import sparsify, visible, visible_mean
+from medssl.types import Features, MaskMode, UserError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+
+class Timm2d(Encoder):
+    """A 2D model of timm by name; ``pooled`` is the mean of its last map over what is visible.
+
+    State-dict keys are timm's own below ``model.``, without the classifier. Models whose layers all have masked twins
+    (ResNet and ConvNeXt families, with squeeze-excitation) have the mask mode "sparse"; others are dense only.
+
+    Args:
+        model: Name of the model in timm.
+        in_channels: Channels of the image; weights for another number are adapted.
+        pretrained: Take timm's weights from the network or its local cache. Nothing is downloaded unless this is True.
+        pretrained_file: Local file of weights instead (safetensors, or a checkpoint that holds nothing but tensors).
+        drop_path: Probability of dropping a residual branch, for models that know it.
+
+    Raises:
+        UserError: timm has no such model, the model gives no maps, or the weights do not fit.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        in_channels: int = 3,
+        pretrained: bool = False,
+        pretrained_file: Path | str | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if pretrained and pretrained_file:
+            message = "pretrained and pretrained_file exclude each other: give one of them"
+            raise UserError(message)
+        self.ndims = frozenset({2})
+        self.in_channels = in_channels
+        self.model = _create(model, in_channels, pretrained=pretrained, drop_path=drop_path)
+        info = list(self.model.feature_info)  # type: ignore[arg-type]
+        self.channels = tuple(int(entry["num_chs"]) for entry in info)
+        self.strides = tuple((int(entry["reduction"]),) * 2 for entry in info)
+        self.mask_cell = self.strides[-1]
+        if pretrained_file:
+            load(self.model, pretrained_file)
+        self.mask_modes: frozenset[MaskMode] = frozenset()
+        try:
+            sparsify(self.model, twins=_twins())
+            self.mask_modes = frozenset({"sparse"})
+        except UserError as error:
+            self.unmasked_because = str(error)
+
+    def forward(
+        self,
+        image: Float[Tensor, "B C H W"],
+        hidden: Bool[Tensor, "B h w"] | None = None,
+        mode: MaskMode | None = None,
+    ) -> Features:
+        """Encodes an image; with ``hidden``, sparsely.
+
+        Args:
+            image: Size a multiple of the total stride on both axes.
+            hidden: True where a cell must not be seen.
+            mode: "sparse" or None.
+
+        Raises:
+            UserError: The image or the mask do not fit, or a layer has no masked twin (the message names it).
+        """
+        x = self.checked(image, hidden, mode)
+        network: Any = self.model
+        with visible(network, hidden):
+            maps = network.forward_intermediates(x, intermediates_only=True)
+        return Features(maps=tuple(maps), pooled=visible_mean(maps[-1], hidden))
+
+
+def _create(name: str, in_channels: int, *, pretrained: bool, drop_path: float) -> nn.Module:
+    """The model without classifier, last norm and whatever else its maps do not pass through."""
+    import timm
+
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
+        message = f'timm has no model "{name}"{": similar names are " + close if close else ""}'
+        raise UserError(message)
+    extra = {"drop_path_rate": drop_path} if drop_path > 0 else {}
+    try:
+        model: Any = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **extra)
+    except TypeError as error:
+        message = f'timm\'s model "{name}" does not take the arguments in_channels={in_channels}, drop_path={drop_path}'
+        raise UserError(message) from error
+    if not hasattr(model, "forward_intermediates") or not hasattr(model, "prune_intermediate_layers"):
+        message = f'timm\'s model "{name}" gives no feature maps by forward_intermediates: choose another model'
+        raise UserError(message)
+    model.prune_intermediate_layers(len(model.feature_info), prune_norm=True, prune_head=True)
+    if hasattr(model, "head"):
+        model.head = nn.Identity()
+    return model  # type: ignore[no-any-return]
+
+
+def _twins() -> dict[type[nn.Module], type[nn.Module]]:
+    """Twins of timm's layers; timm is imported here, not with this module."""
+    from medssl.encoders.timm_twins import TIMM_TWINS
+
+    return dict(TIMM_TWINS)

@@ -1,0 +1,290 @@
+"""The road of weights: our folders of safetensors and card, and files of others with a report of every key."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+
+from medssl.encoders.base import Encoder
+from medssl.types import Card, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WEIGHTS, CARD = "encoder.safetensors", "card.json"
+
+
+# --- our own folders
+
+
+def save_encoder(folder: Path, encoder: nn.Module, card: Card) -> None:
+    """Writes ``encoder.safetensors`` and ``card.json``: both complete before either takes its place.
+
+    Every key of the state dict is written, also where two keys name one tensor, so that any program can load the file
+    strictly. Where pretrained weights came from is left out of the card: they are in the file now.
+
+    Raises:
+        UserError: The disk refuses the files; former files are untouched.
+    """
+    from safetensors.torch import save
+
+    own = {k: v for k, v in card.encoder.init_args.items() if k not in ("pretrained", "pretrained_file")}
+    text = json.dumps(asdict(replace(card, encoder=replace(card.encoder, init_args=own))), indent=2, default=str)
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in encoder.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {WEIGHTS: save(tensors, metadata={"format": "pt"}), CARD: text.encode() + b"\n"}
+    parts = {name: folder / f".{name}.part" for name in contents}
+    try:
+        for name, part in parts.items():
+            with part.open("wb") as file:
+                file.write(contents[name])
+                file.flush()
+                os.fsync(file.fileno())
+        for name, part in parts.items():
+            part.replace(folder / name)
+    except OSError as error:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+        message = f"{WEIGHTS} could not be written ({error.strerror or error}): the files there before are intact"
+        raise UserError(message) from error
+
+
+def load_card(folder: Path) -> Card:
+    """Reads ``card.json``.
+
+    Raises:
+        UserError: There is none, or it is no card.
+    """
+    file = folder / CARD
+    try:
+        data = json.loads(file.read_text())
+    except OSError as error:
+        message = f"{file}: no card could be read ({error.strerror}): expected a folder that pretraining wrote"
+        raise UserError(message) from error
+    except ValueError as error:
+        message = f"{file}: not JSON ({error})"
+        raise UserError(message) from error
+    card: Card = _build(Card, data, str(file))
+    return card
+
+
+def load_encoder(folder: Path) -> tuple[Encoder, Card]:
+    """Rebuilds the encoder that a card describes and loads its weights, every key.
+
+    Raises:
+        UserError: Files are missing or damaged, the class cannot be imported or is no encoder, or keys differ.
+    """
+    card = load_card(folder)
+    module, _, name = card.encoder.class_path.rpartition(".")
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        message = f"{folder / CARD}: encoder {card.encoder.class_path} cannot be imported ({error})"
+        raise UserError(message) from error
+    if not (isinstance(kind, type) and issubclass(kind, Encoder)):
+        message = f"{folder / CARD}: {card.encoder.class_path} is no medssl.encoders.base.Encoder"
+        raise UserError(message)
+    try:
+        encoder = kind(**card.encoder.init_args)
+    except TypeError as error:
+        message = f"{folder / CARD}: {card.encoder.class_path} does not take its init_args ({error})"
+        raise UserError(message) from error
+    report = load(encoder, folder / WEIGHTS, minimum=1.0)
+    if report.unexpected:
+        message = (
+            f"{folder / WEIGHTS}: {len(report.unexpected)} keys that the encoder lacks: {_some(report.unexpected)}"
+        )
+        raise UserError(message)
+    return encoder, card
+
+
+# --- files of others
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of every key; names are the module's, those of ``unexpected`` the file's.
+
+    ``adapted`` weights were made to fit another number of input channels.
+    """
+
+    loaded: tuple[str, ...]
+    adapted: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+    @property
+    def matched(self) -> float:
+        """Share of the module's keys that the file filled."""
+        found = len(self.loaded) + len(self.adapted)
+        return found / max(1, found + len(self.missing))
+
+    def __str__(self) -> str:
+        line = f"{self.matched:.0%} of the keys filled: {len(self.loaded)} loaded, {len(self.adapted)} adapted"
+        for name, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
+            line += f", {len(keys)} {name}" + (f" ({_some(keys)})" if keys else "")
+        return line
+
+
+def load(module: nn.Module, file: Path | str, *, minimum: float = 0.9) -> Report:
+    """Loads weights whose keys may carry another prefix and whose input channels may differ.
+
+    Args:
+        module: Gets the weights; on error it is left as it was.
+        file: safetensors, or a torch file that holds nothing but tensors and plain containers.
+        minimum: Smallest share of the module's keys that must be filled.
+
+    Returns:
+        What became of every key.
+
+    Raises:
+        UserError: The file cannot be read, or fills fewer keys than ``minimum``.
+    """
+    file = Path(file)
+    source, target = read_tensors(file), module.state_dict()
+    strip, add = _prefixes(source, target)
+    renamed = {add + key[len(strip) :]: key for key in source if key.startswith(strip)}
+    stem = next((key for key, value in target.items() if value.ndim >= 3), None)
+    new: dict[str, Tensor] = {}
+    adapted: list[str] = []
+    for key, old in target.items():
+        value = source[renamed[key]] if key in renamed else None
+        if value is None:
+            continue
+        if value.shape == old.shape:
+            new[key] = value
+        elif stem and old.data_ptr() == target[stem].data_ptr() and _channels_differ(value, old):
+            new[key] = _adapt(value, old.shape[1])
+            adapted.append(key)
+    report = Report(
+        loaded=tuple(key for key in new if key not in adapted),
+        adapted=tuple(adapted),
+        missing=tuple(key for key in target if key not in new),
+        unexpected=tuple(key for key in source if not any(renamed.get(name) == key for name in new)),
+    )
+    if report.matched < minimum:
+        message = f"{file}: too few weights fit {type(module).__name__}: {report}; expected at least {minimum:.0%}"
+        raise UserError(message)
+    module.load_state_dict(new, strict=False)
+    return report
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """All tensors of a file by key, without ever running code from it.
+
+    Raises:
+        UserError: The file cannot be read, is damaged, or holds more than tensors.
+    """
+    import pickle
+
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except (OSError, SafetensorError, EOFError, RuntimeError) as error:
+        message = f"{file}: weights could not be read ({str(error).splitlines()[0]})"
+        raise UserError(message) from error
+    except pickle.UnpicklingError as error:
+        message = f"{file}: holds more than tensors and is not opened: save its state dict alone, best as safetensors"
+        raise UserError(message) from error
+    tensors = _tensors_in(content)
+    if not tensors:
+        message = f"{file}: holds no state dict: expected tensors by name"
+        raise UserError(message)
+    return tensors
+
+
+def _tensors_in(content: object) -> dict[str, Tensor]:
+    """The state dict of a checkpoint: its own entries, or those of the nested container with the most tensors."""
+    if not isinstance(content, Mapping):
+        return {}
+    own = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    return max([own, *map(_tensors_in, content.values())], key=len)
+
+
+def _prefixes(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[str, str]:
+    """What to strip from the file's keys and what to put before them so that most keys and shapes agree."""
+    shapes = {(key, value.shape[:1]) for key, value in target.items()}
+
+    def agreement(pair: tuple[str, str]) -> tuple[int, int]:
+        strip, add = pair
+        found = sum((add + k[len(strip) :], v.shape[:1]) in shapes for k, v in source.items() if k.startswith(strip))
+        return found, -len(strip) - len(add)
+
+    return max(((strip, add) for strip in _common(source) for add in _common(target)), key=agreement)
+
+
+def _common(keys: Mapping[str, Tensor]) -> list[str]:
+    """Dotted beginnings, at most four names long, that at least a tenth of the keys share; the empty one first."""
+    counts: Counter[str] = Counter()
+    for key in keys:
+        names = key.split(".")
+        counts.update(".".join(names[:depth]) + "." for depth in range(1, min(4, len(names) - 1) + 1))
+    return ["", *(prefix for prefix, count in counts.items() if count >= len(keys) / 10)]
+
+
+def _channels_differ(value: Tensor, old: Tensor) -> bool:
+    return value.ndim == old.ndim and value.shape[0] == old.shape[0] and value.shape[2:] == old.shape[2:]
+
+
+def _adapt(weight: Tensor, channels: int) -> Tensor:
+    """First-layer weights for another number of input channels: equal channels get the response they had."""
+    total = weight.sum(1, keepdim=True) / channels
+    return total.repeat_interleave(channels, dim=1)
+
+
+def _some(keys: tuple[str, ...]) -> str:
+    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+
+
+# --- cards from JSON
+
+
+def _build(kind: Any, data: Any, where: str) -> Any:
+    """``data`` as a value of the annotated type ``kind``; ``where`` is what messages name."""
+    if is_dataclass(kind) and isinstance(kind, type):
+        return _build_dataclass(kind, data, where)
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return None if data is None else _build(next(k for k in inner if k is not NoneType), data, where)
+    if origin is tuple and isinstance(data, list):
+        kinds = [inner[0]] * len(data) if len(inner) == 2 and inner[1] is ... else inner
+        return tuple(_build(k, value, f"{where}[{n}]") for n, (k, value) in enumerate(zip(kinds, data, strict=True)))
+    if origin is dict and isinstance(data, dict):
+        return {key: _build(inner[1], value, f"{where}.{key}") for key, value in data.items()}
+    if kind is Any or (data in inner if origin is Literal else _is(data, kind)):
+        return data
+    message = f"{where} holds {data!r}: expected {getattr(kind, '__name__', kind)}"
+    raise UserError(message)
+
+
+def _is(data: Any, kind: Any) -> bool:
+    """Whether a JSON value is of a plain type; whole numbers are numbers, truth values are not."""
+    if isinstance(data, bool):
+        return kind is bool
+    return isinstance(data, (int, float) if kind is float else kind)
+
+
+def _build_dataclass(kind: type, data: Any, where: str) -> Any:
+    """A dataclass of a mapping with its field names."""
+    names = [field.name for field in fields(kind)]
+    if not isinstance(data, dict) or (unknown := [key for key in data if key not in names]):
+        got = f"unknown key {unknown[0]}" if isinstance(data, dict) else repr(data)
+        message = f"{where}: {got}; a {kind.__name__} has {', '.join(names)}"
+        raise UserError(message)
+    hints = get_type_hints(kind)
+    try:
+        return kind(**{key: _build(hints[key], value, f"{where}: {key}") for key, value in data.items()})
+    except TypeError as error:
+        message = f"{where}: {error}"
+        raise UserError(message) from error
