@@ -196,8 +196,8 @@ def _cells(encoder: Encoder, view: ViewSpec, cell: tuple[int, ...], ratio: float
     if ndim not in encoder.ndims:
         message = f"view size {view.size} is {ndim}D, the encoder takes {sorted(encoder.ndims)}D: change either"
         raise UserError(message)
-    if len(cell) != ndim:
-        message = f"cell {cell} needs one number for each of the {ndim} axes of view size {view.size}"
+    if len(cell) != ndim or min(cell) < 1:
+        message = f"cell {cell} needs one number, 1 or more, for each of the {ndim} axes of view size {view.size}"
         raise UserError(message)
     for stride in encoder.strides:
         if any(max(a, b) % min(a, b) for a, b in zip(stride, cell, strict=True)):
@@ -206,13 +206,10 @@ def _cells(encoder: Encoder, view: ViewSpec, cell: tuple[int, ...], ratio: float
             )
             raise UserError(message)
     stride = encoder.strides[-1]
-    cells_of(
-        view.size, tuple(map(lcm, stride, cell)), what=f"with encoder stride {stride} and mask cell {cell}, view size"
-    )
+    what = f"with encoder stride {stride} and mask cell {cell}, view size"
+    cells_of(view.size, tuple(map(lcm, stride, cell)), what=what)
     cells = cells_of(view.size, cell)
     if not 0 < (count := hidden_count(cells, ratio)) < prod(cells):
-        message = (
-            f"mask ratio {ratio} hides {count} of {prod(cells)} cells {cells}: expected some hidden and some visible"
-        )
+        message = f"mask ratio {ratio} hides {count} of {prod(cells)} cells {cells}: some must be hidden, some visible"
         raise UserError(message)
     return cells
