@@ -203,13 +203,13 @@ def itk_reason(error: RuntimeError) -> str:
     return (lines[-1].split("): ")[-1] if lines else "damaged header")[:200]
 
 
-def itk_layout(image: Any) -> Header:
-    """Kind, channels and grid of a SimpleITK image or reader; LPS becomes RAS."""
-    size, dimension = image.GetSize(), image.GetDimension()
-    channels = image.GetNumberOfComponents()
+def itk_layout(reader: Any) -> Header:
+    """Kind, channels and grid of what a SimpleITK reader has read of the header; LPS becomes RAS."""
+    size, dimension = reader.GetSize(), reader.GetDimension()
+    channels = reader.GetNumberOfComponents()
     if dimension == 2:
         width, height = size
-        across, down = image.GetSpacing()
+        across, down = reader.GetSpacing()
         return Header(
             "image", "rgb" if channels in (3, 4) else "gray", channels, picture_grid(height, width, (down, across))
         )
@@ -217,8 +217,8 @@ def itk_layout(image: Any) -> Header:
         message = f"{dimension} axes: only 2 and 3 (with channels) are read"
         raise HeaderError(message)
     affine = np.eye(4)
-    directions = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3] = np.column_stack([directions, image.GetOrigin()]) * np.array(LPS_TO_RAS)[:, None]
+    directions = np.array(reader.GetDirection()).reshape(3, 3) * np.array(reader.GetSpacing())
+    affine[:3] = np.column_stack([directions, reader.GetOrigin()]) * np.array(LPS_TO_RAS)[:, None]
     return Header("volume", "gray", channels, make_grid(tuple(size), affine))
 
 

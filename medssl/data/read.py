@@ -220,13 +220,14 @@ def _itk(file: Path) -> tuple[np.ndarray, Grid]:
     import SimpleITK
 
     try:
-        image = itk_reader(file).Execute()
+        reader = itk_reader(file)
+        reader.ReadImageInformation()
+        header, image = itk_layout(reader), reader.Execute()
     except RuntimeError as error:
         message = f"truncated or damaged: {itk_reason(error)}"
         raise HeaderError(message) from error
-    header = itk_layout(image)
     array = SimpleITK.GetArrayFromImage(image)
-    if image.GetNumberOfComponents() == 1:
+    if header.channels == 1:
         array = array[..., None]
     if header.kind == "image":
         return np.moveaxis(array, -1, 0), header.grid
