@@ -300,8 +300,9 @@ def _one_thread(worker: int) -> None:
     import blosc2
 
     # a signal to the whole job (Ctrl-C, scancel) is for the training, which still needs crops to finish its step
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))
 
     torch.set_num_threads(1)
     blosc2.set_nthreads(1)

@@ -49,7 +49,7 @@ class Stop(lightning.Callback):
         if pl_module.agreed_to_stop or pl_module.progress.step >= pl_module.steps:
             trainer.should_stop = True
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: Pretraining, stage: str) -> None:
+    def close(self) -> None:
         """Gives the signals back."""
         while self.former:
             number, handler = self.former.popitem()
@@ -133,7 +133,7 @@ class Metrics(lightning.Callback):
             RecordWriter(self.events).write(Event(wall_time=time.time(), **fields).SerializeToString())
             self.events.flush()
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: Pretraining, stage: str) -> None:
+    def close(self) -> None:
         """Closes the files."""
         for file in (self.lines, self.events):
             if file is not None:
@@ -189,7 +189,7 @@ class Console(lightning.Callback):
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
 
-    def teardown(self, trainer: lightning.Trainer, pl_module: Pretraining, stage: str) -> None:
+    def close(self) -> None:
         """Closes the bar."""
         if self.bar is not None:
             self.bar.close()

@@ -69,6 +69,7 @@ class Pretraining(lightning.LightningModule):
         self.steps = steps
         self.progress = progress
         self.former: dict[str, Any] | None = None  # state to go on from, taken in when the optimizer exists
+        self.stream: Iterator[Crops] = iter(())
         self.record: dict[str, float] = {}
         self.asked_to_stop = 0  # number of a signal that this process got
         self.agreed_to_stop = 0  # number of a signal that any process got before the step was done
@@ -88,8 +89,13 @@ class Pretraining(lightning.LightningModule):
     def train_dataloader(self) -> Iterable[Iterator[Crops]]:
         """Endless steps, each an iterator over its micro-batches, from the first step that is not done."""
         first = self.progress.step * self.feed.accumulate
-        crops = iter(self.feed.crops(first, self.global_rank, self.trainer.world_size))
-        return Steps(crops, self.feed.accumulate)
+        self.stream = iter(self.feed.crops(first, self.global_rank, self.trainer.world_size))
+        return Steps(self.stream, self.feed.accumulate)
+
+    def close(self) -> None:
+        """Ends the reading processes."""
+        getattr(self.stream, "close", lambda: None)()
+        self.stream = iter(())
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leaves the iterator alone: ``feed.batch`` moves integers to the device and makes views there."""

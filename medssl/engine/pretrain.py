@@ -199,6 +199,9 @@ def train(module: Pretraining, trainer: lightning.Trainer, folder: RunFolder) ->
         if trainer.is_global_zero:
             print(f"error: {error}; {kept}; a lower optimizer.learning_rate or training.precision fp32 may help")
         return 1
+    finally:
+        for part in (module, *trainer.callbacks):
+            getattr(part, "close", lambda: None)()
     step, number = module.progress.step, module.agreed_to_stop
     if number and step < module.steps:
         if trainer.is_global_zero:
