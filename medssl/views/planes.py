@@ -56,9 +56,10 @@ def through_planes(
     for axes, factor, shift, (first, last) in zip(_PLANES, factors, shifts, boxes, strict=True):
         offset = shift - low
         if last is not boxes[-1][1]:  # no more layers than there are: the next pass continues the border
-            kept = 3 - sum(axes)
-            ends = np.rint(-offset[kept]) + np.array([0, channels[0].shape[kept] - 1])
-            first[kept], last[kept] = np.clip((first[kept], last[kept]), *ends)
+            kept = [0, 1, 2] if _still(factor, offset) else [3 - sum(axes)]
+            begin = np.rint(-offset[kept]).astype(int)
+            end = begin + np.array(channels[0].shape)[kept] - 1
+            first[kept], last[kept] = first[kept].clip(begin, end), last[kept].clip(begin, end)
         channels = _pass(channels, axes, factor, offset, first=first, last=last)
         low = first.astype(np.float64)
     return torch.stack(channels) if len(channels) > 1 else channels[0][None]
@@ -122,7 +123,7 @@ def _pass(
     rest = 3 - p - q
     extent = last - first + 1
     start = np.rint(first + offset).astype(int)
-    still = np.array_equal(factor, np.eye(3)) and np.array_equal(offset, np.rint(offset))
+    still = _still(factor, offset)
     for axis in range(3) if still else (rest,):
         channels = [span(one, axis, int(start[axis]), int(extent[axis]), one.shape[axis]) for one in channels]
     if still:
@@ -143,6 +144,11 @@ def _pass(
         summed = functional.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
         results.append(summed.reshape(int(extent[p]), int(extent[q]), -1).permute(*order))
     return results
+
+
+def _still(factor: Matrix, offset: Matrix) -> bool:
+    """Whether a pass only cuts."""
+    return bool(np.array_equal(factor, np.eye(3)) and np.array_equal(offset, np.rint(offset)))
 
 
 def _taps(
