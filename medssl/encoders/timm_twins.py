@@ -86,6 +86,11 @@ class _MaskedGate(Masked):
 class MaskedSEModule(_MaskedGate, tl.SEModule):  # type: ignore[misc]
     """Twin of timm's squeeze and excitation."""
 
+    fc1: nn.Module
+    bn: nn.Module
+    act: nn.Module
+    fc2: nn.Module
+
     def forward(self, x: Tensor) -> Tensor:
         """Scales the channels."""
         squeezed = self.squeeze(x)
@@ -98,6 +103,8 @@ class MaskedSEModule(_MaskedGate, tl.SEModule):  # type: ignore[misc]
 
 class MaskedEffectiveSEModule(_MaskedGate, tl.EffectiveSEModule):  # type: ignore[misc]
     """Twin of timm's effective squeeze and excitation."""
+
+    fc: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
         """Scales the channels."""
