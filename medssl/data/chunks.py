@@ -160,10 +160,10 @@ def write_whole(path: Path, parts: Iterable[bytes | NDArray[np.uint8]]) -> int:
 class DiskFull(UserError):
     """No room for another file in the store."""
 
-    def __init__(self) -> None:
-        super().__init__(
-            "the disk of the store is full: make room and run the same command again, it goes on from here"
-        )
+    def __init__(
+        self, message: str = "the disk of the store is full: make room and run the same command again"
+    ) -> None:
+        super().__init__(message)
 
 
 def _box(shape: tuple[int, ...], side: int) -> tuple[int, ...]:

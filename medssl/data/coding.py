@@ -59,7 +59,7 @@ def refuse_unusable(image: NDArray[Any]) -> None:
 def thresholds(image: NDArray[Any], domain: ValueDomain, background: float | None) -> NDArray[np.float64]:
     """Returns per channel the highest value that counts as background.
 
-    Without a rule of the user's: -500 HU in CT; 10 of 255 in colour; elsewhere a quarter of the way from the dark end to
+    Without a rule of the user's: -500 HU in CT; 10 of 255 in colour; elsewhere a quarter of the way from the dark to
     Otsu's threshold (Otsu 1979), low enough to keep dim tissue and high enough to drop the noise of air.
     """
     if background is None and domain == "hu":

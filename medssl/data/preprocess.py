@@ -118,12 +118,12 @@ def as_monai(preprocess: Preprocess) -> Any:
     from monai import transforms
 
     steps: list[Any] = []
+    both = {"keys": ("image", "label"), "allow_missing_keys": True}
     if preprocess.orientation:
-        steps.append(transforms.Orientationd(("image", "label"), preprocess.orientation, None, True, labels=None))
+        steps.append(transforms.Orientationd(**both, axcodes=preprocess.orientation, labels=None))
     if preprocess.spacing_mm:
         pixdim = [mm if mm > 0 else float("nan") for mm in preprocess.spacing_mm]  # NaN: MONAI keeps that axis
-        modes = ("bilinear", "nearest")
-        steps.append(transforms.Spacingd(("image", "label"), pixdim, mode=modes, allow_missing_keys=True))
+        steps.append(transforms.Spacingd(**both, pixdim=pixdim, mode=("bilinear", "nearest")))
     return transforms.Compose([*steps, *map(build, preprocess.transforms)])
 
 

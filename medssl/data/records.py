@@ -159,11 +159,10 @@ def described(scan: Scan, key: str) -> tuple[str, ...]:
 
 def insert(connection: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
     """Writes rows in one transaction; a scan that was stored before is replaced, its failure forgotten."""
-    marks = ", ".join("?" * len(COLUMNS))
+    rows = list(rows)
     with connection:
-        for one in rows:
-            connection.execute(f"INSERT OR REPLACE INTO scans VALUES ({marks})", one)
-            connection.execute("DELETE FROM failures WHERE scan_id = ?", one[:1])
+        connection.executemany(f"INSERT OR REPLACE INTO scans VALUES ({', '.join('?' * len(COLUMNS))})", rows)
+        connection.executemany("DELETE FROM failures WHERE scan_id = ?", [row[:1] for row in rows])
 
 
 def load(path: Path) -> Records:

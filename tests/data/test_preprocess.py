@@ -1,0 +1,141 @@
+"""Preprocess as a whole: order of its steps, the label's way, a user's own transforms."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from data.stores import PLAIN, numbered, volume
+
+from medssl.data import coding
+from medssl.data.preprocess import as_monai, build, prepare
+from medssl.data.store import preprocess_from
+from medssl.types import Imported, IntensityRule, IntensityRules, Preprocess, UserError
+
+LPS = np.array([[-2.0, 0, 0, 30], [0, -1.0, 0, 40], [0, 0, 5.0, -9], [0, 0, 0, 1]])
+
+
+def values(prepared):
+    return coding.decode(prepared.image, prepared.coding.intensity, normalise=False)
+
+
+def test_without_rules_nothing_changes():
+    held = volume(numbered((5, 6, 7)), LPS)
+    prepared = prepare(held, PLAIN, domain="mr")
+    np.testing.assert_array_equal(prepared.image, held.image)
+    np.testing.assert_array_equal(prepared.affine, LPS)
+    assert prepared.coding.error == 0
+    assert prepared.label is None
+
+
+def test_crop_keeps_foreground_and_label_and_the_affine_true():
+    image = np.full((1, 20, 20, 10), -1000, np.int16)
+    image[0, 5:15, 6:14, 2:8] = 50
+    label = np.zeros_like(image)
+    label[0, 3, 10, 5] = 2  # outside of what the values call foreground
+    prepared = prepare(volume(image, LPS, label), Preprocess(), domain="hu")
+    assert prepared.image.shape == (1, 12, 8, 6)
+    assert prepared.label.dtype == np.uint8
+    assert prepared.undo.crop_start == (5, 6, 2)  # of the oriented grid: both first axes were turned round
+    where = np.argwhere(prepared.label[0] == 2)[0]
+    np.testing.assert_allclose(prepared.affine @ [*where, 1], LPS @ [3, 10, 5, 1])
+    np.testing.assert_allclose(prepared.spacing_mm, (2, 1, 5))
+    undo = prepared.undo
+    np.testing.assert_allclose(np.array(undo.affine) @ [*undo.crop_start, 1], prepared.affine @ [0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("spacing", [None, (1.0, 1.5, 0.0)])
+def test_prepared_equals_the_monai_transforms_of_the_same_rules(spacing):
+    from monai.data import MetaTensor
+
+    unclipped = IntensityRules(mr=IntensityRule("none"))
+    rules = dataclasses.replace(PLAIN, orientation="RAS", spacing_mm=spacing, intensity=unclipped)
+    image = numbered((9, 8, 7)).astype(np.float32)
+    prepared = prepare(volume(image, LPS), rules, domain="mr")
+    item = {"image": MetaTensor(torch.from_numpy(image), affine=torch.from_numpy(LPS))}
+    theirs = as_monai(rules)(item)["image"]
+    np.testing.assert_allclose(values(prepared), theirs.numpy(), atol=prepared.coding.error + 2e-3)
+    np.testing.assert_allclose(prepared.affine, theirs.affine.numpy(), atol=1e-6)
+
+
+def test_resampled_hounsfield_units_are_rounded_and_magnetic_resonance_is_not():
+    image = numbered((9, 8, 7))
+    rules = dataclasses.replace(PLAIN, spacing_mm=(0.7, 0.7, 0.7))
+    assert prepare(volume(image), rules, domain="hu").coding.error == 0.5
+    mr = prepare(volume(image), rules, domain="mr").coding
+    assert 0 < mr.error < 3000 / 131_070 + 1e-3
+
+
+def test_labels_keep_their_classes_through_resampling():
+    label = (numbered((9, 8, 7)) % 5).astype(np.int32)
+    label[0, 0, 0, 0] = 300
+    prepared = prepare(
+        volume(numbered((9, 8, 7)), None, label), dataclasses.replace(PLAIN, spacing_mm=(0.7, 2, 1)), domain="mr"
+    )
+    assert prepared.label.shape == prepared.image.shape
+    assert set(np.unique(prepared.label)) <= set(np.unique(label))
+    assert prepared.label.dtype == np.uint16
+
+
+def test_images_are_resized_in_their_own_type():
+    image = numbered((40, 30), 3, np.uint8)
+    label = (numbered((40, 30)) % 3).astype(np.uint8)
+    prepared = prepare(volume(image, None, label), dataclasses.replace(PLAIN, image_size=(20, 24)), domain="rgb")
+    assert prepared.image.shape == (3, 20, 24)
+    assert prepared.image.dtype == np.uint8
+    assert prepared.label.shape == (1, 20, 24)
+    assert prepared.coding.error == 0.5
+    np.testing.assert_allclose(prepared.spacing_mm, (2.0, 1.25))
+    np.testing.assert_array_equal(prepared.coding.intensity[:, 2:], [[0, 255, 0, 255]] * 3)
+
+
+def test_a_users_transform_takes_part_and_moves_the_affine():
+    step = Imported("monai.transforms.ResizeWithPadOrCropd", {"keys": ["image", "label"], "spatial_size": [4, 8, 8]})
+    held = volume(numbered((8, 8, 8)), LPS, numbered((8, 8, 8)))
+    prepared = prepare(held, dataclasses.replace(PLAIN, transforms=(step,)), domain="mr")
+    np.testing.assert_array_equal(values(prepared), held.image[:, 2:6])
+    np.testing.assert_array_equal(prepared.label, held.label[:, 2:6])
+    np.testing.assert_allclose(prepared.affine[:3, 3], (LPS @ [2, 0, 0, 1])[:3])
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"transforms": (Imported("monai.transforms.RandFlipd", {"keys": "image"}),)}, "RandFlipd is random"),
+        ({"transforms": (Imported("monai.transforms.Nothing"),)}, "cannot make monai.transforms.Nothing"),
+        ({"transforms": (Imported("monai.transforms.Flipd", {"key": 1}),)}, "cannot make monai.transforms.Flipd"),
+        ({"spacing_mm": (1.0, 1.0)}, r"spacing_mm is \(1.0, 1.0\): give three"),
+    ],
+)
+def test_rules_that_cannot_be_followed(rules, message):
+    with pytest.raises(UserError, match=message):
+        prepare(volume(numbered((4, 4, 4))), dataclasses.replace(PLAIN, **rules), domain="mr")
+
+
+def test_half_precision_and_booleans_are_taken():
+    assert prepare(volume(np.ones((1, 4, 4), bool)), PLAIN, domain="gray").image.dtype == np.uint8
+    assert prepare(volume(np.ones((1, 4, 4), np.float16)), PLAIN, domain="gray").image.dtype == np.int16
+
+
+def test_a_label_of_real_numbers_is_refused():
+    with pytest.raises(UserError, match="no whole numbers"):
+        prepare(volume(numbered((4, 4)), None, np.full((1, 4, 4), 0.5)), PLAIN, domain="gray")
+
+
+def test_preprocess_survives_json():
+    rules = Preprocess(
+        spacing_mm=(1.0, 1.0, 0.0),
+        image_size=(3, 4),
+        intensity=IntensityRules(mr=IntensityRule("range", 1.0, 2.0, "unit")),
+        transforms=(Imported("a.b", {"c": [1, 2]}),),
+    )
+    again = preprocess_from(json.loads(json.dumps(dataclasses.asdict(rules))))
+    assert again == rules
+    assert again.digest() == rules.digest()
+
+
+def test_build_makes_what_is_named():
+    assert build(Imported("fractions.Fraction", {"numerator": 3, "denominator": 4})) == 0.75
