@@ -160,9 +160,7 @@ def write_whole(path: Path, parts: Iterable[bytes | NDArray[np.uint8]]) -> int:
 class DiskFull(UserError):
     """No room for another file in the store."""
 
-    def __init__(
-        self, message: str = "the disk of the store is full: make room and run the same command again"
-    ) -> None:
+    def __init__(self, message: str = "the store's disk is full: make room and run the same command again") -> None:
         super().__init__(message)
 
 
