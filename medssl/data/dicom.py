@@ -10,7 +10,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -88,27 +88,27 @@ class Slice:
         return {"CT": "hu", "MR": "mr"}.get(self.about["modality"], "gray")  # type: ignore[return-value]
 
 
-def to_json(slices: Sequence[Slice]) -> str:
-    """The slices of one file as one line of JSON, without the path."""
-    rows = [{key: value for key, value in asdict(one).items() if key not in ("path", "about")} for one in slices]
-    return json.dumps({"about": slices[0].about, "slices": rows}, separators=(",", ":"))
+def to_json(slices: Sequence[Slice]) -> tuple[str, str]:
+    """The slices of one file as JSON: what is each one's own, and what they share with their whole series."""
+    own = [[one.frame, one.instance, one.shape, one.spacing_mm, one.pose, one.turn] for one in slices]
+    return json.dumps(own, separators=(",", ":")), json.dumps(slices[0].about, separators=(",", ":"))
 
 
-def from_json(text: str, path: str) -> list[Slice]:
+def from_json(own: str, about: str, path: str) -> list[Slice]:
     """The opposite of ``to_json``."""
-    content = json.loads(text)
+    shared = json.loads(about)
     return [
         Slice(
             path=path,
-            frame=row["frame"],
-            instance=row["instance"],
-            shape=tuple(row["shape"]),
-            spacing_mm=tuple(row["spacing_mm"]) if row["spacing_mm"] else None,
-            pose=tuple(row["pose"]) if row["pose"] else None,
-            turn=row["turn"],
-            about=content["about"],
+            frame=frame,
+            instance=instance,
+            shape=tuple(shape),
+            spacing_mm=tuple(spacing_mm) if spacing_mm else None,
+            pose=tuple(pose) if pose else None,
+            turn=turn,
+            about=shared,
         )
-        for row in content["slices"]
+        for frame, instance, shape, spacing_mm, pose, turn in json.loads(own)
     ]
 
 

@@ -28,14 +28,18 @@ def regroup(index: Index, series: str, key: bytes) -> None:
     connection = index.connection
     connection.execute("DELETE FROM parts WHERE scan_id IN (SELECT scan_id FROM scans WHERE series = ?)", (series,))
     connection.execute("DELETE FROM scans WHERE series = ?", (series,))
-    files = connection.execute("SELECT * FROM files WHERE series = ? ORDER BY path", (series,)).fetchall()
+    query = """
+        SELECT files.*, shared.text AS about FROM files LEFT JOIN shared ON shared.id = files.shared
+        WHERE series = ? ORDER BY path
+    """
+    files = connection.execute(query, (series,)).fetchall()
     if not files:
         return
     dataset = str(files[0]["dataset"])
     folder, text = connection.execute("SELECT folder, options FROM datasets WHERE name = ?", (dataset,)).fetchone()
     options: dict[str, Any] = json.loads(text)["files"]
     base = {"dataset": dataset, "series": series, "modality": ""}
-    slices = [one for file in files if file["state"] == "slice" for one in from_json(file["header"], file["path"])]
+    slices = [one for file in files if file["state"] == "slice" for one in _slices(file)]
     left_out = [file for file in files if file["state"] in ("rejected", "failed", "ignored")]
     by_path = {str(file["path"]): file for file in files}
     if not slices:
@@ -60,6 +64,10 @@ def regroup(index: Index, series: str, key: bytes) -> None:
         frames = [one.frame for one in stack.slices]
         _add(connection, keyed_digest(key, "scan", series, stack.name), row, base, parts, frames)
     _add_left_out(connection, [file for file in left_out if file["state"] == "rejected"], base, key)
+
+
+def _slices(file: sqlite3.Row) -> list[Slice]:
+    return from_json(file["header"], file["about"], file["path"])
 
 
 def _below(path: str, root: Path, folder: Path) -> str:
@@ -149,7 +157,7 @@ def _add(
     row = base | row
     digest = hashlib.blake2b(digest_size=8)
     for file in files:
-        digest.update(json.dumps([file["size"], file["modified_ns"], file["header"]]).encode())
+        digest.update(json.dumps([file["size"], file["modified_ns"], file["header"], file["about"]]).encode())
     row |= {"scan_id": scan_id, "source_digest": digest.hexdigest(), "files": len({file["id"] for file in files})}
     row["found"] = json.dumps(row["found"] | {"digest": row["source_digest"]})
     names = list(row)

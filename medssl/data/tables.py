@@ -22,8 +22,9 @@ CREATE TABLE datasets (name TEXT PRIMARY KEY, folder TEXT NOT NULL, options TEXT
 CREATE TABLE files (
     id INTEGER PRIMARY KEY, path TEXT NOT NULL UNIQUE, dataset TEXT NOT NULL, size INTEGER NOT NULL,
     modified_ns INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT NOT NULL, series TEXT NOT NULL, header TEXT NOT NULL,
-    walk INTEGER NOT NULL
+    shared INTEGER, walk INTEGER NOT NULL
 );
+CREATE TABLE shared (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
 CREATE INDEX files_by_series ON files (series);
 CREATE INDEX files_by_walk ON files (dataset, walk);
 CREATE TABLE stale (series TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -43,6 +44,7 @@ CREATE TABLE parts (
     PRIMARY KEY (scan_id, role, number)
 ) WITHOUT ROWID;
 """
+# ``shared`` holds once what the headers of a series have in common: an index of millions of slices stays small.
 # ``found`` is what the files alone say (status, reason, subject, digest), before the rules of a data set are applied.
 _INTERNAL = ("labels", "affine", "series", "found", "source_digest", "pixels_digest")
 

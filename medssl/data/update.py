@@ -10,14 +10,15 @@ import json
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Self
 
 from medssl.data import rules
 from medssl.data.dicom import DicomError, read_slices, to_json
@@ -53,6 +54,7 @@ class Entry:
     reason: str = ""
     series: str = ""
     header: str = ""
+    shared: str = ""
 
 
 def update(
@@ -75,8 +77,9 @@ def update(
         _check_key(index, key)
         datasets = _register(index, directories, options)
         done = Update()
-        for dataset in datasets:
-            _read_dataset(index, dataset, key, options.files.workers, done, tell)
+        with _Processes(options.files.workers) as processes:
+            for dataset in datasets:
+                _read_dataset(index, dataset, key, processes, done, tell)
         _group(index, key, tell)
         done.notes = rules.apply(index, key)
     return done
@@ -184,7 +187,9 @@ def _check_apart(dataset: _Dataset, known: dict[str, _Dataset]) -> None:
 # --- files
 
 
-def _read_dataset(index: Index, dataset: _Dataset, key: bytes, workers: int, done: Update, tell: Progress) -> None:
+def _read_dataset(
+    index: Index, dataset: _Dataset, key: bytes, processes: _Processes, done: Update, tell: Progress
+) -> None:
     """Walk a directory, read what is new or changed, forget what is gone."""
     number = int(index.meta("walk")) + 1
     index.connection.execute("UPDATE meta SET value = ? WHERE name = 'walk'", (str(number),))
@@ -192,7 +197,7 @@ def _read_dataset(index: Index, dataset: _Dataset, key: bytes, workers: int, don
     hidden: list[str] = []
     read = partial(read_files, root=root, dataset=dataset.name, key=key)
     changed = _changed(index, dataset, number, done, hidden, tell)
-    for found, entries in _in_processes(read, changed, workers):
+    for found, entries in processes.map(read, changed):
         with transaction(index.connection):
             for one, entry in zip(found, entries, strict=True):
                 _store(index.connection, dataset.name, number, one, entry)
@@ -243,23 +248,34 @@ def _relative(one: Found, root: Path) -> str:
     return os.path.relpath(one.path, root) + ("/" if one.folder else "")
 
 
-def _in_processes(
-    read: Callable[[Sequence[Found]], list[Entry]], batches: Iterable[list[Found]], workers: int
-) -> Iterator[tuple[list[Found], list[Entry]]]:
-    """Map ``read`` over the batches in order, with few of them under way; a single batch needs no processes."""
-    batches = iter(batches)
-    first = list(islice(batches, 2))
-    if workers < 1 or len(first) < 2:
-        for batch in (*first, *batches):
-            yield batch, read(batch)
-        return
-    under_way: deque[tuple[list[Found], Future[list[Entry]]]] = deque()
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        for batch in (*first, *()):
-            under_way.append((batch, pool.submit(read, batch)))
-        for batch in batches:
-            under_way.append((batch, pool.submit(read, batch)))
-            while len(under_way) > 2 * workers:
+class _Processes:
+    """Processes that read headers: started when there is more than one batch to read, then kept until the end."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def map(
+        self, read: Callable[[Sequence[Found]], list[Entry]], batches: Iterator[list[Found]]
+    ) -> Iterator[tuple[list[Found], list[Entry]]]:
+        """Each batch with what ``read`` makes of it, in order, with few batches under way."""
+        first = list(islice(batches, 2))
+        if self.workers < 1 or (len(first) < 2 and self.pool is None):
+            for batch in chain(first, batches):
+                yield batch, read(batch)
+            return
+        self.pool = self.pool or ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"))
+        under_way: deque[tuple[list[Found], Future[list[Entry]]]] = deque()
+        for batch in chain(first, batches):
+            under_way.append((batch, self.pool.submit(read, batch)))
+            if len(under_way) > 2 * self.workers:
                 done, future = under_way.popleft()
                 yield done, future.result()
         while under_way:
@@ -272,17 +288,22 @@ def _store(connection: sqlite3.Connection, dataset: str, number: int, one: Found
     old = connection.execute("SELECT series FROM files WHERE path = ?", (entry.path,)).fetchone()
     due = {entry.series, old[0] if old else ""} - {""}
     connection.executemany("INSERT OR IGNORE INTO stale VALUES (?)", [(series,) for series in due])
+    shared = None
+    if entry.shared:
+        connection.execute("INSERT OR IGNORE INTO shared (text) VALUES (?)", (entry.shared,))
+        shared = connection.execute("SELECT id FROM shared WHERE text = ?", (entry.shared,)).fetchone()[0]
     unread = entry.state == "failed" and entry.reason.startswith("cannot be opened")  # is tried again next time
     connection.execute(
         """
-        INSERT INTO files (path, dataset, size, modified_ns, state, reason, series, header, walk)
-        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET
+        INSERT INTO files (path, dataset, size, modified_ns, state, reason, series, header, shared, walk)
+        VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (path) DO UPDATE SET
         dataset = excluded.dataset, size = excluded.size, modified_ns = excluded.modified_ns, state = excluded.state,
-        reason = excluded.reason, series = excluded.series, header = excluded.header, walk = excluded.walk
+        reason = excluded.reason, series = excluded.series, header = excluded.header, shared = excluded.shared,
+        walk = excluded.walk
         """,
         (
             entry.path, dataset, one.size, -1 if unread or one.problem else one.modified_ns, entry.state, entry.reason,
-            entry.series, entry.header, number,
+            entry.series, entry.header, shared, number,
         ),
     )  # fmt: skip
 
@@ -304,7 +325,7 @@ def _entry(one: Found, root: Path, of_path: Callable[..., str], digest: Callable
             return Entry(path, "ignored", form)
         if form == "dicom":
             series, slices = read_slices(file, path, digest)
-            return Entry(path, "slice", "", digest("dicom", dataset, series), to_json(slices))
+            return Entry(path, "slice", "", digest("dicom", dataset, series), *to_json(slices))
         header = read_header(file, form)  # type: ignore[arg-type]
         return Entry(path, "scan", header.note, of_path(path), json.dumps(asdict(header), separators=(",", ":")))
     except DicomError as error:
