@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         function = find_verb(words[0])
         return run_verb(function, words[0], words[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -98,7 +98,8 @@ def make_parser(function: Callable[..., Any], verb: str) -> ArgumentParser:
 
     document = docstring_parser.parse(inspect.getdoc(function) or "")
     helps = {parameter.arg_name: parameter.description for parameter in document.params}
-    parser = ArgumentParser(prog=f"medssl {verb}", description=document.short_description, exit_on_error=False)
+    about = document.short_description
+    parser = ArgumentParser(prog=f"medssl {verb}", description=about, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="name of a shipped recipe, or a YAML file")
     standing = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
     hints = typing.get_type_hints(function) if standing else {}

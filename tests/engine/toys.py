@@ -44,8 +44,10 @@ class ToyEncoder(Encoder):
         self.channels, self.strides = (width, width), ((1, 1, 1), (2, 2, 2))
         self.mask_modes, self.mask_cell = frozenset({"fill"}), (2, 2, 2)
         kind = {"batch": nn.BatchNorm3d, "instance": lambda n: nn.InstanceNorm3d(n, affine=True)}[norm]
-        self.first = nn.Sequential(nn.Conv3d(in_channels, width, 3, padding=1), kind(width), nn.Dropout(dropout))
-        self.second = nn.Sequential(nn.Conv3d(width, width, 3, 2, padding=1), kind(width), nn.ReLU())
+        self.first = nn.Sequential(
+            nn.Conv3d(in_channels, width, 3, padding=1, bias=False), kind(width), nn.Dropout(dropout)
+        )
+        self.second = nn.Sequential(nn.Conv3d(width, width, 3, 2, padding=1, bias=False), kind(width), nn.ReLU())
 
     def forward(self, image, hidden=None, mode=None):
         first = self.first(image)

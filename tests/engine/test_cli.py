@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from engine import verbs
+
+from medssl import cli
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys):
+    """Calls the command line with the verbs of the tests and configurations in tmp_path; gives code, stderr, calls."""
+    for name in ("stroll", "gather", "fail"):
+        monkeypatch.setitem(cli.VERBS, name, (f"engine.verbs:{name}", ""))
+    monkeypatch.setattr(cli, "config_folder", lambda: tmp_path)
+    for folder in ("recipes", "encoders", "objectives", "data"):
+        (tmp_path / folder).mkdir()
+    cat = {"class_path": "engine.verbs.Cat", "init_args": {"lives": 7}}
+    park = {"class_path": "engine.verbs.Park", "init_args": {"walk": {"minutes": 30}}}
+    write(tmp_path / "encoders/cat.yaml", cat)
+    write(tmp_path / "encoders/dog.yaml", {"class_path": "engine.verbs.Dog", "init_args": {"tricks": ["sit"]}})
+    write(tmp_path / "encoders/bare_cat.yaml", {"class_path": "engine.verbs.Cat"})
+    write(tmp_path / "objectives/park.yaml", park)
+    write(tmp_path / "recipes/tour.yaml", {"encoder": "cat", "objective": "park", "training": {"minutes": 5}})
+    changed = {"base": "park", "init_args": {"walk": {"legs": 3}}}
+    write(tmp_path / "recipes/limp.yaml", {"encoder": {"base": "cat"}, "objective": changed, "training": {}})
+    monkeypatch.setattr(verbs, "calls", [])
+
+    def run(*words: str):
+        code = cli.main([str(word) for word in words])
+        return code, capsys.readouterr().err, verbs.calls[-1] if verbs.calls else None
+
+    return run
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_help_imports_nothing_heavy():
+    probe = (
+        "import sys; from medssl.cli import main; code = main(['--help']);"
+        "print(code, sorted({'torch', 'numpy', 'yaml', 'jsonargparse', 'lightning'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "0 []"
+    assert "pretrain" in shown
+    assert "spark_3d_small" in shown
+
+
+def test_a_recipe_by_name_with_fragments(call):
+    code, _, got = call("stroll", "--config", "tour", "--store", "there")
+    assert code == 0
+    assert (got["store"], got["training"], got["seed"]) == (Path("there"), verbs.Walk(minutes=5), 0)
+    assert (got["park"].encoder.lives, got["park"].encoder.paws) == (7, (1, 2, 3, 4))
+    assert got["park"].walk == verbs.Walk(minutes=30)
+
+
+def test_a_recipe_changes_parts_of_a_fragment(call):
+    _, _, got = call("stroll", "--config", "limp", "--store", "there")
+    assert got["park"].walk == verbs.Walk(minutes=30, legs=3)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_overrides_win_wherever_they_stand(call, first):
+    overrides = ["--objective.share", "0.25", "--objective.walk.minutes=1", "--encoder.paws", "[9]", "--seed", "3"]
+    recipe = ["--config", "tour"]
+    _, _, got = call("stroll", *(overrides + recipe if first else recipe + overrides), "--store", "there")
+    assert (got["park"].share, got["park"].walk.minutes, got["park"].encoder.paws, got["seed"]) == (0.25, 1, (9,), 3)
+
+
+def test_another_encoder_replaces_the_recipe_s_as_a_whole(call):
+    _, _, got = call("stroll", "--config", "tour", "--encoder", "dog", "--store", "there")
+    assert (type(got["park"].encoder), got["park"].encoder.lives) == (verbs.Dog, 1)
+    _, _, got = call("stroll", "--config", "tour", "--encoder=bare_cat", "--store", "there")
+    assert got["park"].encoder.lives == 9  # not the 7 of the recipe's own cat
+
+
+def test_a_later_recipe_changes_an_earlier_one(call, tmp_path):
+    late = write(tmp_path / "late.yaml", {"training": {"legs": 2}, "seed": 8})
+    _, _, got = call("stroll", "--config", "tour", "--config", late, "--store", "there")
+    assert (got["training"], got["seed"]) == (verbs.Walk(minutes=5, legs=2), 8)
+
+
+def test_standing_arguments_and_exit_code(call):
+    code, _, got = call("gather", "a", "b", "--index", "i")
+    assert code == 1
+    assert got == {"directories": [Path("a"), Path("b")], "index": Path("i")}
+
+
+BAD = [
+    (("strol",), r"unknown verb 'strol' \(did you mean 'stroll'\?\)"),
+    (("stroll", "--config", "tuor"), r"no configuration 'tuor' in recipes \(did you mean 'tour'\?\); there are"),
+    (("stroll", "--config", "gone/away.yaml"), r"no configuration 'gone/away.yaml'"),
+    (("stroll", "--config", "tour", "--encoder", "catt"), r"no configuration 'catt' in encoders \(did you mean 'cat'"),
+    (("stroll", "--config", "tour"), "required: store"),
+    (("stroll", "--store", "s", "--config", "tour", "--sed", "1"), r"unknown key 'sed' \(did you mean 'seed'\?\)"),
+    (
+        ("stroll", "--store", "s", "--config", "tour", "--training.minute", "1"),
+        r"'training.minute' \(did you mean 'training.minutes'",
+    ),
+    (
+        ("stroll", "--store", "s", "--config", "tour", "--objective.shar", "1"),
+        r"'objective.shar' \(did you mean 'objective.share'",
+    ),
+    (
+        ("stroll", "--store", "s", "--config", "tour", "--objective.walk.lgs", "1"),
+        r"did you mean 'objective.walk.legs'",
+    ),
+    (
+        ("stroll", "--store", "s", "--config", "tour", "--seed", "rain"),
+        'key "seed": Expected a .*int.* Got value: rain',
+    ),
+    (("stroll", "--store", "s", "--config", "tour", "--encoder.class_path", "engine.verbs.Cow"), "Cow"),
+    (("gather",), "required: directories"),
+    (("gather", "a", "--indx", "i"), r"unknown key 'indx' \(did you mean 'index'\?\)"),
+    (("fail", "user"), "two lines"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD, ids=lambda x: " ".join(x) if isinstance(x, tuple) else None)
+def test_mistakes_are_one_line_and_exit_with_2(call, words, message):
+    code, shown, _ = call(*words)
+    assert code == 2
+    assert shown.startswith("error: ")
+    assert shown.count("\n") == 1, "one line, no traceback"
+    assert re.search(message, shown), shown
+
+
+def test_unknown_keys_in_files_are_named(call, tmp_path):
+    for content, message in (
+        ({"training": {"minuts": 5}}, "unknown key 'training.minuts' (did you mean 'training.minutes'?)"),
+        ({"traning": {"minutes": 5}}, "unknown key 'traning.minutes' (did you mean 'training.minutes'?)"),
+        ({"objective": {"base": "park", "init_args": {"shar": 1}}}, "did you mean 'objective.share'?"),
+    ):
+        code, shown, _ = call(
+            "stroll", "--store", "s", "--config", "tour", "--config", write(tmp_path / "x.yaml", content)
+        )
+        assert code == 2
+        assert message in shown
+
+
+def test_broken_yaml_and_a_list_are_no_recipes(call, tmp_path):
+    (tmp_path / "broken.yaml").write_text("a: [1, 2")
+    assert "broken.yaml is no valid YAML" in call("stroll", "--config", tmp_path / "broken.yaml")[1]
+    assert "holds no keys" in call("stroll", "--config", write(tmp_path / "list.yaml", [1]))[1]
+
+
+def test_ctrl_c_exits_with_130(call):
+    assert call("fail", "interrupt")[0] == 130
+
+
+@pytest.mark.parametrize("name", cli.config_names("recipes"))
+def test_every_shipped_recipe_fits_pretrain(name):
+    from medssl.engine.pretrain import pretrain
+
+    parser = cli.make_parser(pretrain, "pretrain")
+    parsed = parser.parse_args(cli.expand(["--config", name, "--store", "s", "--run", "r"]))
+    values = parser.instantiate(parsed)
+    if name.endswith("small"):
+        objective = values["objective"](values["encoder"]())
+        assert objective.needs.views[0].size
+
+
+@pytest.mark.parametrize("name", cli.config_names("data"))
+def test_every_shipped_preprocess_can_be_asked_for(name):
+    from medssl.engine.settings import Loading
+    from medssl.types import Preprocess
+
+    def verb(*, data: Loading) -> None: ...
+
+    verb.__annotations__ = {"data": Loading}
+    parser = cli.make_parser(verb, "verb")
+    values = parser.instantiate(parser.parse_args(cli.expand(["--data.preprocess", name])))
+    assert isinstance(values["data"].preprocess, Preprocess)
