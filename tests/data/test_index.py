@@ -171,11 +171,11 @@ def test_an_error_in_the_middle_leaves_the_tables_true(scans, tmp_path, monkeypa
     file = tmp_path / "x" / "broken"
 
     def fail(*_args):
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("stopped here")
 
     with monkeypatch.context() as patched:
         patched.setattr("medssl.data.update.regroup", fail)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="stopped here"):
             run(file, scans)
     assert run(file, scans).read == 0
     assert content(file) == content(tmp_path / "x" / "whole")
