@@ -125,16 +125,11 @@ def apply_intensity(
         seed: Seed of the run, for the pool of noise.
         valid: False on padding, which has no say in means and ranges; None where there is none.
     """
-    if image.device.type != "cpu":
-        return _apply(image, drawn, seed, valid)
-    rows = [slice(row, row + 1) for row in range(len(image))]  # a row fits the cache, a batch does not
-    parts = [_apply(image[row], drawn.rows(row), seed, None if valid is None else valid[row]) for row in rows]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-
-def _apply(
-    image: Float[Tensor, "B C *s"], drawn: IntensityDraw, seed: int, valid: Bool[Tensor, "B 1 *s"] | None
-) -> Float[Tensor, "B C *s"]:
+    if image.device.type == "cpu" and len(image) > 1:  # a row fits the cache, a batch does not
+        rows = [slice(row, row + 1) for row in range(len(image))]
+        return torch.cat(
+            [apply_intensity(image[row], drawn.rows(row), seed=seed, valid=_some(valid, row)) for row in rows]
+        )
     image = _where(image, drawn.gamma != 1, lambda part, at: gamma(part, drawn.gamma[at], _some(valid, at)))
     image = _where(image, drawn.contrast != 1, lambda part, at: contrast(part, drawn.contrast[at], _some(valid, at)))
     image = _where(image, drawn.brightness != 0, lambda part, at: brightness(part, drawn.brightness[at]))
@@ -162,8 +157,10 @@ def _where(
     return image.index_copy(0, there, change(image[there], rows))
 
 
-def _some(valid: Bool[Tensor, "B 1 *s"] | None, rows: Int[Tensor, " K"]) -> Bool[Tensor, "K 1 *s"] | None:
-    return None if valid is None else valid[rows.to(valid.device)]
+def _some(valid: Bool[Tensor, "B 1 *s"] | None, rows: Int[Tensor, " K"] | slice) -> Bool[Tensor, "K 1 *s"] | None:
+    if valid is None:
+        return None
+    return valid[rows if isinstance(rows, slice) else rows.to(valid.device)]
 
 
 def gamma(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -156,20 +156,7 @@ def _view(
 ) -> View:
     device = moved.raw.device
     valid, full = covered(affine, spec.size, frame.low, frame.high, device=device)
-    image = _values(moved, affine, spec.size)
-    mask = None if all(full) else valid
-    fill = None if mask is None else intensity.lowest_value(moved.numbers, image)
-    changes = spec.intensity
-    if any(change[0] > 0 for change in (changes.noise, changes.blur, changes.brightness, changes.contrast)) or (
-        changes.gamma[0] > 0 or changes.bias_field[0] > 0
-    ):
-        drawn = intensity.draw_intensity(changes, draws, channels=image.shape[1], n=len(spec.size))
-        image = intensity.apply_intensity(image, drawn, seed=draws.seed, valid=mask)
-    if mask is not None and fill is not None:
-        image = torch.where(mask, image, fill)
-    if not moved.all_present:
-        here = moved.present.reshape(*moved.present.shape, *[1] * len(spec.size))
-        image = torch.where(here, image, image.new_zeros(()))
+    image = _pixels(moved, spec, affine, (valid, full), draws)
     scored = valid.clone()
     if moved.scored is not None:
         scored &= sample(moved.scored, affine, spec.size, "nearest")
@@ -189,18 +176,54 @@ def _view(
     )
 
 
-def _values(moved: _Moved, affine: Float[Tensor, "B n+1 n+1"], size: Sequence[int]) -> Float[Tensor, "B C *s"]:
-    """Cuts before decoding: to the view where nothing is interpolated, else (on the CPU) to what a row reads."""
-    whole = [is_whole(matrix) for matrix in affine.numpy()]
-    if all(whole):
-        return intensity.decode(sample(moved.raw, affine, size), moved.numbers)
+def _pixels(
+    moved: _Moved,
+    spec: ViewSpec,
+    affine: Float[Tensor, "B n+1 n+1"],
+    covers: tuple[Bool[Tensor, "B 1 *s"], tuple[bool, ...]],
+    draws: Draws,
+) -> Float[Tensor, "B C *s"]:
+    """The image of a view: on an accelerator all rows at once, on the CPU one after the other, each in the cache."""
+    batch, channels = moved.raw.shape[:2]
+    drawn = intensity.draw_intensity(spec.intensity, draws, channels=channels, n=len(spec.size))
+    valid, full = covers
     if moved.raw.device.type != "cpu":
-        return sample(intensity.decode(moved.raw, moved.numbers), affine, size)
-    rows = []
-    for row in range(len(affine)):
-        part, shifted = window(moved.raw[row : row + 1], affine[row : row + 1], size)
-        rows.append(sample(intensity.decode(part, moved.numbers[row : row + 1]), shifted, size))
-    return torch.cat(rows) if len(rows) > 1 else rows[0]
+        return _finished(_values(moved, affine, spec.size), moved, drawn, draws.seed, valid)
+    image = torch.empty(batch, channels, *spec.size)
+    for row in range(batch):
+        one = slice(row, row + 1)
+        part = replace(moved, raw=moved.raw[one], numbers=moved.numbers[one], present=moved.present[one])
+        values = _values(part, affine[one], spec.size)
+        image[one] = _finished(values, part, drawn.rows(one), draws.seed, None if full[row] else valid[one])
+    return image
+
+
+def _values(moved: _Moved, affine: Float[Tensor, "B n+1 n+1"], size: Sequence[int]) -> Float[Tensor, "B C *s"]:
+    """Cuts before decoding: to the view where nothing is interpolated, else (for one row) to what that row reads."""
+    raw = moved.raw
+    if all(is_whole(matrix) for matrix in affine.numpy()):
+        return intensity.decode(sample(raw, affine, size), moved.numbers)
+    if len(raw) == 1:
+        raw, affine = window(raw, affine, size)
+    return sample(intensity.decode(raw, moved.numbers), affine, size)
+
+
+def _finished(
+    image: Float[Tensor, "B C *s"],
+    moved: _Moved,
+    drawn: intensity.IntensityDraw,
+    seed: int,
+    valid: Bool[Tensor, "B 1 *s"] | None,
+) -> Float[Tensor, "B C *s"]:
+    """Intensity changes, then what no change may touch: padding and missing channels."""
+    fill = None if valid is None else intensity.lowest_value(moved.numbers, image)
+    image = intensity.apply_intensity(image, drawn, seed=seed, valid=valid)
+    if valid is not None and fill is not None:
+        image = torch.where(valid, image, fill)
+    if not moved.all_present:
+        here = moved.present.reshape(*moved.present.shape, *[1] * (image.ndim - 2))
+        image = torch.where(here, image, image.new_zeros(()))
+    return image
 
 
 def _problem(spec: ViewSpec, number: int, plan: ViewPlan) -> str:

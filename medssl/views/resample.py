@@ -83,6 +83,9 @@ def covered(
     """
     mask = torch.ones(len(affine), 1, *size, dtype=torch.bool, device=device)
     full: list[bool] = []
+    steps = torch.arange(size[-1], device=device)  # whole lines are looked up: far faster than voxel by voxel
+    after = steps >= torch.arange(size[-1] + 1, device=device)[:, None]
+    before = steps <= torch.arange(-1, size[-1], device=device)[:, None]
     bounds = zip(affine.cpu().double().numpy(), low.cpu().double().numpy(), high.cpu().double().numpy(), strict=True)
     for row, (matrix, first, last) in enumerate(bounds):
         n = len(first)
@@ -91,14 +94,13 @@ def covered(
         reach = np.abs(matrix[:n, :n]) @ half
         full.append(bool((middle - reach >= first - 0.5).all() and (middle + reach < last + 0.5).all()))
         if not full[-1]:
-            begin, end = (torch.from_numpy(bound)[..., None].to(device) for bound in _lines(matrix, first, last, size))
-            steps = torch.arange(size[-1], dtype=torch.int32, device=device)
-            mask[row, 0] = (steps >= begin) & (steps <= end)
+            begin, end = (torch.from_numpy(bound).reshape(-1).to(device) for bound in _lines(matrix, first, last, size))
+            mask[row, 0] = (after.index_select(0, begin) & before.index_select(0, end + 1)).reshape(*size)
     return mask, tuple(full)
 
 
 def _lines(matrix: Matrix, first: Matrix, last: Matrix, size: Sequence[int]) -> tuple[Lattice, Lattice]:
-    """For each line along the last axis of a view, its first and last voxel that come from the box (int32)."""
+    """First (0 to length) and last (-1 to length - 1) voxel from the box, for each line along a view's last axis."""
     *outer, length = size
     begin, end = np.zeros(outer), np.full(outer, length - 1.0)
     for axis in range(len(size)):
@@ -112,7 +114,7 @@ def _lines(matrix: Matrix, first: Matrix, last: Matrix, size: Sequence[int]) -> 
         else:
             begin = np.maximum(begin, np.minimum(near / slope, far / slope))
             end = np.minimum(end, np.maximum(near / slope, far / slope))
-    return np.ceil(begin).clip(0, length).astype(np.int32), np.floor(end).clip(-1, length).astype(np.int32)
+    return np.ceil(begin).clip(0, length).astype(np.int32), np.floor(end).clip(-1, length - 1).astype(np.int32)
 
 
 def window(
