@@ -56,7 +56,7 @@ def probe(encoder: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, 
 def pretrain(seed: int, images: torch.Tensor, *, epochs: int, batch: int = 50) -> tuple[ResEnc, list[float]]:
     torch.manual_seed(seed)
     encoder = ResEnc(1, ndim=2, channels=(16, 32, 64), strides=((2, 2), (2, 2), (2, 2)), blocks=(1, 1, 1), norm="batch")
-    objective = SparK(encoder, view=ViewSpec(size=(SIDE, SIDE)), decoder_width=32).train()
+    objective = SparK(encoder, view=ViewSpec(size=(SIDE, SIDE)), decoder_width=64).train()
     optimizer = torch.optim.AdamW(objective.parameters(), lr=2e-3, weight_decay=0.04)
     total = epochs * len(images) // batch
     losses: list[float] = []
