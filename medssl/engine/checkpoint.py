@@ -11,6 +11,8 @@ import fcntl
 import os
 import pickle
 import shutil
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from typing import IO, TYPE_CHECKING, Any
 
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
 
 # These change what is written or how fast, not what is learnt; the two sizes are held to their product.
 FREE_KEYS = ("training.batch_size", "training.accumulate", "training.output", "data.workers", "training.extend")
+DAMAGE = (
+    RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 
 
 @dataclass
@@ -104,9 +110,14 @@ def load_state(path: Path) -> dict[str, Any]:
         UserError: The file is damaged; says what to do.
     """
     try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the checksums that it writes
+            flipped = archive.testzip()
+        if flipped is not None:
+            message = f"wrong checksum of {flipped}"
+            raise ValueError(message)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         state["progress"] = Progress(**state["progress"])
-    except (RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except DAMAGE as error:
         others = [other.name for other in checkpoints(path.parent) if other != path]
         remedy = f"training goes on from {others[0]}" if others else "training starts anew"
         message = f"checkpoint {path.name} is damaged ({short(error)}): delete it and run the same command; {remedy}"
