@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from medssl.types import Imported, UserError
@@ -62,6 +63,16 @@ def store_digest(store: Store) -> str:
         digest.update(part.tobytes())
     digest.update(repr(held.tables["split"]).encode())
     return digest.hexdigest()
+
+
+def typical_spacing(store: Store, axes: int) -> tuple[float, ...] | None:
+    """Median spacing of a store's volumes per stored axis (tilted views of thick slices reach further); None in 2D."""
+    held = store.records
+    volumes = held.affine[held.facts["ndim"] == 3]
+    if axes != 3 or not len(volumes):
+        return None
+    columns = volumes.reshape(-1, 3, 4)[:, :, :3]
+    return tuple(np.median(np.linalg.norm(columns, axis=1), axis=0).tolist())
 
 
 def subjects(store: Store, split: str | None) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -34,7 +35,7 @@ from medssl.views.plan import make_batch, read_size
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from medssl.types import Batch, Crops
+    from medssl.types import Batch, Crops, ViewPlan
 
 PRECISIONS = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
@@ -75,8 +76,9 @@ def pretrain(
     network = objective(encoder())  # refuses sizes that do not fit, before any data is touched
     opened = Store.open(store, preprocess=data.preprocess)
     plan = network.needs
-    small = small_scans(opened, read_size(plan), split=data.split, slice_axis=plan.sampling.slice_axis)
-    feed = make_feed(opened, network, training, data)
+    size = read_size(plan, describe.typical_spacing(opened, len(plan.views[0].size)))
+    small = small_scans(opened, size, split=data.split, slice_axis=plan.sampling.slice_axis)
+    feed = make_feed(opened, plan, size, training, data)
     progress = Progress(0, training.batch_size * training.accumulate * place.world_size, describe.store_digest(opened))
     with folder.opened(config) if place.first else contextlib.nullcontext(), explained(training, data, network):
         module = Pretraining(network, feed, optimizer, steps=training.steps, progress=progress)
@@ -90,15 +92,14 @@ def pretrain(
         return train(module, trainer_for(module, folder, training, place, card), folder)
 
 
-def make_feed(store: Store, objective: Objective, training: Training, data: Loading) -> Feed:
-    """Crops of the store in the order of the run, and the objective's views of them."""
-    plan = objective.needs
+def make_feed(store: Store, plan: ViewPlan, size: tuple[int, ...], training: Training, data: Loading) -> Feed:
+    """Crops of the store in the order of the run, ``size`` voxels each, and the plan's views of them."""
 
     def crops(first: int, rank: int, world_size: int, workers: int = data.workers) -> Iterable[Crops]:
         loader: Iterable[Crops] = make_loader(
             store,
             plan=plan,
-            read_size=read_size(plan),
+            read_size=size,
             batch_size=training.batch_size,
             seed=training.seed,
             split=data.split,
@@ -197,7 +198,8 @@ def train(module: Pretraining, trainer: lightning.Trainer, folder: RunFolder) ->
         saved = folder.state()
         kept = f"the checkpoint of step {saved['progress'].step} is kept" if saved else "there is no checkpoint yet"
         if trainer.is_global_zero:
-            print(f"error: {error}; {kept}; a lower optimizer.learning_rate or training.precision fp32 may help")
+            advice = "a lower optimizer.learning_rate or training.precision fp32 may help"
+            print(f"error: {error}; {kept}; {advice}", file=sys.stderr)
         return 1
     finally:
         for part in (module, *trainer.callbacks):

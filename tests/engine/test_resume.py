@@ -13,7 +13,7 @@ TESTS = Path(__file__).parent.parent
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(norm, tmp_path):
-    """Two workers, accumulation of two, dropout; kills inside an accumulation, in a checkpoint, after a row of the log."""
+    """Two workers, two micro-batches, dropout; kills inside a step, in a checkpoint, after a row of the log."""
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("resume_child.py"), tmp_path, norm],
         capture_output=True,

@@ -1,0 +1,152 @@
+"""What a user can do wrong with ``medssl pretrain``: one line that names it, and the exit code."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from engine import toys
+from torch import nn
+
+from medssl import cli
+from medssl.encoders.base import Encoder
+
+RECIPE = Path(__file__).with_name("toys.yaml")
+
+
+class Odd(nn.Linear):
+    """A parametric layer that nobody wrote a masked twin of."""
+
+
+class OddEncoder(Encoder):
+    """A user's encoder that says it can be masked sparsely, around a layer that cannot."""
+
+    def __init__(self, in_channels: int = 1):
+        super().__init__()
+        from medssl.nn.sparse import sparsify
+
+        self.strange = Odd(4, 4)
+        sparsify(self)
+
+    def forward(self, image, hidden=None, mode=None):
+        raise NotImplementedError
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return toys.toy_store(tmp_path_factory.mktemp("pretrain") / "store")
+
+
+@pytest.fixture
+def call(store, tmp_path, capsys):
+    """Calls the verb on the store of toys with short runs; gives the exit code and everything it said."""
+
+    def run(*words: object, recipe: object = RECIPE):
+        mask = os.umask(0o077)
+        threads = torch.get_num_threads()
+        try:
+            with warnings.catch_warnings():
+                code = cli.main(
+                    [
+                        "pretrain",
+                        f"--config={recipe}",
+                        f"--store={store}",
+                        f"--run={tmp_path / 'run'}",
+                        "--training.steps=2",
+                    ]
+                    + [str(word) for word in words]
+                )
+        finally:
+            os.umask(mask)
+            torch.set_num_threads(threads)
+        shown = capsys.readouterr()
+        return code, shown.out + shown.err
+
+    return run
+
+
+BAD = [
+    ("unknown key", ["--training.stps=3"], 2, r"unknown key 'training\.stps' \(did you mean 'training\.steps'\?\)"),
+    ("unknown key of the objective", ["--objective.shar=1"], 2, r"'objective\.shar' \(did you mean 'objective\.share'"),
+    ("unknown recipe", ["--config=spark_3d_smal"], 2, r"'spark_3d_smal' in recipes \(did you mean 'spark_3d_small'"),
+    ("steps below one", ["--training.steps=0"], 2, r"training\.steps must be at least 1, got 0"),
+    ("size that strides do not divide", ["--objective.view.size=[7,8,6]"], 2, r"\[7, 8, 6\].*nearest"),
+    ("layer without a twin", ["--encoder=engine.test_bad_pretrain.OddEncoder"], 2, r"strange.*Odd|Odd.*strange"),
+    ("no store", ["--store=nowhere"], 2, r"nowhere is no store .*medssl cache"),
+    ("store of another Preprocess", ["--data.preprocess=ct"], 2, r"another Preprocess.*foreground_crop"),
+    ("no scan in the split", ["--data.split=test"], 2, r"no scan with 3 axes in split 'test'.*4 'train', 1 'val'"),
+    ("NaN loss", ["--objective.fail_at=1"], 1, r"the loss is not finite at step 2: samples 4, 5, 6, 7 of scans scan"),
+    (
+        "no memory",
+        ["--objective.fail_at=0", "--objective.fail=memory"],
+        2,
+        r"batch_size \(now 2\).*\(now \[8, 8, 6\]\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "message"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_mistakes_are_one_line(call, words, code, message):
+    got, said = call(*words)
+    assert re.search(message, said), said
+    assert got == code
+    assert said.count("error: ") == 1
+    assert "Traceback" not in said
+
+
+def test_a_crop_larger_than_every_volume_is_padded_and_counted(call):
+    code, said = call("--objective.view.size=[24,24,24]", "--training.steps=1")
+    assert code == 0
+    assert "5 scans are smaller than the crop and are padded" in said
+
+
+def test_a_run_of_another_configuration_is_refused(call):
+    assert call()[0] == 0
+    code, said = call("--training.seed=1")
+    assert code == 2
+    assert "run/ is a run of another configuration: training.seed: 0 there, 1 here" in said
+    code, said = call("--training.steps=3", "--training.extend=true")
+    assert (code, "3 steps done" in said) == (0, True)
+
+
+def test_another_size_of_a_step_is_refused_and_an_equal_one_is_not(call):
+    assert call("--training.batch_size=2", "--training.accumulate=2")[0] == 0
+    extended = ("--training.steps=3", "--training.extend=true")
+    code, said = call("--training.batch_size=2", "--training.accumulate=1", *extended)
+    assert code == 2
+    assert "a step of run/ has 4 samples, this command's 2" in said
+    assert call("--training.batch_size=4", "--training.accumulate=1", *extended)[0] == 0
+
+
+def test_a_store_that_changed_is_refused(call, tmp_path):
+    assert call()[0] == 0
+    other = toys.toy_store(tmp_path / "other", count=6)
+    code, said = call(f"--store={other}", "--training.steps=3", "--training.extend=true")
+    assert code == 2
+    assert "run/ was trained on another store" in said
+
+
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_without_it(call, tmp_path):
+    assert call("--training.output.keep_every=1")[0] == 0
+    last = tmp_path / "run/checkpoints/last.pt"
+    content = last.read_bytes()
+    last.unlink()  # its other names keep the whole content
+    last.write_bytes(content[:-50])
+    code, said = call("--training.output.keep_every=1")
+    assert code == 2
+    assert "last.pt is damaged" in said
+    assert "goes on from step_000002.pt" in said
+    last.unlink()
+    assert "all 2 steps are done already" in call()[1]
+
+
+def test_after_a_nan_the_last_good_checkpoint_is_kept(call, tmp_path):
+    code, said = call("--objective.fail_at=5", "--training.steps=8")
+    assert code == 1
+    assert "the checkpoint of step 4 is kept" in said
+    state = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert all(bool(torch.isfinite(value).all()) for value in state["objective"].values())
