@@ -17,9 +17,6 @@ MEDSSL := $(BIN)/medssl
 INSTALLED := $(VENV)/.medssl-test
 DOCS_INSTALLED := $(VENV)/.medssl-docs
 
-# one process a core: the processes of the tests are the parallel part
-export OMP_NUM_THREADS ?= 1
-
 SUITABLE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c '$(SUITABLE)' 2>/dev/null && { echo $$python; break; }; done)
@@ -46,7 +43,7 @@ $(DOCS_INSTALLED): $(INSTALLED)
 
 test: $(INSTALLED) ## run the tests (CPU, without the slow ones)
 	@echo "== tests, $(WORKERS) processes"
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: $(INSTALLED) ## style, types, floors, sizes, news fragments
 	@echo "== ruff"; $(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -72,8 +69,9 @@ demo: $(INSTALLED) ## phantoms -> index -> store -> SparK pretraining, in ./demo
 	@echo "== 3. the store: oriented, 4 mm voxels, in chunks"
 	@$(MEDSSL) cache $(DEMO)/index/scans.sqlite $(DEMO)/store --preprocess mr --preprocess.spacing_mm '[4,4,4]'
 	@echo "== 4. pretraining with SparK: a residual encoder fills in what is hidden from it"
-	@OMP_NUM_THREADS=2 $(MEDSSL) pretrain --config spark_3d_small --store $(DEMO)/store --run $(DEMO)/run \
-		--data.split train --training.steps $(DEMO_STEPS) --training.output.picture_every 50
+	@$(MEDSSL) pretrain --config spark_3d_small --store $(DEMO)/store --run $(DEMO)/run \
+		--data.split train --objective.view.size '[40,40,40]' --training.steps $(DEMO_STEPS) \
+		--training.output.picture_every 50
 	@echo "== done; made in $(DEMO):"
 	@echo "  encoder and card    $(DEMO)/run/encoder.safetensors, $(DEMO)/run/card.json"
 	@echo "  loss over time      $(DEMO)/run/metrics.jsonl"

@@ -30,7 +30,7 @@ HEAVY = {
     "lightning", "matplotlib", "monai", "nibabel", "openslide", "pandas", "pyarrow", "pydicom", "scipy", "tensorboard",
     "tifffile", "timm", "torchvision", "transformers",
 }  # fmt: skip
-LIGHTNING_CLASSES = "engine/"  # these subclass Lightning's own
+SUBCLASSES = {"medssl/engine/": {"lightning"}, "medssl/encoders/timm_twins.py": {"timm"}}  # of those packages' classes
 MONAI_CLASSES = "data/monai.py"  # this subclasses MONAI's reader and is imported only by those who use MONAI
 WITHOUT_TORCH = ["types", "cli", "ops.draws", "data.index", "data.dicom", "data.split", "data.order", "data.phantoms"]
 
@@ -207,7 +207,7 @@ def test_imports_point_down():
 def test_heavy_packages_are_imported_where_they_are_used():
     heavy = {}
     for path in FILES:
-        allowed = {"lightning"} if relative(path).startswith(f"medssl/{LIGHTNING_CLASSES}") else set()
+        allowed = {name for place, names in SUBCLASSES.items() if relative(path).startswith(place) for name in names}
         allowed |= {"monai"} if relative(path) == f"medssl/{MONAI_CLASSES}" else set()
         if found := (top_imports(path) & HEAVY) - allowed:
             heavy[relative(path)] = sorted(found)
@@ -220,6 +220,16 @@ def test_light_modules_do_not_load_torch():
     loaded = run_python(
         f"import sys, importlib\nfor name in {modules}:\n    importlib.import_module(name)\n"
         f"print(sorted({HEAVY | {'torch'}} & set(sys.modules)))"
+    )
+    assert loaded.strip() == "[]"
+
+
+def test_objectives_and_encoders_load_torch_and_nothing_else_heavy():
+    modules = [f"medssl.{path.parent.name}.{path.stem}" for path in OBJECTIVES]
+    modules += ["medssl.encoders.base", "medssl.encoders.resenc", "medssl.encoders.timm2d"]
+    loaded = run_python(
+        f"import sys, importlib\nfor name in {modules}:\n    importlib.import_module(name)\n"
+        f"print(sorted({HEAVY - {'scipy'}} & set(sys.modules)))"  # torch itself may load scipy
     )
     assert loaded.strip() == "[]"
 
