@@ -1,0 +1,196 @@
+"""What a run leaves behind: logs, pictures, weights with their card, and nothing that names a machine or a path."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from engine import toys
+from PIL import Image
+
+from medssl import cli
+from medssl.encoders.weights import load_encoder
+from medssl.engine import describe
+from medssl.engine.callbacks import kept, span
+from medssl.engine.pictures import draw
+from medssl.engine.pretrain import pretrain
+from medssl.engine.settings import Loading, Output, Training
+from medssl.types import UserError, ViewSpec
+
+RECIPE = Path(__file__).with_name("toys.yaml")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of eight steps, and where its store lies."""
+    folder = tmp_path_factory.mktemp("secret-place")
+    store, run = toys.toy_store(folder / "store"), folder / "run"
+    mask = os.umask(0o077)
+    try:
+        assert cli.main(["pretrain", f"--config={RECIPE}", f"--store={store}", f"--run={run}"]) == 0
+    finally:
+        os.umask(mask)
+    return run, store
+
+
+def test_the_log_has_one_row_a_step(finished):
+    rows = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    wanted = {"loss", "loss_smoothed", "hidden", "learning_rate", "weight_decay", "gradient_norm", "seconds", "waiting"}
+    assert wanted | {"samples_per_second"} <= set(rows[0])
+    smoothed = rows[0]["loss"]
+    for row in rows[1:]:
+        smoothed = 0.98 * smoothed + 0.02 * row["loss"]
+        assert row["loss_smoothed"] == pytest.approx(smoothed)
+        assert 0 <= row["waiting"] <= 1
+
+
+def test_tensorboard_reads_the_same_numbers(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished[0] / "tensorboard"))
+    events.Reload()
+    rows = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(r["step"], pytest.approx(r["loss"])) for r in rows]
+
+
+def test_pictures_of_the_same_samples_over_time(finished):
+    assert sorted(path.name for path in (finished[0] / "pictures").iterdir()) == [
+        f"step_{step:06d}.png" for step in (1, 4, 8)
+    ]
+
+
+def test_nothing_names_the_machine_or_a_path(finished):
+    run, store = finished
+    words = [socket.gethostname(), str(store.parent), "secret-place"]
+    for path in run.rglob("*"):
+        content = path.read_bytes() if path.is_file() else b""
+        for word in words:
+            assert word.encode() not in content, path.name
+            assert word not in path.relative_to(run).as_posix()
+        assert path.stat().st_mode & 0o077 == 0, f"{path.name} is open to others"
+
+
+def test_the_encoder_comes_back_from_its_card(finished):
+    run, _ = finished
+    encoder, card = load_encoder(run)
+    state = torch.load(run / "checkpoints/last.pt", weights_only=True)["objective"]
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, state[f"encoder.{name}"])
+    assert (card.step, card.index_digest, len(card.subjects)) == (8, "toy", 5)
+    assert card.objective.class_path == "engine.toys.ToyObjective"
+    assert {"medssl", "torch"} <= set(card.versions)
+
+
+def test_the_rest_of_the_objective_is_kept_for_continuing(finished):
+    from safetensors.torch import load_file
+
+    rest = load_file(finished[0] / "objective.safetensors")
+    assert set(rest) == {"head.weight", "head.bias", "steps_seen"}
+    assert int(rest["steps_seen"]) == 8  # after_step: once a step, not once a micro-batch
+
+
+def test_the_saved_configuration_runs_again_to_the_same_weights(finished, tmp_path):
+    run, store = finished
+    words = ["pretrain", f"--config={run / 'config.yaml'}", f"--store={store}", f"--run={tmp_path / 'again'}"]
+    mask = os.umask(0o077)
+    try:
+        assert cli.main(words) == 0
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "again/config.yaml").read_text() == (run / "config.yaml").read_text()
+    first, second = (
+        torch.load(folder / "checkpoints/last.pt", weights_only=True)["objective"]
+        for folder in (run, tmp_path / "again")
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_from_python_as_from_the_command_line(finished, tmp_path):
+    run, store = finished
+    mask = os.umask(0o077)
+    try:
+        code = pretrain(
+            store=store,
+            run=tmp_path / "run",
+            encoder=functools.partial(toys.ToyEncoder, in_channels=1, width=4, norm="batch", dropout=0.2),
+            objective=functools.partial(toys.ToyObjective, view=ViewSpec(size=(8, 8, 6))),
+            training=Training(steps=8, batch_size=2, accumulate=2, output=Output(checkpoint_every=2)),
+            data=Loading(workers=0),
+        )
+    finally:
+        os.umask(mask)
+    assert code == 0
+    states = [torch.load(f / "checkpoints/last.pt", weights_only=True)["objective"] for f in (run, tmp_path / "run")]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert config["encoder"] == {
+        "class_path": "engine.toys.ToyEncoder",
+        "init_args": {"in_channels": 1, "width": 4, "norm": "batch", "dropout": 0.2},
+    }
+
+
+def test_what_cannot_be_written_down_is_refused():
+    with pytest.raises(UserError, match=r"encoder cannot be written into config\.yaml: give a class"):
+        describe.plain({"encoder": lambda: None})
+
+
+@pytest.mark.parametrize("precision", ["bf16"])
+def test_half_precision_keeps_single_precision_weights(finished, tmp_path, precision):
+    run = tmp_path / "run"
+    words = [f"--config={RECIPE}", f"--store={finished[1]}", f"--run={run}", f"--training.precision={precision}"]
+    mask = os.umask(0o077)
+    try:
+        assert cli.main(["pretrain", *words, "--training.steps=3"]) == 0
+    finally:
+        os.umask(mask)
+    state = torch.load(run / "checkpoints/last.pt", weights_only=True)["objective"]
+    assert {value.dtype for value in state.values() if value.is_floating_point()} == {torch.float32}
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    exact = [json.loads(line) for line in (finished[0] / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["loss"] != exact[0]["loss"]
+    assert rows[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.02)
+
+
+def test_rows_of_lost_steps_and_half_rows_are_not_kept():
+    assert kept('{"step": 4}', 4)
+    assert not kept('{"step": 5}', 4)
+    assert not kept('{"step": 4, "lo', 4)
+    assert not kept("", 4)
+
+
+def test_durations_for_people():
+    assert [span(s) for s in (3.4, 600, 3600 * 3 + 300)] == ["3 s", "10 min", "3 h 05 min"]
+
+
+def test_activations_are_counted_without_computing():
+    encoder = toys.ToyEncoder(width=4)
+    by_hand = 3 * 4 * 8 * 8 * 6 + 3 * 4 * 4 * 4 * 3  # conv, norm, dropout; conv, norm, relu
+    assert describe.activations(encoder, (8, 8, 6)) == by_hand
+    assert all(parameter.device.type == "cpu" for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize(("value", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (3 * 2**30, "3 GiB")])
+def test_bytes_for_people(value, text):
+    assert describe.size(value) == text
+
+
+def test_a_drawing_has_a_row_a_sample_and_a_column_a_plane(tmp_path):
+    volume = torch.zeros(6, 1, 8, 12, 10)
+    volume[..., :6, :] = 1.0
+    draw(tmp_path / "a.png", {"input": volume, "masked": volume * math.nan})
+    picture = np.asarray(Image.open(tmp_path / "a.png"))
+    times = 128 // 12
+    assert picture.shape == (14 + 4 * (12 * times + 4), 6 * (12 * times + 4), 3)
+    colour = torch.rand(1, 3, 200, 160)
+    draw(tmp_path / "b.png", {"input": colour})
+    shown = np.asarray(Image.open(tmp_path / "b.png"))[14:214, :160]
+    assert len(np.unique(shown[..., 0] - shown[..., 1])) > 1, "colours stay colours"
