@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 class Timm2d(Encoder):
     """A 2D model of timm by name; ``pooled`` is the mean of its last map over what is visible.
 
-    State-dict keys are timm's own below ``model.``, without the classifier. Models whose layers all have masked twins
-    (ResNet and ConvNeXt families, with squeeze-excitation) have the mask mode "sparse"; others are dense only.
+    State-dict keys are timm's own below ``model.``, without the classifier. Models of the ResNet, ConvNeXt and RegNet
+    families whose layers all have masked twins have the mask mode "sparse"; others are dense only.
 
     Args:
         model: Name of the model in timm.
@@ -58,7 +59,7 @@ class Timm2d(Encoder):
             load(self.model, pretrained_file)
         self.mask_modes: frozenset[MaskMode] = frozenset()
         try:
-            sparsify(self.model, twins=_twins())
+            sparsify(self.model, twins=_twins(), strict=True)
             self.mask_modes = frozenset({"sparse"})
         except UserError as error:
             self.unmasked_because = str(error)
@@ -91,7 +92,7 @@ def _create(name: str, in_channels: int, *, pretrained: bool, drop_path: float) 
     import timm
 
     if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
+        close = ", ".join(get_close_matches(name, timm.list_models(), 5))
         message = f'timm has no model "{name}"{": similar names are " + close if close else ""}'
         raise UserError(message)
     extra = {"drop_path_rate": drop_path} if drop_path > 0 else {}

@@ -8,7 +8,7 @@ from types import MappingProxyType
 import timm.layers as tl
 import torch
 from timm.layers.grn import GlobalResponseNorm
-from timm.models.convnext import ConvNeXtBlock
+from timm.models import convnext, regnet, resnet
 from torch import Tensor, nn
 
 from medssl.nn.twins import MaskedBatchNorm, MaskedBatchNorm2d, MaskedGroupNorm, Rehidden, RehiddenLast
@@ -117,7 +117,11 @@ class MaskedEffectiveSEModule(_MaskedGate, tl.EffectiveSEModule):  # type: ignor
 
 
 _AS_THEY_ARE = (
-    *(tl.DropPath, tl.LayerScale, tl.LayerScale2d, ConvNeXtBlock),  # per channel or per sample
+    *(tl.DropPath, tl.LayerScale, tl.LayerScale2d),  # per channel or per sample
+    *(tl.Mlp, tl.GlobalResponseNormMlp, tl.ConvNormAct, tl.SelectAdaptivePool2d),  # no more than their layers
+    *(resnet.ResNet, resnet.BasicBlock, resnet.Bottleneck),
+    *(regnet.RegNet, regnet.RegStage, regnet.Bottleneck),
+    *(convnext.ConvNeXt, convnext.ConvNeXtStage, convnext.ConvNeXtBlock, convnext.Downsample),
     *(tl.activations.Swish, tl.activations.Mish, tl.activations.Tanh, tl.activations.HardSwish),
     *(tl.activations.HardMish, tl.activations.PReLU, tl.activations.GELU, tl.activations.GELUTanh),
     tl.activations.QuickGELU,

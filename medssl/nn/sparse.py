@@ -81,13 +81,17 @@ NEUTRAL: frozenset[type[nn.Module]] = frozenset(
 """Layers that need no twin: zeros stay zeros, and no position sees another."""
 
 
-def sparsify(module: nn.Module, *, twins: Mapping[type[nn.Module], type[nn.Module]] | None = None) -> nn.Module:
+def sparsify(
+    module: nn.Module, *, twins: Mapping[type[nn.Module], type[nn.Module]] | None = None, strict: bool = False
+) -> nn.Module:
     """Turns the layers of a module into their masked twins, in place; the state dict keeps its keys.
 
     Args:
         module: A module, or one that was sparsified before. On error it is left as it was.
         twins: More twins, by the exact class of the dense layer; each twin derives from :class:`Masked` and from that
             class. A class that is mapped to itself is taken as it is: zeros stay zeros, no position sees another.
+        strict: Refuse unknown classes also where they only hold known layers. What such a class does between its
+            layers cannot be seen from here (a mean over positions, attention); else it is trusted.
 
     Returns:
         The same module.
@@ -99,7 +103,7 @@ def sparsify(module: nn.Module, *, twins: Mapping[type[nn.Module], type[nn.Modul
     refused = [
         f"{name or 'the module'} ({type(layer).__name__}: {reason})"
         for name, layer in module.named_modules()
-        if (reason := _refusal(layer, known))
+        if (reason := _refusal(layer, known, strict=strict))
     ]
     if refused:
         more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
@@ -116,7 +120,7 @@ def sparsify(module: nn.Module, *, twins: Mapping[type[nn.Module], type[nn.Modul
     return module
 
 
-def _refusal(layer: nn.Module, known: Mapping[type[nn.Module], type[nn.Module]]) -> str:
+def _refusal(layer: nn.Module, known: Mapping[type[nn.Module], type[nn.Module]], *, strict: bool) -> str:
     """Why a layer cannot be masked; empty where it can."""
     if getattr(layer, "return_indices", False):
         return "returns indices"
@@ -128,4 +132,5 @@ def _refusal(layer: nn.Module, known: Mapping[type[nn.Module], type[nn.Module]])
         return ""
     if any(True for _ in layer.parameters(recurse=False)) or any(True for _ in layer.buffers(recurse=False)):
         return "has parameters or buffers"
-    return "" if any(True for _ in layer.children()) else "is not known to keep zeros"
+    trusted = not strict and any(True for _ in layer.children())
+    return "" if trusted else "is not known to keep zeros"
