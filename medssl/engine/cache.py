@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from medssl.data.index import Index
     from medssl.types import LabelSchema, Scan
 
-ABANDONED_SECONDS = 3600.0  # a part file untouched for so long belongs to a run that was killed
+ABANDONED_SECONDS = 3600.0  # a part file untouched for so long is left from a run that was killed, whoever else works
 
 
 def cache(
@@ -62,8 +63,7 @@ def cache(
             store, preprocess or Preprocess(), tier=tier, schema=_one(schemas), index_digest=opened.digest()
         )
         plan = filling.Filling(opened.root, made.path, made.preprocess, tier, schemas)
-        with closing(records.connect(store / "records.sqlite")) as connection:
-            _sweep(store)
+        with _sharing(store), closing(records.connect(store / "records.sqlite")) as connection:
             changed = filling.refresh(plan, scans(), connection)
             missing = _estimate(plan, scans, connection)
             done = _run(plan, filling.jobs(plan, scans(), connection), connection, missing, workers)
@@ -76,11 +76,24 @@ def _one(schemas: dict[str, LabelSchema | None]) -> LabelSchema | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _sweep(store: Path) -> None:
-    """Removes what a killed run left half written."""
-    for path in store.rglob(".*.part"):
-        if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-            path.unlink(missing_ok=True)
+@contextmanager
+def _sharing(store: Path) -> Iterator[None]:
+    """Several runs may fill one store; the one that finds itself alone clears what a killed run left half written."""
+    import fcntl
+
+    with os.fdopen(os.open(store / ".lock", os.O_RDWR | os.O_CREAT, 0o600), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # others are at work, or a file system without locks
+            abandoned = ABANDONED_SECONDS
+        else:
+            abandoned = -1.0
+        for path in store.rglob(".*.part"):
+            if time.time() - path.stat().st_mtime > abandoned:
+                path.unlink(missing_ok=True)
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
 
 
 def _estimate(plan: Filling, scans: Callable[[], Iterator[Scan]], connection: sqlite3.Connection) -> int:
@@ -159,6 +172,15 @@ def _start() -> None:
     os.umask(0o077)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     blosc2.set_nthreads(1)
+    threading.Thread(target=_follow, daemon=True).start()
+
+
+def _follow() -> None:
+    """Ends a worker whose parent was killed: it would wait for work for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _summary(
