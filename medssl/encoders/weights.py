@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
@@ -101,7 +102,8 @@ def load_encoder(folder: Path) -> tuple[Encoder, Card]:
     report = load(encoder, folder / WEIGHTS, minimum=1.0)
     if report.unexpected:
         message = (
-            f"{folder / WEIGHTS}: {len(report.unexpected)} keys that the encoder lacks: {_some(report.unexpected)}"
+            f"{folder}: card and weights do not belong together: the weights have {len(report.unexpected)} keys that "
+            f"{card.encoder.class_path} lacks ({_some(report.unexpected)})"
         )
         raise UserError(message)
     return encoder, card
@@ -190,9 +192,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
-        content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except (OSError, SafetensorError, EOFError, RuntimeError) as error:
-        message = f"{file}: weights could not be read ({str(error).splitlines()[0]})"
+        with warnings.catch_warnings(action="ignore"):  # torch comments on the pickle protocol; the error says enough
+            content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except (OSError, SafetensorError, EOFError, RuntimeError, ValueError, LookupError, TypeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        message = f"{file}: weights could not be read ({reason})"
         raise UserError(message) from error
     except pickle.UnpicklingError as error:
         message = f"{file}: holds more than tensors and is not opened: save its state dict alone, best as safetensors"

@@ -1,0 +1,248 @@
+"""Folders of weights and card, and files of others."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from medssl.encoders.resenc import ResEnc
+from medssl.encoders.timm2d import Timm2d
+from medssl.encoders.weights import Report, load, load_card, load_encoder, read_tensors, save_encoder
+from medssl.types import Card, Imported, IntensityRule, IntensityRules, Preprocess, UserError
+
+ARGUMENTS = {"channels": [4, 8], "blocks": [1, 1], "ndim": 2, "norm": "batch", "in_channels": 1}
+CARD = Card(
+    encoder=Imported("medssl.encoders.resenc.ResEnc", ARGUMENTS),
+    preprocess=Preprocess(
+        spacing_mm=(1.0, 1.0, 0.0),
+        intensity=IntensityRules(hu=IntensityRule("range", -200.0, 300.0, "unit")),
+        transforms=(Imported("monai.transforms.Flipd", {"keys": ["image"], "spatial_axis": 0}),),
+    ),
+    objective=Imported("medssl.objectives.spark.SparK", {"mask_ratio": 0.6}),
+    index_digest="0123456789abcdef",
+    subjects=("aa", "bb"),
+    step=500,
+    versions={"torch": "2.8"},
+)
+
+
+def encoder_of(seed=0, **changes):
+    torch.manual_seed(seed)
+    encoder = ResEnc(**{**ARGUMENTS, **changes})
+    with torch.no_grad():
+        for tensor in (*encoder.parameters(), *encoder.buffers()):
+            tensor.copy_(torch.rand(tensor.shape) * 10)
+    return encoder
+
+
+def same_state(a, b):
+    assert list(a.state_dict()) == list(b.state_dict())
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+# --- our own folders
+
+
+def test_an_encoder_comes_back_from_its_folder(tmp_path):
+    encoder = encoder_of()
+    save_encoder(tmp_path / "run", encoder, CARD)
+    other, card = load_encoder(tmp_path / "run")
+    same_state(encoder, other)
+    assert card == CARD
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["card.json", "encoder.safetensors"]
+
+
+def test_any_program_can_load_the_file_strictly(tmp_path):
+    save_encoder(tmp_path, encoder_of(), CARD)
+    other = encoder_of(seed=1)
+    other.load_state_dict(load_file(tmp_path / "encoder.safetensors"), strict=True)
+    same_state(other, encoder_of())
+
+
+@pytest.mark.parametrize("change", [{"subjects": None, "objective": None}, {"preprocess": Preprocess()}])
+def test_cards_with_nothing_in_places(tmp_path, change):
+    card = replace(CARD, **change)
+    save_encoder(tmp_path, encoder_of(), card)
+    assert load_card(tmp_path) == card
+    assert load_card(tmp_path).preprocess.digest() == card.preprocess.digest()
+
+
+def test_where_pretrained_weights_came_from_is_left_out(tmp_path):
+    arguments = {**ARGUMENTS, "pretrained_file": "/home/somebody/weights.pth", "pretrained": False}
+    save_encoder(tmp_path, encoder_of(), replace(CARD, encoder=Imported(CARD.encoder.class_path, arguments)))
+    assert "somebody" not in (tmp_path / "card.json").read_text()
+    assert load_encoder(tmp_path)[1].encoder.init_args == ARGUMENTS
+
+
+def test_a_failing_disk_leaves_the_files_that_were_there(tmp_path, monkeypatch):
+    save_encoder(tmp_path, encoder_of(), CARD)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    calls = []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:  # the weights are written, the card is not
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match=r"encoder\.safetensors could not be written \(No space left on device\)"):
+        save_encoder(tmp_path, encoder_of(seed=1), replace(CARD, step=501))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def change_card(folder, change):
+    file = folder / "card.json"
+    data = json.loads(file.read_text())
+    change(data)
+    file.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.pop("step"), r"card\.json: .*missing 1 required .*'step'"),
+        (lambda d: d.update(step="many"), r"card\.json: step holds 'many': expected int"),
+        (lambda d: d.update(step=True), "step holds True: expected int"),
+        (lambda d: d.update(colour="blue"), "unknown key colour; a Card has encoder, preprocess,"),
+        (lambda d: d["preprocess"].update(spacing_mm=["thin"]), r"spacing_mm\[0\] holds 'thin': expected float"),
+        (lambda d: d["preprocess"]["intensity"]["hu"].update(low=[]), r"low holds \[\]"),
+        (lambda d: d.update(encoder=3), r"encoder: 3; a Imported has class_path, init_args"),
+        (lambda d: d["encoder"].update(class_path="medssl.encoders.none.None_"), "cannot be imported"),
+        (lambda d: d["encoder"].update(class_path="None_"), "cannot be imported"),
+        (
+            lambda d: d["encoder"].update(class_path="pathlib.Path"),
+            r"pathlib\.Path is no medssl\..*\.Encoder",
+        ),
+        (lambda d: d["encoder"]["init_args"].update(depth=3), "does not take its init_args .*depth"),
+        (lambda d: d["encoder"]["init_args"].update(channels=[4, 16]), "too few weights fit ResEnc"),
+        (lambda d: d["encoder"]["init_args"].update(norm="instance"), "card and weights do not belong together"),
+    ],
+)
+def test_cards_that_are_wrong(tmp_path, change, words):
+    save_encoder(tmp_path, encoder_of(), CARD)
+    change_card(tmp_path, change)
+    with pytest.raises(UserError, match=words):
+        load_encoder(tmp_path)
+
+
+def test_folders_that_are_no_runs(tmp_path):
+    with pytest.raises(UserError, match=r"card\.json: no card could be read \(No such file"):
+        load_encoder(tmp_path)
+    (tmp_path / "card.json").write_text("{")
+    with pytest.raises(UserError, match=r"card\.json: not JSON"):
+        load_encoder(tmp_path)
+    save_encoder(tmp_path, encoder_of(), CARD)
+    file = tmp_path / "encoder.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"encoder\.safetensors: weights could not be read"):
+        load_encoder(tmp_path)
+
+
+# --- files of others
+
+
+PREFIXES = {
+    "as they are": lambda key: key,
+    "data parallel": lambda key: f"module.{key}",
+    "deeper": lambda key: f"student.backbone.{key}",
+    "without ours": lambda key: key.removeprefix("encoder."),
+    "another name": lambda key: key.replace("encoder.", "module.net.", 1),
+}
+
+
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"epoch": 3, "network_weights": state}])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_prefixes_and_wrappings(tmp_path, prefix, wrap):
+    state = {PREFIXES[prefix](key): value for key, value in encoder_of().state_dict().items()}
+    state["decoder.extra.weight"] = torch.zeros(3)
+    torch.save(wrap(state), tmp_path / "weights.pth")
+    other = encoder_of(seed=1)
+    report = load(other, tmp_path / "weights.pth")
+    same_state(other, encoder_of())
+    assert report.matched == 1.0
+    assert report.unexpected == ("decoder.extra.weight",)
+    assert str(report).startswith("100% of the keys filled")
+    assert "1 unexpected (decoder.extra.weight)" in str(report)
+
+
+@pytest.mark.parametrize(("source", "target"), [(3, 1), (1, 3), (2, 4)])
+def test_other_input_channels_are_adapted(tmp_path, source, target):
+    """Equal channels get the response that equal channels got."""
+    theirs, ours = encoder_of(in_channels=source).eval(), encoder_of(1, in_channels=target).eval()
+    save_file({key: value.clone() for key, value in theirs.state_dict().items()}, tmp_path / "w.safetensors")
+    report = load(ours, tmp_path / "w.safetensors")
+    assert report.adapted == ("encoder.stem.convs.0.conv.weight", "encoder.stem.convs.0.all_modules.0.weight")
+    assert report.missing == ()
+    x = torch.rand(1, 1, 8, 8)
+    a, b = theirs(x.repeat(1, source, 1, 1)).pooled, ours(x.repeat(1, target, 1, 1)).pooled
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_timm_weights_from_a_file(tmp_path):
+    import timm
+
+    theirs = timm.create_model("resnet18", num_classes=10)
+    save_file(theirs.state_dict(), tmp_path / "resnet18.safetensors")
+    ours = Timm2d("resnet18", in_channels=1, pretrained_file=tmp_path / "resnet18.safetensors")
+    assert torch.equal(ours.model.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
+    torch.testing.assert_close(ours.model.conv1.weight, theirs.conv1.weight.sum(1, keepdim=True))
+    with pytest.raises(UserError, match=r"too few weights fit ConvNeXt: .*expected at least 90%"):
+        Timm2d("convnext_atto", pretrained_file=tmp_path / "resnet18.safetensors")
+
+
+def test_too_few_weights_leave_a_module_as_it_was(tmp_path):
+    state = encoder_of().state_dict()
+    half = {key: value.clone() for key, value in list(state.items())[: len(state) // 2]}
+    save_file(half, tmp_path / "half.safetensors")
+    other = encoder_of(seed=1)
+    with pytest.raises(UserError, match=r"half\.safetensors: too few weights fit ResEnc: .* missing \(encoder\.stages"):
+        load(other, tmp_path / "half.safetensors")
+    same_state(other, encoder_of(seed=1))
+    report = load(other, tmp_path / "half.safetensors", minimum=0.2)
+    assert 0.4 < report.matched < 0.6
+    assert set(report.loaded) == set(half)
+
+
+class Surprise:
+    """Something that unpickling would run."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("ran"),)
+
+
+def test_files_that_hold_more_than_tensors_are_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": {"a": torch.zeros(1)}, "more": Surprise()}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match=r"bad\.pth: holds more than tensors and is not opened"):
+        read_tensors(tmp_path / "bad.pth")
+    (tmp_path / "old.pth").write_bytes(pickle.dumps(Surprise()))
+    with pytest.raises(UserError, match=r"old\.pth"):
+        read_tensors(tmp_path / "old.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "could not be read"), (b"", "could not be read"), (b"nonsense", "could not be read|more than tensors")],
+)
+def test_files_that_cannot_be_read(tmp_path, content, words):
+    for name in ("x.pth", "x.safetensors"):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=f"{name}: .*({words})"):
+            read_tensors(tmp_path / name)
+
+
+def test_files_without_tensors(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "empty.pth")
+    with pytest.raises(UserError, match=r"empty\.pth: holds no state dict"):
+        load(nn.Linear(1, 1), tmp_path / "empty.pth")
+
+
+def test_a_report_of_nothing():
+    assert Report((), (), (), ()).matched == 0.0
