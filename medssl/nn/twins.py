@@ -31,6 +31,16 @@ class Rehidden(Masked):
         return y if frame is None else frame.hide(y)
 
 
+class MaskedConvolution(Masked):
+    """Twin of convolutions: the same, in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolves densely, then hides."""
+        y: Tensor = super().forward(x)
+        frame = self.frame_for(y)
+        return y if frame is None else frame.hide_(y)
+
+
 class RehiddenLast(Masked):
     """The same where channels come last."""
 
@@ -144,7 +154,7 @@ def _affine(
         y = torch.addcmul(layer.bias.reshape(shape).to(scale.dtype), s.centred, scale)
     else:
         y = s.centred * scale
-    return (y if frame is None else frame.hide(y)).to(x.dtype)
+    return (y if frame is None else frame.hide_(y)).to(x.dtype)
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -155,15 +165,15 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-class MaskedConv1d(Rehidden, nn.Conv1d):
+class MaskedConv1d(MaskedConvolution, nn.Conv1d):
     """Twin of ``nn.Conv1d``."""
 
 
-class MaskedConv2d(Rehidden, nn.Conv2d):
+class MaskedConv2d(MaskedConvolution, nn.Conv2d):
     """Twin of ``nn.Conv2d``."""
 
 
-class MaskedConv3d(Rehidden, nn.Conv3d):
+class MaskedConv3d(MaskedConvolution, nn.Conv3d):
     """Twin of ``nn.Conv3d``."""
 
 

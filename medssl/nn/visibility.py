@@ -54,6 +54,10 @@ class Frame:
         """Zero where hidden, whatever was there."""
         return x.masked_fill(self.hidden(x, channel_last=channel_last), 0)
 
+    def hide_(self, x: Tensor, *, channel_last: bool = False) -> Tensor:
+        """The same in place, for results that no backward pass needs as they were."""
+        return x.masked_fill_(self.hidden(x, channel_last=channel_last), 0)
+
 
 class Context:
     """Holds the frames of one module tree: the layers of the tree keep a reference to it, nobody else does.
@@ -198,7 +202,7 @@ def centre(
     mean = total / divisor
     centred = x - mean
     if hidden is not None:
-        centred = centred.masked_fill(hidden, 0)
+        centred.masked_fill_(hidden, 0)
     squares = centred.square().sum(dims, keepdim=True)
     return Centred(centred, mean, (reduce_sum(squares) if together else squares) / divisor, count)
 

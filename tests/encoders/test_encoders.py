@@ -49,7 +49,7 @@ TIMM = {
     "convnext_atto": {"in_channels": 1, "drop_path": 0.1},
     "convnextv2_atto": {"in_channels": 3},
 }
-MORE = ("resnet50", "resnet26d", "seresnet18", "regnety_002", "resnext26ts", "resnet18d", "convnext_tiny_hnf")
+MORE = ("resnet50", "resnet26d", "seresnet18", "regnety_002", "resnext50_32x4d", "resnet18d", "convnext_tiny_hnf")
 
 
 @pytest.mark.parametrize("name", TIMM)

@@ -73,7 +73,7 @@ def test_cards_with_nothing_in_places(tmp_path, change):
 
 
 def test_where_pretrained_weights_came_from_is_left_out(tmp_path):
-    arguments = {**ARGUMENTS, "pretrained_file": "/home/somebody/weights.pth", "pretrained": False}
+    arguments = {**ARGUMENTS, "pretrained_file": "shelf/somebody/weights.pth", "pretrained": False}
     save_encoder(tmp_path, encoder_of(), replace(CARD, encoder=Imported(CARD.encoder.class_path, arguments)))
     assert "somebody" not in (tmp_path / "card.json").read_text()
     assert load_encoder(tmp_path)[1].encoder.init_args == ARGUMENTS

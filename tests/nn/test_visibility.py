@@ -48,8 +48,8 @@ def test_uses_nest_and_end():
             assert torch.equal(net(x), dense)
         assert torch.equal(net(x), outer)
     assert not torch.equal(inner, outer)
-    with pytest.raises(ZeroDivisionError), visible(net, hidden):
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError, match="on purpose"), visible(net, hidden):
+        raise ZeroDivisionError("on purpose")
     assert torch.equal(net(x), dense)
 
 
