@@ -16,7 +16,7 @@ from monai.transforms import Compose, Randomizable
 from torch.utils.data import Dataset
 
 from medssl.data.coding import decode
-from medssl.data.loader import Feed
+from medssl.data.feed import Feed
 from medssl.data.preprocess import build
 from medssl.data.store import Store
 from medssl.ops.draws import keyed_generator
@@ -127,11 +127,11 @@ class CropDataset(Dataset[Any]):
             raise IndexError(message)
         feed = self.feed
         number = feed.order(index // feed.sampling.regions_per_scan)
-        codes = np.empty((feed.channels, *feed.size), np.int16 if feed.dtype == torch.int16 else np.uint8)
-        label = np.empty((1, *feed.size), np.int32) if feed.labelled else None
-        place = feed.fill(index, number, codes, label)
-        affine = place["world_affine"].astype(np.float64)
-        affine[:-1, -1] += affine[:-1, :-1] @ place["start"]
+        codes = np.empty(feed.image[0][1:], feed.image[1])
+        label = None if feed.label is None else np.empty(feed.label[0][1:], np.int32)
+        start, _, _, world = feed.fill(index, number, codes, label)
+        affine = world.copy()
+        affine[:-1, -1] += world[:-1, :-1] @ start
         at = torch.from_numpy(affine)
         item: dict[str, Any] = {
             "image": MetaTensor(torch.from_numpy(decode(codes, self.store.records.intensity(number))), affine=at),
