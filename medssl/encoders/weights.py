@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
+import struct
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS, CARD = "encoder.safetensors", "card.json"
+DAMAGED = (ValueError, LookupError, TypeError, AssertionError, struct.error)  # what damaged torch files raise
 
 
 # --- our own folders
@@ -186,20 +189,18 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     Raises:
         UserError: The file cannot be read, is damaged, or holds more than tensors.
     """
-    import pickle
-
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         with warnings.catch_warnings(action="ignore"):  # torch comments on the pickle protocol; the error says enough
             content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except (OSError, SafetensorError, EOFError, RuntimeError, ValueError, LookupError, TypeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        message = f"{file}: weights could not be read ({reason})"
-        raise UserError(message) from error
     except pickle.UnpicklingError as error:
         message = f"{file}: holds more than tensors and is not opened: save its state dict alone, best as safetensors"
+        raise UserError(message) from error
+    except (OSError, SafetensorError, EOFError, RuntimeError, *DAMAGED) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        message = f"{file}: weights could not be read ({reason})"
         raise UserError(message) from error
     tensors = _tensors_in(content)
     if not tensors:

@@ -202,6 +202,16 @@ def test_copies_of_a_masked_encoder():
     assert torch.equal(encoder(x).maps[-1], other(x).maps[-1])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "make", [lambda: resenc("3d instance"), lambda: resenc("2d batch"), lambda: Timm2d("resnet18")]
+)
+def test_encoders_keep_the_contract_on_a_gpu(make):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    check_encoder(make().cuda())
+
+
 # --- the suite finds what is broken
 
 

@@ -1,12 +1,16 @@
 """Folders of weights and card, and files of others."""
 
+import contextlib
 import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -236,6 +240,22 @@ def test_files_that_cannot_be_read(tmp_path, content, words):
             (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"{name}: .*({words})"):
             read_tensors(tmp_path / name)
+
+
+@settings(deadline=None, max_examples=150, derandomize=True)
+@given(st.booleans(), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=4), st.floats(0.5, 1))
+def test_damaged_torch_files_are_read_or_refused(old_form, changes, kept):
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "x.pth"
+        torch.save({"a": torch.arange(9.0)}, file, _use_new_zipfile_serialization=not old_form)
+        content = bytearray(file.read_bytes())
+        for place, value in changes:
+            content[int(place * (len(content) - 1))] = value
+        file.write_bytes(content[: int(kept * len(content))])
+        tensors = {}
+        with contextlib.suppress(UserError):  # any other error fails the test
+            tensors = read_tensors(file)
+        assert all(isinstance(value, torch.Tensor) for value in tensors.values())
 
 
 def test_files_without_tensors(tmp_path):
