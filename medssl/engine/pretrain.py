@@ -77,7 +77,8 @@ def pretrain(
     opened = Store.open(store, preprocess=data.preprocess)
     plan = network.needs
     size = read_size(plan, describe.typical_spacing(opened, len(plan.views[0].size)))
-    small = small_scans(opened, size, split=data.split, slice_axis=plan.sampling.slice_axis)
+    largest = tuple(map(max, zip(*(view.size for view in plan.views), strict=True)))
+    small = small_scans(opened, largest, split=data.split, slice_axis=plan.sampling.slice_axis)
     feed = make_feed(opened, plan, size, training, data)
     progress = Progress(0, training.batch_size * training.accumulate * place.world_size, describe.store_digest(opened))
     with folder.opened(config) if place.first else contextlib.nullcontext(), explained(training, data, network):
@@ -151,7 +152,7 @@ def first_line(module: Pretraining, training: Training, place: Layout, small: in
         f"({training.batch_size} x {training.accumulate} micro-batches x {place.world_size} processes)",
     ]
     parts += [f"going on after step {done}"] if done else []
-    parts += [f"{small} scans are smaller than the crop and are padded"] if small else []
+    parts += [f"{small} scans are smaller than the view and are padded"] if small else []
     return "; ".join(parts)
 
 

@@ -101,7 +101,7 @@ def test_mistakes_are_one_line(call, words, code, message):
 def test_a_crop_larger_than_every_volume_is_padded_and_counted(call):
     code, said = call("--objective.view.size=[24,24,24]", "--training.steps=1")
     assert code == 0
-    assert "5 scans are smaller than the crop and are padded" in said
+    assert "5 scans are smaller than the view and are padded" in said
 
 
 def test_a_run_of_another_configuration_is_refused(call):
