@@ -140,7 +140,10 @@ class Pretraining(lightning.LightningModule):
     def micro_step(self, micro_batches: Iterator[Crops], number: int) -> Loss:
         """Loss and gradient of one micro-batch; processes add their gradients up with the last one of a step."""
         asked = time.monotonic()
-        crops = next(micro_batches)
+        crops = next(micro_batches, None)
+        if crops is None:
+            message = "the crops came to an end: a loader for pretraining must be endless"
+            raise RuntimeError(message)
         self.waited += time.monotonic() - asked
         self.origins.append(crops.origin)
         micro = self.progress.step * self.feed.accumulate + number

@@ -72,6 +72,7 @@ def pretrain(
     config: dict[str, Any] = describe.plain(
         {"encoder": encoder, "objective": objective, "training": training, "optimizer": optimizer, "data": data}
     )
+    refuse_hardware(training)
     torch.manual_seed(keyed_seed(training.seed))
     network = objective(encoder())  # refuses sizes that do not fit, before any data is touched
     opened = Store.open(store, preprocess=data.preprocess)
@@ -85,7 +86,8 @@ def pretrain(
         module = Pretraining(network, feed, optimizer, steps=training.steps, progress=progress)
         go_on(module, folder)
         if module.progress.step >= training.steps:
-            print(f"{run}: all {training.steps} steps are done already")
+            if place.first:
+                print(f"{run}: all {training.steps} steps are done already")
             return 0
         if place.first:
             print(first_line(module, training, place, small))
@@ -115,6 +117,22 @@ def make_feed(store: Store, plan: ViewPlan, size: tuple[int, ...], training: Tra
         return make_batch(raw, plan, seed=training.seed, device=device)
 
     return Feed(crops, batch, training.accumulate, training.seed)
+
+
+def refuse_hardware(training: Training) -> None:
+    """Refuses settings that this machine cannot follow, where Lightning would quietly take others.
+
+    Raises:
+        UserError: Names the setting.
+    """
+    if torch.cuda.is_available() and training.accelerator != "cpu":
+        return
+    if training.accelerator == "gpu":
+        message = "training.accelerator is gpu, but torch sees none: set it to auto or cpu"
+        raise UserError(message)
+    if training.precision == "fp16":
+        message = "training.precision fp16 needs a GPU: set it to fp32 or bf16"
+        raise UserError(message)
 
 
 def go_on(module: Pretraining, folder: RunFolder) -> None:
@@ -260,8 +278,8 @@ def explained(training: Training, data: Loading, objective: Objective) -> Iterat
         if "DataLoader worker" in text and "killed" in text:
             message = f"a reading process was killed, probably for memory: lower data.workers (now {data.workers})"
             raise UserError(message) from error
-        full = isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in text.lower()
-        if not full:
+        told = any(words in text.lower() for words in ("out of memory", "not enough memory", "t allocate memory"))
+        if not (told or isinstance(error, MemoryError)):
             raise
         sizes = ", ".join(str(list(view.size)) for view in objective.needs.views)
         message = (

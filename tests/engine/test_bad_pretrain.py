@@ -76,6 +76,7 @@ BAD = [
     ("steps below one", ["--training.steps=0"], 2, r"training\.steps must be at least 1, got 0"),
     ("size that strides do not divide", ["--objective.view.size=[7,8,6]"], 2, r"\[7, 8, 6\].*nearest"),
     ("layer without a twin", ["--encoder=engine.test_bad_pretrain.OddEncoder"], 2, r"strange.*Odd|Odd.*strange"),
+    ("fp16 on a CPU", ["--training.accelerator=cpu", "--training.precision=fp16"], 2, "precision fp16 needs a GPU"),
     ("no store", ["--store=nowhere"], 2, r"nowhere is no store .*medssl cache"),
     ("store of another Preprocess", ["--data.preprocess=ct"], 2, r"another Preprocess.*foreground_crop"),
     ("no scan in the split", ["--data.split=test"], 2, r"no scan with 3 axes in split 'test'.*4 'train', 1 'val'"),
@@ -96,6 +97,21 @@ def test_mistakes_are_one_line(call, words, code, message):
     assert got == code
     assert said.count("error: ") == 1
     assert "Traceback" not in said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(call):
+    code, said = call("--training.accelerator=gpu")
+    assert (code, "training.accelerator is gpu, but torch sees none" in said) == (2, True)
+
+
+def test_other_errors_are_not_called_a_lack_of_memory(call, monkeypatch):
+    def illegal(self, batch, step):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(toys.ToyObjective, "forward", illegal)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        call()
 
 
 def test_a_crop_larger_than_every_volume_is_padded_and_counted(call):
