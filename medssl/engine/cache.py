@@ -207,7 +207,8 @@ def _summary(
         f"{plan.store}: {total} scans, {size / 1e9:.3g} GB ({new} new, {total - new} there already, {skipped} skipped)"
     )
     if inexact:
-        print(f"  {len(inexact)} hold resampled or real numbers as 16 bits: error at most {max(inexact):.3g}")
+        worst = f"at most half a step of the scan's own, {max(inexact):.3g} in the coarsest"
+        print(f"  {len(inexact)} hold resampled or real numbers in 8 or 16 bits: rounded by {worst}")
     if clipped:
         print(f"  {clipped} had voxels beyond the clip bounds of their intensity rule, stored as the bound")
     if changed:
