@@ -70,7 +70,7 @@ demo: $(INSTALLED) ## phantoms -> index -> store -> SparK pretraining, in ./demo
 	@$(MEDSSL) cache $(DEMO)/index/scans.sqlite $(DEMO)/store --preprocess mr --preprocess.spacing_mm '[4,4,4]'
 	@echo "== 4. pretraining with SparK: a residual encoder fills in what is hidden from it"
 	@$(MEDSSL) pretrain --config spark_3d_small --store $(DEMO)/store --run $(DEMO)/run \
-		--data.split train --objective.view.size '[40,40,40]' --training.steps $(DEMO_STEPS) \
+		--objective.view.size '[40,40,40]' --training.steps $(DEMO_STEPS) \
 		--training.output.picture_every 50
 	@echo "== done; made in $(DEMO):"
 	@echo "  encoder and card    $(DEMO)/run/encoder.safetensors, $(DEMO)/run/card.json"
