@@ -159,7 +159,7 @@ class Feed:
         kept = np.array(axes)
         return (
             np.array(start)[kept], np.array(shape)[kept], spacing[kept],
-            slice_world(world, (axes[0], axes[1])) if sliced else world,
+            slice_world(world, (axes[0], axes[1]), start) if sliced else world,
         )  # fmt: skip
 
     def _order(self, numbers: NDArray[np.int64]) -> Order:

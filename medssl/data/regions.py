@@ -59,25 +59,44 @@ def region_at(
 def slice_axes(affine: NDArray[np.float64], axis: int) -> tuple[int, int]:
     """Returns the (row, column) axes of slices taken across ``axis`` of a volume.
 
-    The column axis is the one nearer to left-right, so that a slice lies like any other image: its horizontal axis is
-    the one that a flip must not turn.
+    The column axis is the one whose direction is nearer to left-right, so that a slice lies like any other image: its
+    horizontal axis is the one that a flip must not turn.
     """
     first, second = (a for a in range(3) if a != axis)
-    return (second, first) if abs(affine[0, first]) > abs(affine[0, second]) else (first, second)
+    sideways = np.abs(_directions(affine)[0])
+    return (second, first) if sideways[first] > sideways[second] else (first, second)
 
 
-def slice_world(affine: NDArray[np.float64], axes: tuple[int, int]) -> NDArray[np.float64]:
-    """Returns the 3x3 affine (row, column) -> mm in the plane, of slices along two axes of a volume.
+def slice_world(affine: NDArray[np.float64], axes: tuple[int, int], first: tuple[int, ...]) -> NDArray[np.float64]:
+    """Returns the 3x3 affine (row, column) -> mm in the plane, of a slice along two axes of a volume.
 
-    The two rows are the world axes nearest to the slice's row and column axis.
+    Distances are those of the volume, however oblique the slice lies. The two rows stand for the world axes nearest to
+    the slice's row and column axis (exactly these where the slice is not oblique).
+
+    Args:
+        affine: Voxel -> world mm of the volume, 4x4.
+        axes: Row and column axis.
+        first: First voxel of the slice per axis of the volume; the one across the slice says which slice it is.
     """
-    rows = sorted(range(3), key=lambda w: -float(np.abs(affine[w, list(axes)]).max()))[:2]
-    if abs(affine[rows[0], axes[0]]) < abs(affine[rows[1], axes[0]]):
-        rows.reverse()
+    plane, inside = np.linalg.qr(affine[:3, list(axes)])  # orthonormal basis [3, 2] and the slice's axes in it
+    across = next(a for a in range(3) if a not in axes)
+    through = int(np.argmin(np.square(plane).sum(axis=1)))
+    kept = [w for w in range(3) if w != through]
+    if abs(_directions(affine)[kept[0], axes[0]]) < abs(_directions(affine)[kept[1], axes[0]]):
+        kept.reverse()
+    left, _, right = np.linalg.svd(plane[kept])
+    turn = left @ right  # the rotation (or reflection) nearest to looking along the world axes
     out = np.eye(3)
-    out[:2, :2] = affine[np.ix_(rows, list(axes))]
-    out[:2, 2] = affine[rows, 3]
+    out[:2, :2] = turn @ inside
+    out[:2, 2] = turn @ plane.T @ (affine[:3, 3] + affine[:3, across] * first[across])
     return out
+
+
+def _directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Unit vectors [3, 3] in world space, one column for each axis of the array."""
+    columns = affine[:3, :3]
+    unit: NDArray[np.float64] = columns / np.linalg.norm(columns, axis=0)
+    return unit
 
 
 def _stratum(seed: int, sample: int, sampling: Sampling) -> int | None:

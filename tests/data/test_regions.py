@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.data.coding import cell_side, foreground_cells
 from medssl.data.regions import region_at, slice_axes, slice_world
+from medssl.ops import coordinates
 from medssl.types import Sampling
 
 FREE = Sampling()
@@ -108,7 +110,28 @@ def test_slices_lie_like_pictures(affine, axis, axes, left_right_is_column):
 def test_world_of_a_slice_measures_the_same_distances():
     affine = np.diag([1.5, 2.5, 8.0, 1.0])
     affine[:3, 3] = [10, 20, 30]
-    world = slice_world(affine, slice_axes(affine, 2))
+    world = slice_world(affine, slice_axes(affine, 2), (0, 0, 3))
     np.testing.assert_allclose(world, [[2.5, 0, 20], [0, 1.5, 10], [0, 0, 1]])
-    coronal = slice_world(affine, slice_axes(affine, 1))
+    coronal = slice_world(affine, slice_axes(affine, 1), (0, 2, 0))
     np.testing.assert_allclose(coronal, [[8, 0, 30], [0, 1.5, 10], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("degrees", [(30, 15, 0), (40, -25, 60)])
+def test_oblique_slices_measure_the_same_distances(axis, degrees):
+    affine = np.eye(4)
+    turn = coordinates.rotation(torch.deg2rad(torch.tensor([degrees], dtype=torch.float64)))[0].numpy()
+    affine[:3, :3] = turn[:3, :3] @ np.diag([0.5, 0.6, 5.0])
+    affine[:3, 3] = [10, 20, 30]
+    row, column = slice_axes(affine, axis)
+    assert abs(turn[0, column]) >= abs(turn[0, row])  # the direction counts, not the size of the voxels
+    world = slice_world(affine, (row, column), (7, 8, 9))
+    sides = affine[:3, [row, column]]
+    np.testing.assert_allclose(world[:2, :2].T @ world[:2, :2], sides.T @ sides, atol=1e-12)
+
+
+def test_slices_of_a_tilted_stack_keep_their_shift():
+    affine = np.eye(4)
+    affine[1, 2] = 0.5  # gantry tilt: each slice lies half a millimetre further to the front
+    shifts = [slice_world(affine, (1, 0), (0, 0, k))[:2, 2] for k in (0, 4)]
+    np.testing.assert_allclose(shifts, [[0, 0], [2, 0]], atol=1e-12)
