@@ -6,6 +6,7 @@ Known: NIfTI, NRRD, MetaImage (.mha, .mhd), PNG, JPEG, TIFF, BMP; DICOM is recog
 from __future__ import annotations
 
 import gzip
+import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,11 @@ _SIDECARS = tuple(
 )
 _SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".qptiff", ".ome.tif", ".ome.tiff")
 LPS_TO_RAS = (-1.0, -1.0, 1.0)
+DAMAGE = (
+    ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, SyntaxError, EOFError,
+    struct.error, zlib.error, gzip.BadGzipFile,
+)  # fmt: skip
+# what the libraries raise on files whose bytes make no sense: one such file must not end the reading of a million
 
 
 class HeaderError(ValueError):
@@ -119,11 +125,10 @@ def picture_grid(height: int, width: int, spacing_mm: tuple[float, float] = (1.0
 
 def _nifti(path: Path) -> Header:
     import nibabel
-    from nibabel.filebasedimages import ImageFileError
 
     try:
         image = nibabel.load(path)
-    except (ImageFileError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+    except nifti_damage() as error:
         message = f"not readable as NIfTI: {_first_line(error)}"
         raise HeaderError(message) from error
     kind = image.get_data_dtype().kind
@@ -132,6 +137,14 @@ def _nifti(path: Path) -> Header:
         raise HeaderError(message)
     _nifti_is_whole(path, image)
     return nifti_layout(tuple(image.shape), image.affine)
+
+
+def nifti_damage() -> tuple[type[Exception], ...]:
+    """What a damaged NIfTI file raises; nibabel's own errors have no base that says so."""
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError, HeaderTypeError
+
+    return (ImageFileError, HeaderDataError, HeaderTypeError, *DAMAGE)
 
 
 def nifti_layout(shape: tuple[int, ...], affine: np.ndarray) -> Header:
@@ -247,7 +260,7 @@ def _picture(path: Path) -> Header:
             return Header("image", domain, channels, picture_grid(image.height, image.width), note)
     except HeaderError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, *DAMAGE, Image.DecompressionBombError) as error:
         problem = _first_line(error).replace(str(path), path.name)
         message = f"not readable as a {path.suffix[1:].upper()} picture: {problem}"
         raise HeaderError(message) from error
@@ -279,7 +292,7 @@ def _tiff(path: Path) -> Header:
             )
     except HeaderError:
         raise
-    except (OSError, ValueError, IndexError, KeyError, tifffile.TiffFileError) as error:
+    except (OSError, *DAMAGE, tifffile.TiffFileError) as error:
         message = f"not readable as a TIFF picture: {_first_line(error)}"
         raise HeaderError(message) from error
     if last > path.stat().st_size:

@@ -7,7 +7,6 @@ float32, never look at the check sum of a gzip file, and cost seconds of import 
 from __future__ import annotations
 
 import gzip
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medssl.data.headers import (
+    DAMAGE,
     HeaderError,
     format_of,
     itk_layout,
     itk_reader,
     itk_reason,
+    nifti_damage,
     nifti_layout,
     picture_grid,
     picture_layout,
@@ -98,6 +99,29 @@ def check_label(label: np.ndarray, schema: LabelSchema) -> None:
         raise UserError(message)
 
 
+def whole_numbers(label: np.ndarray, name: str = "") -> np.ndarray:
+    """A label as integers, every value unchanged.
+
+    Args:
+        label: Values of any number type.
+        name: File that messages name.
+
+    Raises:
+        ReadError: Values that are not whole numbers, or beyond what 32 bits hold.
+    """
+    if label.dtype.kind == "b":
+        return label.astype(np.uint8)
+    limits = np.iinfo(np.int32)
+    if label.dtype.kind == "f" and not np.array_equal(np.rint(label), label):
+        problem = "values that are not whole numbers"
+    elif label.size and not limits.min <= label.min() <= label.max() <= limits.max:
+        problem = f"values from {label.min():.0f} to {label.max():.0f}: a class is a number of at most 32 bits"
+    else:
+        return label.astype(np.int32) if label.dtype.kind == "f" else label
+    message = f"label {name} holds {problem}".replace("  ", " ")
+    raise ReadError(message)
+
+
 def _read_label(scan: Scan, root: Path, grid: Grid) -> tuple[np.ndarray, list[str]]:
     """The label of a scan, of the image's shape and in whole numbers, and what is odd about it."""
     label, its_grid = _read_parts(scan.labels.mask, root, scan.grid)
@@ -111,14 +135,7 @@ def _read_label(scan: Scan, root: Path, grid: Grid) -> tuple[np.ndarray, list[st
     if len(label) != 1:
         message = f"label {name} has {len(label)} channels: expected one, holding the number of the class"
         raise ReadError(message)
-    if label.dtype.kind == "b":
-        label = label.astype(np.uint8)
-    if label.dtype.kind == "f":
-        whole = np.rint(label)
-        if not np.array_equal(whole, label):
-            message = f"label {name} holds values that are not whole numbers"
-            raise ReadError(message)
-        label = whole.astype(np.int32)
+    label = whole_numbers(label, name)
     off = float(np.abs(np.array(its_grid.affine) - np.array(grid.affine)).max())
     return label, [f"label {name} lies up to {off:.3g} mm off its image"] if off > _SAME_AFFINE_MM else []
 
@@ -167,7 +184,6 @@ def _times(shape: tuple[int, ...]) -> str:
 def _nifti(file: Path) -> tuple[np.ndarray, Grid]:
     """Whole numbers as they are stored; scaled ones in float32 (computed in float64)."""
     import nibabel
-    from nibabel.filebasedimages import ImageFileError
 
     try:
         image: Any = nibabel.load(file)
@@ -175,7 +191,7 @@ def _nifti(file: Path) -> tuple[np.ndarray, Grid]:
         stored: np.ndarray = np.empty(int(np.prod(image.shape)), dtype=image.get_data_dtype())
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             _fill(stored, stream, int(proxy.offset))
-    except (ImageFileError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+    except nifti_damage() as error:
         message = f"truncated or damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         raise HeaderError(message) from error
     values = stored if stored.dtype.isnative else stored.byteswap(inplace=True).view(stored.dtype.newbyteorder("="))
@@ -246,7 +262,7 @@ def _picture(file: Path) -> tuple[np.ndarray, Grid]:
                 array = np.asarray(image.convert("L") if image.mode in ("1", "LA") else image)
     except HeaderError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, *DAMAGE, Image.DecompressionBombError) as error:
         message = f"truncated or damaged: {str(error).splitlines()[0].replace(str(file), file.name)}"
         raise HeaderError(message) from error
     array = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
@@ -261,14 +277,16 @@ def _tiff(file: Path) -> tuple[np.ndarray, Grid]:
         with tifffile.TiffFile(file) as opened:
             series = opened.series[0]
             header = tiff_layout(series.axes, tuple(series.shape), series.dtype)
-            array, axes = series.asarray(), series.axes
+            axes = series.axes
+            others = (number for number, letter in enumerate(axes) if letter not in "YX")
+            order = (*others, axes.index("Y"), axes.index("X"))
+            array = series.asarray().transpose(order).reshape(header.channels, *header.grid.shape)
     except HeaderError:
         raise
-    except (OSError, ValueError, IndexError, KeyError, RuntimeError, tifffile.TiffFileError) as error:
+    except (OSError, *DAMAGE, tifffile.TiffFileError) as error:
         message = f"truncated or damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
         raise HeaderError(message) from error
-    order = [number for number, letter in enumerate(axes) if letter not in "YX"] + [axes.index("Y"), axes.index("X")]
-    return array.transpose(order).reshape(header.channels, *header.grid.shape), header.grid
+    return array, header.grid
 
 
 def _dicom(parts: tuple[Part, ...], root: Path, grid: Grid) -> tuple[np.ndarray, Grid]:

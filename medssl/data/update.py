@@ -222,8 +222,9 @@ def _changed(
 ) -> Iterator[list[Found]]:
     """Batches of files that are new or differ in size or time from what is known; the others are marked as seen."""
     pending: list[Found] = []
-    own = str(index.file.resolve())  # the index may lie among the scans, with its journal beside it
-    found = (one for one in walk(dataset.folder) if not one.path.startswith(own))
+    file = str(index.file.resolve())  # the index may lie among the scans, with its journal beside it
+    own = {file, f"{file}-wal", f"{file}-shm", f"{file}-journal"}
+    found = (one for one in walk(dataset.folder) if one.path not in own)
     while batch := list(islice(found, _FILES_AT_ONCE)):
         hidden.extend(one.path for one in batch if one.folder)
         paths = [_relative(one, index.root) for one in batch]

@@ -45,11 +45,23 @@ def walk(directory: Path) -> Iterator[Found]:
             continue
         below = []
         for entry in ordered:
-            if _is_folder(entry):
+            if not _is_text(entry.name):
+                readable = os.fsencode(entry.path).decode("utf-8", "backslashreplace")
+                yield Found(readable, problem="name is not UTF-8: rename it", folder=_is_folder(entry))
+            elif _is_folder(entry):
                 below.append(entry.path)
             else:
                 yield _file(entry)
         pending.extend(reversed(below))
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be written down: old systems leave names in other encodings than UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

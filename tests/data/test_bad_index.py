@@ -44,6 +44,30 @@ def truncated_packed_nifti(folder: Path) -> None:
     truncate(folder / "bad.nii.gz")
 
 
+def nonsense_nifti(folder: Path) -> None:
+    """A header whose number type does not exist: nibabel raises an error of its own kind."""
+    good(folder)
+    write_nifti(folder / "bad.nii", noise((5, 5, 5)))
+    with (folder / "bad.nii").open("r+b") as file:
+        file.seek(70)
+        file.write(b"\xff\x30")
+
+
+def nonsense_tiff(folder: Path) -> None:
+    """A width of no numbers: tifffile raises a TypeError."""
+    good(folder)
+    write_picture(folder / "bad.tif", noise((6, 7), np.uint8))
+    data = bytearray((folder / "bad.tif").read_bytes())
+    data[int.from_bytes(data[4:8], "little") + 6] = 0
+    (folder / "bad.tif").write_bytes(data)
+
+
+def name_not_utf8(folder: Path) -> None:
+    good(folder)
+    (folder / "good.nii.gz").with_name(os.fsdecode(b"M\xfcller.nii.gz")).write_bytes(b"x")
+    (folder / os.fsdecode(b"J\xe9r\xf4me")).mkdir()
+
+
 def truncated_dicom(folder: Path) -> None:
     good(folder)
     _, files = write_series(folder / "series", Series(shape=(32, 32, 5)))
@@ -181,6 +205,9 @@ class Row:
 ROWS = [
     Row(truncated_nifti, r"failed: 1 .*\n  1 truncated$"),
     Row(truncated_packed_nifti, r"failed: 1 .*\n  1 truncated or damaged$"),
+    Row(nonsense_nifti, r"failed: 1 .*\n  1 not readable as NIfTI$"),
+    Row(nonsense_tiff, r"failed: 1 .*\n  1 not readable as a TIFF picture$"),
+    Row(name_not_utf8, r"failed: 2 .*\n  2 name is not UTF-8$"),
     Row(truncated_dicom, r"failed: 1 .*\n  1 damaged slice$"),
     Row(missing_slice, r"failed: 1 .*\n  1 missing slice$"),
     Row(duplicated_slice, r"scans: 1$"),
