@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medssl.data import coding, grid
+from medssl.data.read import whole_numbers
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -75,6 +76,34 @@ class _Work:
             self.label, _ = step(self.label, affine, *arguments, **nearest)
 
 
+def check(preprocess: Preprocess) -> None:
+    """Refuses rules that no scan can be prepared by, so that this is known before the first one is read.
+
+    Raises:
+        UserError: Names the key and what it takes.
+    """
+    axes, spacing = preprocess.orientation, preprocess.spacing_mm
+    if axes and (len(axes) != 3 or any(len(set(axes) & set(pair)) != 1 for pair in ("LR", "PA", "IS"))):
+        message = f"preprocess.orientation is {axes!r}: give one of L/R, P/A and I/S for each axis, as in RAS"
+        raise UserError(message)
+    if spacing is not None and (len(spacing) != 3 or min(spacing) < 0):
+        message = f"preprocess.spacing_mm is {spacing}: give three distances in mm (0 keeps an axis)"
+        raise UserError(message)
+    if preprocess.image_size is not None and min(preprocess.image_size) < 1:
+        message = f"preprocess.image_size is {preprocess.image_size}: give height and width in pixels"
+        raise UserError(message)
+    for entry in fields(preprocess.intensity):
+        rule = getattr(preprocess.intensity, entry.name)
+        outside = rule.clip == "percentile" and not 0 <= rule.low <= rule.high <= 100
+        if outside or (rule.clip == "range" and rule.low >= rule.high):
+            what = "percentiles from 0 to 100" if outside else "values"
+            message = (
+                f"preprocess.intensity.{entry.name} clips from {rule.low} to {rule.high}: give two {what} in order"
+            )
+            raise UserError(message)
+    _users(preprocess.transforms)
+
+
 def prepare(volume: Volume, preprocess: Preprocess, *, domain: ValueDomain) -> Prepared:
     """Applies every rule of ``preprocess`` to a scan that was read.
 
@@ -92,12 +121,12 @@ def prepare(volume: Volume, preprocess: Preprocess, *, domain: ValueDomain) -> P
     image = _plain_type(np.asarray(volume.image))
     coding.refuse_unusable(image)
     source_whole = image.dtype == np.uint8 or domain == "hu"
-    work = _Work(image, np.asarray(volume.affine, np.float64), _whole_label(volume.label))
+    work = _Work(image, np.asarray(volume.affine, np.float64))
+    work.label = None if volume.label is None else whole_numbers(volume.label)
     if image.ndim == 4 and preprocess.orientation:
         work.move(grid.orient, preprocess.orientation)
     _crop_foreground(work, preprocess, domain)
     if image.ndim == 4 and preprocess.spacing_mm:
-        _check_spacing(preprocess.spacing_mm)
         work.move(grid.resample, preprocess.spacing_mm)
     elif image.ndim == 3 and preprocess.image_size:
         work.move(grid.resize_image, tuple(preprocess.image_size))
@@ -149,21 +178,6 @@ def _plain_type(image: NDArray[Any]) -> NDArray[Any]:
     return image
 
 
-def _whole_label(label: NDArray[Any] | None) -> NDArray[Any] | None:
-    if label is None or not np.issubdtype(label.dtype, np.floating):
-        return label
-    if not (np.isfinite(label).all() and (label == np.rint(label)).all()):
-        message = "the label holds values that are no whole numbers: a label is a map of classes"
-        raise UserError(message)
-    return label.astype(np.int32)
-
-
-def _check_spacing(spacing_mm: tuple[float, ...]) -> None:
-    if len(spacing_mm) != 3 or min(spacing_mm) < 0:
-        message = f"preprocess.spacing_mm is {spacing_mm}: give three distances in mm (0 keeps an axis)"
-        raise UserError(message)
-
-
 def _crop_foreground(work: _Work, preprocess: Preprocess, domain: ValueDomain) -> None:
     """Cuts the background border away; a labelled voxel counts as foreground, so no label is lost."""
     shape = tuple(work.image.shape[1:])
@@ -178,26 +192,43 @@ def _crop_foreground(work: _Work, preprocess: Preprocess, domain: ValueDomain) -
     work.move(grid.crop, start, stop)
 
 
+def _users(imported: tuple[Imported, ...]) -> list[Any]:
+    """The user's transforms; random ones are refused."""
+    if not imported:
+        return []
+    from monai.transforms import Randomizable
+
+    made = [build(step) for step in imported]
+    for step, transform in zip(imported, made, strict=True):
+        if isinstance(transform, Randomizable):
+            message = f"{step.class_path} is random: preprocessing is done once, put it after the crop"
+            raise UserError(message)
+    return made
+
+
 def _apply_users(work: _Work, imported: tuple[Imported, ...]) -> None:
-    """Runs the user's MONAI dictionary transforms on MetaTensors; random ones belong after the crop."""
+    """Runs the user's MONAI dictionary transforms on MetaTensors."""
     import torch
     from monai.data import MetaTensor
-    from monai.transforms import Randomizable
 
     items = {"image": work.image} | ({} if work.label is None else {"label": work.label})
     data: dict[str, Any] = {
         key: MetaTensor(torch.from_numpy(np.ascontiguousarray(x)), affine=torch.from_numpy(work.affine.copy()))
         for key, x in items.items()
     }
-    for step in imported:
-        transform = build(step)
-        if isinstance(transform, Randomizable):
-            message = f"{step.class_path} is random: preprocessing is done once, put it after the crop"
-            raise UserError(message)
+    for transform in _users(imported):
         data = transform(data)
+    axes = work.image.ndim
     work.image = np.asarray(data["image"])
     work.affine = np.asarray(getattr(data["image"], "affine", work.affine), np.float64)
-    work.label = None if work.label is None else _whole_label(np.asarray(data["label"]))
+    work.label = None if work.label is None else whole_numbers(np.asarray(data["label"]))
+    if work.image.ndim != axes or (work.label is not None and work.label.shape != (1, *work.image.shape[1:])):
+        label = "" if work.label is None else f" and a label of shape {work.label.shape}"
+        message = (
+            f"preprocess.transforms leave an image of shape {work.image.shape}{label}: expected channel first, as many "
+            "axes as before, and the same grid for both (keys image and label)"
+        )
+        raise UserError(message)
     coding.refuse_unusable(work.image)
 
 

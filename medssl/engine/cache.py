@@ -53,8 +53,10 @@ def cache(
         0; 1 if the store holds nothing in the end.
     """
     from medssl.data.index import Index
+    from medssl.data.preprocess import check
 
     os.umask(0o077)
+    check(preprocess or Preprocess())
     with Index.open(index) as opened:
         scans = partial(opened.scans, where)
         names = sorted({scan.source.dataset for scan in scans()})
@@ -89,8 +91,9 @@ def _sharing(store: Path) -> Iterator[None]:
         else:
             abandoned = -1.0
         for path in store.rglob(".*.part"):
-            if time.time() - path.stat().st_mtime > abandoned:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # whoever writes it has just put it in its place
+                if time.time() - path.stat().st_mtime > abandoned:
+                    path.unlink()
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield

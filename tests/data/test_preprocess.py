@@ -11,7 +11,7 @@ import torch
 from data.stores import PLAIN, numbered, volume
 
 from medssl.data import coding
-from medssl.data.preprocess import as_monai, build, prepare
+from medssl.data.preprocess import as_monai, build, check, prepare
 from medssl.data.store import preprocess_from
 from medssl.types import Imported, IntensityRule, IntensityRules, Preprocess, UserError
 
@@ -108,11 +108,33 @@ def test_a_users_transform_takes_part_and_moves_the_affine():
         ({"transforms": (Imported("monai.transforms.Nothing"),)}, "cannot make monai.transforms.Nothing"),
         ({"transforms": (Imported("monai.transforms.Flipd", {"key": 1}),)}, "cannot make monai.transforms.Flipd"),
         ({"spacing_mm": (1.0, 1.0)}, r"spacing_mm is \(1.0, 1.0\): give three"),
+        ({"orientation": "RLS"}, "orientation is 'RLS': give one of L/R"),
+        ({"image_size": (0, 4)}, "image_size is"),
+        (
+            {"intensity": IntensityRules(mr=IntensityRule("percentile", 1.0, 101.0))},
+            "intensity.mr clips .* percentiles",
+        ),
+        (
+            {"intensity": IntensityRules(hu=IntensityRule("range", 10.0, -10.0))},
+            "intensity.hu clips from 10.0 to -10.0",
+        ),
     ],
 )
-def test_rules_that_cannot_be_followed(rules, message):
+def test_rules_that_cannot_be_followed_are_refused_before_any_scan(rules, message):
     with pytest.raises(UserError, match=message):
-        prepare(volume(numbered((4, 4, 4))), dataclasses.replace(PLAIN, **rules), domain="mr")
+        check(dataclasses.replace(PLAIN, **rules))
+
+
+def test_transforms_that_part_image_and_label_are_refused():
+    pad = (Imported("monai.transforms.SpatialPadd", {"keys": "image", "spatial_size": (6, 6, 6)}),)
+    held = volume(numbered((4, 4, 4)), None, np.ones((1, 4, 4, 4), np.uint8))
+    with pytest.raises(UserError, match=r"image of shape \(1, 6, 6, 6\) and a label of shape \(1, 4, 4, 4\)"):
+        prepare(held, dataclasses.replace(PLAIN, transforms=pad), domain="mr")
+
+
+def test_a_label_beyond_32_bits_is_refused():
+    with pytest.raises(UserError, match="values from 0 to 4294967296: a class is a number of at most 32 bits"):
+        prepare(volume(numbered((2, 1)), None, np.array([[[0], [1 << 32]]])), PLAIN, domain="gray")
 
 
 def test_half_precision_and_booleans_are_taken():
@@ -121,7 +143,7 @@ def test_half_precision_and_booleans_are_taken():
 
 
 def test_a_label_of_real_numbers_is_refused():
-    with pytest.raises(UserError, match="no whole numbers"):
+    with pytest.raises(UserError, match="not whole numbers"):
         prepare(volume(numbered((4, 4)), None, np.full((1, 4, 4), 0.5)), PLAIN, domain="gray")
 
 
