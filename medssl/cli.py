@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medssl import __version__
-from medssl.types import UserError
+from medssl.types import Imported, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,18 @@ VERBS = {
     "cache": ("medssl.engine.cache:cache", "preprocess the scans of an index once, into a store"),
     "pretrain": ("medssl.engine.pretrain:pretrain", "pretrain an encoder on the scans of a store"),
 }
+PARSER_WORDS = (  # what the parser says of its own workings, and what the user reads instead
+    (r"Does not validate against .*|Subtypes: .*|Errors:|Given value type: .*|Given value: NestedArg.*", ""),
+    (
+        r"- Expected a <class 'NoneType'>|Type collections.abc.Callable.* callable class:|\.? Got value: Namespace\(.*",
+        "",
+    ),
+    (r"(- )?Expected a <class 'tuple'>", "Expected a list in brackets"),
+    (r"(- )?Expected a typing\.Literal(\[.*?\])", r"Expected one of \2"),
+    (r"(- )?Expected a <class '(.*?)'>", r"Expected a value of type \2"),
+    (r"Not of type Imported:.*", "Expected an import path, or class_path and init_args"),
+    (r"\s+Given value:", ". Got value:"),
+)
 FRAGMENTS = {"encoder": "encoders", "objective": "objectives", "preprocess": "data"}
 
 
@@ -37,6 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_verb(function, words[0], words[1:])
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read the output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (OSError, sqlite3.OperationalError) as error:
+        line = trouble(error)
+        if not line:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -90,12 +113,15 @@ def run_verb(function: Callable[..., int | None], verb: str, words: list[str]) -
 
 def make_parser(function: Callable[..., Any], verb: str) -> ArgumentParser:
     """A parser of a verb's parameters: keyword-only ones are options, the others stand without a flag."""
+    import dataclasses
     import inspect
     import typing
 
     import docstring_parser
     from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+    from jsonargparse.typing import register_type
 
+    register_type(Imported, serializer=dataclasses.asdict, deserializer=imported)
     document = docstring_parser.parse(inspect.getdoc(function) or "")
     helps = {parameter.arg_name: parameter.description for parameter in document.params}
     about = document.short_description
@@ -114,6 +140,11 @@ def make_parser(function: Callable[..., Any], verb: str) -> ArgumentParser:
     skip: set[str | int] = {parameter.name for parameter in standing}
     parser.add_function_arguments(function, as_positional=False, skip=skip, sub_configs=False)
     return parser
+
+
+def imported(value: str | dict[str, Any]) -> Imported:
+    """A class by import path alone, or with its arguments; the parser would take ``class_path`` for its own."""
+    return Imported(value) if isinstance(value, str) else Imported(**value)
 
 
 # --- names of shipped files
@@ -233,6 +264,17 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 # --- messages
 
 
+def trouble(error: OSError | sqlite3.OperationalError) -> str:
+    """One line on what the system refused (a full disk, a folder without permission), or nothing for other errors."""
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}" if error.errno else ""
+    refused = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+    if error.sqlite_errorcode & 0xFF not in (*refused, sqlite3.SQLITE_BUSY):
+        return ""
+    return f"SQLite says: {error}; check the room on the disk, the permissions, and who else works in that folder"
+
+
 def nearest(word: str, known: Any) -> str:
     """`` (did you mean 'x'?)`` or nothing."""
     import difflib
@@ -257,13 +299,16 @@ def explain(message: str, parser: ArgumentParser) -> str:
             continue
         parts = (where and where["parent"], found.groupdict().get("group"), found["key"])
         key = ".".join(part for part in parts if part)
-        class_path = re.search(r"class_path='([^']+)'", message)
+        class_path = re.search(r"class_path[= ]'([^']+)'", message)
         known = set(parser.get_defaults().keys())
         if class_path is not None:
             known |= {f"{parts[0]}.{name}" for name in argument_names(class_path[1])}
         return f"unknown key {key!r}{nearest(key, sorted(known))}"
-    lines = [line.strip() for line in message.splitlines() if line.strip()]
-    return " ".join(lines).replace("Parser key", "key")
+    *_, reason = re.split(r'Parser key "[^"]+":', message)
+    keys = re.findall(r'Parser key "([^"]+)"', message)
+    for pattern, replacement in PARSER_WORDS:
+        reason = re.sub(pattern, replacement, reason)
+    return " ".join([f'key "{".".join(keys)}":' if keys else "", *reason.split()]).strip()
 
 
 def argument_names(class_path: str) -> Iterator[str]:

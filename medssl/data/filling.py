@@ -143,6 +143,7 @@ def expected_bytes(filling: Filling, scan: Scan) -> int:
     return int(np.prod(np.maximum(shape, 1)) * max(1, len(scan.source.channels)) * (1 if narrow else 2))
 
 
+@records.room()
 def refresh(filling: Filling, scans: Iterable[Scan], connection: sqlite3.Connection) -> int:
     """Brings subjects, splits and scan-level labels of stored scans up to the index; returns how many changed."""
     names = records.DESCRIBED
@@ -159,6 +160,7 @@ def refresh(filling: Filling, scans: Iterable[Scan], connection: sqlite3.Connect
     return changed
 
 
+@records.room()
 def keep(filling: Filling, connection: sqlite3.Connection, outcome: Outcome) -> None:
     """Enters what a job did into the table; files of an older state of the same scans go."""
     old = [

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medssl.data.chunks import DiskFull
 from medssl.types import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -117,6 +118,22 @@ FACTS = np.dtype(
 )  # fmt: skip
 
 
+@contextmanager
+def room() -> Iterator[None]:
+    """Turns SQLite's word for a full disk into the one that the store's files have.
+
+    Raises:
+        DiskFull: No room for the table.
+    """
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise DiskFull from error
+        raise
+
+
+@room()
 def connect(path: Path) -> sqlite3.Connection:
     """Opens the table of records, made if it is not there; several processes may write (each waits its turn)."""
     connection = sqlite3.connect(path, timeout=120)

@@ -12,6 +12,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from medssl.data.dicom import DicomError, read_slices, to_json
 from medssl.data.headers import HeaderError, format_of, read_header
 from medssl.data.identity import fingerprint, keyed_digest
 from medssl.data.index import Index, IndexOptions
+from medssl.data.processes import follow_parent
 from medssl.data.scans import regroup
 from medssl.data.walk import Found, walk
 from medssl.types import UserError
@@ -70,7 +72,8 @@ def update(
         progress: Told about every batch.
 
     Raises:
-        UserError: A directory is missing, lies inside another data set, or the index was made with another key.
+        UserError: A directory is missing, lies inside another data set, the index was made with another key, or a
+            worker process was killed.
     """
     tell = progress or (lambda _what, _count: None)
     with _alone(index):
@@ -78,8 +81,15 @@ def update(
         datasets = _register(index, directories, options)
         done = Update()
         with _Processes(options.files.workers) as processes:
-            for dataset in datasets:
-                _read_dataset(index, dataset, key, processes, done, tell)
+            try:
+                for dataset in datasets:
+                    _read_dataset(index, dataset, key, processes, done, tell)
+            except BrokenProcessPool as error:
+                message = (
+                    "a process that read headers was killed, most likely for want of memory: run the same command "
+                    "again with fewer --files.workers; what was read is kept"
+                )
+                raise UserError(message) from error
         _group(index, key, tell)
         done.notes = rules.apply(index, key)
     return done
@@ -272,7 +282,9 @@ class _Processes:
             for batch in chain(first, batches):
                 yield batch, read(batch)
             return
-        self.pool = self.pool or ProcessPoolExecutor(self.workers, mp_context=get_context("spawn"))
+        self.pool = self.pool or ProcessPoolExecutor(
+            self.workers, mp_context=get_context("spawn"), initializer=follow_parent
+        )
         under_way: deque[tuple[list[Found], Future[list[Entry]]]] = deque()
         for batch in chain(first, batches):
             under_way.append((batch, self.pool.submit(read, batch)))

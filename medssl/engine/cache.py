@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medssl.data import chunks, filling, records
+from medssl.data.processes import follow_parent
 from medssl.data.store import Store, Tier
 from medssl.types import Preprocess, UserError
 
@@ -175,15 +175,7 @@ def _start() -> None:
     os.umask(0o077)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     blosc2.set_nthreads(1)
-    threading.Thread(target=_follow, daemon=True).start()
-
-
-def _follow() -> None:
-    """Ends a worker whose parent was killed: it would wait for work for ever."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    follow_parent()
 
 
 def _summary(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable
@@ -16,9 +17,10 @@ from data.make_scans import noise, truncate, write_nifti
 from data.test_cache import content, index_folder
 
 from medssl.cli import main
-from medssl.data import chunks
+from medssl.data import chunks, filling, records
 from medssl.data.store import Store
 from medssl.engine import cache as verb
+from medssl.types import Preprocess
 
 
 def volume(folder: Path, name: str, change: Callable[[np.ndarray], None] | None = None) -> Path:
@@ -143,6 +145,19 @@ def test_a_full_disk_stops_with_one_line_and_loses_nothing(tmp_path, capfd, monk
     assert main(["cache", str(index), str(tmp_path / "store"), "--workers", "0"]) == 0
     assert "(2 new, 2 there already, 0 skipped)" in capfd.readouterr().out
     assert content(tmp_path / "store") == content(tmp_path / "whole")
+
+
+def test_a_disk_that_is_full_for_the_table_too_is_said(tmp_path):
+    connection = records.connect(tmp_path / "records.sqlite")
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite answers as on a full disk
+    plan = filling.Filling(tmp_path, tmp_path, Preprocess(), "chunked", {})
+    with pytest.raises(chunks.DiskFull, match="the store's disk is full"):
+        filling.keep(plan, connection, filling.Outcome(skipped=(("a", "k" * 100_000, "no reason"),)))
+    assert connection.execute("SELECT count(*) FROM failures").fetchone() == (0,)
+    connection.close()
+    copied = pickle.loads(pickle.dumps(chunks.DiskFull()))  # as a worker process sends it
+    assert str(copied) == str(chunks.DiskFull())
 
 
 def test_too_little_room_is_said_before_the_start(tmp_path, capfd, monkeypatch):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,13 @@ import yaml
 from engine import verbs
 
 from medssl import cli
+from medssl.types import Imported
 
 
 @pytest.fixture
 def call(monkeypatch, tmp_path, capsys):
     """Calls the command line with the verbs of the tests and configurations in tmp_path; gives code, stderr, calls."""
-    for name in ("stroll", "gather", "fail"):
+    for name in ("stroll", "gather", "store", "fail"):
         monkeypatch.setitem(cli.VERBS, name, (f"engine.verbs:{name}", ""))
     monkeypatch.setattr(cli, "config_folder", lambda: tmp_path)
     for folder in ("recipes", "encoders", "objectives", "data"):
@@ -117,6 +120,23 @@ BAD = [
         ("stroll", "--store", "s", "--config", "tour", "--seed", "rain"),
         'key "seed": Expected a .*int.* Got value: rain',
     ),
+    (
+        ("stroll", "--store", "s", "--config", "tour", "--objective.walk.legs", "rain"),
+        '^error: key "objective.walk.legs": Expected a value of type int. Got value: rain$',
+    ),
+    (("store", "--preprocess.spacing", "1"), r"'preprocess.spacing' \(did you mean 'preprocess.spacing_mm'"),
+    (
+        ("store", "--preprocess.spacing_mm", "1"),
+        '^error: key "preprocess.spacing_mm": Expected a list in brackets. Got value: 1$',
+    ),
+    (
+        ("store", "--preprocess.intensity.mr.clip", "rang"),
+        r"^error: key \"preprocess.intensity.mr.clip\": Expected one of \['none', 'range', 'percentile'\]. Got value: rang",
+    ),
+    (
+        ("store", "--preprocess.transforms", "[{class: a.B}]"),
+        '^error: key "preprocess.transforms": Expected an import path, or class_path and init_args$',
+    ),
     (("stroll", "--store", "s", "--config", "tour", "--encoder.class_path", "engine.verbs.Cow"), "Cow"),
     (("gather",), "required: directories"),
     (("gather", "a", "--indx", "i"), r"unknown key 'indx' \(did you mean 'index'\?\)"),
@@ -152,6 +172,13 @@ def test_broken_yaml_and_a_list_are_no_recipes(call, tmp_path):
     assert "holds no keys" in call("stroll", "--config", write(tmp_path / "list.yaml", [1]))[1]
 
 
+def test_transforms_of_the_user_by_import_path(call):
+    words = "[{class_path: engine.verbs.Cat, init_args: {lives: 3}}, engine.verbs.Dog]"
+    code, err, got = call("store", "--preprocess.transforms", words)
+    assert code == 0, err
+    assert got["preprocess"].transforms == (Imported("engine.verbs.Cat", {"lives": 3}), Imported("engine.verbs.Dog"))
+
+
 def test_ctrl_c_exits_with_130(call):
     assert call("fail", "interrupt")[0] == 130
 
@@ -179,3 +206,34 @@ def test_every_shipped_preprocess_can_be_asked_for(name):
     parser = cli.make_parser(verb, "verb")
     values = parser.instantiate(parser.parse_args(cli.expand(["--data.preprocess", name])))
     assert isinstance(values["data"].preprocess, Preprocess)
+
+
+def _full() -> None:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("PRAGMA max_page_count = 1")
+        connection.execute("CREATE TABLE a (b)")
+
+
+@pytest.mark.parametrize(
+    ("fail", "line"),
+    [
+        (lambda: Path("/proc/nowhere/file").write_text(""), "error: /proc/nowhere/file: No such file or directory\n"),
+        (_full, "error: SQLite says: database or disk is full; check the room"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(call, monkeypatch, fail, line):
+    monkeypatch.setattr(cli, "find_verb", lambda verb: lambda: fail() and 0)
+    code, err, _ = call("stroll")
+    assert code == 2
+    assert err.startswith(line)
+    assert err.count("\n") == 1
+
+
+def test_a_mistake_of_the_program_stays_a_traceback(call, monkeypatch):
+    def fail() -> None:
+        with closing(sqlite3.connect(":memory:")) as connection:
+            connection.execute("SELECT mistaken")
+
+    monkeypatch.setattr(cli, "find_verb", lambda verb: fail)
+    with pytest.raises(sqlite3.OperationalError, match="no such column"):
+        call("stroll")
