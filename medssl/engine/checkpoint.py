@@ -133,7 +133,7 @@ def short(error: Exception) -> str:
 def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints that training can go on from, the one to take first: ``last.pt``, then the newest numbered one."""
     last = folder / "last.pt"
-    numbered = sorted(folder.glob("step_*.pt"), reverse=True)
+    numbered = sorted(folder.glob("step_*.pt"), key=lambda path: (len(path.name), path.name), reverse=True)
     best = folder / "best.pt"
     return [path for path in (last, *numbered, best) if path.is_file()]
 
@@ -181,7 +181,8 @@ class RunFolder:
             UserError: Another configuration's folder, no run folder, or in use.
         """
         stored = self.path / "config.yaml"
-        if not stored.exists() and self.path.is_dir() and any(self.path.iterdir()):
+        own = {".lock", ".config.yaml.part", self.checkpoints.name}  # all that a kill at the very start leaves
+        if not stored.exists() and self.path.is_dir() and any(file.name not in own for file in self.path.iterdir()):
             message = f"{self.path.name}/ holds files but no config.yaml, so it is no run folder: choose an empty one"
             raise UserError(message)
         self.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)

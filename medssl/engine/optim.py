@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from medssl.ops.schedules import cosine, linear_warmup_cosine
+from medssl.types import UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +38,20 @@ class Optimization:
     weight_decay: tuple[float, float] = (0.05, 0.05)
     betas: tuple[float, float] = (0.9, 0.95)
     clip: float | None = 5.0
+
+    def __post_init__(self) -> None:
+        wanted = {
+            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "final_share": (0 <= self.final_share <= 1, "from 0 to 1"),
+            "warmup": (0 <= self.warmup <= 1, "from 0 to 1"),
+            "weight_decay": (min(self.weight_decay) >= 0, "two numbers of at least 0"),
+            "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
+            "clip": (self.clip is None or self.clip > 0, "above 0, or null"),
+        }
+        for name, (good, what) in wanted.items():
+            if not good:
+                message = f"optimizer.{name} must be {what}, got {getattr(self, name)}"
+                raise UserError(message)
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:

@@ -72,6 +72,11 @@ class Loading:
     workers: int = 2
     preprocess: Preprocess | None = None
 
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            message = f"data.workers must be at least 0, got {self.workers}"
+            raise UserError(message)
+
 
 def refuse_below_one(key: str, value: int | None) -> None:
     """Refuses a count below 1.

@@ -52,6 +52,17 @@ def check_plan(plan: ViewPlan) -> None:
     if not plan.views:
         message = "a plan needs at least one view"
         raise UserError(message)
+    sampling = plan.sampling
+    limits = {
+        "regions_per_scan": sampling.regions_per_scan >= 1,
+        "stratified_axis": sampling.stratified_axis is None or 0 <= sampling.stratified_axis < 3,
+        "slice_axis": 0 <= sampling.slice_axis < 3,
+        "foreground": 0 <= sampling.foreground <= 1,
+    }
+    for name, good in limits.items():
+        if not good:
+            message = f"sampling.{name} is out of range: {getattr(sampling, name)}"
+            raise UserError(message)
     for number, spec in enumerate(plan.views):
         problem = _problem(spec, number, plan)
         if problem:

@@ -172,3 +172,18 @@ def test_parts_of_a_killed_write_are_swept_up(tmp_path):
         (run.checkpoints / ".last.pt.part").write_bytes(b"half")
     with run.opened(CONFIG):
         assert not list(run.path.rglob("*.part"))
+
+
+def test_a_run_that_was_killed_before_its_first_file_goes_on(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.checkpoints.mkdir(parents=True)
+    (run.path / ".lock").touch()
+    (run.path / ".config.yaml.part").write_text("half")
+    with run.opened(CONFIG):
+        assert (run.path / "config.yaml").is_file()
+
+
+def test_the_newest_checkpoint_is_the_one_of_the_highest_step(tmp_path):
+    for step in (999_999, 1_000_000):
+        (tmp_path / f"step_{step:06d}.pt").touch()
+    assert checkpoints(tmp_path)[0].name == "step_1000000.pt"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from views.made import coordinate_image, raw_crops, where_read
 
-from medssl.types import Geometry, Intensity, UserError, ViewPlan, ViewSpec
+from medssl.types import Geometry, Intensity, Sampling, UserError, ViewPlan, ViewSpec
 from medssl.views.plan import make_batch, read_size
 
 LOUD = Intensity((1.0, 0.2), (1.0, 1.0), (1.0, 0.3), (1.0, 0.7, 1.4), (1.0, 0.7, 1.5), (1.0, 0.4))
@@ -295,6 +295,14 @@ BAD = {
 def test_a_plan_that_cannot_be_is_refused(plan, words):
     with pytest.raises(UserError, match=words):
         read_size(plan)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("regions_per_scan", 0), ("stratified_axis", 3), ("slice_axis", -1), ("foreground", 1.5)]
+)
+def test_a_sampling_that_cannot_be_is_refused(name, value):
+    with pytest.raises(UserError, match=f"sampling.{name} is out of range: {value}"):
+        read_size(ViewPlan((ViewSpec((8, 8, 8)),), Sampling(**{name: value})))
 
 
 def test_views_and_crops_have_as_many_axes():
