@@ -192,6 +192,8 @@ def _rejection(dataset: Dataset) -> str:
         return "localiser"
     if "MOSAIC" in image_type:
         return "Siemens mosaic (many slices in one picture): convert to NIfTI first"
+    if str(dataset.get("PhotometricInterpretation", "")) == "PALETTE COLOR":
+        return "palette colours: not read by this version"  # the stored numbers are places in a table, no values
     if {"SCREEN SAVE", "SCREENSAVE", "SCREENSHOT"} & set(image_type):
         return "screenshot"
     if modality not in _COLOUR and int(dataset.get("SamplesPerPixel") or 1) > 1:

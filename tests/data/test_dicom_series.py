@@ -195,6 +195,7 @@ def test_three_planes_are_a_localiser(tmp_path):
         ({"Modality": "SEG"}, "segmentation object"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1", "Modality": "OT"}, "encapsulated|without a picture"),
         ({"SamplesPerPixel": 3}, "screenshot or colour overlay"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "palette colours"),
         ({"NumberOfFrames": 4}, "4 frames without positions"),
     ],
 )
