@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from medssl.types import UserError
+from medssl.types import Preprocess, UserError
 
 
 class Animal:
@@ -63,6 +63,15 @@ def gather(directories: list[Path], *, index: Path | None = None) -> int:
     """
     calls.append({"directories": directories, "index": index})
     return 1
+
+
+def store(*, preprocess: Preprocess | None = None) -> None:
+    """Stores.
+
+    Args:
+        preprocess: How.
+    """
+    calls.append({"preprocess": preprocess})
 
 
 def fail(kind: str) -> None:
