@@ -227,4 +227,5 @@ class Pictures(lightning.Callback):
             batch = pl_module.feed.batch(self.fixed, pl_module.device)
             drawn = pictures(batch, pl_module.step_of(batch.origin.samples))
         self.folder.mkdir(exist_ok=True)
-        draw(self.folder / f"step_{step:06d}.png", {name: image.float().cpu() for name, image in drawn.items()})
+        images = {name: image.float().cpu() for name, image in drawn.items()}
+        draw(self.folder / f"step_{step:06d}.png", images, batch.views[0].spacing_mm.median(0).values.tolist())

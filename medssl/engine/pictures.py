@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from medssl.engine.checkpoint import write_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from jaxtyping import Float, UInt8
@@ -18,12 +19,18 @@ if TYPE_CHECKING:
 GAP, HEADER, ROWS, SIDE = 4, 14, 4, 128
 
 
-def draw(path: Path, tensors: dict[str, Float[Tensor, "B C *s"]]) -> None:
-    """Writes a PNG: at most four samples; gray values of a row span the 1st to 99th percentile of its first tensor."""
+def draw(path: Path, tensors: dict[str, Float[Tensor, "B C *s"]], spacing_mm: Sequence[float] | None = None) -> None:
+    """Writes a PNG: at most four samples; gray values of a row span the 1st to 99th percentile of its first tensor.
+
+    With ``spacing_mm`` (per axis) thick slices are drawn as thick as they are, in whole voxels.
+    """
     names = list(tensors)
     arrays = [tensors[name].numpy() for name in names]
+    finest = min(spacing_mm) if spacing_mm else 1.0
+    repeats = [max(1, round(mm / finest)) for mm in spacing_mm or (1.0,) * (arrays[0].ndim - 2)]
     rows = [
-        [tile for array in arrays for tile in tiles(array[b], arrays[0][b])] for b in range(min(ROWS, len(arrays[0])))
+        [tile for array in arrays for tile in tiles(array[b], arrays[0][b], repeats)]
+        for b in range(min(ROWS, len(arrays[0])))
     ]
     per_tensor = len(rows[0]) // len(names)
     height, width = max(tile.shape[0] for tile in rows[0]), max(tile.shape[1] for tile in rows[0])
@@ -37,17 +44,23 @@ def draw(path: Path, tensors: dict[str, Float[Tensor, "B C *s"]]) -> None:
     write_whole(path, lambda file: canvas.save(file, format="PNG"))
 
 
-def tiles(image: Float[np.ndarray, "C *s"], scale: Float[np.ndarray, "C *s"]) -> list[UInt8[np.ndarray, "H W 3"]]:
-    """An image as it is, a volume as its middle slice across each axis; colours where there are three channels."""
+def tiles(
+    image: Float[np.ndarray, "C *s"], scale: Float[np.ndarray, "C *s"], repeats: Sequence[int]
+) -> list[UInt8[np.ndarray, "H W 3"]]:
+    """An image as it is, a volume as its middle slice across each axis; colours where there are three channels.
+
+    Every voxel is repeated ``repeats`` times along its axes.
+    """
     colour = image.ndim == 3 and image.shape[0] == 3
     chosen, reference = (image, scale) if colour else (image[:1], scale[:1])
     low, high = np.nanpercentile(reference, (1, 99))
     finite = np.nan_to_num(chosen, nan=low, posinf=high, neginf=low)
     gray = (255 * np.clip((finite - low) / max(float(high - low), 1e-6), 0, 1)).astype(np.uint8)
-    if image.ndim == 3:
-        flat = [gray]
-    else:  # stored axes point right, front, up: turned so that the last of the two shown points up
-        flat = [np.rot90(gray.take(gray.shape[axis] // 2, axis=axis), axes=(1, 2)) for axis in (3, 2, 1)]
+    flat = [gray] if image.ndim == 3 else [gray.take(gray.shape[axis] // 2, axis=axis) for axis in (3, 2, 1)]
+    shown = [(0, 1)] if image.ndim == 3 else [(0, 1), (0, 2), (1, 2)]
+    flat = [f.repeat(repeats[a], axis=1).repeat(repeats[b], axis=2) for f, (a, b) in zip(flat, shown, strict=True)]
+    if image.ndim == 4:  # stored axes point right, front, up: turned so that the last of the two shown points up
+        flat = [np.rot90(f, axes=(1, 2)) for f in flat]
     return [enlarged(np.ascontiguousarray(np.moveaxis(np.broadcast_to(f, (3, *f.shape[1:])), 0, -1))) for f in flat]
 
 

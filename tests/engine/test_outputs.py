@@ -194,3 +194,11 @@ def test_a_drawing_has_a_row_a_sample_and_a_column_a_plane(tmp_path):
     draw(tmp_path / "b.png", {"input": colour})
     shown = np.asarray(Image.open(tmp_path / "b.png"))[14:214, :160]
     assert len(np.unique(shown[..., 0] - shown[..., 1])) > 1, "colours stay colours"
+
+
+def test_thick_slices_are_drawn_as_thick_as_they_are(tmp_path):
+    volume = torch.rand(1, 1, 128, 128, 8)
+    for name, spacing_mm, thickness in (("true", (1.5, 1.5, 8.0), 8 * 5), ("voxels", None, 8)):
+        draw(tmp_path / f"{name}.png", {"input": volume}, spacing_mm)
+        second = np.asarray(Image.open(tmp_path / f"{name}.png"))[14:, 132:260]
+        assert second.any(axis=(1, 2)).sum() == thickness
