@@ -219,7 +219,7 @@ class Index:
             return self.connection.execute(ordered, values)
         except (sqlite3.Error, sqlite3.Warning) as error:
             reason = " ".join(str(error).replace("no such column:", "no column").split())
-            message = f"--where: {reason}; the columns are {', '.join(names)}"
+            message = f"--where: {reason}; the columns are {', '.join(names)}; text stands in 'single quotes'"
             raise UserError(message) from error
         finally:
             self.connection.execute("PRAGMA query_only = 0")

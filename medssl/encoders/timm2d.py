@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,7 +90,9 @@ class Timm2d(Encoder):
 
 def _create(name: str, in_channels: int, *, pretrained: bool, drop_path: float) -> nn.Module:
     """The model without classifier, last norm and whatever else its maps do not pass through."""
-    import timm
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # timm's own use of torch.jit: nothing that a user can change
+        import timm
 
     if not timm.is_model(name):
         close = ", ".join(get_close_matches(name, timm.list_models(), 5))

@@ -60,6 +60,9 @@ def cache(
     with Index.open(index) as opened:
         scans = partial(opened.scans, where)
         names = sorted({scan.source.dataset for scan in scans()})
+        if not names:
+            message = f"{index} has no good scan" + (f" that meets --where {where}" if where else "")
+            raise UserError(message)
         schemas = {name: opened.schema(name) for name in names}
         made = Store.create(
             store, preprocess or Preprocess(), tier=tier, schema=_one(schemas), index_digest=opened.digest()

@@ -103,7 +103,8 @@ def _summary(opened: Index, done: Update, directories: Sequence[Path]) -> int:
     print(f"files: {done.read:,} read, {done.unchanged:,} unchanged, {done.gone:,} gone")
     query = """
         SELECT dataset, kind, modality, count(*) AS scans, count(DISTINCT subject_id) AS subjects,
-        sum(has_mask) AS masks, min(size_i), max(size_i), min(size_j), max(size_j), min(size_k), max(size_k)
+        sum(has_mask) AS masks, min(channels) AS fewest, max(channels) AS most,
+        min(size_i), max(size_i), min(size_j), max(size_j), min(size_k), max(size_k)
         FROM scans WHERE status = 'ok' GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
     """
     rows = opened.connection.execute(query).fetchall()
@@ -111,11 +112,14 @@ def _summary(opened: Index, done: Update, directories: Sequence[Path]) -> int:
     print(f"scans: {total:,}")
     for row in rows:
         sizes = [
-            f"{low}-{high}" if low != high else f"{low}" for low, high in zip(row[6::2], row[7::2], strict=True) if low
+            f"{low}-{high}" if low != high else f"{low}" for low, high in zip(row[8::2], row[9::2], strict=True) if low
         ]
+        channels = f", {row['fewest']} to {row['most']} channels" if row["most"] > row["fewest"] else ""
+        channels = channels or (f", {row['most']} channels" if row["most"] > 1 else "")
+        size = " x ".join(sizes) + channels
         masks = f", {row['masks']:,} with a mask" if row["masks"] else ""
         kind = f"{row['modality']} {row['kind']}".strip()
-        print(f"  {row['dataset']}: {row['scans']:,} {kind}, {' x '.join(sizes)}, {row['subjects']:,} subjects{masks}")
+        print(f"  {row['dataset']}: {row['scans']:,} {kind}, {size}, {row['subjects']:,} subjects{masks}")
     splits = opened.connection.execute("SELECT split, count(*) FROM scans WHERE status = 'ok' GROUP BY 1 ORDER BY 1")
     print("split: " + (", ".join(f"{name or 'none'} {count:,}" for name, count in splits) or "none"))
     counts = opened.counts()

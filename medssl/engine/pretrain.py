@@ -272,6 +272,7 @@ def explained(training: Training, data: Loading, objective: Objective) -> Iterat
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")  # where LAMB imports timm
             yield
     except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
         text = str(error)

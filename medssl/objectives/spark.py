@@ -194,7 +194,8 @@ def _cells(encoder: Encoder, view: ViewSpec, cell: tuple[int, ...], ratio: float
         message = f'{type(encoder).__name__} has mask modes: {modes}; SparK needs an encoder with "sparse"'
         raise UserError(message)
     if ndim not in encoder.ndims:
-        message = f"view size {view.size} is {ndim}D, the encoder takes {sorted(encoder.ndims)}D: change either"
+        takes = " or ".join(f"{n}D" for n in sorted(encoder.ndims))
+        message = f"view size {view.size} is {ndim}D, the encoder takes {takes}: change either"
         raise UserError(message)
     if len(cell) != ndim or min(cell) < 1:
         message = f"cell {cell} needs one number, 1 or more, for each of the {ndim} axes of view size {view.size}"
@@ -210,6 +211,9 @@ def _cells(encoder: Encoder, view: ViewSpec, cell: tuple[int, ...], ratio: float
     cells_of(view.size, tuple(map(lcm, stride, cell)), what=what)
     cells = cells_of(view.size, cell)
     if not 0 < (count := hidden_count(cells, ratio)) < prod(cells):
-        message = f"mask ratio {ratio} hides {count} of {prod(cells)} cells {cells}: some must be hidden, some visible"
+        message = (
+            f"mask ratio {ratio} hides {count} of {prod(cells)} cells {cells}: some must be hidden, some visible; "
+            "take a larger view or another mask_ratio"
+        )
         raise UserError(message)
     return cells

@@ -338,7 +338,21 @@ def test_an_unknown_column_is_named_with_the_known_ones(tmp_path, capsys):
     good(tmp_path / "scans")
     index(tmp_path, str(tmp_path / "scans"))
     assert index(tmp_path, "--where", "modlity = 'MR'") == 2
-    assert re.search(r"error: --where: no column modlity; the columns are scan_id, .*modality", capsys.readouterr().err)
+    assert re.search(
+        r"error: --where: no column modlity; the columns are scan_id, .*modality.*; text stands in 'single",
+        capsys.readouterr().err,
+    )
+
+
+def test_channels_are_told_where_there_are_several(tmp_path, capsys):
+    import tifffile
+
+    (tmp_path / "scans").mkdir()
+    for name, channels in (("a", 7), ("b", 64)):
+        values = noise((channels, 9, 8), np.uint16)
+        tifffile.imwrite(tmp_path / "scans" / f"{name}.tif", values, photometric="minisblack")
+    assert index(tmp_path, "{scans}") == 0
+    assert "scans: 2 image, 9 x 8, 7 to 64 channels, 2 subjects" in capsys.readouterr().out
 
 
 def test_no_index_yet(tmp_path, capsys):

@@ -21,7 +21,7 @@ from medssl.data.labels import LabelOptions
 from medssl.data.store import Store
 from medssl.data.update import update
 from medssl.engine.cache import cache
-from medssl.types import Preprocess
+from medssl.types import Preprocess, UserError
 
 AFFINE = np.diag([1.0, 1.5, 2.0, 1.0])
 SLOWLY = """
@@ -164,6 +164,12 @@ def test_new_splits_reach_the_store_without_new_voxels(scans, tmp_path, capsys):
     assert "(0 new, 6 there already, 0 skipped)" in said
     assert "6 took over a new subject, split or label value" in said
     assert Store.open(store).records.tables["split"] == ("val",)
+
+
+def test_a_selection_of_nothing_makes_no_store(scans, tmp_path):
+    with pytest.raises(UserError, match=r"index.sqlite has no good scan that meets --where modality = 'CT'"):
+        cache(indexed(scans, tmp_path), tmp_path / "store", where="modality = 'CT'", workers=0)
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_selection_is_cached_and_the_rest_is_kept(scans, tmp_path, capsys):
