@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from medssl.data.headers import DAMAGE
 from medssl.types import Kind, UserError, ValueDomain
 
 if TYPE_CHECKING:
@@ -131,18 +132,26 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
     """
     with file.open("rb") as stream, quiet():
         dataset = parse(stream, _TAGS)
-        series = digest("series", str(dataset.get("SeriesInstanceUID", "") or Path(path).parent))
-        reason = _rejection(dataset)
-        if reason:
-            raise DicomError(reason, rejected=True, series=series)
+        series = ""
         try:
+            series = digest("series", str(dataset.get("SeriesInstanceUID", "") or Path(path).parent))
+            reason = _rejection(dataset)
+            if reason:
+                raise DicomError(reason, rejected=True)
             _check_length(dataset, stream, file.stat().st_size)
             return series, _slices(dataset, path, digest)
         except DicomError as error:
             raise DicomError(str(error), rejected=error.rejected, series=series) from error
-        except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        except damage() as error:
             message = f"header not understood: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
             raise DicomError(message, series=series) from error
+
+
+def damage() -> tuple[type[Exception], ...]:
+    """What pydicom raises on damaged files: elements are decoded when they are asked for, so anywhere."""
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    return (BytesLengthException, InvalidDicomError, OSError, *DAMAGE)
 
 
 @contextmanager
@@ -156,20 +165,10 @@ def quiet() -> Iterator[None]:
 def parse(stream: BinaryIO, tags: Sequence[str]) -> Dataset:
     """The wanted elements; the stream then stands at the pixel data."""
     import pydicom
-    from pydicom.errors import InvalidDicomError
 
     try:
         return pydicom.dcmread(stream, specific_tags=list(tags), stop_before_pixels=True, force=True)
-    except (
-        InvalidDicomError,
-        EOFError,
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        NotImplementedError,
-    ) as error:
+    except damage() as error:
         message = f"not readable as DICOM: {str(error).splitlines()[0] if str(error) else 'header ends early'}"
         raise DicomError(message) from error
 

@@ -6,8 +6,11 @@ Known: NIfTI, NRRD, MetaImage (.mha, .mhd), PNG, JPEG, TIFF, BMP; DICOM is recog
 from __future__ import annotations
 
 import gzip
+import logging
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -120,6 +123,20 @@ def picture_grid(height: int, width: int, spacing_mm: tuple[float, float] = (1.0
     return make_grid((height, width), np.diag([*spacing_mm, 1.0]))
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keeps libraries quiet: nibabel and tifffile log what is odd about a file; what matters is raised, and becomes one line here."""
+    loggers = [logging.getLogger(name) for name in ("nibabel.global", "tifffile")]
+    former = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, disabled in zip(loggers, former, strict=True):
+            logger.disabled = disabled
+
+
 # --- NIfTI
 
 
@@ -127,7 +144,8 @@ def _nifti(path: Path) -> Header:
     import nibabel
 
     try:
-        image = nibabel.load(path)
+        with silent():
+            image = nibabel.load(path)
     except nifti_damage() as error:
         message = f"not readable as NIfTI: {_first_line(error)}"
         raise HeaderError(message) from error
@@ -278,7 +296,7 @@ def _tiff(path: Path) -> Header:
     import tifffile
 
     try:
-        with tifffile.TiffFile(path) as file:
+        with silent(), tifffile.TiffFile(path) as file:
             series = file.series[0]
             header = tiff_layout(series.axes, tuple(series.shape), series.dtype)
             last = max(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from medssl.data.dicom import PIXEL_TAGS, DicomError, frame_bytes, parse, pixel_place, plain, quiet
+from medssl.data.dicom import PIXEL_TAGS, DicomError, damage, frame_bytes, parse, pixel_place, plain, quiet
 from medssl.types import Part
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def read_stack(root: Path, parts: Sequence[Part]) -> np.ndarray:
         except OSError as error:
             message = f"{file.name}: {error.strerror or error}"
             raise DicomError(message) from error
-        except (DicomError, ValueError, AttributeError, TypeError, IndexError, RuntimeError, KeyError) as error:
+        except damage() as error:
             message = f"{file.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
             raise DicomError(message) from error
     if stack is None or first is None:

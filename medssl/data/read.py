@@ -25,6 +25,7 @@ from medssl.data.headers import (
     nifti_layout,
     picture_grid,
     picture_layout,
+    silent,
     tiff_layout,
 )  # fmt: skip
 from medssl.types import Grid, LabelSchema, Part, Scan, UserError
@@ -186,7 +187,8 @@ def _nifti(file: Path) -> tuple[np.ndarray, Grid]:
     import nibabel
 
     try:
-        image: Any = nibabel.load(file)
+        with silent():
+            image: Any = nibabel.load(file)
         header, proxy = nifti_layout(tuple(image.shape), image.affine), image.dataobj
         stored: np.ndarray = np.empty(int(np.prod(image.shape)), dtype=image.get_data_dtype())
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
@@ -274,7 +276,7 @@ def _tiff(file: Path) -> tuple[np.ndarray, Grid]:
     import tifffile
 
     try:
-        with tifffile.TiffFile(file) as opened:
+        with silent(), tifffile.TiffFile(file) as opened:
             series = opened.series[0]
             header = tiff_layout(series.axes, tuple(series.shape), series.dtype)
             axes = series.axes

@@ -209,6 +209,23 @@ def test_what_is_no_scan_is_rejected_with_its_reason(tmp_path, extra, reason):
     assert caught.value.rejected
 
 
+@pytest.mark.parametrize(
+    ("found", "put"),
+    [
+        (b"\x08\x00\x60\x00CS", b"\x08\x00\x60\x00QQ"),  # modality in a representation that does not exist
+        (b"\x28\x00\x10\x00US\x02\x00", b"\x28\x00\x10\x00US\x03\x00"),  # rows in three bytes
+    ],
+)
+def test_a_damaged_element_is_one_line(tmp_path, found, put):
+    _, (file,) = write_series(tmp_path, Series(shape=(6, 6, 1)))
+    data = file.read_bytes()
+    assert data.count(found) == 1
+    file.write_bytes(data.replace(found, put))
+    with pytest.raises(DicomError, match=r"not (understood|readable as DICOM): \S|truncated in the header") as caught:
+        read_slices(file, "x", DIGEST)
+    assert "\n" not in str(caught.value)
+
+
 def test_ct_comes_in_hounsfield_units_and_whole_numbers(tmp_path):
     extra = {"Modality": "CT", "RescaleSlope": "1", "RescaleIntercept": "-1024"}
     series, _ = write_series(tmp_path, Series(dtype=np.uint16, extra=extra))
