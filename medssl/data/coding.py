@@ -164,6 +164,8 @@ def _encode_channel(
         scale = 1.0
         offset = 0.0 if -32768 <= np.rint(lowest) and np.rint(highest) <= 32767 else float(np.rint(lowest)) + 32768.0
         error = 0.5 if whole and not _is_whole(values) else 0.0
+        largest = max(abs(lowest), abs(highest))
+        error += float(np.spacing(np.float32(largest))) if largest > 1 << 24 else 0.0  # values come back in float32
         if np.issubdtype(values.dtype, np.integer) and offset == 0.0:
             out[...] = values
         else:

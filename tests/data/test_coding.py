@@ -152,3 +152,10 @@ def test_cells_are_few_and_half_full():
     thin[20, 3, 3] = True
     np.testing.assert_array_equal(coding.foreground_cells(thin), [False, True])
     assert not coding.foreground_cells(np.zeros((32, 16, 16), bool)).any()
+
+
+def test_whole_numbers_beyond_single_precision_state_their_error():
+    image = np.array([[[2_000_000_001, 2_000_000_003, 2_000_000_090]]], np.int32)
+    codes, numbers = coding.encode(image, NONE, everywhere(image))
+    error = np.abs(coding.decode(codes, numbers.intensity, normalise=False).astype(np.float64) - image).max()
+    assert 0 < error <= numbers.error <= 256
