@@ -125,7 +125,7 @@ def picture_grid(height: int, width: int, spacing_mm: tuple[float, float] = (1.0
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Keeps libraries quiet: nibabel and tifffile log what is odd about a file; what matters is raised, and becomes one line here."""
+    """Keeps nibabel and tifffile quiet about what is odd in a file: what matters is raised, and is one line here."""
     loggers = [logging.getLogger(name) for name in ("nibabel.global", "tifffile")]
     former = [logger.disabled for logger in loggers]
     for logger in loggers:

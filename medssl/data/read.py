@@ -199,7 +199,7 @@ def _nifti(file: Path) -> tuple[np.ndarray, Grid]:
     values = stored if stored.dtype.isnative else stored.byteswap(inplace=True).view(stored.dtype.newbyteorder("="))
     values = _scaled(values, float(proxy.slope), float(proxy.inter))
     shape = tuple(image.shape) + (1,) * (3 - len(image.shape))
-    array = values.reshape(*shape[:3], -1, order="F")  # i, j, k, C
+    array = values.reshape(*shape[:3], header.channels, order="F")  # i, j, k, C
     if header.kind == "image":
         return array[:, :, 0].transpose(2, 1, 0), header.grid  # rows are j, columns i
     return np.moveaxis(array, -1, 0), header.grid
