@@ -216,8 +216,14 @@ def _apply_users(work: _Work, imported: tuple[Imported, ...]) -> None:
         key: MetaTensor(torch.from_numpy(np.ascontiguousarray(x)), affine=torch.from_numpy(work.affine.copy()))
         for key, x in items.items()
     }
-    for transform in _users(imported):
-        data = transform(data)
+    for step, transform in zip(imported, _users(imported), strict=True):
+        try:
+            data = transform(data)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever the user's own code raises
+            message = f"{step.class_path} failed: {type(error).__name__}: {error}"
+            raise UserError(message) from error
     axes = work.image.ndim
     work.image = np.asarray(data["image"])
     work.affine = np.asarray(getattr(data["image"], "affine", work.affine), np.float64)

@@ -125,6 +125,12 @@ def test_rules_that_cannot_be_followed_are_refused_before_any_scan(rules, messag
         check(dataclasses.replace(PLAIN, **rules))
 
 
+def test_a_users_transform_that_fails_is_named():
+    step = (Imported("monai.transforms.Flipd", {"keys": "picture"}),)
+    with pytest.raises(UserError, match=r"monai.transforms.Flipd failed: KeyError: .*picture"):
+        prepare(volume(numbered((4, 4, 4))), dataclasses.replace(PLAIN, transforms=step), domain="mr")
+
+
 def test_transforms_that_part_image_and_label_are_refused():
     pad = (Imported("monai.transforms.SpatialPadd", {"keys": "image", "spatial_size": (6, 6, 6)}),)
     held = volume(numbered((4, 4, 4)), None, np.ones((1, 4, 4, 4), np.uint8))
