@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,8 @@ def pretrain(
     torch.manual_seed(keyed_seed(training.seed))
     network = objective(encoder())  # refuses sizes that do not fit, before any data is touched
     opened = Store.open(store, preprocess=data.preprocess)
+    if data.sampling is not None:
+        network.needs = replace(network.needs, sampling=data.sampling)
     plan = network.needs
     size = read_size(plan, describe.typical_spacing(opened, len(plan.views[0].size)))
     largest = tuple(map(max, zip(*(view.size for view in plan.views), strict=True)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from medssl.types import Preprocess, UserError
+from medssl.types import Preprocess, Sampling, UserError
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,13 @@ class Loading:
         split: Only scans of this split; None takes all.
         workers: Processes that read, for each training process; 0 reads between the steps.
         preprocess: The rules that the store must have been made by; None takes those of the store.
+        sampling: How scans and regions fill a batch; None takes what the objective asks for.
     """
 
     split: str | None = None
     workers: int = 2
     preprocess: Preprocess | None = None
+    sampling: Sampling | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 0:

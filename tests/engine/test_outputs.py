@@ -23,7 +23,7 @@ from medssl.engine.callbacks import kept, span
 from medssl.engine.pictures import draw
 from medssl.engine.pretrain import pretrain
 from medssl.engine.settings import Loading, Output, Training
-from medssl.types import UserError, ViewSpec
+from medssl.types import Sampling, UserError, ViewSpec
 
 RECIPE = Path(__file__).with_name("toys.yaml")
 
@@ -202,3 +202,31 @@ def test_thick_slices_are_drawn_as_thick_as_they_are(tmp_path):
         draw(tmp_path / f"{name}.png", {"input": volume}, spacing_mm)
         second = np.asarray(Image.open(tmp_path / f"{name}.png"))[14:, 132:260]
         assert second.any(axis=(1, 2)).sum() == thickness
+
+
+class Watching(toys.ToyObjective):
+    """Remembers which scans it was shown."""
+
+    seen: tuple[str, ...] = ()
+
+    def forward(self, batch, step):
+        Watching.seen += batch.origin.scan_ids
+        return super().forward(batch, step)
+
+
+def test_sampling_of_the_user_replaces_that_of_the_objective(tmp_path):
+    mask = os.umask(0o077)
+    try:
+        pretrain(
+            store=toys.toy_store(tmp_path / "store"),
+            run=tmp_path / "run",
+            encoder=functools.partial(toys.ToyEncoder, width=4),
+            objective=functools.partial(Watching, view=ViewSpec(size=(8, 8, 6))),
+            training=Training(steps=4, batch_size=4),
+            data=Loading(workers=0, sampling=Sampling(regions_per_scan=4)),
+        )
+    finally:
+        os.umask(mask)
+    shown = [set(Watching.seen[first : first + 4]) for first in range(0, 16, 4)]
+    assert all(len(scans) == 1 for scans in shown), "four crops of one scan follow each other"
+    assert len(set.union(*shown)) > 1
