@@ -187,16 +187,6 @@ class Preprocess:
 
 
 @dataclass(frozen=True)
-class Region:
-    """A box of a stored scan: first voxel (may be negative: padding) and size, per stored axis."""
-
-    scan_id: str
-    start: tuple[int, ...]
-    size: tuple[int, ...]
-    level: int = 0
-
-
-@dataclass(frozen=True)
 class Origin:
     """Who the rows of a batch are: identifiers, global sample numbers, crop centre as a share (0..1) of the scan."""
 

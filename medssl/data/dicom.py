@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -86,7 +86,8 @@ class Slice:
         """What the values mean, by modality and samples."""
         if self.shape[2] == 3:
             return "rgb"
-        return {"CT": "hu", "MR": "mr"}.get(self.about["modality"], "gray")  # type: ignore[return-value]
+        domains: dict[str, ValueDomain] = {"CT": "hu", "MR": "mr"}
+        return domains.get(self.about["modality"], "gray")
 
 
 def to_json(slices: Sequence[Slice]) -> tuple[str, str]:
@@ -229,12 +230,12 @@ def pixel_place(dataset: Dataset, stream: BinaryIO) -> tuple[int | None, int | N
     place = stream.tell()
     head = stream.read(12)
     little = _syntax(dataset) != "1.2.840.10008.1.2.2"
-    order = "little" if little else "big"
-    if len(head) < 8 or int.from_bytes(head[:2], order) != 0x7FE0:  # type: ignore[arg-type]
+    order: Literal["little", "big"] = "little" if little else "big"
+    if len(head) < 8 or int.from_bytes(head[:2], order) != 0x7FE0:
         return (place, None) if _syntax(dataset) == "1.2.840.10008.1.2.1.99" else (None, None)  # deflated: unknown
     explicit = head[4:6] in (b"OW", b"OB", b"OF", b"OD", b"OV")
     start = place + (12 if explicit else 8)
-    length = int.from_bytes(head[8:12] if explicit else head[4:8], order)  # type: ignore[arg-type]
+    length = int.from_bytes(head[8:12] if explicit else head[4:8], order)
     return start, None if length == 0xFFFFFFFF else length
 
 
