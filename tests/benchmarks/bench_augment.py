@@ -7,7 +7,7 @@ transform" applies one random transform to a crop in memory. Methods take turns 
 over a batch, the table shows the median over turns. The nnssl row is a replica of its reading (float32 blosc2 with its
 block, chunk and codec, memory-mapped, two zero volumes a crop) with batchgeneratorsv2's own transforms.
 
-Run: python tests/benchmarks/bench_augment.py [--quick] [--json]
+Run: python tests/benchmarks/bench_augment.py [--quick] [--json] [--profile]
 """
 
 from __future__ import annotations
@@ -253,6 +253,24 @@ def crop_and_augment(quick: bool) -> list[dict[str, object]]:
         return rows_of(measure(methods, 5 if quick else 40), "medssl", "crop + augment")
 
 
+def profile() -> None:
+    """Where the time of the row "medssl" goes: milliseconds a crop of the ten operations that take longest."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
+
+    turns = 10
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        turn = ours(fill_store(folder, write_files(folder, 4, (256, 256, 160))), full=False)
+        for _ in range(5):
+            turn()
+        with profiler(activities=[ProfilerActivity.CPU]) as recorded:
+            for _ in range(turns):
+                turn()
+    for event in sorted(recorded.key_averages(), key=lambda event: -event.self_cpu_time_total)[:10]:
+        print(f"{event.key:40} {event.self_cpu_time_total / 1e3 / turns / BATCH:6.2f} ms a crop")
+
+
 # --- one transform
 
 
@@ -347,9 +365,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print rows as JSON")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller volumes, few turns: below a minute")
+    parser.add_argument("--profile", action="store_true", help="only say where the time goes")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    if options.profile:
+        return profile()
     rows = crop_and_augment(options.quick) + one_transform(options.quick)
     if options.json:
         print(json.dumps(rows, indent=1))
