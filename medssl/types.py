@@ -371,11 +371,31 @@ class Loss:
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """What fine-tuning put on an encoder.
+
+    Attributes:
+        head: Import path and arguments of the head.
+        schema: The head's outputs in order: its classes. ``name`` is "mask", or the scan-level value that is told.
+        window: Voxels per stored axis of the crops that it was trained on; two axes are slices of volumes or images.
+        slice_axis: Stored axis of volumes that slices are taken across, where the window has two axes.
+        subjects: Labelled subjects that it was trained or validated on (keyed digests).
+    """
+
+    head: Imported
+    schema: LabelSchema
+    window: tuple[int, ...]
+    slice_axis: int
+    subjects: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Card:
     """What the encoder's weights are: JSON beside the safetensors.
 
-    ``encoder`` and ``objective`` are import paths with arguments; ``subjects`` are keyed digests, None when left out on
-    purpose; ``step`` counts optimizer steps; ``versions`` names packages.
+    ``encoder`` and ``objective`` are import paths with arguments; ``subjects`` are keyed digests of those seen in
+    pretraining, None when left out on purpose; ``step`` counts optimizer steps; ``versions`` names packages; ``tuned``
+    is None until a head was trained.
     """
 
     encoder: Imported
@@ -385,3 +405,4 @@ class Card:
     subjects: tuple[str, ...] | None
     step: int
     versions: dict[str, str]
+    tuned: Tuned | None = None

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from medssl.engine.checkpoint import RunFolder
-    from medssl.engine.module import Pretraining
+    from medssl.engine.module import TrainingLoop
     from medssl.types import Crops
 
 
@@ -30,10 +30,10 @@ class Stop(lightning.Callback):
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SLURM sends SIGUSR1 before time is up
 
     def __init__(self) -> None:
-        self.module: Pretraining | None = None
+        self.module: TrainingLoop | None = None
         self.former: dict[signal.Signals, Any] = {}
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: Pretraining) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: TrainingLoop) -> None:
         """Listens, after Lightning has put up its own ears."""
         self.module = pl_module
         self.former = {number: signal.signal(number, self.heard) for number in self.SIGNALS}
@@ -44,7 +44,7 @@ class Stop(lightning.Callback):
             raise KeyboardInterrupt
         self.module.asked_to_stop = number
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Pretraining, *_: object) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: TrainingLoop, *_: object) -> None:
         """Tells the trainer when there is nothing more to do."""
         if pl_module.agreed_to_stop or pl_module.progress.step >= pl_module.steps:
             trainer.should_stop = True
@@ -68,7 +68,7 @@ class Checkpoints(lightning.Callback):
         self.keep = keep
         self.export = export
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Pretraining, *_: object) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: TrainingLoop, *_: object) -> None:
         """Saves where it is time to."""
         step = pl_module.progress.step
         keep = self.keep is not None and step % self.keep == 0
@@ -91,7 +91,7 @@ class Metrics(lightning.Callback):
         self.lines: IO[str] | None = None
         self.events: IO[bytes] | None = None
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: Pretraining) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: TrainingLoop) -> None:
         """Cuts off rows of steps that were lost with a kill, so that every step has at most one row."""
         if not trainer.is_global_zero:
             return
@@ -111,7 +111,7 @@ class Metrics(lightning.Callback):
 
             self.write_event(step=done + 1, session_log=SessionLog(status=SessionLog.START))
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Pretraining, *_: object) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: TrainingLoop, *_: object) -> None:
         """Writes the numbers of the step that was done."""
         record = pl_module.record
         last = pl_module.progress.step >= pl_module.steps or pl_module.agreed_to_stop
@@ -157,13 +157,13 @@ class Console(lightning.Callback):
         self.started = 0.0
         self.first = 0
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: Pretraining) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: TrainingLoop) -> None:
         """Opens the bar."""
         if trainer.is_global_zero:
             self.started, self.first = time.monotonic(), pl_module.progress.step
             self.bar = tqdm(total=pl_module.steps, initial=self.first, unit="step", disable=None, smoothing=0.1)
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Pretraining, *_: object) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: TrainingLoop, *_: object) -> None:
         """Moves the bar."""
         if self.bar is None:
             return
@@ -215,7 +215,7 @@ class Pictures(lightning.Callback):
         self.every = every
         self.fixed: Crops | None = None
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Pretraining, *_: object) -> None:
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: TrainingLoop, *_: object) -> None:
         """Draws where it is time to."""
         step = pl_module.progress.step
         pictures = getattr(pl_module.objective, "pictures", None)

@@ -52,7 +52,7 @@ class Feed:
     seed: int
 
 
-class Pretraining(lightning.LightningModule):
+class TrainingLoop(lightning.LightningModule):
     """Trains an objective; one call of ``training_step`` is one optimizer step.
 
     ``progress`` says how far the run is, ``record`` holds the numbers of the last step.

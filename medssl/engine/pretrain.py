@@ -25,7 +25,7 @@ from medssl.encoders.base import Encoder
 from medssl.encoders.weights import save_encoder
 from medssl.engine import callbacks, describe
 from medssl.engine.checkpoint import Progress, RunFolder, write_whole
-from medssl.engine.module import Feed, NotFinite, Pretraining, keyed_seed
+from medssl.engine.module import Feed, NotFinite, TrainingLoop, keyed_seed
 from medssl.engine.optim import Optimization
 from medssl.engine.parallel import Layout, layout
 from medssl.engine.settings import Loading, Training
@@ -86,7 +86,7 @@ def pretrain(
     feed = make_feed(opened, plan, size, training, data)
     progress = Progress(0, training.batch_size * training.accumulate * place.world_size, describe.store_digest(opened))
     with folder.opened(config) if place.first else contextlib.nullcontext(), explained(training, data, network):
-        module = Pretraining(network, feed, optimizer, steps=training.steps, progress=progress)
+        module = TrainingLoop(network, feed, optimizer, steps=training.steps, progress=progress)
         go_on(module, folder)
         if module.progress.step >= training.steps:
             if place.first:
@@ -138,7 +138,7 @@ def refuse_hardware(training: Training) -> None:
         raise UserError(message)
 
 
-def go_on(module: Pretraining, folder: RunFolder) -> None:
+def go_on(module: TrainingLoop, folder: RunFolder) -> None:
     """Takes over the state of a run that was stopped.
 
     Raises:
@@ -161,7 +161,7 @@ def go_on(module: Pretraining, folder: RunFolder) -> None:
     module.former, module.progress = state, former
 
 
-def first_line(module: Pretraining, training: Training, place: Layout, small: int) -> str:
+def first_line(module: TrainingLoop, training: Training, place: Layout, small: int) -> str:
     """What is told before the first step."""
     encoder, everything = describe.parameters(module.objective)
     needed = describe.memory(module.objective, training.batch_size, half=training.precision != "fp32")
@@ -178,7 +178,7 @@ def first_line(module: Pretraining, training: Training, place: Layout, small: in
 
 
 def trainer_for(
-    module: Pretraining, folder: RunFolder, training: Training, place: Layout, card: Callable[[int], Card]
+    module: TrainingLoop, folder: RunFolder, training: Training, place: Layout, card: Callable[[int], Card]
 ) -> lightning.Trainer:
     """Lightning's Trainer with our callbacks and nothing of its own that writes or counts."""
     output = training.output
@@ -212,7 +212,7 @@ def trainer_for(
     )
 
 
-def train(module: Pretraining, trainer: lightning.Trainer, folder: RunFolder) -> int:
+def train(module: TrainingLoop, trainer: lightning.Trainer, folder: RunFolder) -> int:
     """Runs the trainer to the end, to a signal or to a loss that is not finite; returns the exit code."""
     try:
         trainer.fit(module)

@@ -1,0 +1,91 @@
+"""What every head is, and the network that an encoder and a head make together."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from medssl.encoders.base import Encoder
+    from medssl.types import Features, LabelSchema
+
+UNLABELLED = -1  # class number of voxels and scans that no loss looks at
+
+
+class Head(nn.Module, ABC):
+    """Turns the features of an encoder into one value for each class.
+
+    A subclass takes the encoder and the classes as its first two arguments and keeps neither the encoder nor its maps.
+
+    Attributes:
+        kind: "segmentation" answers for every voxel, "classification" for the whole image.
+        schema: The classes in the order of the outputs.
+    """
+
+    kind: Literal["segmentation", "classification"]
+    schema: LabelSchema
+
+    @abstractmethod
+    def forward(self, features: Features, size: Sequence[int]) -> Tensor | tuple[Tensor, ...]:
+        """Returns logits: [B, K, *size] of a segmentation, [B, K] of a classification.
+
+        While training, a segmentation head with deep supervision returns several, the full resolution first.
+        """
+
+    @abstractmethod
+    def loss(self, prediction: Tensor | tuple[Tensor, ...], target: Int[Tensor, "B *s"]) -> Float[Tensor, ""]:
+        """Loss of what ``forward`` returned.
+
+        Args:
+            prediction: Logits.
+            target: Class numbers (places in ``schema.classes``), ``UNLABELLED`` where nothing is known.
+        """
+
+
+class Network(nn.Module):
+    """An encoder with a head."""
+
+    def __init__(self, encoder: Encoder, head: Head) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def forward(self, image: Float[Tensor, "B C *s"]) -> Tensor | tuple[Tensor, ...]:
+        """Logits of an image whose size the encoder's total stride divides."""
+        prediction: Tensor | tuple[Tensor, ...] = self.head(self.encoder(image), image.shape[2:])
+        return prediction
+
+
+def class_numbers(labels: Int[Tensor, "*s"], schema: LabelSchema) -> Int[Tensor, "*s"]:
+    """Stored label values as class numbers; the value to ignore and padding (-1) become ``UNLABELLED``.
+
+    Raises:
+        UserError: A value that is no class; names it and the classes.
+    """
+    numbers = torch.full_like(labels, UNLABELLED, dtype=torch.int64)
+    known = labels == -1
+    if schema.ignore is not None:
+        known |= labels == schema.ignore
+    for number, (value, _) in enumerate(schema.classes):
+        here = labels == value
+        numbers[here] = number
+        known |= here
+    if not bool(known.all()):
+        strange = sorted(set(labels[~known].tolist()))
+        classes = ", ".join(f"{value}={name}" for value, name in schema.classes)
+        message = (
+            f"label values {strange[:5]} are not among the classes {classes}: name them with --labels.class_names of "
+            "medssl index, or leave them out of the loss with --labels.ignore"
+        )
+        raise UserError(message)
+    return numbers
