@@ -1,4 +1,4 @@
-"""A fine-tuned network as files: the encoder and its card as after pretraining, and ``head.safetensors`` beside them."""
+"""A fine-tuned network as files: encoder and card as after pretraining, ``head.safetensors`` beside them."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def load_network(folder: Path) -> tuple[Network, Card]:
     try:
         with safe_open(folder / HEAD, "pt") as file:
             step = (file.metadata() or {}).get("step")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
         head.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
