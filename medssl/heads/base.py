@@ -89,3 +89,15 @@ def class_numbers(labels: Int[Tensor, "*s"], schema: LabelSchema) -> Int[Tensor,
         )
         raise UserError(message)
     return numbers
+
+
+def require_classes(schema: LabelSchema, reason: str) -> None:
+    """Refuses a schema with which nothing can be told apart.
+
+    Raises:
+        UserError: Fewer than two classes; names them and the reason.
+    """
+    if len(schema.classes) < 2:
+        names = ", ".join(name for _, name in schema.classes) or "none"
+        message = f'"{schema.name}" has fewer than two classes ({names}): {reason}'
+        raise UserError(message)

@@ -1,0 +1,165 @@
+"""Classification heads: one answer for the whole image, from pooled features or by attention over positions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from medssl.heads.base import UNLABELLED, Head, require_classes
+from medssl.nn.decoders import norm_layers
+from medssl.ops.collectives import mean_over
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from medssl.encoders.base import Encoder
+    from medssl.types import Features, LabelSchema
+
+
+class Classification(Head):
+    """What classification heads share: cross-entropy over the labelled scans of all processes.
+
+    Args:
+        schema: Classes; two for a yes-or-no question.
+        dropout: Probability of dropping a feature before the last layer.
+        label_smoothing: Share of the target that is spread over all classes (Szegedy et al., CVPR 2016).
+        class_weights: Weight of each class in the loss; None takes 1.
+
+    Raises:
+        UserError: Fewer than two classes, or arguments out of range.
+    """
+
+    kind = "classification"
+    class_weights: Tensor | None
+
+    def __init__(
+        self, schema: LabelSchema, *, dropout: float, label_smoothing: float, class_weights: Sequence[float] | None
+    ) -> None:
+        super().__init__()
+        require_classes(schema, "a classification needs at least two, as in no and yes")
+        for name, value in {"dropout": dropout, "label_smoothing": label_smoothing}.items():
+            if not 0 <= value < 1:
+                message = f"{name} {value}: expected a number from 0 to below 1"
+                raise UserError(message)
+        count = len(schema.classes)
+        if class_weights is not None and (len(class_weights) != count or min(class_weights) <= 0):
+            message = f"class_weights {list(class_weights)}: expected {count} numbers above 0, one for each class"
+            raise UserError(message)
+        self.schema = schema
+        self.label_smoothing = label_smoothing
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        self.register_buffer("class_weights", weights, persistent=False)  # an argument: the card holds it
+        self.dropout = nn.Dropout(dropout)
+
+    def loss(self, prediction: Tensor | tuple[Tensor, ...], target: Int[Tensor, "B"]) -> Float[Tensor, ""]:
+        """Mean cross-entropy, weighted by the class, in float32 at least; 0 where nothing is labelled.
+
+        Args:
+            prediction: Logits [B, K].
+            target: Class numbers, ``UNLABELLED`` where the class is not known.
+        """
+        assert isinstance(prediction, torch.Tensor)
+        labelled = target != UNLABELLED
+        logits = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
+        logits = torch.where(labelled[:, None], logits, 0.0)
+        weights = logits.new_ones(logits.shape[1]) if self.class_weights is None else self.class_weights.to(logits)
+        total = F.cross_entropy(
+            logits,
+            target,
+            weights,
+            ignore_index=UNLABELLED,
+            reduction="sum",
+            label_smoothing=self.label_smoothing,
+        )
+        return mean_over(total, torch.where(labelled, weights[target.clamp(min=0)], 0.0).sum())
+
+
+class Linear(Classification):
+    """Pooled features and one linear layer.
+
+    Args:
+        encoder: Its last map's channels are those of the pooled features.
+        schema: Classes; two for a yes-or-no question.
+        dropout: Probability of dropping a feature.
+        label_smoothing: Share of the target that is spread over all classes.
+        class_weights: Weight of each class in the loss; None takes 1.
+        batch_norm: Normalise the features over the batches of all processes first (as He et al., CVPR 2022, for
+            probes on frozen features, whose scale no training has set).
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        schema: LabelSchema,
+        *,
+        dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        batch_norm: bool = False,
+    ) -> None:
+        super().__init__(schema, dropout=dropout, label_smoothing=label_smoothing, class_weights=class_weights)
+        self.norms = norm_layers("batch", [encoder.channels[-1]] if batch_norm else [], ndim=2)
+        self.linear = nn.Linear(encoder.channels[-1], len(schema.classes))
+
+    def forward(self, features: Features, size: Sequence[int]) -> Float[Tensor, "B K"]:
+        """Returns logits; ``size`` does not matter."""
+        x = features.pooled
+        for norm in self.norms:
+            x = norm(x[..., None, None])[..., 0, 0]
+        logits: Tensor = self.linear(self.dropout(x))
+        return logits
+
+
+class AttentivePool(Classification):
+    """A learned query that looks at every position of the coarsest map, or at every token, and one linear layer.
+
+    Finds small things that a mean over positions drowns. References: Bardes et al., V-JEPA, TMLR 2024, and El-Nouby
+    et al., AIM, ICML 2024, who judge frozen encoders by such a probe.
+
+    Args:
+        encoder: Its last map's channels are those of the positions.
+        schema: Classes; two for a yes-or-no question.
+        attention_heads: Parts of the channels that attend on their own; must divide the channels.
+        dropout: Probability of dropping a feature.
+        label_smoothing: Share of the target that is spread over all classes.
+        class_weights: Weight of each class in the loss; None takes 1.
+
+    Raises:
+        UserError: ``attention_heads`` does not divide the encoder's channels, or what every head refuses.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        schema: LabelSchema,
+        *,
+        attention_heads: int = 4,
+        dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(schema, dropout=dropout, label_smoothing=label_smoothing, class_weights=class_weights)
+        width = encoder.channels[-1]
+        if attention_heads < 1 or width % attention_heads:
+            message = f"attention_heads {attention_heads} does not divide the encoder's {width} channels: choose a divisor"
+            raise UserError(message)
+        self.query = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
+        self.before = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, attention_heads, batch_first=True)
+        self.after = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, len(schema.classes))
+
+    def forward(self, features: Features, size: Sequence[int]) -> Float[Tensor, "B K"]:
+        """Returns logits; ``size`` does not matter."""
+        tokens = features.maps[-1].flatten(2).mT if features.tokens is None else features.tokens
+        tokens = self.before(tokens)
+        found, _ = self.attention(self.query.expand(len(tokens), -1, -1), tokens, tokens, need_weights=False)
+        logits: Tensor = self.linear(self.dropout(self.after(found[:, 0])))
+        return logits

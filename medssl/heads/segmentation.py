@@ -1,0 +1,163 @@
+r"""Segmentation head: a U-Net decoder over the maps of any encoder, trained by Dice and cross-entropy.
+
+With probabilities :math:`p`, one-hot truth :math:`t`, labelled voxels :math:`j`, foreground classes :math:`k`::
+
+    dice_k = (2 sum_j p_kj t_kj + e) / (sum_j p_kj + sum_j t_kj + e)             per sample, or over the batch
+    loss   = w_dice mean_k (1 - dice_k) + w_entropy mean_j -log p_j(true class)
+
+References: Milletari et al., V-Net, 3DV 2016 (Dice); Isensee et al., nnU-Net, Nature Methods 2021 (the sum, and deep
+supervision with weights that halve from one resolution to the next).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from medssl.heads.base import UNLABELLED, Head, require_classes
+from medssl.nn.unet import UNetDecoder
+from medssl.ops.collectives import mean_over, reduce_sum
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from medssl.encoders.base import Encoder
+    from medssl.nn.decoders import NormName
+    from medssl.types import Features, LabelSchema
+
+SMOOTH = 1e-5  # in numerator and denominator of the Dice: a class that is nowhere counts as found
+
+
+class UNet(Head):
+    """U-Net decoder over the encoder's maps, any strides, 2D or 3D.
+
+    Args:
+        encoder: Its ``channels`` and ``strides`` shape the decoder.
+        schema: Classes, the background first.
+        channels: Channels of each step, coarse to fine; None takes those of the encoder at that resolution.
+        convolutions: Convolutions of each step.
+        norm: "instance", "batch" or "layer".
+        deep_supervision: Train the coarser steps too, except the coarsest: weights halve with each and sum to 1.
+        loss_weights: Weights of the Dice loss and of the cross-entropy.
+        batch_dice: Take the Dice over the voxels of the whole batch, of all processes, rather than per sample:
+            steadier where many crops lack a class.
+
+    Raises:
+        UserError: Fewer than two classes, weights that are negative or all 0, or a decoder that does not fit.
+    """
+
+    kind = "segmentation"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        schema: LabelSchema,
+        *,
+        channels: Sequence[int] | None = None,
+        convolutions: int = 1,
+        norm: NormName = "instance",
+        deep_supervision: bool = False,
+        loss_weights: tuple[float, float] = (1.0, 1.0),
+        batch_dice: bool = False,
+    ) -> None:
+        super().__init__()
+        require_classes(schema, "a segmentation needs the background and at least one class more")
+        if len(loss_weights) != 2 or min(loss_weights) < 0 or max(loss_weights) == 0:
+            message = f"loss_weights {list(loss_weights)}: expected two numbers from 0 up, one of them above 0"
+            raise UserError(message)
+        self.schema = schema
+        self.loss_weights = tuple(loss_weights)
+        self.batch_dice = batch_dice
+        self.decoder = UNetDecoder(
+            encoder.channels, encoder.strides, widths=channels, convolutions=convolutions, norm=norm
+        )
+        widths = self.decoder.widths
+        answering = max(1, len(widths) - 1) if deep_supervision else 1
+        convolution = nn.Conv2d if len(encoder.strides[0]) == 2 else nn.Conv3d
+        self.projections = nn.ModuleList(
+            convolution(width, len(schema.classes), 1) for width in reversed(widths[-answering:])
+        )
+
+    def forward(
+        self, features: Features, size: Sequence[int]
+    ) -> Float[Tensor, "B K *s"] | tuple[Float[Tensor, "B K *sl"], ...]:
+        """Returns logits at full resolution; with deep supervision, while training, all from fine to coarse.
+
+        Args:
+            features: Features of the encoder.
+            size: Voxels per axis of the image.
+
+        Raises:
+            ValueError: The maps do not lead back to ``size``: the encoder does not have the strides that it says.
+        """
+        fine_to_coarse = self.decoder(features.maps)[::-1]
+        if (found := tuple(fine_to_coarse[0].shape[2:])) != tuple(size):
+            message = f"the decoder leads to {found}, the image has {tuple(size)}: the encoder's strides are wrong"
+            raise ValueError(message)
+        if len(self.projections) == 1 or not self.training:
+            logits: Tensor = self.projections[0](fine_to_coarse[0])
+            return logits
+        return tuple(project(x) for project, x in zip(self.projections, fine_to_coarse, strict=False))
+
+    def loss(self, prediction: Tensor | tuple[Tensor, ...], target: Int[Tensor, "B *s"]) -> Float[Tensor, ""]:
+        """Dice loss and cross-entropy over the labelled voxels of all processes; 0 where there are none.
+
+        Args:
+            prediction: Logits [B, K, *s], or several, the full resolution first.
+            target: Class numbers, ``UNLABELLED`` where the loss must not look.
+        """
+        levels = (prediction,) if isinstance(prediction, torch.Tensor) else prediction
+        weights = [0.5**level for level in range(len(levels))]
+        losses = [self._level_loss(logits, coarser(target, logits.shape[2:])) for logits in levels]
+        return torch.stack([loss * w / sum(weights) for loss, w in zip(losses, weights, strict=True)]).sum()
+
+    def _level_loss(self, logits: Float[Tensor, "B K *s"], target: Int[Tensor, "B *s"]) -> Float[Tensor, ""]:
+        """Loss at one resolution, in float32 at least."""
+        labelled = (target != UNLABELLED)[:, None]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logarithms = torch.where(labelled, logits, 0.0).log_softmax(1)  # so that nothing flows back elsewhere
+        entropy = F.nll_loss(logarithms, target, ignore_index=UNLABELLED, reduction="sum")
+        probabilities = torch.where(labelled, logarithms.exp(), 0.0)
+        dice = dice_loss(probabilities, target, batch_dice=self.batch_dice)
+        dice_weight, entropy_weight = self.loss_weights
+        return dice_weight * dice + entropy_weight * mean_over(entropy, labelled.sum())
+
+
+def dice_loss(
+    probabilities: Float[Tensor, "B K *s"], target: Int[Tensor, "B *s"], *, batch_dice: bool
+) -> Float[Tensor, ""]:
+    """Mean of 1 - Dice over the classes from 1 up, and over the samples with a labelled voxel.
+
+    Args:
+        probabilities: Of each class; 0 for all classes where the target is ``UNLABELLED``.
+        target: Class numbers.
+        batch_dice: Over all voxels of all samples and processes, rather than per sample.
+    """
+    classes = torch.arange(1, probabilities.shape[1], device=target.device)
+    truth = target[:, None] == classes.reshape(-1, *(1,) * (target.ndim - 1))
+    foreground = probabilities[:, 1:]
+    both = torch.where(truth, foreground, 0.0).flatten(2).sum(2)
+    either = foreground.flatten(2).sum(2) + truth.flatten(2).sum(2)
+    if batch_dice:
+        both, either = reduce_sum(torch.stack((both.sum(0), either.sum(0)))).unbind()
+    losses = 1.0 - (2.0 * both + SMOOTH) / (either + SMOOTH)
+    if batch_dice:
+        return losses.mean()
+    labelled = (target != UNLABELLED).flatten(1).any(1).sum()  # samples without a label have a loss of exactly 0
+    return mean_over(losses.sum(), labelled * len(classes))
+
+
+def coarser(target: Int[Tensor, "B *s"], size: Sequence[int]) -> Int[Tensor, "B *t"]:
+    """Class numbers at a resolution that divides the target's: of the voxel in the middle of each coarser one."""
+    for axis, (fine, coarse) in enumerate(zip(target.shape[1:], size, strict=True), 1):
+        factor = fine // coarse
+        places = torch.arange(coarse, device=target.device) * factor + factor // 2
+        target = target if factor == 1 else target.index_select(axis, places)
+    return target

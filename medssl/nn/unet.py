@@ -1,0 +1,119 @@
+"""U-Net decoder: from the maps of any strided encoder to features at full resolution."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from medssl.nn.decoders import NormName, norm_layers, upsampling_path
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+NARROWEST = 8  # channels of a step below the finest map: fewer could not tell a handful of classes apart
+
+
+class UNetDecoder(nn.Module):
+    """Decoder of the U-Net (Ronneberger et al., MICCAI 2015), in 2D or 3D and with a factor per axis.
+
+    Each step upsamples by a transposed convolution whose kernel is its factor, joins the encoder's map of that
+    resolution where there is one (also at full resolution), and mixes both by 3-wide convolutions, each followed by a
+    normalisation and a leaky ReLU. Where the encoder has no map, as above the first map of an encoder that starts with
+    a stride of 4, the step goes on alone.
+
+    Args:
+        channels: Channels of the encoder's maps, fine to coarse.
+        strides: Total stride of every map per axis, fine to coarse.
+        widths: Channels of each step, coarse to fine; None takes those of the map that is joined, or half of the step
+            before.
+        convolutions: Convolutions of each step.
+        norm: "instance", "batch" (statistics over the batches of all processes) or "layer".
+
+    Attributes:
+        widths: Channels of each step, coarse to fine.
+
+    Raises:
+        UserError: No map is coarser than the image, strides that do not nest, or arguments that do not fit.
+    """
+
+    widths: tuple[int, ...]
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        *,
+        widths: Sequence[int] | None = None,
+        convolutions: int = 1,
+        norm: NormName = "instance",
+    ) -> None:
+        super().__init__()
+        path = upsampling_path(strides)
+        full = [number for number, stride in enumerate(strides) if max(stride) == 1]
+        self.joined = (*(number for _, number in path[1:]), full[-1] if full else None)
+        self.widths = _widths(channels, self.joined) if widths is None else tuple(widths)
+        if len(self.widths) != len(path) or min(self.widths) < 1 or convolutions < 1:
+            message = (
+                f"channels {list(self.widths)} with {convolutions} convolutions: expected {len(path)} numbers, one for "
+                "each step from the coarsest map to full resolution, and at least one convolution"
+            )
+            raise UserError(message)
+        entering = (channels[-1], *self.widths[:-1])
+        joining = [0 if number is None else channels[number] for number in self.joined]
+        self.steps = nn.ModuleList(
+            _Step((inside, beside, width), factor, convolutions, norm)
+            for inside, beside, width, (factor, _) in zip(entering, joining, self.widths, path, strict=True)
+        )
+
+    def forward(self, maps: Sequence[Float[Tensor, "B Cl *sl"]]) -> list[Float[Tensor, "B Dl *tl"]]:
+        """Returns the features after each step, coarse to fine; the last are at full resolution."""
+        x = maps[-1]
+        features = []
+        for step, number in zip(self.steps, self.joined, strict=True):
+            x = step(x, None if number is None else maps[number])
+            features.append(x)
+        return features
+
+
+def _widths(channels: Sequence[int], joined: Sequence[int | None]) -> tuple[int, ...]:
+    """Channels of each step, coarse to fine: those of the map that is joined, or half of the step before."""
+    widths = [channels[-1]]
+    for number in joined:
+        widths.append(max(NARROWEST, widths[-1] // 2) if number is None else channels[number])
+    return tuple(widths[1:])
+
+
+class _Step(nn.Module):
+    """Upsamples by ``factor``, joins a map, convolves; ``widths`` are of what enters, of the map, of what leaves."""
+
+    def __init__(
+        self, widths: tuple[int, int, int], factor: tuple[int, ...], convolutions: int, norm: NormName
+    ) -> None:
+        super().__init__()
+        volume = len(factor) == 3
+        transposed = nn.ConvTranspose3d if volume else nn.ConvTranspose2d
+        convolution = nn.Conv3d if volume else nn.Conv2d
+        entering, joining, width = widths
+        self.up = transposed(entering, width, factor, stride=factor)  # type: ignore[arg-type]
+        self.convolutions = nn.ModuleList(
+            convolution(inside, width, 3, padding=1, bias=False)
+            for inside in (width + joining, *[width] * (convolutions - 1))
+        )
+        self.norms = norm_layers(norm, [width] * convolutions, ndim=len(factor))
+        self.activation = nn.LeakyReLU(1e-2, inplace=True)
+        for layer in (self.up, *self.convolutions):
+            nn.init.kaiming_normal_(layer.weight, a=1e-2)
+
+    def forward(self, x: Tensor, beside: Tensor | None) -> Tensor:
+        x = self.up(x)
+        if beside is not None:
+            x = torch.cat((x, beside.to(x.dtype)), 1)
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = self.activation(norm(convolution(x)))
+        return x

@@ -1,0 +1,33 @@
+"""Classes, targets and small networks for the tests of heads."""
+
+from __future__ import annotations
+
+import torch
+from objectives.small import SIZES, encoder
+
+from medssl.heads.base import UNLABELLED, Head, Network
+from medssl.types import LabelSchema
+
+NAMES = ("background", "liver", "tumour", "vessel")
+
+
+def schema(count: int) -> LabelSchema:
+    return LabelSchema("mask", tuple((10 * number, name) for number, name in enumerate(NAMES[:count])))
+
+
+def network(head: type[Head], ndim: int, *, classes: int = 3, seed: int = 0, **arguments) -> Network:
+    """A head on a small encoder: stride 8 in 2D; 4, 4 and 2 in 3D."""
+    torch.manual_seed(seed)
+    small = encoder(ndim)
+    return Network(small, head(small, schema(classes), **arguments))
+
+
+def image(ndim: int, *, rows: int = 2, seed: int = 1) -> torch.Tensor:
+    return torch.randn(rows, 1, *SIZES[ndim], generator=torch.Generator().manual_seed(seed))
+
+
+def targets(shape, classes: int, *, unlabelled: float = 0.3, seed: int = 2) -> torch.Tensor:
+    """Class numbers at random, a share of them UNLABELLED."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randint(0, classes, tuple(shape), generator=generator)
+    return torch.where(torch.rand(numbers.shape, generator=generator) < unlabelled, UNLABELLED, numbers)
