@@ -21,6 +21,7 @@ VERBS = {
     "index": ("medssl.engine.index:index", "find the scans of a folder, or ask an index"),
     "cache": ("medssl.engine.cache:cache", "preprocess the scans of an index once, into a store"),
     "pretrain": ("medssl.engine.pretrain:pretrain", "pretrain an encoder on the scans of a store"),
+    "finetune": ("medssl.engine.finetune:finetune", "fine-tune an encoder with a head on a few labels"),
 }
 PARSER_WORDS = (  # what the parser says of its own workings, and what the user reads instead
     (r"Does not validate against .*|Subtypes: .*|Errors:|Given value type: .*|Given value: NestedArg.*", ""),
@@ -34,7 +35,7 @@ PARSER_WORDS = (  # what the parser says of its own workings, and what the user 
     (r"Not of type Imported:.*", "Expected an import path, or class_path and init_args"),
     (r"\s+Given value:", ". Got value:"),
 )
-FRAGMENTS = {"encoder": "encoders", "objective": "objectives", "preprocess": "data"}
+FRAGMENTS = {"encoder": "encoders", "objective": "objectives", "preprocess": "data", "head": "heads"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -101,7 +102,7 @@ def run_verb(function: Callable[..., int | None], verb: str, words: list[str]) -
     import argparse
 
     parser = make_parser(function, verb)
-    expanded = expand(words)
+    expanded = expand(spelled_out(words, function))
     try:
         parsed = parser.parse_args(expanded)
     except argparse.ArgumentError as error:
@@ -209,6 +210,24 @@ def is_fragment(key: str, value: Any) -> bool:
     if key not in FRAGMENTS or not isinstance(value, str) or value.lstrip().startswith("{") or value in {"null", ""}:
         return False
     return "." not in value or value.endswith((".yaml", ".yml"))
+
+
+def spelled_out(words: Sequence[str], function: Callable[..., Any]) -> list[str]:
+    """Flags as the parser knows them: ``--from-scratch`` is ``--from_scratch=true``, and so are other switches."""
+    import inspect
+
+    switches = {name for name, item in inspect.signature(function).parameters.items() if item.annotation == "bool"}
+    result = []
+    for number, word in enumerate(words):
+        flag, separator, value = word.partition("=")
+        if not flag.startswith("--"):
+            result.append(word)
+            continue
+        name = flag.removeprefix("--").replace("-", "_")
+        following = words[number + 1] if number + 1 < len(words) else "--"
+        alone = name in switches and not separator and following.startswith("--")
+        result.append(f"--{name}=true" if alone else f"--{name}{separator}{value}")
+    return result
 
 
 def expand(words: Sequence[str]) -> list[str]:

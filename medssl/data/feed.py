@@ -32,6 +32,7 @@ class Options(TypedDict, total=False):
         rank: Number of this process.
         world_size: Number of processes.
         with_labels: Read the labels too.
+        scans: Only these scans of the split (numbers in the store).
     """
 
     workers: int
@@ -39,6 +40,7 @@ class Options(TypedDict, total=False):
     rank: int
     world_size: int
     with_labels: bool
+    scans: tuple[int, ...]
 
 
 def population(store: Store, axes: int, split: str | None = None) -> NDArray[np.int64]:
@@ -98,6 +100,8 @@ class Feed:
         self.store, self.sampling, self.size = store, plan.sampling, tuple(read_size)
         self.batch_size, self.seed, self.options = batch_size, seed, options
         numbers = population(store, len(read_size), split)
+        if "scans" in options:
+            numbers = np.intersect1d(numbers, options["scans"])
         facts = store.records.facts[numbers]
         self.valued = bool(facts["text"].any())
         self.order = self._order(numbers)

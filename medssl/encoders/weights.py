@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 import torch
 
 from medssl.encoders.base import Encoder
-from medssl.types import Card, UserError
+from medssl.types import Card, Imported, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -88,20 +88,7 @@ def load_encoder(folder: Path) -> tuple[Encoder, Card]:
         UserError: Files are missing or damaged, the class cannot be imported or is no encoder, or keys differ.
     """
     card = load_card(folder)
-    module, _, name = card.encoder.class_path.rpartition(".")
-    try:
-        kind = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        message = f"{folder / CARD}: encoder {card.encoder.class_path} cannot be imported ({error})"
-        raise UserError(message) from error
-    if not (isinstance(kind, type) and issubclass(kind, Encoder)):
-        message = f"{folder / CARD}: {card.encoder.class_path} is no medssl.encoders.base.Encoder"
-        raise UserError(message)
-    try:
-        encoder = kind(**card.encoder.init_args)
-    except TypeError as error:
-        message = f"{folder / CARD}: {card.encoder.class_path} does not take its init_args ({error})"
-        raise UserError(message) from error
+    encoder = make_encoder(card.encoder, str(folder / CARD))
     report = load(encoder, folder / WEIGHTS, minimum=1.0)
     if report.unexpected:
         message = (
@@ -110,6 +97,29 @@ def load_encoder(folder: Path) -> tuple[Encoder, Card]:
         )
         raise UserError(message)
     return encoder, card
+
+
+def make_encoder(described: Imported, where: str) -> Encoder:
+    """An encoder with random weights, of its import path and arguments; ``where`` is what messages name.
+
+    Raises:
+        UserError: The class cannot be imported, is no encoder, or refuses its arguments.
+    """
+    module, _, name = described.class_path.rpartition(".")
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        message = f"{where}: encoder {described.class_path} cannot be imported ({error})"
+        raise UserError(message) from error
+    if not (isinstance(kind, type) and issubclass(kind, Encoder)):
+        message = f"{where}: {described.class_path} is no medssl.encoders.base.Encoder"
+        raise UserError(message)
+    try:
+        encoder: Encoder = kind(**described.init_args)
+    except TypeError as error:
+        message = f"{where}: {described.class_path} does not take its init_args ({error})"
+        raise UserError(message) from error
+    return encoder
 
 
 # --- files of others

@@ -59,7 +59,8 @@ class Stop(lightning.Callback):
 class Checkpoints(lightning.Callback):
     """Saves at the ends of steps: every ``every`` of them and when the run ends or is stopped.
 
-    ``export`` writes what other people use (the encoder with its card) along with each checkpoint.
+    ``export`` writes what other people use (the encoder with its card) along with each checkpoint; where a validation
+    judges, along with the best so far.
     """
 
     def __init__(self, folder: RunFolder, *, every: int, keep: int | None, export: Callable[[], None]) -> None:
@@ -72,11 +73,13 @@ class Checkpoints(lightning.Callback):
         """Saves where it is time to."""
         step = pl_module.progress.step
         keep = self.keep is not None and step % self.keep == 0
-        if keep or step % self.every == 0 or step >= pl_module.steps or pl_module.agreed_to_stop:
+        due = keep or step % self.every == 0 or step >= pl_module.steps or pl_module.agreed_to_stop
+        if due or pl_module.validated:
             state = pl_module.state()
             if trainer.is_global_zero:
-                self.folder.save(state, pl_module.progress, keep=keep)
-                self.export()
+                best = self.folder.save(state, pl_module.progress, keep=keep)
+                if best or pl_module.validated is None:
+                    self.export()
 
 
 class Metrics(lightning.Callback):
@@ -115,7 +118,8 @@ class Metrics(lightning.Callback):
         """Writes the numbers of the step that was done."""
         record = pl_module.record
         last = pl_module.progress.step >= pl_module.steps or pl_module.agreed_to_stop
-        if self.lines is None or not (last or pl_module.progress.step % self.every == 0):
+        due = last or pl_module.validated or pl_module.progress.step % self.every == 0
+        if self.lines is None or not due:
             return
         self.lines.write(json.dumps(record) + "\n")
         self.lines.flush()

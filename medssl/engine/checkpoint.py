@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # These change what is written or how fast, not what is learnt; the two sizes are held to their product.
-FREE_KEYS = ("training.batch_size", "training.accumulate", "training.output", "data.workers", "training.extend")
+WRITING = ("checkpoint_every", "keep_every", "picture_every", "log_every")
+FREE_KEYS = (
+    "training.batch_size", "training.accumulate", "data.workers", "training.extend",
+    *(f"training.output.{name}" for name in WRITING),
+)  # fmt: skip
 DAMAGE = (
     RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile,
     zlib.error,
@@ -42,13 +46,15 @@ class Progress:
         global_batch: Samples of one step over all processes and micro-batches.
         store: Digest of what the store holds, so that a run never goes on with other data.
         smoothed: Exponentially smoothed loss, None before the first step.
-        best: Lowest smoothed loss of any checkpoint.
+        judged: What ``best.pt`` is chosen by, the lower the better: the smoothed loss, or 1 - the validation metric.
+        best: Lowest such value of any checkpoint.
     """
 
     step: int
     global_batch: int
     store: str
     smoothed: float | None = None
+    judged: float | None = None
     best: float = float("inf")
 
 
@@ -161,17 +167,22 @@ class RunFolder:
         found = checkpoints(self.checkpoints)
         return load_state(found[0]) if found else None
 
-    def save(self, state: dict[str, Any], progress: Progress, *, keep: bool) -> None:
-        """Writes ``last.pt``; gives it a numbered name when ``keep``, and the name ``best.pt`` when it is the best."""
-        is_best = progress.smoothed is not None and progress.smoothed < progress.best
-        if is_best and progress.smoothed is not None:
-            progress.best = progress.smoothed
+    def save(self, state: dict[str, Any], progress: Progress, *, keep: bool) -> bool:
+        """Writes ``last.pt``; gives it a numbered name when ``keep``, and the name ``best.pt`` when it is the best.
+
+        Returns:
+            Whether it is the best so far.
+        """
+        is_best = progress.judged is not None and progress.judged < progress.best
+        if is_best and progress.judged is not None:
+            progress.best = progress.judged
         last = self.checkpoints / "last.pt"
         write_whole(last, lambda file: torch.save(state | {"progress": asdict(progress)}, file))
         if keep:
             link(last, self.checkpoints / f"step_{progress.step:06d}.pt")
         if is_best:
             link(last, self.checkpoints / "best.pt")
+        return is_best
 
     @contextlib.contextmanager
     def opened(self, config: dict[str, Any]) -> Iterator[None]:

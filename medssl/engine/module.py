@@ -76,6 +76,8 @@ class TrainingLoop(lightning.LightningModule):
         self.gradient_norm = math.nan
         self.waited = 0.0
         self.origins: list[Origin] = []
+        self.validated: bool | None = None  # whether this step was validated; None: the loss judges
+        self.outcome = "encoder.safetensors is written"  # what the last line of the run says
 
     # --- what Lightning asks for
 
@@ -200,6 +202,8 @@ class TrainingLoop(lightning.LightningModule):
         former = self.progress.smoothed
         smoothed = value if former is None else SMOOTHING * former + (1 - SMOOTHING) * value
         self.progress.smoothed = smoothed
+        if self.validated is None:
+            self.progress.judged = smoothed
         names = sorted({name for loss in losses for name in loss.terms} - {"loss"})
         terms = {
             name: sum(float(loss.terms[name]) for loss in losses if name in loss.terms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from medssl.types import Preprocess, Sampling, UserError
+from medssl.types import Preprocess, Sampling, UserError, ViewSpec
 
 
 @dataclass(frozen=True)
@@ -17,15 +17,17 @@ class Output:
         keep_every: Steps between checkpoints that are kept for good; None keeps none.
         picture_every: Steps between pictures.
         log_every: Steps between rows of ``metrics.jsonl``.
+        validate_every: Steps between validations of a fine-tuning; its best weights are chosen among these.
     """
 
     checkpoint_every: int = 500
     keep_every: int | None = None
     picture_every: int = 500
     log_every: int = 10
+    validate_every: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "keep_every", "picture_every", "log_every"):
+        for name in ("checkpoint_every", "keep_every", "picture_every", "log_every", "validate_every"):
             refuse_below_one(f"training.output.{name}", getattr(self, name))
 
 
@@ -77,6 +79,41 @@ class Loading:
     def __post_init__(self) -> None:
         if self.workers < 0:
             message = f"data.workers must be at least 0, got {self.workers}"
+            raise UserError(message)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Which labelled scans are learnt from, and how.
+
+    Attributes:
+        view: How a view is cut out of a scan and changed at random; its size is the window of later predictions.
+        target: "mask", or the name of a scan-level value to classify by.
+        train: Split that labelled subjects are taken from.
+        validation: Split that the best step is chosen by; its subjects are never learnt from.
+        validation_labels: Subjects of that split that are used; None takes all that have labels.
+        label_seed: Seed of the choice of subjects; None takes the seed of the training. Of one seed, fewer subjects
+            are always among more.
+        workers: Processes that read, for each training process; 0 reads between the steps.
+        sampling: How scans and regions fill a batch.
+    """
+
+    view: ViewSpec
+    target: str = "mask"
+    train: str = "train"
+    validation: str = "val"
+    validation_labels: int | None = None
+    label_seed: int | None = None
+    workers: int = 1
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        refuse_below_one("data.validation_labels", self.validation_labels)
+        if self.workers < 0:
+            message = f"data.workers must be at least 0, got {self.workers}"
+            raise UserError(message)
+        if self.train == self.validation:
+            message = f"data.train and data.validation are both {self.train!r}: subjects must be apart"
             raise UserError(message)
 
 

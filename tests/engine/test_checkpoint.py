@@ -21,7 +21,7 @@ def folder(tmp_path):
 
 def save(folder, step, *, loss=1.0, keep=False, progress=None, size=10):
     progress = progress or Progress(step, 4, "store")
-    progress.step, progress.smoothed = step, loss
+    progress.step, progress.judged = step, loss
     folder.save({"objective": {"w": torch.full((size,), float(step))}}, progress, keep=keep)
     return progress
 
@@ -32,7 +32,7 @@ def test_last_best_and_kept_are_three_states(folder):
     save(folder, 6, loss=0.9, progress=progress)
     names = {path.name: float(load_state(path)["objective"]["w"][0]) for path in checkpoints(folder.checkpoints)}
     assert names == {"last.pt": 6.0, "step_000004.pt": 4.0, "best.pt": 4.0}
-    assert folder.state()["progress"] == Progress(6, 4, "store", 0.9, 0.5)
+    assert folder.state()["progress"] == Progress(6, 4, "store", judged=0.9, best=0.5)
 
 
 def test_files_are_for_the_owner_alone(folder):

@@ -184,15 +184,31 @@ def test_ctrl_c_exits_with_130(call):
 
 
 @pytest.mark.parametrize("name", cli.config_names("recipes"))
-def test_every_shipped_recipe_fits_pretrain(name):
-    from medssl.engine.pretrain import pretrain
-
-    parser = cli.make_parser(pretrain, "pretrain")
+def test_every_shipped_recipe_fits_its_verb(name):
+    verb = next(verb for verb in ("pretrain", "finetune") if f"medssl {verb} --config {name} " in recipe_text(name))
+    parser = cli.make_parser(cli.find_verb(verb), verb)
     parsed = parser.parse_args(cli.expand(["--config", name, "--store", "s", "--run", "r"]))
     values = parser.instantiate(parsed)
-    if name.endswith("small"):
+    if verb == "pretrain" and name.endswith("small"):
         objective = values["objective"](values["encoder"]())
         assert objective.needs.views[0].size
+
+
+def recipe_text(name):
+    return (cli.config_folder() / "recipes" / f"{name}.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--from-scratch", "--labels", "3"], ["--from_scratch=true", "--labels", "3"]),
+        (["--labels", "3", "--from_scratch"], ["--labels", "3", "--from_scratch=true"]),
+        (["--from-scratch", "false"], ["--from_scratch", "false"]),
+        (["--from-scratch=false", "-3"], ["--from_scratch=false", "-3"]),
+    ],
+)
+def test_switches_stand_alone_and_dashes_are_underscores(words, expected):
+    assert cli.spelled_out(words, cli.find_verb("finetune")) == expected
 
 
 @pytest.mark.parametrize("name", cli.config_names("data"))

@@ -1,0 +1,244 @@
+"""The verb ``finetune``: an encoder and a few labels become a network that segments or classifies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from medssl.data.labelled import classes_of, few, labelled_scans, subjects_of
+from medssl.data.loader import make_loader, small_scans
+from medssl.data.split import overlap
+from medssl.data.store import Store
+from medssl.encoders.base import Encoder
+from medssl.encoders.weights import CARD, make_encoder
+from medssl.engine import describe, running, start
+from medssl.engine.checkpoint import Progress, RunFolder
+from medssl.engine.module import Feed, TrainingLoop, keyed_seed
+from medssl.engine.optim import Optimization
+from medssl.engine.parallel import layout
+from medssl.engine.settings import Examples, Training
+from medssl.engine.start import Allowed, Start
+from medssl.engine.supervised import Supervised, Validation
+from medssl.heads.base import Head, Network
+from medssl.heads.weights import save_network
+from medssl.types import Card, Imported, LabelSchema, Tuned, UserError
+from medssl.views.plan import make_batch, read_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from medssl.types import Batch, Crops
+
+
+def finetune(  # noqa: PLR0913 (the keys of a command line)
+    *,
+    store: Path,
+    run: Path,
+    head: Callable[[Encoder, LabelSchema], Head],
+    data: Examples,
+    training: Training,
+    pretrained: Path | None = None,
+    from_scratch: bool = False,
+    encoder: Callable[[], Encoder] | None = None,
+    labels: int | None = None,
+    optimizer: Optimization = Optimization(),  # noqa: B008 (frozen)
+    allow: tuple[Allowed, ...] = (),
+) -> int:
+    """Fine-tunes an encoder with a head on labelled subjects, or goes on with a run that was stopped.
+
+    Args:
+        store: Folder made by ``medssl cache``, with labels.
+        run: Folder of the run; where it holds this very configuration, training goes on from its last checkpoint.
+        head: What answers: a name in configs/heads, or a class.
+        data: Which labelled scans are learnt from, and how.
+        training: How long and how large.
+        pretrained: Run folder of ``medssl pretrain``, or a file of weights (with an encoder that they fit).
+        from_scratch: Take the encoder of ``pretrained`` but random weights: the twin of a comparison.
+        encoder: Another encoder than the one of the card; needed where ``pretrained`` is a file or absent.
+        labels: Number of labelled subjects to learn from; null takes all.
+        optimizer: How weights move.
+        allow: "seen" goes on although pretraining has seen subjects of the split "test", "channels" spreads the first
+            layer's weights over another number of channels, "preprocess" takes a store that other rules made.
+
+    Returns:
+        0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped the run after saving.
+
+    Raises:
+        UserError: Something the user can put right.
+    """
+    os.umask(0o077)
+    running.refuse_hardware(training)
+    begin = start.start_of(pretrained, encoder, from_scratch=from_scratch)
+    held_to = None if begin.card is None or "preprocess" in allow else begin.card.preprocess
+    opened = Store.open(store, preprocess=held_to)
+    begin = start.with_channels(begin, int(opened.records.facts["channels"][0]), allow)
+    schema = classes_of(opened, data.target)
+    chosen = choose(opened, schema, data, labels, training.seed)
+    notes = [start.refuse_seen(opened, begin, allow)]
+    network, loaded = build(begin, head, schema, training.seed)
+    refuse_misfit(network, data)
+    objective = Supervised(network, data.view, data.sampling)
+    settings = {"head": head, "labels": labels, "data": data, "training": training, "optimizer": optimizer}
+    config: dict[str, Any] = describe.plain({"encoder": begin.encoder, "start": begin.digest} | settings)
+    samples = training.batch_size * training.accumulate * layout().world_size
+    progress = Progress(0, samples, describe.store_digest(opened))
+    feed = make_feed(opened, objective, training, data, chosen.learnt)
+    module = TrainingLoop(objective, feed, optimizer, steps=training.steps, progress=progress)
+    card = make_card(config, begin, opened, schema, chosen)
+
+    def export() -> None:
+        save_network(run, network, replace(card, step=module.progress.step))
+
+    validation = Validation(
+        opened,
+        chosen.validated,
+        window=tuple(data.view.size),
+        axis=data.sampling.slice_axis,
+        every=training.output.validate_every,
+    )
+    notes = [*first_notes(opened, data, chosen, loaded), *filter(None, notes)]
+    folder = RunFolder(run)
+    return running.run(module, folder, config, training, data=data, notes=notes, export=export, validation=validation)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Numbers in the store of the scans that are learnt from and of those that judge."""
+
+    learnt: tuple[int, ...]
+    validated: tuple[int, ...]
+
+
+def choose(store: Store, schema: LabelSchema, data: Examples, labels: int | None, seed: int) -> Chosen:
+    """Picks the labelled subjects.
+
+    Raises:
+        UserError: A split has no labelled scan or too few subjects, only one class, or two splits share a subject.
+    """
+    axes, seed = len(data.view.size), seed if data.label_seed is None else data.label_seed
+    pools = {split: labelled_scans(store, axes, split, schema) for split in (data.train, data.validation)}
+    learnt = few(store, pools[data.train], schema, subjects=labels, seed=seed)
+    try:
+        validated = few(store, pools[data.validation], schema, subjects=data.validation_labels, seed=seed)
+    except UserError as error:
+        message = f"split {data.validation!r}, which validates: {error}".replace("--labels", "data.validation_labels")
+        raise UserError(message) from error
+    names = subjects_of(store, learnt)
+    for split, others in {
+        data.validation: subjects_of(store, validated),
+        "test": describe.subjects(store, "test"),
+    }.items():
+        shared = overlap(names, others) if split != data.train else ()
+        if shared:
+            message = (
+                f"{len(shared)} of the {len(names)} subjects to learn from are in split {split!r} too: give each "
+                "subject one split when indexing (--labels.split), and cache again"
+            )
+            raise UserError(message)
+    return Chosen(learnt, validated)
+
+
+def build(
+    begin: Start, head: Callable[[Encoder, LabelSchema], Head], schema: LabelSchema, seed: int
+) -> tuple[Network, str]:
+    """The network with its first weights, and a line on what became of the loaded ones.
+
+    The head is drawn before any weights are loaded: a twin from scratch starts with the same head.
+    """
+    torch.manual_seed(keyed_seed(seed))
+    encoder = make_encoder(begin.encoder, "--encoder" if begin.card is None else CARD)
+    network = Network(encoder, head(encoder, schema))
+    report = start.fill(encoder, begin)
+    if report is None:
+        return network, "random weights"
+    for name, keys in (("adapted", report.adapted), ("missing", report.missing), ("unexpected", report.unexpected)):
+        for key in keys if layout().first else ():
+            print(f"{name}: {key}")
+    step = f" of step {begin.card.step}" if begin.card else ""
+    return network, f"weights{step}: {report}"
+
+
+def refuse_misfit(network: Network, data: Examples) -> None:
+    """Refuses a head or a view that does not fit what is asked.
+
+    Raises:
+        UserError: Names both sides.
+    """
+    axes, kind = len(data.view.size), network.head.kind
+    if axes not in network.encoder.ndims:
+        own = " or ".join(f"{ndim}D" for ndim in sorted(network.encoder.ndims))
+        message = f"the encoder is {own}, the view has {axes} axes ({list(data.view.size)}): set data.view.size"
+        raise UserError(message)
+    if (data.target == "mask") != (kind == "segmentation"):
+        message = f"the head is for {kind}, the target is {data.target!r}: choose another --head or --data.target"
+        raise UserError(message)
+    for size, stride in zip(data.view.size, network.encoder.strides[-1], strict=True):
+        if size % stride:
+            fit = [max(stride, n) for n in (size // stride * stride, -(-size // stride) * stride)]
+            message = (
+                f"data.view.size {list(data.view.size)}: {size} is not a multiple of the encoder's stride {stride}; "
+                f"{fit[0]} and {fit[1]} are"
+            )
+            raise UserError(message)
+
+
+def make_feed(store: Store, objective: Supervised, training: Training, data: Examples, scans: tuple[int, ...]) -> Feed:
+    """Labelled crops of the chosen scans, and the view of them."""
+    plan = objective.needs
+    size = read_size(plan, describe.typical_spacing(store, len(data.view.size)))
+
+    def crops(first: int, rank: int, world_size: int, workers: int = data.workers) -> Iterable[Crops]:
+        return make_loader(
+            store,
+            plan=plan,
+            read_size=size,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            split=data.train,
+            workers=workers,
+            first_batch=first,
+            rank=rank,
+            world_size=world_size,
+            with_labels=data.target == "mask",
+            scans=scans,
+        )
+
+    def batch(raw: Crops, device: torch.device) -> Batch:
+        return make_batch(raw, plan, seed=training.seed, device=device)
+
+    return Feed(crops, batch, training.accumulate, training.seed)
+
+
+def first_notes(store: Store, data: Examples, chosen: Chosen, loaded: str) -> list[str]:
+    """What the first line tells of labels and weights."""
+    counts = [(len(subjects_of(store, scans)), len(scans)) for scans in (chosen.learnt, chosen.validated)]
+    notes = [
+        loaded,
+        "{} labelled subjects ({} scans) to learn from".format(*counts[0]),
+        "{} ({}) to validate with".format(*counts[1]),
+    ]
+    small = small_scans(store, tuple(data.view.size), split=data.train, slice_axis=data.sampling.slice_axis)
+    return (
+        [*notes, f"{small} scans of split {data.train!r} are smaller than the view and are padded"] if small else notes
+    )
+
+
+def make_card(config: dict[str, Any], begin: Start, store: Store, schema: LabelSchema, chosen: Chosen) -> Card:
+    """What the network is; the step is filled in when it is written."""
+    size, axis = config["data"]["view"]["size"], config["data"]["sampling"]["slice_axis"]
+    labelled = subjects_of(store, (*chosen.learnt, *chosen.validated))
+    return Card(
+        encoder=Imported(**config["encoder"]),
+        preprocess=store.preprocess,
+        objective=begin.card.objective if begin.card and begin.weights else None,
+        index_digest=store.index_digest,
+        subjects=begin.subjects,
+        step=0,
+        versions=describe.versions(),
+        tuned=Tuned(describe.imported(config["head"]), schema, tuple(size), axis, labelled),
+    )

@@ -1,0 +1,131 @@
+"""What a fine-tuning starts from: the weights of a run, a file of weights, or none."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from medssl.data.split import overlap
+from medssl.encoders.weights import CARD, WEIGHTS, load, load_card
+from medssl.engine import describe
+from medssl.types import Card, Imported, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from medssl.data.store import Store
+    from medssl.encoders.base import Encoder
+    from medssl.encoders.weights import Report
+
+Allowed = Literal["seen", "channels", "preprocess"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """An encoder as a description, and where its weights come from.
+
+    Attributes:
+        encoder: Import path and arguments.
+        weights: File of weights; None starts from random ones.
+        card: Card of the run that the weights come from, or that the twin is a twin of.
+        digest: Names the weights in ``config.yaml`` without a path: a digest of the file, or "random".
+    """
+
+    encoder: Imported
+    weights: Path | None
+    card: Card | None
+    digest: str
+
+    @property
+    def subjects(self) -> tuple[str, ...] | None:
+        """Subjects that the weights have seen, with labels or without; None where that is not known."""
+        if self.weights is None:
+            return ()
+        if self.card is None or self.card.subjects is None:
+            return None
+        labelled = self.card.tuned.subjects if self.card.tuned else ()
+        return tuple(sorted({*self.card.subjects, *labelled}))
+
+
+def start_of(pretrained: Path | None, encoder: Callable[[], Encoder] | None, *, from_scratch: bool) -> Start:
+    """Reads what the command line says about the start; no weights are loaded yet.
+
+    Raises:
+        UserError: Neither an encoder nor a run to take it from, no such file, or a run folder without a card.
+    """
+    given = None if encoder is None else describe.imported(describe.plain(encoder, "encoder"))
+    if pretrained is None:
+        if given is None:
+            message = "say what to start from: --pretrained RUN, or --encoder NAME for random weights"
+            raise UserError(message)
+        return Start(given, None, None, "random")
+    if not pretrained.exists():
+        message = f"--pretrained {pretrained}: there is no such folder or file"
+        raise UserError(message)
+    if pretrained.is_dir():
+        card = load_card(pretrained)
+        weights, wanted = pretrained / WEIGHTS, given or card.encoder
+        if not from_scratch and not weights.exists():
+            message = f"--pretrained {pretrained}: it has {CARD} but no {WEIGHTS}"
+            raise UserError(message)
+    elif given is None:
+        message = f"--pretrained {pretrained.name} is a file of weights: say with --encoder which encoder they fit"
+        raise UserError(message)
+    else:
+        card, weights, wanted = None, pretrained, given
+    if from_scratch:
+        return Start(wanted, None, card, "random")
+    return Start(wanted, weights, card, hashlib.sha256(weights.read_bytes()).hexdigest()[:16])
+
+
+def with_channels(start: Start, channels: int, allow: Sequence[Allowed]) -> Start:
+    """The start for scans of ``channels`` channels.
+
+    Raises:
+        UserError: The encoder takes another number, and "channels" is not allowed.
+    """
+    own = start.encoder.init_args.get("in_channels", 1)
+    if own == channels:
+        return start
+    if "channels" not in allow:
+        message = (
+            f"the encoder takes {own} channel(s), the scans of the store have {channels}: choose other scans, or "
+            "say --allow '[channels]' to spread the weights of the first layer"
+        )
+        raise UserError(message)
+    return replace(start, encoder=replace(start.encoder, init_args=start.encoder.init_args | {"in_channels": channels}))
+
+
+def fill(encoder: Encoder, start: Start) -> Report | None:
+    """Loads the weights of the start into an encoder; returns what became of every key.
+
+    Raises:
+        UserError: The file cannot be read, or fills fewer than 90 % of the encoder's keys.
+    """
+    return None if start.weights is None else load(encoder, start.weights, minimum=0.9)
+
+
+def refuse_seen(store: Store, start: Start, allow: Sequence[Allowed]) -> str:
+    """Refuses weights that have seen subjects of the store's split "test".
+
+    Returns:
+        A note where it cannot be known or was allowed, else nothing.
+
+    Raises:
+        UserError: Counts the subjects.
+    """
+    test = describe.subjects(store, "test")
+    if start.subjects is None:
+        return "which subjects pretraining has seen is not known: a test subject may be among them" if test else ""
+    seen = overlap(test, start.subjects)
+    if not seen:
+        return ""
+    if "seen" not in allow:
+        message = (
+            f"pretraining has seen {len(seen)} of the {len(test)} subjects of split 'test': results there would be too "
+            "good; pretrain with --data.split train, or say --allow '[seen]'"
+        )
+        raise UserError(message)
+    return f"{len(seen)} of the {len(test)} subjects of split 'test' were seen in pretraining (allowed)"

@@ -1,0 +1,173 @@
+"""Learning from labels with the engine of pretraining: a supervised objective, and a validation that judges it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as lightning
+import numpy as np
+import torch
+from torch import distributed
+
+from medssl.data.labelled import class_number
+from medssl.data.regions import slice_axes
+from medssl.evaluate.classification import score_cases
+from medssl.evaluate.segmentation import dice_scores
+from medssl.heads.base import UNLABELLED, Network, class_numbers
+from medssl.heads.sliding import classify, slide
+from medssl.objectives.base import Objective, undisturbed
+from medssl.types import Loss, ViewPlan
+from medssl.views.intensity import decode
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from medssl.data.store import Store
+    from medssl.engine.module import TrainingLoop
+    from medssl.heads.base import Head
+    from medssl.types import Batch, LabelSchema, Sampling, Step, ViewSpec
+
+
+class Supervised(Objective):
+    """The loss of a head on labelled views; weights are kept under ``encoder`` and ``head``.
+
+    Args:
+        network: Encoder and head.
+        view: How views are cut out of scans.
+        sampling: How scans fill a batch.
+    """
+
+    def __init__(self, network: Network, view: ViewSpec, sampling: Sampling) -> None:
+        super().__init__()
+        self.encoder = network.encoder
+        self.head: Head = network.head
+        self.needs = ViewPlan((view,), sampling)
+
+    def forward(self, batch: Batch, step: Step) -> Loss:
+        """Loss of one micro-batch: voxels that are padding, not scored or of the value to ignore do not count."""
+        self.require(batch, step)
+        image = batch.views[0].image
+        prediction = self.head(self.encoder(image), image.shape[2:])
+        loss = self.head.loss(prediction, self.target(batch))
+        return Loss(loss, {"loss": loss.detach()})
+
+    def target(self, batch: Batch) -> Tensor:
+        """Class numbers: [B, *s] of a segmentation, [B] of a classification."""
+        view, schema = batch.views[0], self.head.schema
+        if self.head.kind == "classification":
+            numbers = [class_number(values, schema) for values in batch.values]
+            return torch.tensor(numbers, device=view.image.device)
+        assert batch.targets is not None
+        mask = class_numbers(batch.targets[0][:, 0], schema)
+        return mask.masked_fill(~view.scored[:, 0], UNLABELLED)
+
+    def pictures(self, batch: Batch, step: Step) -> dict[str, Float[Tensor, "B C *s"]]:
+        """Input, label and prediction of a segmentation; the input alone of a classification."""
+        image = batch.views[0].image
+        if self.head.kind == "classification":
+            return {"input": image}
+        with undisturbed(self):
+            prediction = self.head(self.encoder(image), image.shape[2:])
+        assert isinstance(prediction, torch.Tensor)
+        shown = {"label": self.target(batch), "prediction": prediction.argmax(1)}
+        return {"input": image} | {name: numbers[:, None].float() for name, numbers in shown.items()}
+
+
+class Validation(lightning.Callback):
+    """Judges the weights by labelled scans that are never learnt from, every ``every`` steps and at the end.
+
+    The scans are shared out among the processes. Stands before the callback that writes checkpoints, so that each
+    verdict is in the checkpoint of its step.
+    """
+
+    def __init__(self, store: Store, scans: tuple[int, ...], *, window: tuple[int, ...], axis: int, every: int) -> None:
+        self.store = store
+        self.scans = scans
+        self.window = window
+        self.axis = axis
+        self.every = every
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: TrainingLoop) -> None:
+        """Says that the loss does not judge."""
+        pl_module.validated = False
+        best = pl_module.progress.best
+        pl_module.outcome = f"best validation {1 - best:.4f}, of a step before this start: its weights are written"
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: TrainingLoop, *_: object) -> None:
+        """Validates where it is time to."""
+        progress = pl_module.progress
+        pl_module.validated = progress.step % self.every == 0 or progress.step >= pl_module.steps
+        if not pl_module.validated:
+            progress.judged = None
+            return
+        objective = pl_module.objective
+        assert isinstance(objective, Supervised)
+        mine = self.scans[trainer.global_rank :: trainer.world_size]
+        with (
+            undisturbed(objective),
+            torch.autocast(pl_module.device.type, enabled=False),
+            trainer.precision_plugin.forward_context(),
+        ):
+            found = self.judge(Network(objective.encoder, objective.head).eval(), mine, pl_module.device)
+        if trainer.world_size > 1:
+            shares: list[Any] = [None] * trainer.world_size
+            distributed.all_gather_object(shares, found)
+            found = [case for share in shares for case in share]
+        name, value = self.verdict(objective.head.schema, found)
+        pl_module.record |= {f"validation_{name}": value}
+        progress.judged = 1 - value
+        if progress.judged < progress.best:
+            pl_module.outcome = f"validation {name} {value:.4f} at step {progress.step}, whose weights are written"
+
+    def judge(self, network: Network, scans: tuple[int, ...], device: torch.device) -> list[tuple[int, list[Any]]]:
+        """For each scan its number with its Dice per class, or its class probabilities."""
+        segmentation = network.head.kind == "segmentation"
+        found = []
+        for number in scans:
+            walk = SlidingRead(self.store, number, self.window, self.axis)
+            options = {"window": self.window, "axis": walk.axis, "plane": walk.plane, "device": device}
+            if not segmentation:
+                found.append((number, classify(network, walk.read, walk.shape, **options).tolist()))
+                continue
+            planes = [block.argmax(0) for _, block in slide(network, walk.read, walk.shape, **options)]
+            prediction = torch.cat(planes, 0).movedim(0, walk.axis)
+            label = self.store.read_label(number, (0,) * len(walk.shape), walk.shape)
+            target = class_numbers(torch.from_numpy(label[0].astype(np.int64)), network.head.schema)
+            found.append((number, dice_scores(prediction, target, len(network.head.schema.classes))))
+        return found
+
+    def verdict(self, schema: LabelSchema, found: list[tuple[int, list[Any]]]) -> tuple[str, float]:
+        """Name and value of the measure: mean Dice over subjects, or AUROC."""
+        held = self.store.records
+        if schema.name != "mask":
+            truth = np.array([class_number(held.values(number), schema) for number, _ in found])
+            scores = score_cases(np.array([row for _, row in found]), truth, [name for _, name in schema.classes])
+            value = scores["auroc"]
+            assert value is not None  # two classes were asked for before training
+            return "auroc", value
+        of_subject = defaultdict(list)
+        for number, row in found:
+            dice = [value for value in row if value is not None]
+            if dice:
+                of_subject[held.subject[number]].append(sum(dice) / len(dice))
+        means = [sum(values) / len(values) for _, values in sorted(of_subject.items())]
+        return "dice", sum(means) / max(1, len(means))
+
+
+class SlidingRead:
+    """A stored scan as ``heads.sliding`` reads it: boxes of normalised values, along which axis, in which plane."""
+
+    def __init__(self, store: Store, number: int, window: tuple[int, ...], axis: int) -> None:
+        self.store = store
+        self.number = number
+        self.shape = store.records.shape(number)
+        self.numbers = torch.from_numpy(store.records.intensity(number).copy())[None]
+        sliced = len(self.shape) > len(window)
+        self.axis = axis if sliced else int(np.argmax(self.shape))
+        self.plane = slice_axes(store.records.world(number), axis) if sliced else None
+
+    def read(self, start: tuple[int, ...], size: tuple[int, ...]) -> Float[Tensor, "C *w"]:
+        """A box, decoded; beyond the scan the lowest value."""
+        return decode(torch.from_numpy(self.store.read(self.number, start, size))[None], self.numbers)[0]

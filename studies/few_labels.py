@@ -1,0 +1,217 @@
+"""The first study: does SparK help a network that is then fine-tuned with a few labels?
+
+Everything is done through the command line of medssl. Each finished run is one row of a table; a study that was stopped
+goes on where it was, and rows that are there are not computed again.
+
+    python studies/few_labels.py hippocampus --data DATA --work WORK --rows docs/results/few_labels_hippocampus.csv
+    python studies/few_labels.py ultrasound  --data DATA --work WORK --rows docs/results/few_labels_ultrasound.csv
+
+Learning rates are chosen for each arm by the validation metric alone, at the second number of labels with seed 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+COLUMNS = (
+    "arm", "labels", "seed", "learning_rate", "steps", "best_step", "validation", "gain_last_third", "metric", "test",
+    "low", "high", "seconds",
+)  # fmt: skip
+ARMS = ("pretrained", "scratch")
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One data set, how it is indexed, cached and pretrained on, and what is compared on it."""
+
+    index: tuple[str, ...]
+    cache: tuple[str, ...]
+    pretrain: tuple[str, ...]
+    finetune: tuple[str, ...]
+    labels: tuple[int | None, ...]
+    rates: tuple[float, ...]
+    metric: str
+
+
+STUDIES = {
+    "hippocampus": Study(
+        index=(
+            "{data}/hippocampus", "--subject", r"hippocampus_(\d+)", "--files.modality", "MR",
+            "--labels.masks", "imagesTr=labelsTr", "--labels.class_names", "0=background,1=anterior,2=posterior",
+            "--labels.values", "{work}/split.csv", "--labels.key", "name", "--labels.split", "column:split",
+        ),
+        cache=("--preprocess", "mr"),
+        pretrain=(
+            "--config", "spark_3d_small", "--objective.view.size", "[40,56,40]", "--training.batch_size", "2",
+            "--training.steps", "4000", "--training.precision", "bf16", "--training.output.keep_every", "1000",
+            "--training.output.checkpoint_every", "500", "--training.output.picture_every", "1000",
+        ),
+        finetune=(
+            "--config", "segment_3d_small", "--data.view.size", "[40,56,40]", "--training.precision", "bf16",
+            "--training.steps", "800", "--training.output.validate_every", "40",
+        ),
+        labels=(2, 4, 8),
+        rates=(3e-4, 1e-3, 3e-3),
+        metric="dice",
+    ),
+    "ultrasound": Study(
+        index=(
+            "{data}/breast_ultrasound", "--labels.classes", "folder", "--files.modality", "US",
+            "--labels.values", "{work}/split.csv", "--labels.key", "name", "--labels.split", "column:split",
+        ),
+        cache=("--preprocess", "image", "--preprocess.image_size", "[128,128]"),
+        pretrain=(
+            "--config", "spark_2d_small", "--encoder.in_channels", "3", "--objective.view.size", "[128,128]",
+            "--training.steps", "2000", "--training.precision", "bf16", "--training.output.checkpoint_every", "250",
+        ),
+        finetune=(
+            "--config", "classify_2d_small", "--training.precision", "bf16", "--training.steps", "400",
+            "--training.output.validate_every", "20",
+        ),
+        labels=(24, None),
+        rates=(1e-4, 3e-4, 1e-3),
+        metric="auroc",
+    ),
+}  # fmt: skip
+SPLITS = {"hippocampus": (40, 10), "ultrasound": (100, 50)}  # subjects for test and validation; the rest trains
+
+
+def main() -> None:
+    """Does what is missing of one study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    given = parser.parse_args()
+    study, work = STUDIES[given.study], given.work / given.study
+    prepare(given.study, study, given.data, work)
+    reference = study.labels[min(1, len(study.labels) - 1)]
+    tuning = [(arm, reference, 0, rate) for arm, rate in product(ARMS, study.rates)]
+    complete(study, work, given.rows, tuning, given.jobs)
+    best = {arm: chosen_rate(given.rows, arm, reference) for arm in ARMS}
+    print("learning rates chosen by validation:", best, flush=True)
+    runs = [(arm, count, seed, best[arm]) for seed, count, arm in product(SEEDS, study.labels, ARMS)]
+    complete(study, work, given.rows, runs, given.jobs)
+
+
+def prepare(name: str, study: Study, data: Path, work: Path) -> None:
+    """Index, store and pretrained encoder."""
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "split.csv").exists():
+        write_split(name, data, work / "split.csv")
+    medssl("index", *(word.replace("{data}", str(data)).replace("{work}", str(work)) for word in study.index),
+           "--index", str(work / "index.sqlite"))  # fmt: skip
+    medssl("cache", str(work / "index.sqlite"), str(work / "store"), *study.cache)
+    medssl("pretrain", *study.pretrain, "--store", str(work / "store"), "--run", str(work / "pretrained"))
+
+
+def write_split(name: str, data: Path, file: Path) -> None:
+    """Splits by a digest of each file's name: the same on every machine, and of exact sizes."""
+    folder = data / {"hippocampus": "hippocampus/imagesTr", "ultrasound": "breast_ultrasound"}[name]
+    names = {path.name for path in folder.rglob("*") if path.is_file() and path.suffix in {".gz", ".png"}}
+    order = sorted((n for n in names if not n.startswith(".")), key=lambda n: hashlib.sha256(n.encode()).hexdigest())
+    test, validation = SPLITS[name]
+    with file.open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(("name", "split"))
+        for place, entry in enumerate(order):
+            table.writerow((entry, "test" if place < test else "val" if place < test + validation else "train"))
+
+
+def complete(study: Study, work: Path, rows: Path, runs: list[tuple[str, int | None, int, float]], jobs: int) -> None:
+    """Does the runs that have no row yet, ``jobs`` at a time."""
+    there = {key(row) for row in read(rows)}
+    missing = [run for run in dict.fromkeys(runs) if tuple(map(str, run)) not in there]
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in as_completed([pool.submit(one, study, work, run, threads) for run in missing]):
+            append(rows, done.result())
+            print(done.result(), flush=True)
+
+
+def one(study: Study, work: Path, run: tuple[str, int | None, int, float], threads: str) -> dict[str, object]:
+    """Fine-tunes, evaluates on the test subjects, and returns the row."""
+    arm, count, seed, rate = run
+    folder = work / "runs" / f"{arm}-{count}-{seed}-{rate:g}"
+    started = time.monotonic()
+    medssl(
+        "finetune", *study.finetune, "--store", str(work / "store"), "--run", str(folder),
+        "--pretrained", str(work / "pretrained"), *(["--from-scratch"] if arm == "scratch" else []),
+        *(["--labels", str(count)] if count else []), "--training.seed", str(seed),
+        "--optimizer.learning_rate", str(rate), threads=threads, log=folder.with_suffix(".log"),
+    )  # fmt: skip
+    medssl(
+        "evaluate", str(folder), "--index", str(work / "index.sqlite"), "--out", str(folder / "test"),
+        threads=threads, log=folder.with_suffix(".log"),
+    )  # fmt: skip
+    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    name = f"validation_{study.metric}"
+    curve = [(row["step"], row[name]) for row in steps if name in row]
+    before = max(value for step, value in curve if step <= curve[-1][0] * 2 / 3)
+    top_step, top = max(curve, key=lambda point: point[1])
+    found = json.loads((folder / "test" / "summary.json").read_text())["metrics"][study.metric]
+    return dict(zip(COLUMNS, (
+        *run, steps[-1]["step"], top_step, round(top, 5), round(max(0.0, top - before), 5), study.metric,
+        round(found["value"], 5), round(found["low"], 5), round(found["high"], 5), round(time.monotonic() - started),
+    ), strict=True))  # fmt: skip
+
+
+def chosen_rate(rows: Path, arm: str, labels: int | None) -> float:
+    """The learning rate with the best validation metric."""
+    own = [row for row in read(rows) if (row["arm"], row["labels"], row["seed"]) == (arm, str(labels), "0")]
+    return float(max(own, key=lambda row: float(row["validation"]))["learning_rate"])
+
+
+def key(row: dict[str, str]) -> tuple[str, ...]:
+    """What makes a row a run of its own."""
+    return row["arm"], row["labels"], row["seed"], row["learning_rate"]
+
+
+def read(rows: Path) -> list[dict[str, str]]:
+    """The rows that are there."""
+    if not rows.exists():
+        return []
+    with rows.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def append(rows: Path, row: dict[str, object]) -> None:
+    """Adds a row: the whole table is written beside and renamed."""
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    table = [*read(rows), {name: str(value) for name, value in row.items()}]
+    part = rows.with_suffix(".part")
+    with part.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    part.replace(rows)
+
+
+def medssl(*words: str, threads: str | None = None, log: Path | None = None) -> None:
+    """One command of medssl; its output goes to the log, or to the console."""
+    environment = os.environ | ({"OMP_NUM_THREADS": threads} if threads else {})
+    command = [sys.executable, "-m", "medssl.cli", *words]
+    if log is None:
+        subprocess.run(command, check=True, env=environment)
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as stream:
+        subprocess.run(command, check=True, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+
+
+if __name__ == "__main__":
+    main()

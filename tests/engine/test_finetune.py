@@ -1,0 +1,326 @@
+"""Fine-tuning: best weights by validation, the twin from scratch, killed and resumed, and one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from engine import labelled
+
+from medssl import cli
+from medssl.data.store import Store
+from medssl.encoders.resenc import ResEnc
+from medssl.encoders.weights import load_card, save_encoder
+from medssl.engine import describe, finetune
+from medssl.engine.start import start_of
+from medssl.heads.segmentation import UNet
+from medssl.heads.weights import load_network
+from medssl.types import Card, Imported, LabelSchema, Preprocess
+
+TESTS = Path(__file__).parent.parent
+ENCODER = {"in_channels": 1, "ndim": 3, "channels": (4, 8), "strides": ((1, 1, 1), (2, 2, 2)), "blocks": (1, 1)}
+TIMED = {"seconds", "waiting", "samples_per_second"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Labelled volumes and pictures, their stores, and encoders for both with cards."""
+    folder = tmp_path_factory.mktemp("finetune")
+    for name, write in (("volumes", labelled.volumes), ("pictures", labelled.pictures)):
+        below = folder / name
+        write(below / "scans")
+        file = labelled.indexed(below / "scans", below / "index.sqlite", key=folder / "key")
+        labelled.stored(file, below / "store", Preprocess(foreground_crop=False, orientation=None))
+    encoder_for(folder / "volumes")
+    encoder_for(folder / "pictures", ndim=2, strides=((1, 1), (2, 2)))
+    return folder
+
+
+def encoder_for(below: Path, *, name: str = "pretrained", subjects=None, **changes) -> Path:
+    store = Store.open(below / "store")
+    arguments = ENCODER | changes
+    torch.manual_seed(5)
+    seen = describe.subjects(store, "train") if subjects is None else subjects
+    described = Imported("medssl.encoders.resenc.ResEnc", arguments)
+    save_encoder(below / name, ResEnc(**arguments), Card(described, store.preprocess, None, "digest", seen, 7, {}))
+    return below / name
+
+
+@pytest.fixture
+def call(place, tmp_path, capsys):
+    """Calls the verb with short runs; gives the exit code and everything it said."""
+
+    def run(*words: object, data: str = "volumes", folder: Path | None = None):
+        mask, threads = os.umask(0o077), torch.get_num_threads()
+        recipe, size = ("segment_3d_small", "[16,16,8]") if data == "volumes" else ("classify_2d_small", "[32,32]")
+        given = {
+            "--config": recipe, "--store": place / data / "store", "--run": folder or tmp_path / "run",
+            "--pretrained": place / data / "pretrained", "--data.view.size": size, "--training.steps": 2,
+            "--data.workers": 0, "--training.output.validate_every": 2, "--training.output.log_every": 1,
+        }  # fmt: skip
+        rest = list(map(str, words))
+        named = {word.partition("=")[0] for word in rest}
+        given = {key: value for key, value in given.items() if key not in named or key == "--config"}
+        try:
+            code = cli.main(["finetune", *(f"{key}={value}" for key, value in given.items()), *rest])
+        finally:
+            os.umask(mask)
+            torch.set_num_threads(threads)
+        shown = capsys.readouterr()
+        return code, shown.out + shown.err
+
+    return run
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_it_learns_and_the_best_weights_are_the_ones_written(call, place, tmp_path):
+    code, said = call(
+        "--labels=4", "--training.steps=60", "--training.output.validate_every=10", "--optimizer.learning_rate=0.01",
+        "--data.workers=1",
+    )  # fmt: skip
+    assert code == 0, said
+    assert "weights of step 7: 100% of the keys filled" in said
+    assert "4 labelled subjects (4 scans) to learn from; 2 (2) to validate with" in said
+    dice = {row["step"]: row["validation_dice"] for row in rows(tmp_path / "run") if "validation_dice" in row}
+    assert list(dice) == [10, 20, 30, 40, 50, 60]
+    top = max(dice, key=dice.get)
+    assert dice[top] > 0.6
+    assert f"validation dice {dice[top]:.4f} at step {top}, whose weights are written" in said
+    network, card = load_network(tmp_path / "run")
+    best = torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)
+    assert card.step == best["progress"]["step"] == top
+    assert best["progress"]["best"] == pytest.approx(1 - dice[top])
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, best["objective"][name]), name
+
+
+def test_the_card_says_what_the_network_is(call, place, tmp_path):
+    code, said = call("--labels=2", "--data.validation_labels=1")
+    assert code == 0, said
+    card, former = load_card(tmp_path / "run"), load_card(place / "volumes/pretrained")
+    assert card.encoder == former.encoder
+    assert card.subjects == former.subjects
+    assert card.preprocess == former.preprocess
+    assert card.tuned is not None
+    assert card.tuned.schema == LabelSchema("mask", ((0, "background"), (1, "left"), (4, "right")))
+    assert card.tuned.window == (16, 16, 8)
+    store = Store.open(place / "volumes/store")
+    assert set(card.tuned.subjects) < {*describe.subjects(store, "train"), *describe.subjects(store, "val")}
+    assert len(card.tuned.subjects) == 3
+    text = "".join(
+        path.read_text() for path in (tmp_path / "run").glob("*.*") if path.suffix in {".yaml", ".jsonl", ".json"}
+    )
+    assert str(place) not in text
+    assert str(tmp_path) not in text
+
+
+def test_the_twin_has_the_same_recipe_and_head_but_random_weights(place):
+    with_weights = start_of(place / "volumes/pretrained", None, from_scratch=False)
+    twin = start_of(place / "volumes/pretrained", None, from_scratch=True)
+    assert (twin.encoder, twin.digest, twin.subjects) == (with_weights.encoder, "random", ())
+    schema = LabelSchema("mask", ((0, "background"), (1, "left")))
+    networks = [finetune.build(begin, UNet, schema, 3)[0] for begin in (with_weights, twin, twin)]
+    states = [network.state_dict() for network in networks]
+    heads = [name for name in states[0] if name.startswith("head.")]
+    assert heads
+    assert all(torch.equal(states[0][name], states[1][name]) for name in heads)
+    assert all(torch.equal(states[1][name], states[2][name]) for name in states[0])
+    stem = next(name for name, value in states[0].items() if value.ndim == 5)
+    assert not torch.equal(states[0][stem], states[1][stem])
+
+
+def test_a_file_of_weights_reports_every_key(call, place, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(place / "volumes/pretrained/encoder.safetensors")
+    dropped = sorted(tensors)[0]
+    tensors["extra.weight"] = torch.zeros(3)
+    save_file({name: value for name, value in tensors.items() if name != dropped}, tmp_path / "some.safetensors")
+    (tmp_path / "encoder.yaml").write_text(
+        json.dumps({"class_path": "medssl.encoders.resenc.ResEnc", "init_args": ENCODER})
+    )
+    code, said = call(f"--pretrained={tmp_path / 'some.safetensors'}", f"--encoder={tmp_path / 'encoder.yaml'}")
+    assert code == 0, said
+    assert f"missing: {dropped}" in said
+    assert "unexpected: extra.weight" in said
+    assert "which subjects pretraining has seen is not known" in said
+    assert load_card(tmp_path / "run").subjects is None
+
+
+def test_classification_is_judged_by_auroc(call, tmp_path):
+    code, said = call(
+        "--training.steps=40", "--training.output.validate_every=20", "--optimizer.learning_rate=0.01", data="pictures"
+    )
+    assert code == 0, said
+    found = [row["validation_auroc"] for row in rows(tmp_path / "run") if "validation_auroc" in row]
+    assert len(found) == 2
+    assert max(found) > 0.8
+    assert load_card(tmp_path / "run").tuned.schema.classes == ((0, "left"), (1, "none"), (2, "right"))
+
+
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(place, tmp_path):
+    """Kills while a checkpoint is written, after the row of a step, and after the last row."""
+    child = [sys.executable, Path(__file__).with_name("finetune_child.py")]
+    done = subprocess.run(
+        [*child, place / "volumes/store", place / "volumes/pretrained", tmp_path],
+        capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["codes"], result["kills"]) == ([0, -9, -9, -9, 0], 3), done.stdout + done.stderr
+    assert result["straight"] == result["broken"]
+    a, b = (load_network(tmp_path / run)[0].state_dict() for run in ("straight", "broken"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    tables = [
+        [{k: v for k, v in row.items() if k not in TIMED} for row in rows(tmp_path / r)] for r in ("straight", "broken")
+    ]
+    assert tables[0] == tables[1]
+    assert [row["step"] for row in tables[0] if "validation_dice" in row] == [2, 4, 6]
+
+
+@pytest.mark.ddp
+def test_two_processes_equal_one_with_the_whole_batch(place, tmp_path):
+    """Weights and validation after three steps; tolerance 1e-5 of float32."""
+
+    def start(processes: int, batch: int):
+        together = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "--"]
+        words = {
+            "--config": "segment_3d_small", "--store": place / "volumes/store", "--run": tmp_path / str(processes),
+            "--pretrained": place / "volumes/pretrained", "--data.view.size": "[16,16,8]", "--training.steps": 3,
+            "--training.batch_size": batch, "--training.output.validate_every": 3, "--data.workers": 0,
+        }  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, *(together if processes > 1 else ["-m"]), "medssl.cli", "finetune"]
+            + [f"{key}={value}" for key, value in words.items()],
+            env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    running = [start(1, 4), start(2, 2)]
+    said = [process.communicate(timeout=240)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    one, two = (torch.load(tmp_path / run / "checkpoints/last.pt", weights_only=True) for run in ("1", "2"))
+    for name, value in one["objective"].items():
+        assert torch.allclose(value, two["objective"][name], atol=1e-5), name
+    dice = [rows(tmp_path / run)[-1]["validation_dice"] for run in ("1", "2")]
+    assert dice[0] == pytest.approx(dice[1], abs=2e-3)
+
+
+BAD = [
+    ("empty training split", ["--data.train=nowhere"], r"no scan with 3 axes in split 'nowhere'.*6 'train', 2 'val'"),
+    ("more subjects than there are", ["--labels=9"], r"--labels 9: there are 6 labelled subjects"),
+    ("more to validate than there are", ["--data.validation_labels=9"], r"split 'val', which validates.*there are 2"),
+    ("one split for both", ["--data.validation=train"], r"data\.train and data\.validation are both 'train'"),
+    ("no such value", ["--data.target=grade"], r"has a value 'grade'; values there are: none"),
+    ("head of another task", ["--head=linear"], r"the head is for classification, the target is 'mask'"),
+    ("another dimension", ["--data.view.size=[16,16]"], r"the encoder is 3D, the view has 2 axes"),
+    ("size beside the stride", ["--data.view.size=[16,15,8]"], r"15 is not a multiple of .* stride 2; 14 and 16"),
+    ("nothing to start from", ["--pretrained=null"], r"say what to start from: --pretrained RUN, or --encoder NAME"),
+    ("no such run", ["--pretrained=nowhere"], r"--pretrained nowhere: there is no such folder or file"),
+    ("unknown word to allow", ["--allow=[all]"], r"allow.*Expected one of.*seen"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_bad_input_is_one_line(call, words, message):
+    code, said = call(*words)
+    assert code == 2
+    assert re.search(message, said), said
+    assert said.count("\n") == 1
+    assert said.startswith("error: ")
+
+
+def test_test_subjects_that_pretraining_saw_are_counted_and_refused(call, place):
+    store = Store.open(place / "volumes/store")
+    test = describe.subjects(store, "test")
+    seen = encoder_for(place / "volumes", name="saw", subjects=(*describe.subjects(store, "train"), *test[:2]))
+    code, said = call(f"--pretrained={seen}")
+    assert code == 2
+    assert re.search(r"pretraining has seen 2 of the 3 subjects of split 'test'.*--allow '\[seen\]'", said)
+    code, said = call(f"--pretrained={seen}", "--allow=[seen]")
+    assert code == 0, said
+    assert "2 of the 3 subjects of split 'test' were seen in pretraining (allowed)" in said
+    code, said = call(f"--pretrained={seen}", "--from-scratch", f"--run={seen}-twin")
+    assert code == 0, said  # random weights have seen nobody
+
+
+def test_a_test_subject_among_those_to_learn_from(place, call, tmp_path):
+    """Splits by folder or column go by scan: the same subject can be in two of them."""
+    scans = labelled.volumes(tmp_path / "scans")
+    for part in ("images", "labels"):
+        (scans / part / "p09.nii.gz").rename(scans / part / "p01-again.nii.gz")
+    labelled.table(tmp_path / "splits.csv", [f"p{n:02d}.nii.gz" if n != 9 else "p01-again.nii.gz" for n in range(11)])
+    file = labelled.indexed(scans, tmp_path / "index.sqlite", key=tmp_path / "key")
+    store = labelled.stored(file, tmp_path / "store", Preprocess(foreground_crop=False, orientation=None))
+    code, said = call(f"--store={store}")
+    assert code == 2
+    assert re.search(r"1 of the 6 subjects to learn from are in split 'test' too: give each subject one split", said)
+
+
+def test_another_number_of_channels(call, place, tmp_path):
+    three = encoder_for(place / "volumes", name="three", in_channels=3)
+    code, said = call(f"--pretrained={three}")
+    assert code == 2
+    assert re.search(r"the encoder takes 3 channel\(s\), the scans of the store have 1.*--allow '\[channels\]'", said)
+    code, said = call(f"--pretrained={three}", "--allow=[channels]")
+    assert code == 0, said
+    assert re.search(r"adapted: encoder\.stem", said)
+    assert load_network(tmp_path / "run")[1].encoder.init_args["in_channels"] == 1
+
+
+def test_another_preprocess(call, place, tmp_path):
+    store = labelled.stored(place / "volumes/index.sqlite", tmp_path / "store", Preprocess(spacing_mm=(2.0, 2.0, 2.0)))
+    code, said = call(f"--store={store}")
+    assert code == 2
+    assert re.search(r"made by another Preprocess.*spacing_mm", said)
+    code, said = call(f"--store={store}", "--allow=[preprocess]")
+    assert code == 0, said
+    assert load_card(tmp_path / "run").preprocess.spacing_mm == (2.0, 2.0, 2.0)
+
+
+def test_a_run_folder_without_a_card(call, place, tmp_path):
+    (tmp_path / "bare").mkdir()
+    code, said = call(f"--pretrained={tmp_path / 'bare'}")
+    assert code == 2
+    assert re.search(r"card\.json: no card could be read .*expected a folder that pretraining wrote", said)
+
+
+def test_a_label_value_outside_the_class_list(tmp_path, call, capsys):
+    """Caught when the store is made: the scan is left out, with the value and the classes."""
+    scans = labelled.volumes(tmp_path / "scans", strange=True)
+    file = labelled.indexed(scans, tmp_path / "index.sqlite", key=tmp_path / "key")
+    labelled.stored(file, tmp_path / "store")
+    shown = capsys.readouterr()
+    assert re.search(
+        r"label value not in the class map 0=background, 1=left, 4=right: 9 \(1 voxels\)", shown.out + shown.err
+    )
+    assert len(Store.open(tmp_path / "store")) == 10
+
+
+def test_one_class_only(tmp_path, call):
+    scans = labelled.volumes(tmp_path / "scans")
+    file = labelled.indexed(scans, tmp_path / "index.sqlite", classes="0=background", key=tmp_path / "key")
+    labelled.stored(file, tmp_path / "store")
+    code, said = call(f"--store={tmp_path / 'store'}")
+    assert code == 2
+    assert said.startswith("error: ")
+
+
+def test_weights_that_do_not_fit_are_refused(call, place, tmp_path):
+    wider = encoder_for(place / "volumes", name="wider", channels=(6, 12))
+    (tmp_path / "encoder.yaml").write_text(
+        json.dumps({"class_path": "medssl.encoders.resenc.ResEnc", "init_args": ENCODER})
+    )
+    code, said = call(f"--pretrained={wider}", f"--encoder={tmp_path / 'encoder.yaml'}")
+    assert code == 2
+    assert re.search(r"too few weights fit ResEnc: .*% of the keys filled.*expected at least 90%", said)
