@@ -148,7 +148,7 @@ class AttentivePool(Classification):
         super().__init__(schema, dropout=dropout, label_smoothing=label_smoothing, class_weights=class_weights)
         width = encoder.channels[-1]
         if attention_heads < 1 or width % attention_heads:
-            message = f"attention_heads {attention_heads} does not divide the encoder's {width} channels: choose a divisor"
+            message = f"attention_heads {attention_heads} does not divide the encoder's {width} channels"
             raise UserError(message)
         self.query = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, 1, width), std=0.02))
         self.before = nn.LayerNorm(width)

@@ -1,0 +1,205 @@
+"""A network over a whole scan: overlapping windows, weighted by a Gaussian, in memory bounded by the window.
+
+Windows lie evenly from the first voxel to the last; where the scan is smaller than the window, one window is centred on
+it. The probabilities of a voxel are the mean over the windows that see it, each weighted by
+``exp(-d**2 / (2 sigma**2))`` of the distance d to its centre, sigma an eighth of the window (Isensee et al., nnU-Net,
+Nature Methods 2021).
+"""
+
+from __future__ import annotations
+
+from itertools import islice, product
+from math import ceil
+from typing import TYPE_CHECKING
+
+import torch
+
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from medssl.heads.base import Network
+
+    Start = tuple[int, ...]
+    Read = Callable[[Start, Start], Float[Tensor, "C *w"]]
+
+SIGMA = 1 / 8  # of the Gaussian, as a share of the window
+LOWEST = 1e-3  # weight at the rim: corners that one window alone sees are divided by it
+
+
+def slide(
+    network: Network,
+    read: Read,
+    shape: tuple[int, ...],
+    *,
+    window: tuple[int, ...],
+    axis: int,
+    plane: tuple[int, int] | None = None,
+    overlap: float = 0.5,
+    batch_size: int = 2,
+) -> Iterator[tuple[int, Float[Tensor, "K n *rest"]]]:
+    """Segments a scan window by window and gives its planes along ``axis`` as soon as they are done.
+
+    Held at any time: the planes of one window along ``axis``, and one batch of windows.
+
+    Args:
+        network: In evaluation mode, with a segmentation head; it computes on the device where it lies.
+        read: Returns the network's input [C, *size] of the box from ``start`` on; the box may reach beyond the scan.
+        shape: Voxels of the scan per axis.
+        window: Voxels of the window per axis; two for slices of a volume.
+        axis: Axis of the scan along which planes are given, and which slices are taken across.
+        plane: Row and column axis of a slice, as the network sees it; None takes the order of the scan's axes.
+        overlap: Least share of a window that the next one covers again, 0 to below 1.
+        batch_size: Windows of one forward pass.
+
+    Yields:
+        The first plane and probabilities [K, planes, *the other axes in their order], float32 on the CPU; planes come
+        in order, all of them once.
+
+    Raises:
+        UserError: The overlap is out of range, the window has other axes than the scan, or the network's scores are
+            not finite.
+    """
+    if not 0 <= overlap < 1:
+        message = f"overlap {overlap}: expected a number from 0 to below 1"
+        raise UserError(message)
+    order = _order(shape, window, axis, plane)
+    box = _box(window, order, len(shape))
+    starts = list(product(*(_starts(n, w, overlap) for n, w in zip(shape, box, strict=True))))
+    starts.sort(key=lambda start: start[axis])
+    predictions = _predict(network, read, starts, box, order, batch_size)
+    return _planes(predictions, shape, box, axis, len(network.head.schema.classes))
+
+
+def classify(
+    network: Network,
+    read: Read,
+    shape: tuple[int, ...],
+    *,
+    window: tuple[int, ...],
+    axis: int,
+    plane: tuple[int, int] | None = None,
+    batch_size: int = 2,
+) -> Float[Tensor, "K"]:
+    """Classifies a scan: mean probabilities of the fewest windows that cover it, float32 on the CPU.
+
+    The arguments are those of :func:`slide`, the head one of classification; two-axis windows cover every slice of a
+    volume.
+
+    Raises:
+        UserError: The window has other axes than the scan, or the network's scores are not finite.
+    """
+    order = _order(shape, window, axis, plane)
+    box = _box(window, order, len(shape))
+    starts = list(product(*(_starts(n, w, 0.0) for n, w in zip(shape, box, strict=True))))
+    total = torch.zeros(len(network.head.schema.classes))
+    for _, probabilities in _predict(network, read, starts, box, order, batch_size):
+        total += probabilities
+    return total / len(starts)
+
+
+def gaussian(window: tuple[int, ...]) -> Float[Tensor, "*w"]:
+    """Weight of every voxel of a window, above 0, about 1 in the middle."""
+    weight = torch.ones(())
+    for size in window:
+        distance = torch.arange(size) - (size - 1) / 2
+        weight = weight[..., None] * torch.exp(-0.5 * (distance / (SIGMA * size)).square())
+    return weight.clamp(min=LOWEST)
+
+
+def _order(shape: tuple[int, ...], window: tuple[int, ...], axis: int, plane: tuple[int, int] | None) -> Start:
+    """Axes of the scan in the order in which the network sees them."""
+    axes = tuple(range(len(shape)))
+    if len(window) == len(shape) and plane is None:
+        return axes
+    others = tuple(other for other in axes if other != axis)
+    if len(window) != len(others) or len(window) != 2:
+        message = (
+            f"window {window} has {len(window)} axes, the scan has {len(shape)}: images take windows of 2 axes, "
+            "volumes of 3, or of 2 for slices; use a network of the scan's kind"
+        )
+        raise UserError(message)
+    if plane is not None and tuple(sorted(plane)) != others:
+        message = f"plane {plane}: expected the axes {others} in either order, slices lie across axis {axis}"
+        raise ValueError(message)
+    return plane or others
+
+
+def _box(window: tuple[int, ...], order: Start, ndim: int) -> Start:
+    """Voxels of the window per axis of the scan: 1 along an axis that slices lie across."""
+    box = [1] * ndim
+    for size, axis in zip(window, order, strict=True):
+        box[axis] = size
+    return tuple(box)
+
+
+def _starts(size: int, window: int, overlap: float) -> list[int]:
+    """First voxels of evenly spaced windows along one axis, as few as the overlap allows; the last ends at the end."""
+    if size <= window:
+        return [-((window - size) // 2)]
+    steps = max(1, ceil((size - window) / max(1.0, window * (1 - overlap)) - 1e-6))
+    return [round(step * (size - window) / steps) for step in range(steps + 1)]
+
+
+def _predict(
+    network: Network, read: Read, starts: Iterable[Start], box: Start, order: Start, batch_size: int
+) -> Iterator[tuple[Start, Tensor]]:
+    """Start and probabilities ([K, *box] of a segmentation, [K] of a classification) of every window, in order."""
+    across = tuple(axis for axis in range(len(box)) if axis not in order)
+    places = [axis + 1 for axis in (*order, *across)]  # axes of the scan, those that the network sees first
+    remaining = iter(starts)
+    while batch := list(islice(remaining, batch_size)):
+        images = [read(start, box).permute(0, *places) for start in batch]
+        probabilities = _probabilities(network, torch.stack([x[..., 0] if across else x for x in images]))
+        for start, found in zip(batch, probabilities, strict=True):
+            if found.ndim > 1:
+                found = (found[..., None] if across else found).movedim(tuple(range(1, len(box) + 1)), places)
+            yield start, found
+
+
+@torch.inference_mode()
+def _probabilities(network: Network, images: Float[Tensor, "B C *w"]) -> Float[Tensor, "B K *w"] | Float[Tensor, "B K"]:
+    """Softmax of the network's logits, float32 on the CPU."""
+    logits = network(images.to(next(network.parameters()).device))
+    assert isinstance(logits, torch.Tensor), "the network is in training mode"
+    probabilities = logits.float().softmax(1).cpu()
+    if not bool(probabilities.isfinite().all()):
+        message = (
+            "the network's scores are not finite: its training diverged, or the scan holds values that are not finite; "
+            "fine-tune with a lower learning rate, or look at the scan"
+        )
+        raise UserError(message)
+    return probabilities
+
+
+def _planes(
+    predictions: Iterable[tuple[Start, Tensor]], shape: Start, box: Start, axis: int, classes: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Adds up weighted windows in a slab that moves along ``axis``; gives the planes that no window reaches again."""
+    length = min(box[axis], shape[axis])
+    rest = shape[:axis] + shape[axis + 1 :]
+    weight = gaussian(box).movedim(axis, 0)
+    sums, weights = torch.zeros(classes, length, *rest), torch.zeros(length, *rest)
+    first = 0
+    for start, probabilities in predictions:
+        begin = max(0, start[axis])
+        if done := begin - first:
+            yield first, sums[:, :done] / weights[:done]
+            for slab in (sums, weights[None]):
+                slab[:, : length - done] = slab[:, done:].clone()
+                slab[:, length - done :] = 0
+            first = begin
+        inside, seen = [], []  # where the window lies in the slab, and which part of it lies in the scan
+        for number in (axis, *(other for other in range(len(shape)) if other != axis)):
+            low, high = max(0, start[number]), min(shape[number], start[number] + box[number])
+            offset = first if number == axis else 0
+            inside.append(slice(low - offset, high - offset))
+            seen.append(slice(low - start[number], high - start[number]))
+        part = weight[tuple(seen)]
+        sums[(slice(None), *inside)] += probabilities.movedim(axis + 1, 1)[(slice(None), *seen)] * part
+        weights[tuple(inside)] += part
+    yield first, sums / weights
