@@ -110,7 +110,7 @@ class Validation(lightning.Callback):
             torch.autocast(pl_module.device.type, enabled=False),
             trainer.precision_plugin.forward_context(),
         ):
-            found = self.judge(Network(objective.encoder, objective.head).eval(), mine, pl_module.device)
+            found = self.judge(Network(objective.encoder, objective.head).eval(), mine)
         if trainer.world_size > 1:
             shares: list[Any] = [None] * trainer.world_size
             distributed.all_gather_object(shares, found)
@@ -121,13 +121,13 @@ class Validation(lightning.Callback):
         if progress.judged < progress.best:
             pl_module.outcome = f"validation {name} {value:.4f} at step {progress.step}, whose weights are written"
 
-    def judge(self, network: Network, scans: tuple[int, ...], device: torch.device) -> list[tuple[int, list[Any]]]:
+    def judge(self, network: Network, scans: tuple[int, ...]) -> list[tuple[int, list[Any]]]:
         """For each scan its number with its Dice per class, or its class probabilities."""
         segmentation = network.head.kind == "segmentation"
         found = []
         for number in scans:
             walk = SlidingRead(self.store, number, self.window, self.axis)
-            options = {"window": self.window, "axis": walk.axis, "plane": walk.plane, "device": device}
+            options = {"window": self.window, "axis": walk.axis, "plane": walk.plane}
             if not segmentation:
                 found.append((number, classify(network, walk.read, walk.shape, **options).tolist()))
                 continue

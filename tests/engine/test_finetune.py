@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from data.make_scans import write_nifti
 from engine import labelled
 
 from medssl import cli
@@ -211,7 +213,10 @@ def test_two_processes_equal_one_with_the_whole_batch(place, tmp_path):
     assert [process.returncode for process in running] == [0, 0], said
     one, two = (torch.load(tmp_path / run / "checkpoints/last.pt", weights_only=True) for run in ("1", "2"))
     for name, value in one["objective"].items():
-        assert torch.allclose(value, two["objective"][name], atol=1e-5), name
+        if not name.endswith(
+            (".conv.bias", ".all_modules.0.bias")
+        ):  # the norm takes it out again: its gradient is rounding, Adam makes it large
+            assert torch.allclose(value, two["objective"][name], atol=1e-5), name
     dice = [rows(tmp_path / run)[-1]["validation_dice"] for run in ("1", "2")]
     assert dice[0] == pytest.approx(dice[1], abs=2e-3)
 
@@ -260,7 +265,7 @@ def test_a_test_subject_among_those_to_learn_from(place, call, tmp_path):
     for part in ("images", "labels"):
         (scans / part / "p09.nii.gz").rename(scans / part / "p01-again.nii.gz")
     labelled.table(tmp_path / "splits.csv", [f"p{n:02d}.nii.gz" if n != 9 else "p01-again.nii.gz" for n in range(11)])
-    file = labelled.indexed(scans, tmp_path / "index.sqlite", key=tmp_path / "key")
+    file = labelled.indexed(scans, tmp_path / "index.sqlite", key=place / "key")
     store = labelled.stored(file, tmp_path / "store", Preprocess(foreground_crop=False, orientation=None))
     code, said = call(f"--store={store}")
     assert code == 2
@@ -295,10 +300,10 @@ def test_a_run_folder_without_a_card(call, place, tmp_path):
     assert re.search(r"card\.json: no card could be read .*expected a folder that pretraining wrote", said)
 
 
-def test_a_label_value_outside_the_class_list(tmp_path, call, capsys):
+def test_a_label_value_outside_the_class_list(place, tmp_path, capsys):
     """Caught when the store is made: the scan is left out, with the value and the classes."""
     scans = labelled.volumes(tmp_path / "scans", strange=True)
-    file = labelled.indexed(scans, tmp_path / "index.sqlite", key=tmp_path / "key")
+    file = labelled.indexed(scans, tmp_path / "index.sqlite", key=place / "key")
     labelled.stored(file, tmp_path / "store")
     shown = capsys.readouterr()
     assert re.search(
@@ -307,13 +312,15 @@ def test_a_label_value_outside_the_class_list(tmp_path, call, capsys):
     assert len(Store.open(tmp_path / "store")) == 10
 
 
-def test_one_class_only(tmp_path, call):
+def test_one_class_only(place, tmp_path, call):
     scans = labelled.volumes(tmp_path / "scans")
-    file = labelled.indexed(scans, tmp_path / "index.sqlite", classes="0=background", key=tmp_path / "key")
-    labelled.stored(file, tmp_path / "store")
-    code, said = call(f"--store={tmp_path / 'store'}")
+    for mask in (scans / "labels").iterdir():
+        write_nifti(mask, np.zeros(labelled.SHAPE, np.uint8), np.diag([1, 1, 1.5, 1]))
+    file = labelled.indexed(scans, tmp_path / "index.sqlite", classes="0=background", key=place / "key")
+    store = labelled.stored(file, tmp_path / "store", Preprocess(foreground_crop=False, orientation=None))
+    code, said = call(f"--store={store}")
     assert code == 2
-    assert said.startswith("error: ")
+    assert "'mask' has one class only (background): there is nothing to tell apart" in said
 
 
 def test_weights_that_do_not_fit_are_refused(call, place, tmp_path):
