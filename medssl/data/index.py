@@ -34,6 +34,7 @@ class FileOptions:
         modality: Modality of files that do not say theirs (all but DICOM), such as CT or MR.
         channels_4d: Take the fourth axis of a NIfTI file as channels (8 at most); otherwise such files are rejected.
         burned_in: Take DICOM pictures that declare text burned into their pixels.
+        below: Look into the folders below, too.
         workers: Processes that read headers; 0 reads in this one.
         key: The institution's key file; None takes ``~/.config/medssl/key``.
     """
@@ -42,6 +43,7 @@ class FileOptions:
     modality: str = ""
     channels_4d: bool = False
     burned_in: bool = False
+    below: bool = True
     workers: int = 2
     key: Path | None = None
 

@@ -137,14 +137,15 @@ def _check_key(index: Index, key: bytes) -> None:
 class _Dataset:
     name: str
     folder: Path
+    below: bool
 
 
 def _register(index: Index, directories: Sequence[Path], options: IndexOptions) -> list[_Dataset]:
     """Note the rules of each directory; new rules make all its scans due for grouping."""
-    known = {
-        str(row["name"]): _Dataset(row["name"], Path(row["folder"]))
-        for row in index.connection.execute("SELECT name, folder FROM datasets ORDER BY name")
-    }
+    known = {}
+    for row in index.connection.execute("SELECT name, folder, options FROM datasets ORDER BY name"):
+        below = bool(json.loads(row["options"])["files"].get("below", True))  # an older index does not say
+        known[str(row["name"])] = _Dataset(row["name"], Path(row["folder"]), below)
     if not directories:
         return list(known.values())
     if options.files.dataset and len(directories) > 1:
@@ -157,7 +158,7 @@ def _register(index: Index, directories: Sequence[Path], options: IndexOptions) 
         if not folder.is_dir():
             message = f"no such directory: {directory}"
             raise UserError(message)
-        dataset = _Dataset(options.files.dataset or folder.name, folder)
+        dataset = _Dataset(options.files.dataset or folder.name, folder, options.files.below)
         _check_apart(dataset, known)
         known[dataset.name] = dataset
         wanted.append(dataset)
@@ -185,7 +186,8 @@ def _check_apart(dataset: _Dataset, known: dict[str, _Dataset]) -> None:
         if other.name == dataset.name and other.folder != dataset.folder:
             message = f"data set {dataset.name} is already {other.folder}: name this one with --files.dataset"
             raise UserError(message)
-        nested = dataset.folder.is_relative_to(other.folder) or other.folder.is_relative_to(dataset.folder)
+        inside = dataset.folder.is_relative_to(other.folder) and other.below
+        nested = inside or (other.folder.is_relative_to(dataset.folder) and dataset.below)
         if other.folder != dataset.folder and nested:
             message = f"{dataset.folder} and {other.folder} (data set {other.name}) lie inside each other: index one"
             raise UserError(message)
@@ -234,7 +236,7 @@ def _changed(
     pending: list[Found] = []
     file = str(index.file.resolve())  # the index may lie among the scans, with its journal beside it
     own = {file, f"{file}-wal", f"{file}-shm", f"{file}-journal"}
-    found = (one for one in walk(dataset.folder) if one.path not in own)
+    found = (one for one in walk(dataset.folder, below=dataset.below) if one.path not in own)
     while batch := list(islice(found, _FILES_AT_ONCE)):
         hidden.extend(one.path for one in batch if one.folder)
         paths = [_relative(one, index.root) for one in batch]

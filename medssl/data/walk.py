@@ -23,10 +23,10 @@ class Found:
     folder: bool = False
 
 
-def walk(directory: Path) -> Iterator[Found]:
+def walk(directory: Path, *, below: bool = True) -> Iterator[Found]:
     """Files below ``directory``, sorted within each folder; links are followed, each folder once.
 
-    Memory grows with the number of folders, not of files.
+    Without ``below`` only those of the directory itself. Memory grows with the number of folders, not of files.
     """
     seen: set[tuple[int, int]] = set()
     pending = [str(directory)]
@@ -43,16 +43,16 @@ def walk(directory: Path) -> Iterator[Found]:
         except OSError as error:
             yield Found(folder, problem=f"folder cannot be opened: {error.strerror}", folder=True)
             continue
-        below = []
+        folders = []
         for entry in ordered:
             if not _is_text(entry.name):
                 readable = os.fsencode(entry.path).decode("utf-8", "backslashreplace")
                 yield Found(readable, problem="name is not UTF-8: rename it", folder=_is_folder(entry))
             elif _is_folder(entry):
-                below.append(entry.path)
+                folders.append(entry.path)
             else:
                 yield _file(entry)
-        pending.extend(reversed(below))
+        pending.extend(reversed(folders) if below else ())
 
 
 def _is_text(name: str) -> bool:

@@ -54,9 +54,6 @@ class Finished:
         if lines[-1]:
             self._write(b"\n".join(lines[:-1]) + b"\n")
 
-    def _write(self, content: bytes) -> None:
-        write_whole(self.path, lambda file: file.write(content))
-
     def get(self, scan: Scan) -> Any:
         """The result of a scan, or None where it is not done."""
         return self.results.get((scan.scan_id, scan.digests.source))
@@ -69,3 +66,6 @@ class Finished:
             file.flush()
             os.fsync(file.fileno())
         self.results[scan.scan_id, scan.digests.source] = result
+
+    def _write(self, content: bytes) -> None:
+        write_whole(self.path, lambda file: file.write(content))

@@ -78,14 +78,14 @@ def _update(directories: Sequence[Path], file: Path, options: IndexOptions) -> i
     folders = [directory.expanduser().resolve() for directory in directories]
     key = load_key(options.files.key, away_from=[file.parent, *folders])
     root = folders[0].parent if folders else None
-    with Index.open(file, create=True, root=root) as opened, _progress() as progress:
+    with Index.open(file, create=True, root=root) as opened, counting() as progress:
         done = update(opened, directories, options, key=key, progress=progress)
     with Index.open(file) as opened:
         return _summary(opened, done, directories)
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
+def counting() -> Iterator[Progress]:
     """Counts with a rate; nobody knows beforehand how many files there are."""
     from tqdm import tqdm
 

@@ -131,11 +131,9 @@ def segment(
     Raises:
         UserError: The network does not fit the scan, or its scores are not finite.
     """
-    affine = volume.affine
     prepared = _prepared(fitted, volume, domain)
-    del volume  # where the caller keeps it no longer either, its voxels make room for the windows
     shape, window = prepared.image.shape[1:], fitted.tuned.window
-    way, plane = way_back(prepared, affine), _plane(fitted, prepared)
+    way, plane = way_back(prepared, volume.affine), _plane(fitted, prepared)
     axis = fitted.tuned.slice_axis
     if plane is None:  # the slab that is held is thinnest along the axis with most windows
         axis = int(np.argmax(np.array(shape) / np.array(window)))
@@ -149,7 +147,6 @@ def segment(
             plane=plane,
             overlap=windows.overlap,
             batch_size=windows.batch_size,
-            device=fitted.device,
         )
         numbers = restore(blocks, way, axis=axis, classes=len(fitted.schema.classes))
     return stored_values(numbers, fitted.schema)
@@ -177,7 +174,6 @@ def classify(
             axis=0 if plane is None else fitted.tuned.slice_axis,
             plane=plane,
             batch_size=windows.batch_size,
-            device=fitted.device,
         )
     found: Float[np.ndarray, "K"] = probabilities.float().cpu().numpy()
     return found
@@ -212,6 +208,12 @@ def stored_values(numbers: Int[np.ndarray, "*s"], schema: LabelSchema) -> Int[np
     kind = np.result_type(np.min_scalar_type(min(values)), np.min_scalar_type(max(values)))
     found: Int[np.ndarray, "*s"] = np.array(values, kind)[numbers]
     return found
+
+
+def reason_of(error: Exception) -> str:
+    """One line on why a scan could not be predicted."""
+    text = " ".join(str(error).split()) or "no reason given"
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
 def _prepared(fitted: Fitted, volume: Volume, domain: ValueDomain) -> Prepared:

@@ -1,0 +1,187 @@
+"""``medssl predict``: scans of any readable format -> segmentations on their own grids, or a table of probabilities."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal
+
+from medssl.data.filling import UNREADABLE
+from medssl.data.identity import load_key
+from medssl.data.index import FileOptions, Index, IndexOptions
+from medssl.data.labels import names_of
+from medssl.data.read import read
+from medssl.data.update import update
+from medssl.engine import outputs
+from medssl.engine.finished import Finished
+from medssl.engine.index import counting
+from medssl.engine.inference import Windows, classify, device_of, load_fitted, reason_of, segment
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from medssl.engine.inference import Fitted
+    from medssl.types import Scan
+
+_FILES, _WINDOWS = FileOptions(), Windows()
+_SHOWN = 20
+
+
+def predict(
+    run: Path,
+    scans: tuple[Path, ...] = (),
+    *,
+    out: Path,
+    index: Path | None = None,
+    where: str | None = None,
+    files: FileOptions = _FILES,
+    names: Literal["scan_id", "file"] = "scan_id",
+    windows: Windows = _WINDOWS,
+) -> int:
+    """Ask a fine-tuned network about scans: NIfTI label maps on the scans' own grids, PNG for images, or a table.
+
+    The same command goes on where it was stopped. What cannot be read is skipped and listed.
+
+    Args:
+        run: Folder of a fine-tuned network.
+        scans: Folders, files, DICOM series; a file of a series stands for the whole series.
+        out: Folder of the predictions; made if it is not there.
+        index: Take the scans from an index instead.
+        where: SQL condition on the columns of the index.
+        files: How files are read, and the institution's key (scans that are no index's).
+        names: Name predictions after the "scan_id", or after the "file" (or folder of a series) that the scan is from.
+        windows: How a scan is gone through.
+
+    Returns:
+        0; 1 if nothing could be predicted.
+    """
+    os.umask(0o077)
+    if bool(scans) == (index is not None):
+        message = "say what to predict: files or folders, or else an --index"
+        raise UserError(message)
+    fitted = load_fitted(run, device_of(windows.accelerator))
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made_by = {"weights": fitted.digest, "overlap": windows.overlap, "precision": windows.precision}
+    finished = Finished(out, made_by)
+    given = _Given(scans, out, files) if index is None else None
+    with Index.open(given.index if given else index or Path()) as opened:
+        chosen = [scan for scan in opened.scans(where) if given is None or given.has(scan, opened.root)]
+        skipped = list(given.left_out(opened)) if given else []
+        called = _names(chosen, names)
+        there, failed = _predict_all(fitted, chosen, called, (out, opened.root, windows), finished)
+    skipped += failed
+    if fitted.kind == "classification":
+        rows = [(called[scan.scan_id], finished.get(scan)) for scan in chosen if finished.get(scan) is not None]
+        first = "scan_id" if names == "scan_id" else "name"
+        if rows:
+            outputs.write_probabilities(out / "predictions.csv", rows, fitted.schema, first=first)
+    elif len(chosen) > len(failed):
+        outputs.write_classes(out, fitted.schema)
+    return _summary(out, len(chosen) - len(failed), there, skipped)
+
+
+class _Given:
+    """Scans that were named on the command line, found by a private index beside the predictions."""
+
+    def __init__(self, scans: Sequence[Path], out: Path, files: FileOptions) -> None:
+        self.index = out / "index.sqlite"
+        self.folders: set[Path] = set()
+        self.files: set[Path] = set()
+        for path in scans:
+            whole = path.expanduser().resolve()
+            if not whole.exists():
+                message = f"no such file or folder: {path}"
+                raise UserError(message)
+            (self.folders if whole.is_dir() else self.files).add(whole)
+        inside = [folder for folder in sorted(self.folders) if out.resolve().is_relative_to(folder)]
+        if inside:
+            message = f"--out {out} lies inside {inside[0]}, whose scans are to be predicted: choose another place"
+            raise UserError(message)
+        alone = {file.parent for file in self.files} - self.folders
+        self.places = [*((folder, True) for folder in sorted(self.folders)), *((one, False) for one in sorted(alone))]
+        self._bring_up_to_date(files, load_key(files.key, away_from=[out, *self.folders]))
+
+    def _bring_up_to_date(self, files: FileOptions, key: bytes) -> None:
+        root = self.places[0][0].parent
+        with Index.open(self.index, create=True, root=root) as opened, counting() as progress:
+            for folder, below in self.places:
+                options = IndexOptions(files=replace(files, below=below))
+                update(opened, [folder], options, key=key, progress=progress)
+
+    def has(self, scan: Scan, root: Path) -> bool:
+        """Whether a scan was meant: in a folder that was named, or of a file that was."""
+        for part in scan.source.parts:
+            path = Path(os.path.normpath(root / part.path))
+            if path in self.files or any(path.is_relative_to(folder) for folder in self.folders):
+                return True
+        return False
+
+    def left_out(self, opened: Index) -> Iterator[tuple[str, str]]:
+        """What was meant but is no scan, with the reason."""
+        for status in ("failed", "rejected"):
+            for scan in opened.scans(status=status):
+                if self.has(scan, opened.root):
+                    name = PurePosixPath(scan.source.parts[0].path).name
+                    yield f"{scan.scan_id} ({name})", scan.status.reason
+
+
+def _names(scans: Sequence[Scan], by: Literal["scan_id", "file"]) -> dict[str, str]:
+    """What the prediction of each scan is called: by file, several of one name have their identifiers behind it."""
+    if by == "scan_id":
+        return {scan.scan_id: scan.scan_id for scan in scans}
+    names = {}
+    for scan in scans:
+        paths = [PurePosixPath(path) for path in dict.fromkeys(part.path for part in scan.source.parts)]
+        names[scan.scan_id] = names_of(str(paths[0]))[-1] if len(paths) == 1 else paths[0].parent.name
+    count = Counter(names.values())
+    return {one: name if count[name] == 1 else f"{name}-{one}" for one, name in names.items()}
+
+
+def _predict_all(
+    fitted: Fitted, scans: Sequence[Scan], called: dict[str, str], place: tuple[Path, Path, Windows], finished: Finished
+) -> tuple[int, list[tuple[str, str]]]:
+    """Predicts what is not there yet; returns how many were, and what failed with the reason."""
+    from tqdm import tqdm
+
+    out, root, windows = place
+    there, failed = 0, []
+    for scan in tqdm(scans, desc="predict", unit="scan", disable=not scans):
+        ending = ".png" if len(scan.grid.shape) == 2 else ".nii.gz"
+        target = out / f"{called[scan.scan_id]}{ending}"
+        if finished.get(scan) is not None and (fitted.kind == "classification" or target.exists()):
+            there += 1
+            continue
+        try:
+            volume = read(scan, root, with_label=False)
+            ask = segment if fitted.kind == "segmentation" else classify
+            answer = ask(fitted, volume, scan.source.value_domain, windows)
+        except UNREADABLE as error:
+            failed.append((scan.scan_id, reason_of(error)))
+            continue
+        if fitted.kind == "classification":
+            finished.add(scan, answer.tolist())
+            continue
+        if answer.ndim == 2:
+            outputs.write_picture(target, answer)
+        else:
+            outputs.write_nifti(target, answer, volume.affine, fitted.schema)
+        finished.add(scan, True)
+    return there, failed
+
+
+def _summary(out: Path, good: int, there: int, skipped: Sequence[tuple[str, str]]) -> int:
+    """Says what there is now, and what was skipped and why."""
+    for name, reason in skipped[:_SHOWN]:
+        print(f"skipped {name}: {reason}")
+    if len(skipped) > _SHOWN:
+        print(f"skipped {len(skipped) - _SHOWN} more")
+    if not good:
+        found = "" if skipped else ": none was found"
+        print(f"error: no scan could be predicted{found}, {len(skipped)} were skipped", file=sys.stderr)
+        return 1
+    print(f"{out}: {good} scans predicted ({good - there} new, {there} there already), {len(skipped)} skipped")
+    return 0
