@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 BINS = 15
 SUM_TOLERANCE = 1e-3
 LOWEST = 1e-7  # probability
+MEANS_OF_CLASSES = ("balanced_accuracy", "auroc")
 
 
 def score_cases(
@@ -74,7 +75,7 @@ def undefined(truth: Int[np.ndarray, "N"], names: Sequence[str]) -> dict[str, st
         return {}
     if len(present) == 1:
         reason = f"not defined: every scan is {present[0]}"
-        return {name: reason for name in metrics(names) if name.startswith(("auroc", "balanced"))}
+        return {name: reason for name in metrics(names) if name.split(":")[0] in MEANS_OF_CLASSES}
     reason = f"mean over {len(present)} of {len(names)} classes: no scan is {', '.join(lacking)}"
     alone = {f"auroc:{name}": f"not defined: no scan is {name}" for name in lacking}
     return {"balanced_accuracy": reason, "auroc": reason} | alone

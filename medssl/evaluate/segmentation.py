@@ -163,7 +163,11 @@ def _refuse_unfit(
         if array.dtype.kind not in "iub":
             message = f"{role} holds {array.dtype} numbers: expected whole numbers, the stored values of the classes"
             raise UserError(message)
-    if not any(value != schema.ignore for value, _ in schema.classes[1:]):
+    names = [name for value, name in schema.classes if value != schema.ignore]
+    if len(set(names)) < len(names):
+        message = f"label {schema.name} has classes of equal name ({', '.join(names)}): give each a name of its own"
+        raise UserError(message)
+    if len(names) < 2:
         message = f"label {schema.name} has no class beside the background: nothing to score; name its classes"
         raise UserError(message)
 

@@ -74,7 +74,7 @@ def test_the_order_of_scans_does_not_matter(seed):
 # --- another program
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 999), classes=st.integers(2, 4), digits=st.sampled_from([None, 1, 0]))
 def test_torchmetrics_says_the_same(seed, classes, digits):
     from torchmetrics.functional import classification as other

@@ -135,6 +135,10 @@ def test_an_ignored_value_with_a_name_is_no_class():
         ({"spacing_mm": (1.0, 1.0)}, r"spacing \(1.0, 1.0\) mm for 3 axes: expected a positive number for each axis"),
         ({"spacing_mm": (1.0, 0.0, 1.0)}, "expected a positive number for each axis"),
         ({"schema": LabelSchema("mask", ((0, "background"),))}, "label mask has no class beside the background"),
+        (
+            {"schema": LabelSchema("mask", ((0, "a"), (1, "b"), (2, "b")))},
+            r"has classes of equal name \(a, b, b\): give",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):

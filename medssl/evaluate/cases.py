@@ -1,0 +1,244 @@
+"""The scores of an evaluation, one row a scan (and class): ``cases.csv``, written and read back with checks.
+
+Nothing in it names a person or a file: scans and subjects are keyed hashes. An empty cell is a score that is not
+defined; numbers have every digit, so that what is read back is what was written.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from medssl.data.chunks import DiskFull, write_whole
+from medssl.evaluate.classification import SUM_TOLERANCE
+from medssl.evaluate.segmentation import ClassScore
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+CASES = "cases.csv"
+LACKS = ("absent", "missed", "invented")  # what the note of a ClassScore says, beside ""
+SEGMENTATION = ("scan_id", "subject_id", "class", "dice", "hd95_mm", "true_voxels", "predicted_voxels", "note")
+CLASSIFICATION = ("scan_id", "subject_id", "truth", "predicted")
+PROBABILITY = "probability:"  # before the name of a class
+
+
+@dataclass(frozen=True)
+class SegmentationRow:
+    """The score of one class of one scan."""
+
+    scan_id: str
+    subject_id: str
+    class_name: str
+    score: ClassScore
+
+
+@dataclass(frozen=True)
+class ClassificationRow:
+    """Names of the true and the predicted class of one scan, and a probability for each class."""
+
+    scan_id: str
+    subject_id: str
+    truth: str
+    predicted: str
+    probabilities: tuple[float, ...]
+
+
+def write_segmentation(path: Path, rows: Sequence[SegmentationRow]) -> None:
+    """Writes the scores of a segmentation.
+
+    Raises:
+        UserError: The disk refuses the file; a former file is untouched.
+    """
+    cells = [
+        (row.scan_id, row.subject_id, row.class_name, score.dice, score.hd95_mm, score.true_voxels,
+         score.predicted_voxels, score.note)
+        for row in rows
+        for score in [row.score]
+    ]  # fmt: skip
+    _write_csv(path, SEGMENTATION, cells)
+
+
+def read_segmentation(path: Path) -> list[SegmentationRow]:
+    """Reads the scores of a segmentation back.
+
+    Raises:
+        UserError: No such file, no rows, a column that is missing, a score that is none (NaN, outside its range, at
+            odds with the note), a class of a scan that stands twice or is missing, or a scan of two subjects.
+    """
+    rows = []
+    for line in _read_csv(path, SEGMENTATION):
+        dice, hd95 = line.optional("dice", 1.0), line.optional("hd95_mm")
+        score = ClassScore(dice, hd95, line.whole("true_voxels"), line.whole("predicted_voxels"), line.cells["note"])
+        if score.note not in ("", *LACKS):
+            line.refuse("note", f"nothing, {', '.join(LACKS[:-1])} or {LACKS[-1]}")
+        if (dice is None) != (score.note == "absent"):
+            line.refuse("dice", "nothing where the note is absent, a number from 0 to 1 elsewhere")
+        if (hd95 is None) != bool(score.note):
+            line.refuse("hd95_mm", "nothing where there is a note, a number from 0 elsewhere")
+        rows.append(SegmentationRow(line.cells["scan_id"], line.cells["subject_id"], line.cells["class"], score))
+    refuse_uneven(rows, list(dict.fromkeys(row.class_name for row in rows)), f"{path}: ")
+    return rows
+
+
+def write_classification(path: Path, rows: Sequence[ClassificationRow], names: Sequence[str]) -> None:
+    """Writes the probabilities of a classification, whose classes are called ``names``.
+
+    Raises:
+        UserError: The disk refuses the file; a former file is untouched.
+    """
+    cells = [(row.scan_id, row.subject_id, row.truth, row.predicted, *row.probabilities) for row in rows]
+    _write_csv(path, (*CLASSIFICATION, *(PROBABILITY + name for name in names)), cells)
+
+
+def read_classification(path: Path) -> tuple[list[ClassificationRow], list[str]]:
+    """Reads the probabilities of a classification back, and the names of its classes.
+
+    Raises:
+        UserError: No such file, no rows, a column that is missing, a probability that is none (NaN, outside 0 to 1, of
+            a row that does not add up to 1), an unknown class, or a scan that stands twice.
+    """
+    lines = _read_csv(path, CLASSIFICATION)
+    columns = [column for column in lines[0].cells if column.startswith(PROBABILITY)]
+    names = [column.removeprefix(PROBABILITY) for column in columns]
+    if len(names) < 2:
+        message = f"{path} has {len(names)} columns {PROBABILITY}CLASS; its columns are {', '.join(lines[0].cells)}"
+        raise UserError(message)
+    rows = []
+    for line in lines:
+        row = tuple(line.number(column, 1.0) for column in columns)
+        if abs(sum(row) - 1) > SUM_TOLERANCE:
+            message = f"{path} line {line.line}: probabilities add up to {sum(row):.6g}: expected 1"
+            raise UserError(message)
+        for column in ("truth", "predicted"):
+            if line.cells[column] not in names:
+                line.refuse(column, f"one of {', '.join(names)}")
+        scan_id, subject_id, truth, predicted = (line.cells[column] for column in CLASSIFICATION)
+        rows.append(ClassificationRow(scan_id, subject_id, truth, predicted, row))
+    refuse_twice(rows, f"{path}: ")
+    return rows, names
+
+
+def scan_scores(rows: Sequence[SegmentationRow], measure: str = "dice") -> dict[str, float | None]:
+    """Mean of a scan's classes that have a score ("dice" or "hd95_mm"), by scan; None where none has one."""
+    of_scan: dict[str, list[float]] = {row.scan_id: [] for row in rows}
+    for row in rows:
+        value = getattr(row.score, measure)
+        if value is not None:
+            of_scan[row.scan_id].append(value)
+    return {scan_id: sum(values) / len(values) if values else None for scan_id, values in of_scan.items()}
+
+
+def refuse_uneven(rows: Sequence[SegmentationRow], classes: Sequence[str], where: str = "") -> None:
+    """Refuses rows that are not one for each class of each scan; ``where`` stands before the message.
+
+    Raises:
+        UserError: A class of a scan that stands twice or is missing, or a scan of two subjects.
+    """
+    subject_of: dict[str, str] = {}
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        own = found.setdefault(row.scan_id, set())
+        if row.class_name in own:
+            message = f"{where}class {row.class_name} of scan {row.scan_id} stands twice"
+            raise UserError(message)
+        if subject_of.setdefault(row.scan_id, row.subject_id) != row.subject_id:
+            message = f"{where}scan {row.scan_id} belongs to subjects {subject_of[row.scan_id]} and {row.subject_id}"
+            raise UserError(message)
+        own.add(row.class_name)
+    for scan_id, own in found.items():
+        if own != set(classes):
+            message = f"{where}scan {scan_id} has the classes {', '.join(sorted(own))}: expected {', '.join(classes)}"
+            raise UserError(message)
+
+
+def refuse_twice(rows: Sequence[ClassificationRow], where: str = "") -> None:
+    """Refuses rows that are not one for each scan; ``where`` stands before the message.
+
+    Raises:
+        UserError: A scan that stands twice.
+    """
+    scan_id, count = Counter(row.scan_id for row in rows).most_common(1)[0]
+    if count > 1:
+        message = f"{where}scan {scan_id} stands {count} times: expected one row a scan"
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class _Line:
+    path: Path
+    line: int
+    cells: dict[str, str]
+
+    def refuse(self, column: str, expected: str) -> NoReturn:
+        message = f"{self.path} line {self.line}: {column} is {self.cells[column]!r}: expected {expected}"
+        raise UserError(message)
+
+    def number(self, column: str, highest: float = math.inf) -> float:
+        expected = "a number from 0" + (f" to {highest:g}" if highest < math.inf else "")
+        try:
+            value = float(self.cells[column])
+        except ValueError:
+            self.refuse(column, expected)
+        if not (math.isfinite(value) and 0 <= value <= highest):
+            self.refuse(column, expected)
+        return value
+
+    def optional(self, column: str, highest: float = math.inf) -> float | None:
+        return self.number(column, highest) if self.cells[column] else None
+
+    def whole(self, column: str) -> int:
+        if not self.cells[column].isascii() or not self.cells[column].isdigit():
+            self.refuse(column, "a whole number from 0")
+        return int(self.cells[column])
+
+
+def _read_csv(path: Path, needed: Sequence[str]) -> list[_Line]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            columns = next(reader, [])
+            rows = [(reader.line_num, row) for row in reader if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        message = f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise UserError(message) from error
+    for column in needed:
+        if column not in columns:
+            message = f"{path} has no column {column!r}; its columns are {', '.join(columns) or 'none'}"
+            raise UserError(message)
+    for line, row in rows:
+        if len(row) != len(columns):
+            message = f"{path} line {line}: {len(row)} cells under {len(columns)} columns"
+            raise UserError(message)
+    if not rows:
+        message = f"{path} has no rows: nothing was scored"
+        raise UserError(message)
+    return [_Line(path, line, dict(zip(columns, row, strict=True))) for line, row in rows]
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)  # None is an empty cell, numbers have every digit
+    write_text(path, text.getvalue())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all.
+
+    Raises:
+        UserError: The disk refuses the file; a former file is untouched.
+    """
+    try:
+        write_whole(path, [text.encode()])
+    except (OSError, DiskFull) as error:
+        reason = "the disk is full" if isinstance(error, DiskFull) else error.strerror or error
+        message = f"{path} could not be written ({reason}): make room or choose another place and run it again"
+        raise UserError(message) from error

@@ -1,0 +1,256 @@
+"""What an evaluation leaves behind: ``cases.csv`` (from ``evaluate.cases``) and ``summary.json``, its sum.
+
+The sum is also a table for the console. Like the cases it holds nothing that names a person or a file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from medssl.evaluate.bootstrap import mean_interval, statistic_interval
+from medssl.evaluate.cases import (
+    CASES,
+    LACKS,
+    ClassificationRow,
+    SegmentationRow,
+    read_classification,
+    read_segmentation,
+    refuse_twice,
+    refuse_uneven,
+    scan_scores,
+    write_classification,
+    write_segmentation,
+    write_text,
+)
+from medssl.evaluate.classification import MEANS_OF_CLASSES, metrics, refuse_unfit, undefined
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from jaxtyping import Float, Int
+
+    from medssl.evaluate.bootstrap import Interval
+    from medssl.evaluate.classification import Metric
+    from medssl.types import LabelSchema
+
+__all__ = [
+    "CASES",
+    "SUMMARY",
+    "ClassificationRow",
+    "SegmentationRow",
+    "read_classification",
+    "read_segmentation",
+    "read_summary",
+    "scan_scores",
+    "summarise_classification",
+    "summarise_segmentation",
+    "table",
+    "write_classification",
+    "write_segmentation",
+    "write_summary",
+]  # all that a verb or a report needs of both files
+
+SUMMARY = "summary.json"
+ENTRY = ("value", "low", "high", "subjects")  # of each measure
+KEYS = ("kind", "classes", "scans", "subjects", "metrics", "counts", "skipped", "notes", "by")
+
+
+def summarise_segmentation(
+    rows: Sequence[SegmentationRow],
+    schema: LabelSchema,
+    *,
+    skipped: Iterable[tuple[str, str]] = (),
+    notes: Iterable[str] = (),
+    by: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Sums up the scores of a segmentation, as ``summary.json`` holds them.
+
+    "dice" and "hd95_mm" are means over subjects of the mean of their scans, whose score is the mean over the classes
+    that have one: classes that are absent from both are left out, missed and invented ones count as Dice 0 and have no
+    distance. "dice:NAME" is that of one class.
+
+    Args:
+        rows: A row for each class of each scan.
+        schema: The classes; the first is the background.
+        skipped: Identifier and reason of each scan that was not scored.
+        notes: What a reader must know.
+        by: What was evaluated and on what.
+
+    Raises:
+        UserError: No rows, or not one for each class of each scan.
+    """
+    classes = [name for value, name in schema.classes[1:] if value != schema.ignore]
+    skipped = list(skipped)
+    _refuse_nothing(rows, skipped)
+    refuse_uneven(rows, classes)
+    of_scan = {row.scan_id: row.subject_id for row in rows}
+    found = {}
+    for measure in ("dice", "hd95_mm"):
+        found[measure] = mean_interval(list(scan_scores(rows, measure).values()), list(of_scan.values()))
+        for name in classes:
+            own = [row for row in rows if row.class_name == name]
+            scores = [getattr(row.score, measure) for row in own]
+            found[f"{measure}:{name}"] = mean_interval(scores, [row.subject_id for row in own])
+    tally = Counter((row.score.note, row.class_name) for row in rows)
+    counts = {lack: {name: tally[lack, name] for name in classes} for lack in LACKS}
+    without = sum(sum(counts[lack].values()) for lack in ("missed", "invented"))
+    said = [f"hd95_mm leaves out {without} scores without a distance: the class was missed or invented"]
+    return {
+        "kind": "segmentation",
+        "classes": classes,
+        "scans": len(of_scan),
+        "subjects": len(set(of_scan.values())),
+        "metrics": {name: _entry(interval) for name, interval in found.items()},
+        "counts": counts,
+        "skipped": [{"scan_id": scan_id, "reason": reason} for scan_id, reason in skipped],
+        "notes": [*notes, *(said if without else []), *_interval_notes(found)],
+        "by": dict(by or {}),
+    }
+
+
+def summarise_classification(
+    rows: Sequence[ClassificationRow],
+    names: Sequence[str],
+    *,
+    skipped: Iterable[tuple[str, str]] = (),
+    notes: Iterable[str] = (),
+    by: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Sums up a classification, as ``summary.json`` holds it: the measures of ``evaluate.classification``.
+
+    Args:
+        rows: A row for each scan.
+        names: The classes in the order of the probabilities.
+        skipped: Identifier and reason of each scan that was not scored.
+        notes: What a reader must know.
+        by: What was evaluated and on what.
+
+    Raises:
+        UserError: No rows, a scan that stands twice, an unknown class, or scores that are no probabilities.
+    """
+    skipped = list(skipped)
+    _refuse_nothing(rows, skipped)
+    refuse_twice(rows)
+    number = {name: place for place, name in enumerate(names)}
+    truth = np.array([number.get(row.truth, -1) for row in rows])
+    probabilities = np.array([row.probabilities for row in rows], dtype=np.float64)
+    refuse_unfit(probabilities, truth, names, [row.scan_id for row in rows])
+    subjects = [row.subject_id for row in rows]
+    found = {
+        name: statistic_interval(_on_resample(metric, probabilities, truth, name in MEANS_OF_CLASSES), subjects)
+        for name, metric in metrics(names).items()
+    }
+    defined = {name: interval for name, interval in found.items() if interval.value is not None}
+    occurring = {"truth": Counter(row.truth for row in rows), "predicted": Counter(row.predicted for row in rows)}
+    return {
+        "kind": "classification",
+        "classes": list(names),
+        "scans": len(rows),
+        "subjects": len(set(subjects)),
+        "metrics": {name: _entry(interval) for name, interval in found.items()},
+        "counts": {role: {name: count[name] for name in names} for role, count in occurring.items()},
+        "skipped": [{"scan_id": scan_id, "reason": reason} for scan_id, reason in skipped],
+        "notes": [*notes, *_grouped(undefined(truth, names)), *_interval_notes(defined)],
+        "by": dict(by or {}),
+    }
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Writes a summary as JSON.
+
+    Raises:
+        UserError: The disk refuses the file; a former file is untouched.
+    """
+    write_text(path, json.dumps(summary, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Reads a summary back.
+
+    Raises:
+        UserError: No such file, or no summary of an evaluation.
+    """
+
+    def refuse(constant: str) -> NoReturn:
+        message = f"holds {constant}"
+        raise ValueError(message)
+
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except (OSError, ValueError) as error:
+        message = f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): run medssl evaluate again"
+        raise UserError(message) from error
+    lacking = [key for key in KEYS if key not in summary] if isinstance(summary, dict) else list(KEYS)
+    if lacking or summary["kind"] not in ("segmentation", "classification"):
+        what = f"it lacks {', '.join(lacking)}" if lacking else f"its kind is {summary['kind']!r}"
+        message = f"{path} is no summary of an evaluation ({what}): expected what medssl evaluate writes"
+        raise UserError(message)
+    for name, entry in summary["metrics"].items():
+        if any(key not in entry for key in ENTRY):
+            message = f"{path}: {name} holds {', '.join(entry) or 'nothing'}: expected {', '.join(ENTRY)}"
+            raise UserError(message)
+    return dict(summary)
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The summary as aligned lines for the console."""
+    rows = [("measure", "value", "95 % interval", "subjects")]
+    for name, entry in summary["metrics"].items():
+        bounds = "-" if entry["low"] is None else f"{entry['low']:.4f} to {entry['high']:.4f}"
+        value = "-" if entry["value"] is None else f"{entry['value']:.4f}"
+        rows.append((name, value, bounds, str(entry["subjects"])))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    lines = [f"{summary['kind']}: {summary['scans']} scans of {summary['subjects']} subjects"]
+    for first, *others in rows:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    for what, counts in summary["counts"].items():
+        if any(counts.values()):
+            lines.append(f"{what}: {', '.join(f'{name} {count}' for name, count in counts.items() if count)}")
+    if summary["skipped"]:
+        lines.append(f"skipped: {len(summary['skipped'])} scans")
+        lines += [f"  {scan['scan_id']}: {scan['reason']}" for scan in summary["skipped"]]
+    return "\n".join([*lines, *(f"note: {note}" for note in summary["notes"])])
+
+
+def _on_resample(
+    metric: Metric, probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, "N"], every_class: bool
+) -> Callable[[Int[np.ndarray, "M"]], float | None]:
+    classes = len(np.unique(truth))
+
+    def statistic(places: Int[np.ndarray, "M"]) -> float | None:
+        drawn = truth[places]
+        if every_class and len(np.unique(drawn)) < classes:  # a mean over fewer classes is another measure
+            return None
+        return metric(probabilities[places], drawn)
+
+    return statistic
+
+
+def _entry(interval: Interval) -> dict[str, float | int | None]:
+    return {key: getattr(interval, key) for key in ENTRY}
+
+
+def _interval_notes(found: Mapping[str, Interval]) -> list[str]:
+    return _grouped({name: interval.note for name, interval in found.items()})
+
+
+def _grouped(notes: Mapping[str, str]) -> list[str]:
+    names: dict[str, list[str]] = {}
+    for name, note in notes.items():
+        if note:
+            names.setdefault(note, []).append(name)
+    return [f"{', '.join(same)}: {note}" for note, same in names.items()]
+
+
+def _refuse_nothing(rows: Sequence[object], skipped: Sequence[tuple[str, str]]) -> None:
+    if not rows:
+        reasons = "; ".join(f"{count} {reason}" for reason, count in Counter(why for _, why in skipped).most_common(3))
+        message = f"no scan was scored, {len(skipped)} were skipped ({reasons or 'there were none'})"
+        raise UserError(message)
