@@ -10,7 +10,8 @@ highest probability, the first of equals.
                         classes for which y has both, and each alone as "auroc:NAME"
     ece                 expected calibration error (Guo et al. 2017): scans sorted by their highest p fall into 15 bins
                         of equal number (Nixon et al. 2019); mean over scans of |accuracy - mean highest p| of their
-                        bin. Of few scans it is too high: bins of 4 scans are rarely 90 % right
+                        bin. Of few scans it is too high (bins of 4 scans are rarely 90 % right), and for the same
+                        reason resamples, which hold fewer different scans, give an interval that lies too high
     brier               mean of the sum over classes of (p - 1[y = k])^2, from 0 to 2 (Brier 1950)
     nll                 mean of -log p of the true class in nats; a p below 1e-7 (float32) counts as 1e-7
 """
