@@ -1,8 +1,7 @@
 """The types that the rooms of medssl hand to each other.
 
 Axis letters: B batch, C channels, N tokens, ``*s`` the spatial axes (H W or D H W, in the order of the stored array's
-axes), n the number of spatial axes. Affines map voxel indices (the centre of a voxel is an integer) to what their name
-says.
+axes), n their number. Affines map voxel indices (the centre of a voxel is an integer) to what their name says.
 ``hidden=True`` always means: the network must not see it. Sizes are in voxels; distances end in ``_mm``.
 """
 
@@ -53,8 +52,8 @@ class Source:
 class Grid:
     """Geometry of a scan as it lies on disk.
 
-    ``shape`` in voxels and ``spacing_mm`` follow the array's axes; ``affine`` is the (n+1, n+1) matrix from voxel index
-    to world millimetres, RAS+ (volumes), or to millimetres from the first pixel (images; 1 mm where nothing says).
+    ``shape`` in voxels and ``spacing_mm`` follow the array's axes; ``affine`` (n+1, n+1) maps voxel index to world mm
+    RAS+ (volumes), or to mm from the first pixel (images; 1 mm where nothing says).
     """
 
     shape: tuple[int, ...]
@@ -127,8 +126,7 @@ class IntensityRule:
 
     Attributes:
         clip: "none"; "range" takes ``low`` and ``high`` as values; "percentile" as percentiles of the foreground.
-        low: Lower bound (value, or percentile 0-100).
-        high: Upper bound (value, or percentile 0-100).
+        low, high: Bounds (values, or percentiles 0-100).
         normalise: "zscore" (mean 0, deviation 1 of the clipped foreground), "unit" (bounds to 0..1) or "none".
     """
 
@@ -167,7 +165,7 @@ class Preprocess:
         foreground_crop: Cut away the border that is background (air, black) in every channel.
         background: Highest value that counts as background; None takes a rule by value domain.
         intensity: Rules by value domain, applied after reading as numbers.
-        transforms: A user's own MONAI dictionary transforms (keys "image" and "label"), applied before storing.
+        transforms: A user's own MONAI dictionary transforms (keys "image", "label"), applied before storing.
     """
 
     orientation: str | None = "RAS"
@@ -201,8 +199,7 @@ class Placement:
     """Where raw crops lie in their stored scans, and where those lie in the world.
 
     ``start`` is the first voxel, ``source_shape`` the stored shape, ``world_affine`` maps stored voxel -> world mm
-    RAS+. For 2D crops out of a volume only the two in-plane axes are kept (the world affine is theirs), the one nearer
-    to left-right last: horizontal, as in any other image.
+    RAS+. 2D crops of a volume keep the two in-plane axes (the world affine is theirs), the one nearer to left-right last.
     """
 
     start: Int[Tensor, "B n"]
@@ -235,9 +232,9 @@ class Geometry:
     """Random geometry of a view.
 
     Attributes:
-        flip: "safe" flips only axes that do not exchange left and right; "all"; "none". The left-right axis is read off
-            the world affine; images count their horizontal axis as left-right.
-        rotation_degrees: Largest rotation, either one number for every plane or, in 3D, one per axis of rotation.
+        flip: "safe" (no axis that exchanges left and right: read off the world affine, in images the horizontal one),
+            "all" or "none".
+        rotation_degrees: Largest rotation: one number for every plane or, in 3D, one per axis of rotation.
         isotropic: Draw one scale for all axes rather than one per axis.
     """
 
@@ -263,9 +260,8 @@ class ViewSpec:
     """How one view is cut out of a raw crop.
 
     Attributes:
-        size: Voxels of the view per axis; its length says whether the view is 2D or 3D.
-        scale: Lowest and highest extent of the view in stored voxels, as a multiple of ``size``.
-        kind: "global", "local" or "context".
+        size: Voxels of the view per axis; two or three.
+        scale: Lowest and highest extent in stored voxels, as a multiple of ``size``.
         nested_in: Number of the view that this one must lie inside, or None.
     """
 
@@ -283,7 +279,7 @@ class Sampling:
 
     Attributes:
         regions_per_scan: Crops taken from one reading of a scan (consecutive global sample numbers).
-        distinct_subjects: No subject twice in the scans of one global batch (refused where there are too few subjects).
+        distinct_subjects: No subject twice in one global batch (refused where there are too few subjects).
         stratified_axis: Stored axis along which the regions of a scan are spread evenly, or None.
         slice_axis: Stored axis that 2D plans take slices across when scans are volumes.
         foreground: Share of crops whose centre must be foreground.
@@ -374,12 +370,9 @@ class Loss:
 class Tuned:
     """What fine-tuning put on an encoder.
 
-    Attributes:
-        head: Import path and arguments of the head.
-        schema: The head's outputs in order: its classes. ``name`` is "mask", or the scan-level value that is told.
-        window: Voxels per stored axis of the crops that it was trained on; two axes are slices of volumes or images.
-        slice_axis: Stored axis of volumes that slices are taken across, where the window has two axes.
-        subjects: Labelled subjects that it was trained or validated on (keyed digests).
+    ``head`` is its import path with arguments, ``schema`` its outputs in order (named "mask", or after the scan-level
+    value), ``window`` the voxels per stored axis of its crops (two: images, or slices across ``slice_axis``),
+    ``subjects`` are keyed digests of those that it was trained or validated on.
     """
 
     head: Imported
@@ -394,8 +387,7 @@ class Card:
     """What the encoder's weights are: JSON beside the safetensors.
 
     ``encoder`` and ``objective`` are import paths with arguments; ``subjects`` are keyed digests of those seen in
-    pretraining, None when left out on purpose; ``step`` counts optimizer steps; ``versions`` names packages; ``tuned``
-    is None until a head was trained.
+    pretraining, None when left out on purpose; ``step`` counts optimizer steps; ``tuned`` waits for a head.
     """
 
     encoder: Imported

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from medssl import cli
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "medssl"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -23,6 +25,9 @@ FILE_LINES, OBJECTIVE_LINES, FUNCTION_LINES = 400, 250, 60
 ARGUMENTS, FIELDS = 8, 8
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+# functions of the command line: their arguments are its keys, and no code calls them
+VERBS = {path.replace(".", "/").replace(":", ".py:") for path, _ in cli.VERBS.values()}
 
 # what a module may import at its top although it takes long to load; everything else heavy goes inside functions
 HEAVY = {
@@ -124,7 +129,7 @@ def test_functions_take_few_arguments():
         f"{relative(path)}:{function.lineno} {function.name}": len(arguments(function))
         for path in FILES
         for function in functions(path)
-        if len(arguments(function)) > ARGUMENTS
+        if len(arguments(function)) > ARGUMENTS and f"{relative(path)}:{function.name}" not in VERBS
     }
     assert not many
 

@@ -72,7 +72,8 @@ class LabelOptions:
         if len({value for value, _ in classes}) < len(classes):
             message = f"--labels.class_names {self.class_names!r}: a value stands twice"
             raise UserError(message)
-        return LabelSchema("mask", tuple(sorted(classes)), self.ignore)
+        named = [pair for pair in sorted(classes) if pair[0] != self.ignore]  # no network learns to say "ignore"
+        return LabelSchema("mask", tuple(named), self.ignore)
 
     def mask_of(self, path: str) -> str:
         """Path of the mask of the image at ``path`` (both below the data set); nothing where the rule does not fit."""

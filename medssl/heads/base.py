@@ -67,7 +67,7 @@ class Network(nn.Module):
 
 
 def class_numbers(labels: Int[Tensor, "*s"], schema: LabelSchema) -> Int[Tensor, "*s"]:
-    """Stored label values as class numbers; the value to ignore and padding (-1) become ``UNLABELLED``.
+    """Stored label values as class numbers; the value to ignore, named or not, and padding (-1) become ``UNLABELLED``.
 
     Raises:
         UserError: A value that is no class; names it and the classes.
@@ -77,6 +77,8 @@ def class_numbers(labels: Int[Tensor, "*s"], schema: LabelSchema) -> Int[Tensor,
     if schema.ignore is not None:
         known |= labels == schema.ignore
     for number, (value, _) in enumerate(schema.classes):
+        if value == schema.ignore:
+            continue
         here = labels == value
         numbers[here] = number
         known |= here
