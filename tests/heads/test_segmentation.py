@@ -77,8 +77,11 @@ def test_no_gradient_flows_to_voxels_without_a_label(batch_dice, deep):
         assert (leaf.grad[away] == 0).all()
         assert (leaf.grad[~away] != 0).all()
     # nor does what the network says there matter, were it not a number
-    strange = tuple(leaf.masked_fill(away, torch.nan) for leaf, away in zip(leaves, unknown, strict=True))
-    assert torch.equal(head.loss(strange, target), loss)
+    strange = [x.masked_fill(away, torch.nan).requires_grad_() for x, away in zip(leaves, unknown, strict=True)]
+    same = head.loss(tuple(strange), target)
+    same.backward()
+    assert torch.equal(same, loss)
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(strange, clean, strict=True))
 
 
 @pytest.mark.parametrize("batch_dice", [False, True])
