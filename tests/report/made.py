@@ -1,0 +1,88 @@
+"""Run folders and folders of evaluations, as the verbs write them."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from medssl.evaluate import cases, tables
+from medssl.evaluate.cases import ClassificationRow, SegmentationRow
+from medssl.evaluate.segmentation import ClassScore
+from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned
+
+SCHEMA = LabelSchema("mask", ((0, "background"), (1, "liver"), (2, "spleen")))
+
+
+def png(shade: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((4, 4), shade, np.uint8)).save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def run(folder: Path, *, tuned: bool = False, steps: int = 20, start: str = "random", scale: float = 1.0) -> Path:
+    """A run folder without weights: a report needs none."""
+    head = Tuned(Imported("medssl.heads.segmentation.UNet"), SCHEMA, (8, 8, 8), 2, ("a", "b", "c")) if tuned else None
+    card = Card(
+        encoder=Imported("medssl.encoders.resenc.ResEnc", {"channels": [4, 8]}),
+        preprocess=Preprocess(),
+        objective=Imported("medssl.objectives.spark.SparK", {"share": 0.6}),
+        index_digest="d1",
+        subjects=("s1", "s2", "s3", "s4", "s5"),
+        step=steps,
+        versions={},
+        tuned=head,
+    )
+    folder.mkdir(parents=True)
+    (folder / "card.json").write_text(json.dumps(asdict(card)))
+    config = {"training": {"steps": steps, "batch_size": 2, "precision": "bf16"}, "optimizer": {"learning_rate": 0.001}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config | ({"start": start} if tuned else {})))
+    rows = [{"step": n, "loss": scale / n, "loss_smoothed": scale / n + 0.01} for n in range(1, steps + 1)]
+    if tuned:
+        for n in range(4, steps, 5):
+            rows[n]["validation_dice"] = scale * n / steps
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "pictures").mkdir()
+    for step in (1, 10, 200):
+        (folder / "pictures" / f"step_{step:06d}.png").write_bytes(png(step))
+    return folder
+
+
+def segmentation(folder: Path, dice: list[float], *, first: int = 0, notes: tuple[str, ...] = ()) -> Path:
+    """An evaluation with these Dice of both classes, a scan and subject each; pictures of five scans at most."""
+    rows = []
+    for number, value in enumerate(dice, first):
+        for name, share in (("liver", 1.0), ("spleen", 0.8)):
+            score = ClassScore(value * share, 3.0, 100, 90) if value else ClassScore(0.0, None, 100, 0, "missed")
+            rows.append(SegmentationRow(f"scan{number}", f"subject{number}", name, score))
+    folder.mkdir(parents=True)
+    cases.write_segmentation(folder / cases.CASES, rows)
+    by = {"split": "test", "step": 20, "versions": {"torch": "2"}}
+    skipped = [("scan99", "unreadable: truncated")]
+    summary = tables.summarise_segmentation(rows, SCHEMA, skipped=skipped, notes=notes, by=by)
+    tables.write_summary(folder / tables.SUMMARY, summary)
+    (folder / "pictures").mkdir()
+    for number in range(min(5, len(dice))):
+        (folder / "pictures" / f"scan{first + number}.png").write_bytes(png(number))
+    return folder
+
+
+def classification(folder: Path, right: list[float]) -> Path:
+    """An evaluation of two classes in turns; the probability of the true class is given."""
+    names = ("benign", "malignant")
+    rows = []
+    for number, value in enumerate(right):
+        truth = number % 2
+        pair = (value, 1 - value) if truth == 0 else (1 - value, value)
+        rows.append(
+            ClassificationRow(f"scan{number}", f"subject{number}", names[truth], names[int(pair[1] > pair[0])], pair)
+        )
+    folder.mkdir(parents=True)
+    cases.write_classification(folder / cases.CASES, rows, names)
+    tables.write_summary(folder / tables.SUMMARY, tables.summarise_classification(rows, names))
+    return folder

@@ -1,0 +1,264 @@
+"""The page: all of its parts, nothing from elsewhere, and words for whatever a comparison says."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from report import made
+
+from medssl.evaluate.bootstrap import Interval
+from medssl.report.comparison import Difference, compare, verdict
+from medssl.report.page import make_page
+from medssl.report.parts import read_log, read_part
+from medssl.types import UserError
+
+DICE = [0.3, 0.5, 0.55, 0.6, 0.62, 0.7, 0.75, 0.8]
+
+
+class Reader(HTMLParser):
+    """Collects every attribute that could load something, and checks that tags close."""
+
+    VOID = ("meta", "img", "br")
+
+    def __init__(self):
+        super().__init__()
+        self.sources, self.tags, self.open, self.text = [], set(), [], ""
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.sources += [value for name, value in attrs if name in {"src", "href", "srcset", "data", "action"}]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+        self.sources += [value for name, value in attrs if name in {"src", "href"}]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    assert not reader.open
+    reader.text = " ".join(reader.text.split())
+    return reader
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hospital-of-somewhere")
+    better = [min(1.0, value + 0.1) for value in DICE]
+    return [
+        read_part("pretraining", made.run(folder / "a")),
+        read_part("tuned", made.run(folder / "b", tuned=True, start="0123456789abcdef")),
+        read_part("scratch", made.run(folder / "c", tuned=True, scale=0.7)),
+        read_part("with", made.segmentation(folder / "d", better, notes=("a note <b> of mine",))),
+        read_part("without", made.segmentation(folder / "e", DICE)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def page(parts):
+    return make_page(parts, "Title & more")
+
+
+def test_the_page_holds_everything_it_shows(page):
+    reader = read(page)
+    assert "script" not in reader.tags
+    assert "link" not in reader.tags
+    assert reader.sources
+    assert all(source.startswith("data:image/png;base64,") for source in reader.sources)
+    assert set(re.findall(r"https?://[^\"' ]+", page)) == {"http://www.w3.org/2000/svg"}
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_the_page_names_no_place(page):
+    assert "hospital-of-somewhere" not in page
+
+
+def test_pictures_of_patients_are_called_that(page):
+    assert "Pictures of patients are patient data, those of heads above all" in read(page).text
+
+
+def test_runs_have_curves_facts_and_the_newest_picture(page):
+    text = read(page).text
+    for said in (
+        "ResEnc (channels [4, 8])", "SparK (share 0.6)", "subjects seen in pretraining 5", "weights of step 20 of 20",
+        "batch 2, bf16, learning rate 0.001", "classes background, liver, spleen", "first weights random",
+        "first weights pretrained (digest 0123456789abcdef)", "input, what was hidden, reconstruction at step 200",
+        "input, label, prediction at step 200", "pretraining: loss", "tuned: loss", "scratch: validation",
+        "Validation of all",
+    ):  # fmt: skip
+        spaced = re.sub(r"(in pretraining|of step|classes|first weights)(?=\S)", r"\1 ", text)
+        assert said in spaced, said
+    assert f"base64,{base64.b64encode(made.png(200)).decode()}" in page
+    assert f"base64,{base64.b64encode(made.png(10)).decode()}" not in page
+
+
+def test_evaluations_stand_side_by_side_with_counts_and_notes(page, parts):
+    text = read(page).text
+    value = parts[3].summary["metrics"]["dice"]
+    assert f"{value['value']:.3f}" in text
+    assert f"{value['low']:.3f} to {value['high']:.3f}" in text
+    assert "Dice of spleen" in text
+    assert "missed (in the label, not in the prediction)" in text
+    assert "a note <b> of mine" in text
+    assert "scan99: unreadable: truncated" in text
+    assert "8 scans of 8 subjects; split test; step 20" in text
+    assert "versions" not in text
+
+
+def test_pictures_are_the_worst_the_median_and_the_best_with_both_dice(page):
+    text = read(page).text
+    assert "worst: scan scan0, mean Dice 0.360 (without 0.270)" in text
+    assert "median: scan scan2, mean Dice 0.585 (without 0.495)" in text
+    assert "best: scan scan4, mean Dice 0.648 (without 0.558)" in text
+    assert "worst: scan scan0, mean Dice 0.270 (with 0.360)" in text
+
+
+def test_the_comparison_is_told_in_words_and_numbers(page):
+    text = read(page).text
+    assert "with is better than without: mean Dice 0.632 against 0.542 (difference +0.090, 95 % interval" in text
+    assert "with less without, on the same subjects" in text
+
+
+# --- what a comparison says
+
+
+def said(first, second, difference):
+    return verdict("A", "B", Difference("dice", first, second, difference))
+
+
+def test_every_outcome_has_its_words():
+    assert said(0.7, 0.6, Interval(0.1, 0.02, 0.2, 9)) == (
+        "A is better than B: mean Dice 0.700 against 0.600 "
+        "(difference +0.100, 95 % interval +0.020 to +0.200, 9 subjects)."
+    )
+    assert said(0.5, 0.6, Interval(-0.1, -0.2, -0.02, 9)).startswith("A is worse than B: mean Dice 0.500 against 0.600")
+    none = said(0.61, 0.6, Interval(0.01, -0.02, 0.04, 9))
+    assert none.startswith("No difference seen between A and B: mean Dice 0.610 against 0.600")
+    assert none.endswith("the interval holds 0).")
+    assert said(0.6, 0.6, Interval(0.0, 0.0, 0.0, 9)).startswith("No difference seen")
+    few = said(0.7, 0.6, Interval(0.1, None, None, 2, note="no interval: it needs at least 3 subjects, there are 2"))
+    assert few.startswith(
+        "Nothing can be said of A and B: mean Dice 0.700 against 0.600, difference +0.100, no interval"
+    )
+    assert "cannot be compared by mean Dice: not defined" in said(
+        None, None, Interval(None, None, None, 0, note="not defined")
+    )
+
+
+def test_the_difference_is_that_of_the_same_subjects(tmp_path):
+    generator = np.random.default_rng(0)
+    first, second = (generator.uniform(0.3, 0.9, 12).tolist() for _ in range(2))
+    found = compare(
+        read_part("A", made.segmentation(tmp_path / "a", first)),
+        read_part("B", made.segmentation(tmp_path / "b", second)),
+    )
+    assert [one.measure for one in found.differences] == ["dice", "dice:liver", "dice:spleen"]
+    liver = found.differences[1]
+    assert liver.difference.value == pytest.approx(np.mean(np.subtract(first, second)))
+    assert liver.difference.value == pytest.approx(liver.first - liver.second)
+    assert liver.difference.low < liver.difference.value < liver.difference.high
+
+
+def test_classifications_are_compared_by_auroc_and_balanced_accuracy(tmp_path):
+    generator = np.random.default_rng(0)
+    sure, unsure = generator.uniform(0.45, 1.0, 40).tolist(), generator.uniform(0.2, 0.8, 40).tolist()
+    a = read_part("A", made.classification(tmp_path / "a", sure))
+    b = read_part("B", made.classification(tmp_path / "b", unsure))
+    found = compare(a, b)
+    assert [one.measure for one in found.differences] == ["auroc", "balanced_accuracy"]
+    assert found.verdict.startswith("A is better than B: AUROC ")
+    for one in found.differences:
+        assert one.difference.value == pytest.approx(one.first - one.second)
+    text = read(make_page([a, b])).text
+    assert "Classification of benign, malignant" in text
+    assert "Scans of each class" in text
+
+
+def test_evaluations_of_other_scans_are_no_comparison(tmp_path):
+    a = read_part("A", made.segmentation(tmp_path / "a", DICE))
+    b = read_part("B", made.segmentation(tmp_path / "b", DICE, first=2))
+    c = read_part("C", made.classification(tmp_path / "c", [0.6] * 8))
+    assert compare(a, b).verdict == (
+        "A and B cannot be compared: 8 scans in one, 8 in the other, 6 in both: evaluate both on the same split"
+    )
+    assert "one is a segmentation of liver, spleen, the other a classification" in compare(a, c).verdict
+    text = read(make_page([a, b, c])).text
+    assert "A and B cannot be compared" in text
+    assert "Classification of benign, malignant" in text
+
+
+# --- parts
+
+
+def test_a_page_of_one_part_of_each_kind(tmp_path):
+    for number, part in enumerate(
+        (made.run(tmp_path / "a"), made.run(tmp_path / "b", tuned=True), made.segmentation(tmp_path / "c", DICE))
+    ):
+        assert f"part {number}" in read(make_page([read_part(f"part {number}", part)])).text
+
+
+def test_a_run_that_logged_nothing_says_so(tmp_path):
+    folder = made.run(tmp_path / "run")
+    (folder / "metrics.jsonl").unlink()
+    assert "Nothing was logged." in make_page([read_part("run", folder)])
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
+    assert "No finite loss was logged." in make_page([read_part("run", folder)])
+
+
+def test_lines_that_a_kill_cut_are_counted(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text(
+        '{"step": 2, "loss": 0.5}\n{"step": 1, "loss": NaN, "word": "x"}\n{"loss": 1}\n[1]\n{"step": 3, "lo'
+    )
+    log = read_log(file)
+    assert [row["step"] for row in log.rows] == [1, 2]
+    assert math.isnan(log.rows[0]["loss"])
+    assert log.broken == 3
+    run = made.run(tmp_path / "run")
+    with (run / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 3, "lo')
+    assert "1 lines of the log could not be read" in make_page([read_part("run", run)])
+
+
+def test_a_card_without_subjects_says_so(tmp_path):
+    folder = made.run(tmp_path / "run")
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(card | {"subjects": None}))
+    assert "not told by the card" in make_page([read_part("run", folder)])
+
+
+def test_folders_that_are_none_of_these_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no such folder: a report is made of run folders and of folders of medssl"):
+        read_part("x", tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"holds neither card\.json nor summary\.json: expected a run folder"):
+        read_part("x", tmp_path)
+    folder = made.run(tmp_path / "run")
+    (folder / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"config\.yaml cannot be read .* beside card\.json"):
+        read_part("x", folder)
+    scored = made.segmentation(tmp_path / "scored", DICE)
+    (scored / "cases.csv").write_text("scan_id,subject_id\n1,2\n")
+    with pytest.raises(UserError, match="has no column 'class'"):
+        read_part("x", scored)
+
+
+def test_names_tell_parts_apart(parts):
+    with pytest.raises(UserError, match=r"two parts are called tuned: give them names, NAME=PATH"):
+        make_page([parts[1], parts[1]])
+    with pytest.raises(UserError, match="no parts given"):
+        make_page([])
