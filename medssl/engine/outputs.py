@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medssl.engine.checkpoint import write_whole
+from medssl.evaluate.cases import PROBABILITY
 from medssl.report.overlay import colour_of
 from medssl.types import UserError
 
@@ -85,7 +86,7 @@ def write_probabilities(
     names = [name for _, name in schema.classes]
     stream = io.StringIO(newline="")
     table = csv.writer(stream, lineterminator="\n")
-    table.writerow([first, "predicted", *names])
+    table.writerow([first, "predicted", *(PROBABILITY + name for name in names)])
     table.writerows([who, names[int(np.argmax(values))], *map(repr, values)] for who, values in rows)
     write_whole(path, lambda file: file.write(stream.getvalue().encode()))
 

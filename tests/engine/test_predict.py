@@ -187,10 +187,10 @@ def test_a_classification_is_a_table(tmp_path, files, out):
     for names in ("scan_id", "file"):
         assert predict(run, (scans,), out=out, files=files, names=names) == 0
     rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
-    assert list(rows[0]) == ["name", "predicted", "dark", "bright"]
+    assert list(rows[0]) == ["name", "predicted", "probability:dark", "probability:bright"]
     by_name = {row["name"]: row for row in rows}
     assert by_name["dark"]["predicted"] == "dark"
-    assert float(by_name["bright"]["bright"]) == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
+    assert float(by_name["bright"]["probability:bright"]) == pytest.approx(1 / (1 + np.exp(-2)), abs=1e-6)
     assert not (out / "classes.json").exists()
 
 

@@ -1,0 +1,271 @@
+"""``medssl evaluate``: a fine-tuned network on labelled scans that it has not seen, scored on the scans' own grids."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medssl.data import grid
+from medssl.data.filling import UNREADABLE
+from medssl.data.index import Index
+from medssl.data.labelled import MASK, class_number
+from medssl.data.read import read
+from medssl.data.split import overlap
+from medssl.engine import describe
+from medssl.engine.checkpoint import write_whole
+from medssl.engine.finished import Finished
+from medssl.engine.inference import Windows, classify, device_of, load_fitted, reason_of, segment
+from medssl.evaluate import cases, tables
+from medssl.evaluate.cases import ClassificationRow, SegmentationRow
+from medssl.evaluate.segmentation import ClassScore, score_case
+from medssl.report.overlay import overlay
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from medssl.engine.inference import Fitted
+    from medssl.types import LabelSchema, Scan
+
+_WINDOWS = Windows()
+
+
+def evaluate(
+    run: Path,
+    *,
+    index: Path,
+    out: Path,
+    split: str = "test",
+    where: str | None = None,
+    allow_seen: bool = False,
+    windows: Windows = _WINDOWS,
+) -> int:
+    """Score a fine-tuned network on labelled scans; the same command goes on where it was stopped.
+
+    Writes ``cases.csv`` (a row for each scan and class), ``summary.json`` (with 95 % intervals by subject) and, of
+    segmentations, pictures of the worst, the median and the best scan. Labels are kept from the network's eyes.
+
+    Args:
+        run: Folder of a fine-tuned network.
+        index: Index of the scans and their labels.
+        out: Folder of the scores; made if it is not there.
+        split: Split whose scans are scored.
+        where: SQL condition on the columns of the index.
+        allow_seen: Score subjects that the network was trained, validated or pretrained on, too, and say so.
+        windows: How a scan is gone through.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: No labelled scan, subjects that the network has seen, or not one scan that could be scored.
+    """
+    os.umask(0o077)
+    fitted = load_fitted(run, device_of(windows.accelerator))
+    with Index.open(index) as opened:
+        scans = labelled(opened, fitted.schema, split, where)
+        notes = refuse_seen(fitted, scans, allow_seen=allow_seen)
+        schemas = schemas_of(opened, scans, fitted.schema)
+        root, digest = opened.root, opened.digest()
+    for note in notes:
+        print(f"note: {note}")
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    made_by = {"weights": fitted.digest, "overlap": windows.overlap, "precision": windows.precision, "split": split}
+    finished = Finished(out, made_by)
+    new, skipped = score_all(fitted, scans, schemas, (root, windows), finished)
+    done = [scan for scan in scans if finished.get(scan) is not None]
+    by = {"step": fitted.card.step, "index": digest, **made_by, "versions": describe.versions()}
+    more: dict[str, Any] = {"skipped": skipped, "notes": notes, "by": by}
+    if fitted.kind == "segmentation":
+        rows = [
+            SegmentationRow(scan.scan_id, scan.subject.subject_id, name, ClassScore(*score))
+            for scan in done
+            for name, score in finished.get(scan).items()
+        ]
+        summary = tables.summarise_segmentation(rows, fitted.schema, **more)
+        cases.write_segmentation(out / cases.CASES, rows)
+        tables.write_summary(out / tables.SUMMARY, summary)
+        draw_cases(
+            fitted, {scan.scan_id: scan for scan in done}, rows, (root, windows, out / "pictures"), again=new > 0
+        )
+    else:
+        names = [name for _, name in fitted.schema.classes]
+        answers = [answer_row(scan, finished.get(scan), fitted.schema) for scan in done]
+        summary = tables.summarise_classification(answers, names, **more)
+        cases.write_classification(out / cases.CASES, answers, names)
+        tables.write_summary(out / tables.SUMMARY, summary)
+    print(tables.table(summary))
+    print(f"{out}: {len(done)} scans scored ({new} new, {len(done) - new} there already), {len(skipped)} skipped")
+    return 0
+
+
+def labelled(opened: Index, schema: LabelSchema, split: str, where: str | None) -> list[Scan]:
+    """The good scans of a split that carry the label.
+
+    Raises:
+        UserError: There are none, or a scan-level value is no class.
+    """
+    scans = list(opened.scans(where, split=split))
+    if schema.name == MASK:
+        found = [scan for scan in scans if scan.labels.mask]
+    else:
+        found = [scan for scan in scans if class_number(dict(scan.labels.values), schema) >= 0]
+    if not found:
+        query = "SELECT split, count(*) FROM scans WHERE status = 'ok' GROUP BY 1 ORDER BY 1"
+        splits = ", ".join(f"{count} {name!r}" for name, count in opened.connection.execute(query)) or "none"
+        message = (
+            f"none of the {len(scans)} scans of split {split!r} is labelled with {schema.name!r}; scans by split: "
+            f"{splits}; choose another --split, or index with labels"
+        )
+        raise UserError(message)
+    return found
+
+
+def refuse_seen(fitted: Fitted, scans: Sequence[Scan], *, allow_seen: bool) -> list[str]:
+    """Refuses subjects that the network knows.
+
+    Returns:
+        Notes on what was allowed and on what cannot be known.
+
+    Raises:
+        UserError: Counts the subjects and says how the network knows them.
+    """
+    asked = {scan.subject.subject_id for scan in scans}
+    known = {
+        "trained or validated on with labels": overlap(asked, fitted.tuned.subjects),
+        "pretrained on": overlap(asked, fitted.card.subjects or ()),
+    }
+    found = [f"{len(subjects)} of the {len(asked)} subjects were {how}" for how, subjects in known.items() if subjects]
+    if found and not allow_seen:
+        message = (
+            f"{'; '.join(found)}: scores on them say nothing about new patients; choose another --split, or say "
+            "--allow_seen true and tell it with the scores"
+        )
+        raise UserError(message)
+    notes = [f"{line}: scores may be too good" for line in found]
+    if fitted.card.subjects is None:
+        notes.append(
+            "the card does not say which subjects pretraining has seen: whether these are among them is unknown"
+        )
+    if not all(scan.subject.known for scan in scans):
+        notes.append("nothing tells the subjects of some scans apart, each stands for itself: leaks are possible")
+    return notes
+
+
+def schemas_of(opened: Index, scans: Sequence[Scan], schema: LabelSchema) -> dict[str, LabelSchema]:
+    """The network's classes, with the value to ignore of each data set.
+
+    Raises:
+        UserError: A data set gives a value another name than the network.
+    """
+    own = dict(schema.classes)
+    schemas = {}
+    for dataset in sorted({scan.source.dataset for scan in scans}):
+        theirs = opened.schema(dataset) if schema.name == MASK else None
+        for value, name in theirs.classes if theirs else ():
+            if own.get(value, name) != name:
+                message = (
+                    f"value {value} is {name!r} in data set {dataset}, the network learnt it as {own[value]!r}: "
+                    "index with the class names that the network was trained with"
+                )
+                raise UserError(message)
+        ignored = theirs is not None and theirs.ignore is not None
+        schemas[dataset] = replace(schema, ignore=theirs.ignore) if theirs and ignored else schema
+    return schemas
+
+
+def score_all(
+    fitted: Fitted,
+    scans: Sequence[Scan],
+    schemas: Mapping[str, LabelSchema],
+    place: tuple[Path, Windows],
+    finished: Finished,
+) -> tuple[int, list[tuple[str, str]]]:
+    """Scores what is not there yet; returns how many scans were, and what was skipped with the reason."""
+    from tqdm import tqdm
+
+    root, windows = place
+    new, skipped = 0, []
+    for scan in tqdm(scans, desc="evaluate", unit="scan"):
+        if finished.get(scan) is not None:
+            continue
+        try:
+            volume = read(scan, root, with_label=fitted.kind == "segmentation")
+            domain = scan.source.value_domain
+            if fitted.kind == "classification":
+                finished.add(scan, classify(fitted, volume, domain, windows).tolist())
+            else:
+                assert volume.label is not None
+                prediction = segment(fitted, volume, domain, windows)
+                scores = score_case(prediction, volume.label[0], schemas[scan.source.dataset], volume.spacing_mm)
+                finished.add(scan, {name: list(vars(score).values()) for name, score in scores.items()})
+        except UNREADABLE as error:
+            skipped.append((scan.scan_id, nameless(reason_of(error), scan, root)))
+            continue
+        new += 1
+    return new, skipped
+
+
+def nameless(reason: str, scan: Scan, root: Path) -> str:
+    """A reason without the names of files, for tables that may be passed on."""
+    paths = [part.path for part in (*scan.source.parts, *scan.labels.mask)]
+    words = {str(root), *paths, *(str(root / path) for path in paths), *(PurePosixPath(path).name for path in paths)}
+    for word in sorted(words, key=len, reverse=True):
+        reason = reason.replace(word, "the file" if word != str(root) else "the folder")
+    return reason
+
+
+def answer_row(scan: Scan, probabilities: Sequence[float], schema: LabelSchema) -> ClassificationRow:
+    """The row of a scan that was classified."""
+    names = [name for _, name in schema.classes]
+    truth = names[class_number(dict(scan.labels.values), schema)]
+    predicted = names[int(np.argmax(probabilities))]
+    return ClassificationRow(scan.scan_id, scan.subject.subject_id, truth, predicted, tuple(probabilities))
+
+
+def draw_cases(
+    fitted: Fitted,
+    scans: Mapping[str, Scan],
+    rows: Sequence[SegmentationRow],
+    place: tuple[Path, Windows, Path],
+    *,
+    again: bool,
+) -> None:
+    """Draws the worst, the median and the best scan by Dice, predicted once more; other pictures go.
+
+    Args:
+        fitted: The network.
+        scans: What was scored, by identifier.
+        rows: The scores.
+        place: Root of the index, how a scan is gone through, folder of the pictures.
+        again: Draw also what is there.
+    """
+    root, windows, folder = place
+    scores = {scan_id: dice for scan_id, dice in cases.scan_scores(rows).items() if dice is not None}
+    ordered = sorted(scores, key=lambda scan_id: (scores[scan_id], scan_id))
+    chosen = {ordered[k] for k in (0, len(ordered) // 2, len(ordered) - 1)} if ordered else set()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for path in folder.glob("*.png"):
+        if path.stem not in chosen:
+            path.unlink()
+    for scan_id in sorted(chosen):
+        path = folder / f"{scan_id}.png"
+        if again or not path.exists():
+            draw_case(fitted, scans[scan_id], root, windows, path)
+
+
+def draw_case(fitted: Fitted, scan: Scan, root: Path, windows: Windows, path: Path) -> None:
+    """Draws one scan with its label and its prediction."""
+    volume = read(scan, root)
+    assert volume.label is not None
+    prediction = segment(fitted, volume, scan.source.value_domain, windows)
+    image, label, found, affine = volume.image, volume.label, prediction[None], volume.affine
+    if prediction.ndim == 3:
+        label, found = (grid.orient(array, affine, "RAS")[0] for array in (label, found))
+        image, affine = grid.orient(image, affine, "RAS")
+    picture = overlay(image, label[0], found[0], fitted.schema, grid.spacing_of(affine))
+    write_whole(path, lambda file: file.write(picture))
