@@ -22,6 +22,9 @@ VERBS = {
     "cache": ("medssl.engine.cache:cache", "preprocess the scans of an index once, into a store"),
     "pretrain": ("medssl.engine.pretrain:pretrain", "pretrain an encoder on the scans of a store"),
     "finetune": ("medssl.engine.finetune:finetune", "fine-tune an encoder with a head on a few labels"),
+    "evaluate": ("medssl.engine.evaluate:evaluate", "score a fine-tuned network on labelled scans, on their own grid"),
+    "predict": ("medssl.engine.predict:predict", "segment or classify scans with a fine-tuned network"),
+    "report": ("medssl.engine.report:report", "write runs and evaluations on one page"),
 }
 PARSER_WORDS = (  # what the parser says of its own workings, and what the user reads instead
     (r"Does not validate against .*|Subtypes: .*|Errors:|Given value type: .*|Given value: NestedArg.*", ""),

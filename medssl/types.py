@@ -199,7 +199,7 @@ class Placement:
     """Where raw crops lie in their stored scans, and where those lie in the world.
 
     ``start`` is the first voxel, ``source_shape`` the stored shape, ``world_affine`` maps stored voxel -> world mm
-    RAS+. 2D crops of a volume keep the two in-plane axes (the world affine is theirs), the one nearer to left-right last.
+    RAS+. 2D crops of a volume keep the two in-plane axes (so does the world affine), the one nearer to left-right last.
     """
 
     start: Int[Tensor, "B n"]

@@ -126,14 +126,16 @@ class Validation(lightning.Callback):
         segmentation = network.head.kind == "segmentation"
         found = []
         for number in scans:
-            walk = SlidingRead(self.store, number, self.window, self.axis)
-            options = {"window": self.window, "axis": walk.axis, "plane": walk.plane}
+            scan = StoredScan(self.store, number, self.window, self.axis)
             if not segmentation:
-                found.append((number, classify(network, walk.read, walk.shape, **options).tolist()))
+                row = classify(
+                    network, scan.read, scan.shape, window=self.window, axis=scan.axis, plane=scan.plane
+                ).tolist()
+                found.append((number, row))
                 continue
-            planes = [block.argmax(0) for _, block in slide(network, walk.read, walk.shape, **options)]
-            prediction = torch.cat(planes, 0).movedim(0, walk.axis)
-            label = self.store.read_label(number, (0,) * len(walk.shape), walk.shape)
+            blocks = slide(network, scan.read, scan.shape, window=self.window, axis=scan.axis, plane=scan.plane)
+            prediction = torch.cat([block.argmax(0) for _, block in blocks], 0).movedim(0, scan.axis)
+            label = self.store.read_label(number, (0,) * len(scan.shape), scan.shape)
             target = class_numbers(torch.from_numpy(label[0].astype(np.int64)), network.head.schema)
             found.append((number, dice_scores(prediction, target, len(network.head.schema.classes))))
         return found
@@ -156,7 +158,7 @@ class Validation(lightning.Callback):
         return "dice", sum(means) / max(1, len(means))
 
 
-class SlidingRead:
+class StoredScan:
     """A stored scan as ``heads.sliding`` reads it: boxes of normalised values, along which axis, in which plane."""
 
     def __init__(self, store: Store, number: int, window: tuple[int, ...], axis: int) -> None:
