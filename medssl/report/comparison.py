@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from medssl.report.parts import Evaluation
 
 MEASURES = ("auroc", "balanced_accuracy")  # of classifications; more is better
-TITLES = {"dice": "mean Dice", "auroc": "AUROC", "balanced_accuracy": "balanced accuracy"}
+TITLES = {
+    "dice": "mean Dice",
+    "hd95_mm": "mean HD95 (mm, less is better)",
+    "auroc": "AUROC",
+    "balanced_accuracy": "balanced accuracy",
+    "ece": "calibration error (less is better)",
+    "brier": "Brier score (less is better)",
+    "nll": "negative log likelihood (less is better)",
+}
 
 
 @dataclass(frozen=True)

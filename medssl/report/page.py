@@ -7,7 +7,7 @@ import math
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from medssl.evaluate.cases import LACKS, scan_scores
+from medssl.evaluate.cases import scan_scores
 from medssl.report.comparison import Comparison, compare, title
 from medssl.report.curves import Point, Series, line_chart
 from medssl.report.parts import Evaluation, Run
@@ -52,7 +52,13 @@ def make_page(parts: Sequence[Part], heading: str = "medssl report") -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": number, "interval": interval, "source": source_of, "title_of": title}
+    environment.filters |= {
+        "number": number,
+        "interval": interval,
+        "signed": signed,
+        "source": source_of,
+        "title_of": title,
+    }
     evaluations = [part for part in parts if isinstance(part, Evaluation)]
     runs = [part for part in parts if isinstance(part, Run)]
     tunings = [run for run in runs if run.card.tuned]
@@ -76,6 +82,11 @@ def number(value: float | None, measure: str = "") -> str:
     if value is None:
         return "–"
     return f"{value:.2f}" if measure.startswith("hd95") else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference for people."""
+    return "–" if value is None else f"{value:+.3f}"
 
 
 def interval(low: float | None, high: float | None, measure: str = "") -> str:
@@ -118,13 +129,15 @@ def _group(group: Sequence[Evaluation]) -> dict[str, Any]:
 
 def _evaluation(evaluation: Evaluation, group: Sequence[Evaluation]) -> dict[str, Any]:
     summary = evaluation.summary
+    lacks = summary["kind"] == "segmentation"
     plain = {key: value for key, value in summary["by"].items() if isinstance(value, str | int | float)}
     return {
         "name": evaluation.name,
         "scans": summary["scans"],
         "subjects": summary["subjects"],
         "counts": summary["counts"],
-        "lacks": LACKS if summary["kind"] == "segmentation" else (),
+        "lacks": lacks,
+        "whole": lacks and not any(any(counts.values()) for counts in summary["counts"].values()),
         "notes": summary["notes"],
         "skipped": summary["skipped"],
         "facts": list(plain.items()),
