@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pydicom
 
 _RECIPE_FILE = "phantoms.json"
-_RECIPE_VERSION = 1  # raise it when the same arguments give other voxels
+_RECIPE_VERSION = 2  # raise it when the same arguments give other voxels
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Recipe:
             twice as thick, so it has half as many.
         modality: "MR", "CT", or "both" in turns.
         seed: Names the population.
+        shuffle_labels: Give every labelled patient the label map of the next one: a control in which there is nothing
+            to learn but where organs are on average.
     """
 
     count: int = 24
@@ -47,6 +49,7 @@ class Recipe:
     shape: tuple[int, ...] = (80, 64, 64)
     modality: Literal["MR", "CT", "both"] = "MR"
     seed: int = 0
+    shuffle_labels: bool = False
 
 
 def write_phantoms(folder: Path, recipe: Recipe, *, written: Callable[[str], object] | None = None) -> tuple[int, int]:
@@ -86,6 +89,9 @@ def _claim(folder: Path, recipe: Recipe) -> None:
             f"count {recipe.count}, labelled {recipe.labelled}, seed {recipe.seed}: give at least one scan, "
             "not more labelled scans than scans, and a seed of 0 or more"
         )
+        raise UserError(message)
+    if recipe.shuffle_labels and recipe.labelled < 2:
+        message = f"labelled {recipe.labelled}: labels can be shuffled among two or more patients"
         raise UserError(message)
     asked = {"version": _RECIPE_VERSION, **asdict(recipe), "shape": list(recipe.shape)}
     file = folder / _RECIPE_FILE
@@ -128,7 +134,9 @@ def _write(folder: Path, recipe: Recipe, number: int) -> None:
         return
     encode = _png if len(shape) == 2 else _nifti_stored_ras if number % 2 == 0 else _nifti_stored_lps
     if number < recipe.labelled:
-        _put(folder / "labels" / destination.name, encode(scan.label, scan))
+        other = (number + 1) % recipe.labelled if recipe.shuffle_labels else number
+        label = scan.label if other == number else phantom(recipe.seed, shape, number=other, modality=modality).label
+        _put(folder / "labels" / destination.name, encode(label, scan))
     _put(destination, encode(scan.image, scan))
 
 

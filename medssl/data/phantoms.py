@@ -129,6 +129,7 @@ def phantom(
     build = anatomy.uniform(0.9, 1.1, size=3)
     patient = [float(width * share) for width, share in zip(PATIENT_MM, build, strict=True)]
     height = float(anatomy.uniform(-0.35, 0.4))  # where a picture cuts through the patient
+    begun = float(anatomy.uniform(-0.3, 0.3))  # a volume does not begin at the same vertebra in every patient
     flat = len(shape) == 2
     grid = (shape[1], shape[0], 1) if flat else shape
     if spacing_mm is None:
@@ -141,8 +142,7 @@ def phantom(
         ((np.arange(count) - (count - 1) / 2) * step * 2 / width).astype(np.float32)
         for count, step, width in zip(grid, spacing, patient, strict=True)
     ]
-    if flat:
-        places[2] = places[2] + np.float32(height)
+    places[2] = places[2] + np.float32(height if flat else begun)
     structures = _draw_structures(anatomy)
     owner = _owners(_bend(places, anatomy), structures)
     values = _render(owner, structures, spacing, modality, scanner)
@@ -172,11 +172,12 @@ def _draw_structures(generator: np.random.Generator) -> tuple[_Structure, ...]:
     """The plan with every ellipsoid moved and resized, and with loops of bowel and lesions that no plan foresees."""
     drawn = [_Structure(_AIR, (), floor=True), *_BODY]
     for structure in _PLAN:
-        shared = generator.normal(0, 0.04, size=3)  # ellipsoids of one structure move together
+        shared = generator.normal(0, (0.06, 0.07, 0.11))  # ellipsoids of one structure move together
+        size = generator.uniform(0.75, 1.25)
         ellipsoids = []
         for centre, radii in structure.ellipsoids:
-            moved = np.asarray(centre) + shared + generator.normal(0, 0.015, size=3)
-            grown = np.asarray(radii) * generator.uniform(0.85, 1.15, size=3)
+            moved = np.asarray(centre) + shared + generator.normal(0, 0.02, size=3)
+            grown = np.asarray(radii) * size * generator.uniform(0.85, 1.15, size=3)
             ellipsoids.append((_triple(moved), _triple(grown)))
         drawn.append(_Structure(structure.tissue, tuple(ellipsoids), structure.label))
     for _ in range(int(generator.integers(9, 15))):  # the lower belly is full of bowel

@@ -14,6 +14,7 @@ def phantoms(
     shape: tuple[int, ...] = (80, 64, 64),
     modality: Literal["MR", "CT", "both"] = "MR",
     seed: int = 0,
+    shuffle_labels: bool = False,
 ) -> int:
     """Write synthetic patients with labels of liver, spleen and kidneys: NIfTI, DICOM series, or PNG pictures.
 
@@ -24,6 +25,8 @@ def phantoms(
         shape: Voxels per axis; two numbers (rows, columns) make pictures instead of volumes.
         modality: MR, CT, or both in turns.
         seed: Names the population; the same seed gives the same files.
+        shuffle_labels: Give every labelled patient the label map of another: a control in which there is nothing to
+            learn from the image.
 
     Returns:
         0: every scan is there.
@@ -32,8 +35,9 @@ def phantoms(
 
     from medssl.data.phantom_files import Recipe, write_phantoms
 
-    recipe = Recipe(count=count, labelled=labelled, shape=tuple(shape), modality=modality, seed=seed)
+    recipe = Recipe(count, labelled, tuple(shape), modality, seed, shuffle_labels)
     with tqdm(total=count, desc="phantoms", unit="scan") as bar:
         new, old = write_phantoms(out, recipe, written=lambda _: bar.update())
-    print(f"{out}: {count} synthetic scans, {labelled} with labels ({new} written, {old} there already)")
+    labels = "labels of another patient" if shuffle_labels else "labels"
+    print(f"{out}: {count} synthetic scans, {labelled} with {labels} ({new} written, {old} there already)")
     return 0

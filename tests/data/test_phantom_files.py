@@ -122,6 +122,26 @@ def test_pictures(tmp_path):
     assert not (tmp_path / "scans" / "labels" / "PHANTOM-0002.png").exists()
 
 
+def test_shuffled_labels_are_those_of_another_patient(tmp_path):
+    recipe = Recipe(count=5, labelled=4, shape=(24, 20, 16), seed=1, shuffle_labels=True)
+    write_phantoms(tmp_path / "scans", recipe)
+    for number, other in ((0, 1), (1, 2), (3, 0)):
+        shape = (24, 20, 8) if number == 3 else (24, 20, 16)
+        image, label = (
+            nibabel.as_closest_canonical(nibabel.load(tmp_path / "scans" / kind / f"PHANTOM-000{number}.nii.gz"))
+            for kind in ("images", "labels")
+        )
+        assert np.array_equal(np.asarray(image.dataobj), phantom(1, shape, number=number).image)
+        assert np.array_equal(np.asarray(label.dataobj), phantom(1, shape, number=other).label)
+        assert np.allclose(label.affine, image.affine)
+
+
+def test_one_label_cannot_be_shuffled(tmp_path):
+    with pytest.raises(UserError, match="labelled 1: labels can be shuffled among two or more patients"):
+        write_phantoms(tmp_path / "scans", Recipe(count=2, labelled=1, shuffle_labels=True))
+    assert not (tmp_path / "scans").exists()
+
+
 def test_both_modalities_take_turns(tmp_path):
     write_phantoms(tmp_path / "scans", Recipe(count=2, labelled=2, shape=(16, 16, 16), modality="both"))
     lowest = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,15 @@ def test_seed_and_number_change_the_patient():
     for other in (phantom(1, SHAPE), phantom(0, SHAPE, number=1)):
         assert not np.array_equal(base.label, other.label)
         assert dice(base.label > 0, other.label > 0) > 0.3  # the plan of the abdomen is shared
+
+
+def test_a_mask_of_another_patient_is_a_bad_answer():
+    """What guessing gives: an average of organs at their usual places."""
+    labels = [phantom(0, SHAPE, number=number).label for number in range(8)]
+    pairs = list(itertools.combinations(labels, 2))
+    chance = {value: np.mean([dice(a == value, b == value) for a, b in pairs]) for value, _ in CLASSES[1:]}
+    assert np.mean(list(chance.values())) < 0.35
+    assert max(chance.values()) < 0.6
 
 
 def test_both_scanners_see_one_anatomy():

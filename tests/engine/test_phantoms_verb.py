@@ -13,6 +13,12 @@ def test_the_verb_writes_and_counts(tmp_path, capsys):
     assert "(0 written, 3 there already)" in capsys.readouterr().out
 
 
+def test_shuffled_labels_are_said(tmp_path, capsys):
+    words = ["--count", "2", "--labelled", "2", "--shape", "[16, 16, 12]", "--shuffle_labels", "true"]
+    assert main(["phantoms", str(tmp_path / "scans"), *words]) == 0
+    assert "2 with labels of another patient" in capsys.readouterr().out
+
+
 def test_mistakes_are_one_line(tmp_path, capsys):
     assert main(["phantoms", str(tmp_path / "scans"), "--shape", "[4, 4, 4]"]) == 2
     assert "error: a phantom's shape is [4, 4, 4]" in capsys.readouterr().err
