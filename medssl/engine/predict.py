@@ -127,6 +127,9 @@ class _Given:
                 if self.has(scan, opened.root):
                     name = PurePosixPath(scan.source.parts[0].path).name
                     yield f"{scan.scan_id} ({name})", scan.status.reason
+        for path, reason in opened.connection.execute("SELECT path, reason FROM files WHERE state = 'ignored'"):
+            if Path(os.path.normpath(opened.root / path)) in self.files:
+                yield PurePosixPath(path).name, reason
 
 
 def _names(scans: Sequence[Scan], by: Literal["scan_id", "file"]) -> dict[str, str]:

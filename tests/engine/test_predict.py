@@ -336,6 +336,15 @@ def test_a_file_stands_for_its_scan_and_its_folder_is_not_searched_below(tmp_pat
         assert not list(index.connection.execute("SELECT path FROM files WHERE path LIKE '%deep%'"))
 
 
+def test_a_file_that_is_no_scan_is_told(tmp_path, files, out, capsys):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans" / "notes.txt").write_text("no scan")
+    assert predict(fitted.save(tmp_path / "run"), (tmp_path / "scans" / "notes.txt",), out=out, files=files) == 1
+    told = capsys.readouterr()
+    assert "skipped notes.txt: not an image" in told.out
+    assert told.err.endswith("error: no scan could be predicted, 1 were skipped\n")
+
+
 def test_equal_names_have_the_identifier_behind_them(tmp_path, files, out):
     for folder in ("one", "two"):
         write_nifti(tmp_path / "scans" / folder / "brain.nii.gz", noise((8, 8, 4)))
