@@ -147,16 +147,16 @@ def one(study: Study, work: Path, run: tuple[str, int | None, int, float], threa
     """Fine-tunes, evaluates on the test subjects, and returns the row."""
     arm, count, seed, rate = run
     folder = work / "runs" / f"{arm}-{count}-{seed}-{rate:g}"
-    started = time.monotonic()
+    log, started = folder.parent / f"{folder.name}.log", time.monotonic()
     medssl(
         "finetune", *study.finetune, "--store", str(work / "store"), "--run", str(folder),
         "--pretrained", str(work / "pretrained"), *(["--from-scratch"] if arm == "scratch" else []),
         *(["--labels", str(count)] if count else []), "--training.seed", str(seed),
-        "--optimizer.learning_rate", str(rate), threads=threads, log=folder.with_suffix(".log"),
+        "--optimizer.learning_rate", str(rate), threads=threads, log=log,
     )  # fmt: skip
     medssl(
         "evaluate", str(folder), "--index", str(work / "index.sqlite"), "--out", str(folder / "test"),
-        threads=threads, log=folder.with_suffix(".log"),
+        threads=threads, log=log,
     )  # fmt: skip
     steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     name = f"validation_{study.metric}"
