@@ -6,6 +6,9 @@ goes on where it was, and rows that are there are not computed again.
     python studies/few_labels.py hippocampus --data DATA --work WORK --rows docs/results/few_labels_hippocampus.csv
     python studies/few_labels.py ultrasound  --data DATA --work WORK --rows docs/results/few_labels_ultrasound.csv
 
+Beside the rows, NAME_cases.csv holds what each run says of each test subject (numbered, not named) and NAME_curves.csv
+its validation over steps: all that the summary needs.
+
 Learning rates are chosen for each arm by the validation metric alone, at the second number of labels with seed 0.
 """
 
@@ -22,12 +25,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from medssl.data.index import Index
+from medssl.evaluate.cases import read_classification, read_segmentation, scan_scores
 
 COLUMNS = (
     "arm", "labels", "seed", "learning_rate", "steps", "best_step", "validation", "gain_last_third", "metric", "test",
     "low", "high", "seconds",
 )  # fmt: skip
+RUN = ("arm", "labels", "seed", "learning_rate")
+CASES, CURVES = (*RUN, "case", "truth", "scores"), (*RUN, "step", "validation")
 ARMS = ("pretrained", "scratch")
 SEEDS = (0, 1, 2)
 
@@ -43,6 +51,7 @@ class Study:
     labels: tuple[int | None, ...]
     rates: tuple[float, ...]
     metric: str
+    all_labels: int  # how many subjects None stands for
 
 
 STUDIES = {
@@ -63,8 +72,9 @@ STUDIES = {
             "--training.steps", "800", "--training.output.validate_every", "40",
         ),
         labels=(2, 4, 8),
-        rates=(3e-4, 1e-3, 3e-3),
+        rates=(3e-4, 1e-3, 3e-3, 1e-2),
         metric="dice",
+        all_labels=80,
     ),
     "ultrasound": Study(
         index=(
@@ -83,6 +93,7 @@ STUDIES = {
         labels=(24, None),
         rates=(1e-4, 3e-4, 1e-3),
         metric="auroc",
+        all_labels=239,
     ),
 }  # fmt: skip
 SPLITS = {"hippocampus": (40, 10), "ultrasound": (100, 50)}  # subjects for test and validation; the rest trains
@@ -139,8 +150,11 @@ def complete(study: Study, work: Path, rows: Path, runs: list[tuple[str, int | N
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     with ThreadPoolExecutor(jobs) as pool:
         for done in as_completed([pool.submit(one, study, work, run, threads) for run in missing]):
-            append(rows, done.result())
-            print(done.result(), flush=True)
+            row = done.result()
+            run = (row["arm"], row["labels"], row["seed"], row["learning_rate"])
+            detail(study, work, rows, run)
+            append(rows, COLUMNS, [row])  # last: a run with a row is complete
+            print(row, flush=True)
 
 
 def one(study: Study, work: Path, run: tuple[str, int | None, int, float], threads: str) -> dict[str, object]:
@@ -158,14 +172,12 @@ def one(study: Study, work: Path, run: tuple[str, int | None, int, float], threa
         "evaluate", str(folder), "--index", str(work / "index.sqlite"), "--out", str(folder / "test"),
         threads=threads, log=log,
     )  # fmt: skip
-    steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    name = f"validation_{study.metric}"
-    curve = [(row["step"], row[name]) for row in steps if name in row]
-    before = max(value for step, value in curve if step <= curve[-1][0] * 2 / 3)
-    top_step, top = max(curve, key=lambda point: point[1])
+    points = curve(folder, study.metric)
+    before = max(value for step, value in points if step <= points[-1][0] * 2 / 3)
+    top_step, top = max(points, key=lambda point: point[1])
     found = json.loads((folder / "test" / "summary.json").read_text())["metrics"][study.metric]
     return dict(zip(COLUMNS, (
-        *run, steps[-1]["step"], top_step, round(top, 5), round(max(0.0, top - before), 5), study.metric,
+        *run, points[-1][0], top_step, round(top, 5), round(max(0.0, top - before), 5), study.metric,
         round(found["value"], 5), round(found["low"], 5), round(found["high"], 5), round(time.monotonic() - started),
     ), strict=True))  # fmt: skip
 
@@ -189,16 +201,53 @@ def read(rows: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def append(rows: Path, row: dict[str, object]) -> None:
-    """Adds a row: the whole table is written beside and renamed."""
-    rows.parent.mkdir(parents=True, exist_ok=True)
-    table = [*read(rows), {name: str(value) for name, value in row.items()}]
-    part = rows.with_suffix(".part")
+def append(table: Path, columns: tuple[str, ...], new: list[dict[str, object]]) -> None:
+    """Adds rows in the place of those of the same runs: the whole table is written beside and renamed."""
+    table.parent.mkdir(parents=True, exist_ok=True)
+    fresh = [{name: str(row[name]) for name in columns} for row in new]
+    runs = {key(row) for row in fresh}
+    part = table.with_suffix(".part")
     with part.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(table)
-    part.replace(rows)
+        writer.writerows([row for row in read(table) if key(row) not in runs] + fresh)
+    part.replace(table)
+
+
+def detail(study: Study, work: Path, rows: Path, run: tuple[object, ...]) -> None:
+    """Keeps what a run says of every test subject, and its validation over steps."""
+    arm, count, seed, rate = run
+    folder, named = work / "runs" / f"{arm}-{count}-{seed}-{rate:g}", dict(zip(RUN, run, strict=True))
+    place = {scan_id: number for number, scan_id in enumerate(test_order(work))}
+    if study.metric == "dice":
+        table = read_segmentation(folder / "test/cases.csv")
+        cases = [(place[scan_id], "", repr(value)) for scan_id, value in scan_scores(table).items()]
+    else:
+        answers, _ = read_classification(folder / "test/cases.csv")
+        cases = [(place[row.scan_id], row.truth, " ".join(map(repr, row.probabilities))) for row in answers]
+    append(
+        rows.with_name(f"{rows.stem}_cases.csv"), CASES,
+        [named | {"case": case, "truth": truth, "scores": scores} for case, truth, scores in sorted(cases)],
+    )  # fmt: skip
+    append(
+        rows.with_name(f"{rows.stem}_curves.csv"), CURVES,
+        [named | {"step": step, "validation": value} for step, value in curve(folder, study.metric)],
+    )  # fmt: skip
+
+
+def test_order(work: Path) -> list[str]:
+    """Test scans in the order of the table of splits, which depends on the names of the files alone."""
+    with (work / "split.csv").open(newline="") as stream:
+        names = [row["name"] for row in csv.DictReader(stream) if row["split"] == "test"]
+    with Index.open(work / "index.sqlite") as opened:
+        found = {PurePosixPath(scan.source.parts[0].path).name: scan.scan_id for scan in opened.scans(split="test")}
+    return [found[name] for name in names]
+
+
+def curve(folder: Path, metric: str) -> list[tuple[int, float]]:
+    """Step and validation measure of a run."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row[f"validation_{metric}"]) for row in rows if f"validation_{metric}" in row]
 
 
 def medssl(*words: str, threads: str | None = None, log: Path | None = None) -> None:

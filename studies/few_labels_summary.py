@@ -1,6 +1,6 @@
-"""What the rows and the test scores of ``few_labels.py`` say: a table with verdicts, and two pictures.
+"""What the tables of ``few_labels.py`` say: mean and interval of each arm, verdicts, and two pictures.
 
-    python studies/few_labels_summary.py hippocampus --work WORK --rows docs/results/few_labels_hippocampus.csv
+    python studies/few_labels_summary.py hippocampus --rows docs/results/few_labels_hippocampus.csv
 
 Prints Markdown, and writes NAME_labels.svg (test measure over labels) and NAME_curves.svg (validation over steps)
 beside the rows. Differences are of the same test subjects, mean over the seeds; intervals are of subjects drawn again.
@@ -9,14 +9,12 @@ beside the rows. Differences are of the same test subjects, mean over the seeds;
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
-from few_labels import ARMS, SEEDS, STUDIES, read
+from few_labels import ARMS, SEEDS, STUDIES, key, read
 
 from medssl.evaluate.bootstrap import Interval, mean_interval, paired_difference, statistic_interval
-from medssl.evaluate.cases import read_classification, read_segmentation, scan_scores
 from medssl.evaluate.classification import metrics
 from medssl.report.curves import Point, Series, line_chart
 
@@ -27,23 +25,28 @@ def main() -> None:
     """Prints the table and writes the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rows", type=Path, required=True)
     given = parser.parse_args()
-    study, runs = STUDIES[given.study], given.work / given.study / "runs"
-    rates = {arm: chosen(given.rows, arm) for arm in ARMS}
+    study, rows = STUDIES[given.study], given.rows
+    tables = {name: read(rows.with_name(f"{rows.stem}_{name}.csv")) for name in ("cases", "curves")}
+    rates = {arm: chosen(rows, arm) for arm in ARMS}
     found: dict[str, list[Point]] = {arm: [] for arm in ARMS}
     curves = []
     print(f"| labelled subjects | pretrained | scratch | difference | verdict |\n|{'---|' * 5}")
     for count in study.labels:
-        folders = {arm: [runs / f"{arm}-{count}-{seed}-{rates[arm]:g}" for seed in SEEDS] for arm in ARMS}
-        if not all((folder / "test/summary.json").exists() for arm in ARMS for folder in folders[arm]):
+        runs = {arm: [of_run(tables["cases"], "case", arm, count, seed, rates[arm]) for seed in SEEDS] for arm in ARMS}
+        if not all(all(own) for own in runs.values()):
+            print(f"| {count or 'all'} | not all runs are done ||||")
             continue
-        values, difference = (dice if study.metric == "dice" else auroc)(folders)
-        place = count or training_subjects(folders["scratch"][0])
+        values, difference = (dice if study.metric == "dice" else auroc)(runs)
+        place = count or study.all_labels
         for arm in ARMS:
             found[arm].append(Point(place, values[arm].value or 0.0, values[arm].low, values[arm].high))
-            curves.append(Series(f"{arm}, {place}", validation(folders[arm], study.metric), faint=arm == "scratch"))
+            own = [of_run(tables["curves"], "step", arm, count, seed, rates[arm]) for seed in SEEDS]
+            means = tuple(
+                Point(step, float(np.mean([float(run[step]["validation"]) for run in own]))) for step in own[0]
+            )
+            curves.append(Series(f"{arm}, {place}", means, faint=arm == "scratch"))
         cells = [shown(values[arm]) for arm in ARMS] + [shown(difference, "+")]
         print(f"| {place} | {' | '.join(cells)} | {verdict(difference)} |")
     charts = {
@@ -56,7 +59,15 @@ def main() -> None:
         ),
     }  # fmt: skip
     for name, text in charts.items():
-        given.rows.with_name(f"{given.rows.stem}_{name}.svg").write_text(text)
+        rows.with_name(f"{rows.stem}_{name}.svg").write_text(text)
+
+
+def of_run(
+    table: list[dict[str, str]], by: str, arm: str, labels: int | None, seed: int, rate: float
+) -> dict[int, dict[str, str]]:
+    """The lines of one run, by case or by step."""
+    wanted = (arm, str(labels), str(seed), str(rate))
+    return {int(row[by]): row for row in table if key(row) == wanted}
 
 
 def chosen(rows: Path, arm: str) -> float:
@@ -66,30 +77,25 @@ def chosen(rows: Path, arm: str) -> float:
     return float(max(rates, key=lambda rate: len({row["seed"] for row in own if row["learning_rate"] == rate})))
 
 
-def dice(folders: dict[str, list[Path]]) -> tuple[dict[str, Interval], Interval]:
+def dice(cases: dict[str, list[dict[int, dict[str, str]]]]) -> tuple[dict[str, Interval], Interval]:
     """Mean Dice of each arm, and the difference of the arms, over test subjects."""
-    means: dict[str, dict[str, float]] = {}
-    for arm, runs in folders.items():
-        of_run = []
-        for run in runs:
-            rows = read_segmentation(run / "test/cases.csv")
-            subject = {row.scan_id: row.subject_id for row in rows}
-            of_run.append({subject[scan]: value for scan, value in scan_scores(rows).items()})
-        means[arm] = {name: float(np.mean([one[name] for one in of_run])) for name in of_run[0]}
+    means = {
+        arm: {str(case): float(np.mean([float(run[case]["scores"]) for run in runs])) for case in runs[0]}
+        for arm, runs in cases.items()
+    }
     values = {arm: mean_interval(list(own.values()), list(own)) for arm, own in means.items()}
     return values, paired_difference(means[ARMS[0]], means[ARMS[1]])
 
 
-def auroc(folders: dict[str, list[Path]]) -> tuple[dict[str, Interval], Interval]:
+def auroc(cases: dict[str, list[dict[int, dict[str, str]]]]) -> tuple[dict[str, Interval], Interval]:
     """Mean AUROC of each arm over its runs, and the difference of the arms; the same test scans are drawn for both."""
-    held = {arm: [read_classification(run / "test/cases.csv") for run in runs] for arm, runs in folders.items()}
-    rows, names = held[ARMS[0]][0]
-    order, subjects = [row.scan_id for row in rows], [row.subject_id for row in rows]
-    truth = np.array([names.index(row.truth) for row in rows])
-    measure = metrics(names)["auroc"]
+    first = cases[ARMS[0]][0]
+    names = sorted({row["truth"] for row in first.values()})
+    truth = np.array([names.index(row["truth"]) for row in first.values()])
+    measure, order = metrics(names)["auroc"], list(first)
     scores = {
-        arm: [np.array([{row.scan_id: row for row in one}[scan].probabilities for scan in order]) for one, _ in runs]
-        for arm, runs in held.items()
+        arm: [np.array([[float(x) for x in run[case]["scores"].split()] for case in order]) for run in runs]
+        for arm, runs in cases.items()
     }
 
     def mean(arm: str, places: np.ndarray) -> float | None:
@@ -97,25 +103,12 @@ def auroc(folders: dict[str, list[Path]]) -> tuple[dict[str, Interval], Interval
         return None if any(value is None for value in values) else float(np.mean(values))
 
     def difference(places: np.ndarray) -> float | None:
-        first, second = (mean(arm, places) for arm in ARMS)
-        return None if first is None or second is None else first - second
+        found = [mean(arm, places) for arm in ARMS]
+        return None if None in found else found[0] - found[1]
 
-    values = {arm: statistic_interval(lambda places, arm=arm: mean(arm, places), subjects) for arm in ARMS}
-    return values, statistic_interval(difference, subjects)
-
-
-def validation(folders: list[Path], metric: str) -> tuple[Point, ...]:
-    """Validation measure over steps, mean of the seeds."""
-    name = f"validation_{metric}"
-    tables = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in folders]
-    curves = [{row["step"]: row[name] for row in table if name in row} for table in tables]
-    return tuple(Point(step, float(np.mean([curve[step] for curve in curves]))) for step in curves[0])
-
-
-def training_subjects(run: Path) -> int:
-    """How many labelled subjects a run with all labels had, as its log says."""
-    text = (run.parent / f"{run.name}.log").read_text().partition(" labelled subjects")[0]
-    return int(text.rpartition(" ")[2])
+    who = list(map(str, order))
+    values = {arm: statistic_interval(lambda places, arm=arm: mean(arm, places), who) for arm in ARMS}
+    return values, statistic_interval(difference, who)
 
 
 def shown(interval: Interval, sign: str = "") -> str:
