@@ -11,7 +11,11 @@ SHELL := /bin/bash
 VENV ?= .venv
 WORKERS ?= 2
 DEMO ?= demo
-DEMO_STEPS ?= 150
+DEMO_PRETRAINING ?= 150
+DEMO_STEPS ?= 300
+DEMO_LABELS ?= 4
+# half precision where the processor computes in it
+DEMO_PRECISION ?= $(shell grep -q avx512_bf16 /proc/cpuinfo 2>/dev/null && echo bf16 || echo fp32)
 BIN := $(VENV)/bin
 MEDSSL := $(BIN)/medssl
 INSTALLED := $(VENV)/.medssl-test
@@ -58,24 +62,39 @@ docs: $(DOCS_INSTALLED) ## build the documentation into docs/_build
 	@echo "docs/_build/index.html"
 
 # The key of an institution is secret; that of synthetic patients need not be, and makes every demo split alike.
-demo: $(INSTALLED) ## phantoms -> index -> store -> SparK pretraining, in ./demo
-	@echo "== 1. synthetic patients, some as NIfTI, some as DICOM series, a few with labels"
-	@$(MEDSSL) phantoms $(DEMO)/scans
+# 6 mm voxels: a crop shows most of a patient, and two cores are enough.
+FINETUNE = $(MEDSSL) finetune --config segment_3d_small --store $(DEMO)/store --pretrained $(DEMO)/pretrained \
+	--labels $(DEMO_LABELS) --data.view.size '[40,40,40]' --training.steps $(DEMO_STEPS) \
+	--training.output.validate_every 100 --training.output.picture_every 100 --optimizer.learning_rate 3e-3 \
+	--training.precision $(DEMO_PRECISION)
+EVALUATE = $(MEDSSL) evaluate --index $(DEMO)/index/scans.sqlite
+
+demo: $(INSTALLED) ## phantoms -> index -> store -> SparK -> few labels, and without SparK -> scores -> one page
+	@echo "== 1. synthetic patients, some as NIfTI, some as DICOM series, a third with labels"
+	@$(MEDSSL) phantoms $(DEMO)/scans --count 60 --labelled 20
 	@(umask 077; test -f $(DEMO)/key || printf '%064d\n' 0 > $(DEMO)/key)
 	@echo "== 2. the index: what is there, who is who, what is a label"
 	@$(MEDSSL) index $(DEMO)/scans --index $(DEMO)/index/scans.sqlite --files.key $(DEMO)/key --files.modality MR \
-		--subject '(PHANTOM-[0-9]+)' --labels.masks images=labels \
+		--subject '(PHANTOM-[0-9]+)' --labels.masks images=labels --labels.split train=0.55,val=0.15,test=0.3 \
 		--labels.class_names 0=background,1=liver,2=spleen,3=kidneys
-	@echo "== 3. the store: oriented, 4 mm voxels, in chunks"
-	@$(MEDSSL) cache $(DEMO)/index/scans.sqlite $(DEMO)/store --preprocess mr --preprocess.spacing_mm '[4,4,4]'
-	@echo "== 4. pretraining with SparK: a residual encoder fills in what is hidden from it"
-	@$(MEDSSL) pretrain --config spark_3d_small --store $(DEMO)/store --run $(DEMO)/run \
-		--objective.view.size '[40,40,40]' --training.steps $(DEMO_STEPS) \
-		--training.output.picture_every 50
-	@echo "== done; made in $(DEMO):"
-	@echo "  encoder and card    $(DEMO)/run/encoder.safetensors, $(DEMO)/run/card.json"
-	@echo "  loss over time      $(DEMO)/run/metrics.jsonl"
-	@echo "  input, mask, reconstruction:  $$(ls $(DEMO)/run/pictures/*.png | tail -n 1)"
+	@echo "== 3. the store: oriented, 6 mm voxels, in chunks"
+	@$(MEDSSL) cache $(DEMO)/index/scans.sqlite $(DEMO)/store --preprocess mr --preprocess.spacing_mm '[6,6,6]'
+	@echo "== 4. pretraining with SparK, no labels: a residual encoder fills in what is hidden from it"
+	@$(MEDSSL) pretrain --config spark_3d_small --store $(DEMO)/store --run $(DEMO)/pretrained \
+		--objective.view.size '[40,40,40]' --training.steps $(DEMO_PRETRAINING) --training.batch_size 2 \
+		--training.precision $(DEMO_PRECISION) --training.output.picture_every 50
+	@echo "== 5. fine-tuning with the labels of $(DEMO_LABELS) patients"
+	@$(FINETUNE) --run $(DEMO)/finetuned
+	@echo "== 6. its twin: the same from random weights"
+	@$(FINETUNE) --run $(DEMO)/scratch --from-scratch
+	@echo "== 7. both on patients that neither has seen, on the scans' own grids"
+	@$(EVALUATE) $(DEMO)/finetuned --out $(DEMO)/scores/finetuned
+	@$(EVALUATE) $(DEMO)/scratch --out $(DEMO)/scores/scratch
+	@echo "== 8. one page"
+	@$(MEDSSL) report $(DEMO)/report.html "pretrained=$(DEMO)/scores/finetuned" "from scratch=$(DEMO)/scores/scratch" \
+		"fine-tuned after SparK=$(DEMO)/finetuned" "fine-tuned from scratch=$(DEMO)/scratch" "SparK=$(DEMO)/pretrained" \
+		--heading "medssl demo: $(DEMO_LABELS) labelled synthetic patients"
+	@echo "== done; open $(DEMO)/report.html in a browser"
 
 clean: ## remove the demo, built documentation and caches (not the environment)
 	rm -rf $(DEMO) docs/_build build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

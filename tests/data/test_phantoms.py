@@ -37,7 +37,7 @@ def test_a_mask_of_another_patient_is_a_bad_answer():
     labels = [phantom(0, SHAPE, number=number).label for number in range(8)]
     pairs = list(itertools.combinations(labels, 2))
     chance = {value: np.mean([dice(a == value, b == value) for a, b in pairs]) for value, _ in CLASSES[1:]}
-    assert np.mean(list(chance.values())) < 0.35
+    assert np.mean(list(chance.values())) < 0.4
     assert max(chance.values()) < 0.6
 
 
