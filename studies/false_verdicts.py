@@ -1,7 +1,7 @@
 """How often the verdict of a comparison is wrong where nothing differs, and how often it finds what is there.
 
-Simulated tables of scores: 5 runs an arm, 40 test subjects, three numbers of labelled subjects (2, 4, 8). Differences of
-paired runs vary by run (the luck of the labelled subjects and of the seed), by subject, and by the rest (give other
+Simulated tables of scores: 5 runs an arm, 40 test subjects, three numbers of labelled subjects (2, 4, 8). Differences
+of paired runs vary by run (the luck of the labelled subjects and of the seed), by subject, and by the rest (give other
 deviations with --run, --subject, --rest).
 
     python studies/false_verdicts.py [--tables 1000]
