@@ -112,8 +112,9 @@ def _lines(matrix: Matrix, first: Matrix, last: Matrix, size: Sequence[int]) -> 
         if slope == 0:
             end = np.where((near <= 0) & (far >= 0), end, -1.0)
         else:
-            begin = np.maximum(begin, np.minimum(near / slope, far / slope))
-            end = np.minimum(end, np.maximum(near / slope, far / slope))
+            with np.errstate(over="ignore"):  # next to no slope: the line meets the bound at infinity
+                crossings = near / slope, far / slope
+            begin, end = np.maximum(begin, np.minimum(*crossings)), np.minimum(end, np.maximum(*crossings))
     return np.ceil(begin).clip(0, length).astype(np.int32), np.floor(end).clip(-1, length - 1).astype(np.int32)
 
 

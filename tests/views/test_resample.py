@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from views.made import coordinate_image, where_read
@@ -156,6 +156,7 @@ def test_nearest_reads_the_nearest_voxel(degrees, scale, flat):
 
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.floats(-40, 40), min_size=3, max_size=3), st.floats(0.5, 1.6), st.booleans(), st.booleans())
+@example(degrees=[0.0, 2.2250738585072014e-308, 0.0], scale=1.0, flat=False, straight=False)
 def test_covered_means_that_the_nearest_voxel_is_in_the_box(degrees, scale, flat, straight):
     n = 2 if flat else 3
     size, source = (9, 8, 7)[:n], (12, 10, 9)[:n]
