@@ -213,9 +213,7 @@ def test_two_processes_equal_one_with_the_whole_batch(place, tmp_path):
     assert [process.returncode for process in running] == [0, 0], said
     one, two = (torch.load(tmp_path / run / "checkpoints/last.pt", weights_only=True) for run in ("1", "2"))
     for name, value in one["objective"].items():
-        if not name.endswith(
-            (".conv.bias", ".all_modules.0.bias")
-        ):  # the norm undoes it: Adam on rounding errors
+        if not name.endswith((".conv.bias", ".all_modules.0.bias")):  # the norm undoes it: Adam on rounding errors
             assert torch.allclose(value, two["objective"][name], atol=1e-5), name
     dice = [rows(tmp_path / run)[-1]["validation_dice"] for run in ("1", "2")]
     assert dice[0] == pytest.approx(dice[1], abs=2e-3)
