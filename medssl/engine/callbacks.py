@@ -232,4 +232,7 @@ class Pictures(lightning.Callback):
             drawn = pictures(batch, pl_module.step_of(batch.origin.samples))
         self.folder.mkdir(exist_ok=True)
         images = {name: image.float().cpu() for name, image in drawn.items()}
-        draw(self.folder / f"step_{step:06d}.png", images, batch.views[0].spacing_mm.median(0).values.tolist())
+        view = batch.views[0]
+        to_the_right = bool(view.world_affine[0, 0, 0] > 0)
+        spacing_mm = view.spacing_mm.median(0).values.tolist()
+        draw(self.folder / f"step_{step:06d}.png", images, spacing_mm, mirrored=to_the_right)

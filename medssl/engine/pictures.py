@@ -19,17 +19,24 @@ if TYPE_CHECKING:
 GAP, HEADER, ROWS, SIDE = 4, 14, 4, 128
 
 
-def draw(path: Path, tensors: dict[str, Float[Tensor, "B C *s"]], spacing_mm: Sequence[float] | None = None) -> None:
+def draw(
+    path: Path,
+    tensors: dict[str, Float[Tensor, "B C *s"]],
+    spacing_mm: Sequence[float] | None = None,
+    *,
+    mirrored: bool = False,
+) -> None:
     """Writes a PNG: at most four samples; gray values of a row span the 1st to 99th percentile of its first tensor.
 
-    With ``spacing_mm`` (per axis) thick slices are drawn as thick as they are, in whole voxels.
+    With ``spacing_mm`` (per axis) thick slices are drawn as thick as they are, in whole voxels. ``mirrored`` shows the
+    first axis of volumes from right to left: where it grows to the patient's right, that is the radiological view.
     """
     names = list(tensors)
     arrays = [tensors[name].numpy() for name in names]
     finest = min(spacing_mm) if spacing_mm else 1.0
     repeats = [max(1, round(mm / finest)) for mm in spacing_mm or (1.0,) * (arrays[0].ndim - 2)]
     rows = [
-        [tile for array in arrays for tile in tiles(array[b], arrays[0][b], repeats)]
+        [tile for array in arrays for tile in tiles(array[b], arrays[0][b], repeats, mirrored=mirrored)]
         for b in range(min(ROWS, len(arrays[0])))
     ]
     per_tensor = len(rows[0]) // len(names)
@@ -45,7 +52,11 @@ def draw(path: Path, tensors: dict[str, Float[Tensor, "B C *s"]], spacing_mm: Se
 
 
 def tiles(
-    image: Float[np.ndarray, "C *s"], scale: Float[np.ndarray, "C *s"], repeats: Sequence[int]
+    image: Float[np.ndarray, "C *s"],
+    scale: Float[np.ndarray, "C *s"],
+    repeats: Sequence[int],
+    *,
+    mirrored: bool = False,
 ) -> list[UInt8[np.ndarray, "H W 3"]]:
     """An image as it is, a volume as its middle slice across each axis; colours where there are three channels.
 
@@ -61,6 +72,7 @@ def tiles(
     flat = [f.repeat(repeats[a], axis=1).repeat(repeats[b], axis=2) for f, (a, b) in zip(flat, shown, strict=True)]
     if image.ndim == 4:  # stored axes point right, front, up: turned so that the last of the two shown points up
         flat = [np.rot90(f, axes=(1, 2)) for f in flat]
+        flat = [f[..., ::-1] if mirrored and a == 0 else f for f, (a, _) in zip(flat, shown, strict=True)]
     return [enlarged(np.ascontiguousarray(np.moveaxis(np.broadcast_to(f, (3, *f.shape[1:])), 0, -1))) for f in flat]
 
 
