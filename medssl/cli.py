@@ -38,7 +38,10 @@ PARSER_WORDS = (  # what the parser says of its own workings, and what the user 
     (r"Not of type Imported:.*", "Expected an import path, or class_path and init_args"),
     (r"\s+Given value:", ". Got value:"),
 )
-FRAGMENTS = {"encoder": "encoders", "objective": "objectives", "preprocess": "data", "head": "heads"}
+FRAGMENTS = {
+    **{"encoder": "encoders", "objective": "objectives", "preprocess": "data"},
+    **{"head": "heads", "optimizer": "optimizers"},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

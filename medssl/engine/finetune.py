@@ -19,7 +19,7 @@ from medssl.encoders.weights import CARD, make_encoder
 from medssl.engine import describe, running, start
 from medssl.engine.checkpoint import Progress, RunFolder
 from medssl.engine.module import Feed, TrainingLoop, keyed_seed
-from medssl.engine.optim import Optimization
+from medssl.engine.optim import FineTuning
 from medssl.engine.parallel import layout
 from medssl.engine.settings import Examples, Training
 from medssl.engine.start import Allowed, Start
@@ -46,7 +46,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     from_scratch: bool = False,
     encoder: Callable[[], Encoder] | None = None,
     labels: int | None = None,
-    optimizer: Optimization = Optimization(),  # noqa: B008 (frozen)
+    optimizer: FineTuning = FineTuning(),  # noqa: B008 (frozen)
     allow: tuple[Allowed, ...] = (),
 ) -> int:
     """Fine-tunes an encoder with a head on labelled subjects, or goes on with a run that was stopped.
@@ -82,7 +82,8 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     notes = [start.refuse_seen(opened, begin, allow)]
     network, loaded = build(begin, head, schema, training.seed)
     refuse_misfit(network, data)
-    objective = Supervised(network, data.view, data.sampling)
+    network.encoder.requires_grad_(optimizer.head_first < 1)
+    objective = Supervised(network, data.view, data.sampling, head_first=optimizer.head_first)
     settings = {"head": head, "labels": labels, "data": data, "training": training, "optimizer": optimizer}
     config: dict[str, Any] = describe.plain({"encoder": begin.encoder, "start": begin.digest} | settings)
     samples = training.batch_size * training.accumulate * layout().world_size

@@ -14,7 +14,7 @@ import lightning.pytorch as lightning
 import torch
 from torch import distributed
 
-from medssl.engine.optim import Optimization, make_optimizer, set_rates
+from medssl.engine.optim import Optimization, drop_unmoved, make_optimizer, set_rates
 from medssl.types import Step
 
 if TYPE_CHECKING:
@@ -179,6 +179,7 @@ class TrainingLoop(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Measures and clips the gradient (unscaled by now); an infinite one is the gradient scaler's business."""
+        drop_unmoved(optimizer)
         parameters = [parameter for parameter in self.objective.parameters() if parameter.grad is not None]
         limit = math.inf if self.settings.clip is None else self.settings.clip
         self.gradient_norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))

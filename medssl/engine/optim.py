@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from medssl.ops.schedules import cosine, linear_warmup_cosine
+from medssl.ops.schedules import cosine, linear, linear_warmup_cosine
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +55,50 @@ class Optimization:
                 raise UserError(message)
 
 
+    def rate(self, progress: float, *, encoder: bool) -> float:
+        """Learning rate at ``progress`` (0 to 1) of the encoder, or of everything else."""
+        del encoder
+        peak = self.learning_rate
+        return linear_warmup_cosine(
+            progress, peak, warmup=self.warmup, start=WARMUP_START * peak, end=self.final_share * peak
+        )
+
+
+@dataclass(frozen=True)
+class FineTuning(Optimization):
+    """How the weights of a head and of its encoder move.
+
+    Attributes:
+        head_first: Share of all steps in which the head moves alone while its learning rate rises; then both rise and
+            fall together (the "sawtooth" of Wald et al., An OpenMind for 3D medical vision self-supervised learning,
+            ICCV 2025). 0 moves both from the start, 1 leaves the encoder as it is.
+        encoder_rate: Learning rate of the encoder as a share of the head's.
+    """
+
+    head_first: float = 0.0
+    encoder_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, good, what in (
+            ("head_first", 0 <= self.head_first <= 1, "from 0 to 1 (1 leaves the encoder as it is)"),
+            ("encoder_rate", self.encoder_rate > 0, "above 0 (optimizer.head_first 1 leaves the encoder as it is)"),
+        ):
+            if not good:
+                message = f"optimizer.{name} must be {what}, got {getattr(self, name)}"
+                raise UserError(message)
+
+    def rate(self, progress: float, *, encoder: bool) -> float:
+        """Learning rate at ``progress`` (0 to 1) of the encoder, or of the head."""
+        share = self.encoder_rate if encoder else 1.0
+        if self.head_first == 1:
+            return 0.0 if encoder else super().rate(progress, encoder=False)
+        if progress < self.head_first:
+            peak = self.learning_rate
+            return 0.0 if encoder else linear(progress / self.head_first, WARMUP_START * peak, peak)
+        return share * super().rate((progress - self.head_first) / (1 - self.head_first), encoder=encoder)
+
+
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Whether weight decay applies: not to biases, norms, layer scales, tokens and position embeddings."""
     last = name.rpartition(".")[2]
@@ -61,13 +106,15 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Optimizer:
-    """An optimizer with two groups: what decays and what does not."""
-    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    """An optimizer with up to four groups: encoder or not, by what decays and what does not."""
+    held: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            held[name.startswith("encoder."), decays(name, parameter)].append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": [parameter for name, parameter in trained if decays(name, parameter) is decay], "decays": decay}
-        for decay in (True, False)
+        {"params": held[key], "encoder": key[0], "decays": key[1], "weight_decay": 0.0}
+        for key in sorted(held, reverse=True)
     ]
-    groups = [group | {"weight_decay": 0.0} for group in groups if group["params"]]
     if settings.name == "adamw":
         return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
     from timm.optim import Lamb
@@ -78,13 +125,19 @@ def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Opt
 
 
 def set_rates(optimizer: torch.optim.Optimizer, settings: Optimization, progress: float) -> tuple[float, float]:
-    """Sets and returns the learning rate and the weight decay of the step at ``progress`` (0 to 1)."""
-    peak = settings.learning_rate
-    rate = linear_warmup_cosine(
-        progress, peak, warmup=settings.warmup, start=WARMUP_START * peak, end=settings.final_share * peak
-    )
+    """Sets the rates of the step at ``progress`` (0 to 1); returns the learning rate of the head and the weight decay.
+
+    A group of learning rate 0 does not move at all: its gradients are to be dropped (``drop_unmoved``).
+    """
     decay = cosine(progress, *settings.weight_decay)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = settings.rate(progress, encoder=group["encoder"])
         group["weight_decay"] = decay if group["decays"] else 0.0
-    return rate, decay
+    return settings.rate(progress, encoder=False), decay
+
+
+def drop_unmoved(optimizer: torch.optim.Optimizer) -> None:
+    """Drops the gradients of groups of learning rate 0: no clipping and no moment takes them into account."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["lr"] == 0 else ():
+            parameter.grad = None

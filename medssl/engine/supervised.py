@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as lightning
@@ -37,19 +38,23 @@ class Supervised(Objective):
         network: Encoder and head.
         view: How views are cut out of scans.
         sampling: How scans fill a batch.
+        head_first: Share of all steps in which the encoder stays as it is: no dropout, no statistics that move.
     """
 
-    def __init__(self, network: Network, view: ViewSpec, sampling: Sampling) -> None:
+    def __init__(self, network: Network, view: ViewSpec, sampling: Sampling, *, head_first: float = 0.0) -> None:
         super().__init__()
         self.encoder = network.encoder
         self.head: Head = network.head
+        self.head_first = head_first
         self.needs = ViewPlan((view,), sampling)
 
     def forward(self, batch: Batch, step: Step) -> Loss:
         """Loss of one micro-batch: voxels that are padding, not scored or of the value to ignore do not count."""
         self.require(batch, step)
         image = batch.views[0].image
-        prediction = self.head(self.encoder(image), image.shape[2:])
+        with undisturbed(self.encoder) if step.progress < self.head_first else nullcontext():
+            features = self.encoder(image)
+        prediction = self.head(features, image.shape[2:])
         loss = self.head.loss(prediction, self.target(batch))
         return Loss(loss, {"loss": loss.detach()})
 

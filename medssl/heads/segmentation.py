@@ -1,4 +1,4 @@
-r"""Segmentation head: a U-Net decoder over the maps of any encoder, trained by Dice and cross-entropy.
+r"""Segmentation heads over the maps of any encoder, trained by Dice and cross-entropy: a U-Net decoder, a linear probe.
 
 With probabilities :math:`p`, one-hot truth :math:`t`, labelled voxels :math:`j`, foreground classes :math:`k`::
 
@@ -35,7 +35,58 @@ if TYPE_CHECKING:
 SMOOTH = 1e-5  # in numerator and denominator of the Dice: a class that is nowhere counts as found
 
 
-class UNet(Head):
+class SegmentationHead(Head):
+    """What segmentation heads share: the loss.
+
+    Args:
+        schema: Classes, the background first.
+        loss_weights: Weights of the Dice loss and of the cross-entropy.
+        batch_dice: Take the Dice over the voxels of the whole batch, of all processes, rather than per sample:
+            steadier where many crops lack a class.
+
+    Raises:
+        UserError: Fewer than two classes, or weights that are negative or all 0.
+    """
+
+    kind = "segmentation"
+
+    def __init__(
+        self, schema: LabelSchema, *, loss_weights: tuple[float, float] = (1.0, 1.0), batch_dice: bool = False
+    ) -> None:
+        super().__init__()
+        require_classes(schema, "a segmentation needs the background and at least one class more")
+        if len(loss_weights) != 2 or min(loss_weights) < 0 or max(loss_weights) == 0:
+            message = f"loss_weights {list(loss_weights)}: expected two numbers from 0 up, one of them above 0"
+            raise UserError(message)
+        self.schema = schema
+        self.loss_weights = tuple(loss_weights)
+        self.batch_dice = batch_dice
+
+    def loss(self, prediction: Tensor | tuple[Tensor, ...], target: Int[Tensor, "B *s"]) -> Float[Tensor, ""]:
+        """Dice loss and cross-entropy over the labelled voxels of all processes; 0 where there are none.
+
+        Args:
+            prediction: Logits [B, K, *s], or several, the full resolution first.
+            target: Class numbers, ``UNLABELLED`` where the loss must not look.
+        """
+        levels = (prediction,) if isinstance(prediction, torch.Tensor) else prediction
+        weights = [0.5**level for level in range(len(levels))]
+        losses = [self._level_loss(logits, coarser(target, logits.shape[2:])) for logits in levels]
+        return torch.stack([loss * w / sum(weights) for loss, w in zip(losses, weights, strict=True)]).sum()
+
+    def _level_loss(self, logits: Float[Tensor, "B K *s"], target: Int[Tensor, "B *s"]) -> Float[Tensor, ""]:
+        """Loss at one resolution, in float32 at least."""
+        labelled = (target != UNLABELLED)[:, None]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logarithms = torch.where(labelled, logits, 0.0).log_softmax(1)  # so that nothing flows back elsewhere
+        entropy = F.nll_loss(logarithms, target, ignore_index=UNLABELLED, reduction="sum")
+        probabilities = torch.where(labelled, logarithms.exp(), 0.0)
+        dice = dice_loss(probabilities, target, batch_dice=self.batch_dice)
+        dice_weight, entropy_weight = self.loss_weights
+        return dice_weight * dice + entropy_weight * mean_over(entropy, labelled.sum())
+
+
+class UNet(SegmentationHead):
     """U-Net decoder over the encoder's maps, any strides, 2D or 3D.
 
     Args:
@@ -45,15 +96,12 @@ class UNet(Head):
         convolutions: Convolutions of each step.
         norm: "instance", "batch" or "layer".
         deep_supervision: Train the coarser steps too, except the coarsest: weights halve with each and sum to 1.
-        loss_weights: Weights of the Dice loss and of the cross-entropy.
-        batch_dice: Take the Dice over the voxels of the whole batch, of all processes, rather than per sample:
-            steadier where many crops lack a class.
+        loss_weights: As :class:`SegmentationHead`.
+        batch_dice: As :class:`SegmentationHead`.
 
     Raises:
-        UserError: Fewer than two classes, weights that are negative or all 0, or a decoder that does not fit.
+        UserError: As :class:`SegmentationHead`, or a decoder that does not fit.
     """
-
-    kind = "segmentation"
 
     def __init__(
         self,
@@ -67,14 +115,7 @@ class UNet(Head):
         loss_weights: tuple[float, float] = (1.0, 1.0),
         batch_dice: bool = False,
     ) -> None:
-        super().__init__()
-        require_classes(schema, "a segmentation needs the background and at least one class more")
-        if len(loss_weights) != 2 or min(loss_weights) < 0 or max(loss_weights) == 0:
-            message = f"loss_weights {list(loss_weights)}: expected two numbers from 0 up, one of them above 0"
-            raise UserError(message)
-        self.schema = schema
-        self.loss_weights = tuple(loss_weights)
-        self.batch_dice = batch_dice
+        super().__init__(schema, loss_weights=loss_weights, batch_dice=batch_dice)
         self.decoder = UNetDecoder(
             encoder.channels, encoder.strides, widths=channels, convolutions=convolutions, norm=norm
         )
@@ -106,28 +147,46 @@ class UNet(Head):
             return logits
         return tuple(project(x) for project, x in zip(self.projections, fine_to_coarse, strict=False))
 
-    def loss(self, prediction: Tensor | tuple[Tensor, ...], target: Int[Tensor, "B *s"]) -> Float[Tensor, ""]:
-        """Dice loss and cross-entropy over the labelled voxels of all processes; 0 where there are none.
 
-        Args:
-            prediction: Logits [B, K, *s], or several, the full resolution first.
-            target: Class numbers, ``UNLABELLED`` where the loss must not look.
-        """
-        levels = (prediction,) if isinstance(prediction, torch.Tensor) else prediction
-        weights = [0.5**level for level in range(len(levels))]
-        losses = [self._level_loss(logits, coarser(target, logits.shape[2:])) for logits in levels]
-        return torch.stack([loss * w / sum(weights) for loss, w in zip(losses, weights, strict=True)]).sum()
+class VoxelLinear(SegmentationHead):
+    """Linear probe: each voxel's class from the encoder's maps at that voxel, by one linear map.
 
-    def _level_loss(self, logits: Float[Tensor, "B K *s"], target: Int[Tensor, "B *s"]) -> Float[Tensor, ""]:
-        """Loss at one resolution, in float32 at least."""
-        labelled = (target != UNLABELLED)[:, None]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logarithms = torch.where(labelled, logits, 0.0).log_softmax(1)  # so that nothing flows back elsewhere
-        entropy = F.nll_loss(logarithms, target, ignore_index=UNLABELLED, reduction="sum")
-        probabilities = torch.where(labelled, logarithms.exp(), 0.0)
-        dice = dice_loss(probabilities, target, batch_dice=self.batch_dice)
-        dice_weight, entropy_weight = self.loss_weights
-        return dice_weight * dice + entropy_weight * mean_over(entropy, labelled.sum())
+    Channels are standardised by statistics over the training batches, as in the linear probes of masked autoencoders
+    (He et al., Masked Autoencoders, CVPR 2022, appendix A.1). Maps are interpolated linearly to the image; the linear
+    map is applied before that, which gives the same and costs less.
+
+    Args:
+        encoder: Its ``channels`` shape the probe. Keep it as it is: ``--optimizer frozen``.
+        schema: Classes, the background first.
+        loss_weights: As :class:`SegmentationHead`.
+        batch_dice: As :class:`SegmentationHead`.
+
+    Raises:
+        UserError: As :class:`SegmentationHead`.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        schema: LabelSchema,
+        *,
+        loss_weights: tuple[float, float] = (1.0, 1.0),
+        batch_dice: bool = False,
+    ) -> None:
+        super().__init__(schema, loss_weights=loss_weights, batch_dice=batch_dice)
+        volume = len(encoder.strides[0]) == 3
+        norm, convolution = (nn.BatchNorm3d, nn.Conv3d) if volume else (nn.BatchNorm2d, nn.Conv2d)
+        self.norms = nn.ModuleList(norm(width, affine=False) for width in encoder.channels)
+        self.projections = nn.ModuleList(
+            convolution(width, len(schema.classes), 1, bias=level == 0) for level, width in enumerate(encoder.channels)
+        )
+
+    def forward(self, features: Features, size: Sequence[int]) -> Float[Tensor, "B K *s"]:
+        """Returns logits at full resolution."""
+        mode = "trilinear" if len(size) == 3 else "bilinear"
+        levels = zip(features.maps, self.norms, self.projections, strict=True)
+        logits = [F.interpolate(project(norm(x)), tuple(size), mode=mode) for x, norm, project in levels]
+        return torch.stack(logits).sum(0)
 
 
 def dice_loss(

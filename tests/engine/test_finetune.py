@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from data.make_scans import write_nifti
 from engine import labelled
@@ -138,6 +139,35 @@ def test_the_twin_has_the_same_recipe_and_head_but_random_weights(place):
     assert all(torch.equal(states[1][name], states[2][name]) for name in states[0])
     stem = next(name for name, value in states[0].items() if value.ndim == 5)
     assert not torch.equal(states[0][stem], states[1][stem])
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(run / "encoder.safetensors")
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_a_frozen_encoder_stays_bit_for_bit_as_it_was(call, place, tmp_path, norm):
+    start = encoder_for(place / "volumes", name=f"frozen_{norm}", norm=norm)
+    code, said = call("--pretrained", start, "--optimizer=frozen", "--training.steps=3", "--head=voxel_linear")
+    assert code == 0, said
+    before, after = weights_of(start), weights_of(tmp_path / "run")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert "(0 M encoder)" in said  # nothing of it is trained
+
+
+def test_the_head_moves_first_then_the_encoder_too(call, place, tmp_path):
+    start = encoder_for(place / "volumes", name="sawtooth", norm="batch")
+    words = ("--pretrained", start, "--optimizer=sawtooth", "--optimizer.head_first=0.5", "--training.steps=4")
+    code, said = call(*words, "--training.output.keep_every=1", "--training.output.checkpoint_every=1")
+    assert code == 0, said
+    before = {f"encoder.{key}": value for key, value in weights_of(start).items()}
+    kept = sorted((tmp_path / "run/checkpoints").glob("step*.pt"))
+    states = [torch.load(path, weights_only=True)["objective"] for path in kept]
+    still = [[torch.equal(before[key], state[key]) for key in before] for state in states]
+    assert [all(row) for row in still] == [True, True, False, False]
+    head = [key for key in states[0] if key.startswith("head.") and key.endswith("weight")]
+    assert not any(torch.equal(states[0][key], states[1][key]) for key in head)
 
 
 def test_a_file_of_weights_reports_every_key(call, place, tmp_path):

@@ -7,7 +7,8 @@ import torch
 from engine.toys import ToyEncoder
 from torch import nn
 
-from medssl.engine.optim import Optimization, decays, make_optimizer, set_rates
+from medssl.engine.optim import FineTuning, Optimization, decays, drop_unmoved, make_optimizer, set_rates
+from medssl.types import UserError
 
 
 def test_norms_biases_and_tokens_do_not_decay():
@@ -55,3 +56,52 @@ def test_rates_follow_the_progress():
     assert rates[0.1][1] == pytest.approx(0.04 + 0.16 * (0.5 - 0.5 * math.cos(0.1 * math.pi)))
     assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.0])
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.002, 0.002])
+
+
+def test_rates_of_an_encoder_and_its_head():
+    settings = FineTuning(learning_rate=2.0, warmup=0.5, head_first=0.2, encoder_rate=0.1, final_share=0.0)
+    module = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    optimizer = make_optimizer(module, settings)
+    found = {}
+    for progress in (0.0, 0.1, 0.2, 0.4, 0.6, 0.8):
+        set_rates(optimizer, settings, progress)
+        found[progress] = [{group["lr"] for group in optimizer.param_groups if group["encoder"] is e} for e in (False, True)]
+    head = {progress: rates[0].pop() for progress, rates in found.items()}
+    encoder = {progress: rates[1].pop() for progress, rates in found.items()}
+    # alone up to the peak within 20 % of the steps; then up within half of the rest, and down a cosine
+    assert head == pytest.approx({0.0: 0.01, 0.1: 1.005, 0.2: 0.01, 0.4: 1.005, 0.6: 2.0, 0.8: 1.0})
+    assert encoder == pytest.approx({0.0: 0, 0.1: 0, 0.2: 0.001, 0.4: 0.1005, 0.6: 0.2, 0.8: 0.1})
+
+
+def test_a_frozen_encoder_has_no_rate_and_the_head_its_usual_one():
+    frozen, usual = FineTuning(head_first=1.0), Optimization()
+    for progress in (0.0, 0.02, 0.5, 1.0):
+        assert frozen.rate(progress, encoder=True) == 0
+        assert frozen.rate(progress, encoder=False) == usual.rate(progress, encoder=False)
+
+
+def test_what_does_not_move_has_neither_gradient_nor_moments():
+    settings = FineTuning(head_first=0.5)
+    module = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    optimizer = make_optimizer(module, settings)
+    for progress in (0.0, 0.5):
+        module["head"](module["encoder"](torch.ones(1, 2))).sum().backward()
+        set_rates(optimizer, settings, progress)
+        drop_unmoved(optimizer)
+        optimizer.step()
+        assert all((p.grad is None) == (progress == 0) for p in module["encoder"].parameters())
+        assert all((p in optimizer.state) == (progress == 0.5) for p in module["encoder"].parameters())
+        assert all(p in optimizer.state for p in module["head"].parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"head_first": 1.5}, r"optimizer\.head_first must be from 0 to 1 \(1 leaves the encoder as it is\), got 1\.5"),
+        ({"encoder_rate": 0.0}, r"optimizer\.encoder_rate must be above 0 .*head_first 1 leaves .*, got 0\.0"),
+        ({"warmup": 2.0}, r"optimizer\.warmup must be from 0 to 1, got 2\.0"),
+    ],
+)
+def test_rates_that_cannot_be_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        FineTuning(**arguments)

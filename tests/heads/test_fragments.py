@@ -51,7 +51,7 @@ def trains(network: Network, x: torch.Tensor, target: torch.Tensor) -> None:
 
 
 def test_the_names_that_recipes_use_are_there():
-    assert {path.stem for path in HEADS} >= {"unet", "linear", "attentive"}
+    assert {path.stem for path in HEADS} >= {"unet", "linear", "attentive", "voxel_linear"}
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

@@ -13,7 +13,7 @@ from heads.made import image, network, schema, targets
 from objectives.small import SIZES, encoder
 
 from medssl.heads.base import UNLABELLED
-from medssl.heads.segmentation import UNet, coarser, dice_loss
+from medssl.heads.segmentation import UNet, VoxelLinear, coarser, dice_loss
 from medssl.types import UserError
 
 
@@ -249,3 +249,28 @@ def test_two_processes_equal_one():
             assert results[number][0] == pytest.approx(loss, rel=1e-10)
             for name, gradient in gradients.items():
                 torch.testing.assert_close(results[number][1][name], gradient, rtol=1e-9, atol=1e-9 * scale, msg=name)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_linear_probe_is_a_linear_map_of_standardised_maps(ndim):
+    made = network(VoxelLinear, ndim)
+    x = image(ndim)
+    with torch.no_grad():
+        features, found = made.encoder(x), made(x)  # training: statistics of this batch
+        columns = []
+        for x_level in features.maps:
+            axes = (0, *range(2, x_level.ndim))
+            mean, spread = x_level.mean(axes, keepdim=True), x_level.std(axes, keepdim=True, unbiased=False)
+            level = (x_level - mean) / (spread**2 + 1e-5).sqrt()
+            size, mode = x.shape[2:], "trilinear" if ndim == 3 else "bilinear"
+            columns.append(torch.nn.functional.interpolate(level, size, mode=mode))
+        weights = torch.cat([p.weight.flatten(1) for p in made.head.projections], 1)
+        expected = torch.einsum("kc,bc...->bk...", weights, torch.cat(columns, 1))
+        expected += made.head.projections[0].bias.reshape(-1, *(1,) * ndim)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert sum(p.numel() for p in made.head.parameters()) == 3 * (sum(made.encoder.channels) + 1)
+
+
+def test_the_linear_probe_asks_for_classes():
+    with pytest.raises(UserError, match="a segmentation needs the background and at least one class more"):
+        network(VoxelLinear, 2, classes=1)
