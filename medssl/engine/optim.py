@@ -54,7 +54,6 @@ class Optimization:
                 message = f"optimizer.{name} must be {what}, got {getattr(self, name)}"
                 raise UserError(message)
 
-
     def rate(self, progress: float, *, encoder: bool) -> float:
         """Learning rate at ``progress`` (0 to 1) of the encoder, or of everything else."""
         del encoder

@@ -65,7 +65,9 @@ def test_rates_of_an_encoder_and_its_head():
     found = {}
     for progress in (0.0, 0.1, 0.2, 0.4, 0.6, 0.8):
         set_rates(optimizer, settings, progress)
-        found[progress] = [{group["lr"] for group in optimizer.param_groups if group["encoder"] is e} for e in (False, True)]
+        found[progress] = [
+            {group["lr"] for group in optimizer.param_groups if group["encoder"] is e} for e in (False, True)
+        ]
     head = {progress: rates[0].pop() for progress, rates in found.items()}
     encoder = {progress: rates[1].pop() for progress, rates in found.items()}
     # alone up to the peak within 20 % of the steps; then up within half of the rest, and down a cosine
