@@ -190,7 +190,7 @@ def chosen_rate(rows: Path, arm: str, labels: int | None) -> float:
 
 def key(row: dict[str, str]) -> tuple[str, ...]:
     """What makes a row a run of its own."""
-    return row["arm"], row["labels"], row["seed"], row["learning_rate"]
+    return tuple(row[name] for name in RUN)
 
 
 def read(rows: Path) -> list[dict[str, str]]:
@@ -201,16 +201,17 @@ def read(rows: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def append(table: Path, columns: tuple[str, ...], new: list[dict[str, object]]) -> None:
+def append(table: Path, columns: tuple[str, ...], new: list[dict[str, object]], run: tuple[str, ...] = RUN) -> None:
     """Adds rows in the place of those of the same runs: the whole table is written beside and renamed."""
     table.parent.mkdir(parents=True, exist_ok=True)
     fresh = [{name: str(row[name]) for name in columns} for row in new]
-    runs = {key(row) for row in fresh}
+    runs = {tuple(row[name] for name in run) for row in fresh}
     part = table.with_suffix(".part")
     with part.open("w", newline="") as stream:
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows([row for row in read(table) if key(row) not in runs] + fresh)
+        kept = [row for row in read(table) if tuple(row[name] for name in run) not in runs]
+        writer.writerows(kept + fresh)
     part.replace(table)
 
 

@@ -6,19 +6,19 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from medssl.data.labelled import classes_of, few, labelled_scans, subjects_of
-from medssl.data.loader import make_loader, small_scans
+from medssl.data.loader import small_scans
 from medssl.data.split import overlap
 from medssl.data.store import Store
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import CARD, make_encoder
 from medssl.engine import describe, running, start
 from medssl.engine.checkpoint import Progress, RunFolder
-from medssl.engine.module import Feed, TrainingLoop, keyed_seed
+from medssl.engine.module import TrainingLoop, keyed_seed
 from medssl.engine.optim import FineTuning
 from medssl.engine.parallel import layout
 from medssl.engine.settings import Examples, Training
@@ -27,12 +27,6 @@ from medssl.engine.supervised import Supervised, Validation
 from medssl.heads.base import Head, Network
 from medssl.heads.weights import save_network
 from medssl.types import Card, Imported, LabelSchema, Tuned, UserError
-from medssl.views.plan import make_batch, read_size
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from medssl.types import Batch, Crops
 
 
 def finetune(  # noqa: PLR0913 (the keys of a command line)
@@ -79,7 +73,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     begin = start.with_channels(begin, int(opened.records.facts["channels"][0]), allow)
     schema = classes_of(opened, data.target)
     chosen = choose(opened, schema, data, labels, training.seed)
-    notes = [start.refuse_seen(opened, begin, allow)]
+    seen = start.refuse_seen(opened, begin, allow)
     network, loaded = build(begin, head, schema, training.seed)
     refuse_misfit(network, data)
     network.encoder.requires_grad_(optimizer.head_first < 1)
@@ -88,7 +82,15 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     config: dict[str, Any] = describe.plain({"encoder": begin.encoder, "start": begin.digest} | settings)
     samples = training.batch_size * training.accumulate * layout().world_size
     progress = Progress(0, samples, describe.store_digest(opened))
-    feed = make_feed(opened, objective, training, data, chosen.learnt)
+    feed = running.make_feed(
+        opened,
+        objective.needs,
+        training,
+        workers=data.workers,
+        split=data.train,
+        scans=chosen.learnt,
+        with_labels=data.target == "mask",
+    )
     module = TrainingLoop(objective, feed, optimizer, steps=training.steps, progress=progress)
     card = make_card(config, begin, opened, schema, chosen)
 
@@ -102,9 +104,10 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         axis=data.sampling.slice_axis,
         every=training.output.validate_every,
     )
-    notes = [*first_notes(opened, data, chosen, loaded), *filter(None, notes)]
-    folder = RunFolder(run)
-    return running.run(module, folder, config, training, data=data, notes=notes, export=export, validation=validation)
+    notes = [*first_notes(opened, data, chosen, loaded), *([seen] if seen else [])]
+    return running.run(
+        module, RunFolder(run), config, training, data=data, notes=notes, export=export, validation=validation
+    )
 
 
 @dataclass(frozen=True)
@@ -188,33 +191,6 @@ def refuse_misfit(network: Network, data: Examples) -> None:
             raise UserError(message)
 
 
-def make_feed(store: Store, objective: Supervised, training: Training, data: Examples, scans: tuple[int, ...]) -> Feed:
-    """Labelled crops of the chosen scans, and the view of them."""
-    plan = objective.needs
-    size = read_size(plan, describe.typical_spacing(store, len(data.view.size)))
-
-    def crops(first: int, rank: int, world_size: int, workers: int = data.workers) -> Iterable[Crops]:
-        return make_loader(
-            store,
-            plan=plan,
-            read_size=size,
-            batch_size=training.batch_size,
-            seed=training.seed,
-            split=data.train,
-            workers=workers,
-            first_batch=first,
-            rank=rank,
-            world_size=world_size,
-            with_labels=data.target == "mask",
-            scans=scans,
-        )
-
-    def batch(raw: Crops, device: torch.device) -> Batch:
-        return make_batch(raw, plan, seed=training.seed, device=device)
-
-    return Feed(crops, batch, training.accumulate, training.seed)
-
-
 def first_notes(store: Store, data: Examples, chosen: Chosen, loaded: str) -> list[str]:
     """What the first line tells of labels and weights."""
     counts = [(len(subjects_of(store, scans)), len(scans)) for scans in (chosen.learnt, chosen.validated)]
@@ -224,9 +200,8 @@ def first_notes(store: Store, data: Examples, chosen: Chosen, loaded: str) -> li
         "{} ({}) to validate with".format(*counts[1]),
     ]
     small = small_scans(store, tuple(data.view.size), split=data.train, slice_axis=data.sampling.slice_axis)
-    return (
-        [*notes, f"{small} scans of split {data.train!r} are smaller than the view and are padded"] if small else notes
-    )
+    padded = [f"{small} scans of split {data.train!r} are smaller than the view and are padded"] if small else []
+    return notes + padded
 
 
 def make_card(config: dict[str, Any], begin: Start, store: Store, schema: LabelSchema, chosen: Chosen) -> Card:

@@ -6,29 +6,23 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save as to_safetensors
 
-from medssl.data.loader import make_loader, small_scans
+from medssl.data.loader import small_scans
 from medssl.data.store import Store
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import save_encoder
 from medssl.engine import describe, running
 from medssl.engine.checkpoint import Progress, RunFolder, write_whole
-from medssl.engine.module import Feed, TrainingLoop, keyed_seed
+from medssl.engine.module import TrainingLoop, keyed_seed
 from medssl.engine.optim import Optimization
 from medssl.engine.parallel import layout
 from medssl.engine.settings import Loading, Training
 from medssl.objectives.base import Objective
 from medssl.types import Card
-from medssl.views.plan import make_batch, read_size
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from medssl.types import Batch, Crops, ViewPlan
 
 
 def pretrain(
@@ -70,10 +64,9 @@ def pretrain(
     if data.sampling is not None:
         network.needs = replace(network.needs, sampling=data.sampling)
     plan = network.needs
-    size = read_size(plan, describe.typical_spacing(opened, len(plan.views[0].size)))
     largest = tuple(map(max, zip(*(view.size for view in plan.views), strict=True)))
     small = small_scans(opened, largest, split=data.split, slice_axis=plan.sampling.slice_axis)
-    feed = make_feed(opened, plan, size, training, data)
+    feed = running.make_feed(opened, plan, training, workers=data.workers, split=data.split)
     progress = Progress(0, training.batch_size * training.accumulate * place.world_size, describe.store_digest(opened))
     module = TrainingLoop(network, feed, optimizer, steps=training.steps, progress=progress)
 
@@ -82,30 +75,6 @@ def pretrain(
 
     notes = [f"{small} scans are smaller than the view and are padded"] if small else []
     return running.run(module, folder, config, training, data=data, notes=notes, export=export)
-
-
-def make_feed(store: Store, plan: ViewPlan, size: tuple[int, ...], training: Training, data: Loading) -> Feed:
-    """Crops of the store in the order of the run, ``size`` voxels each, and the plan's views of them."""
-
-    def crops(first: int, rank: int, world_size: int, workers: int = data.workers) -> Iterable[Crops]:
-        loader: Iterable[Crops] = make_loader(
-            store,
-            plan=plan,
-            read_size=size,
-            batch_size=training.batch_size,
-            seed=training.seed,
-            split=data.split,
-            workers=workers,
-            first_batch=first,
-            rank=rank,
-            world_size=world_size,
-        )
-        return loader
-
-    def batch(raw: Crops, device: torch.device) -> Batch:
-        return make_batch(raw, plan, seed=training.seed, device=device)
-
-    return Feed(crops, batch, training.accumulate, training.seed)
 
 
 def make_card(config: dict[str, Any], opened: Store, step: int) -> Card:

@@ -14,20 +14,23 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as lightning
 import torch
 
+from medssl.data.loader import make_loader
 from medssl.engine import callbacks, describe
-from medssl.engine.module import NotFinite
+from medssl.engine.module import Feed, NotFinite
 from medssl.engine.parallel import layout
 from medssl.types import UserError
+from medssl.views.plan import make_batch, read_size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from medssl.data.store import Store
     from medssl.engine.checkpoint import RunFolder
     from medssl.engine.module import TrainingLoop
     from medssl.engine.parallel import Layout
     from medssl.engine.settings import Examples, Loading, Training
     from medssl.objectives.base import Objective
-    from medssl.types import Crops
+    from medssl.types import Batch, Crops, ViewPlan
 
 PRECISIONS = {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}
 
@@ -74,6 +77,51 @@ def run(
         if place.first:
             print("; ".join([first_line(module, training, place), *notes]))
         return train(module, trainer_for(module, folder, training, export, validation), folder)
+
+
+def make_feed(
+    store: Store,
+    plan: ViewPlan,
+    training: Training,
+    *,
+    workers: int,
+    split: str | None,
+    scans: tuple[int, ...] = (),
+    with_labels: bool = False,
+) -> Feed:
+    """Crops of a store in the order of the run, and the plan's views of them.
+
+    Args:
+        store: Where the scans are.
+        plan: The views, and how scans and regions fill a batch.
+        training: Its batch size and seed.
+        workers: Processes that read, unless ``Feed.crops`` is told another number.
+        split: Only scans of this split; None takes all.
+        scans: Only these scans of the split, by their number in the store; none given takes all.
+        with_labels: Read the voxels of the masks too.
+    """
+    size, own = read_size(plan, describe.typical_spacing(store, len(plan.views[0].size))), workers
+
+    def crops(first: int, rank: int, world_size: int, workers: int = own) -> Iterable[Crops]:
+        return make_loader(
+            store,
+            plan=plan,
+            read_size=size,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            split=split,
+            workers=workers,
+            first_batch=first,
+            rank=rank,
+            world_size=world_size,
+            with_labels=with_labels,
+            scans=scans,
+        )
+
+    def batch(raw: Crops, device: torch.device) -> Batch:
+        return make_batch(raw, plan, seed=training.seed, device=device)
+
+    return Feed(crops, batch, training.accumulate, training.seed)
 
 
 def refuse_hardware(training: Training) -> None:
