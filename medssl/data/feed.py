@@ -32,7 +32,7 @@ class Options(TypedDict, total=False):
         rank: Number of this process.
         world_size: Number of processes.
         with_labels: Read the labels too.
-        scans: Only these scans of the split (numbers in the store).
+        scans: Only these scans of the split (numbers in the store); None takes all.
     """
 
     workers: int
@@ -40,7 +40,7 @@ class Options(TypedDict, total=False):
     rank: int
     world_size: int
     with_labels: bool
-    scans: tuple[int, ...]
+    scans: tuple[int, ...] | None
 
 
 def population(store: Store, axes: int, split: str | None = None) -> NDArray[np.int64]:
@@ -100,8 +100,9 @@ class Feed:
         self.store, self.sampling, self.size = store, plan.sampling, tuple(read_size)
         self.batch_size, self.seed, self.options = batch_size, seed, options
         numbers = population(store, len(read_size), split)
-        if "scans" in options:
-            numbers = np.intersect1d(numbers, options["scans"])
+        chosen = options.get("scans")
+        if chosen is not None:
+            numbers = np.intersect1d(numbers, chosen)
         facts = store.records.facts[numbers]
         self.valued = bool(facts["text"].any())
         self.order = self._order(numbers)

@@ -86,7 +86,7 @@ def make_feed(
     *,
     workers: int,
     split: str | None,
-    scans: tuple[int, ...] = (),
+    scans: tuple[int, ...] | None = None,
     with_labels: bool = False,
 ) -> Feed:
     """Crops of a store in the order of the run, and the plan's views of them.
@@ -97,7 +97,7 @@ def make_feed(
         training: Its batch size and seed.
         workers: Processes that read, unless ``Feed.crops`` is told another number.
         split: Only scans of this split; None takes all.
-        scans: Only these scans of the split, by their number in the store; none given takes all.
+        scans: Only these scans of the split, by their number in the store; None takes all.
         with_labels: Read the voxels of the masks too.
     """
     size, own = read_size(plan, describe.typical_spacing(store, len(plan.views[0].size))), workers
