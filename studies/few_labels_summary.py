@@ -3,7 +3,8 @@
     python studies/few_labels_summary.py hippocampus --rows docs/results/few_labels_hippocampus.csv
 
 Prints Markdown, and writes NAME_labels.svg (test measure over labels) and NAME_curves.svg (validation over steps)
-beside the rows. Differences are of the same test subjects, mean over the seeds; intervals are of subjects drawn again.
+beside the rows. Differences are of the same test subjects, mean over the seeds. Intervals of Dice differences come from
+drawing runs and subjects again together, all others from drawing subjects.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from few_labels import ARMS, SEEDS, STUDIES, key, read
 
-from medssl.evaluate.bootstrap import Interval, mean_interval, paired_difference, statistic_interval
+from medssl.evaluate.bootstrap import Interval, mean_interval, statistic_interval
 from medssl.evaluate.classification import metrics
+from medssl.evaluate.compare import Difference, difference, verdict
 from medssl.report.curves import Point, Series, line_chart
 
 NEUTRAL = "no difference seen"
@@ -33,13 +35,15 @@ def main() -> None:
     found: dict[str, list[Point]] = {arm: [] for arm in ARMS}
     curves = []
     print(f"| labelled subjects | pretrained | scratch | difference | verdict |\n|{'---|' * 5}")
+    differences = {}
     for count in study.labels:
         runs = {arm: [of_run(tables["cases"], "case", arm, count, seed, rates[arm]) for seed in SEEDS] for arm in ARMS}
         if not all(all(own) for own in runs.values()):
             print(f"| {count or 'all'} | not all runs are done ||||")
             continue
-        values, difference = (dice if study.metric == "dice" else auroc)(runs)
+        values, gain = (dice if study.metric == "dice" else auroc)(runs)
         place = count or study.all_labels
+        differences[place] = gain
         for arm in ARMS:
             found[arm].append(Point(place, values[arm].value or 0.0, values[arm].low, values[arm].high))
             own = [of_run(tables["curves"], "step", arm, count, seed, rates[arm]) for seed in SEEDS]
@@ -47,8 +51,10 @@ def main() -> None:
                 Point(step, float(np.mean([float(run[step]["validation"]) for run in own]))) for step in own[0]
             )
             curves.append(Series(f"{arm}, {place}", means, faint=arm == "scratch"))
-        cells = [shown(values[arm]) for arm in ARMS] + [shown(difference, "+")]
-        print(f"| {place} | {' | '.join(cells)} | {verdict(difference)} |")
+        cells = [shown(values[arm]) for arm in ARMS] + [shown(gain, "+")]
+        print(f"| {place} | {' | '.join(cells)} | {in_words(gain)} |")
+    if study.metric == "dice" and len(differences) == len(study.labels):
+        print(f"\nVerdict: {verdict(list(differences), list(differences.values()))}.")
     charts = {
         "labels": line_chart(
             [Series(arm, tuple(found[arm]), marked=True) for arm in ARMS], logarithmic=True,
@@ -77,14 +83,12 @@ def chosen(rows: Path, arm: str) -> float:
     return float(max(rates, key=lambda rate: len({row["seed"] for row in own if row["learning_rate"] == rate})))
 
 
-def dice(cases: dict[str, list[dict[int, dict[str, str]]]]) -> tuple[dict[str, Interval], Interval]:
-    """Mean Dice of each arm, and the difference of the arms, over test subjects."""
-    means = {
-        arm: {str(case): float(np.mean([float(run[case]["scores"]) for run in runs])) for case in runs[0]}
-        for arm, runs in cases.items()
-    }
-    values = {arm: mean_interval(list(own.values()), list(own)) for arm, own in means.items()}
-    return values, paired_difference(means[ARMS[0]], means[ARMS[1]])
+def dice(cases: dict[str, list[dict[int, dict[str, str]]]]) -> tuple[dict[str, Interval], Difference]:
+    """Mean Dice of each arm over test subjects, and the difference of the arms over runs and subjects."""
+    order = sorted(cases[ARMS[0]][0])
+    scores = {arm: np.array([[float(run[case]["scores"]) for case in order] for run in cases[arm]]) for arm in ARMS}
+    values = {arm: mean_interval(table.mean(0).tolist(), list(map(str, order))) for arm, table in scores.items()}
+    return values, difference(scores[ARMS[0]], scores[ARMS[1]])
 
 
 def auroc(cases: dict[str, list[dict[int, dict[str, str]]]]) -> tuple[dict[str, Interval], Interval]:
@@ -102,27 +106,27 @@ def auroc(cases: dict[str, list[dict[int, dict[str, str]]]]) -> tuple[dict[str, 
         values = [measure(one[places], truth[places]) for one in scores[arm]]
         return None if any(value is None for value in values) else float(np.mean(values))
 
-    def difference(places: np.ndarray) -> float | None:
+    def gain(places: np.ndarray) -> float | None:
         found = [mean(arm, places) for arm in ARMS]
         return None if None in found else found[0] - found[1]
 
     who = list(map(str, order))
     values = {arm: statistic_interval(lambda places, arm=arm: mean(arm, places), who) for arm in ARMS}
-    return values, statistic_interval(difference, who)
+    return values, statistic_interval(gain, who)
 
 
-def shown(interval: Interval, sign: str = "") -> str:
+def shown(found: Interval | Difference, sign: str = "") -> str:
     """A number with its interval."""
-    if interval.low is None or interval.high is None or interval.value is None:
-        return interval.note
-    return f"{interval.value:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"
+    if found.low is None or found.high is None or found.value is None:
+        return getattr(found, "note", "too few runs")
+    return f"{found.value:{sign}.3f} [{found.low:{sign}.3f}, {found.high:{sign}.3f}]"
 
 
-def verdict(difference: Interval) -> str:
-    """In words."""
-    if difference.low is None or difference.high is None:
+def in_words(found: Interval | Difference) -> str:
+    """What an interval says of its own."""
+    if found.low is None or found.high is None:
         return "nothing can be said"
-    return "pretraining helps" if difference.low > 0 else "pretraining hurts" if difference.high < 0 else NEUTRAL
+    return "pretraining helps" if found.low > 0 else "pretraining hurts" if found.high < 0 else NEUTRAL
 
 
 if __name__ == "__main__":
