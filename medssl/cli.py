@@ -23,6 +23,7 @@ VERBS = {
     "pretrain": ("medssl.engine.pretrain:pretrain", "pretrain an encoder on the scans of a store"),
     "finetune": ("medssl.engine.finetune:finetune", "fine-tune an encoder with a head on a few labels"),
     "evaluate": ("medssl.engine.evaluate:evaluate", "score a fine-tuned network on labelled scans, on their own grid"),
+    "compare": ("medssl.engine.compare:compare", "say whether pretraining helps, and with how many labels"),
     "predict": ("medssl.engine.predict:predict", "segment or classify scans with a fine-tuned network"),
     "report": ("medssl.engine.report:report", "write runs and evaluations on one page"),
 }

@@ -8,7 +8,8 @@ same seed). With difference :math:`d_{rs}` of run r and subject s::
 
 Both the choice of labelled subjects and the choice of test subjects are chance: an interval that knows one of them only
 is too narrow. The interval comes from drawing runs and subjects again together (Owen 2007), its percentiles moved so
-that it is as wide as the standard error and its degrees of freedom (Satterthwaite 1946) ask for. The p-value comes from
+that it is as wide as the standard error and its degrees of freedom (Satterthwaite 1946) ask for; where hardly a draw
+lies so far out, it is the mean and so many standard errors to either side. The p-value comes from
 turning round the signs of the estimated effects a, b and e, each on its own, and looking how often the studentised
 mean becomes as large (a sign-flip, or wild, permutation test: Winkler et al. 2014); p-values of several comparisons
 are corrected together (Holm 1979).
@@ -24,13 +25,14 @@ import numpy as np
 from medssl.types import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from jaxtyping import Float
+    from jaxtyping import Float, Int
 
 FEWEST_RUNS = 5  # with fewer the luck of the runs cannot be told from the gain
 FEWEST_SUBJECTS = 3
 RESAMPLES, FLIPS = 2000, 4999
+FEWEST_IN_TAIL = 5  # resamples beyond a bound
 LEVEL = 0.05
 
 
@@ -103,13 +105,20 @@ def corrected(p_values: Sequence[float]) -> list[float]:
     return found
 
 
-def verdict(labels: Sequence[int], differences: Sequence[Difference], *, what: str = "Dice") -> str:
+def verdict(
+    labels: Sequence[int],
+    differences: Sequence[Difference],
+    *,
+    what: str = "Dice",
+    p_values: Sequence[float] | None = None,
+) -> str:
     """What differences at several numbers of labelled subjects say, in one sentence.
 
     Args:
         labels: Labelled subjects of each difference, rising.
         differences: Pretrained less scratch.
         what: The measure; more is better.
+        p_values: p-values that were corrected together with those of other arms; None corrects these here.
 
     Returns:
         For example "helps with up to 4 labelled subjects, +0.031 Dice [0.012, 0.049]; no difference seen at 16".
@@ -119,7 +128,7 @@ def verdict(labels: Sequence[int], differences: Sequence[Difference], *, what: s
         return f"too few runs for a verdict: {fewest} of each arm, it takes {FEWEST_RUNS}"
     if any(one.p is None for one in differences):
         return f"too few test subjects for a verdict: it takes {FEWEST_SUBJECTS}"
-    known = corrected([one.p for one in differences if one.p is not None])
+    known = corrected([one.p for one in differences if one.p is not None]) if p_values is None else p_values
     signs = [0 if p > LEVEL else (1 if one.value > 0 else -1) for one, p in zip(differences, known, strict=True)]
     parts = []
     for sign, words in ((1, "helps"), (-1, "hurts"), (0, "no difference seen")):
@@ -161,6 +170,33 @@ def labels_needed(labels: Sequence[int], scores: Sequence[float], wanted: float)
     return float(np.exp(low + share * (high - low))), True
 
 
+def pseudo_values(
+    statistic: Callable[[Int[np.ndarray, "M"]], float | None], subjects: Sequence[str]
+) -> dict[str, float]:
+    """What each subject adds to a number that is no mean over subjects, such as an AUROC, so that it can be compared.
+
+    With S subjects, the number T of all and T(-s) of all but one: S T - (S - 1) T(-s), whose mean is T but for the
+    number's bias (the jackknife's pseudo-values: Tukey 1958; of AUROC: Hanley and Hajian-Tilaki 1997). NaN where the
+    number is not defined without the subject.
+
+    Args:
+        statistic: The number from the places of some scans; None where it is not defined.
+        subjects: Subject of each scan.
+
+    Returns:
+        By subject, sorted.
+    """
+    names = np.array(subjects)
+    order = sorted(set(subjects))
+    whole = statistic(np.arange(len(names)))
+    without = {name: statistic(np.flatnonzero(names != name)) for name in order}
+    count = len(order)
+    return {
+        name: float("nan") if whole is None or value is None else count * whole - (count - 1) * value
+        for name, value in without.items()
+    }
+
+
 def _effects(
     table: Float[np.ndarray, "*B R S"],
 ) -> tuple[Float[np.ndarray, "*B 1 1"], Float[np.ndarray, "*B R 1"], Float[np.ndarray, "*B 1 S"], np.ndarray]:
@@ -199,7 +235,10 @@ def _interval(table: Float[np.ndarray, "R S"], generator: np.random.Generator) -
     spread = float(means.std())
     if spread == 0 or error == 0:
         return float(mean), float(mean)
-    tail = float(ndtr(stdtrit(float(freedom), LEVEL / 2) * float(error) / spread))
+    reach = -float(stdtrit(float(freedom), LEVEL / 2)) * float(error)
+    tail = float(ndtr(-reach / spread))
+    if tail < FEWEST_IN_TAIL / RESAMPLES:  # with two or three runs no draw lies as far out as the interval must reach
+        return float(mean) - reach, float(mean) + reach
     low, high = np.quantile(means, (tail, 1 - tail))
     return float(low), float(high)
 

@@ -1,0 +1,155 @@
+"""How good networks become with few labels: means over runs of each arm, and each arm against its twin from scratch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medssl.evaluate.compare import LEVEL, Difference, corrected, difference, labels_needed, verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jaxtyping import Float
+
+NAMES = {"dice": "Dice", "auroc": "AUROC"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One run and what it scores on each test subject.
+
+    Attributes:
+        arm: Which start it had.
+        labels: Labelled subjects it learnt from.
+        run: Number of the run; runs of one number share subjects and seed.
+        measure: "dice" or "auroc".
+        value: The measure over all test subjects.
+        scores: By test subject; their mean is the value, None where a subject has none.
+    """
+
+    arm: str
+    labels: int
+    run: int
+    measure: str
+    value: float
+    scores: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Level:
+    """Mean of an arm's runs at one number of labelled subjects, with its 95 % interval over runs and subjects."""
+
+    labels: int
+    value: float
+    low: float | None
+    high: float | None
+    runs: int
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An arm against its twin.
+
+    Attributes:
+        arm: Name of the arm.
+        twin: Name of its twin.
+        labels: Numbers of labelled subjects at which both have a run in common, rising.
+        differences: Arm less twin at each.
+        p_values: Corrected for the number of comparisons of all arms; None where there is none.
+        verdict: One sentence.
+        saved: What the arm saves in labels, a sentence for each number at which it helps and this can be said.
+    """
+
+    arm: str
+    twin: str
+    labels: tuple[int, ...]
+    differences: tuple[Difference, ...]
+    p_values: tuple[float | None, ...]
+    verdict: str
+    saved: tuple[str, ...]
+
+
+def levels(trained: Sequence[Trained], arm: str) -> list[Level]:
+    """The label-efficiency curve of an arm; numbers of labels without a run are left out."""
+    found = []
+    for labels in sorted({one.labels for one in trained if one.arm == arm}):
+        own = sorted((one for one in trained if (one.arm, one.labels) == (arm, labels)), key=lambda one: one.run)
+        scores = _table(own, _subjects(own))
+        spread = difference(scores, np.zeros_like(scores)) if np.isfinite(scores).all(axis=0).any() else None
+        low, high = (spread.low, spread.high) if spread else (None, None)
+        found.append(Level(labels, sum(one.value for one in own) / len(own), low, high, len(own)))
+    return found
+
+
+def compared(trained: Sequence[Trained], twins: Mapping[str, str]) -> list[Compared]:
+    """Compares arms with their twins.
+
+    Args:
+        trained: All runs that are done, of one measure.
+        twins: Twin of each arm.
+
+    Returns:
+        One for each arm that has a run in common with its twin.
+    """
+    pairs = {arm: _differences(trained, arm, twin) for arm, twin in twins.items()}
+    places = [(arm, labels) for arm, own in pairs.items() for labels, one in own.items() if one.p is not None]
+    corrections = dict(zip(places, corrected([pairs[arm][labels].p or 0.0 for arm, labels in places]), strict=True))
+    found = []
+    for arm, own in pairs.items():
+        if not own:
+            continue
+        labels, known = tuple(own), [corrections.get((arm, n)) for n in own]
+        what = NAMES[trained[0].measure]
+        told = verdict(labels, tuple(own.values()), what=what, p_values=[1.0 if p is None else p for p in known])
+        conclusive = not told.startswith("too few")
+        helped = [
+            n for n, p in zip(labels, known, strict=True)
+            if conclusive and p is not None and p <= LEVEL and own[n].value > 0
+        ]  # fmt: skip
+        saved = _saved(levels(trained, arm), levels(trained, twins[arm]), helped)
+        found.append(Compared(arm, twins[arm], labels, tuple(own.values()), tuple(known), told, saved))
+    return found
+
+
+def _differences(trained: Sequence[Trained], arm: str, twin: str) -> dict[int, Difference]:
+    """Arm less twin over the runs that both have, by number of labels; subjects without a score are left out."""
+    found = {}
+    for labels in sorted({one.labels for one in trained}):
+        both = {
+            name: {one.run: one for one in trained if (one.arm, one.labels) == (name, labels)} for name in (arm, twin)
+        }
+        common = sorted(both[arm].keys() & both[twin].keys())
+        if not common:
+            continue
+        runs = {name: [both[name][number] for number in common] for name in (arm, twin)}
+        subjects = _subjects([*runs[arm], *runs[twin]])
+        first, second = (_table(runs[name], subjects) for name in (arm, twin))
+        if np.isfinite(first - second).all(axis=0).any():
+            found[labels] = difference(first, second)
+    return found
+
+
+def _saved(arm: Sequence[Level], twin: Sequence[Level], helped: Sequence[int]) -> tuple[str, ...]:
+    """What an arm saves: "4 labelled subjects reach what scratch needs 9 for", wherever it helps."""
+    numbers, values = [level.labels for level in twin], [level.value for level in twin]
+    sentences = []
+    for level in arm:
+        if level.labels not in helped:
+            continue
+        needed, measured = labels_needed(numbers, values, level.value)
+        count = f"{math.ceil(needed - 1e-9)}" if measured else f"more than {numbers[-1]}"
+        sentences.append(f"{level.labels} labelled subjects reach what scratch needs {count} for")
+    return tuple(sentences)
+
+
+def _subjects(runs: Sequence[Trained]) -> list[str]:
+    return sorted({subject for one in runs for subject in one.scores})
+
+
+def _table(runs: Sequence[Trained], subjects: Sequence[str]) -> Float[np.ndarray, "R S"]:
+    rows = [[one.scores.get(subject) for subject in subjects] for one in runs]
+    return np.array([[math.nan if value is None else value for value in row] for row in rows], float)
