@@ -126,7 +126,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         raise UserError(message)
     arms = list(arms_of(encoders))
     opened = Store.open(store)
-    for arm in arms:
+    for arm in sorted(arms, key=lambda arm: not arm.twin):  # what is wrong with an encoder is not its twin's fault
         refuse_arm(arm, opened, allow)
     refuse_few(opened, data, labels, [training.seed + number for number in range(runs)])
     with Index.open(index) as known:
