@@ -77,7 +77,9 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     network, loaded = build(begin, head, schema, training.seed)
     refuse_misfit(network, data)
     network.encoder.requires_grad_(optimizer.head_first < 1)
-    objective = Supervised(network, data.view, data.sampling, head_first=optimizer.head_first)
+    objective = Supervised(
+        network, data.view, data.sampling, head_first=optimizer.head_first, average=optimizer.average
+    )
     settings = {"head": head, "labels": labels, "data": data, "training": training, "optimizer": optimizer}
     config: dict[str, Any] = describe.plain({"encoder": begin.encoder, "start": begin.digest} | settings)
     samples = training.batch_size * training.accumulate * layout().world_size
@@ -95,7 +97,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     card = make_card(config, begin, opened, schema, chosen)
 
     def export() -> None:
-        save_network(run, network, replace(card, step=module.progress.step))
+        save_network(run, objective.judged, replace(card, step=module.progress.step))
 
     validation = Validation(
         opened,

@@ -72,16 +72,21 @@ class FineTuning(Optimization):
             fall together (the "sawtooth" of Wald et al., An OpenMind for 3D medical vision self-supervised learning,
             ICCV 2025). 0 moves both from the start, 1 leaves the encoder as it is.
         encoder_rate: Learning rate of the encoder as a share of the head's.
+        average: Share of the averaged weights that each step keeps, such as 0.99 (Polyak and Juditsky 1992; at first
+            less, so that the start is forgotten). The averaged weights are what is validated and written; 0 averages
+            nothing.
     """
 
     head_first: float = 0.0
     encoder_rate: float = 1.0
+    average: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, good, what in (
             ("head_first", 0 <= self.head_first <= 1, "from 0 to 1 (1 leaves the encoder as it is)"),
             ("encoder_rate", self.encoder_rate > 0, "above 0 (optimizer.head_first 1 leaves the encoder as it is)"),
+            ("average", 0 <= self.average < 1, "from 0 to below 1"),
         ):
             if not good:
                 message = f"optimizer.{name} must be {what}, got {getattr(self, name)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -39,13 +40,20 @@ class Supervised(Objective):
         view: How views are cut out of scans.
         sampling: How scans fill a batch.
         head_first: Share of all steps in which the encoder stays as it is: no dropout, no statistics that move.
+        average: Share of the averaged weights that each step keeps; 0 averages nothing.
+
+    Attributes:
+        judged: The network that is validated and written: the averaged one where there is one.
     """
 
-    def __init__(self, network: Network, view: ViewSpec, sampling: Sampling, *, head_first: float = 0.0) -> None:
+    def __init__(
+        self, network: Network, view: ViewSpec, sampling: Sampling, *, head_first: float = 0.0, average: float = 0.0
+    ) -> None:
         super().__init__()
         self.encoder = network.encoder
         self.head: Head = network.head
-        self.head_first = head_first
+        self.head_first, self.average = head_first, average
+        self.averaged = copy.deepcopy(network).requires_grad_(False).eval() if average else None
         self.needs = ViewPlan((view,), sampling)
 
     def forward(self, batch: Batch, step: Step) -> Loss:
@@ -57,6 +65,23 @@ class Supervised(Objective):
         prediction = self.head(features, image.shape[2:])
         loss = self.head.loss(prediction, self.target(batch))
         return Loss(loss, {"loss": loss.detach()})
+
+    @property
+    def judged(self) -> Network:
+        """The network that is validated and written."""
+        return self.averaged or Network(self.encoder, self.head)
+
+    @torch.no_grad()
+    def after_step(self, step: Step) -> None:
+        """Moves the averaged weights towards those of the step; counts and statistics are those of the step."""
+        if self.averaged is None:
+            return
+        kept = min(self.average, (1 + step.index) / (10 + step.index))
+        now = Network(self.encoder, self.head)
+        for mean, fresh in zip(self.averaged.parameters(), now.parameters(), strict=True):
+            mean.lerp_(fresh, 1 - kept)
+        for former, current in zip(self.averaged.buffers(), now.buffers(), strict=True):
+            former.copy_(current)
 
     def target(self, batch: Batch) -> Tensor:
         """Class numbers: [B, *s] of a segmentation, [B] of a classification."""
@@ -115,7 +140,7 @@ class Validation(lightning.Callback):
             torch.autocast(pl_module.device.type, enabled=False),
             trainer.precision_plugin.forward_context(),
         ):
-            found = self.judge(Network(objective.encoder, objective.head).eval(), mine)
+            found = self.judge(objective.judged.eval(), mine)
         if trainer.world_size > 1:
             shares: list[Any] = [None] * trainer.world_size
             distributed.all_gather_object(shares, found)

@@ -170,6 +170,22 @@ def test_the_head_moves_first_then_the_encoder_too(call, place, tmp_path):
     assert not any(torch.equal(states[0][key], states[1][key]) for key in head)
 
 
+def test_averaged_weights_are_judged_and_written(call, place, tmp_path):
+    """Reference: the average followed in NumPy over the checkpoints of every step."""
+    words = ("--optimizer.average=0.5", "--training.steps=4", "--training.output.keep_every=1")
+    code, said = call(*words, "--training.output.validate_every=4")
+    assert code == 0, said
+    kept = sorted((tmp_path / "run/checkpoints").glob("step*.pt"))
+    states = [torch.load(path, weights_only=True)["objective"] for path in kept]
+    written = weights_of(tmp_path / "run")
+    expected = {key: value.double() for key, value in weights_of(place / "volumes/pretrained").items()}
+    for step, state in enumerate(states):
+        share = min(0.5, (1 + step) / (10 + step))
+        expected = {k: share * v + (1 - share) * state[f"encoder.{k}"].double() for k, v in expected.items()}
+    assert all(torch.allclose(written[key].double(), expected[key], atol=1e-6) for key in written)
+    assert not torch.equal(written[key := next(iter(written))], states[-1][f"encoder.{key}"])
+
+
 def test_a_file_of_weights_reports_every_key(call, place, tmp_path):
     from safetensors.torch import load_file, save_file
 

@@ -101,6 +101,7 @@ def test_what_does_not_move_has_neither_gradient_nor_moments():
     [
         ({"head_first": 1.5}, r"optimizer\.head_first must be from 0 to 1 \(1 leaves the encoder as it is\), got 1\.5"),
         ({"encoder_rate": 0.0}, r"optimizer\.encoder_rate must be above 0 .*head_first 1 leaves .*, got 0\.0"),
+        ({"average": 1.0}, r"optimizer\.average must be from 0 to below 1, got 1\.0"),
         ({"warmup": 2.0}, r"optimizer\.warmup must be from 0 to 1, got 2\.0"),
     ],
 )
