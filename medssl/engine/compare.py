@@ -33,6 +33,7 @@ from medssl.engine.start import Allowed, Start
 from medssl.evaluate.tables import SUMMARY
 from medssl.heads.base import Head
 from medssl.types import LabelSchema, UserError
+from medssl.views.mixing import Mixing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -88,6 +89,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
     labels: tuple[int, ...],
     runs: int = 5,
     optimizer: FineTuning = FineTuning(),  # noqa: B008 (frozen)
+    mixing: Mixing = Mixing(),  # noqa: B008 (frozen)
     split: str = "test",
     windows: Windows = Windows(),  # noqa: B008 (frozen)
     allow: tuple[Allowed, ...] = (),
@@ -109,6 +111,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         labels: Numbers of labelled subjects, such as [2,4,8].
         runs: Runs of each arm and number, each with other labelled subjects and another seed; a verdict takes 5.
         optimizer: How weights move.
+        mixing: Whether the samples of a batch are mixed.
         split: Split whose scans are scored.
         windows: How a scan that is scored is gone through.
         allow: "seen" scores subjects that pretraining has seen, "channels" and "preprocess" as in medssl finetune.
@@ -131,7 +134,9 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
     refuse_few(opened, data, labels, [training.seed + number for number in range(runs)])
     with Index.open(index) as known:
         labelled(known, classes_of(opened, data.target), split, None)
-    recipe = describe.plain({"head": head, "data": data, "training": training, "optimizer": optimizer})
+    recipe = describe.plain(
+        {"head": head, "data": data, "training": training, "optimizer": optimizer, "mixing": mixing}
+    )
     held = {"store": describe.store_digest(opened), "split": split, "windows": describe.plain(windows)} | recipe
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with alone(out / LOCK, f"{out}/") as lock:

@@ -27,6 +27,7 @@ from medssl.engine.supervised import Supervised, Validation
 from medssl.heads.base import Head, Network
 from medssl.heads.weights import save_network
 from medssl.types import Card, Imported, LabelSchema, Tuned, UserError
+from medssl.views.mixing import Mixing
 
 
 def finetune(  # noqa: PLR0913 (the keys of a command line)
@@ -41,6 +42,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     encoder: Callable[[], Encoder] | None = None,
     labels: int | None = None,
     optimizer: FineTuning = FineTuning(),  # noqa: B008 (frozen)
+    mixing: Mixing = Mixing(),  # noqa: B008 (frozen)
     allow: tuple[Allowed, ...] = (),
 ) -> int:
     """Fine-tunes an encoder with a head on labelled subjects, or goes on with a run that was stopped.
@@ -56,6 +58,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         encoder: Another encoder than the one of the card; needed where ``pretrained`` is a file or absent.
         labels: Number of labelled subjects to learn from; null takes all.
         optimizer: How weights move.
+        mixing: Whether the samples of a batch are mixed.
         allow: "seen" goes on although pretraining has seen subjects of the split "test", "channels" spreads the first
             layer's weights over another number of channels, "preprocess" takes a store that other rules made.
 
@@ -76,12 +79,22 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     seen = start.refuse_seen(opened, begin, allow)
     network, loaded = build(begin, head, schema, training.seed)
     refuse_misfit(network, data)
+    if mixing.wanted and training.batch_size < 2:
+        message = "mixing takes samples of one micro-batch: set training.batch_size to 2 or more"
+        raise UserError(message)
     network.encoder.requires_grad_(optimizer.head_first < 1)
     objective = Supervised(
-        network, data.view, data.sampling, head_first=optimizer.head_first, average=optimizer.average
+        network,
+        data.view,
+        data.sampling,
+        head_first=optimizer.head_first,
+        average=optimizer.average,
+        mixing=mixing,
     )
     settings = {"head": head, "labels": labels, "data": data, "training": training, "optimizer": optimizer}
-    config: dict[str, Any] = describe.plain({"encoder": begin.encoder, "start": begin.digest} | settings)
+    config: dict[str, Any] = describe.plain(
+        {"encoder": begin.encoder, "start": begin.digest, "mixing": mixing} | settings
+    )
     samples = training.batch_size * training.accumulate * layout().world_size
     progress = Progress(0, samples, describe.store_digest(opened))
     feed = running.make_feed(

@@ -19,8 +19,10 @@ from medssl.evaluate.segmentation import dice_scores
 from medssl.heads.base import UNLABELLED, Network, class_numbers
 from medssl.heads.sliding import classify, slide
 from medssl.objectives.base import Objective, undisturbed
+from medssl.ops.draws import Draws
 from medssl.types import Loss, ViewPlan
 from medssl.views.intensity import decode
+from medssl.views.mixing import Mixing, mix
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -41,29 +43,39 @@ class Supervised(Objective):
         sampling: How scans fill a batch.
         head_first: Share of all steps in which the encoder stays as it is: no dropout, no statistics that move.
         average: Share of the averaged weights that each step keeps; 0 averages nothing.
+        mixing: Whether the samples of a batch are mixed.
 
     Attributes:
         judged: The network that is validated and written: the averaged one where there is one.
     """
 
     def __init__(
-        self, network: Network, view: ViewSpec, sampling: Sampling, *, head_first: float = 0.0, average: float = 0.0
+        self,
+        network: Network,
+        view: ViewSpec,
+        sampling: Sampling,
+        *,
+        head_first: float = 0.0,
+        average: float = 0.0,
+        mixing: Mixing = Mixing(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         self.encoder = network.encoder
         self.head: Head = network.head
-        self.head_first, self.average = head_first, average
+        self.head_first, self.average, self.mixing = head_first, average, mixing
         self.averaged = copy.deepcopy(network).requires_grad_(False).eval() if average else None
         self.needs = ViewPlan((view,), sampling)
 
     def forward(self, batch: Batch, step: Step) -> Loss:
         """Loss of one micro-batch: voxels that are padding, not scored or of the value to ignore do not count."""
         self.require(batch, step)
-        image = batch.views[0].image
+        draws = Draws(step.seed, (step.index,), "mixing")  # of the step: all processes mix alike
+        mixed = mix(batch.views[0].image, self.target(batch), self.mixing, draws)
         with undisturbed(self.encoder) if step.progress < self.head_first else nullcontext():
-            features = self.encoder(image)
-        prediction = self.head(features, image.shape[2:])
-        loss = self.head.loss(prediction, self.target(batch))
+            features = self.encoder(mixed.image)
+        prediction = self.head(features, mixed.image.shape[2:])
+        losses = [weight * self.head.loss(prediction, target) for weight, target in mixed.targets]
+        loss = torch.stack(losses).sum()
         return Loss(loss, {"loss": loss.detach()})
 
     @property

@@ -186,6 +186,17 @@ def test_averaged_weights_are_judged_and_written(call, place, tmp_path):
     assert not torch.equal(written[key := next(iter(written))], states[-1][f"encoder.{key}"])
 
 
+@pytest.mark.parametrize("data", ["volumes", "pictures"])
+def test_samples_are_mixed_where_that_is_asked_for(call, tmp_path, data):
+    losses = []
+    for mixing in ([], ["--mixing.mixup=0.4", "--mixing.cutmix=1.0"]):
+        target = ["--data.target=class"] if data == "pictures" else []
+        code, said = call(*target, *mixing, data=data, folder=tmp_path / str(len(losses)))
+        assert code == 0, said
+        losses.append([row["loss"] for row in rows(tmp_path / str(len(losses)))])
+    assert losses[0] != losses[1]
+
+
 def test_a_file_of_weights_reports_every_key(call, place, tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -287,6 +298,12 @@ def test_bad_input_is_one_line(call, words, message):
     assert re.search(message, said), said
     assert said.count("\n") == 1
     assert said.startswith("error: ")
+
+
+def test_one_sample_cannot_be_mixed(call):
+    code, said = call("--mixing.mixup=0.4", "--training.batch_size=1")
+    assert code == 2
+    assert "mixing takes samples of one micro-batch: set training.batch_size to 2 or more" in said
 
 
 def test_test_subjects_that_pretraining_saw_are_counted_and_refused(call, place):

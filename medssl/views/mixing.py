@@ -1,0 +1,103 @@
+r"""Mixing the samples of a batch: mixup and cutmix, for a few labels.
+
+With a sample :math:`x` and the one before it in the batch :math:`x'` (of the first, the last), share
+:math:`\lambda \sim Beta(\alpha, \alpha)`, one for a whole step::
+
+    mixup    lambda x + (1 - lambda) x'                  loss = lambda L(y) + (1 - lambda) L(y')
+    cutmix   a box of x' in x, 1 - lambda of its volume  classes of scans: as mixup, by the share of voxels that is left
+                                                         classes of voxels: the box of y' in y
+
+References: Zhang et al., mixup, ICLR 2018; Yun et al., CutMix, ICCV 2019.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from medssl.ops.draws import Draws
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Whether samples are mixed.
+
+    Attributes:
+        mixup: Both parameters of the Beta distribution of mixup, such as 0.2; 0 leaves it out.
+        cutmix: Both parameters of the Beta distribution of cutmix, such as 1.0; 0 leaves it out. With both, a step
+            takes either by the toss of a coin.
+        share: Share of the steps that mix.
+    """
+
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.mixup, self.cutmix) < 0:
+            message = f"mixing.mixup is {self.mixup}, mixing.cutmix {self.cutmix}: give numbers from 0 up"
+            raise UserError(message)
+        if not 0 <= self.share <= 1:
+            message = f"mixing.share is {self.share}: give a share of the steps from 0 to 1"
+            raise UserError(message)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is mixed at all."""
+        return max(self.mixup, self.cutmix) > 0 and self.share > 0
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Mixed images with the targets that they have, and how much each counts (the weights add up to 1)."""
+
+    image: Float[Tensor, "B C *s"]
+    targets: tuple[tuple[float, Tensor], ...]
+
+
+def mix(image: Float[Tensor, "B C *s"], target: Int[Tensor, "B *t"], mixing: Mixing, draws: Draws) -> Mixed:
+    """Mixes each sample with the one before it.
+
+    Args:
+        image: Images.
+        target: Class numbers of the voxels [B, *s], or of the images [B].
+        mixing: How.
+        draws: Random numbers of one row: the step's, so that all processes mix alike.
+    """
+    generator = draws.numpy()[0]
+    if not mixing.wanted or len(image) < 2 or generator.random() >= mixing.share:
+        return Mixed(image, ((1.0, target),))
+    cut = mixing.cutmix > 0 and (mixing.mixup == 0 or generator.random() < 0.5)
+    alpha = mixing.cutmix if cut else mixing.mixup
+    kept = float(generator.beta(alpha, alpha))
+    other, others = image.roll(1, 0), target.roll(1, 0)
+    if not cut:
+        return Mixed(kept * image + (1 - kept) * other, ((kept, target), (1 - kept, others)))
+    box = _box(image, 1 - kept, generator)
+    image = torch.where(box, other, image)
+    if target.ndim > 1:
+        return Mixed(image, ((1.0, torch.where(box, others, target)),))
+    kept = 1 - float(box.float().mean())
+    return Mixed(image, ((kept, target), (1 - kept, others)))
+
+
+def _box(image: Float[Tensor, "B C *s"], share: float, generator: np.random.Generator) -> Bool[Tensor, "*s"]:
+    """True in a box of about ``share`` of the volume, in the proportions of the image, anywhere inside."""
+    size = image.shape[2:]
+    box = torch.ones(size, dtype=torch.bool, device=image.device)
+    for axis, length in enumerate(size):
+        side = round(length * share ** (1 / len(size)))
+        first = int(generator.integers(length - side + 1))
+        place = torch.arange(length, device=image.device)
+        inside = (place >= first) & (place < first + side)
+        box &= inside.reshape([-1 if other == axis else 1 for other in range(len(size))])
+    return box
