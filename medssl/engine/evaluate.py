@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from medssl.engine.finished import Finished
 from medssl.engine.inference import Windows, classify, device_of, load_fitted, reason_of, segment
 from medssl.evaluate import cases, tables
 from medssl.evaluate.cases import ClassificationRow, SegmentationRow
-from medssl.evaluate.segmentation import ClassScore, score_case
+from medssl.evaluate.segmentation import NSD_TOLERANCE_MM, ClassScore, Further, refuse_tolerance, score_case
 from medssl.report.overlay import overlay
 from medssl.types import UserError
 
@@ -42,6 +42,7 @@ def evaluate(
     split: str = "test",
     where: str | None = None,
     allow_seen: bool = False,
+    nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
     windows: Windows = _WINDOWS,
 ) -> int:
     """Score a fine-tuned network on labelled scans; the same command goes on where it was stopped.
@@ -56,6 +57,7 @@ def evaluate(
         split: Split whose scans are scored.
         where: SQL condition on the columns of the index.
         allow_seen: Score subjects that the network was trained, validated or pretrained on, too, and say so.
+        nsd_tolerance_mm: Millimetres that a surface of a segmentation may lie off and still count as right (NSD).
         windows: How a scan is gone through.
 
     Returns:
@@ -65,6 +67,7 @@ def evaluate(
         UserError: No labelled scan, subjects that the network has seen, or not one scan that could be scored.
     """
     os.umask(0o077)
+    refuse_tolerance(nsd_tolerance_mm)
     fitted = load_fitted(run, device_of(windows.accelerator))
     with Index.open(index) as opened:
         scans = labelled(opened, fitted.schema, split, where)
@@ -74,15 +77,22 @@ def evaluate(
     for note in notes:
         print(f"note: {note}")
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made_by = {"weights": fitted.digest, "overlap": windows.overlap, "precision": windows.precision, "split": split}
+    made_by: dict[str, Any] = {
+        "weights": fitted.digest,
+        "overlap": windows.overlap,
+        "precision": windows.precision,
+        "split": split,
+    }
+    if fitted.kind == "segmentation":
+        made_by["nsd_tolerance_mm"] = nsd_tolerance_mm
     finished = Finished(out, made_by)
-    new, skipped = score_all(fitted, scans, schemas, (root, windows), finished)
+    new, skipped = score_all(fitted, scans, schemas, (root, windows, nsd_tolerance_mm), finished)
     done = [scan for scan in scans if finished.get(scan) is not None]
     by = {"step": fitted.card.step, "index": digest, **made_by, "versions": describe.versions()}
     more: dict[str, Any] = {"skipped": skipped, "notes": notes, "by": by}
     if fitted.kind == "segmentation":
         rows = [
-            SegmentationRow(scan.scan_id, scan.subject.subject_id, name, ClassScore(*score))
+            SegmentationRow(scan.scan_id, scan.subject.subject_id, name, score_of(score))
             for scan in done
             for name, score in finished.get(scan).items()
         ]
@@ -182,13 +192,21 @@ def score_all(
     fitted: Fitted,
     scans: Sequence[Scan],
     schemas: Mapping[str, LabelSchema],
-    place: tuple[Path, Windows],
+    place: tuple[Path, Windows, float],
     finished: Finished,
 ) -> tuple[int, list[tuple[str, str]]]:
-    """Scores what is not there yet; returns how many scans were, and what was skipped with the reason."""
+    """Scores what is not there yet; returns how many scans were, and what was skipped with the reason.
+
+    Args:
+        fitted: The network.
+        scans: What is scored.
+        schemas: Classes of a segmentation by data set.
+        place: Root of the index, how a scan is gone through, tolerance of surfaces in mm.
+        finished: Where scores are kept.
+    """
     from tqdm import tqdm
 
-    root, windows = place
+    root, windows, tolerance = place
     new, skipped = 0, []
     for scan in tqdm(scans, desc="evaluate", unit="scan"):
         if finished.get(scan) is not None:
@@ -201,13 +219,19 @@ def score_all(
             else:
                 assert volume.label is not None
                 prediction = segment(fitted, volume, domain, windows)
-                scores = score_case(prediction, volume.label[0], schemas[scan.source.dataset], volume.spacing_mm)
-                finished.add(scan, {name: list(vars(score).values()) for name, score in scores.items()})
+                schema = schemas[scan.source.dataset]
+                scores = score_case(prediction, volume.label[0], schema, volume.spacing_mm, nsd_tolerance_mm=tolerance)
+                finished.add(scan, {name: asdict(score) for name, score in scores.items()})
         except UNREADABLE as error:
             skipped.append((scan.scan_id, nameless(reason_of(error), scan, root)))
             continue
         new += 1
     return new, skipped
+
+
+def score_of(kept: Mapping[str, Any]) -> ClassScore:
+    """A score as ``score_all`` keeps it."""
+    return ClassScore(**{**kept, "further": Further(**kept["further"])})
 
 
 def nameless(reason: str, scan: Scan, root: Path) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from medssl.data.chunks import DiskFull, write_whole
 from medssl.evaluate.classification import SUM_TOLERANCE
-from medssl.evaluate.segmentation import ClassScore
+from medssl.evaluate.segmentation import FURTHER, ClassScore, Further
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 CASES = "cases.csv"
 LACKS = ("absent", "missed", "invented")  # what the note of a ClassScore says, beside ""
 SEGMENTATION = ("scan_id", "subject_id", "class", "dice", "hd95_mm", "true_voxels", "predicted_voxels", "note")
+FURTHER_SEGMENTATION = (*SEGMENTATION, *FURTHER)  # where they were measured
 CLASSIFICATION = ("scan_id", "subject_id", "truth", "predicted")
+F1_TOLERANCE = 1e-6  # of a file that a spreadsheet has rounded
 PROBABILITY = "probability:"  # before the name of a class
 
 
@@ -51,37 +53,56 @@ class ClassificationRow:
 
 
 def write_segmentation(path: Path, rows: Sequence[SegmentationRow]) -> None:
-    """Writes the scores of a segmentation.
+    """Writes the scores of a segmentation; the columns of ``FURTHER`` stand at the end where all rows have them.
 
     Raises:
         UserError: The disk refuses the file; a former file is untouched.
+        ValueError: Some rows have further measures and others have none.
     """
+    further = has_further(rows)
     cells = [
         (row.scan_id, row.subject_id, row.class_name, score.dice, score.hd95_mm, score.true_voxels,
-         score.predicted_voxels, score.note)
+         score.predicted_voxels, score.note, *(score.value(measure) for measure in (FURTHER if further else ())))
         for row in rows
         for score in [row.score]
     ]  # fmt: skip
-    _write_csv(path, SEGMENTATION, cells)
+    _write_csv(path, FURTHER_SEGMENTATION if further else SEGMENTATION, cells)
+
+
+def has_further(rows: Sequence[SegmentationRow]) -> bool:
+    """Whether all rows have further measures.
+
+    Raises:
+        ValueError: Only some have.
+    """
+    count = sum(row.score.further is not None for row in rows)
+    if 0 < count < len(rows):
+        message = f"{count} of {len(rows)} rows have further measures: expected all or none"
+        raise ValueError(message)
+    return count > 0
 
 
 def read_segmentation(path: Path) -> list[SegmentationRow]:
-    """Reads the scores of a segmentation back.
+    """Reads the scores of a segmentation back, with the further measures or without any of them.
 
     Raises:
         UserError: No such file, no rows, a column that is missing, a score that is none (NaN, outside its range, at
-            odds with the note), a class of a scan that stands twice or is missing, or a scan of two subjects.
+            odds with the note or the counts), a class of a scan that stands twice or is missing, or a scan of two
+            subjects.
     """
     rows = []
-    for line in _read_csv(path, SEGMENTATION):
+    lines = _read_csv(path, SEGMENTATION, together=FURTHER)
+    further = FURTHER[0] in lines[0].cells
+    for line in lines:
         dice, hd95 = line.optional("dice", 1.0), line.optional("hd95_mm")
-        score = ClassScore(dice, hd95, line.whole("true_voxels"), line.whole("predicted_voxels"), line.cells["note"])
-        if score.note not in ("", *LACKS):
+        voxels, note = (line.whole("true_voxels"), line.whole("predicted_voxels")), line.cells["note"]
+        if note not in ("", *LACKS):
             line.refuse("note", f"nothing, {', '.join(LACKS[:-1])} or {LACKS[-1]}")
-        if (dice is None) != (score.note == "absent"):
+        if (dice is None) != (note == "absent"):
             line.refuse("dice", "nothing where the note is absent, a number from 0 to 1 elsewhere")
-        if (hd95 is None) != bool(score.note):
+        if (hd95 is None) != bool(note):
             line.refuse("hd95_mm", "nothing where there is a note, a number from 0 elsewhere")
+        score = ClassScore(dice, hd95, *voxels, note, _further(line, note) if further else None)
         rows.append(SegmentationRow(line.cells["scan_id"], line.cells["subject_id"], line.cells["class"], score))
     refuse_uneven(rows, list(dict.fromkeys(row.class_name for row in rows)), f"{path}: ")
     return rows
@@ -126,10 +147,10 @@ def read_classification(path: Path) -> tuple[list[ClassificationRow], list[str]]
 
 
 def scan_scores(rows: Sequence[SegmentationRow], measure: str = "dice") -> dict[str, float | None]:
-    """Mean of a scan's classes that have a score ("dice" or "hd95_mm"), by scan; None where none has one."""
+    """Mean of a scan's classes that have a score ("dice", "hd95_mm", ...), by scan; None where none has one."""
     of_scan: dict[str, list[float]] = {row.scan_id: [] for row in rows}
     for row in rows:
-        value = getattr(row.score, measure)
+        value = row.score.value(measure)
         if value is not None:
             of_scan[row.scan_id].append(value)
     return {scan_id: sum(values) / len(values) if values else None for scan_id, values in of_scan.items()}
@@ -180,18 +201,19 @@ class _Line:
         message = f"{self.path} line {self.line}: {column} is {self.cells[column]!r}: expected {expected}"
         raise UserError(message)
 
-    def number(self, column: str, highest: float = math.inf) -> float:
-        expected = "a number from 0" + (f" to {highest:g}" if highest < math.inf else "")
+    def number(self, column: str, highest: float = math.inf, lowest: float = 0.0) -> float:
+        expected = "a number" + (f" from {lowest:g}" if lowest > -math.inf else "")
+        expected += f" to {highest:g}" if highest < math.inf else ""
         try:
             value = float(self.cells[column])
         except ValueError:
             self.refuse(column, expected)
-        if not (math.isfinite(value) and 0 <= value <= highest):
+        if not (math.isfinite(value) and lowest <= value <= highest):
             self.refuse(column, expected)
         return value
 
-    def optional(self, column: str, highest: float = math.inf) -> float | None:
-        return self.number(column, highest) if self.cells[column] else None
+    def optional(self, column: str, highest: float = math.inf, lowest: float = 0.0) -> float | None:
+        return self.number(column, highest, lowest) if self.cells[column] else None
 
     def whole(self, column: str) -> int:
         if not self.cells[column].isascii() or not self.cells[column].isdigit():
@@ -199,7 +221,28 @@ class _Line:
         return int(self.cells[column])
 
 
-def _read_csv(path: Path, needed: Sequence[str]) -> list[_Line]:
+def _further(line: _Line, note: str) -> Further:
+    """The further measures of a row whose note is ``note``."""
+    nsd, millilitres = line.optional("nsd", 1.0), line.optional("volume_error_ml", lowest=-math.inf)
+    share = line.optional("volume_error", lowest=-1.0)
+    if (nsd is None) != (note == "absent"):
+        line.refuse("nsd", "nothing where the note is absent, a number from 0 to 1 elsewhere")
+    if millilitres is not None and note == "absent":
+        line.refuse("volume_error_ml", "nothing where the note is absent")
+    if (share is None) != (note in ("absent", "invented")):
+        line.refuse("volume_error", "nothing where the note is absent or invented, a number from -1 elsewhere")
+    counts = [line.whole(column) for column in ("lesions_found", "lesions_missed", "lesions_invented")]
+    further, f1 = Further(nsd, millilitres, share, *counts), line.optional("lesion_f1", 1.0)
+    expected = further.lesion_f1
+    if (f1 is None) != (expected is None) or (f1 is not None and abs(f1 - (expected or 0.0)) > F1_TOLERANCE):
+        line.refuse("lesion_f1", "nothing: there is no lesion" if expected is None else f"{expected:.6g} by the counts")
+    if (expected is None) != (note == "absent"):
+        line.refuse("lesions_found", "a lesion somewhere, unless the note is absent")
+    return further
+
+
+def _read_csv(path: Path, needed: Sequence[str], together: Sequence[str] = ()) -> list[_Line]:
+    """Lines under the ``needed`` columns; those that stand ``together`` are there all or not at all."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -208,7 +251,7 @@ def _read_csv(path: Path, needed: Sequence[str]) -> list[_Line]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         message = f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
         raise UserError(message) from error
-    for column in needed:
+    for column in (*needed, *(together if set(together) & set(columns) else ())):
         if column not in columns:
             message = f"{path} has no column {column!r}; its columns are {', '.join(columns) or 'none'}"
             raise UserError(message)

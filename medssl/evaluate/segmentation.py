@@ -1,10 +1,19 @@
-"""Overlap and surface distance of a predicted segmentation and its label, class by class.
+"""Overlap, surface distance, volume and lesions of a predicted segmentation and its label, class by class.
 
 Dice is twice the common voxels over the voxels of both (Dice 1945). HD95 is the larger of the two directed 95th
 percentiles of surface distances, as MONAI computes it: a voxel is surface where one of its face neighbours lies
 outside the class (beyond the array counts as outside), each surface voxel is as far as the nearest surface voxel of the
 other side (centre to centre), and percentiles interpolate linearly between the distances of one direction. Other
 programs pool both directions before the percentile or measure from faces; their HD95 differs (Reinke et al. 2024).
+
+NSD, normalised surface Dice (Nikolov et al. 2021), is the share of the surface voxels of both sides that lie within a
+tolerance of the other side's surface, on the same surfaces as HD95, which is how MONAI counts it without subvoxels;
+programs that weigh surface elements by their area differ.
+
+Lesions are connected components, neighbours by a corner included (26 in volumes, 8 in images). As in the ISLES
+challenge (Hernandez Petzsche et al. 2022), a true lesion is found where at least one of its voxels is predicted, and a
+predicted component without a voxel in common with any true one is an invented lesion; a component over several true
+lesions finds them all. F1 is 2 found / (2 found + missed + invented).
 """
 
 from __future__ import annotations
@@ -28,6 +37,36 @@ if TYPE_CHECKING:
     from medssl.types import LabelSchema
 
 PERCENTILE = 95.0
+NSD_TOLERANCE_MM = 1.0
+ROUNDING_MM = 1e-3  # spacings are stored with seven digits: a voxel of 1.0000001 mm lies within 1 mm, too
+FURTHER = ("nsd", "volume_error_ml", "volume_error", "lesions_found", "lesions_missed", "lesions_invented", "lesion_f1")
+
+
+@dataclass(frozen=True)
+class Further:
+    """What is measured beside Dice and HD95.
+
+    Attributes:
+        nsd: 0 to 1; None where the class is in neither, 0 where it is in one.
+        volume_error_ml: Predicted less true volume; None where the class is in neither, and for images.
+        volume_error: The same as a share of the true volume, from -1; None where that is 0.
+        lesions_found: True lesions that the prediction touches.
+        lesions_missed: True lesions that it does not.
+        lesions_invented: Predicted lesions that touch no true one.
+    """
+
+    nsd: float | None
+    volume_error_ml: float | None
+    volume_error: float | None
+    lesions_found: int
+    lesions_missed: int
+    lesions_invented: int
+
+    @property
+    def lesion_f1(self) -> float | None:
+        """0 to 1; None where there is no lesion in either."""
+        wrong = self.lesions_missed + self.lesions_invented
+        return 2 * self.lesions_found / (2 * self.lesions_found + wrong) if self.lesions_found + wrong else None
 
 
 @dataclass(frozen=True)
@@ -40,6 +79,7 @@ class ClassScore:
         true_voxels: Voxels of the class in the label, without ignored ones.
         predicted_voxels: Voxels of the class in the prediction, without ignored ones.
         note: "" or where the class is lacking: "absent" from both, "missed" by the prediction, "invented" by it.
+        further: More measures; None where they were not asked for.
     """
 
     dice: float | None
@@ -47,10 +87,21 @@ class ClassScore:
     true_voxels: int
     predicted_voxels: int
     note: str = ""
+    further: Further | None = None
+
+    def value(self, measure: str) -> float | None:
+        """The measure of that name, of this or of ``further``."""
+        found: float | None = getattr(self.further if measure in FURTHER else self, measure)
+        return found
 
 
 def score_case(
-    prediction: Int[np.ndarray, "*s"], label: Int[np.ndarray, "*s"], schema: LabelSchema, spacing_mm: Sequence[float]
+    prediction: Int[np.ndarray, "*s"],
+    label: Int[np.ndarray, "*s"],
+    schema: LabelSchema,
+    spacing_mm: Sequence[float],
+    *,
+    nsd_tolerance_mm: float | None = None,
 ) -> dict[str, ClassScore]:
     """Scores every class but the first, which is the background.
 
@@ -62,11 +113,14 @@ def score_case(
         label: Stored values of the classes.
         schema: The classes.
         spacing_mm: Millimetres per voxel along each axis of the arrays.
+        nsd_tolerance_mm: How far off a surface may lie; given, the ``further`` measures are taken, too.
 
     Raises:
-        UserError: Shapes or spacing do not fit together, a value is no class, or there is no class to score.
+        UserError: Shapes or spacing do not fit together, a value is no class, there is no class to score, or a
+            tolerance that is none.
     """
     _refuse_unfit(prediction, label, schema, spacing_mm)
+    refuse_tolerance(nsd_tolerance_mm)
     background = schema.classes[0][0]
     box = _box((label != background) | (prediction != background))
     label, prediction = label[box], prediction[box]
@@ -74,7 +128,7 @@ def score_case(
     _refuse_values("label", label[scored], schema)
     _refuse_values("prediction", prediction[scored], schema)
     return {
-        name: _score((label == value) & scored, (prediction == value) & scored, spacing_mm)
+        name: _score((label == value) & scored, (prediction == value) & scored, spacing_mm, nsd_tolerance_mm)
         for value, name in schema.classes[1:]
         if value != schema.ignore
     }
@@ -122,18 +176,53 @@ def dice_scores(prediction: Int[Tensor, "*s"], target: Int[Tensor, "*s"], classe
     return [2 * common / count if count else None for common, count in zip(both[1:], voxels[1:], strict=True)]
 
 
-def _score(true: Bool[np.ndarray, "*s"], predicted: Bool[np.ndarray, "*s"], spacing_mm: Sequence[float]) -> ClassScore:
+def count_lesions(true: Bool[np.ndarray, "*s"], predicted: Bool[np.ndarray, "*s"]) -> tuple[int, int, int]:
+    """True lesions that are found and that are missed, and predicted ones that are invented (rule: see above)."""
+    from scipy import ndimage
+
+    corners_too = np.ones((3,) * true.ndim)
+    true_lesions, in_label = ndimage.label(true, corners_too)
+    predicted_lesions, in_prediction = ndimage.label(predicted, corners_too)
+    common = true & predicted
+    found = len(np.unique(true_lesions[common]))
+    return found, in_label - found, in_prediction - len(np.unique(predicted_lesions[common]))
+
+
+def refuse_tolerance(nsd_tolerance_mm: float | None) -> None:
+    """Refuses a tolerance of surfaces that is none.
+
+    Raises:
+        UserError: It is negative, infinite or NaN.
+    """
+    if nsd_tolerance_mm is not None and not 0 <= nsd_tolerance_mm < np.inf:
+        message = f"nsd_tolerance_mm is {nsd_tolerance_mm}: expected a number of millimetres from 0"
+        raise UserError(message)
+
+
+def _score(
+    true: Bool[np.ndarray, "*s"],
+    predicted: Bool[np.ndarray, "*s"],
+    spacing_mm: Sequence[float],
+    nsd_tolerance_mm: float | None,
+) -> ClassScore:
     in_label, in_prediction = int(np.count_nonzero(true)), int(np.count_nonzero(predicted))
+    asked = nsd_tolerance_mm is not None
     if not in_label and not in_prediction:
-        return ClassScore(None, None, 0, 0, "absent")
-    if not in_label or not in_prediction:
-        return ClassScore(0.0, None, in_label, in_prediction, "missed" if in_label else "invented")
+        return ClassScore(None, None, 0, 0, "absent", Further(None, None, None, 0, 0, 0) if asked else None)
     box = _box(true | predicted)  # beyond it nothing belongs to the class, as beyond the array
     true, predicted = true[box], predicted[box]
+    hd95, nsd, note = None, 0.0, "missed" if in_label else "invented"
+    if in_label and in_prediction:
+        distances = surface_distances(predicted, true, spacing_mm)
+        hd95, note = max(float(np.percentile(d, PERCENTILE)) for d in distances), ""
+        nsd = float((np.concatenate(distances) <= (nsd_tolerance_mm or 0.0) + ROUNDING_MM).mean())
     dice = 2 * int(np.count_nonzero(true & predicted)) / (in_label + in_prediction)
-    distances = surface_distances(predicted, true, spacing_mm)
-    hd95 = max(float(np.percentile(d, PERCENTILE)) for d in distances)
-    return ClassScore(dice, hd95, in_label, in_prediction)
+    further = None
+    if asked:
+        more = in_prediction - in_label
+        millilitres = more * float(np.prod(spacing_mm)) / 1000 if true.ndim == 3 else None
+        further = Further(nsd, millilitres, more / in_label if in_label else None, *count_lesions(true, predicted))
+    return ClassScore(dice, hd95, in_label, in_prediction, note, further)
 
 
 def _box(mask: Bool[np.ndarray, "*s"]) -> tuple[slice, ...]:

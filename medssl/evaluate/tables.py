@@ -17,6 +17,7 @@ from medssl.evaluate.cases import (
     LACKS,
     ClassificationRow,
     SegmentationRow,
+    has_further,
     read_classification,
     read_segmentation,
     refuse_twice,
@@ -58,6 +59,8 @@ __all__ = [
 
 SUMMARY = "summary.json"
 ENTRY = ("value", "low", "high", "subjects")  # of each measure
+OF_CLASSES = ("volume_error_ml", "volume_error")  # too much of one class would make up for too little of another
+LESIONS = ("lesions_found", "lesions_missed", "lesions_invented")
 KEYS = ("kind", "classes", "scans", "subjects", "metrics", "counts", "skipped", "notes", "by")
 
 
@@ -73,7 +76,8 @@ def summarise_segmentation(
 
     "dice" and "hd95_mm" are means over subjects of the mean of their scans, whose score is the mean over the classes
     that have one: classes that are absent from both are left out, missed and invented ones count as Dice 0 and have no
-    distance. "dice:NAME" is that of one class.
+    distance. "dice:NAME" is that of one class. Where the rows have further measures, "nsd" and "lesion_f1" stand for
+    all classes and each one, the errors of volume, which have a sign, for each class alone.
 
     Args:
         rows: A row for each class of each scan.
@@ -90,17 +94,16 @@ def summarise_segmentation(
     _refuse_nothing(rows, skipped)
     refuse_uneven(rows, classes)
     of_scan = {row.scan_id: row.subject_id for row in rows}
-    found = {}
-    for measure in ("dice", "hd95_mm"):
-        found[measure] = mean_interval(list(scan_scores(rows, measure).values()), list(of_scan.values()))
-        for name in classes:
-            own = [row for row in rows if row.class_name == name]
-            scores = [getattr(row.score, measure) for row in own]
-            found[f"{measure}:{name}"] = mean_interval(scores, [row.subject_id for row in own])
+    found = segmentation_means(rows, classes)
     tally = Counter((row.score.note, row.class_name) for row in rows)
     counts = {lack: {name: tally[lack, name] for name in classes} for lack in LACKS}
-    without = sum(sum(counts[lack].values()) for lack in ("missed", "invented"))
+    without, invented = (sum(sum(counts[lack].values()) for lack in lacks) for lacks in (LACKS[1:], LACKS[2:]))
     said = [f"hd95_mm leaves out {without} scores without a distance: the class was missed or invented"]
+    said = said if without else []
+    further = has_further(rows)
+    if further and invented:
+        said.append(f"volume_error leaves out {invented} scores of a true volume of 0: the class was invented")
+    lesions = {"lesions": {what: _sums(rows, what, classes) for what in LESIONS}} if further else {}
     return {
         "kind": "segmentation",
         "classes": classes,
@@ -108,10 +111,26 @@ def summarise_segmentation(
         "subjects": len(set(of_scan.values())),
         "metrics": {name: _entry(interval) for name, interval in found.items()},
         "counts": counts,
+        **lesions,
         "skipped": [{"scan_id": scan_id, "reason": reason} for scan_id, reason in skipped],
-        "notes": [*notes, *(said if without else []), *_interval_notes(found)],
+        "notes": [*notes, *said, *_interval_notes(found)],
         "by": dict(by or {}),
     }
+
+
+def segmentation_means(rows: Sequence[SegmentationRow], classes: Sequence[str]) -> dict[str, Interval]:
+    """The mean of each measure with its interval, by the names that ``summarise_segmentation`` gives them."""
+    of_scan = {row.scan_id: row.subject_id for row in rows}
+    measures = ["dice", "hd95_mm", *(("nsd", *OF_CLASSES, "lesion_f1") if has_further(rows) else ())]
+    found = {}
+    for measure in measures:
+        if measure not in OF_CLASSES:
+            found[measure] = mean_interval(list(scan_scores(rows, measure).values()), list(of_scan.values()))
+        for name in classes:
+            own = [row for row in rows if row.class_name == name]
+            scores = [row.score.value(measure) for row in own]
+            found[f"{measure}:{name}"] = mean_interval(scores, [row.subject_id for row in own])
+    return found
 
 
 def summarise_classification(
@@ -210,7 +229,7 @@ def table(summary: Mapping[str, Any]) -> str:
     for first, *others in rows:
         cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
         lines.append("  ".join(cells))
-    for what, counts in summary["counts"].items():
+    for what, counts in (summary["counts"] | summary.get("lesions", {})).items():
         if any(counts.values()):
             lines.append(f"{what}: {', '.join(f'{name} {count}' for name, count in counts.items() if count)}")
     if summary["skipped"]:
@@ -231,6 +250,10 @@ def _on_resample(
         return metric(probabilities[places], drawn)
 
     return statistic
+
+
+def _sums(rows: Sequence[SegmentationRow], what: str, classes: Sequence[str]) -> dict[str, int]:
+    return {name: sum(int(row.score.value(what) or 0) for row in rows if row.class_name == name) for name in classes}
 
 
 def _entry(interval: Interval) -> dict[str, float | int | None]:

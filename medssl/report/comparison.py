@@ -23,11 +23,22 @@ MEASURES = ("auroc", "balanced_accuracy")  # of classifications; more is better
 TITLES = {
     "dice": "mean Dice",
     "hd95_mm": "mean HD95 (mm, less is better)",
+    "nsd": "mean surface Dice (NSD)",
+    "lesion_f1": "mean lesion-wise F1",
     "auroc": "AUROC",
     "balanced_accuracy": "balanced accuracy",
     "ece": "calibration error (less is better)",
     "brier": "Brier score (less is better)",
     "nll": "negative log likelihood (less is better)",
+}
+OF_CLASS = {
+    "dice": "Dice",
+    "hd95_mm": "HD95 (mm)",
+    "nsd": "surface Dice (NSD)",
+    "volume_error_ml": "volume error (ml, 0 is best)",
+    "volume_error": "relative volume error (0 is best)",
+    "lesion_f1": "lesion-wise F1",
+    "auroc": "AUROC",
 }
 
 
@@ -84,7 +95,7 @@ def title(measure: str) -> str:
     kind, _, name = measure.partition(":")
     if not name:
         return TITLES.get(kind, kind)
-    return f"{ {'dice': 'Dice', 'hd95_mm': 'HD95 (mm)', 'auroc': 'AUROC'}.get(kind, kind) } of {name}"
+    return f"{OF_CLASS.get(kind, kind)} of {name}"
 
 
 def _differences(first: Evaluation, second: Evaluation) -> tuple[Difference, ...]:

@@ -104,6 +104,33 @@ def test_distances_are_of_the_scans_own_grid(tmp_path, out):
     assert evaluate(run, index=indexed(tmp_path), out=out) == 0
     score = cases.read_segmentation(out / "cases.csv")[0].score
     assert (score.dice, score.hd95_mm) == (0.75, 5.0)
+    assert score.further is not None
+    assert score.further.nsd == pytest.approx(25 / 34)  # of 34 voxels of surface the 9 of one face lie 5 mm off
+    assert (score.further.volume_error_ml, score.further.lesion_f1) == (0.0, 1.0)
+    other = out.with_name("other")
+    assert evaluate(run, index=indexed(tmp_path), out=other, nsd_tolerance_mm=5.0) == 0
+    assert cases.read_segmentation(other / "cases.csv")[0].score.further.nsd == 1.0
+    assert tables.read_summary(other / "summary.json")["by"]["nsd_tolerance_mm"] == 5.0
+    with pytest.raises(UserError, match=r"other settings \(nsd_tolerance_mm 5.0 there, 2.0 here\): choose another"):
+        evaluate(run, index=indexed(tmp_path), out=other, nsd_tolerance_mm=2.0)
+    with pytest.raises(UserError, match=r"nsd_tolerance_mm is -1.0: expected a number of millimetres from 0"):
+        evaluate(run, index=indexed(tmp_path), out=other, nsd_tolerance_mm=-1.0)
+
+
+def test_scores_of_a_former_version_are_refused(tmp_path, out):
+    file, run = labelled(tmp_path), fitted.save(tmp_path / "run")
+    assert evaluate(run, index=file, out=out) == 0
+    first, *lines = (out / "finished.jsonl").read_text().splitlines()
+    former = json.loads(first)
+    del former["nsd_tolerance_mm"]
+    rows = [json.loads(line) for line in lines]
+    for row in rows:
+        row["result"] = {name: list(score.values())[:5] for name, score in row["result"].items()}
+    text = "".join(json.dumps(row) + "\n" for row in (former, *rows))
+    (out / "finished.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"other settings \(nsd_tolerance_mm None there, 1.0 here\): choose another"):
+        evaluate(run, index=file, out=out)
+    assert (out / "finished.jsonl").read_text() == text
 
 
 def test_the_label_is_kept_from_the_network(tmp_path, out):
@@ -267,7 +294,14 @@ def test_the_value_to_ignore_is_that_of_the_data(tmp_path, out):
 
 def test_the_command_line_reads_its_arguments(tmp_path, out):
     file = labelled(tmp_path, (0, 3))
-    words = [str(fitted.save(tmp_path / "run")), f"--index={file}", f"--out={out}", "--windows.batch_size", "4"]
+    words = [
+        str(fitted.save(tmp_path / "run")),
+        f"--index={file}",
+        f"--out={out}",
+        "--windows.batch_size",
+        "4",
+        "--nsd_tolerance_mm=2",
+    ]
     assert run_verb(evaluate, "evaluate", words) == 0
     assert len(list(csv.reader((out / "cases.csv").read_text().splitlines()))) == 5
     assert json.loads((out / "finished.jsonl").read_text().splitlines()[0])["split"] == "test"

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medssl.evaluate.segmentation import ClassScore, dice_scores, score_case, surface_distances
+from medssl.evaluate.segmentation import ClassScore, Further, count_lesions, dice_scores, score_case, surface_distances
 from medssl.heads.base import UNLABELLED
 from medssl.types import LabelSchema, UserError
 
@@ -121,6 +121,79 @@ def test_an_ignored_value_with_a_name_is_no_class():
     assert score_case(label, label, schema, SPACING) == {"organ": ClassScore(1.0, 0.0, 27, 27)}
 
 
+# --- surface Dice, volume and lesions
+
+
+def further(prediction, label, tolerance=1.0, spacing=SPACING, schema=ONE):
+    found = score_case(prediction, label, schema, spacing, nsd_tolerance_mm=tolerance)["organ"].further
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(("tolerance", "near"), [(0.0, 36), (2.9, 36), (3.0, 56)])
+def test_surface_dice_by_hand(tolerance, near):
+    """A cube of 4 voxels a side, 56 of them surface, a slice of 3 mm further: 12 around in each of 3 common slices."""
+    label = box((12, 12, 12), (4, 4, 4), (4, 4, 4))
+    assert further(np.roll(label, 1, 2), label, tolerance, (5.0, 5.0, 3.0)).nsd == pytest.approx(near / 56)
+
+
+def test_one_voxel_off_lies_within_its_spacing_although_that_was_rounded():
+    label = box((9, 9, 9), (2, 2, 2), (1, 4, 4))
+    rounded = (float(np.float32(1) + np.finfo(np.float32).eps), 1.0, 1.0)
+    assert further(np.roll(label, 1, 0), label, 1.0, rounded).nsd == 1.0
+    assert further(np.roll(label, 1, 0), label, 0.99, rounded).nsd == 0.0
+
+
+def test_volume_errors_have_a_sign_and_a_unit():
+    label = box((9, 9, 9), (1, 1, 1), (4, 4, 4))
+    more, less = box((9, 9, 9), (1, 1, 1), (4, 4, 6)), box((9, 9, 9), (1, 1, 1), (4, 4, 1))
+    assert further(more, label).volume_error_ml == pytest.approx(32 * 1.5e-3)
+    assert further(more, label).volume_error == 0.5
+    assert further(less, label).volume_error_ml == pytest.approx(-48 * 1.5e-3)
+    assert further(less, label).volume_error == -0.75
+    image = further(more[1], label[1], spacing=(1.0, 3.0))
+    assert (image.volume_error_ml, image.volume_error) == (None, 0.5)  # an area is no volume
+
+
+def test_lesions_are_found_missed_and_invented():
+    label, prediction = np.zeros((2, 20, 20, 20), np.uint8)
+    label[1:3, 1:3, 1:3] = label[3, 3, 3] = 1  # one lesion: they meet at a corner
+    label[8, 8, 8] = label[8, 8, 12] = 1  # two
+    label[15, 15, 15] = 1  # missed
+    prediction[3:5, 3, 3] = 1  # one voxel in common is enough
+    prediction[8, 8, 7:14] = 1  # one component finds two lesions
+    prediction[17, 17, 17] = prediction[1, 18, 1] = 1
+    assert count_lesions(label > 0, prediction > 0) == (3, 1, 2)
+    own = further(prediction, label)
+    assert (own.lesions_found, own.lesions_missed, own.lesions_invented) == (3, 1, 2)
+    assert own.lesion_f1 == pytest.approx(2 * 3 / (2 * 3 + 1 + 2))
+    assert count_lesions(np.eye(3) > 0, np.eye(3) > 1) == (0, 1, 0)  # images: eight neighbours
+
+
+def test_lacking_classes_have_the_further_measures_that_dice_has():
+    nothing, organ = np.zeros((5, 5, 5), np.uint8), box((5, 5, 5), (1, 1, 1), (2, 2, 2))
+    absent, missed, invented = further(nothing, nothing), further(nothing, organ), further(organ, nothing)
+    assert absent == Further(None, None, None, 0, 0, 0)
+    assert absent.lesion_f1 is None
+    assert missed == Further(0.0, pytest.approx(-0.012), -1.0, 0, 1, 0)
+    assert invented == Further(0.0, pytest.approx(0.012), None, 0, 0, 1)
+    assert (missed.lesion_f1, invented.lesion_f1) == (0.0, 0.0)
+    assert further(organ, organ) == Further(1.0, 0.0, 0.0, 1, 0, 0)
+    assert score_case(organ, organ, ONE, SPACING)["organ"].further is None
+
+
+def test_ignored_voxels_are_no_lesions_either():
+    label, prediction = box((12, 12, 12), (2, 2, 2), (5, 5, 5)), box((12, 12, 12), (2, 2, 2), (5, 5, 8))
+    label[:, :, 7:] = 255
+    assert further(prediction, label, schema=IGNORING) == Further(1.0, 0.0, 0.0, 1, 0, 0)
+
+
+@pytest.mark.parametrize("tolerance", [-1.0, float("nan"), float("inf")])
+def test_a_tolerance_that_is_none_is_refused(tolerance):
+    with pytest.raises(UserError, match=r"nsd_tolerance_mm is (-1.0|nan|inf): expected a number of millimetres from 0"):
+        further(np.ones((3, 3, 3), np.uint8), np.ones((3, 3, 3), np.uint8), tolerance)
+
+
 # --- bad input
 
 
@@ -175,6 +248,32 @@ def sitk_scores(prediction, label, spacing):
     return overlap.GetDiceCoefficient(), largest.GetHausdorffDistance(), max(directed)
 
 
+def sitk_nsd(prediction, label, spacing, tolerance):
+    """Share of contour voxels that lie within the tolerance of the other contour, by SimpleITK."""
+    import SimpleITK as sitk
+
+    contours = [sitk.LabelContour(sitk_image(mask, spacing), fullyConnected=False) for mask in (prediction, label)]
+    near = []
+    for one, other in (contours, contours[::-1]):
+        field = sitk.SignedMaurerDistanceMap(other, squaredDistance=False, useImageSpacing=True)
+        near += (sitk.GetArrayFromImage(field)[sitk.GetArrayFromImage(one) > 0] < tolerance).tolist()
+    return np.mean(near)
+
+
+def sitk_lesions(true, predicted):
+    """Lesions found, missed and invented, component by component, by SimpleITK."""
+    import SimpleITK as sitk
+
+    parts = []
+    for mask in (true, predicted):
+        labelled = sitk.ConnectedComponent(sitk_image(mask, (1.0,) * mask.ndim), True)
+        array = sitk.GetArrayFromImage(labelled).T
+        parts.append([array == number for number in range(1, array.max() + 1)])
+    found = sum(bool((part & predicted).any()) for part in parts[0])
+    invented = sum(not (part & true).any() for part in parts[1])
+    return found, len(parts[0]) - found, invented
+
+
 def assert_equals_sitk(prediction, label, spacing):
     dice, largest, hd95 = sitk_scores(prediction, label, spacing)
     score = score_case(prediction.astype(np.uint8), label.astype(np.uint8), ONE, spacing)["organ"]
@@ -184,6 +283,10 @@ def assert_equals_sitk(prediction, label, spacing):
         largest, abs=1e-3
     )
     assert hd95 > 0
+    own = further(prediction.astype(np.uint8), label.astype(np.uint8), 1.25, spacing)
+    assert own.nsd == pytest.approx(sitk_nsd(prediction, label, spacing, 1.25))
+    assert 0 < own.nsd < 1
+    assert (own.lesions_found, own.lesions_missed, own.lesions_invented) == sitk_lesions(label, prediction)
 
 
 @pytest.mark.parametrize("seeds", [(1, 2), (3, 4), (5, 6)])
@@ -227,6 +330,27 @@ def test_any_masks_score_as_with_monai(shape, share, seed):
     score = score_case(prediction.astype(np.int32), label.astype(np.int32), ONE, spacing)["organ"]
     assert score.hd95_mm == pytest.approx(hd95, abs=1e-4)
     assert score.dice == pytest.approx(dice, abs=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=2, max_size=3),
+    share=st.sampled_from([0.05, 0.3, 0.9]),
+    tolerance=st.sampled_from([0.0, 0.5, 1.0, 3.0]),
+    seed=st.integers(0, 999),
+)
+def test_any_masks_have_the_surface_dice_of_monai_and_the_lesions_of_simpleitk(shape, share, tolerance, seed):
+    from monai.metrics import compute_surface_dice
+
+    rng = np.random.default_rng(seed)
+    prediction, label = (rng.random(shape) < share for _ in range(2))
+    prediction.flat[0] = label.flat[-1] = True
+    spacing = SPACING[: len(shape)]
+    tensors = [torch.from_numpy(mask)[None, None].float() for mask in (prediction, label)]
+    expected = compute_surface_dice(*tensors, [tolerance], include_background=True, spacing=spacing).item()
+    own = further(prediction.astype(np.uint8), label.astype(np.uint8), tolerance, spacing)
+    assert own.nsd == pytest.approx(expected, abs=1e-5)
+    assert (own.lesions_found, own.lesions_missed, own.lesions_invented) == sitk_lesions(label, prediction)
 
 
 # --- during training

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from medssl.data import chunks
 from medssl.evaluate.bootstrap import mean_interval
-from medssl.evaluate.segmentation import ClassScore
+from medssl.evaluate.segmentation import ClassScore, Further
 from medssl.evaluate.tables import (
     ClassificationRow,
     SegmentationRow,
@@ -58,6 +59,15 @@ def classified(scans=40, seed=0):
     return rows
 
 
+def measured():
+    """The same with surface Dice, volumes and lesions."""
+    more = [Further(0.95, -0.5, -0.1, 1, 0, 0), Further(0.5, 0.25, 1.0, 2, 1, 1), Further(0.75, 1.0, 0.125, 1, 0, 0)]
+    more += [Further(None, None, None, 0, 0, 0), Further(0.85, 0.0, 0.0, 1, 0, 0), Further(0.0, -0.2, -1.0, 0, 2, 0)]
+    more += [Further(0.65, 0.9, 0.1, 1, 0, 1), Further(0.0, 0.1, None, 0, 0, 1)]
+    rows = zip(segmented(), more, strict=True)
+    return [replace(row, score=replace(row.score, further=further)) for row, further in rows]
+
+
 # --- cases.csv
 
 
@@ -70,6 +80,20 @@ def test_scores_of_a_segmentation_come_back_as_they_were(tmp_path):
     assert lines[2] == 'scan1,a,"tumour, solid",0.3333333333333333,7.0,10,20,'
     assert lines[4] == 'scan2,a,"tumour, solid",,,0,0,absent'
     assert [file.name for file in path.parent.iterdir()] == ["cases.csv"]
+
+
+def test_further_measures_come_back_too(tmp_path):
+    path = tmp_path / "cases.csv"
+    write_segmentation(path, measured())
+    assert read_segmentation(path) == measured()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert lines[0].endswith(
+        "note,nsd,volume_error_ml,volume_error,lesions_found,lesions_missed,lesions_invented,lesion_f1"
+    )
+    assert lines[2].endswith("7.0,10,20,,0.5,0.25,1.0,2,1,1,0.6666666666666666")
+    assert lines[4].endswith("absent,,,,0,0,0,")
+    with pytest.raises(ValueError, match="7 of 8 rows have further measures: expected all or none"):
+        write_segmentation(path, [*measured()[:7], segmented()[7]])
 
 
 def test_probabilities_come_back_as_they_were(tmp_path):
@@ -123,6 +147,36 @@ def test_what_is_no_table_of_a_segmentation_is_refused(tmp_path, old, new, messa
     assert len(read_segmentation(path)) == 4
     assert SEGMENTATION.count(old) == 1
     path.write_text(SEGMENTATION.replace(old, new), encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        read_segmentation(path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (",lesion_f1", ",f1", "has no column 'lesion_f1'; its columns are scan_id, .*, lesions_invented, f1"),
+        ("0.95,-0.5,", "1.95,-0.5,", "line 2: nsd is '1.95': expected a number from 0 to 1"),
+        ("0.95,-0.5,", ",-0.5,", "line 2: nsd is '': expected nothing where the note is absent, a number from 0 to 1"),
+        ("0.95,-0.5,", "0.95,less,", "line 2: volume_error_ml is 'less': expected a number$"),
+        ("-0.2,-1.0,", "-0.2,-1.1,", "line 7: volume_error is '-1.1': expected a number from -1"),
+        ("-0.2,-1.0,", "-0.2,,", "line 7: volume_error is '': expected nothing where the note is absent or invented"),
+        ("absent,,,,", "absent,,1.0,,", "line 5: volume_error_ml is '1.0': expected nothing where the note is absent"),
+        ("2,1,1,0.66", "2,1,-1,0.66", "line 3: lesions_invented is '-1': expected a whole number from 0"),
+        ("2,1,1,0.66", "2,1,1,0.67", "line 3: lesion_f1 is '0.67.*': expected 0.666667 by the counts"),
+        ("absent,,,,0,0,0,", "absent,,,,0,0,0,1.0", "line 5: lesion_f1 is '1.0': expected nothing: there is no lesion"),
+        (
+            "absent,,,,0,0,0,",
+            "absent,,,,0,0,1,0.0",
+            "line 5: lesions_found is '0': expected a lesion somewhere, unless",
+        ),
+    ],
+)
+def test_further_measures_that_are_none_are_refused(tmp_path, old, new, message):
+    path = tmp_path / "cases.csv"
+    write_segmentation(path, measured())
+    text = path.read_text(encoding="utf-8")
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new), encoding="utf-8")
     with pytest.raises(UserError, match=message):
         read_segmentation(path)
 
@@ -206,6 +260,31 @@ def test_a_segmentation_in_sum():
         "hd95_mm leaves out 2 scores without a distance: the class was missed or invented",
         "hd95_mm:tumour, solid: no interval: it needs at least 3 subjects, there is 1",
     ]
+
+
+def test_further_measures_in_sum():
+    summary = summarise_segmentation(measured(), SCHEMA)
+    plain = summarise_segmentation(segmented(), SCHEMA)
+    metrics, names = summary["metrics"], ("liver", "tumour, solid")
+    assert {name: metrics[name] for name in plain["metrics"]} == plain["metrics"]
+    added = [f"nsd{n}" for n in ("", *(f":{name}" for name in names))]
+    added += [f"{m}:{name}" for m in ("volume_error_ml", "volume_error") for name in names]
+    added += [f"lesion_f1{n}" for n in ("", *(f":{name}" for name in names))]
+    assert list(metrics)[len(plain["metrics"]) :] == added
+    assert metrics["nsd"]["value"] == pytest.approx(((0.725 + 0.75) / 2 + 0.425 + 0.325) / 3)
+    assert metrics["volume_error_ml:liver"]["value"] == pytest.approx((0.25 + 0.0 + 0.9) / 3)
+    assert metrics["volume_error:tumour, solid"]["value"] == pytest.approx(0.0)  # 1 and -1; the invented has none
+    assert metrics["volume_error:tumour, solid"]["subjects"] == 2
+    assert metrics["lesion_f1:liver"]["value"] == pytest.approx((1 + 1 + 2 / 3) / 3)
+    assert summary["counts"] == plain["counts"]
+    assert summary["lesions"] == {
+        "lesions_found": {"liver": 4, "tumour, solid": 2},
+        "lesions_missed": {"liver": 0, "tumour, solid": 3},
+        "lesions_invented": {"liver": 1, "tumour, solid": 2},
+    }
+    assert "lesions" not in plain
+    assert "volume_error leaves out 1 scores of a true volume of 0: the class was invented" in summary["notes"]
+    assert "lesions_missed: tumour, solid 3" in table(summary).splitlines()
 
 
 def test_a_class_that_is_never_there_is_not_defined_and_said():
