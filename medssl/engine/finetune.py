@@ -78,22 +78,12 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     chosen = choose(opened, schema, data, labels, training.seed)
     seen = start.refuse_seen(opened, begin, allow)
     network, loaded = build(begin, head, schema, training.seed)
-    refuse_misfit(network, data)
-    if mixing.wanted and training.batch_size < 2:
-        message = "mixing takes samples of one micro-batch: set training.batch_size to 2 or more"
-        raise UserError(message)
+    refuse_misfit(network, data, training, mixing)
     network.encoder.requires_grad_(optimizer.head_first < 1)
-    objective = Supervised(
-        network,
-        data.view,
-        data.sampling,
-        head_first=optimizer.head_first,
-        average=optimizer.average,
-        mixing=mixing,
-    )
-    settings = {"head": head, "labels": labels, "data": data, "training": training, "optimizer": optimizer}
+    objective = Supervised(network, data, optimizer, mixing)
     config: dict[str, Any] = describe.plain(
-        {"encoder": begin.encoder, "start": begin.digest, "mixing": mixing} | settings
+        {"encoder": begin.encoder, "start": begin.digest, "head": head, "labels": labels, "data": data}
+        | {"training": training, "optimizer": optimizer, "mixing": mixing}
     )
     samples = training.batch_size * training.accumulate * layout().world_size
     progress = Progress(0, samples, describe.store_digest(opened))
@@ -112,13 +102,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     def export() -> None:
         save_network(run, objective.judged, replace(card, step=module.progress.step))
 
-    validation = Validation(
-        opened,
-        chosen.validated,
-        window=tuple(data.view.size),
-        axis=data.sampling.slice_axis,
-        every=training.output.validate_every,
-    )
+    validation = Validation(opened, chosen.validated, data, every=training.output.validate_every)
     notes = [*first_notes(opened, data, chosen, loaded), *([seen] if seen else [])]
     return running.run(
         module, RunFolder(run), config, training, data=data, notes=notes, export=export, validation=validation
@@ -182,13 +166,16 @@ def build(
     return network, f"weights{step}: {report}"
 
 
-def refuse_misfit(network: Network, data: Examples) -> None:
-    """Refuses a head or a view that does not fit what is asked.
+def refuse_misfit(network: Network, data: Examples, training: Training, mixing: Mixing) -> None:
+    """Refuses a head, a view or a batch that does not fit what is asked.
 
     Raises:
         UserError: Names both sides.
     """
     axes, kind = len(data.view.size), network.head.kind
+    if mixing.wanted and training.batch_size < 2:
+        message = "mixing takes samples of one micro-batch: set training.batch_size to 2 or more"
+        raise UserError(message)
     if axes not in network.encoder.ndims:
         own = " or ".join(f"{ndim}D" for ndim in sorted(network.encoder.ndims))
         message = f"the encoder is {own}, the view has {axes} axes ({list(data.view.size)}): set data.view.size"

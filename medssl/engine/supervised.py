@@ -14,6 +14,7 @@ from torch import distributed
 
 from medssl.data.labelled import class_number
 from medssl.data.regions import slice_axes
+from medssl.engine.optim import FineTuning
 from medssl.evaluate.classification import score_cases
 from medssl.evaluate.segmentation import dice_scores
 from medssl.heads.base import UNLABELLED, Network, class_numbers
@@ -30,48 +31,43 @@ if TYPE_CHECKING:
 
     from medssl.data.store import Store
     from medssl.engine.module import TrainingLoop
+    from medssl.engine.settings import Examples
     from medssl.heads.base import Head
-    from medssl.types import Batch, LabelSchema, Sampling, Step, ViewSpec
+    from medssl.types import Batch, LabelSchema, Step
 
 
 class Supervised(Objective):
     """The loss of a head on labelled views; weights are kept under ``encoder`` and ``head``.
 
+    While the head moves alone (``optimizer.head_first``) the encoder has no dropout and no statistics that move.
+
     Args:
         network: Encoder and head.
-        view: How views are cut out of scans.
-        sampling: How scans fill a batch.
-        head_first: Share of all steps in which the encoder stays as it is: no dropout, no statistics that move.
-        average: Share of the averaged weights that each step keeps; 0 averages nothing.
+        data: How views are cut out of scans, and how scans fill a batch.
+        optimizer: How weights move.
         mixing: Whether the samples of a batch are mixed.
-
-    Attributes:
-        judged: The network that is validated and written: the averaged one where there is one.
     """
 
     def __init__(
         self,
         network: Network,
-        view: ViewSpec,
-        sampling: Sampling,
-        *,
-        head_first: float = 0.0,
-        average: float = 0.0,
+        data: Examples,
+        optimizer: FineTuning = FineTuning(),  # noqa: B008 (frozen)
         mixing: Mixing = Mixing(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         self.encoder = network.encoder
         self.head: Head = network.head
-        self.head_first, self.average, self.mixing = head_first, average, mixing
-        self.averaged = copy.deepcopy(network).requires_grad_(False).eval() if average else None
-        self.needs = ViewPlan((view,), sampling)
+        self.optimizer, self.mixing = optimizer, mixing
+        self.averaged = copy.deepcopy(network).requires_grad_(False).eval() if optimizer.average else None
+        self.needs = ViewPlan((data.view,), data.sampling)
 
     def forward(self, batch: Batch, step: Step) -> Loss:
         """Loss of one micro-batch: voxels that are padding, not scored or of the value to ignore do not count."""
         self.require(batch, step)
         draws = Draws(step.seed, (step.index,), "mixing")  # of the step: all processes mix alike
         mixed = mix(batch.views[0].image, self.target(batch), self.mixing, draws)
-        with undisturbed(self.encoder) if step.progress < self.head_first else nullcontext():
+        with undisturbed(self.encoder) if step.progress < self.optimizer.head_first else nullcontext():
             features = self.encoder(mixed.image)
         prediction = self.head(features, mixed.image.shape[2:])
         losses = [weight * self.head.loss(prediction, target) for weight, target in mixed.targets]
@@ -88,7 +84,7 @@ class Supervised(Objective):
         """Moves the averaged weights towards those of the step; counts and statistics are those of the step."""
         if self.averaged is None:
             return
-        kept = min(self.average, (1 + step.index) / (10 + step.index))
+        kept = min(self.optimizer.average, (1 + step.index) / (10 + step.index))
         now = Network(self.encoder, self.head)
         for mean, fresh in zip(self.averaged.parameters(), now.parameters(), strict=True):
             mean.lerp_(fresh, 1 - kept)
@@ -124,11 +120,11 @@ class Validation(lightning.Callback):
     verdict is in the checkpoint of its step.
     """
 
-    def __init__(self, store: Store, scans: tuple[int, ...], *, window: tuple[int, ...], axis: int, every: int) -> None:
+    def __init__(self, store: Store, scans: tuple[int, ...], data: Examples, *, every: int) -> None:
         self.store = store
         self.scans = scans
-        self.window = window
-        self.axis = axis
+        self.window = tuple(data.view.size)
+        self.axis = data.sampling.slice_axis
         self.every = every
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: TrainingLoop) -> None:
