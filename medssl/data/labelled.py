@@ -20,7 +20,8 @@ def classes_of(store: Store, target: str) -> LabelSchema:
 
     Args:
         store: A store with labels.
-        target: "mask", or the name of a scan-level value; its classes are the values found in any split, sorted.
+        target: "mask", or the name of a scan-level value; its classes are the values found in any split, in the order
+            of the numbers where all are numbers, else of the alphabet.
 
     Raises:
         UserError: The store has no such labels, their classes have no names, or there is one class only.
@@ -39,7 +40,7 @@ def classes_of(store: Store, target: str) -> LabelSchema:
         schema: LabelSchema = store.schema
     else:
         held = [store.records.values(number) for number in range(len(store)) if facts[number]["text"]]
-        found = sorted({values[target] for values in held if values.get(target)})
+        found = in_order({values[target] for values in held if values.get(target)})
         if not found:
             known = ", ".join(sorted({name for values in held for name in values})) or "none"
             message = f"no scan of {store.path} has a value {target!r}; values there are: {known}"
@@ -49,6 +50,18 @@ def classes_of(store: Store, target: str) -> LabelSchema:
         message = f"{target!r} has one class only ({schema.classes[0][1]}): there is nothing to tell apart"
         raise UserError(message)
     return schema
+
+
+def in_order(values: set[str]) -> list[str]:
+    """Values by their number where all are numbers, else by the alphabet.
+
+    >>> in_order({"10", "2"}), in_order({"b", "a", "10"})
+    (['2', '10'], ['10', 'a', 'b'])
+    """
+    try:
+        return sorted(values, key=lambda value: (float(value), value))
+    except ValueError:
+        return sorted(values)
 
 
 def class_number(values: dict[str, str], schema: LabelSchema) -> int:

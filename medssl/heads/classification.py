@@ -1,4 +1,4 @@
-"""Classification heads: one answer for the whole image, from pooled features or by attention over positions."""
+"""Classification heads: one answer for the whole image, from pooled features or by attention; classes in an order."""
 
 from __future__ import annotations
 
@@ -115,6 +115,48 @@ class Linear(Classification):
             x = norm(x[..., None, None])[..., 0, 0]
         logits: Tensor = self.linear(self.dropout(x))
         return logits
+
+
+class Ordinal(Classification):
+    """Classes in an order, such as grades: pooled features move one number along thresholds between the classes.
+
+    The chance of a class beyond threshold k is sigmoid(w x - t_k), t rising: the proportional odds model (McCullagh,
+    Regression models for ordinal data, 1980). A scan of grade 1 is told from one of grade 3 by the same features as
+    from one of grade 2, so that few labels go further than with a line for each class. ``forward`` gives logarithms of
+    probabilities, whose softmax they are.
+
+    Args:
+        encoder: Its last map's channels are those of the pooled features.
+        schema: Classes in their order; values that are numbers are in the order of the numbers.
+        dropout: Probability of dropping a feature.
+        class_weights: Weight of each class in the loss; None takes 1.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        schema: LabelSchema,
+        *,
+        dropout: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__(schema, dropout=dropout, label_smoothing=0.0, class_weights=class_weights)
+        self.linear = nn.Linear(encoder.channels[-1], 1, bias=False)  # the thresholds are its biases
+        count = len(schema.classes) - 1
+        start = torch.logit(torch.arange(1, count + 1) / (count + 1))  # equally likely classes where w x is 0
+        self.lowest = nn.Parameter(start[:1])
+        self.steps = nn.Parameter(torch.log(torch.expm1(start.diff())))  # softplus keeps them above 0
+
+    def forward(self, features: Features, size: Sequence[int]) -> Float[Tensor, "B K"]:
+        """Returns logarithms of probabilities; ``size`` does not matter."""
+        gaps = F.softplus(self.steps)
+        thresholds = torch.cat((self.lowest, self.lowest + gaps.cumsum(0)))
+        place = self.linear(self.dropout(features.pooled))
+        away = (place - thresholds).to(torch.promote_types(place.dtype, torch.float32))
+        beyond, before = F.logsigmoid(away), F.logsigmoid(-away)
+        # between two thresholds s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)): no difference of small numbers
+        between = beyond[:, :-1] + before[:, 1:] + torch.log(-torch.expm1(-gaps))
+        return torch.cat((before[:, :1], between, beyond[:, -1:]), 1)
 
 
 class AttentivePool(Classification):

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 
 import ddp
+import numpy as np
 import pytest
 import torch
 from heads.made import image, network, targets
 from torch.nn import functional as F
 
 from medssl.heads.base import UNLABELLED
-from medssl.heads.classification import AttentivePool, Linear
-from medssl.types import UserError
+from medssl.heads.classification import AttentivePool, Linear, Ordinal
+from medssl.types import Features, UserError
 
-HEADS = {"linear": (Linear, {}), "attentive": (AttentivePool, {"attention_heads": 2})}
+HEADS = {"linear": (Linear, {}), "attentive": (AttentivePool, {"attention_heads": 2}), "ordinal": (Ordinal, {})}
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -150,3 +151,37 @@ def test_two_processes_equal_one():
             assert results[number][0] == pytest.approx(loss, rel=1e-10)
             for name, gradient in gradients.items():
                 torch.testing.assert_close(results[number][1][name], gradient, rtol=1e-9, atol=1e-9 * scale, msg=name)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_an_order_is_one_number_and_thresholds(classes):
+    """Reference: differences of sigmoids in float64."""
+    made = network(Ordinal, 2, classes=classes).double()
+    x = image(2, rows=5).double()
+    with torch.no_grad():
+        found = made(x)
+        head = made.head
+        steps = torch.nn.functional.softplus(head.steps)
+        thresholds = [float(head.lowest) + float(steps[:n].sum()) for n in range(classes - 1)]
+        place = (made.encoder(x).pooled @ head.linear.weight.T).flatten().numpy()
+    beyond = 1 / (1 + np.exp(-(place[:, None] - np.array(thresholds))))
+    bounds = np.concatenate([np.ones((5, 1)), beyond, np.zeros((5, 1))], 1)
+    expected = bounds[:, :-1] - bounds[:, 1:]
+    np.testing.assert_allclose(found.exp().numpy(), expected, atol=1e-9)
+    np.testing.assert_allclose(found.softmax(1).numpy(), expected, atol=1e-9)
+    assert thresholds == sorted(thresholds)
+
+
+def test_an_order_starts_with_equally_likely_classes_and_is_finite_far_away():
+    head = network(Ordinal, 2, classes=4).head
+    torch.nn.init.zeros_(head.linear.weight)
+    features = Features(maps=(), pooled=torch.randn(3, head.linear.in_features))
+    assert torch.allclose(head(features, ()).exp(), torch.full((3, 4), 0.25))
+    torch.nn.init.ones_(head.linear.weight)
+    features = Features(maps=(), pooled=torch.full((2, head.linear.in_features), 1e3) * torch.tensor([[1.0], [-1.0]]))
+    answer = head(features, ())
+    assert answer.isfinite().all()
+    assert answer.argmax(1).tolist() == [3, 0]
+    loss = head.loss(answer, torch.tensor([0, 3]))
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in head.parameters())
