@@ -47,6 +47,13 @@ class Encoder(nn.Module, ABC):
     ) -> Features:
         """Encodes an image; cells where ``hidden`` is True have no influence on any value that is returned."""
 
+    def layers(self) -> dict[str, int]:
+        """Which layer each parameter belongs to, by its name: 0 at the image, one more for each block behind it.
+
+        What fine-tuning with layer-wise decay goes by. An encoder that does not say is one layer.
+        """
+        return {name: 0 for name, _ in self.named_parameters()}
+
     def checked(
         self,
         image: Float[Tensor, "B C *s"],

@@ -6,6 +6,7 @@ the package dynamic-network-architectures. Its layers are replaced by masked twi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
@@ -96,6 +97,15 @@ class ResEnc(Encoder):
                 x = checkpoint(stage, x) if self.recompute and torch.is_grad_enabled() else stage(x)
                 maps.append(x)
         return Features(maps=tuple(maps[1:]), pooled=visible_mean(x, hidden))
+
+    def layers(self) -> dict[str, int]:
+        """The stem is layer 0, each residual block one more."""
+        blocks: dict[str, int] = {}
+        found = {}
+        for name, _ in self.named_parameters():
+            block = re.match(r"encoder\.stages\.\d+\.blocks\.\d+\.", name)
+            found[name] = blocks.setdefault(block.group(), len(blocks) + 1) if block else 0
+        return found
 
 
 def _network(

@@ -87,6 +87,16 @@ class Timm2d(Encoder):
             maps = network.forward_intermediates(x, intermediates_only=True)
         return Features(maps=tuple(maps), pooled=visible_mean(maps[-1], hidden))
 
+    def layers(self) -> dict[str, int]:
+        """As timm groups the parameters of the model for layer-wise decay."""
+        from timm.models import group_parameters
+
+        model: Any = self.model
+        matcher = model.group_matcher(coarse=False)
+        groups: dict[int, list[str]] = group_parameters(model, matcher)
+        order = {group: layer for layer, group in enumerate(sorted(groups))}
+        return {f"model.{name}": order[group] for group, names in groups.items() for name in names}
+
 
 def _create(name: str, in_channels: int, *, pretrained: bool, drop_path: float) -> nn.Module:
     """The model without classifier, last norm and whatever else its maps do not pass through."""

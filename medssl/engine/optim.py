@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from medssl.encoders.base import Encoder
 from medssl.ops.schedules import cosine, linear, linear_warmup_cosine
 from medssl.types import UserError
 
@@ -75,11 +76,14 @@ class FineTuning(Optimization):
         average: Share of the averaged weights that each step keeps, such as 0.99 (Polyak and Juditsky 1992; at first
             less, so that the start is forgotten). The averaged weights are what is validated and written; 0 averages
             nothing.
+        layer_decay: Learning rate of each layer of the encoder as a share of that of the layer behind it, the head
+            being the last (Clark et al., ELECTRA, ICLR 2020); 1 moves all alike.
     """
 
     head_first: float = 0.0
     encoder_rate: float = 1.0
     average: float = 0.0
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,6 +91,7 @@ class FineTuning(Optimization):
             ("head_first", 0 <= self.head_first <= 1, "from 0 to 1 (1 leaves the encoder as it is)"),
             ("encoder_rate", self.encoder_rate > 0, "above 0 (optimizer.head_first 1 leaves the encoder as it is)"),
             ("average", 0 <= self.average < 1, "from 0 to below 1"),
+            ("layer_decay", 0 < self.layer_decay <= 1, "above 0, 1 at most"),
         ):
             if not good:
                 message = f"optimizer.{name} must be {what}, got {getattr(self, name)}"
@@ -110,13 +115,14 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Optimizer:
-    """An optimizer with up to four groups: encoder or not, by what decays and what does not."""
-    held: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)
+    """An optimizer whose groups are: encoder or not, by what decays and what does not, by the layer's share."""
+    shares = layer_shares(module, settings)
+    held: dict[tuple[bool, bool, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            held[name.startswith("encoder."), decays(name, parameter)].append(parameter)
+            held[name.startswith("encoder."), decays(name, parameter), shares.get(name, 1.0)].append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": held[key], "encoder": key[0], "decays": key[1], "weight_decay": 0.0}
+        {"params": held[key], "encoder": key[0], "decays": key[1], "share": key[2], "weight_decay": 0.0}
         for key in sorted(held, reverse=True)
     ]
     if settings.name == "adamw":
@@ -128,6 +134,17 @@ def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Opt
     return optimizer
 
 
+def layer_shares(module: nn.Module, settings: Optimization) -> dict[str, float]:
+    """Learning rate of each parameter of the encoder as a share of the encoder's, where layers differ."""
+    decay = settings.layer_decay if isinstance(settings, FineTuning) else 1.0
+    encoder = getattr(module, "encoder", None)
+    if decay == 1.0 or not isinstance(encoder, Encoder):
+        return {}
+    layers = encoder.layers()
+    behind = max(layers.values()) + 1
+    return {f"encoder.{name}": decay ** (behind - layer) for name, layer in layers.items()}
+
+
 def set_rates(optimizer: torch.optim.Optimizer, settings: Optimization, progress: float) -> tuple[float, float]:
     """Sets the rates of the step at ``progress`` (0 to 1); returns the learning rate of the head and the weight decay.
 
@@ -135,7 +152,7 @@ def set_rates(optimizer: torch.optim.Optimizer, settings: Optimization, progress
     """
     decay = cosine(progress, *settings.weight_decay)
     for group in optimizer.param_groups:
-        group["lr"] = settings.rate(progress, encoder=group["encoder"])
+        group["lr"] = group["share"] * settings.rate(progress, encoder=group["encoder"])
         group["weight_decay"] = decay if group["decays"] else 0.0
     return settings.rate(progress, encoder=False), decay
 

@@ -7,6 +7,8 @@ import torch
 from engine.toys import ToyEncoder
 from torch import nn
 
+from medssl.encoders.resenc import ResEnc
+from medssl.encoders.timm2d import Timm2d
 from medssl.engine.optim import FineTuning, Optimization, decays, drop_unmoved, make_optimizer, set_rates
 from medssl.types import UserError
 
@@ -75,6 +77,33 @@ def test_rates_of_an_encoder_and_its_head():
     assert encoder == pytest.approx({0.0: 0, 0.1: 0, 0.2: 0.001, 0.4: 0.1005, 0.6: 0.2, 0.8: 0.1})
 
 
+def test_layers_near_the_image_move_less():
+    settings = FineTuning(learning_rate=1.0, warmup=0.0, layer_decay=0.5)
+    encoder = ResEnc(ndim=2, channels=(4, 8), strides=((1, 1), (2, 2)), blocks=(1, 2))
+    module = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(2, 2)})
+    optimizer = make_optimizer(module, settings)
+    set_rates(optimizer, settings, 0.0)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == sum(1 for _ in module.parameters())
+    found = {name: rates[id(p)] for name, p in module.named_parameters()}
+    expected = {"encoder.encoder.stem.": 1 / 16, "encoder.encoder.stages.0.blocks.0.": 1 / 8}
+    expected |= {"encoder.encoder.stages.1.blocks.0.": 1 / 4, "encoder.encoder.stages.1.blocks.1.": 1 / 2, "head.": 1}
+    for start, rate in expected.items():
+        assert {value for name, value in found.items() if name.startswith(start)} == {rate}
+    assert all(any(name.startswith(start) for start in expected) for name in found)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
+def test_layers_of_timm_rise_from_the_image(name):
+    encoder = Timm2d(name, in_channels=1)
+    layers = encoder.layers()
+    assert layers.keys() == {key for key, _ in encoder.named_parameters()}
+    assert sorted(set(layers.values())) == list(range(max(layers.values()) + 1))
+    order = list(layers.values())
+    assert order[0] == 0
+    assert max(layers.values()) >= 8
+
+
 def test_a_frozen_encoder_has_no_rate_and_the_head_its_usual_one():
     frozen, usual = FineTuning(head_first=1.0), Optimization()
     for progress in (0.0, 0.02, 0.5, 1.0):
@@ -101,6 +130,7 @@ def test_what_does_not_move_has_neither_gradient_nor_moments():
     [
         ({"head_first": 1.5}, r"optimizer\.head_first must be from 0 to 1 \(1 leaves the encoder as it is\), got 1\.5"),
         ({"encoder_rate": 0.0}, r"optimizer\.encoder_rate must be above 0 .*head_first 1 leaves .*, got 0\.0"),
+        ({"layer_decay": 1.5}, r"optimizer\.layer_decay must be above 0, 1 at most, got 1\.5"),
         ({"average": 1.0}, r"optimizer\.average must be from 0 to below 1, got 1\.0"),
         ({"warmup": 2.0}, r"optimizer\.warmup must be from 0 to 1, got 2\.0"),
     ],
