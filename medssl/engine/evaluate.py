@@ -16,6 +16,7 @@ from medssl.data.labelled import MASK, class_number
 from medssl.data.read import read
 from medssl.data.split import overlap
 from medssl.engine import describe
+from medssl.engine.calibrate import CALIBRATION, calibration_chart, fit_scaling, refuse_calibration, refuse_shared
 from medssl.engine.checkpoint import write_whole
 from medssl.engine.finished import Finished
 from medssl.engine.inference import Windows, classify, device_of, load_fitted, reason_of, segment
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _WINDOWS = Windows()
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 (the keys of a command line)
     run: Path,
     *,
     index: Path,
@@ -43,12 +44,14 @@ def evaluate(
     where: str | None = None,
     allow_seen: bool = False,
     nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
+    calibrate: str | None = None,
     windows: Windows = _WINDOWS,
 ) -> int:
     """Score a fine-tuned network on labelled scans; the same command goes on where it was stopped.
 
     Writes ``cases.csv`` (a row for each scan and class), ``summary.json`` (with 95 % intervals by subject) and, of
-    segmentations, pictures of the worst, the median and the best scan. Labels are kept from the network's eyes.
+    segmentations, pictures of the worst, the median and the best scan; of classifications, ``calibration.svg``. Labels
+    are kept from the network's eyes.
 
     Args:
         run: Folder of a fine-tuned network.
@@ -58,6 +61,8 @@ def evaluate(
         where: SQL condition on the columns of the index.
         allow_seen: Score subjects that the network was trained, validated or pretrained on, too, and say so.
         nsd_tolerance_mm: Millimetres that a surface of a segmentation may lie off and still count as right (NSD).
+        calibrate: Split on which a temperature for the probabilities of a classification is fitted, such as val; it is
+            classified, too, under the same condition.
         windows: How a scan is gone through.
 
     Returns:
@@ -69,47 +74,49 @@ def evaluate(
     os.umask(0o077)
     refuse_tolerance(nsd_tolerance_mm)
     fitted = load_fitted(run, device_of(windows.accelerator))
+    refuse_calibration(fitted, calibrate, split)
     with Index.open(index) as opened:
         scans = labelled(opened, fitted.schema, split, where)
         notes = refuse_seen(fitted, scans, allow_seen=allow_seen)
         schemas = schemas_of(opened, scans, fitted.schema)
+        others = labelled(opened, fitted.schema, calibrate, where) if calibrate else []
         root, digest = opened.root, opened.digest()
+    notes += refuse_shared(fitted, scans, others)
     for note in notes:
         print(f"note: {note}")
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made_by: dict[str, Any] = {
-        "weights": fitted.digest,
-        "overlap": windows.overlap,
-        "precision": windows.precision,
-        "split": split,
-    }
+    made_by: dict[str, Any] = {"weights": fitted.digest, "overlap": windows.overlap, "precision": windows.precision}
     if fitted.kind == "segmentation":
         made_by["nsd_tolerance_mm"] = nsd_tolerance_mm
-    finished = Finished(out, made_by)
-    new, skipped = score_all(fitted, scans, schemas, (root, windows, nsd_tolerance_mm), finished)
-    done = [scan for scan in scans if finished.get(scan) is not None]
-    by = {"step": fitted.card.step, "index": digest, **made_by, "versions": describe.versions()}
+    finished = Finished(out, made_by | {"split": split})
+    place = (root, windows, nsd_tolerance_mm)
+    new, skipped = score_all(fitted, scans, schemas, place, finished)
+    by = {"step": fitted.card.step, "index": digest, **made_by, "split": split, "versions": describe.versions()}
     more: dict[str, Any] = {"skipped": skipped, "notes": notes, "by": by}
     if fitted.kind == "segmentation":
-        rows = [
-            SegmentationRow(scan.scan_id, scan.subject.subject_id, name, score_of(score))
-            for scan in done
-            for name, score in finished.get(scan).items()
-        ]
+        rows = rows_of(scans, finished)
         summary = tables.summarise_segmentation(rows, fitted.schema, **more)
         cases.write_segmentation(out / cases.CASES, rows)
-        tables.write_summary(out / tables.SUMMARY, summary)
-        draw_cases(
-            fitted, {scan.scan_id: scan for scan in done}, rows, (root, windows, out / "pictures"), again=new > 0
-        )
+        by_name = {scan.scan_id: scan for scan in scans}
+        draw_cases(fitted, by_name, rows, (root, windows, out / "pictures"), again=new > 0)
     else:
         names = [name for _, name in fitted.schema.classes]
-        answers = [answer_row(scan, finished.get(scan), fitted.schema) for scan in done]
+        if calibrate:
+            (out / "calibration").mkdir(mode=0o700, exist_ok=True)
+            apart = Finished(out / "calibration", made_by | {"split": calibrate})
+            _, unread = score_all(fitted, others, {}, place, apart)
+            more["scaling"] = fit_scaling(answers_of(fitted, others, apart), names, calibrate, unread)
+            more["notes"] = notes + (
+                [f"temperature: {len(unread)} scans of split {calibrate} skipped"] if unread else []
+            )
+        answers = answers_of(fitted, scans, finished)
         summary = tables.summarise_classification(answers, names, **more)
         cases.write_classification(out / cases.CASES, answers, names)
-        tables.write_summary(out / tables.SUMMARY, summary)
+        cases.write_text(out / CALIBRATION, calibration_chart(summary))
+    tables.write_summary(out / tables.SUMMARY, summary)
     print(tables.table(summary))
-    print(f"{out}: {len(done)} scans scored ({new} new, {len(done) - new} there already), {len(skipped)} skipped")
+    done = summary["scans"]
+    print(f"{out}: {done} scans scored ({new} new, {done - new} there already), {len(skipped)} skipped")
     return 0
 
 
@@ -241,6 +248,20 @@ def nameless(reason: str, scan: Scan, root: Path) -> str:
     for word in sorted(words, key=len, reverse=True):
         reason = reason.replace(word, "the file" if word != str(root) else "the folder")
     return reason
+
+
+def rows_of(scans: Sequence[Scan], finished: Finished) -> list[SegmentationRow]:
+    """The rows of the scans that were segmented."""
+    return [
+        SegmentationRow(scan.scan_id, scan.subject.subject_id, name, score_of(score))
+        for scan in scans
+        for name, score in (finished.get(scan) or {}).items()
+    ]
+
+
+def answers_of(fitted: Fitted, scans: Sequence[Scan], finished: Finished) -> list[ClassificationRow]:
+    """The rows of the scans that were classified."""
+    return [answer_row(scan, finished.get(scan), fitted.schema) for scan in scans if finished.get(scan) is not None]
 
 
 def answer_row(scan: Scan, probabilities: Sequence[float], schema: LabelSchema) -> ClassificationRow:

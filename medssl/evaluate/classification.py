@@ -8,6 +8,12 @@ highest probability, the first of equals.
     auroc               chance that a scan of the class has a higher p than a scan of another class, ties count half
                         (Hanley & McNeil 1982); two classes: of the second; more: mean of one against the rest over the
                         classes for which y has both, and each alone as "auroc:NAME"
+    average_precision   mean over the scans of the class of the share of its scans among those that score as high or
+                        higher, ties at once, without interpolation: sum of (R_n - R_n-1) P_n over thresholds; classes
+                        as for auroc
+    sensitivity_at_specificity_0.9
+                        largest share of the scans of the class that is found by a threshold of p which at least 90 %
+                        of the other scans stay below; classes as for auroc
     ece                 expected calibration error (Guo et al. 2017): scans sorted by their highest p fall into 15 bins
                         of equal number (Nixon et al. 2019); mean over scans of |accuracy - mean highest p| of their
                         bin. Of few scans it is too high (bins of 4 scans are rarely 90 % right), and for the same
@@ -18,6 +24,7 @@ highest probability, the first of equals.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -31,11 +38,23 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
 
     Metric = Callable[[Float[np.ndarray, "N K"], Int[np.ndarray, "N"]], float | None]
+    Ranking = Callable[[Float[np.ndarray, "N"], Bool[np.ndarray, "N"]], float | None]
 
 BINS = 15
 SUM_TOLERANCE = 1e-3
 LOWEST = 1e-7  # probability
-MEANS_OF_CLASSES = ("balanced_accuracy", "auroc")
+SPECIFICITY = 0.9
+SENSITIVITY = f"sensitivity_at_specificity_{SPECIFICITY}"
+MEANS_OF_CLASSES = ("balanced_accuracy", "auroc", "average_precision", SENSITIVITY)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Scans of about the same highest probability: its mean, the share that is right, and how many they are."""
+
+    confidence: float
+    accuracy: float
+    scans: int
 
 
 def score_cases(
@@ -61,9 +80,12 @@ def score_cases(
 
 def metrics(names: Sequence[str]) -> dict[str, Metric]:
     """Functions of (probabilities, truth) by the names under which ``score_cases`` gives their values."""
-    chosen: dict[str, Metric] = {"accuracy": _accuracy, "balanced_accuracy": _balanced_accuracy, "auroc": _auroc}
-    if len(names) > 2:
-        chosen |= {f"auroc:{name}": partial(_auroc_of, number) for number, name in enumerate(names)}
+    chosen: dict[str, Metric] = {"accuracy": _accuracy, "balanced_accuracy": _balanced_accuracy}
+    rankings: dict[str, Ranking] = {"auroc": auroc, "average_precision": average_precision, SENSITIVITY: sensitivity}
+    for kind, ranking in rankings.items():
+        chosen[kind] = partial(_mean_of_classes, ranking)
+        if len(names) > 2:
+            chosen |= {f"{kind}:{name}": partial(_of_class, ranking, number) for number, name in enumerate(names)}
     return chosen | {"ece": _ece, "brier": _brier, "nll": _nll}
 
 
@@ -78,8 +100,8 @@ def undefined(truth: Int[np.ndarray, "N"], names: Sequence[str]) -> dict[str, st
         reason = f"not defined: every scan is {present[0]}"
         return {name: reason for name in metrics(names) if name.split(":")[0] in MEANS_OF_CLASSES}
     reason = f"mean over {len(present)} of {len(names)} classes: no scan is {', '.join(lacking)}"
-    alone = {f"auroc:{name}": f"not defined: no scan is {name}" for name in lacking}
-    return {"balanced_accuracy": reason, "auroc": reason} | alone
+    alone = {f"{kind}:{name}": f"not defined: no scan is {name}" for kind in MEANS_OF_CLASSES[1:] for name in lacking}
+    return dict.fromkeys(MEANS_OF_CLASSES, reason) | alone
 
 
 def auroc(scores: Float[np.ndarray, "N"], positive: Bool[np.ndarray, "N"]) -> float | None:
@@ -91,16 +113,51 @@ def auroc(scores: Float[np.ndarray, "N"], positive: Bool[np.ndarray, "N"]) -> fl
     return float((below + up_to).sum() / (2 * len(low) * len(high)))
 
 
+def average_precision(scores: Float[np.ndarray, "N"], positive: Bool[np.ndarray, "N"]) -> float | None:
+    """Mean precision at the positive scores, ties at once; None where all or none are positive."""
+    if positive.all() or not positive.any():
+        return None
+    values, same = np.unique(-scores, return_inverse=True)  # the highest first
+    found = np.bincount(same, weights=positive, minlength=len(values))
+    precision = np.cumsum(found) / np.cumsum(np.bincount(same, minlength=len(values)))
+    return float((found * precision).sum() / positive.sum())
+
+
+def sensitivity(
+    scores: Float[np.ndarray, "N"], positive: Bool[np.ndarray, "N"], specificity: float = SPECIFICITY
+) -> float | None:
+    """Share of the positive that a threshold finds; None where all or none are positive.
+
+    The threshold is the lowest of the scores that at least a share ``specificity`` of the others stays below; where
+    none does, nothing is found.
+    """
+    others, own = np.sort(scores[~positive]), scores[positive]
+    if not len(others) or not len(own):
+        return None
+    thresholds = np.unique(scores)
+    below = np.searchsorted(others, thresholds, "left")
+    allowed = thresholds[below >= specificity * len(others) - 1e-9]
+    return float((own >= allowed[0]).mean()) if len(allowed) else 0.0
+
+
 def calibration_error(confidence: Float[np.ndarray, "N"], correct: Bool[np.ndarray, "N"], bins: int = BINS) -> float:
-    """Expected calibration error with bins of equal number (they differ by one scan at most).
+    """Expected calibration error with bins of equal number (they differ by one scan at most)."""
+    curve = calibration_curve(confidence, correct, bins)
+    return sum(part.scans * abs(part.accuracy - part.confidence) for part in curve) / len(confidence)
+
+
+def calibration_curve(
+    confidence: Float[np.ndarray, "N"], correct: Bool[np.ndarray, "N"], bins: int = BINS
+) -> list[Bin]:
+    """Bins of equal number (they differ by one scan at most) from the lowest to the highest probability.
 
     Scans of equal confidence share their accuracy, so that it does not matter in which order they come to a bin's edge.
+    Of fewer scans than bins, each is one.
     """
     _, same, counts = np.unique(confidence, return_inverse=True, return_counts=True)
     accuracy = (np.bincount(same, weights=correct) / counts)[same]
-    order = np.argsort(confidence, kind="stable")
-    gaps = (accuracy - confidence)[order]
-    return float(sum(abs(part.sum()) for part in np.array_split(gaps, bins)) / len(gaps))
+    parts = np.array_split(np.argsort(confidence, kind="stable"), bins)
+    return [Bin(float(confidence[part].mean()), float(accuracy[part].mean()), len(part)) for part in parts if len(part)]
 
 
 def refuse_unfit(
@@ -149,15 +206,19 @@ def _balanced_accuracy(probabilities: Float[np.ndarray, "N K"], truth: Int[np.nd
     return float((found[present] / scans[present]).mean()) if present.sum() > 1 else None
 
 
-def _auroc(probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, "N"]) -> float | None:
+def _mean_of_classes(
+    ranking: Ranking, probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, "N"]
+) -> float | None:
     classes = range(probabilities.shape[1])
-    found = [_auroc_of(number, probabilities, truth) for number in (classes if len(classes) > 2 else [1])]
+    found = [_of_class(ranking, number, probabilities, truth) for number in (classes if len(classes) > 2 else [1])]
     defined = [value for value in found if value is not None]
     return float(np.mean(defined)) if defined else None
 
 
-def _auroc_of(number: int, probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, "N"]) -> float | None:
-    return auroc(probabilities[:, number], truth == number)
+def _of_class(
+    ranking: Ranking, number: int, probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, "N"]
+) -> float | None:
+    return ranking(probabilities[:, number], truth == number)
 
 
 def _ece(probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, "N"]) -> float:

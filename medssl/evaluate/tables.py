@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from medssl.evaluate.bootstrap import mean_interval, statistic_interval
+from medssl.evaluate.calibration import scaled
 from medssl.evaluate.cases import (
     CASES,
     LACKS,
@@ -27,7 +29,7 @@ from medssl.evaluate.cases import (
     write_segmentation,
     write_text,
 )
-from medssl.evaluate.classification import MEANS_OF_CLASSES, metrics, refuse_unfit, undefined
+from medssl.evaluate.classification import MEANS_OF_CLASSES, calibration_curve, metrics, refuse_unfit, undefined
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
     from medssl.evaluate.bootstrap import Interval
+    from medssl.evaluate.calibration import Scaling
     from medssl.evaluate.classification import Metric
     from medssl.types import LabelSchema
 
@@ -60,6 +63,7 @@ __all__ = [
 SUMMARY = "summary.json"
 ENTRY = ("value", "low", "high", "subjects")  # of each measure
 OF_CLASSES = ("volume_error_ml", "volume_error")  # too much of one class would make up for too little of another
+SCALED = ("ece", "brier", "nll")  # what a temperature changes
 LESIONS = ("lesions_found", "lesions_missed", "lesions_invented")
 KEYS = ("kind", "classes", "scans", "subjects", "metrics", "counts", "skipped", "notes", "by")
 
@@ -140,8 +144,12 @@ def summarise_classification(
     skipped: Iterable[tuple[str, str]] = (),
     notes: Iterable[str] = (),
     by: Mapping[str, Any] | None = None,
+    scaling: Scaling | None = None,
 ) -> dict[str, Any]:
     """Sums up a classification, as ``summary.json`` holds it: the measures of ``evaluate.classification``.
+
+    "calibration" is the curve behind "ece". With a temperature, "ece_scaled", "brier_scaled", "nll_scaled" and
+    "calibration_scaled" are of the scaled probabilities; their intervals take the temperature as given.
 
     Args:
         rows: A row for each scan.
@@ -149,6 +157,7 @@ def summarise_classification(
         skipped: Identifier and reason of each scan that was not scored.
         notes: What a reader must know.
         by: What was evaluated and on what.
+        scaling: A temperature that was fitted on other subjects.
 
     Raises:
         UserError: No rows, a scan that stands twice, an unknown class, or scores that are no probabilities.
@@ -156,28 +165,61 @@ def summarise_classification(
     skipped = list(skipped)
     _refuse_nothing(rows, skipped)
     refuse_twice(rows)
-    number = {name: place for place, name in enumerate(names)}
-    truth = np.array([number.get(row.truth, -1) for row in rows])
-    probabilities = np.array([row.probabilities for row in rows], dtype=np.float64)
-    refuse_unfit(probabilities, truth, names, [row.scan_id for row in rows])
-    subjects = [row.subject_id for row in rows]
-    found = {
-        name: statistic_interval(_on_resample(metric, probabilities, truth, name in MEANS_OF_CLASSES), subjects)
-        for name, metric in metrics(names).items()
-    }
+    probabilities, truth = arrays_of(rows, names)
+    found = classification_means(rows, names, scaling)
     defined = {name: interval for name, interval in found.items() if interval.value is not None}
     occurring = {"truth": Counter(row.truth for row in rows), "predicted": Counter(row.predicted for row in rows)}
+    curves = {"calibration": _curve(probabilities, truth)}
+    if scaling is not None:
+        curves["calibration_scaled"] = _curve(scaled(probabilities, scaling.temperature), truth)
+    said = [scaling.note] if scaling is not None and scaling.note else []
     return {
         "kind": "classification",
         "classes": list(names),
         "scans": len(rows),
-        "subjects": len(set(subjects)),
+        "subjects": len({row.subject_id for row in rows}),
         "metrics": {name: _entry(interval) for name, interval in found.items()},
         "counts": {role: {name: count[name] for name in names} for role, count in occurring.items()},
+        **curves,
+        **({} if scaling is None else {"scaling": asdict(scaling)}),
         "skipped": [{"scan_id": scan_id, "reason": reason} for scan_id, reason in skipped],
-        "notes": [*notes, *_grouped(undefined(truth, names)), *_interval_notes(defined)],
+        "notes": [*notes, *said, *_grouped(undefined(truth, names)), *_interval_notes(defined)],
         "by": dict(by or {}),
     }
+
+
+def classification_means(
+    rows: Sequence[ClassificationRow], names: Sequence[str], scaling: Scaling | None = None
+) -> dict[str, Interval]:
+    """Each measure with its interval, by the names that ``summarise_classification`` gives them."""
+    probabilities, truth = arrays_of(rows, names)
+    subjects = [row.subject_id for row in rows]
+    measures = metrics(names)
+    found = {
+        name: statistic_interval(_on_resample(metric, probabilities, truth, name in MEANS_OF_CLASSES), subjects)
+        for name, metric in measures.items()
+    }
+    if scaling is not None:
+        after = scaled(probabilities, scaling.temperature)
+        for name in SCALED:
+            statistic = _on_resample(measures[name], after, truth, every_class=False)
+            found[f"{name}_scaled"] = statistic_interval(statistic, subjects)
+    return found
+
+
+def arrays_of(
+    rows: Sequence[ClassificationRow], names: Sequence[str]
+) -> tuple[Float[np.ndarray, "N K"], Int[np.ndarray, "N"]]:
+    """Probabilities and true class numbers of rows.
+
+    Raises:
+        UserError: An unknown class, or scores that are no probabilities.
+    """
+    number = {name: place for place, name in enumerate(names)}
+    truth = np.array([number.get(row.truth, -1) for row in rows])
+    probabilities = np.array([row.probabilities for row in rows], dtype=np.float64)
+    refuse_unfit(probabilities, truth, names, [row.scan_id for row in rows])
+    return probabilities, truth
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
@@ -232,6 +274,9 @@ def table(summary: Mapping[str, Any]) -> str:
     for what, counts in (summary["counts"] | summary.get("lesions", {})).items():
         if any(counts.values()):
             lines.append(f"{what}: {', '.join(f'{name} {count}' for name, count in counts.items() if count)}")
+    if "scaling" in summary:
+        fit = summary["scaling"]
+        lines.append(f"temperature {fit['temperature']:.4g}, fitted on {fit['scans']} scans of split {fit['split']}")
     if summary["skipped"]:
         lines.append(f"skipped: {len(summary['skipped'])} scans")
         lines += [f"  {scan['scan_id']}: {scan['reason']}" for scan in summary["skipped"]]
@@ -250,6 +295,10 @@ def _on_resample(
         return metric(probabilities[places], drawn)
 
     return statistic
+
+
+def _curve(probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, "N"]) -> list[dict[str, float]]:
+    return [asdict(part) for part in calibration_curve(probabilities.max(1), probabilities.argmax(1) == truth)]
 
 
 def _sums(rows: Sequence[SegmentationRow], what: str, classes: Sequence[str]) -> dict[str, int]:

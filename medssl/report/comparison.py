@@ -9,7 +9,7 @@ import numpy as np
 
 from medssl.evaluate.bootstrap import Interval, paired_difference, statistic_interval, subject_means
 from medssl.evaluate.cases import scan_scores
-from medssl.evaluate.classification import metrics
+from medssl.evaluate.classification import SENSITIVITY, SPECIFICITY, metrics
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -27,9 +27,14 @@ TITLES = {
     "lesion_f1": "mean lesion-wise F1",
     "auroc": "AUROC",
     "balanced_accuracy": "balanced accuracy",
+    "average_precision": "average precision",
+    SENSITIVITY: f"sensitivity at {SPECIFICITY:.0%} specificity",
     "ece": "calibration error (less is better)",
     "brier": "Brier score (less is better)",
     "nll": "negative log likelihood (less is better)",
+    "ece_scaled": "calibration error with temperature (less is better)",
+    "brier_scaled": "Brier score with temperature (less is better)",
+    "nll_scaled": "negative log likelihood with temperature (less is better)",
 }
 OF_CLASS = {
     "dice": "Dice",
@@ -39,6 +44,8 @@ OF_CLASS = {
     "volume_error": "relative volume error (0 is best)",
     "lesion_f1": "lesion-wise F1",
     "auroc": "AUROC",
+    "average_precision": "average precision",
+    SENSITIVITY: f"sensitivity at {SPECIFICITY:.0%} specificity",
 }
 
 

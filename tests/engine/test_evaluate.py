@@ -21,6 +21,7 @@ from medssl.engine import evaluate as verb
 from medssl.engine.evaluate import evaluate
 from medssl.engine.inference import Windows, segment
 from medssl.evaluate import cases, tables
+from medssl.evaluate.calibration import temperature
 from medssl.types import LabelSchema, Preprocess, UserError
 
 NAMES = "0=background,5=tissue,9=bone"
@@ -170,6 +171,84 @@ def test_a_classification(tmp_path, out):
     )
     with pytest.raises(UserError, match="class has the value 'bright', which is not among the classes dark, light"):
         evaluate(other, index=file, out=out)
+
+
+def classed(folder: Path) -> Path:
+    """Index of pictures in a folder for each class: six in the split test, six in val; each file is a subject."""
+    for number, value in enumerate((40, 90, 250, 40, 90, 250, 30, 60, 160, 60, 220, 240)):
+        kind = ("dark", "bright")[number // 3 % 2]
+        write_picture(folder / "scans" / kind / f"p{number:02d}.png", np.full((9, 8), value, np.uint8))
+    file = folder / "index" / "index.sqlite"
+    with Index.open(file, create=True, root=folder) as index:
+        options = LabelOptions(classes="folder", split="test=1.0")
+        update(index, [folder / "scans"], IndexOptions(r"(p\d+)", options), key=b"k" * 32)
+        named = [(scan.source.parts[0].path.split("/")[-1], scan.scan_id) for scan in index.scans()]
+        for _, scan_id in sorted(named)[6:]:
+            index.connection.execute("UPDATE scans SET split = 'val' WHERE scan_id = ?", (scan_id,))
+    return file
+
+
+def test_a_temperature_is_fitted_on_another_split(tmp_path, out, capsys, monkeypatch):
+    file = classed(tmp_path)
+    run = fitted.save(tmp_path / "run", fitted.Mean, schema=LabelSchema("class", KINDS.classes), window=(8, 8))
+    assert evaluate(run, index=file, out=out) == 0
+    plain = tables.read_summary(out / "summary.json")
+    assert "<svg" in (out / "calibration.svg").read_text()
+    assert "temperature" not in (out / "calibration.svg").read_text()
+    assert evaluate(run, index=file, out=out, calibrate="val") == 0
+    summary = tables.read_summary(out / "summary.json")
+    with Index.open(file) as index:
+        others = [scan for scan in index.scans() if scan.subject.split == "val"]
+    kept = [json.loads(line) for line in (out / "calibration" / "finished.jsonl").read_text().splitlines()[1:]]
+    answers = {row["scan_id"]: row["result"] for row in kept}
+    assert answers.keys() == {scan.scan_id for scan in others}
+    truth = [("dark", "bright").index(dict(scan.labels.values)["class"]) for scan in others]
+    expected = temperature(np.array([answers[scan.scan_id] for scan in others]), np.array(truth))
+    assert summary["scaling"] == {"temperature": pytest.approx(expected), "split": "val", "scans": 6, "subjects": 6}
+    assert {name: summary["metrics"][name] for name in plain["metrics"]} == plain["metrics"]
+    assert {"ece_scaled", "brier_scaled", "nll_scaled"} <= summary["metrics"].keys()
+    told = capsys.readouterr().out
+    assert "nll_scaled" in told
+    assert "fitted on 6 scans of split val" in told
+    assert "temperature" in (out / "calibration.svg").read_text()
+    monkeypatch.setattr(verb, "classify", None)  # what is done is not done again
+    assert evaluate(run, index=file, out=out, calibrate="val") == 0
+
+
+def test_a_temperature_that_cannot_be_fitted_is_refused(tmp_path, out):
+    file = classed(tmp_path)
+    kinds = LabelSchema("class", KINDS.classes)
+    with Index.open(file) as index:
+        val = [scan.subject.subject_id for scan in index.scans() if scan.subject.split == "val"]
+    run = fitted.save(tmp_path / "run", fitted.Mean, schema=kinds, window=(8, 8), subjects=tuple(val[:2]))
+    with pytest.raises(UserError, match="--calibrate test is the split that is scored: fit the temperature on another"):
+        evaluate(run, index=file, out=out, calibrate="test")
+    with pytest.raises(UserError, match="none of the 0 scans of split 'none' is labelled with 'class'"):
+        evaluate(run, index=file, out=out, calibrate="none")
+    assert evaluate(run, index=file, out=out, calibrate="val") == 0
+    notes = tables.read_summary(out / "summary.json")["notes"]
+    assert "temperature: 2 of the 6 subjects were trained or validated on with labels" in notes
+    first, *others = (path for path in sorted((tmp_path / "scans").rglob("p*.png")) if int(path.stem[1:]) > 5)
+    truncate(first)
+    other = out.with_name("other")
+    assert evaluate(run, index=file, out=other, calibrate="val") == 0
+    summary = tables.read_summary(other / "summary.json")
+    assert "temperature: 1 scans of split val skipped" in summary["notes"]
+    assert (summary["scaling"]["scans"], summary["skipped"]) == (5, [])
+    for path in others:
+        truncate(path)
+    with pytest.raises(UserError, match=r"not one scan of split 'val' could be classified \(.*\): no temperature was"):
+        evaluate(run, index=file, out=out.with_name("third"), calibrate="val")
+    with Index.open(file, create=True) as index:
+        one_each = "SELECT min(scan_id) FROM scans GROUP BY split"
+        index.connection.execute(f"UPDATE scans SET subject_id = 'same' WHERE scan_id IN ({one_each})")
+    with pytest.raises(UserError, match="1 subjects are scored and in the split of --calibrate, too: choose a split"):
+        evaluate(run, index=file, out=out, calibrate="val")
+
+
+def test_a_temperature_of_a_segmentation_is_refused(tmp_path, out):
+    with pytest.raises(UserError, match="fits a temperature of class probabilities, the network is a segmentation"):
+        evaluate(fitted.save(tmp_path / "run"), index=labelled(tmp_path), out=out, calibrate="val")
 
 
 # --- subjects that the network knows

@@ -8,7 +8,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medssl.evaluate.classification import auroc, calibration_error, score_cases, undefined
+from medssl.evaluate.classification import (
+    SENSITIVITY,
+    Bin,
+    auroc,
+    average_precision,
+    calibration_curve,
+    calibration_error,
+    score_cases,
+    sensitivity,
+    undefined,
+)
 from medssl.types import UserError
 
 NAMES = ("normal", "benign", "malignant")
@@ -30,7 +40,8 @@ def made(scans=120, classes=3, seed=0, digits=None):
 def test_two_classes_by_hand():
     second = np.array([0.1, 0.4, 0.4, 0.8])
     scores = score_cases(np.stack([1 - second, second], 1), np.array([0, 0, 1, 1]), ("healthy", "ill"))
-    assert list(scores) == ["accuracy", "balanced_accuracy", "auroc", "ece", "brier", "nll"]
+    ranked = ["auroc", "average_precision", SENSITIVITY]
+    assert list(scores) == ["accuracy", "balanced_accuracy", *ranked, "ece", "brier", "nll"]
     assert scores["accuracy"] == 0.75
     assert scores["balanced_accuracy"] == 0.75
     assert scores["auroc"] == 3.5 / 4  # of four pairs three are in order and one is equal
@@ -61,6 +72,76 @@ def test_bins_hold_equal_numbers():
     # sorted: 0.2 right, 0.3 wrong, 0.4 wrong | 0.5, 0.8, 0.9 right
     assert calibration_error(confidence, correct, 2) == pytest.approx((abs(1 - 0.9) + abs(3 - 2.2)) / 6)
     assert calibration_error(confidence, correct, 1) == pytest.approx(abs(4 - 3.1) / 6)
+
+
+def test_the_calibration_curve_by_hand():
+    confidence = np.array([0.2, 0.3, 0.5, 0.9, 0.4, 0.8])
+    correct = np.array([True, False, True, True, False, True])
+    low, high = calibration_curve(confidence, correct, 2)
+    assert low == Bin(pytest.approx(0.3), pytest.approx(1 / 3), 3)
+    assert high == Bin(pytest.approx(2.2 / 3), 1.0, 3)
+    alone = calibration_curve(np.array([0.6, 0.9]), np.array([True, False]))  # fewer scans than bins
+    assert alone == [Bin(0.6, 1.0, 1), Bin(0.9, 0.0, 1)]
+    equal = calibration_curve(np.full(8, 0.75), np.arange(8) < 6, 4)
+    assert equal == [Bin(0.75, 0.75, 2)] * 4
+
+
+def test_average_precision_by_hand():
+    scores, positive = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, False])
+    assert average_precision(scores, positive) == pytest.approx((1 / 1 + 2 / 3) / 2)
+    assert average_precision(np.full(4, 0.5), positive) == 0.5  # all at once: the share of the positive
+    assert average_precision(scores, scores > 0) is None
+    assert average_precision(scores, scores > 1) is None
+
+
+def test_sensitivity_at_fixed_specificity_by_hand():
+    others = np.arange(10) / 10  # 0 to 0.9: nine of ten stay below 0.9
+    own = np.array([0.85, 0.9, 0.95, 0.2])
+    scores, positive = np.concatenate([others, own]), np.arange(14) >= 10
+    assert sensitivity(scores, positive) == 0.75  # 0.85, above nine of them, finds three
+    assert sensitivity(scores, positive, 1.0) == 0.25
+    assert sensitivity(scores, positive, 0.5) == 0.75
+    assert sensitivity(scores, positive, 0.2) == 1.0
+    assert sensitivity(np.full(4, 0.5), np.arange(4) > 1) == 0.0  # no threshold tells them apart
+    assert sensitivity(own, own > 0) is None
+
+
+def by_loops(scores, positive):
+    """Average precision and sensitivity at 90 % specificity, threshold by threshold, in whole numbers."""
+    precision, found, best, before = 0.0, 0, 0.0, 0
+    for threshold in sorted(set(scores.tolist()), reverse=True):
+        called = [(p, s) for p, s in zip(positive.tolist(), scores.tolist(), strict=True) if s >= threshold]
+        found = sum(p for p, _ in called)
+        precision += (found - before) * found / len(called)
+        before = found
+        if 10 * (len(called) - found) <= int((~positive).sum()):
+            best = found / positive.sum()
+    return precision / positive.sum(), best
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999), scans=st.integers(2, 60), digits=st.sampled_from([None, 1, 0]))
+def test_rankings_equal_loops_over_thresholds_and_torchmetrics(seed, scans, digits):
+    from torchmetrics.functional.classification import binary_average_precision
+
+    probabilities, truth = made(scans, 2, seed, digits)
+    truth[:2] = 0, 1
+    scores, positive = probabilities[:, 1], truth == 1
+    expected = by_loops(scores, positive)
+    assert average_precision(scores, positive) == pytest.approx(expected[0])
+    assert sensitivity(scores, positive) == pytest.approx(expected[1])
+    theirs = binary_average_precision(torch.from_numpy(scores), torch.from_numpy(truth)).item()
+    assert average_precision(scores, positive) == pytest.approx(theirs, abs=1e-5)
+    assert score_cases(probabilities, truth, ("a", "b"))["average_precision"] == pytest.approx(expected[0])
+
+
+def test_rankings_of_three_classes_are_means_of_each_against_the_rest():
+    probabilities, truth = made(90)
+    scores = score_cases(probabilities, truth, NAMES)
+    for place, kind in enumerate(("average_precision", SENSITIVITY)):
+        alone = [by_loops(probabilities[:, number], truth == number)[place] for number in range(3)]
+        assert [scores[f"{kind}:{name}"] for name in NAMES] == pytest.approx(alone)
+        assert scores[kind] == pytest.approx(np.mean(alone))
 
 
 @given(seed=st.integers(0, 99))
@@ -111,7 +192,8 @@ def test_bins_of_equal_number_and_width_coincide_on_a_lattice():
 def test_one_class_only_leaves_ranking_undefined_and_says_so():
     probabilities, truth = made(10)[0], np.ones(10, int)
     scores, notes = score_cases(probabilities, truth, NAMES), undefined(truth, NAMES)
-    lacking = {"balanced_accuracy", "auroc", "auroc:normal", "auroc:benign", "auroc:malignant"}
+    ranked = ("auroc", "average_precision", SENSITIVITY)
+    lacking = {"balanced_accuracy", *ranked, *(f"{kind}:{name}" for kind in ranked for name in NAMES)}
     assert {name for name, value in scores.items() if value is None} == lacking == set(notes)
     assert notes["auroc"] == "not defined: every scan is benign"
 
@@ -126,7 +208,7 @@ def test_a_class_without_scans_is_left_out_and_said():
     found = probabilities.argmax(1) == truth
     assert scores["balanced_accuracy"] == pytest.approx((found[truth == 1].mean() + found[truth == 2].mean()) / 2)
     assert notes["auroc"] == notes["balanced_accuracy"] == "mean over 2 of 3 classes: no scan is normal"
-    assert notes["auroc:normal"] == "not defined: no scan is normal"
+    assert notes["auroc:normal"] == notes["average_precision:normal"] == "not defined: no scan is normal"
     assert undefined(np.array([0, 1, 2]), NAMES) == {}
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from medssl.data import chunks
 from medssl.evaluate.bootstrap import mean_interval
+from medssl.evaluate.calibration import Scaling, scaled
+from medssl.evaluate.classification import BINS, SENSITIVITY, score_cases
 from medssl.evaluate.segmentation import ClassScore, Further
 from medssl.evaluate.tables import (
     ClassificationRow,
@@ -300,7 +302,8 @@ def test_a_classification_in_sum():
     rows = classified()
     summary = summarise_classification(rows, NAMES, by={"split": "test"})
     assert (summary["kind"], summary["scans"], summary["subjects"]) == ("classification", 40, 20)
-    assert list(summary["metrics"]) == ["accuracy", "balanced_accuracy", "auroc", "ece", "brier", "nll"]
+    ranked = ["auroc", "average_precision", SENSITIVITY]
+    assert list(summary["metrics"]) == ["accuracy", "balanced_accuracy", *ranked, "ece", "brier", "nll"]
     right = [float(row.truth == row.predicted) for row in rows]
     expected = mean_interval(right, [row.subject_id for row in rows])  # every subject has two scans
     accuracy = summary["metrics"]["accuracy"]
@@ -316,12 +319,36 @@ def test_a_classification_in_sum():
     assert (summary["notes"], summary["skipped"], summary["by"]) == ([], [], {"split": "test"})
 
 
+def test_a_temperature_gives_measures_before_and_after():
+    rows, scaling = classified(), Scaling(2.0, "val", 30, 12)
+    plain, summary = summarise_classification(rows, NAMES), summarise_classification(rows, NAMES, scaling=scaling)
+    assert {name: summary["metrics"][name] for name in plain["metrics"]} == plain["metrics"]
+    assert list(summary["metrics"])[len(plain["metrics"]) :] == ["ece_scaled", "brier_scaled", "nll_scaled"]
+    probabilities = np.array([row.probabilities for row in rows])
+    truth = np.array([NAMES.index(row.truth) for row in rows])
+    after = score_cases(scaled(probabilities, 2.0), truth, NAMES)
+    for name in ("ece", "brier", "nll"):
+        entry = summary["metrics"][f"{name}_scaled"]
+        assert entry["value"] == pytest.approx(after[name])
+        assert entry["low"] < entry["high"]
+    assert summary["scaling"] == {"temperature": 2.0, "split": "val", "scans": 30, "subjects": 12}
+    assert "scaling" not in plain
+    for curve, ece in (("calibration", "ece"), ("calibration_scaled", "ece_scaled")):
+        assert len(summary[curve]) == BINS
+        gaps = [part["scans"] * abs(part["accuracy"] - part["confidence"]) for part in summary[curve]]
+        assert sum(gaps) / len(rows) == pytest.approx(summary["metrics"][ece]["value"])
+    assert "temperature 2, fitted on 30 scans of split val" in table(summary).splitlines()
+    ended = summarise_classification(rows, NAMES, scaling=Scaling(0.05, "val", 3, 3))
+    assert any("3 scans of split 'val' do not determine it" in note for note in ended["notes"])
+
+
 def test_a_classification_of_one_class_says_what_is_not_defined():
     rows = [ClassificationRow(f"s{n}", f"a{n}", "ill", "ill", (0.2, 0.8)) for n in range(5)]
     summary = summarise_classification(rows, NAMES)
     assert summary["metrics"]["auroc"] == {"value": None, "low": None, "high": None, "subjects": 5}
     assert summary["metrics"]["accuracy"]["value"] == 1.0
-    assert summary["notes"] == ["balanced_accuracy, auroc: not defined: every scan is ill"]
+    lacking = f"balanced_accuracy, auroc, average_precision, {SENSITIVITY}"
+    assert summary["notes"] == [f"{lacking}: not defined: every scan is ill"]
 
 
 def test_resamples_that_lack_a_class_are_left_out():

@@ -1,0 +1,91 @@
+"""The part of ``medssl evaluate`` on calibration: where a temperature is fitted, and the curve as a picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medssl.data.split import overlap
+from medssl.evaluate.calibration import Scaling, temperature
+from medssl.evaluate.tables import arrays_of
+from medssl.report.curves import Point, Series, line_chart
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from medssl.engine.inference import Fitted
+    from medssl.evaluate.cases import ClassificationRow
+    from medssl.types import Scan
+
+CALIBRATION = "calibration.svg"
+
+
+def refuse_calibration(fitted: Fitted, calibrate: str | None, split: str) -> None:
+    """Refuses what has no probabilities to calibrate, and a temperature fitted on what it is judged by.
+
+    Raises:
+        UserError: A segmentation, or the split that is scored.
+    """
+    if calibrate is not None and fitted.kind != "classification":
+        message = f"--calibrate {calibrate} fits a temperature of class probabilities, the network is a segmentation: "
+        message += "leave --calibrate out"
+        raise UserError(message)
+    if calibrate is not None and calibrate == split:
+        message = (
+            f"--calibrate {calibrate} is the split that is scored: fit the temperature on another one, such as val"
+        )
+        raise UserError(message)
+
+
+def refuse_shared(fitted: Fitted, scans: Sequence[Scan], others: Sequence[Scan]) -> list[str]:
+    """Refuses a temperature that is fitted on subjects that are scored.
+
+    Returns:
+        A note on how many of the others the network knows.
+
+    Raises:
+        UserError: Counts the subjects in both.
+    """
+    asked = {scan.subject.subject_id for scan in others}
+    common = overlap(asked, {scan.subject.subject_id for scan in scans})
+    if common:
+        message = f"{len(common)} subjects are scored and in the split of --calibrate, too: choose a split without them"
+        raise UserError(message)
+    known = overlap(asked, fitted.tuned.subjects)
+    if not known:
+        return []
+    return [f"temperature: {len(known)} of the {len(asked)} subjects were trained or validated on with labels"]
+
+
+def fit_scaling(
+    rows: Sequence[ClassificationRow], names: Sequence[str], split: str, skipped: Sequence[tuple[str, str]]
+) -> Scaling:
+    """The temperature of the rows of a split.
+
+    Raises:
+        UserError: There are none.
+    """
+    if not rows:
+        message = f"not one scan of split {split!r} could be classified ({skipped[0][1]}): no temperature was fitted"
+        raise UserError(message)
+    found = temperature(*arrays_of(rows, names))
+    return Scaling(found, split, len(rows), len({row.subject_id for row in rows}))
+
+
+def calibration_chart(summary: Mapping[str, Any]) -> str:
+    """How often the network is right against how sure it is, as SVG: on the diagonal both agree."""
+    curves = {"as it is": summary["calibration"]}
+    if "scaling" in summary:
+        curves[f"temperature {summary['scaling']['temperature']:.3g}"] = summary["calibration_scaled"]
+    lowest = 1 / len(summary["classes"])
+    drawn = [
+        Series(name, tuple(Point(part["confidence"], part["accuracy"]) for part in curve), marked=True)
+        for name, curve in curves.items()
+    ]
+    drawn.append(Series("perfectly calibrated", (Point(lowest, lowest), Point(1.0, 1.0)), faint=True))
+    return line_chart(
+        drawn,
+        title=f"Calibration on {summary['scans']} scans",
+        x_label="mean highest probability of a bin",
+        y_label="share of its scans that is right",
+    )
