@@ -7,6 +7,7 @@ tables, pictures and verdicts are made of them anew each time.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -37,6 +38,8 @@ from medssl.views.mixing import Mixing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from medssl.types import Scan
 
 SCRATCH = "scratch"
 CONFIG, LOCK = "compare.yaml", ".lock"
@@ -133,11 +136,12 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         refuse_arm(arm, opened, allow)
     refuse_few(opened, data, labels, [training.seed + number for number in range(runs)])
     with Index.open(index) as known:
-        labelled(known, classes_of(opened, data.target), split, None)
+        scored = labelled(known, classes_of(opened, data.target), split, None)
     recipe = describe.plain(
         {"head": head, "data": data, "training": training, "optimizer": optimizer, "mixing": mixing}
     )
-    held = {"store": describe.store_digest(opened), "split": split, "windows": describe.plain(windows)} | recipe
+    held = {"store": describe.store_digest(opened), "split": split, "scored": digest_of(scored)}
+    held |= {"windows": describe.plain(windows)} | recipe
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with alone(out / LOCK, f"{out}/") as lock:
         hold(
@@ -206,6 +210,14 @@ def refuse_few(store: Store, data: Examples, labels: Sequence[int], seeds: Seque
     for count in labels:
         for seed in seeds if data.label_seed is None else [data.label_seed]:
             few(store, scans, schema, subjects=count, seed=seed)
+
+
+def digest_of(scans: Sequence[Scan]) -> str:
+    """Names scans and the state of their files, without a path."""
+    state = hashlib.blake2b(digest_size=8)
+    for scan in sorted(scans, key=lambda scan: scan.scan_id):
+        state.update(f"{scan.scan_id} {scan.digests.source}".encode())
+    return f"{len(scans)} scans, {state.hexdigest()}"
 
 
 def hold(file: Path, held: dict[str, Any], starts: dict[str, Start]) -> None:
