@@ -23,6 +23,7 @@ from medssl.engine.inference import Windows, classify, device_of, load_fitted, r
 from medssl.evaluate import cases, tables
 from medssl.evaluate.cases import ClassificationRow, SegmentationRow
 from medssl.evaluate.segmentation import NSD_TOLERANCE_MM, ClassScore, Further, refuse_tolerance, score_case
+from medssl.evaluate.subgroups import columns_of, subgroups, values_of
 from medssl.report.overlay import overlay
 from medssl.types import UserError
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from medssl.engine.inference import Fitted
+    from medssl.evaluate.calibration import Scaling
     from medssl.types import LabelSchema, Scan
 
 _WINDOWS = Windows()
@@ -45,6 +47,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     allow_seen: bool = False,
     nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
     calibrate: str | None = None,
+    by: str = "",
     windows: Windows = _WINDOWS,
 ) -> int:
     """Score a fine-tuned network on labelled scans; the same command goes on where it was stopped.
@@ -63,13 +66,16 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         nsd_tolerance_mm: Millimetres that a surface of a segmentation may lie off and still count as right (NSD).
         calibrate: Split on which a temperature for the probabilities of a classification is fitted, such as val; it is
             classified, too, under the same condition.
+        by: Columns of the index, with commas between them (sex, manufacturer, age_band, ...): every measure is also
+            given for the scans of each value.
         windows: How a scan is gone through.
 
     Returns:
         0.
 
     Raises:
-        UserError: No labelled scan, subjects that the network has seen, or not one scan that could be scored.
+        UserError: No labelled scan, subjects that the network has seen, an unknown column, or not one scan that could
+            be scored.
     """
     os.umask(0o077)
     refuse_tolerance(nsd_tolerance_mm)
@@ -80,6 +86,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         notes = refuse_seen(fitted, scans, allow_seen=allow_seen)
         schemas = schemas_of(opened, scans, fitted.schema)
         others = labelled(opened, fitted.schema, calibrate, where) if calibrate else []
+        values = values_of(columns_of(by, opened), opened, split, [scan.scan_id for scan in scans])
         root, digest = opened.root, opened.digest()
     notes += refuse_shared(fitted, scans, others)
     for note in notes:
@@ -91,28 +98,26 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     finished = Finished(out, made_by | {"split": split})
     place = (root, windows, nsd_tolerance_mm)
     new, skipped = score_all(fitted, scans, schemas, place, finished)
-    by = {"step": fitted.card.step, "index": digest, **made_by, "split": split, "versions": describe.versions()}
-    more: dict[str, Any] = {"skipped": skipped, "notes": notes, "by": by}
+    made = {"step": fitted.card.step, "index": digest, **made_by, "split": split, "versions": describe.versions()}
+    more: dict[str, Any] = {"skipped": skipped, "notes": notes, "by": made}
     if fitted.kind == "segmentation":
         rows = rows_of(scans, finished)
         summary = tables.summarise_segmentation(rows, fitted.schema, **more)
+        groups = subgroups(rows, values, lambda own: tables.summarise_segmentation(own, fitted.schema))
         cases.write_segmentation(out / cases.CASES, rows)
         by_name = {scan.scan_id: scan for scan in scans}
         draw_cases(fitted, by_name, rows, (root, windows, out / "pictures"), again=new > 0)
     else:
         names = [name for _, name in fitted.schema.classes]
-        if calibrate:
-            (out / "calibration").mkdir(mode=0o700, exist_ok=True)
-            apart = Finished(out / "calibration", made_by | {"split": calibrate})
-            _, unread = score_all(fitted, others, {}, place, apart)
-            more["scaling"] = fit_scaling(answers_of(fitted, others, apart), names, calibrate, unread)
-            more["notes"] = notes + (
-                [f"temperature: {len(unread)} scans of split {calibrate} skipped"] if unread else []
-            )
+        apart = (out / "calibration", made_by | {"split": calibrate})
+        scaling, unread = fitted_scaling(fitted, others, place, apart) if calibrate else (None, [])
+        notes += unread
         answers = answers_of(fitted, scans, finished)
-        summary = tables.summarise_classification(answers, names, **more)
+        summary = tables.summarise_classification(answers, names, **more, scaling=scaling)
+        groups = subgroups(answers, values, lambda own: tables.summarise_classification(own, names, scaling=scaling))
         cases.write_classification(out / cases.CASES, answers, names)
         cases.write_text(out / CALIBRATION, calibration_chart(summary))
+    summary |= {"subgroups": groups} if groups else {}
     tables.write_summary(out / tables.SUMMARY, summary)
     print(tables.table(summary))
     done = summary["scans"]
@@ -248,6 +253,29 @@ def nameless(reason: str, scan: Scan, root: Path) -> str:
     for word in sorted(words, key=len, reverse=True):
         reason = reason.replace(word, "the file" if word != str(root) else "the folder")
     return reason
+
+
+def fitted_scaling(
+    fitted: Fitted, scans: Sequence[Scan], place: tuple[Path, Windows, float], apart: tuple[Path, dict[str, Any]]
+) -> tuple[Scaling, list[str]]:
+    """Classifies the scans of another split and fits the temperature on them.
+
+    Args:
+        fitted: The network.
+        scans: What the temperature is fitted on.
+        place: As of ``score_all``.
+        apart: Folder where their answers are kept, and what makes them.
+
+    Returns:
+        The temperature, and a note on what was skipped.
+    """
+    folder, made_by = apart
+    folder.mkdir(mode=0o700, exist_ok=True)
+    finished, split = Finished(folder, made_by), made_by["split"]
+    _, unread = score_all(fitted, scans, {}, place, finished)
+    names = [name for _, name in fitted.schema.classes]
+    scaling = fit_scaling(answers_of(fitted, scans, finished), names, split, unread)
+    return scaling, [f"temperature: {len(unread)} scans of split {split} skipped"] if unread else []
 
 
 def rows_of(scans: Sequence[Scan], finished: Finished) -> list[SegmentationRow]:

@@ -262,15 +262,16 @@ def read_summary(path: Path) -> dict[str, Any]:
 def table(summary: Mapping[str, Any]) -> str:
     """The summary as aligned lines for the console."""
     rows = [("measure", "value", "95 % interval", "subjects")]
-    for name, entry in summary["metrics"].items():
-        bounds = "-" if entry["low"] is None else f"{entry['low']:.4f} to {entry['high']:.4f}"
-        value = "-" if entry["value"] is None else f"{entry['value']:.4f}"
-        rows.append((name, value, bounds, str(entry["subjects"])))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    lines = [f"{summary['kind']}: {summary['scans']} scans of {summary['subjects']} subjects"]
-    for first, *others in rows:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        lines.append("  ".join(cells))
+    rows += [(name, *_shown(entry)) for name, entry in summary["metrics"].items()]
+    lines = [f"{summary['kind']}: {summary['scans']} scans of {summary['subjects']} subjects", *_aligned(rows)]
+    for column, groups in summary.get("subgroups", {}).items():
+        head = ("measure", column, "value", "95 % interval", "subjects")
+        cells = [
+            (name, value, *_shown(group["metrics"][name]))
+            for name in summary["metrics"]
+            for value, group in groups.items()
+        ]
+        lines += [f"by {column}:", *_aligned([head, *cells], left=2)]
     for what, counts in (summary["counts"] | summary.get("lesions", {})).items():
         if any(counts.values()):
             lines.append(f"{what}: {', '.join(f'{name} {count}' for name, count in counts.items() if count)}")
@@ -281,6 +282,23 @@ def table(summary: Mapping[str, Any]) -> str:
         lines.append(f"skipped: {len(summary['skipped'])} scans")
         lines += [f"  {scan['scan_id']}: {scan['reason']}" for scan in summary["skipped"]]
     return "\n".join([*lines, *(f"note: {note}" for note in summary["notes"])])
+
+
+def _shown(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    bounds = "-" if entry["low"] is None else f"{entry['low']:.4f} to {entry['high']:.4f}"
+    return "-" if entry["value"] is None else f"{entry['value']:.4f}", bounds, str(entry["subjects"])
+
+
+def _aligned(rows: Sequence[tuple[str, ...]], left: int = 1) -> list[str]:
+    """Rows with columns of one width; the first ``left`` stand to the left of theirs."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
 
 
 def _on_resample(

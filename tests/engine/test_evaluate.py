@@ -251,6 +251,50 @@ def test_a_temperature_of_a_segmentation_is_refused(tmp_path, out):
         evaluate(fitted.save(tmp_path / "run"), index=labelled(tmp_path), out=out, calibrate="val")
 
 
+# --- groups
+
+
+def test_measures_by_columns_of_the_index(tmp_path, out, capsys):
+    file, run = labelled(tmp_path, (0, 5, 10, 20)), fitted.save(tmp_path / "run")
+    with Index.open(file, create=True) as index:
+        for number, scan in enumerate(list(index.scans())):
+            new = (("GE", "GE", "GE", "")[number], (1.5, 3.0, None, 3.0)[number], scan.scan_id)
+            index.connection.execute("UPDATE scans SET manufacturer = ?, field_strength_t = ? WHERE scan_id = ?", new)
+    with pytest.raises(UserError, match=r"--by names 'maker', which is no column of the index; .* manufacturer, model"):
+        evaluate(run, index=file, out=out, by="maker")
+    assert not out.exists()
+    assert evaluate(run, index=file, out=out, by="manufacturer,field_strength_t") == 0
+    summary = tables.read_summary(out / "summary.json")
+    found = summary["subgroups"]
+    assert {column: list(groups) for column, groups in found.items()} == {
+        "manufacturer": ["GE", "not known"],
+        "field_strength_t": ["1.5", "3", "not known"],
+    }
+    first = list(cases.scan_scores(cases.read_segmentation(out / "cases.csv")).values())[:3]
+    assert found["manufacturer"]["GE"]["metrics"]["dice"]["value"] == pytest.approx(np.mean(first))
+    assert found["manufacturer"]["GE"]["metrics"]["dice"]["low"] is not None
+    assert found["field_strength_t"]["3"]["metrics"]["nsd:tissue"]["low"] is None
+    assert found["field_strength_t"]["3"]["subjects"] == 2
+    told = capsys.readouterr().out
+    assert "by manufacturer:" in told
+    assert "lesion_f1:bone" in told
+    assert evaluate(run, index=file, out=out) == 0
+    assert "subgroups" not in tables.read_summary(out / "summary.json")
+
+
+def test_a_classification_by_group(tmp_path, out):
+    file = classed(tmp_path)
+    run = fitted.save(tmp_path / "run", fitted.Mean, schema=LabelSchema("class", KINDS.classes), window=(8, 8))
+    assert evaluate(run, index=file, out=out, by="label_class", calibrate="val") == 0
+    found = tables.read_summary(out / "summary.json")["subgroups"]["label_class"]
+    rows, _ = cases.read_classification(out / "cases.csv")
+    for name in ("dark", "bright"):
+        right = [row.predicted == name for row in rows if row.truth == name]
+        assert found[name]["metrics"]["accuracy"]["value"] == pytest.approx(np.mean(right))
+        assert found[name]["metrics"]["auroc"]["value"] is None
+        assert "ece_scaled" in found[name]["metrics"]
+
+
 # --- subjects that the network knows
 
 

@@ -1,0 +1,103 @@
+"""Measures by group: each group is scored as if it were alone; the table shows them side by side."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from medssl.evaluate.cases import ClassificationRow, SegmentationRow
+from medssl.evaluate.segmentation import ClassScore
+from medssl.evaluate.subgroups import columns_of, subgroups, values_of
+from medssl.evaluate.tables import summarise_classification, summarise_segmentation, table
+from medssl.types import LabelSchema, UserError
+
+SCHEMA = LabelSchema("mask", ((0, "background"), (1, "liver")))
+DICE = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+
+
+def segmented():
+    scores = [ClassScore(dice, 1.0, 10, 10) for dice in DICE]
+    return [SegmentationRow(f"s{n}", f"a{n}", "liver", score) for n, score in enumerate(scores)]
+
+
+def opened(**columns):
+    """Stands for an index with these columns and a scan for each of their values."""
+    rows = [
+        {"scan_id": f"s{n}"} | {name: values[n] for name, values in columns.items()}
+        for n in range(len(next(iter(columns.values()))))
+    ]
+    asked = []
+    return SimpleNamespace(
+        columns=lambda: ["scan_id", *columns], rows=lambda where: (asked.append(where), rows)[1], asked=asked
+    )
+
+
+def test_each_group_is_summed_up_alone():
+    rows = segmented()
+    values = {"sex": dict(zip((row.scan_id for row in rows), "FFFFMM", strict=True))}
+    groups = subgroups(rows, values, lambda own: summarise_segmentation(own, SCHEMA))["sex"]
+    assert list(groups) == ["F", "M"]
+    alone = summarise_segmentation(rows[:4], SCHEMA)["metrics"]
+    assert groups["F"]["metrics"] == alone
+    assert groups["F"]["metrics"]["dice"]["value"] == pytest.approx(0.75)
+    assert groups["M"]["metrics"]["dice"] == {"value": 0.45, "low": None, "high": None, "subjects": 2}
+    assert groups["M"]["notes"][0].endswith("no interval: it needs at least 3 subjects, there are 2")
+    assert (groups["M"]["scans"], groups["M"]["subjects"]) == (2, 2)
+
+
+def test_values_are_in_order_and_those_that_lack_come_last():
+    columns = {"field_strength_t": (3.0, None, 1.5, 10.0), "sex": ("M", "", "F", None), "size_i": (64, 8, 9, 9)}
+    index = opened(**columns)
+    found = values_of(list(columns), index, "o'clock", ["s0", "s1", "s2", "s3"])
+    assert list(dict.fromkeys(found["field_strength_t"].values())) == ["1.5", "3", "10", "not known"]
+    assert found["sex"] == {"s2": "F", "s0": "M", "s1": "not known", "s3": "not known"}
+    assert list(dict.fromkeys(found["size_i"].values())) == ["8", "9", "64"]
+    assert index.asked == ["split = 'o''clock'"]
+    assert values_of(["sex"], index, "test", ["s2"]) == {"sex": {"s2": "F"}}
+    assert values_of([], index, "test", ["s2"]) == {}
+
+
+def test_groups_without_scores_are_left_out():
+    values = {"sex": {"s0": "F", "s1": "F", "s9": "M"}}
+    groups = subgroups(segmented()[:2], values, lambda own: summarise_segmentation(own, SCHEMA))
+    assert list(groups["sex"]) == ["F"]
+
+
+def test_columns_are_those_of_the_index():
+    index = opened(sex=("F",), model=("X",))
+    assert columns_of("sex, model,sex", index) == ["sex", "model"]
+    assert columns_of("", index) == []
+    with pytest.raises(
+        UserError, match="--by names 'gender', which is no column of the index; there are scan_id, sex, mo"
+    ):
+        columns_of("sex,gender", index)
+    with pytest.raises(UserError, match="--by names '', which is no column"):
+        columns_of("sex,,model", index)
+
+
+def test_the_table_shows_groups_side_by_side():
+    rows = segmented()
+    summary = summarise_segmentation(rows, SCHEMA)
+    plain = table(summary).splitlines()
+    values = {"sex": dict(zip((row.scan_id for row in rows), "FFFFMM", strict=True))}
+    groups = subgroups(rows, values, lambda own: summarise_segmentation(own, SCHEMA))
+    lines = table(summary | {"subgroups": groups}).splitlines()
+    assert lines[: len(plain)] == plain
+    women = groups["sex"]["F"]["metrics"]["dice"]
+    assert lines[len(plain) : len(plain) + 4] == [
+        "by sex:",
+        "measure        sex   value     95 % interval  subjects",
+        f"dice           F    0.7500  {women['low']:.4f} to {women['high']:.4f}         4",
+        "dice           M    0.4500                 -         2",
+    ]
+    assert len(lines) == len(plain) + 2 + 2 * len(summary["metrics"])
+
+
+def test_a_group_of_one_class_says_what_is_not_defined():
+    rows = [ClassificationRow(f"s{n}", f"a{n}", "yn"[n % 2], "y", (0.6, 0.4)) for n in range(8)]
+    values = {"sex": {row.scan_id: "M" if row.truth == "y" else "F" for row in rows}}
+    groups = subgroups(rows, values, lambda own: summarise_classification(own, ["y", "n"]))["sex"]
+    assert groups["M"]["metrics"]["accuracy"]["value"] == 1.0
+    assert groups["M"]["metrics"]["auroc"]["value"] is None
+    assert any(note.endswith("not defined: every scan is y") for note in groups["M"]["notes"])
