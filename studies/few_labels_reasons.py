@@ -46,7 +46,7 @@ RECIPES = {
     "long": ("--training.steps", "1600"),
 }
 PLAN = [  # with "warmup" scratch and spark are runs of the study itself
-    *((start, "probe", 8, 0, 1e-2) for start in ("scratch", "spark", "supervised", *VARIANTS)),
+    *((start, "probe", 8, 0, 1e-1) for start in ("scratch", "spark", "supervised", *VARIANTS)),
     ("supervised", "warmup", 2, 0, 3e-3),
     *((start, "sawtooth", 2, 0, 3e-3) for start in ("scratch", "spark", "supervised")),
     *(("scratch", "long", labels, 0, 3e-3) for labels in (8, 4, 2)),
