@@ -424,7 +424,10 @@ def test_the_command_line_reads_its_arguments(tmp_path, out):
         "--windows.batch_size",
         "4",
         "--nsd_tolerance_mm=2",
+        "--by=sex,model",
     ]
     assert run_verb(evaluate, "evaluate", words) == 0
+    summary = tables.read_summary(out / "summary.json")
+    assert (summary["by"]["nsd_tolerance_mm"], list(summary["subgroups"])) == (2.0, ["sex", "model"])
     assert len(list(csv.reader((out / "cases.csv").read_text().splitlines()))) == 5
     assert json.loads((out / "finished.jsonl").read_text().splitlines()[0])["split"] == "test"
