@@ -147,7 +147,7 @@ def complete(study: Study, work: Path, rows: Path, runs: list[tuple[str, int | N
     """Does the runs that have no row yet, ``jobs`` at a time."""
     there = {key(row) for row in read(rows)}
     missing = [run for run in dict.fromkeys(runs) if tuple(map(str, run)) not in there]
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // jobs))
     with ThreadPoolExecutor(jobs) as pool:
         for done in as_completed([pool.submit(one, study, work, run, threads) for run in missing]):
             row = done.result()
