@@ -49,6 +49,7 @@ class Study:
     pretrain: tuple[str, ...]
     finetune: tuple[str, ...]
     labels: tuple[int | None, ...]
+    steps: tuple[int, ...]  # of fine-tuning, for each number of labels
     rates: tuple[float, ...]
     metric: str
     all_labels: int  # how many subjects None stands for
@@ -69,9 +70,10 @@ STUDIES = {
         ),
         finetune=(
             "--config", "segment_3d_small", "--data.view.size", "[40,56,40]", "--training.precision", "bf16",
-            "--training.steps", "800", "--training.output.validate_every", "40",
+            "--training.output.validate_every", "40",
         ),
         labels=(2, 4, 8),
+        steps=(800, 800, 800),
         rates=(3e-4, 1e-3, 3e-3, 1e-2),
         metric="dice",
         all_labels=80,
@@ -87,11 +89,11 @@ STUDIES = {
             "--training.steps", "2000", "--training.precision", "bf16", "--training.output.checkpoint_every", "250",
         ),
         finetune=(
-            "--config", "classify_2d_small", "--training.precision", "bf16", "--training.steps", "400",
-            "--training.output.validate_every", "20",
+            "--config", "classify_2d_small", "--training.precision", "bf16", "--training.output.validate_every", "20",
         ),
         labels=(24, None),
-        rates=(1e-4, 3e-4, 1e-3),
+        steps=(400, 1200),
+        rates=(3e-4, 1e-3, 3e-3),
         metric="auroc",
         all_labels=239,
     ),
@@ -166,6 +168,7 @@ def one(study: Study, work: Path, run: tuple[str, int | None, int, float], threa
         "finetune", *study.finetune, "--store", str(work / "store"), "--run", str(folder),
         "--pretrained", str(work / "pretrained"), *(["--from-scratch"] if arm == "scratch" else []),
         *(["--labels", str(count)] if count else []), "--training.seed", str(seed),
+        "--training.steps", str(study.steps[study.labels.index(count)]),
         "--optimizer.learning_rate", str(rate), threads=threads, log=log,
     )  # fmt: skip
     medssl(

@@ -37,14 +37,15 @@ VARIANTS = {
 }
 VARIANT_STEPS = 1500
 RECIPES = {
-    "probe": ("--head", "voxel_linear", "--optimizer", "frozen", "--training.steps", "300"),
+    "probe": ("--head", "voxel_linear", "--optimizer", "frozen"),
     "frozen": ("--optimizer", "frozen"),
     "constant": ("--optimizer", "constant"),
     "warmup": (),
     "sawtooth": ("--optimizer", "sawtooth"),
     "slow": ("--optimizer.encoder_rate", "0.1"),
-    "long": ("--training.steps", "1600"),
+    "long": (),
 }
+STEPS = {"probe": 300, "long": 1600}  # all others: those of the study
 PLAN = [  # with "warmup" scratch and spark are runs of the study itself
     *((start, "probe", 8, 0, 1e-1) for start in ("scratch", "spark", "supervised", *VARIANTS)),
     ("supervised", "warmup", 2, 0, 3e-3),
@@ -83,7 +84,8 @@ def start_of(work: Path, name: str) -> tuple[str, ...]:
     if not (folder / "done").exists():
         if name == "supervised":
             words = ("finetune", *study.finetune, "--pretrained", str(work / "pretrained"), "--from-scratch",
-                     "--optimizer.learning_rate", "3e-3", "--training.seed", "7")  # fmt: skip
+                     "--training.steps", str(study.steps[-1]), "--optimizer.learning_rate", "3e-3",
+                     "--training.seed", "7")  # fmt: skip
         else:
             words = ("pretrain", *study.pretrain, "--training.steps", str(VARIANT_STEPS), *VARIANTS[name])
         medssl(
@@ -100,8 +102,8 @@ def one(work: Path, run: tuple[str, str, int, int, float]) -> dict[str, object]:
     words, study = start_of(work, start), STUDIES["hippocampus"]
     medssl(
         "finetune", *study.finetune, *RECIPES[recipe], "--store", str(work / "store"), "--run", str(folder), *words,
-        "--labels", str(labels), "--training.seed", str(seed), "--optimizer.learning_rate", str(rate), threads="1",
-        log=folder.with_suffix(".log"),
+        "--labels", str(labels), "--training.seed", str(seed), "--optimizer.learning_rate", str(rate),
+        "--training.steps", str(STEPS.get(recipe, study.steps[-1])), threads="1", log=folder.with_suffix(".log"),
     )  # fmt: skip
     points = curve(folder, "dice")
     step, best = max(points, key=lambda point: point[1])
