@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from medssl.types import UserError
+from medssl.types import Features, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from medssl.encoders.base import Encoder
     from medssl.heads.base import Network
 
     Start = tuple[int, ...]
@@ -102,6 +103,40 @@ def classify(
     return total / len(starts)
 
 
+@torch.inference_mode()
+def encode(
+    encoder: Encoder,
+    read: Read,
+    shape: tuple[int, ...],
+    *,
+    window: tuple[int, ...],
+    axis: int,
+    plane: tuple[int, int] | None = None,
+    batch_size: int = 2,
+) -> Iterator[tuple[Start, Start, Features]]:
+    """Features of the fewest windows that cover a scan, one window after the other.
+
+    The arguments are those of :func:`slide`, with an encoder in evaluation mode instead of a network.
+
+    Yields:
+        First voxel of the window per axis of the scan, the axes of the scan in the order of the features' axes, and
+        features of a batch of one, on the device where the encoder lies.
+
+    Raises:
+        UserError: The window has other axes than the scan.
+    """
+    order = _order(shape, window, axis, plane)
+    box = _box(window, order, len(shape))
+    starts = list(product(*(_starts(n, w, 0.0) for n, w in zip(shape, box, strict=True))))
+    device = next(encoder.parameters()).device
+    for batch, images in _images(read, starts, box, order, batch_size):
+        found = encoder(images.to(device))
+        for row, start in enumerate(batch):
+            own = slice(row, row + 1)
+            tokens = None if found.tokens is None else found.tokens[own]
+            yield start, order, Features(tuple(x[own] for x in found.maps), found.pooled[own], tokens)
+
+
 def gaussian(window: tuple[int, ...]) -> Float[Tensor, "*w"]:
     """Weight of every voxel of a window, above 0, about 1 in the middle."""
     weight = torch.ones(())
@@ -149,16 +184,29 @@ def _predict(
     network: Network, read: Read, starts: Iterable[Start], box: Start, order: Start, batch_size: int
 ) -> Iterator[tuple[Start, Tensor]]:
     """Start and probabilities ([K, *box] of a segmentation, [K] of a classification) of every window, in order."""
-    across = tuple(axis for axis in range(len(box)) if axis not in order)
-    places = [axis + 1 for axis in (*order, *across)]  # axes of the scan, those that the network sees first
-    remaining = iter(starts)
-    while batch := list(islice(remaining, batch_size)):
-        images = [read(start, box).permute(0, *places) for start in batch]
-        probabilities = _probabilities(network, torch.stack([x[..., 0] if across else x for x in images]))
-        for start, found in zip(batch, probabilities, strict=True):
+    across, places = _across(box, order)
+    for batch, images in _images(read, starts, box, order, batch_size):
+        for start, found in zip(batch, _probabilities(network, images), strict=True):
             if found.ndim > 1:
                 found = (found[..., None] if across else found).movedim(tuple(range(1, len(box) + 1)), places)
             yield start, found
+
+
+def _images(
+    read: Read, starts: Iterable[Start], box: Start, order: Start, batch_size: int
+) -> Iterator[tuple[list[Start], Float[Tensor, "B C *w"]]]:
+    """Windows by the batch, as the network sees them, with their starts."""
+    across, places = _across(box, order)
+    remaining = iter(starts)
+    while batch := list(islice(remaining, batch_size)):
+        images = [read(start, box).permute(0, *places) for start in batch]
+        yield batch, torch.stack([x[..., 0] if across else x for x in images])
+
+
+def _across(box: Start, order: Start) -> tuple[Start, list[int]]:
+    """Axis that slices lie across, if any; axes of a box [C, *box], those that the network sees first."""
+    across = tuple(axis for axis in range(len(box)) if axis not in order)
+    return across, [axis + 1 for axis in (*order, *across)]
 
 
 @torch.inference_mode()

@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from medssl.encoders.base import Encoder
 from medssl.heads.classification import Linear
 from medssl.heads.segmentation import UNet
-from medssl.heads.sliding import _starts, classify, gaussian, slide
-from medssl.types import UserError
+from medssl.heads.sliding import _starts, classify, encode, gaussian, slide
+from medssl.types import Features, UserError
 
 
 class Toy(nn.Module):
@@ -264,3 +265,37 @@ def test_scores_that_are_not_finite_are_refused(value):
         list(slide(Toy(2, 1), reader(scan), (8, 8), window=(4, 4), axis=0))
     with pytest.raises(UserError, match="scores are not finite"):
         classify(network(Linear, 2).eval(), reader(scan), (8, 8), window=(8, 8), axis=0)
+
+
+class Marked(Encoder):
+    """One map: the image itself; pooled: its first and its last voxel."""
+
+    def __init__(self, ndim: int) -> None:
+        super().__init__()
+        self.ndims, self.in_channels, self.channels, self.strides = frozenset({ndim}), 1, (1,), ((1,) * ndim,)
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, image, hidden=None, mode=None):
+        flat = image.flatten(1)
+        return Features((image,), torch.stack([flat[:, 0], flat[:, -1]], 1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(("shape", "window", "axis", "plane"), [
+    ((13, 9, 5), (8, 6, 8), 0, None), ((13, 9, 4), (8, 6), 2, (1, 0)), ((13, 9), (8, 8), 0, None),
+])  # fmt: skip
+def test_features_come_with_their_window(shape, window, axis, plane, batch_size):
+    """Each window's features are those of the box that its start and order name; together they see every voxel."""
+    scan = scan_of(*shape)
+    seen = torch.zeros(shape, dtype=torch.bool)
+    options = {"window": window, "axis": axis, "plane": plane, "batch_size": batch_size}
+    for start, order, found in encode(Marked(len(window)), reader(scan), shape, **options):
+        box = [1] * len(shape)
+        for place, size in zip(order, window, strict=True):
+            box[place] = size
+        across = [a for a in range(len(shape)) if a not in order]
+        image = reader(scan)(start, box)[0].permute(*order, *across).reshape(window)
+        assert torch.equal(found.maps[0][0, 0], image)
+        assert torch.equal(found.pooled[0], torch.stack([image.flatten()[0], image.flatten()[-1]]))
+        seen[tuple(slice(max(0, a), a + k) for a, k in zip(start, box, strict=True))] = True
+    assert seen.all()
