@@ -24,6 +24,10 @@ VERBS = {
     "finetune": ("medssl.engine.finetune:finetune", "fine-tune an encoder with a head on a few labels"),
     "evaluate": ("medssl.engine.evaluate:evaluate", "score a fine-tuned network on labelled scans, on their own grid"),
     "compare": ("medssl.engine.compare:compare", "say whether pretraining helps, and with how many labels"),
+    "pseudolabel": (
+        "medssl.engine.pseudolabel:pseudolabel",
+        "label stored scans with a fine-tuned network, to learn from",
+    ),
     "predict": ("medssl.engine.predict:predict", "segment or classify scans with a fine-tuned network"),
     "report": ("medssl.engine.report:report", "write runs and evaluations on one page"),
 }

@@ -32,7 +32,7 @@ class Options(TypedDict, total=False):
         rank: Number of this process.
         world_size: Number of processes.
         with_labels: Read the labels too.
-        scans: Only these scans of the split (numbers in the store); None takes all.
+        scans: Only these scans of the split (numbers in the store), as often as they are named; None takes all.
     """
 
     workers: int
@@ -102,7 +102,7 @@ class Feed:
         numbers = population(store, len(read_size), split)
         chosen = options.get("scans")
         if chosen is not None:
-            numbers = np.intersect1d(numbers, chosen)
+            numbers = np.sort(np.array(chosen, np.int64)[np.isin(chosen, numbers)])
         facts = store.records.facts[numbers]
         self.valued = bool(facts["text"].any())
         self.order = self._order(numbers)

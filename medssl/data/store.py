@@ -7,6 +7,7 @@ name is the digest of its scan and of Preprocess, so a changed rule or a changed
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -49,6 +50,7 @@ class Store:
         self.index_digest: str = description["index"]
         self.records = records.load(path / "records.sqlite")
         self._handles = chunks.Handles()
+        self._other_labels: dict[int, Path] = {}
 
     @classmethod
     def create(
@@ -181,9 +183,25 @@ class Store:
             self._fill(number, "label", (1, *self.records.shape(number)), start, out)
         return out
 
+    def with_labels(self, files: dict[int, Path], dtype: np.dtype[Any]) -> Store:
+        """The same store in which some scans have labels from elsewhere instead of their own or none.
+
+        Args:
+            files: File of each of these scans, as ``chunks.chunked_bytes`` of [1, *s] makes it.
+            dtype: Integer type of the labels.
+        """
+        other = copy.copy(self)
+        facts = self.records.facts.copy()
+        facts["label"][list(files)] = records.LABELS[dtype.name]
+        other.records = dataclasses.replace(self.records, facts=facts)
+        other._handles, other._other_labels = chunks.Handles(), self._other_labels | files
+        return other
+
     def file(self, number: int, part: str = "") -> Path:
         """File that holds a scan (``part`` "label": its label)."""
         fact = self.records.facts[number]
+        if part and number in self._other_labels:
+            return self._other_labels[number]
         if fact["nbytes"]:
             return self.path / "packs" / str(self.records.tables["pack"][fact["pack"]])
         return scan_file(self.path, self.records.key[number].decode(), part, self.tier)
@@ -224,6 +242,8 @@ class Store:
 
     def _open(self, number: int, part: str, like: tuple[tuple[int, ...], Any]) -> chunks.Opened:
         path, fact = self.file(number, part), self.records.facts[number]
+        if part and number in self._other_labels:
+            return chunks.open_chunked(path)
         if fact["nbytes"]:
             prefix = "label_" if part else ""
             return chunks.open_packed(path, int(fact[f"{prefix}first"]), int(fact[f"{prefix}nbytes"]), like)

@@ -21,6 +21,7 @@ from medssl.engine.checkpoint import Progress, RunFolder
 from medssl.engine.module import TrainingLoop, keyed_seed
 from medssl.engine.optim import FineTuning
 from medssl.engine.parallel import layout
+from medssl.engine.pseudolabel import PseudoLabels, in_configuration, taught
 from medssl.engine.settings import Examples, Training
 from medssl.engine.start import Allowed, Start
 from medssl.engine.supervised import Supervised, Validation
@@ -43,6 +44,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     labels: int | None = None,
     optimizer: FineTuning = FineTuning(),  # noqa: B008 (frozen)
     mixing: Mixing = Mixing(),  # noqa: B008 (frozen)
+    pseudo: PseudoLabels = PseudoLabels(),  # noqa: B008 (frozen)
     allow: tuple[Allowed, ...] = (),
 ) -> int:
     """Fine-tunes an encoder with a head on labelled subjects, or goes on with a run that was stopped.
@@ -59,6 +61,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         labels: Number of labelled subjects to learn from; null takes all.
         optimizer: How weights move.
         mixing: Whether the samples of a batch are mixed.
+        pseudo: Labels of another network to learn from beside these (self-training).
         allow: "seen" goes on although pretraining has seen subjects of the split "test", "channels" spreads the first
             layer's weights over another number of channels, "preprocess" takes a store that other rules made.
 
@@ -76,6 +79,10 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     begin = start.with_channels(begin, int(opened.records.facts["channels"][0]), allow)
     schema = classes_of(opened, data.target)
     chosen = choose(opened, schema, data, labels, training.seed)
+    digest = describe.store_digest(opened)
+    if pseudo.labels is not None:
+        opened, drawn = taught(opened, chosen.learnt, data.train, pseudo, schema)
+        chosen = replace(chosen, drawn=drawn)
     seen = start.refuse_seen(opened, begin, allow)
     network, loaded = build(begin, head, schema, training.seed)
     refuse_misfit(network, data, training, mixing)
@@ -84,16 +91,17 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     config: dict[str, Any] = describe.plain(
         {"encoder": begin.encoder, "start": begin.digest, "head": head, "labels": labels, "data": data}
         | {"training": training, "optimizer": optimizer, "mixing": mixing}
+        | {"pseudo": in_configuration(pseudo)}
     )
     samples = training.batch_size * training.accumulate * layout().world_size
-    progress = Progress(0, samples, describe.store_digest(opened))
+    progress = Progress(0, samples, digest)
     feed = running.make_feed(
         opened,
         objective.needs,
         training,
         workers=data.workers,
         split=data.train,
-        scans=chosen.learnt,
+        scans=chosen.drawn or chosen.learnt,
         with_labels=data.target == "mask",
     )
     module = TrainingLoop(objective, feed, optimizer, steps=training.steps, progress=progress)
@@ -111,10 +119,14 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
 
 @dataclass(frozen=True)
 class Chosen:
-    """Numbers in the store of the scans that are learnt from and of those that judge."""
+    """Numbers in the store of the scans that are learnt from by their own labels, and of those that judge.
+
+    ``drawn``, where it is not empty, holds those that are learnt from together with scans that a network labelled.
+    """
 
     learnt: tuple[int, ...]
     validated: tuple[int, ...]
+    drawn: tuple[int, ...] = ()
 
 
 def choose(store: Store, schema: LabelSchema, data: Examples, labels: int | None, seed: int) -> Chosen:
@@ -201,6 +213,8 @@ def first_notes(store: Store, data: Examples, chosen: Chosen, loaded: str) -> li
         "{} labelled subjects ({} scans) to learn from".format(*counts[0]),
         "{} ({}) to validate with".format(*counts[1]),
     ]
+    if more := len({*chosen.drawn} - {*chosen.learnt}):
+        notes.append(f"{more} scans with pseudo-labels")
     small = small_scans(store, tuple(data.view.size), split=data.train, slice_axis=data.sampling.slice_axis)
     padded = [f"{small} scans of split {data.train!r} are smaller than the view and are padded"] if small else []
     return notes + padded
@@ -209,7 +223,7 @@ def first_notes(store: Store, data: Examples, chosen: Chosen, loaded: str) -> li
 def make_card(config: dict[str, Any], begin: Start, store: Store, schema: LabelSchema, chosen: Chosen) -> Card:
     """What the network is; the step is filled in when it is written."""
     size, axis = config["data"]["view"]["size"], config["data"]["sampling"]["slice_axis"]
-    labelled = subjects_of(store, (*chosen.learnt, *chosen.validated))
+    labelled = subjects_of(store, (*chosen.learnt, *chosen.drawn, *chosen.validated))
     return Card(
         encoder=Imported(**config["encoder"]),
         preprocess=store.preprocess,

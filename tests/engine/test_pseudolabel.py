@@ -1,0 +1,211 @@
+"""Self-training: what a teacher says of stored scans is learnt from beside what people said, in its share."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from engine import fitted, labelled
+
+from medssl import cli
+from medssl.data.labelled import classes_of, labelled_scans
+from medssl.data.loader import make_loader
+from medssl.data.store import Store
+from medssl.encoders.resenc import ResEnc
+from medssl.encoders.weights import load_card, save_encoder
+from medssl.engine import describe, pseudolabel
+from medssl.engine.pseudolabel import PseudoLabels, taught
+from medssl.types import Card, Imported, Sampling, UserError, ViewPlan, ViewSpec
+
+ENCODER = {"in_channels": 1, "ndim": 3, "channels": (4, 8), "strides": ((1, 1, 1), (2, 2, 2)), "blocks": (1, 1)}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A store of raw values with masks, an encoder, and a teacher whose answers are known."""
+    folder = tmp_path_factory.mktemp("pseudolabel") / "place"
+    labelled.volumes(folder / "scans")
+    file = labelled.indexed(folder / "scans", folder / "index.sqlite", key=folder.parent / "key")
+    labelled.stored(file, folder / "store", replace(fitted.RAW, orientation=None, foreground_crop=False))
+    store = Store.open(folder / "store")
+    described = Imported("medssl.encoders.resenc.ResEnc", ENCODER)
+    card = Card(described, store.preprocess, None, "digest", describe.subjects(store, "train"), 7, {})
+    save_encoder(folder / "pretrained", ResEnc(**ENCODER), card)
+    teacher(folder)
+    return folder
+
+
+def teacher(place, name="teacher", **changes):
+    store = Store.open(place / "store")
+    given = {"schema": store.schema, "preprocess": store.preprocess, "subjects": describe.subjects(store, "val")}
+    return fitted.save(place / name, **(given | changes))
+
+
+@pytest.fixture
+def call(capsys):
+    def run(verb: str, *words: object):
+        mask, threads = os.umask(0o077), torch.get_num_threads()
+        try:
+            code = cli.main([verb, *map(str, words)])
+        finally:
+            os.umask(mask)
+            torch.set_num_threads(threads)
+        shown = capsys.readouterr()
+        return code, shown.out + shown.err
+
+    return run
+
+
+def words(place, out, *more):
+    return (place / "teacher", "--store", place / "store", "--out", out, *more)
+
+
+def expected(image: np.ndarray, confidence: float) -> np.ndarray:
+    """The teacher's answer by NumPy: see ``fitted.Bands``."""
+    value = image.astype(np.float64)
+    logits = np.stack([0 * value, value - 100, 2 * value - 600])
+    chance = np.exp(logits - logits.max(0))
+    chance /= chance.sum(0)
+    return np.where(chance.max(0) >= confidence, np.array([0, 1, 4])[chance.argmax(0)], -1)
+
+
+def read(store: Store, number: int) -> tuple[np.ndarray, np.ndarray]:
+    shape = store.records.shape(number)
+    return store.read(number, (0, 0, 0), shape)[0], store.read_label(number, (0, 0, 0), shape)[0]
+
+
+@pytest.mark.parametrize("confidence", [0.0, 0.99])
+def test_labels_are_the_teachers_and_peoples_keep_their_share(place, call, tmp_path, confidence):
+    code, said = call("pseudolabel", *words(place, tmp_path / "labels", "--confidence", confidence))
+    assert code == 0, said
+    assert "6 scans labelled (6 new, 0 there already)" in said
+    store = Store.open(place / "store")
+    schema = classes_of(store, "mask")
+    learnt = labelled_scans(store, 3, "train", schema)[1:3]
+    both, drawn = taught(store, learnt, "train", PseudoLabels(tmp_path / "labels", share=0.8), schema)
+    others = {*labelled_scans(store, 3, "train", schema)} - {*learnt}
+    assert Counter(drawn) == dict.fromkeys(learnt, 8) | dict.fromkeys(others, 1)  # 16 of 20
+    unsure = 0
+    for number in range(len(store)):
+        image, own = read(store, number)
+        if number in others:
+            unsure += int((expected(image, confidence) == -1).sum())
+            assert np.array_equal(read(both, number)[1], expected(image, confidence))
+        else:
+            assert np.array_equal(read(both, number)[1], own)
+    assert (unsure > 100) == (confidence > 0)
+    sampling = Sampling(regions_per_scan=1, distinct_subjects=False)
+    plan = ViewPlan((ViewSpec((8, 8, 8)),), sampling)
+    crops = iter(make_loader(both, plan=plan, read_size=(20, 18, 14), batch_size=5, seed=3, split="train",
+                             workers=0, with_labels=True, scans=drawn))  # fmt: skip
+    seen: Counter[str] = Counter()
+    for _, crop in zip(range(4), crops, strict=False):
+        seen.update(crop.origin.scan_ids)
+        for scan_id, label in zip(crop.origin.scan_ids, crop.labels, strict=True):
+            assert np.array_equal(label[0], read(both, store.number(scan_id))[1])
+    assert seen == Counter(store.scan_id(number) for number in drawn)  # one pass over the draws
+
+
+def test_it_goes_on_where_it_was_stopped(place, call, tmp_path):
+    assert call("pseudolabel", *words(place, tmp_path / "labels"))[0] == 0
+    files = sorted((tmp_path / "labels").glob("*.b2nd"))
+    before = [file.read_bytes() for file in files]
+    files[2].unlink()
+    code, said = call("pseudolabel", *words(place, tmp_path / "labels"))
+    assert code == 0
+    assert "6 scans labelled (1 new, 5 there already)" in said
+    assert [file.read_bytes() for file in files] == before
+    code, said = call("pseudolabel", *words(place, tmp_path / "labels", "--confidence", 0.5))
+    assert code == 2
+    assert re.search(r"labels holds labels of another command \(confidence differ\): choose another --out", said)
+
+
+def test_finetune_learns_from_both_and_says_so(place, call, tmp_path):
+    assert call("pseudolabel", *words(place, tmp_path / "labels"))[0] == 0
+    given = (
+        "--config=segment_3d_small", f"--store={place / 'store'}", f"--pretrained={place / 'pretrained'}",
+        "--data.view.size=[16,16,8]", "--training.steps=4", "--data.workers=0", "--labels=2",
+        "--training.output.validate_every=2", "--training.output.log_every=1",
+    )  # fmt: skip
+    losses = []
+    for name, more in (("plain", ()), ("both", (f"--pseudo.labels={tmp_path / 'labels'}",))):
+        code, said = call("finetune", *given, f"--run={tmp_path / name}", *more)
+        assert code == 0, said
+        assert ("4 scans with pseudo-labels" in said) == bool(more)
+        assert "2 labelled subjects (2 scans) to learn from; 2 (2) to validate with" in said
+        losses.append([json.loads(row)["loss"] for row in (tmp_path / name / "metrics.jsonl").read_text().splitlines()])
+    assert losses[0] != losses[1]
+    cards = [load_card(tmp_path / name) for name in ("plain", "both")]
+    assert [len(card.tuned.subjects) for card in cards] == [4, 8]  # whoever was looked at may not judge
+    text = (tmp_path / "both/config.yaml").read_text()
+    assert "share: 0.5" in text
+    assert str(tmp_path) not in text
+    code, said = call("finetune", *given, f"--run={tmp_path / 'both'}")
+    assert code == 2
+    assert "both/ is a run of another configuration: pseudo" in said
+
+
+def bad_facts(folder, **changes):
+    file = folder / pseudolabel.FACTS
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_bad_labels_are_one_line(place, call, tmp_path):
+    store = Store.open(place / "store")
+    schema, learnt = classes_of(store, "mask"), labelled_scans(store, 3, "train", classes_of(store, "mask"))[:2]
+    labels = tmp_path / "labels"
+    asked = store, learnt, "train", PseudoLabels(labels), schema
+    with pytest.raises(UserError, match=r"it has no readable pseudolabels\.json; make one with medssl pseudolabel"):
+        taught(*asked)
+    assert call("pseudolabel", *words(place, labels))[0] == 0
+    facts = (labels / pseudolabel.FACTS).read_text()
+    bad_facts(labels, classes=[[0, "nothing"], [1, "something"]])
+    with pytest.raises(UserError, match=r"have the classes \[\[0, 'nothing'\].*the target 'mask' has others"):
+        taught(*asked)
+    (labels / pseudolabel.FACTS).write_text(facts)
+    bad_facts(labels, store="other")
+    with pytest.raises(UserError, match=r"made for another store \(or this one has changed\): make them again"):
+        taught(*asked)
+    (labels / pseudolabel.FACTS).write_text(facts)
+    other = labelled_scans(store, 3, "train", schema)[-1]
+    pseudolabel.label_file(labels, store, other).unlink()
+    with pytest.raises(UserError, match=r"1 of the 4 other scans of split 'train' have no pseudo-label: finish medssl"):
+        taught(*asked)
+    with pytest.raises(UserError, match=r"pseudo\.share is 1\.0: give a share above 0 and below 1"):
+        PseudoLabels(labels, share=1.0)
+
+
+BAD = [
+    ("a classification", {"head": fitted.Mean, "schema": fitted.KINDS}, (), r"'diagnosis' of whole scans"),
+    ("other channels", {"channels": 2}, (), r"takes 2 channel\(s\), the scans of the store have 1"),
+    ("other rules", {"preprocess": fitted.RAW}, (), r"was made by another Preprocess.*foreground_crop"),
+    ("a test subject", {"seen": "test"}, (), r"has seen 3 of the 3 subjects of split 'test'.*--allow_seen true"),
+    ("no probability", {}, ("--confidence", 1.5), r"confidence is 1\.5: give a probability from 0 to below 1"),
+    ("no such split", {}, ("--split", "nowhere"), r"no scan with 3 axes in split 'nowhere'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "more", "message"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_bad_teachers_are_one_line(place, call, tmp_path, changes, more, message):
+    if changes.get("seen") == "test":
+        changes = {"seen": describe.subjects(Store.open(place / "store"), "test")}
+    run = teacher(place, f"bad{abs(hash(message))}", **changes)
+    code, said = call("pseudolabel", run, "--store", place / "store", "--out", tmp_path / "labels", *more)
+    assert code == 2
+    assert re.search(message, said), said
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+
+
+def test_a_folder_of_other_files_is_left_alone(place, call, tmp_path):
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/letter.txt").write_text("mine")
+    code, said = call("pseudolabel", *words(place, tmp_path / "labels"))
+    assert code == 2
+    assert "is a folder with other files: give an empty or a new one for the labels" in said
