@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # the index and the command line's help must not pay for torc
 Kind = Literal["volume", "image", "slide"]
 ValueDomain = Literal["hu", "mr", "gray", "rgb"]
 MaskMode = Literal["fill", "drop", "sparse"]
+LabelKind = Literal["classes", "findings", "number"]
 
 
 class UserError(ValueError):
@@ -73,11 +74,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class LabelSchema:
-    """Classes of a dataset's label: ``classes`` pairs a stored value with its name; losses leave ``ignore`` out."""
+    """What a label says: ``classes`` pairs a stored value with its name; losses leave ``ignore`` out.
+
+    ``kind`` "classes": each voxel or scan is one of the classes; "findings": each of them is there in a scan, is not, or
+    is not known; "number": a scan-level value by the name of the only class.
+    """
 
     name: str
     classes: tuple[tuple[int, str], ...]
     ignore: int | None = None
+    kind: LabelKind = "classes"
 
 
 @dataclass(frozen=True)
@@ -283,6 +289,10 @@ class Sampling:
         stratified_axis: Stored axis along which the regions of a scan are spread evenly, or None.
         slice_axis: Stored axis that 2D plans take slices across when scans are volumes.
         foreground: Share of crops whose centre must be foreground.
+        balance: How often scans of each scan-level class come while fine-tuning: "none" as often as there are, "equal"
+            each class as often as any other, "root" in proportion to the square root of their number (both as in Kang
+            et al., Decoupling representation and classifier for long-tailed recognition, ICLR 2020). A scan with
+            several findings counts for its rarest one.
     """
 
     regions_per_scan: int = 1
@@ -290,6 +300,7 @@ class Sampling:
     stratified_axis: int | None = None
     slice_axis: int = 2
     foreground: float = 0.0
+    balance: Literal["none", "equal", "root"] = "none"
 
 
 @dataclass(frozen=True)

@@ -6,25 +6,41 @@ import hashlib
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from medssl.data.feed import population
+from medssl.data.targets import (
+    QUARTERS,
+    findings_of,
+    findings_schema,
+    number_of,
+    number_schema,
+    quarters,
+    refuse_unknown,
+)
 from medssl.types import LabelSchema, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from medssl.data.store import Store
+    from medssl.types import LabelKind
 
 MASK = "mask"
 
 
-def classes_of(store: Store, target: str) -> LabelSchema:
-    """The classes of a target.
+def classes_of(store: Store, target: str, kind: LabelKind = "classes") -> LabelSchema:
+    """What a target says.
 
     Args:
         store: A store with labels.
         target: "mask", or the name of a scan-level value; its classes are the values found in any split, in the order
-            of the numbers where all are numbers, else of the alphabet.
+            of the numbers where all are numbers, else of the alphabet. Findings may be several names, with commas.
+        kind: What is made of a scan-level value.
 
     Raises:
-        UserError: The store has no such labels, their classes have no names, or there is one class only.
+        UserError: The store has no such labels, their classes have no names, there is one class only, or the values are
+            no findings or numbers.
     """
     facts = store.records.facts
     if target == MASK:
@@ -40,11 +56,10 @@ def classes_of(store: Store, target: str) -> LabelSchema:
         schema: LabelSchema = store.schema
     else:
         held = [store.records.values(number) for number in range(len(store)) if facts[number]["text"]]
+        if kind != "classes":
+            return (findings_schema if kind == "findings" else number_schema)(held, target, str(store.path))
+        refuse_unknown(target, held, str(store.path))
         found = in_order({values[target] for values in held if values.get(target)})
-        if not found:
-            known = ", ".join(sorted({name for values in held for name in values})) or "none"
-            message = f"no scan of {store.path} has a value {target!r}; values there are: {known}"
-            raise UserError(message)
         schema = LabelSchema(target, tuple(enumerate(found)))
     if len(schema.classes) < 2:
         message = f"{target!r} has one class only ({schema.classes[0][1]}): there is nothing to tell apart"
@@ -78,6 +93,19 @@ def class_number(values: dict[str, str], schema: LabelSchema) -> int:
     return names.index(value) if value else -1
 
 
+def is_labelled(values: Mapping[str, str], schema: LabelSchema) -> bool:
+    """Whether a scan's values say something of the target: its class, its number, or at least one of the findings.
+
+    Raises:
+        UserError: A value that cannot be.
+    """
+    if schema.kind == "findings":
+        return max(findings_of(values, schema)) >= 0
+    if schema.kind == "number":
+        return not np.isnan(number_of(values, schema))
+    return class_number(dict(values), schema) >= 0
+
+
 def labelled_scans(store: Store, axes: int, split: str, schema: LabelSchema) -> tuple[int, ...]:
     """Numbers of the scans of a split that carry the label, in the order of the store.
 
@@ -88,7 +116,7 @@ def labelled_scans(store: Store, axes: int, split: str, schema: LabelSchema) -> 
     if schema.name == MASK:
         found = tuple(number for number in scans if facts[number]["label"])
     else:
-        found = tuple(n for n in scans if facts[n]["text"] and class_number(store.records.values(n), schema) >= 0)
+        found = tuple(n for n in scans if facts[n]["text"] and is_labelled(store.records.values(n), schema))
     if not found:
         message = f"none of the {len(scans)} scans of split {split!r} of {store.path} is labelled with {schema.name!r}"
         raise UserError(message)
@@ -102,6 +130,8 @@ def few(
 
     Subjects come in an order that depends on the seed and their own identifiers alone; for a scan-level target the
     classes take turns (a subject belongs to its rarest class), so that few subjects show as many classes as they can.
+    So do findings (a subject belongs to its rarest one, after Sechidis et al., On the stratification of multi-label
+    data, ECML PKDD 2011) and the quarters of a number.
 
     Args:
         store: Where the scans are.
@@ -111,7 +141,7 @@ def few(
         seed: Seed of the choice.
 
     Raises:
-        UserError: More subjects than there are, or the chosen ones are all of one class.
+        UserError: More subjects than there are, or the chosen ones are all of one class or number.
     """
     of_subject: dict[str, list[int]] = {}
     for number in scans:
@@ -121,15 +151,30 @@ def few(
         raise UserError(message)
     order = sorted(of_subject, key=lambda name: _place(seed, name))
     if schema.name != MASK:
-        order = _in_turns(order, {name: [_class(store, n, schema) for n in of_subject[name]] for name in order})
+        groups = dict(zip(scans, groups_of(store, scans, schema), strict=True))
+        own = {name: [groups[n] for n in of_subject[name]] for name in order}
+        own = {name: [group for group in held if group >= 0] or held for name, held in own.items()}
+        order = _in_turns(order, own, QUARTERS if schema.kind == "number" else ())
     chosen = sorted(number for name in order[:subjects] for number in of_subject[name])
     if schema.name != MASK:
-        seen = {_class(store, number, schema) for number in chosen}
-        if len(seen) == 1:
-            name = schema.classes[seen.pop()][1]
-            message = f"all {len(chosen)} labelled scans are {name!r}: one class only cannot be told from others"
-            raise UserError(message)
+        _refuse_alike(store, chosen, schema)
     return tuple(chosen)
+
+
+def groups_of(store: Store, scans: Sequence[int], schema: LabelSchema) -> list[int]:
+    """Which scans stand for one another: class number, place of the rarest finding, or quarter of the number.
+
+    The rarest finding is that of the fewest of these scans; scans without any are the group -1.
+    """
+    held = [store.records.values(number) for number in scans]
+    if schema.kind == "number":
+        found: list[int] = quarters(np.array([number_of(values, schema) for values in held])).tolist()
+        return found
+    if schema.kind == "classes":
+        return [class_number(values, schema) for values in held]
+    there = np.array([findings_of(values, schema) for values in held]) == 1
+    counts = there.sum(0)
+    return [min(np.flatnonzero(row).tolist(), key=lambda k: (counts[k], k), default=-1) for row in there]
 
 
 def subjects_of(store: Store, scans: tuple[int, ...]) -> tuple[str, ...]:
@@ -137,22 +182,44 @@ def subjects_of(store: Store, scans: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(sorted({store.records.tables["subject"][store.records.subject[number]] for number in scans}))
 
 
-def _class(store: Store, number: int, schema: LabelSchema) -> int:
-    return class_number(store.records.values(number), schema)
+def lacking(store: Store, scans: Sequence[int], schema: LabelSchema) -> list[str]:
+    """Findings that are not both there and absent in some scans: nothing is learnt of them, and none is judged."""
+    found = np.array([findings_of(store.records.values(number), schema) for number in scans])
+    both = (found == 1).any(0) & (found == 0).any(0)
+    return [name for (_, name), good in zip(schema.classes, both, strict=True) if not good]
+
+
+def _refuse_alike(store: Store, chosen: Sequence[int], schema: LabelSchema) -> None:
+    """Refuses a choice of scans in which there is nothing to tell apart."""
+    count, message = len(chosen), ""
+    if schema.kind == "findings" and len(lacking(store, chosen, schema)) == len(schema.classes):
+        message = f"no finding is there in some and absent in others of all {count} labelled scans: take more labels"
+    elif schema.kind == "number":
+        numbers = {number_of(store.records.values(number), schema) for number in chosen}
+        if len(numbers) == 1:
+            message = f"{schema.name} is {numbers.pop():g} in all {count} labelled scans: there is nothing to learn"
+    elif schema.kind == "classes":
+        seen = {class_number(store.records.values(number), schema) for number in chosen}
+        if len(seen) == 1:
+            name = schema.classes[seen.pop()][1]
+            message = f"all {count} labelled scans are {name!r}: one class only cannot be told from others"
+    if message:
+        raise UserError(message)
 
 
 def _place(seed: int, name: str) -> bytes:
     return hashlib.blake2b(name.encode(), key=b"labels", salt=seed.to_bytes(16, "little")).digest()
 
 
-def _in_turns(order: list[str], classes: dict[str, list[int]]) -> list[str]:
-    """The same subjects, one of each class in turn, rarest class first."""
-    counts = Counter(number for name in order for number in set(classes[name]))
-    rank = {number: place for place, (number, _) in enumerate(sorted(counts.items(), key=lambda item: item[::-1]))}
+def _in_turns(order: list[str], groups: dict[str, list[int]], ranked: Sequence[int] = ()) -> list[str]:
+    """The same subjects, one of each group in turn, in the order of ``ranked`` or the rarest group first."""
+    counts = Counter(number for name in order for number in set(groups[name]))
+    first = [number for number, _ in sorted(counts.items(), key=lambda item: item[::-1])]
+    rank = {number: place for place, number in enumerate(ranked or first)}
     rounds: Counter[int] = Counter()
     keys = {}
     for place, name in enumerate(order):
-        own = min(classes[name], key=rank.__getitem__)
+        own = min(groups[name], key=rank.__getitem__)
         keys[name] = (rounds[own], rank[own], place)
         rounds[own] += 1
     return sorted(order, key=keys.__getitem__)

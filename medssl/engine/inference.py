@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from medssl.data.preprocess import Prepared
     from medssl.data.read import Volume
-    from medssl.heads.base import Network
+    from medssl.heads.base import HeadKind, Network
     from medssl.types import Card, LabelSchema, Tuned, ValueDomain
 
 
@@ -80,8 +80,8 @@ class Fitted:
         return self.tuned.schema
 
     @property
-    def kind(self) -> Literal["segmentation", "classification"]:
-        """What its head answers for: every voxel, or the whole scan."""
+    def kind(self) -> HeadKind:
+        """What its head answers: a class for every voxel, or a class, findings or a number for the whole scan."""
         return self.network.head.kind
 
 
@@ -158,7 +158,7 @@ def classify(
     domain: ValueDomain,
     windows: Windows = Windows(),
 ) -> Float[np.ndarray, "K"]:
-    """Probabilities of the classes for a whole scan; its label, if it has one, is not looked at.
+    """What the head answers for a whole scan (``Head.answer``); its label, if it has one, is not looked at.
 
     Raises:
         UserError: The network does not fit the scan, or its scores are not finite.

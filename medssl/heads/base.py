@@ -17,8 +17,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from medssl.encoders.base import Encoder
-    from medssl.types import Features, LabelSchema
+    from medssl.types import Features, LabelKind, LabelSchema
 
+HeadKind = Literal["segmentation", "classification", "multi_label", "regression"]
+LABELS: dict[HeadKind, LabelKind] = {
+    "segmentation": "classes",
+    "classification": "classes",
+    "multi_label": "findings",
+    "regression": "number",
+}  # what each kind of head is trained on
 UNLABELLED = -1  # class number of voxels and scans that no loss looks at
 
 
@@ -28,28 +35,43 @@ class Head(nn.Module, ABC):
     A subclass takes the encoder and the classes as its first two arguments and keeps neither the encoder nor its maps.
 
     Attributes:
-        kind: "segmentation" answers for every voxel, "classification" for the whole image.
+        kind: "segmentation" answers for every voxel, "classification" for the whole image; so do "multi_label", with
+            any number of findings, and "regression", with a number.
         schema: The classes in the order of the outputs.
     """
 
-    kind: Literal["segmentation", "classification"]
+    kind: HeadKind
     schema: LabelSchema
 
     @abstractmethod
     def forward(self, features: Features, size: Sequence[int]) -> Tensor | tuple[Tensor, ...]:
-        """Returns logits: [B, K, *size] of a segmentation, [B, K] of a classification.
+        """Returns logits: [B, K, *size] of a segmentation, [B, K] of whole images.
 
         While training, a segmentation head with deep supervision returns several, the full resolution first.
         """
 
     @abstractmethod
-    def loss(self, prediction: Tensor | tuple[Tensor, ...], target: Int[Tensor, "B *s"]) -> Float[Tensor, ""]:
+    def loss(self, prediction: Tensor | tuple[Tensor, ...], target: Tensor) -> Float[Tensor, ""]:
         """Loss of what ``forward`` returned.
 
         Args:
             prediction: Logits.
-            target: Class numbers (places in ``schema.classes``), ``UNLABELLED`` where nothing is known.
+            target: Class numbers (places in ``schema.classes``) [B, *s], ``UNLABELLED`` where nothing is known; of
+                "multi_label" 0, 1 or ``UNLABELLED`` for each finding [B, K]; of "regression" numbers [B], NaN where
+                nothing is known.
         """
+
+    def answer(self, prediction: Float[Tensor, "B K *s"]) -> Float[Tensor, "B K *s"]:
+        """What people are told of logits in float32: the probability of each class."""
+        return prediction.softmax(1)
+
+    def prepare(self, targets: Tensor) -> None:
+        """Takes what the loss needs from the labels of all scans that are learnt from, once, before training.
+
+        Args:
+            targets: As of ``loss``, a row for each scan; heads for whole images only.
+        """
+        del targets
 
 
 class Network(nn.Module):

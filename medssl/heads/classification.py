@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from medssl.encoders.base import Encoder
     from medssl.types import Features, LabelSchema
 
+ClassWeights = tuple[float, ...] | Literal["balanced"] | None
+
 
 class Classification(Head):
     """What classification heads share: cross-entropy over the labelled scans of all processes.
@@ -30,7 +32,9 @@ class Classification(Head):
         schema: Classes; two for a yes-or-no question.
         dropout: Probability of dropping a feature before the last layer.
         label_smoothing: Share of the target that is spread over all classes (Szegedy et al., CVPR 2016).
-        class_weights: Weight of each class in the loss; None takes 1.
+        class_weights: Weight of each class in the loss; "balanced" takes scans / (classes x scans of the class), so
+            that classes weigh alike however rare they are (King and Zeng, Logistic regression in rare events data,
+            Political Analysis 2001); None takes 1.
 
     Raises:
         UserError: Fewer than two classes, or arguments out of range.
@@ -40,7 +44,7 @@ class Classification(Head):
     class_weights: Tensor | None
 
     def __init__(
-        self, schema: LabelSchema, *, dropout: float, label_smoothing: float, class_weights: Sequence[float] | None
+        self, schema: LabelSchema, *, dropout: float, label_smoothing: float, class_weights: ClassWeights
     ) -> None:
         super().__init__()
         require_classes(schema, "a classification needs at least two, as in no and yes")
@@ -49,14 +53,27 @@ class Classification(Head):
                 message = f"{name} {value}: expected a number from 0 to below 1"
                 raise UserError(message)
         count = len(schema.classes)
-        if class_weights is not None and (len(class_weights) != count or min(class_weights) <= 0):
-            message = f"class_weights {list(class_weights)}: expected {count} numbers above 0, one for each class"
+        self.balanced = class_weights == "balanced"
+        given = None if class_weights is None or isinstance(class_weights, str) else list(class_weights)
+        if (isinstance(class_weights, str) and not self.balanced) or (
+            given is not None and (len(given) != count or min(given) <= 0)
+        ):
+            message = f"class_weights {given or class_weights}: expected {count} numbers above 0, one for each class, "
+            message += "or balanced"
             raise UserError(message)
         self.schema = schema
         self.label_smoothing = label_smoothing
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.register_buffer("class_weights", weights, persistent=False)  # an argument: the card holds it
+        weights = torch.ones(count) if self.balanced else None if given is None else torch.tensor(given)
+        self.register_buffer("class_weights", weights, persistent=False)  # of the arguments and the training labels
         self.dropout = nn.Dropout(dropout)
+
+    def prepare(self, targets: Int[Tensor, "N"]) -> None:
+        """Sets balanced weights; a class that no scan has keeps 1."""
+        if not self.balanced or self.class_weights is None:
+            return
+        counts = targets[targets != UNLABELLED].bincount(minlength=len(self.schema.classes))
+        balanced = counts.sum() / (len(counts) * counts.clamp(min=1))
+        self.class_weights = torch.where(counts > 0, balanced, 1.0).to(self.class_weights)
 
     def loss(self, prediction: Tensor | tuple[Tensor, ...], target: Int[Tensor, "B"]) -> Float[Tensor, ""]:
         """Mean cross-entropy, weighted by the class, in float32 at least; 0 where nothing is labelled.
@@ -89,7 +106,7 @@ class Linear(Classification):
         schema: Classes; two for a yes-or-no question.
         dropout: Probability of dropping a feature.
         label_smoothing: Share of the target that is spread over all classes.
-        class_weights: Weight of each class in the loss; None takes 1.
+        class_weights: Weight of each class in the loss, or "balanced"; None takes 1.
         batch_norm: Normalise the features over the batches of all processes first (as He et al., CVPR 2022, for
             probes on frozen features, whose scale no training has set).
     """
@@ -101,7 +118,7 @@ class Linear(Classification):
         *,
         dropout: float = 0.0,
         label_smoothing: float = 0.0,
-        class_weights: Sequence[float] | None = None,
+        class_weights: ClassWeights = None,
         batch_norm: bool = False,
     ) -> None:
         super().__init__(schema, dropout=dropout, label_smoothing=label_smoothing, class_weights=class_weights)
@@ -129,7 +146,7 @@ class Ordinal(Classification):
         encoder: Its last map's channels are those of the pooled features.
         schema: Classes in their order; values that are numbers are in the order of the numbers.
         dropout: Probability of dropping a feature.
-        class_weights: Weight of each class in the loss; None takes 1.
+        class_weights: Weight of each class in the loss, or "balanced"; None takes 1.
     """
 
     def __init__(
@@ -138,7 +155,7 @@ class Ordinal(Classification):
         schema: LabelSchema,
         *,
         dropout: float = 0.0,
-        class_weights: Sequence[float] | None = None,
+        class_weights: ClassWeights = None,
     ) -> None:
         super().__init__(schema, dropout=dropout, label_smoothing=0.0, class_weights=class_weights)
         self.linear = nn.Linear(encoder.channels[-1], 1, bias=False)  # the thresholds are its biases
@@ -171,7 +188,7 @@ class AttentivePool(Classification):
         attention_heads: Parts of the channels that attend on their own; must divide the channels.
         dropout: Probability of dropping a feature.
         label_smoothing: Share of the target that is spread over all classes.
-        class_weights: Weight of each class in the loss; None takes 1.
+        class_weights: Weight of each class in the loss, or "balanced"; None takes 1.
 
     Raises:
         UserError: ``attention_heads`` does not divide the encoder's channels, or what every head refuses.
@@ -185,7 +202,7 @@ class AttentivePool(Classification):
         attention_heads: int = 4,
         dropout: float = 0.0,
         label_smoothing: float = 0.0,
-        class_weights: Sequence[float] | None = None,
+        class_weights: ClassWeights = None,
     ) -> None:
         super().__init__(schema, dropout=dropout, label_smoothing=label_smoothing, class_weights=class_weights)
         width = encoder.channels[-1]

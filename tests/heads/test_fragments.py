@@ -60,10 +60,15 @@ def test_every_head_trains_on_a_small_encoder(path, ndim):
     torch.manual_seed(0)
     small = encoder(ndim)
     changes = {"attention_heads": 2} if path.stem == "attentive" else {}
-    head: Head = build(path, small, schema(3), **changes)
+    head: Head = build(path, small, schema(1 if path.stem == "regression" else 3), **changes)
     x = image(ndim)
-    segmentation = head.kind == "segmentation"
-    trains(Network(small, head), x, targets((2, *x.shape[2:]), 3) if segmentation else torch.tensor([2, 0]))
+    wanted = {
+        "segmentation": targets((2, *x.shape[2:]), 3),
+        "classification": torch.tensor([2, 0]),
+        "multi_label": torch.tensor([[1, 0, -1], [0, -1, 1]]),
+        "regression": torch.tensor([0.5, -2.0]),
+    }
+    trains(Network(small, head), x, wanted[head.kind])
 
 
 @pytest.mark.parametrize("deep", [False, True])

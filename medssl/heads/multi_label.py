@@ -1,0 +1,114 @@
+r"""Several findings of a scan, each there or not there or not known: a sigmoid for each.
+
+With logit :math:`z_{ik}` of scan i and finding k, answer :math:`y_{ik}`, weight :math:`w_k` and the known entries K::
+
+    loss = - 1 / |K| sum_(i,k) in K  w_k y_ik log s(z_ik) + (1 - y_ik) log s(-z_ik)
+
+An entry that is not known has no part in it. Reference: Rajpurkar et al., CheXNet, 2017 (findings of chest X-rays by
+binary cross-entropies).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from medssl.heads.base import UNLABELLED, Head
+from medssl.ops.collectives import mean_over
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from medssl.encoders.base import Encoder
+    from medssl.types import Features, LabelSchema
+
+PositiveWeights = tuple[float, ...] | Literal["balanced"] | None
+
+
+class MultiLabel(Head):
+    """Pooled features and one linear layer, an output for each finding.
+
+    Args:
+        encoder: Its last map's channels are those of the pooled features.
+        schema: The findings.
+        dropout: Probability of dropping a feature.
+        positive_weights: Weight of a scan that has the finding, for each finding; "balanced" takes scans without it /
+            scans with it among those that are learnt from, so that both weigh alike; None takes 1.
+
+    Raises:
+        UserError: No findings, or arguments out of range.
+    """
+
+    kind = "multi_label"
+    positive_weights: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        schema: LabelSchema,
+        *,
+        dropout: float = 0.0,
+        positive_weights: PositiveWeights = None,
+    ) -> None:
+        super().__init__()
+        count = len(schema.classes)
+        if not count:
+            message = f'"{schema.name}" has no findings: name some with data.target'
+            raise UserError(message)
+        if not 0 <= dropout < 1:
+            message = f"dropout {dropout}: expected a number from 0 to below 1"
+            raise UserError(message)
+        self.balanced = positive_weights == "balanced"
+        given = [1.0] * count
+        if positive_weights is not None and not isinstance(positive_weights, str):
+            given = [float(weight) for weight in positive_weights]
+        if (isinstance(positive_weights, str) and not self.balanced) or len(given) != count or min(given) <= 0:
+            message = f"positive_weights {positive_weights}: expected {count} numbers above 0, one for each finding, "
+            message += "or balanced"
+            raise UserError(message)
+        self.schema = schema
+        # of the arguments and the training labels
+        self.register_buffer("positive_weights", torch.tensor(given), persistent=False)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(encoder.channels[-1], count)
+
+    def forward(self, features: Features, size: Sequence[int]) -> Float[Tensor, "B K"]:
+        """Returns logits; ``size`` does not matter."""
+        logits: Tensor = self.linear(self.dropout(features.pooled))
+        return logits
+
+    def loss(self, prediction: Tensor | tuple[Tensor, ...], target: Int[Tensor, "B K"]) -> Float[Tensor, ""]:
+        """Mean weighted cross-entropy of the known entries of all processes, in float32 at least; 0 without any.
+
+        Args:
+            prediction: Logits [B, K].
+            target: 1 where the finding is there, 0 where it is not, ``UNLABELLED`` where that is not known.
+        """
+        assert isinstance(prediction, torch.Tensor)
+        known = target != UNLABELLED
+        logits = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
+        logits = torch.where(known, logits, 0.0)  # so that nothing flows back elsewhere
+        entropy = F.binary_cross_entropy_with_logits(
+            logits, (target == 1).to(logits), pos_weight=self.positive_weights.to(logits), reduction="none"
+        )
+        return mean_over(torch.where(known, entropy, 0.0).sum(), known.sum())
+
+    def answer(self, prediction: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+        """Probability of each finding."""
+        return prediction.sigmoid()
+
+    def prepare(self, targets: Int[Tensor, "N K"]) -> None:
+        """Sets balanced weights; a finding that is there, or absent, in no scan keeps 1."""
+        if not self.balanced:
+            return
+        positive, negative = (targets == 1).sum(0), (targets == 0).sum(0)
+        both = (positive > 0) & (negative > 0)
+        weights = torch.where(both, negative / positive.clamp(min=1), 1.0)
+        self.positive_weights = weights.to(self.positive_weights)

@@ -1,0 +1,115 @@
+r"""A number for a scan, such as an age or a score.
+
+With mean :math:`m` and standard deviation :math:`d` of the numbers that are learnt from, output :math:`z_i` and number
+:math:`y_i` of scan i::
+
+    loss = mean_i rho(z_i - (y_i - m) / d)       rho(e) = e^2 / 2; Huber beyond c: c (|e| - c / 2)
+
+and the answer is :math:`m + d z_i`, in the unit of the label. Reference: Huber, Robust estimation of a location
+parameter, 1964 (c = 1: one standard deviation of the labels).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from medssl.heads.base import Head
+from medssl.ops.collectives import mean_over
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from medssl.encoders.base import Encoder
+    from medssl.types import Features, LabelSchema
+
+
+class Regression(Head):
+    """Pooled features and one linear layer with one output.
+
+    Args:
+        encoder: Its last map's channels are those of the pooled features.
+        schema: The number's name.
+        dropout: Probability of dropping a feature.
+        error: "huber" minds a far-off label less, "squared" is what the mean follows.
+
+    Raises:
+        UserError: Another number of outputs than one, or a dropout out of range.
+    """
+
+    kind = "regression"
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        schema: LabelSchema,
+        *,
+        dropout: float = 0.0,
+        error: Literal["huber", "squared"] = "huber",
+    ) -> None:
+        super().__init__()
+        if len(schema.classes) != 1:
+            message = f'"{schema.name}" has {len(schema.classes)} classes: a regression takes one number of a scan'
+            raise UserError(message)
+        if not 0 <= dropout < 1:
+            message = f"dropout {dropout}: expected a number from 0 to below 1"
+            raise UserError(message)
+        if error not in ("huber", "squared"):
+            message = f"error {error!r}: expected huber or squared"
+            raise UserError(message)
+        self.schema = schema
+        self.error = error
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))  # kept in the file: answers need them
+        self.register_buffer("deviation", torch.ones((), dtype=torch.float64))
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(encoder.channels[-1], 1)
+
+    def forward(self, features: Features, size: Sequence[int]) -> Float[Tensor, "B 1"]:
+        """Returns standardised numbers; ``size`` does not matter."""
+        found: Tensor = self.linear(self.dropout(features.pooled))
+        return found
+
+    def loss(self, prediction: Tensor | tuple[Tensor, ...], target: Float[Tensor, "B"]) -> Float[Tensor, ""]:
+        """Mean error of the known numbers of all processes, in float32 at least; 0 where there are none.
+
+        Args:
+            prediction: Standardised numbers [B, 1].
+            target: Numbers in the label's unit; NaN where they are not known.
+        """
+        assert isinstance(prediction, torch.Tensor)
+        known = ~target.isnan()
+        found = prediction[:, 0].to(torch.promote_types(prediction.dtype, torch.float32))
+        found = torch.where(known, found, 0.0)  # so that nothing flows back elsewhere
+        wanted = torch.where(known, (target - self.mean.to(target)) / self.deviation.to(target), 0.0).to(found)
+        if self.error == "huber":
+            errors = F.huber_loss(found, wanted, reduction="none")
+        else:
+            errors = 0.5 * (found - wanted).square()
+        return mean_over(errors.sum(), known.sum())
+
+    def answer(self, prediction: Float[Tensor, "B 1"]) -> Float[Tensor, "B 1"]:
+        """Numbers in the unit of the label."""
+        return (prediction * self.deviation + self.mean).to(prediction)
+
+    def prepare(self, targets: Float[Tensor, "N"]) -> None:
+        """Takes mean and standard deviation.
+
+        Raises:
+            UserError: The numbers are all the same.
+        """
+        known = targets[~targets.isnan()].to(self.mean)
+        if not len(known) or bool((known == known[0]).all()):
+            message = (
+                f"{self.schema.name} is the same in all {len(known)} scans to learn from: a number that varies is due"
+            )
+            raise UserError(message)
+        self.mean, self.deviation = known.mean(), known.std(correction=0)
