@@ -192,12 +192,16 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Origin:
-    """Who the rows of a batch are: identifiers, global sample numbers, crop centre as a share (0..1) of the scan."""
+    """Who the rows of a batch are: identifiers, global sample numbers, crop centre as a share (0..1) of the scan.
+
+    ``along`` is that share along the axis that slices are taken across or regions are spread along (0.5 without one).
+    """
 
     scan_ids: tuple[str, ...]
     subject_ids: tuple[str, ...]
     samples: tuple[int, ...]
     positions: Float[Tensor, "B n"]
+    along: Float[Tensor, "B"]
 
 
 @dataclass(frozen=True)

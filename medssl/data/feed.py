@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from medssl.data.order import Order
+from medssl.data.order import BalancedOrder, Order
 from medssl.data.records import LABELS
 from medssl.data.regions import region_at, slice_axes, slice_world
 from medssl.types import UserError
@@ -33,6 +33,7 @@ class Options(TypedDict, total=False):
         world_size: Number of processes.
         with_labels: Read the labels too.
         scans: Only these scans of the split (numbers in the store), as often as they are named; None takes all.
+        groups: Class of each of ``scans``, for a sampling that balances them.
     """
 
     workers: int
@@ -41,6 +42,7 @@ class Options(TypedDict, total=False):
     world_size: int
     with_labels: bool
     scans: tuple[int, ...] | None
+    groups: tuple[int, ...] | None
 
 
 def population(store: Store, axes: int, split: str | None = None) -> NDArray[np.int64]:
@@ -124,13 +126,14 @@ class Feed:
             for row, (sample, number) in enumerate(zip(samples, numbers, strict=True))
         ]
         held = self.store.records
-        start, extent, spacing, world_affine = (np.stack(column) for column in zip(*places, strict=True))
+        start, extent, spacing, world_affine, along = (np.stack(column) for column in zip(*places, strict=True))
         arrays = {
             "start": start,
             "source_shape": extent,
             "spacing_mm": spacing.astype(np.float32),
             "world_affine": world_affine.astype(np.float32),
             "positions": ((start + np.array(self.size) / 2) / extent).clip(0, 1).astype(np.float32),
+            "along": along.astype(np.float32),
             "intensity": np.stack([held.intensity(number) for number in numbers]),
         }
         origin = (
@@ -142,11 +145,12 @@ class Feed:
 
     def fill(
         self, sample: int, number: int, image: NDArray[Any], labels: NDArray[Any] | None
-    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], float]:
         """Reads the crop of a global sample into ``image`` [C, *size] and ``labels`` [1, *size].
 
         Returns:
-            First voxel, shape of the scan, spacing in mm (per axis of the crop) and affine to the world.
+            First voxel, shape of the scan, spacing in mm (per axis of the crop), affine to the world, and the crop's
+            centre as a share of the scan along the stratified (else the slice) axis.
         """
         held = self.store.records
         shape, world = held.shape(number), held.world(number)
@@ -162,13 +166,25 @@ class Feed:
                 _read_along(read, number, (start, tuple(size), axes), out)
         spacing = np.sqrt(np.square(world[:-1, :-1]).sum(0))
         kept = np.array(axes)
+        spread = self.sampling.slice_axis if sliced else self.sampling.stratified_axis
+        along = 0.5
+        if spread is not None and spread < len(shape):
+            along = (start[spread] + size[spread] / 2) / shape[spread]
         return (
             np.array(start)[kept], np.array(shape)[kept], spacing[kept],
-            slice_world(world, (axes[0], axes[1]), start) if sliced else world,
+            slice_world(world, (axes[0], axes[1]), start) if sliced else world, min(max(along, 0.0), 1.0),
         )  # fmt: skip
 
-    def _order(self, numbers: NDArray[np.int64]) -> Order:
-        sampling = self.sampling
+    def _order(self, numbers: NDArray[np.int64]) -> Order | BalancedOrder:
+        sampling, groups = self.sampling, self.options.get("groups")
+        if sampling.balance != "none":
+            if groups is None or sampling.distinct_subjects:
+                why = "scans have no classes here" if groups is None else "sampling.distinct_subjects is true"
+                message = f"sampling.balance is {sampling.balance}, but {why}: set it to none"
+                raise UserError(message)
+            group_of = dict(zip(self.options.get("scans") or (), groups, strict=True))
+            own = np.array([group_of[number] for number in numbers.tolist()])
+            return BalancedOrder(self.seed, numbers, own, root=sampling.balance == "root")
         if not sampling.distinct_subjects:
             return Order(self.seed, numbers)
         together = self.batch_size * self.options.get("world_size", 1)

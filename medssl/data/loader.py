@@ -158,9 +158,9 @@ class _Buffers:
 
 def _crops(packet: Packet, image: torch.Tensor, labels: torch.Tensor | None) -> Crops:
     tensors = {name: torch.from_numpy(array) for name, array in packet.arrays.items()}
-    intensity, positions = tensors.pop("intensity"), tensors.pop("positions")
+    intensity, positions, along = (tensors.pop(name) for name in ("intensity", "positions", "along"))
     scan_ids, subject_ids, samples = packet.origin
-    origin = Origin(scan_ids, subject_ids, samples, positions)
+    origin = Origin(scan_ids, subject_ids, samples, positions, along)
     return Crops(image, intensity, Placement(**tensors), origin, labels, values=packet.values)
 
 

@@ -92,6 +92,38 @@ class Order:
         return np.ascontiguousarray(dealt[generator.permutation(self.batches)]).ravel()
 
 
+class BalancedOrder:
+    """The scans of every draw of a run in which classes come more evenly than there are scans of them.
+
+    A pass has so many slots of each class ("equal": one; "root": in proportion to the square root of its scans, as many
+    in all as there are scans) and takes them in an order of its own; the scans of a class fill its slots in passes of
+    their own, so that each of them comes equally often. References: ``types.Sampling``.
+
+    Args:
+        seed: Seed of the run.
+        scans: Numbers of the scans in the store that take part.
+        groups: Class of each of them.
+        root: "root" rather than "equal".
+    """
+
+    def __init__(self, seed: int, scans: NDArray[np.int64], groups: NDArray[np.int64], *, root: bool) -> None:
+        self.seed = seed
+        self.members = [scans[groups == group] for group in np.unique(groups)]
+        shares = np.sqrt([len(own) for own in self.members])
+        slots = np.maximum(1, np.rint(len(scans) * shares / shares.sum())) if root else np.ones(len(shares))
+        self.slots = slots.astype(np.int64)
+        self.ends = np.cumsum(self.slots)
+
+    def __call__(self, draw: int) -> int:
+        """Returns the scan's number in the store."""
+        round_number = draw // int(self.ends[-1])
+        slot = scan_at(self.seed, draw, int(self.ends[-1]))
+        group = int(np.searchsorted(self.ends, slot, "right"))
+        own, slots = self.members[group], int(self.slots[group])
+        turn = round_number * slots + slot - int(self.ends[group]) + slots  # slots of the class before this one
+        return int(own[scan_at(_mixed((self.seed + group + 1) & _MASK), turn, len(own))])
+
+
 def _batches(counts: NDArray[np.int64], per_batch: int) -> int:
     """Most batches of one pass such that each can have ``per_batch`` different subjects."""
     if len(counts) < per_batch:

@@ -140,7 +140,9 @@ def example_batch(
     generator = torch.Generator().manual_seed(seed)
     views = tuple(_example_view(spec.size, rows, channels, dtype, generator) for spec in needs.views)
     names = tuple(f"scan{row // group}" for row in range(rows))
-    origin = Origin(names, names, tuple(range(rows)), torch.full((rows, len(needs.views[0].size)), 0.5))
+    middle = torch.full((rows, len(needs.views[0].size)), 0.5)
+    along = (torch.arange(rows) % group + 0.5) / group
+    origin = Origin(names, names, tuple(range(rows)), middle, along)
     return Batch(views, origin), Step(index=0, total=100, seed=seed, samples=origin.samples)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from medssl.ops import coordinates
 from medssl.ops.draws import Draws
-from medssl.types import Batch, Origin, UserError, View
+from medssl.types import Batch, UserError, View
 from medssl.views import geometry, intensity
 from medssl.views.resample import covered, is_whole, sample, window
 
@@ -116,7 +116,7 @@ def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device 
             labels = sample(moved.labels, affines[-1], spec.size, "nearest")
             targets.append(torch.where(views[-1].valid, labels, labels.new_full((), -1)))
     origin = crops.origin
-    origin = Origin(origin.scan_ids, origin.subject_ids, origin.samples, origin.positions.to(device))
+    origin = replace(origin, positions=origin.positions.to(device), along=origin.along.to(device))
     return Batch(tuple(views), origin, tuple(targets) if moved.labels is not None else None, crops.values)
 
 

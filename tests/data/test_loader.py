@@ -52,6 +52,7 @@ def same(left, right):
         (left.placement.start, right.placement.start),
         (left.placement.world_affine, right.placement.world_affine),
         (left.origin.positions, right.origin.positions),
+        (left.origin.along, right.origin.along),
         (left.labels, right.labels),
     ):
         assert (a is None and b is None) or torch.equal(a, b)
@@ -73,6 +74,7 @@ def test_crops_are_what_the_store_holds(store):
             np.testing.assert_allclose(crops.placement.spacing_mm[row], (3, 2, 4))
             centre = (np.array(start) + np.array([16, 16, 8])) / store.records.shape(number)
             np.testing.assert_allclose(crops.origin.positions[row], centre.clip(0, 1), rtol=1e-6)
+            assert crops.origin.along[row] == 0.5
             assert crops.origin.subject_ids[row] == ("ab" if scan_id in "ab" else scan_id)
             assert crops.values[row] == ({"age": "40"} if scan_id == "a" else {})
 
@@ -122,6 +124,17 @@ def test_distinct_subjects(store):
         batches(store, 1, sampling=Sampling(distinct_subjects=True, regions_per_scan=2))
 
 
+def test_regions_know_where_they_lie_along_the_axis_that_they_are_spread_along(store):
+    sampling = Sampling(regions_per_scan=4, stratified_axis=2)
+    for crops in batches(store, 4, size=(16, 24), sampling=sampling, batch_size=4):
+        depth = store.records.shape(store.number(crops.origin.scan_ids[0]))[2]
+        middles = (np.arange(4) + 0.5) / 4
+        # one slice from each quarter, give or take the slice that lies across a border
+        np.testing.assert_allclose(np.sort(crops.origin.along), middles, atol=1 / 8 + 0.5 / depth + 1e-6)
+    for crops in batches(store, 4, size=(32, 32, 8), sampling=sampling, batch_size=4):
+        assert torch.equal(crops.origin.along, crops.origin.positions[:, 2])
+
+
 def test_slices_of_volumes_lie_like_pictures(store):
     for axis in (0, 1, 2):
         for crops in batches(store, 3, size=(16, 24), sampling=Sampling(slice_axis=axis), with_labels=True):
@@ -139,7 +152,8 @@ def test_slices_of_volumes_lie_like_pictures(store):
                     tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
                 ]
                 cut = planes[:, low[0] : high[0], low[1] : high[1]]
-                assert (cut == box).all((1, 2)).any()
+                (found,) = np.flatnonzero((cut == box).all((1, 2)))
+                assert crops.origin.along[row] == pytest.approx((found + 0.5) / len(planes))
 
 
 def test_splits_and_what_cannot_be_read(store):

@@ -70,4 +70,4 @@ def plain_batch(images: torch.Tensor, samples: tuple[int, ...]) -> Batch:
         present=torch.ones(rows, channels, dtype=torch.bool),
     )
     names = tuple(map(str, samples))
-    return Batch((view,), Origin(names, names, samples, torch.full((rows, ndim), 0.5)))
+    return Batch((view,), Origin(names, names, samples, torch.full((rows, ndim), 0.5), torch.full((rows,), 0.5)))

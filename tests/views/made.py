@@ -27,7 +27,9 @@ def raw_crops(image, *, start=None, source=None, spacing=None, world=None, numbe
         image=image,
         intensity=torch.tensor(numbers, dtype=torch.float32).expand(batch, channels, 6),
         placement=Placement(start, source.expand(batch, n), spacing, world.float().expand(batch, n + 1, n + 1)),
-        origin=Origin(names, names, tuple(samples or range(batch)), torch.full((batch, n), 0.5)),
+        origin=Origin(
+            names, names, tuple(samples or range(batch)), torch.full((batch, n), 0.5), torch.full((batch,), 0.5)
+        ),
         **more,
     )
 
