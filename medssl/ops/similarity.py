@@ -1,0 +1,159 @@
+r"""Cosine similarity, InfoNCE on masks of pairs, and measures of how embeddings spread.
+
+With unit vectors :math:`z`, temperature :math:`\tau`, positives P(a) and negatives N(a) of anchor a::
+
+    s_ak    = z_a . z_k / tau
+    l(a, p) = -log( exp(s_ap) / sum_{k in {p} + N(a)} exp(s_ak) )
+
+A candidate counts once in the sum, also where it is both p and in N(a). All is computed in float32 at least, whatever
+autocast says, and rows may lie on several processes: anchors are a process's own, candidates those of all
+(``collectives.gather``), and the mean is over all anchors of all processes.
+"""
+
+from __future__ import annotations
+
+from math import log
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from medssl.ops.collectives import mean_over
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+_NOTHING = -1e30  # logarithm of a weight of zero; finite, so that gradients are
+
+
+def unit(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+    """Vectors of length 1, in float32 at least; a vector of zeros stays zero and gets no gradient."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.where(length > 0, length, torch.inf)
+
+
+def cosine(x: Float[Tensor, "*batch M D"], y: Float[Tensor, "*batch K D"]) -> Float[Tensor, "*batch M K"]:
+    """Cosine of the angle between every row of x and every row of y, -1 to 1; at least float32, also under autocast."""
+    with torch.autocast(x.device.type, enabled=False):
+        return unit(x) @ unit(y).transpose(-1, -2)
+
+
+def info_nce(
+    anchors: Float[Tensor, "*batch M D"],
+    candidates: Float[Tensor, "*batch K D"],
+    positives: Bool[Tensor, "*batch M K"],
+    negatives: Bool[Tensor, "*batch M K"],
+    *,
+    temperature: float = 0.1,
+    mean: Literal["pairs", "anchors", "inside"] = "pairs",
+) -> Float[Tensor, ""]:
+    """InfoNCE on masks of pairs: the mean of l(a, p), over all processes; 0 where no anchor counts.
+
+    Anchors without a positive or without a negative are left out. The masks say which loss it is:
+
+    - SimCLR / NT-Xent (Chen et al. 2020): the positive is the other view, negatives are all rows but the anchor.
+    - Supervised contrast (Khosla et al. 2020): positives share the class, negatives are all rows but the anchor
+      (positives included), ``mean="anchors"`` (their L_out) or ``"inside"`` (L_in).
+    - Global and local contrast with domain cues (Chaitanya et al. 2020): negatives are rows of other parts, or regions
+      nearby, without any positive.
+
+    SimCLR of two views, ``z`` the embeddings of both, one below the other, ``scan`` and ``view`` numbers of the rows::
+
+        every, scans, views = gather(z), gather(scan), gather(view)
+        same, itself = scan[:, None] == scans, (scan[:, None] == scans) & (view[:, None] == views)
+        loss = info_nce(z, every, same & ~itself, ~itself, temperature=0.1)
+
+    The global loss G^D, with ``part`` the number of the part along the volume; G^D- has ``same & ~itself`` as above::
+
+        alike = part[:, None] == parts
+        loss = info_nce(z, every, alike & ~itself, ~alike, temperature=0.1)
+
+    The local loss, regions of one scan as rows, B scans at once: ``x`` and ``y`` [B, A, D] the regions of two views,
+    ``near`` [A, A] the regions whose negatives they are::
+
+        same = torch.eye(A, dtype=torch.bool).expand(B, A, A)
+        both, apart = torch.cat((y, x), 1), torch.cat((near, near), 1).expand(B, A, 2 * A)
+        loss = info_nce(x, both, torch.cat((same, torch.zeros_like(same)), 2), apart)
+
+    Args:
+        anchors: Embeddings of any length, this process's own.
+        candidates: Embeddings of any length, of all processes.
+        positives: True where the candidate shall be near the anchor.
+        negatives: True where the candidate stands in the denominator.
+        temperature: Divides the cosine, above 0; 0.01 is safe in float32.
+        mean: ``pairs``: every positive pair counts the same. ``anchors``: every anchor does, its positives share its
+            weight. ``inside``: so too, and an anchor's positives are averaged inside the logarithm.
+    """
+    with torch.autocast(anchors.device.type, enabled=False):
+        logits = cosine(anchors, candidates) / temperature
+        counted = positives.any(-1) & negatives.any(-1)
+        pairs = positives & counted[..., None]
+        number = pairs.sum(-1).clamp(min=1).to(logits.dtype)
+        if mean == "inside":
+            near = logits.masked_fill(~pairs, _NOTHING).logsumexp(-1)
+            everything = logits.masked_fill(~(negatives | pairs), _NOTHING).logsumexp(-1)
+            losses = torch.where(counted, everything - near + number.log(), 0.0)
+            return mean_over(losses.sum(), counted.sum())
+        rest = logits.masked_fill(~negatives, _NOTHING).logsumexp(-1, keepdim=True)
+        losses = torch.where(negatives, rest - logits, -logsigmoid(logits - rest))
+        losses = torch.where(pairs, losses, 0.0)
+        if mean == "anchors":
+            return mean_over((losses.sum(-1) / number).sum(), counted.sum())
+        return mean_over(losses.sum(), pairs.sum())
+
+
+def variance_term(x: Float[Tensor, "N D"], *, target: float = 1.0, eps: float = 1e-4) -> Float[Tensor, ""]:
+    """How far each dimension's standard deviation over the rows falls short of ``target``, on average (VICReg).
+
+    Reference: Bardes et al., VICReg, ICLR 2022, with the unbiased variance. With several processes give all rows
+    (``collectives.gather``).
+
+    Raises:
+        ValueError: There are fewer than two rows.
+    """
+    x = _rows(x)
+    return (target - (x.var(0) + eps).sqrt()).relu().mean()
+
+
+def covariance_term(x: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+    """Sum of the squared covariances between different dimensions, over their number D (VICReg).
+
+    Raises:
+        ValueError: There are fewer than two rows.
+    """
+    x = _rows(x)
+    with torch.autocast(x.device.type, enabled=False):
+        x = x - x.mean(0)
+        covariance = x.T @ x / (len(x) - 1)
+        return (covariance.square().sum() - covariance.diagonal().square().sum()) / x.shape[1]
+
+
+def alignment(x: Float[Tensor, "N D"], y: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
+    """Mean squared distance of the directions of positive pairs (row n of x and of y), 0 to 4: less is nearer.
+
+    Reference: Wang and Isola, Understanding contrastive representation learning, ICML 2020, with alpha = 2.
+    """
+    return (unit(x) - unit(y)).square().sum(-1).mean()
+
+
+def uniformity(x: Float[Tensor, "N D"], *, t: float = 2.0) -> Float[Tensor, ""]:
+    """Logarithm of the mean of exp(-t d^2) over pairs of different rows, d their distance on the unit sphere.
+
+    0 where all rows point the same way; the more evenly they spread, the lower. Reference: Wang and Isola, ICML 2020.
+
+    Raises:
+        ValueError: There are fewer than two rows.
+    """
+    x = _rows(x)
+    squared = 2 - 2 * cosine(x, x)
+    apart = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+    return (-t * squared[apart]).logsumexp(0) - log(len(x) * (len(x) - 1))
+
+
+def _rows(x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
+    if len(x) < 2:
+        message = f"a spread takes at least 2 rows, got {len(x)}"
+        raise ValueError(message)
+    return x.to(torch.promote_types(x.dtype, torch.float32))
