@@ -27,8 +27,6 @@ class UserError(ValueError):
 
 
 # --- scans
-
-
 @dataclass(frozen=True)
 class Part:
     """One file (or one frame of it) of a scan; ``path`` is relative to the index root."""
@@ -74,16 +72,12 @@ class Subject:
 
 @dataclass(frozen=True)
 class LabelSchema:
-    """What a label says: ``classes`` pairs a stored value with its name; losses leave ``ignore`` out.
-
-    ``kind`` "classes": each voxel or scan is one of the classes; "findings": each of them is there in a scan, is not, or
-    is not known; "number": a scan-level value by the name of the only class.
-    """
+    """What a label says: ``classes`` pairs a stored value with its name; losses leave ``ignore`` out."""
 
     name: str
     classes: tuple[tuple[int, str], ...]
     ignore: int | None = None
-    kind: LabelKind = "classes"
+    kind: LabelKind = "classes"  # "findings": each is there in a scan or not; "number": the value of that name
 
 
 @dataclass(frozen=True)
@@ -124,8 +118,6 @@ class Scan:
 
 
 # --- preprocess
-
-
 @dataclass(frozen=True)
 class IntensityRule:
     """Numbers that turn stored values into the network's input: clip, then shift and divide.
@@ -188,8 +180,6 @@ class Preprocess:
 
 
 # --- crops and views
-
-
 @dataclass(frozen=True)
 class Origin:
     """Who the rows of a batch are: identifiers, global sample numbers, crop centre as a share (0..1) of the scan.
@@ -293,10 +283,7 @@ class Sampling:
         stratified_axis: Stored axis along which the regions of a scan are spread evenly, or None.
         slice_axis: Stored axis that 2D plans take slices across when scans are volumes.
         foreground: Share of crops whose centre must be foreground.
-        balance: How often scans of each scan-level class come while fine-tuning: "none" as often as there are, "equal"
-            each class as often as any other, "root" in proportion to the square root of their number (both as in Kang
-            et al., Decoupling representation and classifier for long-tailed recognition, ICLR 2020). A scan with
-            several findings counts for its rarest one.
+        balance: "none"; "equal" draws each scan-level class equally often, "root" as the square root of its scans.
     """
 
     regions_per_scan: int = 1
@@ -345,8 +332,6 @@ class Batch:
 
 
 # --- training
-
-
 @dataclass(frozen=True)
 class Features:
     """What an encoder returns: ``maps`` from fine to coarse; ``kept`` says which cells the tokens are."""

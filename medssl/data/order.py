@@ -97,7 +97,8 @@ class BalancedOrder:
 
     A pass has so many slots of each class ("equal": one; "root": in proportion to the square root of its scans, as many
     in all as there are scans) and takes them in an order of its own; the scans of a class fill its slots in passes of
-    their own, so that each of them comes equally often. References: ``types.Sampling``.
+    their own, so that each of them comes equally often. "equal" and "root" are the class-balanced and the square-root
+    sampling of Kang et al., Decoupling representation and classifier for long-tailed recognition, ICLR 2020.
 
     Args:
         seed: Seed of the run.
@@ -108,6 +109,7 @@ class BalancedOrder:
 
     def __init__(self, seed: int, scans: NDArray[np.int64], groups: NDArray[np.int64], *, root: bool) -> None:
         self.seed = seed
+        self.scans = scans
         self.members = [scans[groups == group] for group in np.unique(groups)]
         shares = np.sqrt([len(own) for own in self.members])
         slots = np.maximum(1, np.rint(len(scans) * shares / shares.sum())) if root else np.ones(len(shares))

@@ -1,7 +1,7 @@
 """What is said of whole scans beside one class of several: findings that are there or not, and numbers.
 
 Findings come from a column each (``1``, ``yes``, ``true``, ``positive``, ``present``, and their opposites) or from one
-column that lists those of a scan (``effusion|nodule``, also with ``;`` or ``,``; ``none`` or ``no finding`` lists none).
+column that lists those of a scan (``effusion|nodule``, also with ``;`` or ``,``; ``none``, ``no finding`` list none).
 An empty cell, ``-1`` (as in CheXpert's tables: Irvin et al. 2019), ``unknown``, ``uncertain``, ``nan`` and ``na`` say
 that nothing is known. Case does not matter.
 """

@@ -24,10 +24,10 @@ def refuse_calibration(fitted: Fitted, calibrate: str | None, split: str) -> Non
     """Refuses what has no probabilities to calibrate, and a temperature fitted on what it is judged by.
 
     Raises:
-        UserError: A segmentation, or the split that is scored.
+        UserError: No classification, or the split that is scored.
     """
     if calibrate is not None and fitted.kind != "classification":
-        message = f"--calibrate {calibrate} fits a temperature of class probabilities, the network is a segmentation: "
+        message = f"--calibrate {calibrate} fits a temperature of class probabilities, the network is a {fitted.kind}: "
         message += "leave --calibrate out"
         raise UserError(message)
     if calibrate is not None and calibrate == split:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from medssl.data.index import Index
-from medssl.data.labelled import classes_of, few, labelled_scans
+from medssl.data.labelled import few, labelled_scans
 from medssl.data.store import Store
 from medssl.encoders.base import Encoder
 from medssl.engine import describe, start
@@ -31,6 +31,7 @@ from medssl.engine.outcome import note_edits, tell, write_tables
 from medssl.engine.report import named
 from medssl.engine.settings import Examples, Training
 from medssl.engine.start import Allowed, Start
+from medssl.engine.targets import schema_for
 from medssl.evaluate.tables import SUMMARY
 from medssl.heads.base import Head
 from medssl.types import LabelSchema, UserError
@@ -134,9 +135,10 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
     opened = Store.open(store)
     for arm in sorted(arms, key=lambda arm: not arm.twin):  # what is wrong with an encoder is not its twin's fault
         refuse_arm(arm, opened, allow)
-    refuse_few(opened, data, labels, [training.seed + number for number in range(runs)])
+    schema = schema_for(opened, data.target, head)
+    refuse_few(opened, schema, data, labels, [training.seed + number for number in range(runs)])
     with Index.open(index) as known:
-        scored = labelled(known, classes_of(opened, data.target), split, None)
+        scored = labelled(known, schema, split, None)
     recipe = describe.plain(
         {"head": head, "data": data, "training": training, "optimizer": optimizer, "mixing": mixing}
     )
@@ -199,13 +201,12 @@ def refuse_arm(arm: Arm, store: Store, allow: Sequence[Allowed]) -> None:
         raise UserError(message) from error
 
 
-def refuse_few(store: Store, data: Examples, labels: Sequence[int], seeds: Sequence[int]) -> None:
+def refuse_few(store: Store, schema: LabelSchema, data: Examples, labels: Sequence[int], seeds: Sequence[int]) -> None:
     """Refuses numbers of labelled subjects that some run cannot have.
 
     Raises:
         UserError: Says how many there are.
     """
-    schema = classes_of(store, data.target)
     scans = labelled_scans(store, len(data.view.size), data.train, schema)
     for count in labels:
         for seed in seeds if data.label_seed is None else [data.label_seed]:

@@ -32,12 +32,9 @@ def plain(value: Any, name: str = "") -> Any:
         return {f.name: plain(getattr(value, f.name), f"{name}.{f.name}") for f in dataclasses.fields(value)}
     if isinstance(value, type):
         return {"class_path": f"{value.__module__}.{value.__qualname__}", "init_args": {}}
-    if isinstance(value, functools.partial):
-        # the command line's partial holds the class among its arguments, a user's own is of the class itself
-        made = [item for item in (value.func, *value.args) if isinstance(item, type)]
-        if made:
-            arguments = {key: plain(item, f"{name}.{key}") for key, item in value.keywords.items()}
-            return plain(made[0]) | {"init_args": arguments}
+    if isinstance(value, functools.partial) and (made := class_of(value)):
+        arguments = {key: plain(item, f"{name}.{key}") for key, item in value.keywords.items()}
+        return plain(made) | {"init_args": arguments}
     if isinstance(value, dict):
         return {str(key): plain(item, f"{name}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -48,6 +45,14 @@ def plain(value: Any, name: str = "") -> Any:
         return value
     message = f"{name.lstrip('.')} cannot be written into config.yaml: give a class, or functools.partial(class, ...)"
     raise UserError(message)
+
+
+def class_of(value: Any) -> type | None:
+    """The class that is a value itself, or that a ``functools.partial`` makes; None of anything else."""
+    if isinstance(value, functools.partial):
+        # the command line's partial holds the class among its arguments, a user's own is of the class itself
+        return next((item for item in (value.func, *value.args) if isinstance(item, type)), None)
+    return value if isinstance(value, type) else None
 
 
 def imported(config: dict[str, Any]) -> Imported:

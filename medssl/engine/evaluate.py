@@ -12,10 +12,11 @@ import numpy as np
 from medssl.data import grid
 from medssl.data.filling import UNREADABLE
 from medssl.data.index import Index
-from medssl.data.labelled import MASK, class_number
+from medssl.data.labelled import MASK, class_number, is_labelled
 from medssl.data.read import read
 from medssl.data.split import overlap
 from medssl.engine import describe
+from medssl.engine.answers import score_answers
 from medssl.engine.calibrate import CALIBRATION, calibration_chart, fit_scaling, refuse_calibration, refuse_shared
 from medssl.engine.checkpoint import write_whole
 from medssl.engine.finished import Finished
@@ -93,8 +94,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         print(f"note: {note}")
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     made_by: dict[str, Any] = {"weights": fitted.digest, "overlap": windows.overlap, "precision": windows.precision}
-    if fitted.kind == "segmentation":
-        made_by["nsd_tolerance_mm"] = nsd_tolerance_mm
+    made_by |= {"nsd_tolerance_mm": nsd_tolerance_mm} if fitted.kind == "segmentation" else {}
     finished = Finished(out, made_by | {"split": split})
     place = (root, windows, nsd_tolerance_mm)
     new, skipped = score_all(fitted, scans, schemas, place, finished)
@@ -107,6 +107,8 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         cases.write_segmentation(out / cases.CASES, rows)
         by_name = {scan.scan_id: scan for scan in scans}
         draw_cases(fitted, by_name, rows, (root, windows, out / "pictures"), again=new > 0)
+    elif fitted.kind != "classification":
+        summary, groups = score_answers(scans, finished, fitted.schema, out / cases.CASES, values, more)
     else:
         names = [name for _, name in fitted.schema.classes]
         apart = (out / "calibration", made_by | {"split": calibrate})
@@ -135,7 +137,7 @@ def labelled(opened: Index, schema: LabelSchema, split: str, where: str | None) 
     if schema.name == MASK:
         found = [scan for scan in scans if scan.labels.mask]
     else:
-        found = [scan for scan in scans if class_number(dict(scan.labels.values), schema) >= 0]
+        found = [scan for scan in scans if is_labelled(dict(scan.labels.values), schema)]
     if not found:
         query = "SELECT split, count(*) FROM scans WHERE status = 'ok' GROUP BY 1 ORDER BY 1"
         splits = ", ".join(f"{count} {name!r}" for name, count in opened.connection.execute(query)) or "none"
@@ -226,7 +228,7 @@ def score_all(
         try:
             volume = read(scan, root, with_label=fitted.kind == "segmentation")
             domain = scan.source.value_domain
-            if fitted.kind == "classification":
+            if fitted.kind != "segmentation":
                 finished.add(scan, classify(fitted, volume, domain, windows).tolist())
             else:
                 assert volume.label is not None

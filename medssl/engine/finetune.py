@@ -1,4 +1,4 @@
-"""The verb ``finetune``: an encoder and a few labels become a network that segments or classifies."""
+"""The verb ``finetune``: an encoder and a few labels become a network that segments, classifies or measures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from medssl.data.labelled import classes_of, few, labelled_scans, subjects_of
+from medssl.data.labelled import few, labelled_scans, subjects_of
 from medssl.data.loader import small_scans
 from medssl.data.split import overlap
 from medssl.data.store import Store
@@ -25,6 +25,7 @@ from medssl.engine.pseudolabel import PseudoLabels, in_configuration, taught
 from medssl.engine.settings import Examples, Training
 from medssl.engine.start import Allowed, Start
 from medssl.engine.supervised import Supervised, Validation
+from medssl.engine.targets import balanced_groups, prepare, schema_for, target_notes
 from medssl.heads.base import Head, Network
 from medssl.heads.weights import save_network
 from medssl.types import Card, Imported, LabelSchema, Tuned, UserError
@@ -77,7 +78,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     held_to = None if begin.card is None or "preprocess" in allow else begin.card.preprocess
     opened = Store.open(store, preprocess=held_to)
     begin = start.with_channels(begin, int(opened.records.facts["channels"][0]), allow)
-    schema = classes_of(opened, data.target)
+    schema = schema_for(opened, data.target, head)
     chosen = choose(opened, schema, data, labels, training.seed)
     digest = describe.store_digest(opened)
     if pseudo.labels is not None:
@@ -86,15 +87,14 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     seen = start.refuse_seen(opened, begin, allow)
     network, loaded = build(begin, head, schema, training.seed)
     refuse_misfit(network, data, training, mixing)
+    prepare(network, opened, chosen.learnt)
     network.encoder.requires_grad_(optimizer.head_first < 1)
     objective = Supervised(network, data, optimizer, mixing)
     config: dict[str, Any] = describe.plain(
         {"encoder": begin.encoder, "start": begin.digest, "head": head, "labels": labels, "data": data}
-        | {"training": training, "optimizer": optimizer, "mixing": mixing}
-        | {"pseudo": in_configuration(pseudo)}
+        | {"training": training, "optimizer": optimizer, "mixing": mixing, "pseudo": in_configuration(pseudo)}
     )
-    samples = training.batch_size * training.accumulate * layout().world_size
-    progress = Progress(0, samples, digest)
+    progress = Progress(0, training.batch_size * training.accumulate * layout().world_size, digest)
     feed = running.make_feed(
         opened,
         objective.needs,
@@ -102,6 +102,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         workers=data.workers,
         split=data.train,
         scans=chosen.drawn or chosen.learnt,
+        groups=balanced_groups(opened, chosen.learnt, schema, data),
         with_labels=data.target == "mask",
     )
     module = TrainingLoop(objective, feed, optimizer, steps=training.steps, progress=progress)
@@ -111,7 +112,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         save_network(run, objective.judged, replace(card, step=module.progress.step))
 
     validation = Validation(opened, chosen.validated, data, every=training.output.validate_every)
-    notes = [*first_notes(opened, data, chosen, loaded), *([seen] if seen else [])]
+    notes = [*first_notes(opened, data, chosen, loaded, schema), *([seen] if seen else [])]
     return running.run(
         module, RunFolder(run), config, training, data=data, notes=notes, export=export, validation=validation
     )
@@ -205,7 +206,7 @@ def refuse_misfit(network: Network, data: Examples, training: Training, mixing: 
             raise UserError(message)
 
 
-def first_notes(store: Store, data: Examples, chosen: Chosen, loaded: str) -> list[str]:
+def first_notes(store: Store, data: Examples, chosen: Chosen, loaded: str, schema: LabelSchema) -> list[str]:
     """What the first line tells of labels and weights."""
     counts = [(len(subjects_of(store, scans)), len(scans)) for scans in (chosen.learnt, chosen.validated)]
     notes = [
@@ -217,6 +218,8 @@ def first_notes(store: Store, data: Examples, chosen: Chosen, loaded: str) -> li
         notes.append(f"{more} scans with pseudo-labels")
     small = small_scans(store, tuple(data.view.size), split=data.train, slice_axis=data.sampling.slice_axis)
     padded = [f"{small} scans of split {data.train!r} are smaller than the view and are padded"] if small else []
+    for scans, where in ((chosen.learnt, "learn from"), (chosen.validated, "validate with")):
+        notes += target_notes(store, scans, schema, where=where)
     return notes + padded
 
 

@@ -12,6 +12,7 @@ import io
 import json
 import math
 from dataclasses import asdict
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,25 @@ import numpy as np
 
 from medssl.evaluate import efficiency
 from medssl.evaluate.bootstrap import subject_means
-from medssl.evaluate.cases import CASES, read_classification, read_segmentation, scan_scores, write_text
-from medssl.evaluate.classification import metrics
+from medssl.evaluate.cases import (
+    CASES,
+    read_classification,
+    read_multi_label,
+    read_regression,
+    read_segmentation,
+    scan_scores,
+    write_text,
+)
+from medssl.evaluate.classification import auroc, metrics
 from medssl.evaluate.compare import pseudo_values
 from medssl.evaluate.efficiency import NAMES, Trained
+from medssl.evaluate.multi_label import findings_arrays, mean_of_findings, of_finding
 from medssl.evaluate.tables import SUMMARY, read_summary
 from medssl.report.curves import Point, Series, line_chart
 from medssl.report.parts import METRICS, read_log
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from medssl.engine.compare import Arm, Run
@@ -37,6 +47,7 @@ if TYPE_CHECKING:
 
 RUNS, SCORES, REPORT, CURVE = "runs.csv", "cases.csv", "summary.md", "efficiency.svg"
 RUN_COLUMNS = ("arm", "labels", "run", "measure", "test", "validation", "best_step", "steps", "minutes")
+NEGATIVE = NAMES["negative_mae"]
 CASE_COLUMNS = ("arm", "labels", "run", "subject_id", "score")
 
 
@@ -127,12 +138,39 @@ def trained_of(run: Run, folder: Path) -> Trained:
         means = subject_means(list(scores.values()), [subject_of[scan_id] for scan_id in scores])
         known = [value for value in means.values() if value is not None]
         return Trained(*what, "dice", sum(known) / len(known) if known else math.nan, means)
+    if summary["kind"] == "regression":
+        numbers = read_regression(file)
+        errors = [-abs(row.predicted - row.truth) for row in numbers]  # more is better, as of every measure here
+        means = subject_means(errors, [row.subject_id for row in numbers])
+        known = [value for value in means.values() if value is not None]
+        return Trained(*what, "negative_mae", sum(known) / len(known), means)
+    if summary["kind"] == "multi_label":
+        asked, names = read_multi_label(file)
+        found = findings_arrays(asked, names)
+        every = sum(of_finding(auroc, number, *found) is not None for number in range(len(names)))
+        return by_auroc(what, partial(mean_of_findings, auroc, every=every), found, [row.subject_id for row in asked])
     answers, names = read_classification(file)
     truth = np.array([names.index(row.truth) for row in answers])
     probabilities, measure = np.array([row.probabilities for row in answers]), metrics(names)["auroc"]
-    subjects = [row.subject_id for row in answers]
-    whole = measure(probabilities, truth)
-    added = pseudo_values(lambda places: measure(probabilities[places], truth[places]), subjects)
+    return by_auroc(what, measure, (probabilities, truth), [row.subject_id for row in answers])
+
+
+def by_auroc(
+    what: tuple[str, int, int],
+    measure: Callable[..., float | None],
+    found: tuple[np.ndarray, np.ndarray],
+    subjects: Sequence[str],
+) -> Trained:
+    """What a run scores by a measure of all scans at once: what each subject adds to it.
+
+    Args:
+        what: Arm, labelled subjects and number of the run.
+        measure: Of probabilities and truth.
+        found: Probabilities and truth of each scan.
+        subjects: Subject of each scan.
+    """
+    whole = measure(*found)
+    added = pseudo_values(lambda places: measure(*(array[places] for array in found)), subjects)
     scores = {subject: None if math.isnan(value) else value for subject, value in added.items()}
     return Trained(*what, "auroc", math.nan if whole is None else whole, scores)
 
@@ -187,6 +225,7 @@ def markdown(
             ),
             f"Intervals of 95 % are over runs and test subjects; p-values are corrected for {comparisons} comparisons; "
             "minutes are those of pretraining + of all fine-tunings.",
+            *(["Negative MAE is minus the mean absolute error, in the unit of the label."] if what == NEGATIVE else []),
             "",
         ]
     )

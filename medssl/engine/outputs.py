@@ -79,15 +79,20 @@ def write_classes(folder: Path, schema: LabelSchema) -> None:
     write_whole(folder / "classes.txt", lambda file: file.write(table.encode()))
 
 
-def write_probabilities(
-    path: Path, rows: Iterable[tuple[str, Sequence[float]]], schema: LabelSchema, *, first: str
-) -> None:
-    """Writes a table: who (the column ``first``), the class of the highest probability, one probability per class."""
+def write_answers(path: Path, rows: Iterable[tuple[str, Sequence[float]]], schema: LabelSchema, *, first: str) -> None:
+    """Writes a table: who (the column ``first``), then what is answered.
+
+    Of classes the one of the highest probability, and a probability for each; of findings a probability for each; of a
+    number the number, in a column of its name.
+    """
     names = [name for _, name in schema.classes]
+    columns = [PROBABILITY + name for name in names] if schema.kind != "number" else [f"predicted:{schema.name}"]
     stream = io.StringIO(newline="")
     table = csv.writer(stream, lineterminator="\n")
-    table.writerow([first, "predicted", *(PROBABILITY + name for name in names)])
-    table.writerows([who, names[int(np.argmax(values))], *map(repr, values)] for who, values in rows)
+    chosen = schema.kind == "classes"
+    table.writerow([first, *(["predicted"] if chosen else []), *columns])
+    for who, values in rows:
+        table.writerow([who, *([names[int(np.argmax(values))]] if chosen else []), *map(repr, values)])
     write_whole(path, lambda file: file.write(stream.getvalue().encode()))
 
 

@@ -1,4 +1,4 @@
-"""``medssl predict``: scans of any readable format -> segmentations on their own grids, or a table of probabilities."""
+"""``medssl predict``: scans of any readable format -> segmentations on their own grids, or a table of answers."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def predict(
         called = _names(chosen, names)
         there, failed = _predict_all(fitted, chosen, called, (out, opened.root, windows), finished)
     skipped += failed
-    if fitted.kind == "classification":
+    if fitted.kind != "segmentation":
         rows = [(called[scan.scan_id], finished.get(scan)) for scan in chosen if finished.get(scan) is not None]
         first = "scan_id" if names == "scan_id" else "name"
         if rows:
-            outputs.write_probabilities(out / "predictions.csv", rows, fitted.schema, first=first)
+            outputs.write_answers(out / "predictions.csv", rows, fitted.schema, first=first)
     elif len(chosen) > len(failed):
         outputs.write_classes(out, fitted.schema)
     return _summary(out, len(chosen) - len(failed), there, skipped)
@@ -155,7 +155,7 @@ def _predict_all(
     for scan in tqdm(scans, desc="predict", unit="scan", disable=not scans):
         ending = ".png" if len(scan.grid.shape) == 2 else ".nii.gz"
         target = out / f"{called[scan.scan_id]}{ending}"
-        if finished.get(scan) is not None and (fitted.kind == "classification" or target.exists()):
+        if finished.get(scan) is not None and (fitted.kind != "segmentation" or target.exists()):
             there += 1
             continue
         try:
@@ -165,7 +165,7 @@ def _predict_all(
         except UNREADABLE as error:
             failed.append((scan.scan_id, reason_of(error)))
             continue
-        if fitted.kind == "classification":
+        if fitted.kind != "segmentation":
             finished.add(scan, answer.tolist())
             continue
         if answer.ndim == 2:

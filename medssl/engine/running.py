@@ -87,6 +87,7 @@ def make_feed(
     workers: int,
     split: str | None,
     scans: tuple[int, ...] | None = None,
+    groups: tuple[int, ...] | None = None,
     with_labels: bool = False,
 ) -> Feed:
     """Crops of a store in the order of the run, and the plan's views of them.
@@ -98,6 +99,7 @@ def make_feed(
         workers: Processes that read, unless ``Feed.crops`` is told another number.
         split: Only scans of this split; None takes all.
         scans: Only these scans of the split, by their number in the store; None takes all.
+        groups: Class of each of ``scans``, where the plan's sampling balances them.
         with_labels: Read the voxels of the masks too.
     """
     size, own = read_size(plan, describe.typical_spacing(store, len(plan.views[0].size))), workers
@@ -116,6 +118,7 @@ def make_feed(
             world_size=world_size,
             with_labels=with_labels,
             scans=scans,
+            groups=groups,
         )
 
     def batch(raw: Crops, device: torch.device) -> Batch:

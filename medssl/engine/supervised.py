@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from torch import distributed
 
-from medssl.data.labelled import class_number
 from medssl.data.regions import slice_axes
 from medssl.engine.optim import FineTuning
-from medssl.evaluate.classification import score_cases
+from medssl.engine.targets import targets_of
+from medssl.evaluate.classification import auroc, score_cases
+from medssl.evaluate.multi_label import mean_of_findings
+from medssl.evaluate.regression import r2
 from medssl.evaluate.segmentation import dice_scores
 from medssl.heads.base import UNLABELLED, Network, class_numbers
 from medssl.heads.sliding import classify, slide
@@ -92,19 +94,18 @@ class Supervised(Objective):
             former.copy_(current)
 
     def target(self, batch: Batch) -> Tensor:
-        """Class numbers: [B, *s] of a segmentation, [B] of a classification."""
+        """What the head learns from (``Head.loss``)."""
         view, schema = batch.views[0], self.head.schema
-        if self.head.kind == "classification":
-            numbers = [class_number(values, schema) for values in batch.values]
-            return torch.tensor(numbers, device=view.image.device)
+        if self.head.kind != "segmentation":
+            return targets_of(batch.values, schema).to(view.image.device)
         assert batch.targets is not None
         mask = class_numbers(batch.targets[0][:, 0], schema)
         return mask.masked_fill(~view.scored[:, 0], UNLABELLED)
 
     def pictures(self, batch: Batch, step: Step) -> dict[str, Float[Tensor, "B C *s"]]:
-        """Input, label and prediction of a segmentation; the input alone of a classification."""
+        """Input, label and prediction of a segmentation; the input alone where whole scans are answered for."""
         image = batch.views[0].image
-        if self.head.kind == "classification":
+        if self.head.kind != "segmentation":
             return {"input": image}
         with undisturbed(self):
             prediction = self.head(self.encoder(image), image.shape[2:])
@@ -160,7 +161,7 @@ class Validation(lightning.Callback):
             pl_module.outcome = f"validation {name} {value:.4f} at step {progress.step}, whose weights are written"
 
     def judge(self, network: Network, scans: tuple[int, ...]) -> list[tuple[int, list[Any]]]:
-        """For each scan its number with its Dice per class, or its class probabilities."""
+        """For each scan its number with its Dice per class, or what the head answers."""
         segmentation = network.head.kind == "segmentation"
         found = []
         for number in scans:
@@ -179,14 +180,10 @@ class Validation(lightning.Callback):
         return found
 
     def verdict(self, schema: LabelSchema, found: list[tuple[int, list[Any]]]) -> tuple[str, float]:
-        """Name and value of the measure: mean Dice over subjects, or AUROC."""
+        """Name and value of the measure, of which more is better: mean Dice over subjects, AUROC, or R2."""
         held = self.store.records
         if schema.name != "mask":
-            truth = np.array([class_number(held.values(number), schema) for number, _ in found])
-            scores = score_cases(np.array([row for _, row in found]), truth, [name for _, name in schema.classes])
-            value = scores["auroc"]
-            assert value is not None  # two classes were asked for before training
-            return "auroc", value
+            return scan_verdict(schema, found, targets_of([held.values(number) for number, _ in found], schema).numpy())
         of_subject = defaultdict(list)
         for number, row in found:
             dice = [value for value in row if value is not None]
@@ -194,6 +191,19 @@ class Validation(lightning.Callback):
                 of_subject[held.subject[number]].append(sum(dice) / len(dice))
         means = [sum(values) / len(values) for _, values in sorted(of_subject.items())]
         return "dice", sum(means) / max(1, len(means))
+
+
+def scan_verdict(schema: LabelSchema, found: list[tuple[int, list[Any]]], truth: np.ndarray) -> tuple[str, float]:
+    """Name and value of the measure of answers for whole scans."""
+    answers = np.array([row for _, row in found])
+    if schema.kind == "number":
+        name, value = "r2", r2(answers[:, 0], truth)
+    elif schema.kind == "findings":
+        name, value = "auroc", mean_of_findings(auroc, answers, truth)
+    else:
+        name, value = "auroc", score_cases(answers, truth, [name for _, name in schema.classes])["auroc"]
+    assert value is not None  # scans that differ were asked for before training
+    return name, value
 
 
 class StoredScan:

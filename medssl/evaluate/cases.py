@@ -27,8 +27,11 @@ LACKS = ("absent", "missed", "invented")  # what the note of a ClassScore says, 
 SEGMENTATION = ("scan_id", "subject_id", "class", "dice", "hd95_mm", "true_voxels", "predicted_voxels", "note")
 FURTHER_SEGMENTATION = (*SEGMENTATION, *FURTHER)  # where they were measured
 CLASSIFICATION = ("scan_id", "subject_id", "truth", "predicted")
+MULTI_LABEL = ("scan_id", "subject_id")
+REGRESSION = ("scan_id", "subject_id", "truth", "predicted")
 F1_TOLERANCE = 1e-6  # of a file that a spreadsheet has rounded
 PROBABILITY = "probability:"  # before the name of a class
+TRUTH = "truth:"  # before the name of a finding
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,26 @@ class ClassificationRow:
     truth: str
     predicted: str
     probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FindingsRow:
+    """For each finding whether one scan has it (1, 0, or -1 where that is not known), and its probability."""
+
+    scan_id: str
+    subject_id: str
+    truth: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class NumberRow:
+    """The true and the predicted number of one scan."""
+
+    scan_id: str
+    subject_id: str
+    truth: float
+    predicted: float
 
 
 def write_segmentation(path: Path, rows: Sequence[SegmentationRow]) -> None:
@@ -146,6 +169,73 @@ def read_classification(path: Path) -> tuple[list[ClassificationRow], list[str]]
     return rows, names
 
 
+def write_multi_label(path: Path, rows: Sequence[FindingsRow], names: Sequence[str]) -> None:
+    """Writes truth (empty where it is not known) and probability of each finding.
+
+    Raises:
+        UserError: The disk refuses the file; a former file is untouched.
+    """
+    columns = (*MULTI_LABEL, *(TRUTH + name for name in names), *(PROBABILITY + name for name in names))
+    cells = [
+        (row.scan_id, row.subject_id, *(None if value < 0 else value for value in row.truth), *row.probabilities)
+        for row in rows
+    ]
+    _write_csv(path, columns, cells)
+
+
+def read_multi_label(path: Path) -> tuple[list[FindingsRow], list[str]]:
+    """Reads truth and probabilities of findings back, and their names.
+
+    Raises:
+        UserError: No such file, no rows, a column that is missing, a truth that is none of 0, 1 and nothing, a
+            probability outside 0 to 1, or a scan that stands twice.
+    """
+    lines = _read_csv(path, MULTI_LABEL)
+    names = [column.removeprefix(PROBABILITY) for column in lines[0].cells if column.startswith(PROBABILITY)]
+    if not names or any(TRUTH + name not in lines[0].cells for name in names):
+        shown = ", ".join(lines[0].cells)
+        message = f"{path} has no pairs of columns {TRUTH}NAME and {PROBABILITY}NAME; its columns are {shown}"
+        raise UserError(message)
+    rows = []
+    for line in lines:
+        for name in names:
+            if line.cells[TRUTH + name] not in ("", "0", "1"):
+                line.refuse(TRUTH + name, "0, 1 or nothing")
+        truth = tuple(int(line.cells[TRUTH + name] or -1) for name in names)
+        probabilities = tuple(line.number(PROBABILITY + name, 1.0) for name in names)
+        rows.append(FindingsRow(line.cells["scan_id"], line.cells["subject_id"], truth, probabilities))
+    refuse_twice(rows, f"{path}: ")
+    return rows, names
+
+
+def write_regression(path: Path, rows: Sequence[NumberRow]) -> None:
+    """Writes true and predicted numbers.
+
+    Raises:
+        UserError: The disk refuses the file; a former file is untouched.
+    """
+    _write_csv(path, REGRESSION, [(row.scan_id, row.subject_id, row.truth, row.predicted) for row in rows])
+
+
+def read_regression(path: Path) -> list[NumberRow]:
+    """Reads true and predicted numbers back.
+
+    Raises:
+        UserError: No such file, no rows, a column that is missing, a number that is none, or a scan that stands twice.
+    """
+    rows = [
+        NumberRow(
+            line.cells["scan_id"],
+            line.cells["subject_id"],
+            line.number("truth", lowest=-math.inf),
+            line.number("predicted", lowest=-math.inf),
+        )
+        for line in _read_csv(path, REGRESSION)
+    ]
+    refuse_twice(rows, f"{path}: ")
+    return rows
+
+
 def scan_scores(rows: Sequence[SegmentationRow], measure: str = "dice") -> dict[str, float | None]:
     """Mean of a scan's classes that have a score ("dice", "hd95_mm", ...), by scan; None where none has one."""
     of_scan: dict[str, list[float]] = {row.scan_id: [] for row in rows}
@@ -179,7 +269,7 @@ def refuse_uneven(rows: Sequence[SegmentationRow], classes: Sequence[str], where
             raise UserError(message)
 
 
-def refuse_twice(rows: Sequence[ClassificationRow], where: str = "") -> None:
+def refuse_twice(rows: Sequence[ClassificationRow | FindingsRow | NumberRow], where: str = "") -> None:
     """Refuses rows that are not one for each scan; ``where`` stands before the message.
 
     Raises:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float
 
-NAMES = {"dice": "Dice", "auroc": "AUROC"}
+NAMES = {"dice": "Dice", "auroc": "AUROC", "negative_mae": "negative MAE"}  # of each more is better
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Trained:
         arm: Which start it had.
         labels: Labelled subjects it learnt from.
         run: Number of the run; runs of one number share subjects and seed.
-        measure: "dice" or "auroc".
+        measure: "dice", "auroc" or "negative_mae".
         value: The measure over all test subjects.
         scores: By test subject; their mean is the value, None where a subject has none.
     """

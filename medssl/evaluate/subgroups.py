@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from medssl.evaluate.cases import ClassificationRow, SegmentationRow
+from medssl.evaluate.cases import ClassificationRow, FindingsRow, NumberRow, SegmentationRow
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from medssl.data.index import Index
 
-Row = TypeVar("Row", SegmentationRow, ClassificationRow)
+Row = TypeVar("Row", SegmentationRow, ClassificationRow, FindingsRow, NumberRow)
 NOT_KNOWN = "not known"
 OF_GROUP = ("scans", "subjects", "metrics", "counts", "notes")
 

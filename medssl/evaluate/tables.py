@@ -61,6 +61,7 @@ __all__ = [
 ]  # all that a verb or a report needs of both files
 
 SUMMARY = "summary.json"
+KINDS = ("segmentation", "classification", "multi_label", "regression")
 ENTRY = ("value", "low", "high", "subjects")  # of each measure
 OF_CLASSES = ("volume_error_ml", "volume_error")  # too much of one class would make up for too little of another
 SCALED = ("ece", "brier", "nll")  # what a temperature changes
@@ -95,7 +96,7 @@ def summarise_segmentation(
     """
     classes = [name for value, name in schema.classes[1:] if value != schema.ignore]
     skipped = list(skipped)
-    _refuse_nothing(rows, skipped)
+    refuse_nothing(rows, skipped)
     refuse_uneven(rows, classes)
     of_scan = {row.scan_id: row.subject_id for row in rows}
     found = segmentation_means(rows, classes)
@@ -113,11 +114,11 @@ def summarise_segmentation(
         "classes": classes,
         "scans": len(of_scan),
         "subjects": len(set(of_scan.values())),
-        "metrics": {name: _entry(interval) for name, interval in found.items()},
+        "metrics": {name: entry(interval) for name, interval in found.items()},
         "counts": counts,
         **lesions,
         "skipped": [{"scan_id": scan_id, "reason": reason} for scan_id, reason in skipped],
-        "notes": [*notes, *said, *_interval_notes(found)],
+        "notes": [*notes, *said, *interval_notes(found)],
         "by": dict(by or {}),
     }
 
@@ -163,7 +164,7 @@ def summarise_classification(
         UserError: No rows, a scan that stands twice, an unknown class, or scores that are no probabilities.
     """
     skipped = list(skipped)
-    _refuse_nothing(rows, skipped)
+    refuse_nothing(rows, skipped)
     refuse_twice(rows)
     probabilities, truth = arrays_of(rows, names)
     found = classification_means(rows, names, scaling)
@@ -178,12 +179,12 @@ def summarise_classification(
         "classes": list(names),
         "scans": len(rows),
         "subjects": len({row.subject_id for row in rows}),
-        "metrics": {name: _entry(interval) for name, interval in found.items()},
+        "metrics": {name: entry(interval) for name, interval in found.items()},
         "counts": {role: {name: count[name] for name in names} for role, count in occurring.items()},
         **curves,
         **({} if scaling is None else {"scaling": asdict(scaling)}),
         "skipped": [{"scan_id": scan_id, "reason": reason} for scan_id, reason in skipped],
-        "notes": [*notes, *said, *_grouped(undefined(truth, names)), *_interval_notes(defined)],
+        "notes": [*notes, *said, *grouped(undefined(truth, names)), *interval_notes(defined)],
         "by": dict(by or {}),
     }
 
@@ -248,7 +249,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         message = f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): run medssl evaluate again"
         raise UserError(message) from error
     lacking = [key for key in KEYS if key not in summary] if isinstance(summary, dict) else list(KEYS)
-    if lacking or summary["kind"] not in ("segmentation", "classification"):
+    if lacking or summary["kind"] not in KINDS:
         what = f"it lacks {', '.join(lacking)}" if lacking else f"its kind is {summary['kind']!r}"
         message = f"{path} is no summary of an evaluation ({what}): expected what medssl evaluate writes"
         raise UserError(message)
@@ -263,7 +264,8 @@ def table(summary: Mapping[str, Any]) -> str:
     """The summary as aligned lines for the console."""
     rows = [("measure", "value", "95 % interval", "subjects")]
     rows += [(name, *_shown(entry)) for name, entry in summary["metrics"].items()]
-    lines = [f"{summary['kind']}: {summary['scans']} scans of {summary['subjects']} subjects", *_aligned(rows)]
+    kind = summary["kind"].replace("_", "-")
+    lines = [f"{kind}: {summary['scans']} scans of {summary['subjects']} subjects", *_aligned(rows)]
     for column, groups in summary.get("subgroups", {}).items():
         head = ("measure", column, "value", "95 % interval", "subjects")
         cells = [
@@ -323,15 +325,15 @@ def _sums(rows: Sequence[SegmentationRow], what: str, classes: Sequence[str]) ->
     return {name: sum(int(row.score.value(what) or 0) for row in rows if row.class_name == name) for name in classes}
 
 
-def _entry(interval: Interval) -> dict[str, float | int | None]:
+def entry(interval: Interval) -> dict[str, float | int | None]:
     return {key: getattr(interval, key) for key in ENTRY}
 
 
-def _interval_notes(found: Mapping[str, Interval]) -> list[str]:
-    return _grouped({name: interval.note for name, interval in found.items()})
+def interval_notes(found: Mapping[str, Interval]) -> list[str]:
+    return grouped({name: interval.note for name, interval in found.items()})
 
 
-def _grouped(notes: Mapping[str, str]) -> list[str]:
+def grouped(notes: Mapping[str, str]) -> list[str]:
     names: dict[str, list[str]] = {}
     for name, note in notes.items():
         if note:
@@ -339,7 +341,7 @@ def _grouped(notes: Mapping[str, str]) -> list[str]:
     return [f"{', '.join(same)}: {note}" for note, same in names.items()]
 
 
-def _refuse_nothing(rows: Sequence[object], skipped: Sequence[tuple[str, str]]) -> None:
+def refuse_nothing(rows: Sequence[object], skipped: Sequence[tuple[str, str]]) -> None:
     if not rows:
         reasons = "; ".join(f"{count} {reason}" for reason, count in Counter(why for _, why in skipped).most_common(3))
         message = f"no scan was scored, {len(skipped)} were skipped ({reasons or 'there were none'})"

@@ -86,9 +86,9 @@ def classify(
     plane: tuple[int, int] | None = None,
     batch_size: int = 2,
 ) -> Float[Tensor, "K"]:
-    """Classifies a scan: mean probabilities of the fewest windows that cover it, float32 on the CPU.
+    """Mean answer of the fewest windows that cover a scan: probabilities, or a number, float32 on the CPU.
 
-    The arguments are those of :func:`slide`, the head one of classification; two-axis windows cover every slice of a
+    The arguments are those of :func:`slide`, the head one for whole images; two-axis windows cover every slice of a
     volume.
 
     Raises:
@@ -211,10 +211,10 @@ def _across(box: Start, order: Start) -> tuple[Start, list[int]]:
 
 @torch.inference_mode()
 def _probabilities(network: Network, images: Float[Tensor, "B C *w"]) -> Float[Tensor, "B K *w"] | Float[Tensor, "B K"]:
-    """Softmax of the network's logits, float32 on the CPU."""
+    """What the head answers (probabilities, or a number), float32 on the CPU."""
     logits = network(images.to(next(network.parameters()).device))
     assert isinstance(logits, torch.Tensor), "the network is in training mode"
-    probabilities = logits.float().softmax(1).cpu()
+    probabilities = network.head.answer(logits.float()).cpu()
     if not bool(probabilities.isfinite().all()):
         message = (
             "the network's scores are not finite: its training diverged, or the scan holds values that are not finite; "

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from medssl.evaluate.bootstrap import Interval, paired_difference, statistic_interval, subject_means
-from medssl.evaluate.cases import scan_scores
+from medssl.evaluate.cases import FindingsRow, NumberRow, scan_scores
 from medssl.evaluate.classification import SENSITIVITY, SPECIFICITY, metrics
+from medssl.evaluate.multi_label import MEASURES as FINDINGS
+from medssl.evaluate.multi_label import mean_of_findings
+from medssl.evaluate.regression import r2
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
     from medssl.report.parts import Evaluation
 
 MEASURES = ("auroc", "balanced_accuracy")  # of classifications; more is better
+OF_FINDINGS = ("auroc", "average_precision")
 TITLES = {
     "dice": "mean Dice",
     "hd95_mm": "mean HD95 (mm, less is better)",
@@ -29,6 +34,12 @@ TITLES = {
     "balanced_accuracy": "balanced accuracy",
     "average_precision": "average precision",
     SENSITIVITY: f"sensitivity at {SPECIFICITY:.0%} specificity",
+    "mae": "mean absolute error (less is better)",
+    "rmse": "root mean squared error (less is better)",
+    "bias": "mean error (0 is best)",
+    "r2": "explained variance (R2)",
+    "pearson": "linear correlation (Pearson)",
+    "spearman": "rank correlation (Spearman)",
     "ece": "calibration error (less is better)",
     "brier": "Brier score (less is better)",
     "nll": "negative log likelihood (less is better)",
@@ -45,6 +56,7 @@ OF_CLASS = {
     "lesion_f1": "lesion-wise F1",
     "auroc": "AUROC",
     "average_precision": "average precision",
+    "brier": "Brier score (less is better)",
     SENSITIVITY: f"sensitivity at {SPECIFICITY:.0%} specificity",
 }
 
@@ -119,8 +131,8 @@ def _differences(first: Evaluation, second: Evaluation) -> tuple[Difference, ...
             "both on the same split"
         )
         raise UserError(message)
-    found = _of_segmentations(first, second) if kinds[0] == "segmentation" else _of_classifications(first, second)
-    return tuple(found)
+    ways = {"segmentation": _of_segmentations, "classification": _of_classifications}
+    return tuple(ways.get(kinds[0], _of_others)(first, second))
 
 
 def _of_segmentations(first: Evaluation, second: Evaluation) -> list[Difference]:
@@ -163,4 +175,31 @@ def _of_classifications(first: Evaluation, second: Evaluation) -> list[Differenc
 
         one, other = (evaluation.summary["metrics"][measure]["value"] for evaluation in (first, second))
         found.append(Difference(measure, one, other, statistic_interval(gain, subjects)))
+    return found
+
+
+def _of_others(first: Evaluation, second: Evaluation) -> list[Difference]:
+    """Findings by mean AUROC and average precision, numbers by the variance that is explained."""
+    rows = [sorted(evaluation.others, key=lambda row: row.scan_id) for evaluation in (first, second)]
+    if [row.truth for row in rows[0]] != [row.truth for row in rows[1]]:
+        message = "the same scans have other labels in one than in the other"
+        raise UserError(message)
+    truth = np.array([row.truth for row in rows[0]])
+    subjects = [row.subject_id for row in rows[0]]
+    if first.summary["kind"] == "regression":
+        answers = [np.array([row.predicted for row in own if isinstance(row, NumberRow)]) for own in rows]
+        measures: dict[str, Callable[..., float | None]] = {"r2": r2}
+    else:
+        answers = [np.array([row.probabilities for row in own if isinstance(row, FindingsRow)]) for own in rows]
+        every = sum(first.summary["metrics"][f"auroc:{name}"]["value"] is not None for name in first.summary["classes"])
+        measures = {name: partial(mean_of_findings, FINDINGS[name], every=every) for name in OF_FINDINGS}
+    found = []
+    for name, measure in measures.items():
+
+        def gain(places: Int[np.ndarray, "M"], measure: Callable[..., float | None] = measure) -> float | None:
+            here, there = (measure(own[places], truth[places]) for own in answers)
+            return None if here is None or there is None else here - there
+
+        one, other = (evaluation.summary["metrics"][name]["value"] for evaluation in (first, second))
+        found.append(Difference(name, one, other, statistic_interval(gain, subjects)))
     return found

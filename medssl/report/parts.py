@@ -12,8 +12,12 @@ from medssl.encoders.weights import CARD, load_card
 from medssl.evaluate.cases import (
     CASES,
     ClassificationRow,
+    FindingsRow,
+    NumberRow,
     SegmentationRow,
     read_classification,
+    read_multi_label,
+    read_regression,
     read_segmentation,
 )
 from medssl.evaluate.tables import SUMMARY, read_summary
@@ -67,19 +71,23 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A folder that ``medssl evaluate`` wrote; its rows are of one kind, as ``summary["kind"]`` says."""
+    """A folder that ``medssl evaluate`` wrote; its rows are of one kind, as ``summary["kind"]`` says.
+
+    ``others`` are those of findings and of numbers.
+    """
 
     name: str
     summary: dict[str, Any]
     segmentations: tuple[SegmentationRow, ...]
     classifications: tuple[ClassificationRow, ...]
     pictures: tuple[Picture, ...]
+    others: tuple[FindingsRow | NumberRow, ...] = ()
 
     @property
     def scans(self) -> dict[str, str]:
         """Subject of each scan."""
         found = {row.scan_id: row.subject_id for row in self.segmentations}
-        return found | {row.scan_id: row.subject_id for row in self.classifications}
+        return found | {row.scan_id: row.subject_id for row in (*self.classifications, *self.others)}
 
 
 Part = Run | Evaluation
@@ -141,11 +149,16 @@ def _read_evaluation(name: str, folder: Path) -> Evaluation:
     summary = read_summary(folder / SUMMARY)
     segmentations: Sequence[SegmentationRow] = ()
     classifications: Sequence[ClassificationRow] = ()
+    others: Sequence[FindingsRow | NumberRow] = ()
     if summary["kind"] == "segmentation":
         segmentations = read_segmentation(folder / CASES)
+    elif summary["kind"] == "multi_label":
+        others, _ = read_multi_label(folder / CASES)
+    elif summary["kind"] == "regression":
+        others = read_regression(folder / CASES)
     else:
         classifications, _ = read_classification(folder / CASES)
     scans = {row.scan_id for row in segmentations} | {row.scan_id for row in classifications}
     files = sorted((folder / PICTURES).glob("*.png"))
     pictures = tuple(Picture(file.stem, file.read_bytes()) for file in files if file.stem in scans)
-    return Evaluation(name, summary, tuple(segmentations), tuple(classifications), pictures)
+    return Evaluation(name, summary, tuple(segmentations), tuple(classifications), pictures, tuple(others))

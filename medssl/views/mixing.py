@@ -21,7 +21,7 @@ from medssl.types import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float, Shaped
     from torch import Tensor
 
     from medssl.ops.draws import Draws
@@ -64,12 +64,12 @@ class Mixed:
     targets: tuple[tuple[float, Tensor], ...]
 
 
-def mix(image: Float[Tensor, "B C *s"], target: Int[Tensor, "B *t"], mixing: Mixing, draws: Draws) -> Mixed:
+def mix(image: Float[Tensor, "B C *s"], target: Shaped[Tensor, "B *t"], mixing: Mixing, draws: Draws) -> Mixed:
     """Mixes each sample with the one before it.
 
     Args:
         image: Images.
-        target: Class numbers of the voxels [B, *s], or of the images [B].
+        target: Class numbers of the voxels [B, *s], or what is known of the images: [B], or findings [B, K].
         mixing: How.
         draws: Random numbers of one row: the step's, so that all processes mix alike.
     """
@@ -84,7 +84,7 @@ def mix(image: Float[Tensor, "B C *s"], target: Int[Tensor, "B *t"], mixing: Mix
         return Mixed(kept * image + (1 - kept) * other, ((kept, target), (1 - kept, others)))
     box = _box(image, 1 - kept, generator)
     image = torch.where(box, other, image)
-    if target.ndim > 1:
+    if target.ndim > 2:
         return Mixed(image, ((1.0, torch.where(box, others, target)),))
     kept = 1 - float(box.float().mean())
     return Mixed(image, ((kept, target), (1 - kept, others)))

@@ -1,0 +1,65 @@
+"""The part of ``medssl evaluate`` on findings and numbers: what a network answered, beside what is true."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medssl.data.targets import findings_of, number_of
+from medssl.evaluate import cases
+from medssl.evaluate.cases import FindingsRow, NumberRow
+from medssl.evaluate.multi_label import summarise_multi_label
+from medssl.evaluate.regression import summarise_regression
+from medssl.evaluate.subgroups import subgroups
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from medssl.engine.finished import Finished
+    from medssl.types import LabelSchema, Scan
+
+
+def score_answers(
+    scans: Sequence[Scan],
+    finished: Finished,
+    schema: LabelSchema,
+    file: Path,
+    values: Mapping[str, Mapping[str, str]],
+    more: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Writes the table of cases.
+
+    Args:
+        scans: What was asked about.
+        finished: The answers.
+        schema: Findings, or the name of a number.
+        file: Where the table goes.
+        values: Value of each scan by column, for subgroups.
+        more: Of the summary: what was skipped, notes, by what it was made.
+
+    Returns:
+        The summary, and those of subgroups.
+    """
+    pairs = [(scan, answer) for scan in scans if (answer := finished.get(scan)) is not None]
+    if schema.kind == "number":
+        numbers = [number_row(scan, answer, schema) for scan, answer in pairs]
+        found = summarise_regression(numbers, schema.name, **more)
+        cases.write_regression(file, numbers)
+        return found, subgroups(numbers, values, lambda own: summarise_regression(own, schema.name))
+    names = [name for _, name in schema.classes]
+    rows = [findings_row(scan, answer, schema) for scan, answer in pairs]
+    found = summarise_multi_label(rows, names, **more)
+    cases.write_multi_label(file, rows, names)
+    return found, subgroups(rows, values, lambda own: summarise_multi_label(own, names))
+
+
+def findings_row(scan: Scan, answer: Sequence[float], schema: LabelSchema) -> FindingsRow:
+    """The row of a scan whose findings were asked for."""
+    truth = findings_of(dict(scan.labels.values), schema)
+    return FindingsRow(scan.scan_id, scan.subject.subject_id, truth, tuple(answer))
+
+
+def number_row(scan: Scan, answer: Sequence[float], schema: LabelSchema) -> NumberRow:
+    """The row of a scan whose number was asked for."""
+    truth = number_of(dict(scan.labels.values), schema)
+    return NumberRow(scan.scan_id, scan.subject.subject_id, truth, answer[0])
