@@ -23,6 +23,7 @@ VERBS = {
     "pretrain": ("medssl.engine.pretrain:pretrain", "pretrain an encoder on the scans of a store"),
     "finetune": ("medssl.engine.finetune:finetune", "fine-tune an encoder with a head on a few labels"),
     "evaluate": ("medssl.engine.evaluate:evaluate", "score a fine-tuned network on labelled scans, on their own grid"),
+    "probe": ("medssl.engine.probe:probe", "judge a frozen encoder by what its features tell"),
     "compare": ("medssl.engine.compare:compare", "say whether pretraining helps, and with how many labels"),
     "pseudolabel": (
         "medssl.engine.pseudolabel:pseudolabel",

@@ -1,7 +1,8 @@
 """What a frozen encoder's features tell of a scan's class: probes that need no training schedule.
 
 N scans with features x [D] and classes y of K. Whatever a probe has to choose is chosen by the AUROC on the validation
-scans, and of equals the strongest regularisation is taken; test scans are only answered.
+scans, of equals by their balanced accuracy (AUROC does not mind that shrunken weights never answer a rare class), of
+equals the strongest regularisation; test scans are only answered.
 
     knn         votes of the k nearest training scans by cosine, weighted by exp(cosine / 0.07) (Wu et al., CVPR 2018);
                 k is chosen
@@ -76,7 +77,7 @@ class Probe:
         name: "knn", "logistic" or "ridge".
         setting: What was chosen: "k" or "penalty".
         chosen: Its value.
-        tried: Each value with its AUROC on the validation scans.
+        tried: Each value with AUROC and balanced accuracy on the validation scans.
         answer: Scores of the classes, the higher the likelier.
         note: What a reader must know; "" otherwise.
     """
@@ -84,7 +85,7 @@ class Probe:
     name: str
     setting: str
     chosen: float
-    tried: tuple[tuple[float, float], ...]
+    tried: tuple[tuple[float, float, float], ...]
     answer: Answer
     note: str = ""
 
@@ -117,13 +118,14 @@ def fit_probes(train: Group, validation: Group, names: Sequence[str]) -> list[Pr
 def _choose(
     name: str, setting: str, tried: Sequence[tuple[float, Answer]], validation: Group, names: Sequence[str]
 ) -> Probe:
-    measure = metrics(names)["auroc"]
+    measures = metrics(names)
     found = []
     for value, answer in tried:
-        auroc = measure(answer(validation.features), validation.truth)
-        assert auroc is not None  # every class is there
-        found.append((value, round(auroc, 12)))
-    place = max(range(len(found)), key=lambda number: (found[number][1], -number))
+        scores = answer(validation.features)
+        auroc, accuracy = (measures[measure](scores, validation.truth) for measure in MEASURES[:2])
+        assert auroc is not None and accuracy is not None  # noqa: PT018 (every class is there)
+        found.append((value, round(auroc, 12), round(accuracy, 12)))
+    place = max(range(len(found)), key=lambda number: (*found[number][1:], -number))
     notes = []
     if setting == "penalty" and place in (0, len(found) - 1):
         notes.append(f"the penalty {found[place][0]:g} is the end of the range that was tried")
