@@ -1,4 +1,17 @@
-"""The contract of every encoder: an image in, Features out."""
+"""The contract of every encoder: an image in, Features out; and the ways in which cells can be hidden from it.
+
+=========  ============================================================================================================
+mode       what becomes of hidden cells
+=========  ============================================================================================================
+"sparse"   maps are exactly 0 there, and no statistic counts them: ConvNets by masked twins (:mod:`medssl.nn.sparse`)
+"drop"     they are left out: ``tokens`` are those of the visible cells, ``kept`` says which, there are no ``maps``;
+           every sample hides equally many. With nothing hidden the tokens are those of the dense forward
+"fill"     something learned or fixed stands in their places; maps, tokens and pooled features are complete
+=========  ============================================================================================================
+
+In every mode the values in hidden voxels influence nothing that is returned, and their gradient is exactly 0. Without a
+mask ``tokens``, where an encoder has them, are one for each position of the last map, in C order, and ``kept`` is None.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +58,10 @@ class Encoder(nn.Module, ABC):
         hidden: Bool[Tensor, "B *cells"] | None = None,
         mode: MaskMode | None = None,
     ) -> Features:
-        """Encodes an image; cells where ``hidden`` is True have no influence on any value that is returned."""
+        """Encodes an image; cells where ``hidden`` is True have no influence on any value that is returned.
+
+        ``mode`` is one of ``mask_modes``; None means "sparse".
+        """
 
     def layers(self) -> dict[str, int]:
         """Which layer each parameter belongs to, by its name: 0 at the image, one more for each block behind it.
@@ -96,7 +112,8 @@ class ContractError(AssertionError):
 def check_encoder(encoder: Encoder, size: Sequence[int] | None = None) -> None:
     """Checks an encoder against the contract: run it on your own class.
 
-    The clauses are the functions of :mod:`medssl.encoders.contract`. The encoder itself is not changed.
+    The clauses are the functions of :mod:`medssl.encoders.contract` and, on hidden cells, of
+    :mod:`medssl.encoders.contract_masks`. The encoder itself is not changed.
 
     Args:
         encoder: Any encoder.

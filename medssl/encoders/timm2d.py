@@ -108,9 +108,13 @@ def _create(name: str, in_channels: int, *, pretrained: bool, drop_path: float) 
         close = ", ".join(get_close_matches(name, timm.list_models(), 5))
         message = f'timm has no model "{name}"{": similar names are " + close if close else ""}'
         raise UserError(message)
-    extra = {"drop_path_rate": drop_path} if drop_path > 0 else {}
+    arguments: dict[str, Any] = {"pretrained": pretrained, "in_chans": in_channels, "num_classes": 0}
+    arguments |= {"drop_path_rate": drop_path} if drop_path > 0 else {}
     try:
-        model: Any = timm.create_model(name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **extra)
+        try:  # transformers that can: their learned table of positions is interpolated to the image
+            model: Any = timm.create_model(name, dynamic_img_size=True, **arguments)
+        except TypeError:
+            model = timm.create_model(name, **arguments)
     except TypeError as error:
         message = f'timm\'s model "{name}" does not take the arguments in_channels={in_channels}, drop_path={drop_path}'
         raise UserError(message) from error

@@ -168,7 +168,7 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = 0.9) -> Report
     source, target = read_tensors(file), module.state_dict()
     strip, add = _prefixes(source, target)
     renamed = {add + key[len(strip) :]: key for key in source if key.startswith(strip)}
-    stem = next((key for key, value in target.items() if value.ndim >= 3), None)
+    stem = next((key for key, value in target.items() if value.ndim >= 4), None)  # no learned token
     new: dict[str, Tensor] = {}
     adapted: list[str] = []
     for key, old in target.items():

@@ -240,7 +240,7 @@ class Broken(ResEnc):
         features = super().forward(image, hidden, mode)
         maps, pooled = list(features.maps), features.pooled
         if self.clause == "state":
-            maps[-1] = maps[-1] * (id(self) % 1000)
+            maps[-1] = maps[-1] * (id(self) % 99991)
         if self.clause == "batch":
             pooled = pooled + pooled.mean(0)
         if self.clause == "bfloat16" and torch.is_autocast_enabled("cpu"):

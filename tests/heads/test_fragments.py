@@ -32,6 +32,8 @@ def tiny(path: Path):
     arguments = yaml.safe_load(path.read_text())["init_args"]
     if "model" in arguments:
         return build(path, model=SMALLER.get(arguments["model"], arguments["model"]))
+    if "patch" in arguments:
+        return build(path, width=32, depth=4)
     stages = len(arguments["channels"])
     return build(path, channels=[4 + 2 * stage for stage in range(stages)], blocks=[1] * stages)
 

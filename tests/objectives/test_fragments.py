@@ -11,6 +11,7 @@ import yaml
 from objectives.small import CONFIGS, view_spec
 
 from medssl.objectives.spark import SparK
+from medssl.types import UserError, ViewSpec
 
 ENCODERS = sorted((CONFIGS / "encoders").glob("*.yaml"))
 
@@ -27,6 +28,11 @@ def build(path: Path):
 def test_every_encoder_fits_the_objective_of_its_axes(path):
     encoder = build(path)
     (ndim,) = encoder.ndims
+    if "sparse" not in encoder.mask_modes:
+        assert encoder.mask_modes == {"drop", "fill"}  # a transformer, which SparK refuses in one line
+        with pytest.raises(UserError, match='has mask modes: drop, fill; SparK needs an encoder with "sparse"'):
+            SparK(encoder, view=ViewSpec(size=tuple(4 * side for side in encoder.mask_cell)))
+        return
     arguments = dict(yaml.safe_load((CONFIGS / "objectives" / f"spark_{ndim}d.yaml").read_text())["init_args"])
     arguments["view"] = view_spec(arguments["view"])
     with torch.device("meta"):
@@ -41,4 +47,5 @@ def test_the_names_that_recipes_use_are_there():
     assert {path.stem for path in ENCODERS} >= {
         *("resenc_small_3d", "resenc_3d", "resenc_small_2d", "resenc_2d", "resenc_acdc"),
         *("timm_resnet18", "timm_resnet50", "timm_convnext_small"),
+        *("vit_small_2d", "vit_small_3d", "vit_base_2d", "vit_3d"),
     }

@@ -1,0 +1,84 @@
+"""What the clauses of the encoder contract share: test images and masks, forwards with one seed, comparisons."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from medssl.encoders.base import ContractError
+from medssl.ops.patches import cells_of
+from medssl.types import Features
+
+if TYPE_CHECKING:
+    from medssl.encoders.base import Encoder
+    from medssl.types import MaskMode
+
+
+def image_for(encoder: Encoder, size: tuple[int, ...]) -> Tensor:
+    """Three samples of noise, the same each time."""
+    parameter = next(encoder.parameters())
+    noise = torch.randn(3, encoder.in_channels, *size, generator=torch.Generator().manual_seed(0))
+    return noise.to(parameter)
+
+
+def unequal_hidden(encoder: Encoder, size: tuple[int, ...]) -> Tensor:
+    """About half of the first sample's cells, one cell of the second, all of the third."""
+    cells = cells_of(size, encoder.mask_cell)
+    hidden = torch.zeros(3, *cells, dtype=torch.bool)
+    hidden[0].view(-1)[::2] = True
+    hidden[1].view(-1)[-1] = True
+    hidden[2] = True
+    return hidden.to(next(encoder.parameters()).device)
+
+
+def equal_hidden(encoder: Encoder, size: tuple[int, ...]) -> Tensor:
+    """Half of each sample's cells, other ones in each."""
+    cells = cells_of(size, encoder.mask_cell)
+    first = torch.arange(prod(cells)) < prod(cells) // 2
+    hidden = torch.stack([first, first.roll(1), ~first if prod(cells) % 2 == 0 else first.roll(2)])
+    return hidden.reshape(3, *cells).to(next(encoder.parameters()).device)
+
+
+def run(encoder: nn.Module, image: Tensor, hidden: Tensor | None = None, mode: MaskMode | None = None) -> Features:
+    """One forward with the same random numbers each time (dropout, drop-path)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        features: Features = encoder(image, hidden, mode)
+        return features
+
+
+def outputs(features: Features) -> tuple[Tensor, ...]:
+    """Every tensor of features."""
+    rest = [x for x in (features.tokens, features.kept) if x is not None]
+    return (*features.maps, features.pooled, *rest)
+
+
+def total(features: Features) -> Tensor:
+    """One number that every output has a share in."""
+    floating = [x.float() for x in outputs(features) if x.is_floating_point()]
+    return torch.stack([x.square().mean() + x.mean() for x in floating]).sum()
+
+
+def gradient(tensor: Tensor) -> Tensor:
+    """Its gradient, zeros where none came."""
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+
+
+def same(a: Features, b: Features, what: str, tolerance: float = 1e-5) -> None:
+    """Holds that all outputs agree, bit for bit with a tolerance of 0."""
+    clause(len(outputs(a)) == len(outputs(b)), what)
+    for x, y in zip(outputs(a), outputs(b), strict=True):
+        scale = max(1.0, float(y.detach().abs().max()))
+        exact = tolerance == 0 or not y.is_floating_point()
+        fits = x.shape == y.shape
+        equal = fits and (torch.equal(x, y) if exact else torch.allclose(x, y, 1e-4, tolerance * scale))
+        clause(equal, what)
+
+
+def clause(holds: bool, what: str) -> None:
+    """Raises unless a clause holds."""
+    if not holds:
+        raise ContractError(what)

@@ -1,0 +1,200 @@
+"""Plain vision transformer for images and volumes (Dosovitskiy et al., ICLR 2021), as masked autoencoders use it.
+
+Positions are fixed sines and cosines of where a patch lies, in voxels or in mm, so that one set of weights takes any
+image that its patches divide, and any set of patches: hidden ones are left out ("drop", He et al., CVPR 2022) or
+replaced by a learned token ("fill", Xie et al., SimMIM, CVPR 2022).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from medssl.encoders.base import Encoder
+from medssl.nn.sparse import checkpoint
+from medssl.nn.transformer import gather_tokens, sincos_positions, transformer_blocks, visible_numbers
+from medssl.ops.masking import at_resolution
+from medssl.ops.patches import cells_of, patchify
+from medssl.types import Features, MaskMode, UserError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+HEAD_WIDTH = 64  # channels of an attention head in the published sizes
+MAPS = 4  # as many depths as decoders for transformers look at
+
+
+class PatchEmbed(nn.Module):
+    """One linear map of the voxels of a patch; its weight has the name and shape of timm's convolution."""
+
+    def __init__(self, in_channels: int, width: int, patch: Sequence[int]) -> None:
+        super().__init__()
+        convolution = nn.Conv2d if len(patch) == 2 else nn.Conv3d
+        self.proj = convolution(in_channels, width, tuple(patch), stride=tuple(patch))  # type: ignore[arg-type]
+        nn.init.xavier_uniform_(self.proj.weight.view(width, -1))
+        bias = self.proj.bias
+        assert bias is not None
+        nn.init.zeros_(bias)
+
+    def forward(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N C"]:
+        """Rows of ``medssl.ops.patches.patchify``, any of them, to tokens."""
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class ViT(Encoder):
+    """Vision transformer; ``tokens`` are those of the patches after the last norm, in C order.
+
+    ``maps`` are the patch tokens of up to four equally spaced depths, all at the stride of a patch, the last one
+    normalised: what decoders for transformers fuse. ``pooled`` is the mean of ``tokens`` (of the kept ones in mode
+    "drop"), or the class token. Names of parameters are those of timm's and of the published masked autoencoders, whose
+    weights load (their tables of positions are the same sines and cosines, and are left out).
+
+    Linear layers start Xavier-uniform with biases of 0, learned tokens from a normal distribution of deviation 0.02
+    (He et al., CVPR 2022). Attention heads have 64 channels each; a narrower network has one head. The residual stream
+    stays in the parameters' type under autocast.
+
+    Args:
+        in_channels: Channels of the image.
+        patch: Voxels of a patch per axis, two or three; a mask's cell is a patch.
+        width: Channels of a token, a multiple of 64 (or less than 128).
+        depth: Blocks.
+        drop_path: Probability of dropping a branch of the last block while training; from 0 at the first it rises
+            evenly. For fine-tuning: ``--optimizer.drop_path``.
+        registers: Learned tokens without a place, which the network may compute with (Darcet et al., ICLR 2024).
+        pool: What ``pooled`` is: "mean" of the patch tokens, or a learned "class" token, which is added then.
+        spacing_mm: Spacing of the voxels per axis, to measure positions in mm; None measures them in voxels. Set it
+            where spacings differ between axes. Lengths are divided by the longest side of a patch: cubic patches get
+            the numbers 0, 1, 2, ...
+
+    Attributes:
+        recompute: Set to True to recompute each block in the backward pass: less memory, about a third more time.
+
+    Raises:
+        UserError: Arguments that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        *,
+        patch: Sequence[int] = (8, 8, 8),
+        width: int = 384,
+        depth: int = 12,
+        drop_path: float = 0.0,
+        registers: int = 0,
+        pool: Literal["mean", "class"] = "mean",
+        spacing_mm: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        _refuse_misfits(patch, width, registers, pool, spacing_mm)
+        self.ndims = frozenset({len(patch)})
+        self.in_channels = in_channels
+        self.patch = tuple(patch)
+        self.depths = tuple(sorted({-(-depth * n // MAPS) for n in range(1, MAPS + 1)}))  # blocks done at each map
+        self.channels = (width,) * len(self.depths)
+        self.strides = (self.patch,) * len(self.depths)
+        self.mask_modes: frozenset[MaskMode] = frozenset({"drop", "fill"})
+        self.mask_cell = self.patch
+        self.pool = pool
+        self.recompute = False
+        spacing = (1.0,) * len(patch) if spacing_mm is None else spacing_mm
+        sides = [side * mm for side, mm in zip(patch, spacing, strict=True)]
+        self.step = tuple(side / max(sides) for side in sides)
+        self.patch_embed = PatchEmbed(in_channels, width, patch)
+        self.blocks = transformer_blocks(width, depth, max(1, width // HEAD_WIDTH), drop_path=drop_path)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.mask_token = _learned(1, width)
+        self.cls_token = _learned(1, width) if pool == "class" else None
+        self.reg_token = _learned(registers, width) if registers else None
+        self.extra = (pool == "class") + registers  # tokens before those of the patches
+
+    def forward(
+        self,
+        image: Float[Tensor, "B C *s"],
+        hidden: Bool[Tensor, "B *cells"] | None = None,
+        mode: MaskMode | None = None,
+    ) -> Features:
+        """Encodes an image.
+
+        Args:
+            image: Size a multiple of the patch on every axis.
+            hidden: True where a cell must not be seen.
+            mode: "drop" leaves hidden patches out: ``tokens`` are those of the patches ``kept``, and there are no
+                maps. "fill" puts the mask token in their places.
+
+        Raises:
+            UserError: The image or the mask do not fit, or samples with different numbers of visible patches in mode
+                "drop".
+        """
+        x = self.checked(image, hidden, mode)
+        cells = cells_of(x.shape[2:], self.patch)
+        covered = torch.zeros(len(x), *cells, dtype=torch.bool, device=x.device)
+        if hidden is not None:
+            covered = at_resolution(hidden.to(x.device), cells)
+        patches = patchify(x, self.patch)
+        places = sincos_positions(cells, self.channels[-1], step=self.step, like=self.mask_token)
+        places = places.expand(len(x), -1, -1)
+        kept = None
+        if mode == "drop" and hidden is not None:
+            kept = visible_numbers(covered)
+            patches, places = gather_tokens(patches, kept), gather_tokens(places, kept)
+            covered = covered.flatten(1).gather(1, kept)
+        tokens = torch.where(covered.flatten(1)[..., None], self.mask_token, self.patch_embed(patches)) + places
+        found = self._run(tokens)
+        outputs = [x[:, self.extra :] for x in found]
+        outputs[-1] = self.norm(outputs[-1])
+        pooled = self.norm(found[-1][:, 0]) if self.pool == "class" else outputs[-1].mean(1)
+        maps = () if kept is not None else tuple(x.mT.reshape(len(x), -1, *cells) for x in outputs)
+        return Features(maps=maps, pooled=pooled, tokens=outputs[-1], kept=kept)
+
+    def _run(self, tokens: Float[Tensor, "B N C"]) -> list[Float[Tensor, "B M C"]]:
+        """All tokens, the extra ones first, after each of the depths that become maps."""
+        extra = [x.expand(len(tokens), -1, -1) for x in (self.cls_token, self.reg_token) if x is not None]
+        x = torch.cat((*extra, tokens), 1)
+        found = []
+        for done, block in enumerate(self.blocks, 1):
+            x = checkpoint(block, x) if self.recompute and torch.is_grad_enabled() else block(x)
+            if done in self.depths:
+                found.append(x)
+        return found
+
+    def layers(self) -> dict[str, int]:
+        """The patch embedding and learned tokens are layer 0, each block one more; the last norm is of the last."""
+        layers = {}
+        for name, _ in self.named_parameters():
+            block = re.match(r"blocks\.(\d+)\.", name)
+            layers[name] = int(block.group(1)) + 1 if block else len(self.blocks) * name.startswith("norm.")
+        return layers
+
+
+def _learned(count: int, width: int) -> nn.Parameter:
+    return nn.Parameter(nn.init.normal_(torch.empty(1, count, width), std=0.02))
+
+
+def _refuse_misfits(
+    patch: Sequence[int], width: int, registers: int, pool: str, spacing_mm: Sequence[float] | None
+) -> None:
+    """Refuses arguments that do not fit each other."""
+    heads = max(1, width // HEAD_WIDTH)
+    spacing = patch if spacing_mm is None else spacing_mm
+    for good, message in (
+        (len(patch) in (2, 3) and min(patch) >= 1, f"patch {list(patch)}: expected two or three numbers, 1 or more"),
+        (
+            width >= 1 and width % heads == 0,
+            f"width {width}: each attention head has {HEAD_WIDTH} channels, so expected a multiple of {HEAD_WIDTH}",
+        ),
+        (registers >= 0, f"registers {registers}: expected 0 or more"),
+        (pool in ("mean", "class"), f'pool must be "mean" or "class", got "{pool}"'),
+        (
+            len(spacing) == len(patch) and min(spacing) > 0,
+            f"spacing_mm {list(spacing)}: expected {len(patch)} numbers above 0, one for each axis of the patch",
+        ),
+    ):
+        if not good:
+            raise UserError(message)

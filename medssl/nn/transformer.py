@@ -1,0 +1,245 @@
+"""Transformer encoders in any number of axes: pre-norm blocks, sine-cosine positions, and the tokens that are kept.
+
+References: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021 (blocks); Vaswani et al., Attention Is All You
+Need, NeurIPS 2017 (sines and cosines); He et al., Masked Autoencoders, CVPR 2022 (their form in two axes, and tokens
+that are left out); Huang et al., Deep Networks with Stochastic Depth, ECCV 2016 (drop-path); Touvron et al., Going
+deeper with Image Transformers, ICCV 2021 (layer scale).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+LONGEST = 10_000.0  # the slowest sine takes 2 pi times this distance
+
+
+def sincos_positions(
+    cells: Sequence[int], width: int, *, step: Sequence[float] | None = None, like: Tensor | None = None
+) -> Float[Tensor, "N width"]:
+    """Fixed embedding of the places of a grid's cells: sines and cosines of their coordinates, axis by axis.
+
+    The channels are shared out evenly between the axes, the last axis first (as in the published weights of masked
+    autoencoders); of an axis' share the first half are sines, the second cosines of the coordinate times
+    10000^(-i / half). Channels that cannot be shared out evenly are 0 and come last. Nothing is learned and nothing is
+    tied to a size: another grid has its own table.
+
+    Args:
+        cells: Cells per axis.
+        width: Channels of a token.
+        step: Distance between the centres of neighbouring cells per axis, in any unit; None takes 1. Coordinates are
+            counted from the centre of the first cell.
+        like: Tensor whose device and floating type are taken.
+
+    Returns:
+        One row for each cell, in C order; the squares of each row sum to half of the channels that are shared out.
+
+    Raises:
+        UserError: Fewer channels than a sine and a cosine for each axis.
+    """
+    ndim = len(cells)
+    half = width // (2 * ndim)
+    if half < 1:
+        message = f"positions on {ndim} axes need at least {2 * ndim} channels, got {width}"
+        raise UserError(message)
+    device = None if like is None else like.device
+    frequencies = LONGEST ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
+    parts = []
+    for axis in reversed(range(ndim)):
+        distance = 1.0 if step is None else float(step[axis])
+        coordinates = torch.arange(cells[axis], dtype=torch.float64, device=device) * distance
+        angles = coordinates[:, None] * frequencies
+        table = torch.cat((angles.sin(), angles.cos()), 1)
+        along = [1] * ndim
+        along[axis] = cells[axis]
+        parts.append(table.reshape(*along, 2 * half).expand(*cells, 2 * half))
+    rest = frequencies.new_zeros(*cells, width - 2 * half * ndim)
+    places = torch.cat((*parts, rest), -1).reshape(prod(cells), width)
+    return places.to(torch.get_default_dtype() if like is None else like.dtype)
+
+
+def visible_numbers(hidden: Bool[Tensor, "B *cells"]) -> Int[Tensor, "B K"]:
+    """Numbers of the visible cells of each sample, in C order and rising.
+
+    Raises:
+        UserError: Samples with different numbers of visible cells, or without any.
+    """
+    visible = ~hidden.flatten(1)
+    counts = visible.sum(1)
+    fewest, most = int(counts.min()), int(counts.max())
+    if fewest != most or most == 0:
+        message = (
+            f'mode "drop" needs equally many visible cells in every sample, and at least one: got {fewest} to {most}; '
+            "draw masks of an exact count"
+        )
+        raise UserError(message)
+    return visible.nonzero()[:, 1].reshape(len(visible), most)
+
+
+def gather_tokens(tokens: Float[Tensor, "B N C"], kept: Int[Tensor, "B K"]) -> Float[Tensor, "B K C"]:
+    """The rows ``kept`` of each sample, in their order."""
+    return tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
+
+
+class DropPath(nn.Module):
+    """While training, drops a sample's whole branch with probability ``chance`` and scales what is left."""
+
+    def __init__(self, chance: float = 0.0) -> None:
+        super().__init__()
+        self.chance = chance
+
+    def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        """Drops or scales."""
+        if self.chance == 0 or not self.training:
+            return x
+        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.chance
+        return x * (kept / (1 - self.chance)).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """What printing shows."""
+        return f"{self.chance:g}"
+
+
+class LayerScale(nn.Module):
+    """One learned factor for each channel."""
+
+    def __init__(self, width: int, start: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), start))
+
+    def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        """Multiplies."""
+        return x * self.gamma
+
+
+class Attention(nn.Module):
+    """Self-attention over all tokens, in as many parts of the channels as there are heads."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        """Each token's new value is a mean over all tokens' values, weighted by how queries and keys agree."""
+        batch, count, width = x.shape
+        parts = self.qkv(x).reshape(batch, count, 3, self.heads, width // self.heads)
+        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        found = F.scaled_dot_product_attention(query, key, value)
+        mixed: Tensor = self.proj(found.transpose(1, 2).reshape(batch, count, width))
+        return mixed
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
+
+    def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        """Token by token."""
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each on normalised tokens and added to what came in.
+
+    Names of parameters are those of timm's vision transformers.
+
+    Args:
+        width: Channels of a token.
+        heads: Parts of the channels that attend on their own.
+        mlp_ratio: Inner channels of the MLP as a multiple of ``width``.
+        drop_path: Probability of dropping a branch while training.
+        layer_scale: First value of the factors on the branches; None has no such factors.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = MLP(width, round(width * mlp_ratio))
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        """Tokens to tokens."""
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+        x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        return x
+
+
+def transformer_blocks(
+    width: int,
+    depth: int,
+    heads: int,
+    *,
+    mlp_ratio: float = 4.0,
+    drop_path: float = 0.0,
+    layer_scale: float | None = None,
+) -> nn.Sequential:
+    """A plain stack of blocks: of an encoder, or of the decoder of a masked autoencoder.
+
+    Linear layers start as in masked autoencoders (He et al., CVPR 2022): weights Xavier-uniform, biases 0.
+
+    Args:
+        width: Channels of a token.
+        depth: Number of blocks.
+        heads: Parts of the channels that attend on their own.
+        mlp_ratio: Inner channels of each MLP as a multiple of ``width``.
+        drop_path: Probability of dropping a branch of the last block; rises to it in equal steps from 0 at the first.
+        layer_scale: First value of the factors on the branches; None has no such factors.
+
+    Raises:
+        UserError: Heads that do not divide the width, no block, or a probability out of range.
+    """
+    for good, what in (
+        (heads >= 1 and width % max(heads, 1) == 0, f"heads {heads} must divide width {width}"),
+        (depth >= 1, f"depth {depth} must be at least 1"),
+        (0 <= drop_path < 1, f"drop_path {drop_path} must lie from 0 to below 1"),
+    ):
+        if not good:
+            message = f"transformer: {what}"
+            raise UserError(message)
+    blocks = nn.Sequential(
+        *(
+            Block(
+                width,
+                heads,
+                mlp_ratio=mlp_ratio,
+                drop_path=drop_path * number / max(1, depth - 1),
+                layer_scale=layer_scale,
+            )
+            for number in range(depth)
+        )
+    )
+    for module in blocks.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    return blocks
