@@ -33,6 +33,7 @@ class UNetDecoder(nn.Module):
         widths: Channels of each step, coarse to fine; None takes those of the map that is joined, or half of the step
             before.
         convolutions: Convolutions of each step.
+        steps: How many steps from the coarsest map on are taken; None goes on to full resolution.
         norm: "instance", "batch" (statistics over the batches of all processes) or "layer".
 
     Attributes:
@@ -52,11 +53,16 @@ class UNetDecoder(nn.Module):
         widths: Sequence[int] | None = None,
         convolutions: int = 1,
         norm: NormName = "instance",
+        steps: int | None = None,
     ) -> None:
         super().__init__()
         path = upsampling_path(strides)
+        if steps is not None and not 1 <= steps <= len(path):
+            message = f"{steps} steps: expected 1 to {len(path)}, which leads to full resolution"
+            raise UserError(message)
         full = [number for number, stride in enumerate(strides) if max(stride) == 1]
-        self.joined = (*(number for _, number in path[1:]), full[-1] if full else None)
+        joined = (*(number for _, number in path[1:]), full[-1] if full else None)
+        path, self.joined = path[:steps], joined[:steps]
         self.widths = _widths(channels, self.joined) if widths is None else tuple(widths)
         if len(self.widths) != len(path) or min(self.widths) < 1 or convolutions < 1:
             message = (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import inspect
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from medssl.types import Batch, Geometry, Imported, Intensity, Origin, View, Vie
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = {2: (32, 48), 3: (16, 24, 12)}
+SMALL = {"steps": 2, "projection": [16, 8]}  # arguments of the shipped configurations that small encoders ask for
 
 
 def encoder(ndim: int, *, in_channels: int = 1, norm: str | None = None, **arguments) -> ResEnc:
@@ -34,11 +37,15 @@ def spark(ndim: int, *, in_channels: int = 1, encoder_norm: str | None = None, *
 def from_config(path: str, ndim: int):
     """The objective of a shipped configuration around a small encoder, with views of another size."""
     fragment = Imported(**yaml.safe_load(Path(path).read_text()))
-    arguments = dict(fragment.init_args)
-    for key in [name for name in arguments if name == "view" or name.endswith("_view")]:
-        arguments[key] = view_spec({**arguments[key], "size": SIZES[ndim]})
     module, name = fragment.class_path.rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)(encoder(ndim), **arguments)
+    kind, arguments = getattr(importlib.import_module(module), name), dict(fragment.init_args)
+    parameters = inspect.signature(kind).parameters
+    for key, value in arguments.items():
+        if key == "view" or key.endswith("_view"):
+            arguments[key] = view_spec({**value, "size": SIZES[ndim]})
+        elif dataclasses.is_dataclass(default := parameters[key].default):
+            arguments[key] = type(default)(**value)
+    return kind(encoder(ndim), **arguments | {key: SMALL[key] for key in SMALL if key in arguments})
 
 
 def view_spec(values: dict) -> ViewSpec:

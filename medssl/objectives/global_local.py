@@ -1,0 +1,227 @@
+r"""Global and local contrast with domain cues: where a slice lies in its volume says what it may look like.
+
+A batch holds crops of several volumes, one from each of S equal parts along the volume; v, s and k are the volume, the
+part and the view of an embedding z of unit length. For an anchor a with a positive p and negatives N(a)::
+
+    l(a, p) = -log( exp(z_a . z_p / tau) / ( exp(z_a . z_p / tau) + sum_{n in N(a)} exp(z_a . z_n / tau) ) )
+    loss    = mean of l over all ordered positive pairs
+
+Global loss, of projected pooled features: positives are other views of the crop and, with ``cross``, crops of the same
+part of other volumes; negatives are all other crops ("all"), or those of other parts only ("other_part")::
+
+    G^R  = view, all        G^D- = view, other_part        G^D = view + cross, other_part
+
+Local loss, of regions of K voxels per axis of the decoder's map: positives are the same region in the other view (L^R)
+and, with ``cross``, in other volumes (L^D); negatives are the regions nearest to it in both views.
+
+Reference: Chaitanya et al., Contrastive learning of global and local features for medical image segmentation with
+limited annotations, NeurIPS 2020, arXiv 2006.10511. What differs stands in ``docs/objectives/global_local.md``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+
+from medssl.nn.heads import Projection
+from medssl.nn.unet import UNetDecoder
+from medssl.objectives.base import Objective, undisturbed
+from medssl.ops.collectives import gather
+from medssl.ops.regions import nearest_regions, region_corners, rows_of
+from medssl.ops.similarity import info_nce
+from medssl.types import Geometry, Intensity, Loss, Sampling, UserError, ViewPlan
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int
+    from torch import Tensor, nn
+
+    from medssl.encoders.base import Encoder
+    from medssl.nn.decoders import NormName
+    from medssl.types import Batch, Step, ViewSpec
+
+
+@dataclass(frozen=True)
+class Cues:
+    """What the place of a crop in its volume says.
+
+    Attributes:
+        parts: Equal parts of a volume along ``axis``; one crop is taken from each.
+        axis: Stored axis along which volumes are aligned: that of the slices in 2D.
+        cross: Crops of the same part of other volumes are positives, too.
+    """
+
+    parts: int = 4
+    axis: int = 2
+    cross: bool = False
+
+    @property
+    def sampling(self) -> Sampling:
+        """One crop from each part of a volume, of volumes of different subjects."""
+        return Sampling(
+            regions_per_scan=self.parts, stratified_axis=self.axis, slice_axis=self.axis, distinct_subjects=True
+        )
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Which regions of a map are compared: cubes of ``side`` voxels, each with the ``nearest`` others of both views."""
+
+    side: int = 3
+    nearest: int = 5
+
+
+class GlobalContrast(Objective):
+    """First stage: the encoder learns from whole crops.
+
+    Args:
+        encoder: Any encoder; its pooled features are projected.
+        view: How views are cut and changed.
+        cues: What counts as the same part.
+        negatives: "all" other crops, or those of "other_part" only.
+        original: A third view that is only cropped.
+        temperature: Divides the cosine similarity.
+        projection: Channels of the hidden layer and of the output.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        view: ViewSpec,
+        cues: Cues = Cues(cross=True),
+        negatives: Literal["all", "other_part"] = "other_part",
+        original: bool = False,
+        temperature: float = 0.1,
+        projection: Sequence[int] = (1024, 128),
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        plain = replace(view, scale=(1.0, 1.0), geometry=Geometry(flip="none"), intensity=Intensity())
+        views = (view, view, plain) if original else (view, view)
+        self.needs = ViewPlan(views, cues.sampling)
+        self.cues, self.negatives, self.temperature = cues, negatives, temperature
+        self.projection = Projection((encoder.channels[-1], *projection), norm=False)
+
+    def forward(self, batch: Batch, step: Step) -> Loss:
+        """Encodes all views together, projects, and compares with the rows of all processes."""
+        self.require(batch, step)
+        features = self.encoder(torch.cat([view.image for view in batch.views]))
+        z = self.projection(features.pooled)
+        own = tags(batch, step, self.cues.parts)
+        every = Tags(*map(gather, own))
+        positive = own.same(every) & ~own.itself(every)
+        if self.cues.cross:
+            positive |= own.across(every)
+        negative = ~own.same(every) if self.negatives == "all" else own.part[:, None] != every.part
+        loss = info_nce(z, gather(z), positive, negative, temperature=self.temperature)
+        return Loss(loss, {"loss": loss.detach()}, embedding=features.pooled[: len(step.samples)].detach())
+
+
+class LocalContrast(Objective):
+    """Second stage: the first steps of a U-Net decoder learn from regions; the encoder stays as it is, bit for bit.
+
+    Args:
+        encoder: The encoder of the first stage. It has no gradient, and its statistics do not move.
+        view: How crops are cut; both views are the same crop, they differ in intensity alone.
+        cues: What counts as the same part; ``cross`` then makes the same region of other volumes a positive.
+        steps: Steps of the decoder that learn, from the coarsest map on; the rest is left to fine-tuning.
+        regions: What is compared on the decoder's map.
+        temperature: Divides the cosine similarity.
+        norm: Normalisation of the decoder: that of the U-Net head that will go on with it.
+
+    Raises:
+        UserError: The view is changed in space, or the decoder's map is too small for regions.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        view: ViewSpec,
+        cues: Cues = Cues(),
+        steps: int = 3,
+        regions: Regions = Regions(),
+        temperature: float = 0.1,
+        norm: NormName = "instance",
+    ) -> None:
+        super().__init__()
+        ndim = len(view.size)
+        if view.geometry.flip != "none" or any(view.geometry.rotation_degrees) or view.scale != (1.0, 1.0):
+            message = (
+                "regions are compared at the same place: the view's geometry must be flip none, rotation_degrees [0.0] "
+                f"and scale [1.0, 1.0], got {view.geometry.flip}, {list(view.geometry.rotation_degrees)} and "
+                f"{list(view.scale)}"
+            )
+            raise UserError(message)
+        self.encoder = encoder.requires_grad_(False)
+        self.needs = ViewPlan((view, replace(view, nested_in=0)), cues.sampling)
+        self.cues, self.regions, self.temperature = cues, regions, temperature
+        self.decoder = UNetDecoder(encoder.channels, encoder.strides, steps=steps, norm=norm)
+        width = self.decoder.widths[-1]
+        self.projection = Projection((width, width, width), ndim=ndim)
+
+    def forward(self, batch: Batch, step: Step) -> Loss:
+        """Encodes, decodes and projects both views, and compares their regions."""
+        self.require(batch, step)
+        with undisturbed(self.encoder), torch.no_grad():
+            features = self.encoder(torch.cat([view.image for view in batch.views]))
+        found = self.projection(self.decoder(features.maps)[-1])
+        corners = region_corners(found.shape[2:], self.regions.side)
+        z = rows_of(found, corners, self.regions.side).flatten(0, 1)
+        own = tags(batch, step, self.cues.parts).each(len(corners))
+        every = Tags(*map(gather, own))
+        near = nearest_regions(corners, self.regions.nearest).to(z.device)
+        here = torch.arange(len(corners), device=z.device).repeat(len(found))
+        there = gather(here)
+        positive = own.same(every) & ~own.itself(every)
+        if self.cues.cross:
+            positive |= own.across(every)
+        positive &= here[:, None] == there
+        negative = own.same(every) & near[here[:, None], there]
+        loss = info_nce(z, gather(z), positive, negative, temperature=self.temperature)
+        return Loss(loss, {"loss": loss.detach()}, embedding=features.pooled[: len(step.samples)].detach())
+
+    def exported(self) -> dict[str, nn.Module]:
+        """The encoder, and the steps of the decoder."""
+        return {"encoder": self.encoder, "decoder": self.decoder}
+
+
+class Tags(NamedTuple):
+    """What each embedding is of: its crop, the volume and the part of the volume, and the number of its view."""
+
+    crop: Int[Tensor, "M"]
+    volume: Int[Tensor, "M"]
+    part: Int[Tensor, "M"]
+    view: Int[Tensor, "M"]
+
+    def each(self, times: int) -> Tags:
+        """The tags of ``times`` embeddings of each row, one after the other."""
+        return Tags(*(tag.repeat_interleave(times) for tag in self))
+
+    def same(self, other: Tags) -> Bool[Tensor, "M K"]:
+        """Of the same crop."""
+        return self.crop[:, None] == other.crop
+
+    def itself(self, other: Tags) -> Bool[Tensor, "M K"]:
+        """Of the same view of the same crop."""
+        return self.same(other) & (self.view[:, None] == other.view)
+
+    def across(self, other: Tags) -> Bool[Tensor, "M K"]:
+        """Of the same part and the same kind of view, but of different volumes."""
+        alike = (self.part[:, None] == other.part) & (self.view[:, None] == other.view)
+        return alike & (self.volume[:, None] != other.volume)
+
+
+def tags(batch: Batch, step: Step, parts: int) -> Tags:
+    """Tags of the crops of a batch, first those of its first view."""
+    origin, views, device = batch.origin, len(batch.views), batch.views[0].image.device
+    digests = [hashlib.blake2b(name.encode(), digest_size=7).digest() for name in origin.scan_ids]
+    crop = torch.tensor(step.samples, device=device)
+    volume = torch.tensor([int.from_bytes(digest, "big") for digest in digests], device=device)
+    part = (origin.along.to(device) * parts).long().clamp(max=parts - 1)
+    view = torch.arange(views, device=device).repeat_interleave(len(crop))
+    return Tags(crop.repeat(views), volume.repeat(views), part.repeat(views), view)

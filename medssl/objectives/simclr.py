@@ -1,0 +1,69 @@
+r"""SimCLR: two random views of a scan are to be near each other and far from all others.
+
+With encoder :math:`f`, projection :math:`g`, views :math:`x_1 \dots x_B` and :math:`x_{B+1} \dots x_{2B}` of the same B
+crops, and j(i) the other view of i::
+
+    z_i  = g(f(x_i)) / |g(f(x_i))|
+    loss = - mean_i log( exp(z_i . z_j(i) / tau) / sum_{k != i} exp(z_i . z_k / tau) )
+
+Reference: Chen et al., A simple framework for contrastive learning of visual representations, ICML 2020,
+arXiv 2002.05709. Where this differs from the paper, ``docs/objectives/simclr.md`` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from medssl.nn.heads import Projection
+from medssl.objectives.base import Objective
+from medssl.ops.collectives import gather
+from medssl.ops.similarity import info_nce
+from medssl.types import Loss, Sampling, ViewPlan
+
+if TYPE_CHECKING:
+    from medssl.encoders.base import Encoder
+    from medssl.types import Batch, Step, ViewSpec
+
+
+class SimCLR(Objective):
+    """Tells the two views of a crop from those of all other crops, of all processes.
+
+    Args:
+        encoder: Any encoder; its pooled features are projected.
+        view: How both views are cut and changed; what they do not share is what the encoder learns to ignore.
+        temperature: Divides the cosine similarity.
+        projection: Channels of the hidden layers and of the output; the first is often the encoder's own width.
+        sampling: How scans fill a batch; None takes one crop of each subject, since crops of one scan would be told
+            apart that are hardly different.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        view: ViewSpec,
+        temperature: float = 0.1,
+        projection: Sequence[int] = (128, 128),
+        sampling: Sampling | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.needs = ViewPlan((view, view), sampling or Sampling(distinct_subjects=True))
+        self.temperature = temperature
+        self.projection = Projection((encoder.channels[-1], *projection))
+
+    def forward(self, batch: Batch, step: Step) -> Loss:
+        """Encodes both views together, projects, and compares with the rows of all processes."""
+        self.require(batch, step)
+        features = self.encoder(torch.cat([view.image for view in batch.views]))
+        z = self.projection(features.pooled)
+        sample = torch.tensor(step.samples, device=z.device).repeat(2)
+        view = torch.arange(2, device=z.device).repeat_interleave(len(step.samples))
+        every, samples, views = gather(z), gather(sample), gather(view)
+        same = sample[:, None] == samples
+        itself = same & (view[:, None] == views)
+        loss = info_nce(z, every, same & ~itself, ~itself, temperature=self.temperature)
+        return Loss(loss, {"loss": loss.detach()}, embedding=features.pooled[: len(step.samples)].detach())

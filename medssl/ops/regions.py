@@ -1,0 +1,50 @@
+"""Regions of a map at fixed places: where they begin, what is in them, which lie next to each other."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+
+def region_corners(size: Sequence[int], side: int) -> list[tuple[int, ...]]:
+    """First voxels of regions: corners, middles of the edges, the centre, and the points halfway between (2D: 13).
+
+    Raises:
+        UserError: The map is too small for that many regions.
+    """
+    last = [extent - side for extent in size]
+    if min(last) < 4:
+        message = (
+            f"the decoder's map has {tuple(size)} voxels, too few for regions of {side}: take a larger view or more "
+            "steps of the decoder"
+        )
+        raise UserError(message)
+    outer = product(*[(0, end // 2, end) for end in last])
+    inner = product(*[(end // 4, end - end // 4) for end in last])
+    return [*outer, *inner]
+
+
+def rows_of(maps: Float[Tensor, "B C *s"], corners: Sequence[tuple[int, ...]], side: int) -> Float[Tensor, "B A D"]:
+    """Voxels of each region as one row, D = C * side^n."""
+    every = slice(None), slice(None)
+    boxes = [every + tuple(slice(first, first + side) for first in corner) for corner in corners]
+    return torch.stack([maps[box].flatten(1) for box in boxes], 1)
+
+
+def nearest_regions(corners: Sequence[tuple[int, ...]], count: int) -> Bool[Tensor, "A A"]:
+    """For each region (row) the ``count`` others that are nearest to it."""
+    places = torch.tensor(corners, dtype=torch.float64)
+    apart = torch.cdist(places, places).fill_diagonal_(torch.inf)
+    near = torch.zeros(apart.shape, dtype=torch.bool)
+    order = apart.argsort(dim=1, stable=True)[:, : min(count, len(corners) - 1)]
+    return near.scatter_(1, order, value=True)

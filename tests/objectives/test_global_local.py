@@ -1,0 +1,214 @@
+"""Global and local contrast against the formulas by loops, and the invariants of the paper."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from objectives.contrast import batch_of, by_loops, generator
+from objectives.small import SIZES, encoder
+from views.made import raw_crops
+
+from medssl.objectives.global_local import Cues, GlobalContrast, LocalContrast, Regions, tags
+from medssl.ops.regions import nearest_regions, region_corners, rows_of
+from medssl.ops.similarity import info_nce
+from medssl.types import Geometry, UserError, ViewSpec
+from medssl.views.plan import make_batch
+
+STILL = Geometry(flip="none")
+
+
+def global_contrast(ndim: int = 2, **arguments) -> GlobalContrast:
+    torch.manual_seed(0)
+    return GlobalContrast(encoder(ndim), view=ViewSpec(SIZES[ndim]), projection=(16, 8), **arguments)
+
+
+def local_contrast(ndim: int = 2, **arguments) -> LocalContrast:
+    torch.manual_seed(0)
+    return LocalContrast(encoder(ndim), view=ViewSpec(SIZES[ndim], geometry=STILL), steps=2, **arguments)
+
+
+def precise(batch):
+    return replace(batch, views=tuple(replace(view, image=view.image.double()) for view in batch.views))
+
+
+STRATEGIES = {
+    "G^R": ({"cues": Cues(parts=3, cross=False), "negatives": "all"}, False, False),
+    "G^D-": ({"cues": Cues(parts=3, cross=False), "original": True}, False, True),
+    "G^D": ({"cues": Cues(parts=3, cross=True)}, True, True),
+    "mixed": ({"cues": Cues(parts=3, cross=True), "negatives": "all"}, True, False),
+}
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_global_loss_is_the_formula(name, ndim):
+    arguments, cross, by_part = STRATEGIES[name]
+    objective = global_contrast(ndim, **arguments).double()
+    batch, step = batch_of(objective, scans=3)
+    batch = precise(batch)
+    loss = objective(batch, step).total
+    with torch.no_grad():
+        z = objective.projection(objective.encoder(torch.cat([view.image for view in batch.views])).pooled)
+    rows = [(crop, crop // 3, crop % 3, view) for view in range(len(batch.views)) for crop in range(9)]
+
+    def positive(a, b):
+        return (a[0] == b[0] and a[3] != b[3]) or (cross and a[2:] == b[2:] and a[1] != b[1])
+
+    def negative(a, b):
+        return a[2] != b[2] if by_part else a[0] != b[0]
+
+    assert float(loss.detach()) == pytest.approx(by_loops(z, rows, positive, negative, 0.1), rel=1e-10)
+
+
+def test_one_volume_and_one_part():
+    """With one volume G^D is G^D-; with one part there is nothing to tell apart, and the loss is exactly 0."""
+    values = []
+    for cross in (False, True):
+        objective = global_contrast(cues=Cues(parts=4, cross=cross))
+        batch, step = batch_of(objective, scans=1)
+        values.append(float(objective(batch, step).total.detach()))
+    assert values[0] == values[1] > 0
+    objective = global_contrast(cues=Cues(parts=1, cross=True))
+    batch, step = batch_of(objective, scans=3)
+    loss = objective(batch, step).total
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert all(float(p.grad.abs().max()) == 0 for p in objective.projection.parameters())
+
+
+def test_the_same_part_of_another_volume_is_no_negative():
+    """G^D-: changing crops of the same part changes nothing for an anchor; of another part it does."""
+    objective = global_contrast(cues=Cues(parts=2, cross=False)).eval()
+    batch, step = batch_of(objective, scans=2)
+    images = [view.image.clone().requires_grad_() for view in batch.views]
+    changed = replace(batch, views=tuple(replace(v, image=i) for v, i in zip(batch.views, images, strict=True)))
+    own, z = tags(changed, step, 2), []
+    objective.projection.register_forward_hook(lambda *call: z.append(call[2]))
+    objective(changed, step)
+    anchor = 0  # crop 0 is part 0 of volume 0; crop 2 is part 0 of volume 1
+    only = torch.zeros(len(own.crop), len(own.crop), dtype=torch.bool)
+    only[anchor] = True
+    positive, negative = own.same(own) & ~own.itself(own) & only, (own.part[:, None] != own.part) & only
+    (gradient,) = torch.autograd.grad(info_nce(z[0], z[0], positive, negative, temperature=0.1), z[0])
+    assert float(gradient[2].abs().max()) == 0
+    assert float(gradient[1].abs().max()) > 0
+
+
+def test_parts_come_from_the_place_along_the_axis():
+    objective = global_contrast(cues=Cues(parts=4))
+    batch, step = batch_of(objective, scans=2)
+    along = torch.tensor([0.0, 0.2499, 0.25, 0.5, 0.7499, 0.75, 0.99, 1.0])
+    found = tags(replace(batch, origin=replace(batch.origin, along=along)), step, 4)
+    assert found.part[:8].tolist() == [0, 0, 1, 2, 2, 3, 3, 3]
+    assert objective.needs.sampling.regions_per_scan == 4
+    assert objective.needs.sampling.stratified_axis == 2
+    assert objective.needs.sampling.distinct_subjects
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("cross", [False, True])
+def test_the_local_loss_is_the_formula(ndim, cross):
+    objective = local_contrast(ndim, cues=Cues(parts=2, cross=cross)).double()
+    batch, step = batch_of(objective, scans=2)
+    batch = precise(batch)
+    loss = objective(batch, step).total
+    with torch.no_grad():
+        features = objective.encoder.eval()(torch.cat([view.image for view in batch.views]))
+        maps = objective.projection(objective.decoder(features.maps)[-1])
+    corners = [tuple(corner) for corner in region_corners(maps.shape[2:], 3)]  # places are tested on their own below
+    z, rows = [], []
+    for row in range(8):
+        for number, corner in enumerate(corners):
+            box = tuple(slice(first, first + 3) for first in corner)
+            z.append(maps[(row, slice(None), *box)].flatten())
+            crop = row % 4
+            rows.append((crop, crop // 2, crop % 2, row // 4, number))
+
+    def nearest(number):
+        order = sorted(
+            (n for n in range(len(corners)) if n != number), key=lambda n: (math.dist(corners[n], corners[number]), n)
+        )
+        return order[:5]
+
+    def positive(a, b):
+        same = a[0] == b[0] and a[3] != b[3]
+        return a[4] == b[4] and (same or (cross and a[2:4] == b[2:4] and a[1] != b[1]))
+
+    def negative(a, b):
+        return a[0] == b[0] and b[4] in nearest(a[4])
+
+    assert float(loss.detach()) == pytest.approx(by_loops(torch.stack(z), rows, positive, negative, 0.1), rel=1e-9)
+
+
+def test_constant_maps_cost_the_logarithm_of_the_regions():
+    objective = local_contrast()
+    for parameter in objective.projection.layers[-1].parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.nn.init.ones_(objective.projection.layers[-1].bias)
+    batch, step = batch_of(objective, scans=2)
+    assert float(objective(batch, step).total.detach()) == pytest.approx(math.log(11))
+
+
+def test_swapping_the_views_changes_nothing():
+    objective = local_contrast()
+    batch, step = batch_of(objective, scans=2)
+    swapped = replace(batch, views=batch.views[::-1])
+    assert float(objective(batch, step).total.detach()) == pytest.approx(
+        float(objective(swapped, step).total.detach()), rel=1e-5
+    )
+
+
+def test_the_encoder_stays_as_it_is_bit_for_bit():
+    objective = local_contrast().train()  # its encoder has batch norms
+    before = {name: value.clone() for name, value in objective.encoder.state_dict().items()}
+    batch, step = batch_of(objective, scans=2)
+    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=0.1, weight_decay=0.5)
+    for _ in range(2):
+        objective(batch, step).total.backward()
+        optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in objective.encoder.state_dict().items())
+    assert set(objective.exported()) == {"encoder", "decoder"}
+
+
+def test_thirteen_regions_that_fit_and_their_neighbours():
+    corners = region_corners((24, 20), 3)
+    assert len(corners) == len(set(corners)) == 13
+    assert {(0, 0), (0, 17), (21, 0), (21, 17), (10, 8)} <= set(corners)
+    assert all(0 <= u <= 21 and 0 <= v <= 17 for u, v in corners)
+    assert len(region_corners((12, 12, 12), 3)) == 27 + 8
+    near = nearest_regions(corners, 5)
+    assert near.sum(1).tolist() == [5] * 13
+    assert not near.diagonal().any()
+    maps = torch.arange(24 * 20).reshape(1, 1, 24, 20).float()
+    assert rows_of(maps, [(2, 4)], 3)[0, 0].tolist() == [44, 45, 46, 64, 65, 66, 84, 85, 86]
+
+
+def test_both_views_are_the_same_crop():
+    objective = local_contrast()
+    crops = raw_crops(torch.rand(4, 1, 64, 80, generator=generator(0)))
+    batch = make_batch(crops, objective.needs, seed=3, device="cpu")
+    assert torch.equal(batch.views[0].affine, batch.views[1].affine)
+    assert torch.equal(batch.views[0].image, batch.views[1].image)
+
+
+BAD = [
+    ({"view": ViewSpec((32, 48))}, r"geometry must be flip none.*got safe, \[0\.0\] and \[1\.0, 1\.0\]"),
+    ({"view": ViewSpec((32, 48), scale=(0.8, 1.0), geometry=STILL)}, r"got none, \[0\.0\] and \[0\.8, 1\.0\]"),
+    ({"view": ViewSpec((32, 48), geometry=STILL), "steps": 9}, r"9 steps: expected 1 to 3, which leads to full"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_what_does_not_fit_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        LocalContrast(encoder(2), **arguments)
+
+
+def test_a_map_that_is_too_small_is_refused():
+    objective = local_contrast(regions=Regions(side=13))
+    batch, step = batch_of(objective, scans=2)
+    with pytest.raises(UserError, match=r"the decoder's map has \(16, 24\) voxels, too few for regions of 13"):
+        objective(batch, step)
