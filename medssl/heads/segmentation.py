@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from medssl.encoders.base import Encoder
     from medssl.nn.decoders import NormName
+    from medssl.nn.token_decoders import Pyramid
     from medssl.types import Features, LabelSchema
 
 SMOOTH = 1e-5  # in numerator and denominator of the Dice: a class that is nowhere counts as found
@@ -105,7 +106,7 @@ class UNet(SegmentationHead):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Encoder | Pyramid,
         schema: LabelSchema,
         *,
         channels: Sequence[int] | None = None,

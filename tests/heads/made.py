@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from objectives.small import SIZES, encoder
 
+from medssl.encoders.vit import ViT
 from medssl.heads.base import UNLABELLED, Head, Network
 from medssl.types import LabelSchema
 
@@ -20,6 +21,11 @@ def network(head: type[Head], ndim: int, *, classes: int = 3, seed: int = 0, **a
     torch.manual_seed(seed)
     small = encoder(ndim)
     return Network(small, head(small, schema(classes), **arguments))
+
+
+def tokens(ndim: int, **changes) -> ViT:
+    """A small transformer: stride 8 in 2D; 4, 4 and 2 in 3D."""
+    return ViT(**({"patch": (8, 8) if ndim == 2 else (4, 4, 2), "width": 24, "depth": 4} | changes))
 
 
 def image(ndim: int, *, rows: int = 2, seed: int = 1) -> torch.Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from heads.made import image, schema, targets
+from heads.made import image, schema, targets, tokens
 from objectives.small import CONFIGS, encoder
 
 from medssl.heads.base import Head, Network
@@ -53,14 +53,16 @@ def trains(network: Network, x: torch.Tensor, target: torch.Tensor) -> None:
 
 
 def test_the_names_that_recipes_use_are_there():
-    assert {path.stem for path in HEADS} >= {"unet", "linear", "attentive", "voxel_linear"}
+    assert {path.stem for path in HEADS} >= {
+        *("unet", "linear", "attentive", "voxel_linear", "unetr", "feature_pyramid")
+    }
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("path", HEADS, ids=lambda path: path.stem)
 def test_every_head_trains_on_a_small_encoder(path, ndim):
     torch.manual_seed(0)
-    small = encoder(ndim)
+    small = tokens(ndim) if path.stem == "unetr" else encoder(ndim)
     changes = {"attention_heads": 2} if path.stem == "attentive" else {}
     head: Head = build(path, small, schema(1 if path.stem == "regression" else 3), **changes)
     x = image(ndim)
