@@ -1,0 +1,393 @@
+r"""Matching the nodes of two graphs: linear and second-order assignment, and a gradient through it.
+
+With vertex affinities :math:`c_{ia}` of node i of the first graph and a of the second, edge affinities
+:math:`c_{ef}` of edge e = (i, j) and f = (a, b), and permutations v::
+
+    score(v) = sum_{ia} c_ia v_ia  +  sum_{ef} c_ef v_ia v_jb
+
+An assignment is written as numbers: ``assignment[g, i]`` is the node of the second graph that node i gets. Edge
+affinities stay a table of edges by edges; the matrix of N^2 by N^2 is never built. The score is maximised by the method
+of Frank and Wolfe with exact linear assignments and exact line search, as in Vogelstein et al., Fast Approximate
+Quadratic Programming for Graph Matching, PLOS ONE 2015, and polished by exchanges of pairs. The gradient is that of
+Niepert et al., Implicit MLE, NeurIPS 2021, as Nguyen et al., LVM-Med, NeurIPS 2023, use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from math import prod
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from torch.nn.functional import one_hot
+
+from medssl.ops.similarity import cosine
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+_TOLERANCE = 1e-9  # of a score: what is no more than rounding is no gain
+_TABLE = 2**17  # edge affinities that are solved at once: more fall out of the processor's cache
+
+
+class Affinities(NamedTuple):
+    """How well nodes and edges of two graphs fit, for G pairs of graphs of N nodes each.
+
+    Attributes:
+        vertex: Row: node of the first graph, column: node of the second.
+        edge: Row: edge of the first graph, column: edge of the second.
+        edges: Of the first graph: source and target of every edge; no edge twice, none from a node to itself.
+        other_edges: Of the second graph.
+    """
+
+    vertex: Float[Tensor, "G N N"]
+    edge: Float[Tensor, "G E F"]
+    edges: Int[Tensor, "G E 2"]
+    other_edges: Int[Tensor, "G F 2"]
+
+
+# --- graphs and affinities
+
+
+def neighbour_edges(embedding: Float[Tensor, "G N D"], neighbours: int) -> Int[Tensor, "G N*k 2"]:
+    """Edges from each node to the ``neighbours`` nodes whose embeddings point most nearly the same way.
+
+    The choice has no gradient. Edges of one source follow each other, sources in order: edge e starts at e // k.
+
+    Raises:
+        ValueError: There are not that many other nodes.
+    """
+    graphs, nodes, _ = embedding.shape
+    if not 0 < neighbours < nodes:
+        message = f"{nodes} nodes can have 1 to {nodes - 1} neighbours each, got {neighbours}"
+        raise ValueError(message)
+    itself = torch.eye(nodes, dtype=torch.bool, device=embedding.device)
+    similarity = cosine(embedding.detach(), embedding.detach()).masked_fill(itself, -torch.inf)
+    target = similarity.topk(neighbours, dim=2).indices
+    source = torch.arange(nodes, device=embedding.device)[None, :, None].expand_as(target)
+    return torch.stack((source, target), dim=-1).reshape(graphs, nodes * neighbours, 2)
+
+
+def edge_affinity(
+    embedding: Float[Tensor, "G N D"],
+    other: Float[Tensor, "G N D"],
+    edges: Int[Tensor, "G E 2"],
+    other_edges: Int[Tensor, "G F 2"],
+) -> Float[Tensor, "G E F"]:
+    """Cosine between the differences of embeddings along an edge of each graph, -1 to 1; at least float32.
+
+    An edge between equal embeddings has no direction: its affinities and their gradients are 0.
+    """
+    return cosine(_along(embedding, edges), _along(other, other_edges))
+
+
+def gumbel(uniform: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """Standard Gumbel noise from uniform numbers in [0, 1]; both ends are allowed."""
+    limits = torch.finfo(uniform.dtype)
+    return -(-uniform.clamp(limits.tiny, 1 - limits.eps).log()).log()
+
+
+# --- scores and solvers
+
+
+def score(assignment: Int[Tensor, "G N"], affinities: Affinities) -> Float[Tensor, " G"]:
+    """The score of each assignment, differentiable with respect to the affinities."""
+    vertex, edge, edges, _ = affinities
+    total = vertex.gather(2, assignment[:, :, None])[:, :, 0].sum(1)
+    if edge.numel() == 0:
+        return total
+    start, end = (assignment.gather(1, ends) for ends in edges.unbind(2))
+    column = _edge_numbers(affinities).flatten(1).gather(1, start * vertex.shape[1] + end)
+    found = column < edge.shape[2]
+    along = edge.gather(2, torch.where(found, column, 0)[:, :, None])[:, :, 0]
+    return total + torch.where(found, along, 0.0).sum(1)
+
+
+def linear_assignment(gain: Float[Tensor, "G N N"]) -> Int[Tensor, "G N"]:
+    """The permutation of largest total gain for every graph, exactly; on the CPU, one graph after the other.
+
+    Ties are decided against equal numbers: where all gains are equal, no node gets the node of its own number. A
+    collapsed network, which tells no nodes apart, thus shows no matches by accident of the numbering.
+
+    Raises:
+        ValueError: A gain is NaN, or infinities leave no permutation.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    nodes = gain.shape[2]
+    shifted = gain.detach().roll(-1, dims=2).to("cpu", torch.float64).contiguous().numpy()
+    found = torch.empty(gain.shape[:2], dtype=torch.int64)
+    rows = found.numpy()
+    for graph, one in enumerate(shifted):
+        rows[graph] = linear_sum_assignment(one, maximize=True)[1]
+    return ((found + 1) % nodes).to(gain.device)
+
+
+def match(affinities: Affinities, *, starts: int = 3, iterations: int = 20) -> Int[Tensor, "G N"]:
+    """A permutation of high score for every graph: never below the linear assignment of the vertices.
+
+    Runs in float64 on the CPU, many graphs at once. Time grows as that of the exact linear assignments, about N^3,
+    memory as the table of edges. How often it finds the optimum: ``docs/benchmarks.md``.
+
+    Args:
+        affinities: Finite numbers. There is no gradient; :func:`matching_loss` has one.
+        starts: Where the search starts, the best end counts: the linear assignment, the centre of all permutations,
+            what the edges alone prefer there, then half-way from the centre to turns of the linear assignment.
+        iterations: Linear assignments at most, from each start.
+
+    Raises:
+        ValueError: An affinity is NaN.
+    """
+    graphs = max(1, _TABLE // max(1, prod(affinities.edge.shape[1:])))
+    found = torch.empty(affinities.vertex.shape[:2], dtype=torch.int64)
+    for first in range(0, len(found), graphs):
+        part = Affinities(*(each.detach()[first : first + graphs].cpu() for each in affinities))
+        found[first : first + graphs] = _match(_problem(part), starts, iterations)
+    return found.to(affinities.vertex.device)
+
+
+def matching_loss(
+    affinities: Affinities,
+    *,
+    vertex_noise: Float[Tensor, "G N N"] | None = None,
+    edge_noise: Float[Tensor, "G E F"] | None = None,
+    target: Literal["solve", "gold"] = "solve",
+    strength: float = 80.0,
+) -> tuple[Float[Tensor, " G"], Int[Tensor, "G N"]]:
+    """Hamming loss of the matching that the affinities give, where each node should get the node of its own number.
+
+    The loss is twice the number of mismatched nodes, 0 to 2 N: constant but for jumps. Its gradient is implicit maximum
+    likelihood (Niepert et al. 2021): with v the matching of the noisy affinities c, and w that of c - strength * g, g
+    the slope of the Hamming loss, the gradient with respect to c is (v - w) / strength, for vertices and edges. Here it
+    is scaled by what flows in from above, so ``strength`` means the same under a mean over graphs, a scaled loss or
+    accumulated steps. A graph with an affinity that is not finite has the loss NaN.
+
+    Without noise w is the gold matching itself once ``strength`` exceeds 1 + k + the largest number of edges into one
+    node, for k edges out of each and affinities of at most 1: then ``gold`` is ``solve`` at half the price.
+
+    For G graphs of N scans each, 5 neighbours, ``x`` and ``y`` [G, N, D] the embeddings of two views; a row of noise
+    belongs to a scan, with its own vertex affinities and those of its five edges::
+
+        edges, others = neighbour_edges(x, 5), neighbour_edges(y, 5)
+        affinities = Affinities(cosine(x, y), edge_affinity(x, y, edges, others), edges, others)
+        noise = 0.1 * gumbel(draws(step, "matching").uniform(N + 5 * 5 * N)).to(x)
+        of_vertices, of_edges = noise[:, :N].reshape(G, N, N), noise[:, N:].reshape(G, 5 * N, 5 * N)
+        loss, found = matching_loss(affinities, vertex_noise=of_vertices, edge_noise=of_edges)
+        accuracy = (match(affinities) == torch.arange(N, device=x.device)).float().mean()  # without noise
+
+    Args:
+        affinities: Of the two graphs.
+        vertex_noise: Added to the vertex affinities, scaled as wanted: standard :func:`gumbel` in the paper, a tenth of
+            it where affinities are cosines (at 1 the noise decides the matching).
+        edge_noise: Added to the edge affinities.
+        target: ``solve``: w is solved for, as in the paper; ``gold``: w is the gold matching.
+        strength: Lambda of the paper.
+
+    Returns:
+        The loss of each graph, and the matching of the noisy affinities.
+    """
+    vertex, edge, edges, other_edges = affinities
+    finite = vertex.isfinite().flatten(1).all(1) & edge.isfinite().flatten(1).all(1)
+    gold = torch.arange(vertex.shape[1], device=vertex.device).expand(vertex.shape[:2])
+    with torch.no_grad():
+        noisy = vertex if vertex_noise is None else vertex + vertex_noise
+        noisy_edge = edge if edge_noise is None else edge + edge_noise
+        noisy, noisy_edge = (torch.where(finite[:, None, None], each, 0.0) for each in (noisy, noisy_edge))
+        found = match(Affinities(noisy, noisy_edge, edges, other_edges))
+        wanted = gold
+        if target == "solve":
+            pull = 2 * torch.eye(vertex.shape[1], dtype=noisy.dtype, device=noisy.device) - 1
+            wanted = match(Affinities(noisy + strength * pull, noisy_edge, edges, other_edges))
+    slope = (score(found, affinities) - score(wanted, affinities)) / strength
+    loss = 2.0 * (found != gold).sum(1) + (slope - slope.detach())
+    return torch.where(finite, loss, torch.nan), found
+
+
+# --- inside
+
+
+def _along(embedding: Float[Tensor, "G N D"], edges: Int[Tensor, "G E 2"]) -> Float[Tensor, "G E D"]:
+    """Difference of the embeddings at the two ends of every edge, in float32 at least."""
+    embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+    graph = torch.arange(len(embedding), device=embedding.device)[:, None]
+    return embedding[graph, edges[..., 0]] - embedding[graph, edges[..., 1]]
+
+
+class _Problem(NamedTuple):
+    """Affinities of graphs of N nodes in float64, as the solver looks them up: row g N + i is node i of graph g.
+
+    Attributes:
+        vertex: Vertex affinities.
+        edge: Rows: edges of all first graphs, one graph after the other; columns: edges of the graph's partner, and
+            one more of zeros for "no such edge".
+        source: Row of the node where each edge starts.
+        target: Row of the node where it ends.
+        leaving: Row of a node of the second graph, column another: number of the edge between them.
+        arriving: The same for the edge from the other to the row's.
+        others: Rows where the edges of the second graphs start and end.
+    """
+
+    vertex: Float[Tensor, "G N N"]
+    edge: Float[Tensor, "G*E F+1"]
+    source: Int[Tensor, "G*E"]
+    target: Int[Tensor, "G*E"]
+    leaving: Int[Tensor, "G*N N"]
+    arriving: Int[Tensor, "G*N N"]
+    others: Int[Tensor, "G*F 2"]
+
+
+def _edge_numbers(affinities: Affinities) -> Int[Tensor, "G N N"]:
+    """Number of the second graph's edge from node a to node b; the number of edges where there is none."""
+    vertex, edge, _, others = affinities
+    graphs, nodes, _ = vertex.shape
+    count = edge.shape[2]
+    numbers = torch.full((graphs, nodes * nodes), count, device=vertex.device)
+    ordered = torch.arange(count, device=vertex.device).expand(graphs, count)
+    return numbers.scatter_(1, others[..., 0] * nodes + others[..., 1], ordered).view(graphs, nodes, nodes)
+
+
+def _problem(affinities: Affinities) -> _Problem:
+    vertex, edge, edges, others = affinities
+    graphs, nodes, _ = vertex.shape
+    padded = edge.new_zeros(graphs, edge.shape[1], edge.shape[2] + 1, dtype=torch.float64)
+    padded[..., :-1] = edge
+    numbers = _edge_numbers(affinities)
+    first = nodes * torch.arange(graphs)[:, None]
+    return _Problem(
+        vertex.double(),
+        padded.flatten(0, 1),
+        (edges[..., 0] + first).flatten(),
+        (edges[..., 1] + first).flatten(),
+        numbers.flatten(0, 1),
+        numbers.transpose(1, 2).flatten(0, 1),
+        (others + first[..., None]).flatten(0, 1),
+    )
+
+
+def _match(problem: _Problem, starts: int, iterations: int) -> Int[Tensor, "G N"]:
+    """Best of the linear assignment and of what the starts lead to."""
+    best = linear_assignment(problem.vertex)
+    value = _value(problem, best)
+    for point, slope in islice(_starts(problem, best), starts):
+        found = _exchange(problem, _frank_wolfe(problem, point, slope, iterations))
+        reached = _value(problem, found)
+        better = reached > value
+        best, value = torch.where(better[:, None], found, best), torch.where(better, reached, value)
+    return best
+
+
+def _starts(problem: _Problem, linear: Int[Tensor, "G N"]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Points of the permutations' convex hull, and the gradient of the edges' part there."""
+    yield _permutations(linear), _slope(problem, linear)
+    centre, slope = _centre(problem)
+    yield centre, slope
+    alone = linear_assignment(slope)
+    yield _permutations(alone), _slope(problem, alone)
+    for turn in range(1, linear.shape[1]):
+        turned = (linear + turn) % linear.shape[1]
+        yield (centre + _permutations(turned)) / 2, (slope + _slope(problem, turned)) / 2
+
+
+def _permutations(assignment: Int[Tensor, "G N"]) -> Float[Tensor, "G N N"]:
+    """Assignments as matrices of 0 and 1."""
+    return one_hot(assignment, assignment.shape[1]).double()
+
+
+def _slope(problem: _Problem, assignment: Int[Tensor, "G N"]) -> Float[Tensor, "G N N"]:
+    """Gradient of the edges' part of the score at a permutation: what i -> a would add through the edges of i."""
+    graphs, nodes = assignment.shape
+    partner = (assignment + nodes * torch.arange(graphs)[:, None]).flatten()
+    slope = torch.zeros(graphs * nodes, nodes, dtype=torch.float64)
+    into = problem.arriving[partner[problem.target]]  # the edges a -> partner of the target, for all a
+    slope.index_add_(0, problem.source, problem.edge.gather(1, into))
+    out = problem.leaving[partner[problem.source]]
+    slope.index_add_(0, problem.target, problem.edge.gather(1, out))
+    return slope.view(graphs, nodes, nodes)
+
+
+def _centre(problem: _Problem) -> tuple[Float[Tensor, "G N N"], Float[Tensor, "G N N"]]:
+    """The mean of all permutations, and the gradient of the edges' part there."""
+    graphs, nodes, _ = problem.vertex.shape
+    slope = torch.zeros(graphs, nodes, nodes, dtype=torch.float64)
+    for end, other in zip((problem.source, problem.target), problem.others.unbind(1), strict=True):
+        rows = torch.zeros(graphs * nodes, problem.edge.shape[1], dtype=torch.float64).index_add_(0, end, problem.edge)
+        columns = rows.view(graphs, nodes, problem.edge.shape[1])[..., :-1].transpose(1, 2).flatten(0, 1)
+        both = torch.zeros(graphs * nodes, nodes, dtype=torch.float64).index_add_(0, other, columns)
+        slope += both.view(graphs, nodes, nodes).transpose(1, 2)
+    return torch.full_like(slope, 1 / nodes), slope / nodes
+
+
+def _value(problem: _Problem, assignment: Int[Tensor, "G N"]) -> Float[Tensor, " G"]:
+    """The score."""
+    vertex = problem.vertex.gather(2, assignment[..., None]).sum((1, 2))
+    return vertex + _along_edges(problem, assignment, problem.source, problem.target).view(len(vertex), -1).sum(1)
+
+
+def _along_edges(problem: _Problem, assignment: Tensor, start: Tensor, end: Tensor) -> Float[Tensor, "G*E"]:
+    """Affinity of every first edge with the edge between the partners of the nodes in rows ``start`` and ``end``."""
+    graphs, nodes = assignment.shape
+    row = (assignment + nodes * torch.arange(graphs)[:, None]).flatten()
+    number = problem.leaving[row[start], assignment.flatten()[end]]
+    return problem.edge.gather(1, number[:, None])[:, 0]
+
+
+def _frank_wolfe(
+    problem: _Problem, point: Float[Tensor, "G N N"], slope: Float[Tensor, "G N N"], iterations: int
+) -> Int[Tensor, "G N"]:
+    """The best permutation met on the way up from a point of the permutations' convex hull.
+
+    The gradient is linear in the point, so it is only ever computed at permutations and mixed like the points.
+    """
+    graphs, nodes, _ = point.shape
+    value = torch.full((graphs,), -torch.inf, dtype=torch.float64)
+    best = torch.zeros(graphs, nodes, dtype=torch.int64)
+    for _ in range(iterations):
+        gain = problem.vertex + slope
+        corner = linear_assignment(gain)
+        corner_slope = _slope(problem, corner)
+        reached = (problem.vertex + corner_slope / 2).gather(2, corner[..., None]).sum((1, 2))
+        better = reached > value
+        best, value = torch.where(better[:, None], corner, best), torch.where(better, reached, value)
+        way, bend = _permutations(corner) - point, corner_slope - slope
+        rise = (gain * way).sum((1, 2))
+        curve = (bend * way).sum((1, 2)) / 2
+        moving = rise > _TOLERANCE * (1 + reached.abs())
+        if not bool(moving.any()):
+            break
+        length = torch.where(curve < 0, (rise / (-2 * curve.clamp(max=-1e-300))).clamp(max=1), 1.0) * moving
+        point = point + length[:, None, None] * way
+        slope = slope + length[:, None, None] * bend
+    rounded = linear_assignment(point)
+    return torch.where((_value(problem, rounded) > value)[:, None], rounded, best)
+
+
+def _exchange(problem: _Problem, assignment: Int[Tensor, "G N"]) -> Int[Tensor, "G N"]:
+    """Exchanges the partners of two nodes, always the pair that gains most, until no exchange raises the score."""
+    graphs, nodes = assignment.shape
+    every = torch.arange(graphs)
+    for _ in range(nodes * nodes):
+        gain, pair = _exchange_gains(problem, assignment).flatten(1).max(1)
+        moving = gain > _TOLERANCE * (1 + gain.abs())
+        if not bool(moving.any()):
+            break
+        x, y = pair // nodes, pair % nodes
+        exchanged = assignment.clone()
+        exchanged[every, x], exchanged[every, y] = assignment[every, y], assignment[every, x]
+        assignment = torch.where(moving[:, None], exchanged, assignment)
+    return assignment
+
+
+def _exchange_gains(problem: _Problem, assignment: Int[Tensor, "G N"]) -> Float[Tensor, "G N N"]:
+    """What the score gains if nodes x and y exchange partners: first order, and the edges between the two."""
+    graphs, nodes = assignment.shape
+    gain = problem.vertex + _slope(problem, assignment)
+    gain = gain.gather(2, assignment[:, None].expand(-1, nodes, -1))  # column y: the partner of y
+    kept = gain.diagonal(dim1=1, dim2=2)
+    start, end = problem.source, problem.target
+    both = _along_edges(problem, assignment, start, end) + _along_edges(problem, assignment, end, start)
+    between = torch.zeros(graphs * nodes, nodes, dtype=torch.float64)
+    between.view(-1).index_add_(0, start * nodes + end % nodes, both)
+    total = gain + between.view(graphs, nodes, nodes)
+    return total + total.transpose(1, 2) - kept[:, :, None] - kept[:, None]
