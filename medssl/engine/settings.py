@@ -88,7 +88,8 @@ class Examples:
 
     Attributes:
         view: How a view is cut out of a scan and changed at random; its size is the window of later predictions.
-        target: "mask", or the name of a scan-level value to classify by.
+        target: "mask", or the name of a scan-level value: by the head its classes, a number, or findings (of these also
+            several names with commas between them).
         train: Split that labelled subjects are taken from.
         validation: Split that the best step is chosen by; its subjects are never learnt from.
         validation_labels: Subjects of that split that are used; None takes all that have labels.

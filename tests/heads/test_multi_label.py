@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import ddp
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from heads.made import image, network
 from torch.nn import functional as F
 
-from medssl.encoders.weights import make_encoder
+from medssl.encoders.weights import load_card, make_encoder
 from medssl.heads.base import Network
 from medssl.heads.classification import Linear
 from medssl.heads.multi_label import MultiLabel
@@ -163,6 +165,10 @@ def test_mean_and_deviation_come_back_from_the_files(tmp_path):
     save_network(tmp_path, network_, Card(described, Preprocess(), None, "d", (), 3, {}, tuned))
     back, card = load_network(tmp_path)
     assert card.tuned.schema == schema
+    text = (tmp_path / "card.json").read_text()
+    assert text.count('"kind": "number"') == 1
+    (tmp_path / "card.json").write_text(re.sub(r',\s*"kind": "number"', "", text))  # a card of a former version
+    assert load_card(tmp_path).tuned.schema == LabelSchema("age", ((0, "age"),), kind="classes")
     assert float(back.head.mean) == 60
     assert float(back.head.deviation) == pytest.approx(np.std([40, 50, 90]))
     x = image(2)

@@ -54,6 +54,17 @@ def test_cutmix_moves_a_box_and_counts_its_voxels(step, ndim):
     assert torch.equal(target + 1, segmented.image[:, 0].long())
 
 
+def test_findings_of_images_are_mixed_like_classes():
+    """[B, K] is no label map: cutmix weighs both rows of findings instead of cutting a box out of them."""
+    image, classes, _ = batch()
+    findings = torch.tensor([[1, 0, -1], [0, 1, 1], [-1, -1, 0]])
+    for mixing in (Mixing(cutmix=1.0), Mixing(mixup=0.4)):
+        one, other = (mix(image, target, mixing, Draws(0, (3,), "mixing")) for target in (findings, classes))
+        assert [share for share, _ in one.targets] == [share for share, _ in other.targets]
+        assert torch.equal(one.targets[0][1], findings)
+        assert torch.equal(one.targets[1][1], findings[[2, 0, 1]])
+
+
 def test_shares_follow_the_beta_distribution():
     image, classes, _ = batch()
     shares = [mix(image, classes, Mixing(mixup=0.2), Draws(0, (step,), "mixing")).targets[0][0] for step in range(1500)]
