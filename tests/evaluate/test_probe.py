@@ -277,6 +277,10 @@ def test_resamples_without_a_class_are_left_out_where_they_would_be_another_meas
     found = probe.measure([np.tile([0.4, 0.6], (5, 1))], test, ("a", "b"), resamples=300)
     assert found["auroc"].left_out > 50
     assert found["accuracy"].left_out == 0
+    three = probe.measure(
+        [np.eye(3)[[0, 0, 0, 0, 1, 2]]], group(np.zeros((6, 1)), [0, 0, 0, 0, 1, 2]), NAMES, resamples=300
+    )
+    assert three["balanced_accuracy"].left_out > 0.4 * 300  # one class lacks in 58 of 100, two in 9
     alone = probe.measure([np.tile([0.4, 0.6], (5, 1))], group(np.zeros((5, 1)), [0] * 5), ("a", "b"), resamples=9)
     assert alone["auroc"].value is None
 
