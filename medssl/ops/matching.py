@@ -198,8 +198,9 @@ def matching_loss(
         found = match(Affinities(noisy, noisy_edge, edges, other_edges))
         wanted = gold
         if target == "solve":
-            pull = 2 * torch.eye(vertex.shape[1], dtype=noisy.dtype, device=noisy.device) - 1
-            wanted = match(Affinities(noisy + strength * pull, noisy_edge, edges, other_edges))
+            # minus the slope is 2 on the diagonal and -1 everywhere; what is everywhere decides nothing
+            pull = 2 * strength * torch.eye(vertex.shape[1], dtype=noisy.dtype, device=noisy.device)
+            wanted = match(Affinities(noisy + pull, noisy_edge, edges, other_edges))
     slope = (score(found, affinities) - score(wanted, affinities)) / strength
     loss = 2.0 * (found != gold).sum(1) + (slope - slope.detach())
     return torch.where(finite, loss, torch.nan), found
