@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 import torch
 
+from medssl.encoders.adapt import adapted
 from medssl.encoders.base import Encoder
 from medssl.types import Card, Imported, UserError
 
@@ -105,6 +106,19 @@ def make_encoder(described: Imported, where: str) -> Encoder:
     Raises:
         UserError: The class cannot be imported, is no encoder, or refuses its arguments.
     """
+    try:
+        return encoder_class(described, where)(**described.init_args)
+    except TypeError as error:
+        message = f"{where}: {described.class_path} does not take its init_args ({error})"
+        raise UserError(message) from error
+
+
+def encoder_class(described: Imported, where: str) -> type[Encoder]:
+    """The class of an encoder, of its import path.
+
+    Raises:
+        UserError: It cannot be imported, or is no encoder.
+    """
     module, _, name = described.class_path.rpartition(".")
     try:
         kind = getattr(import_module(module), name)
@@ -114,12 +128,7 @@ def make_encoder(described: Imported, where: str) -> Encoder:
     if not (isinstance(kind, type) and issubclass(kind, Encoder)):
         message = f"{where}: {described.class_path} is no medssl.encoders.base.Encoder"
         raise UserError(message)
-    try:
-        encoder: Encoder = kind(**described.init_args)
-    except TypeError as error:
-        message = f"{where}: {described.class_path} does not take its init_args ({error})"
-        raise UserError(message) from error
-    return encoder
+    return kind
 
 
 # --- files of others
@@ -129,7 +138,7 @@ def make_encoder(described: Imported, where: str) -> Encoder:
 class Report:
     """What became of every key; names are the module's, those of ``unexpected`` the file's.
 
-    ``adapted`` weights were made to fit another number of input channels.
+    ``adapted`` weights were made to fit another number of input channels, of axes, or of patches.
     """
 
     loaded: tuple[str, ...]
@@ -151,7 +160,7 @@ class Report:
 
 
 def load(module: nn.Module, file: Path | str, *, minimum: float = 0.9) -> Report:
-    """Loads weights whose keys may carry another prefix and whose input channels may differ.
+    """Loads weights whose keys may carry another prefix; those of other channels, axes or patches are made to fit.
 
     Args:
         module: Gets the weights; on error it is left as it was.
@@ -170,19 +179,19 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = 0.9) -> Report
     renamed = {add + key[len(strip) :]: key for key in source if key.startswith(strip)}
     stem = next((key for key, value in target.items() if value.ndim >= 4), None)  # no learned token
     new: dict[str, Tensor] = {}
-    adapted: list[str] = []
+    fitted: list[str] = []
     for key, old in target.items():
         value = source[renamed[key]] if key in renamed else None
         if value is None:
             continue
         if value.shape == old.shape:
             new[key] = value
-        elif stem and old.data_ptr() == target[stem].data_ptr() and _channels_differ(value, old):
-            new[key] = _adapt(value, old.shape[1])
-            adapted.append(key)
+        elif (fitting := _fitted(key, value, old, target[stem] if stem else None)) is not None:
+            new[key] = fitting
+            fitted.append(key)
     report = Report(
-        loaded=tuple(key for key in new if key not in adapted),
-        adapted=tuple(adapted),
+        loaded=tuple(key for key in new if key not in fitted),
+        adapted=tuple(fitted),
         missing=tuple(key for key in target if key not in new),
         unexpected=tuple(key for key in source if not any(renamed.get(name) == key for name in new)),
     )
@@ -248,14 +257,10 @@ def _common(keys: Mapping[str, Tensor]) -> list[str]:
     return ["", *(prefix for prefix, count in counts.items() if count >= len(keys) / 10)]
 
 
-def _channels_differ(value: Tensor, old: Tensor) -> bool:
-    return value.ndim == old.ndim and value.shape[0] == old.shape[0] and value.shape[2:] == old.shape[2:]
-
-
-def _adapt(weight: Tensor, channels: int) -> Tensor:
-    """First-layer weights for another number of input channels: equal channels get the response they had."""
-    total = weight.sum(1, keepdim=True) / channels
-    return total.repeat_interleave(channels, dim=1)
+def _fitted(key: str, value: Tensor, old: Tensor, stem: Tensor | None) -> Tensor | None:
+    """A weight of another shape made to fit, or None; ``stem`` is the weight of the first layer."""
+    first = stem is not None and old.data_ptr() == stem.data_ptr()
+    return adapted(value, old, first=first, name=key)
 
 
 def _some(keys: tuple[str, ...]) -> str:

@@ -16,7 +16,7 @@ from medssl.data.split import overlap
 from medssl.data.store import Store
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import CARD, make_encoder
-from medssl.engine import describe, running, start
+from medssl.engine import describe, lora, running, start
 from medssl.engine.checkpoint import Progress, RunFolder
 from medssl.engine.module import TrainingLoop, keyed_seed
 from medssl.engine.optim import FineTuning
@@ -74,7 +74,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     """
     os.umask(0o077)
     running.refuse_hardware(training)
-    begin = start.start_of(pretrained, encoder, from_scratch=from_scratch)
+    begin = start.with_drop_path(start.start_of(pretrained, encoder, from_scratch=from_scratch), optimizer.drop_path)
     held_to = None if begin.card is None or "preprocess" in allow else begin.card.preprocess
     opened = Store.open(store, preprocess=held_to)
     begin = start.with_channels(begin, int(opened.records.facts["channels"][0]), allow)
@@ -88,7 +88,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     network, loaded = build(begin, head, schema, training.seed)
     refuse_misfit(network, data, training, mixing)
     prepare(network, opened, chosen.learnt)
-    network.encoder.requires_grad_(optimizer.head_first < 1)
+    adapted = lora.adapt(network.encoder.requires_grad_(optimizer.head_first < 1), optimizer.lora)
     objective = Supervised(network, data, optimizer, mixing)
     config: dict[str, Any] = describe.plain(
         {"encoder": begin.encoder, "start": begin.digest, "head": head, "labels": labels, "data": data}
@@ -109,10 +109,10 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     card = make_card(config, begin, opened, schema, chosen)
 
     def export() -> None:
-        save_network(run, objective.judged, replace(card, step=module.progress.step))
+        save_network(run, lora.merged(objective.judged), replace(card, step=module.progress.step))
 
     validation = Validation(opened, chosen.validated, data, every=training.output.validate_every)
-    notes = [*first_notes(opened, data, chosen, loaded, schema), *([seen] if seen else [])]
+    notes = [*first_notes(opened, data, chosen, loaded, schema), *filter(None, (adapted, seen))]
     return running.run(
         module, RunFolder(run), config, training, data=data, notes=notes, export=export, validation=validation
     )
@@ -172,11 +172,10 @@ def build(
     report = start.fill(encoder, begin)
     if report is None:
         return network, "random weights"
-    for name, keys in (("adapted", report.adapted), ("missing", report.missing), ("unexpected", report.unexpected)):
-        for key in keys if layout().first else ():
-            print(f"{name}: {key}")
+    start.tell_keys(report)
     step = f" of step {begin.card.step}" if begin.card else ""
-    return network, f"weights{step}: {report}"
+    decoder = start.fill_decoder(network.head, begin)
+    return network, "; ".join(filter(None, (f"weights{step}: {report}", decoder)))
 
 
 def refuse_misfit(network: Network, data: Examples, training: Training, mixing: Mixing) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save as to_safetensors
@@ -17,6 +17,7 @@ from medssl.encoders.base import Encoder
 from medssl.encoders.weights import save_encoder
 from medssl.engine import describe, running
 from medssl.engine.checkpoint import Progress, RunFolder, write_whole
+from medssl.engine.continuing import REST, Begin, begin
 from medssl.engine.module import TrainingLoop, keyed_seed
 from medssl.engine.optim import Optimization
 from medssl.engine.parallel import layout
@@ -24,8 +25,11 @@ from medssl.engine.settings import Loading, Training
 from medssl.objectives.base import Objective
 from medssl.types import Card
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def pretrain(
+
+def pretrain(  # noqa: PLR0913 (the keys of a command line)
     *,
     store: Path,
     run: Path,
@@ -34,6 +38,8 @@ def pretrain(
     training: Training,
     optimizer: Optimization = Optimization(),  # noqa: B008 (frozen)
     data: Loading = Loading(),  # noqa: B008 (frozen)
+    init: Path | None = None,
+    init_minimum: float = 0.9,
 ) -> int:
     """Pretrains an encoder, or goes on with a run that was stopped.
 
@@ -45,6 +51,10 @@ def pretrain(
         training: How long and how large.
         optimizer: How weights move.
         data: How samples are read.
+        init: Run folder or file of weights to start from: another run's encoder and, of the same objective, its heads
+            and teacher; or safetensors or a torch file of tensors. Channels, 2D kernels and tables of positions are
+            made to fit.
+        init_minimum: Smallest share of the encoder's keys that must be filled.
 
     Returns:
         0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped the run after saving.
@@ -60,6 +70,8 @@ def pretrain(
     running.refuse_hardware(training)
     torch.manual_seed(keyed_seed(training.seed))
     network = objective(encoder())  # refuses sizes that do not fit, before any data is touched
+    begun = begin(network, init, init_minimum)
+    config["init"] = begun.digest
     opened = Store.open(store, preprocess=data.preprocess)
     if data.sampling is not None:
         network.needs = replace(network.needs, sampling=data.sampling)
@@ -71,31 +83,38 @@ def pretrain(
     module = TrainingLoop(network, feed, optimizer, steps=training.steps, progress=progress)
 
     def export() -> None:
-        write_weights(run, network, make_card(config, opened, module.progress.step))
+        write_weights(run, network, make_card(config, opened, begun, module.progress.step))
 
     notes = [f"{small} scans are smaller than the view and are padded"] if small else []
-    return running.run(module, folder, config, training, data=data, notes=notes, export=export)
+    return running.run(module, folder, config, training, data=data, notes=[*begun.notes, *notes], export=export)
 
 
-def make_card(config: dict[str, Any], opened: Store, step: int) -> Card:
-    """What the weights of a step are."""
+def make_card(config: dict[str, Any], opened: Store, begun: Begin, step: int) -> Card:
+    """What the weights of a step are; whoever the first weights have seen counts as seen."""
+    subjects = {*describe.subjects(opened, config["data"]["split"]), *(begun.subjects or ())}
     return Card(
         encoder=describe.imported(config["encoder"]),
         preprocess=opened.preprocess,
         objective=describe.imported(config["objective"]),
         index_digest=opened.index_digest,
-        subjects=describe.subjects(opened, config["data"]["split"]),
+        subjects=None if begun.subjects is None else tuple(sorted(subjects)),
         step=step,
         versions=describe.versions(),
     )
 
 
 def write_weights(folder: Path, objective: Objective, card: Card) -> None:
-    """Writes the encoder with its card, and everything else of the objective for continuing."""
-    save_encoder(folder, objective.exported()["encoder"], card)
-    rest = {
-        name: value.detach().clone().contiguous().cpu()
-        for name, value in objective.state_dict().items()
-        if not name.startswith("encoder.")
-    }
-    write_whole(folder / "objective.safetensors", lambda file: file.write(to_safetensors(rest)))
+    """Writes the encoder with its card, other modules worth keeping, and all the rest of the objective to continue."""
+    exported = objective.exported()
+    for name, module in exported.items():
+        if name != "encoder":
+            write_tensors(folder / f"{name}.safetensors", module.state_dict())
+    rest = {name: value for name, value in objective.state_dict().items() if not name.startswith("encoder.")}
+    write_tensors(folder / REST, rest)
+    save_encoder(folder, exported["encoder"], card)
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes tensors as safetensors, the whole file or nothing."""
+    plain = {name: value.detach().clone().contiguous().cpu() for name, value in tensors.items()}
+    write_whole(file, lambda stream: stream.write(to_safetensors(plain)))

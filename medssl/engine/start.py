@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from medssl.data.split import overlap
-from medssl.encoders.weights import CARD, WEIGHTS, load, load_card
+from medssl.encoders.weights import CARD, WEIGHTS, encoder_class, load, load_card, read_tensors
 from medssl.engine import describe
+from medssl.engine.parallel import layout
 from medssl.types import Card, Imported, UserError
 
 if TYPE_CHECKING:
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
     from medssl.data.store import Store
     from medssl.encoders.base import Encoder
     from medssl.encoders.weights import Report
+    from medssl.heads.base import Head
 
+DECODER = "decoder.safetensors"
 Allowed = Literal["seen", "channels", "preprocess"]
 
 
@@ -77,7 +81,16 @@ def start_of(pretrained: Path | None, encoder: Callable[[], Encoder] | None, *, 
         card, weights, wanted = None, pretrained, given
     if from_scratch:
         return Start(wanted, None, card, "random")
-    return Start(wanted, weights, card, hashlib.sha256(weights.read_bytes()).hexdigest()[:16])
+    digest = hashlib.sha256(weights.read_bytes())
+    if (file := decoder_of(weights)) is not None:
+        digest.update(file.read_bytes())
+    return Start(wanted, weights, card, digest.hexdigest()[:16])
+
+
+def decoder_of(weights: Path | None) -> Path | None:
+    """The file of the decoder that a pretraining trained along with these weights of its encoder, if any."""
+    file = None if weights is None or weights.name != WEIGHTS else weights.with_name(DECODER)
+    return file if file is not None and file.exists() else None
 
 
 def with_channels(start: Start, channels: int, allow: Sequence[Allowed]) -> Start:
@@ -98,6 +111,21 @@ def with_channels(start: Start, channels: int, allow: Sequence[Allowed]) -> Star
     return replace(start, encoder=replace(start.encoder, init_args=start.encoder.init_args | {"in_channels": channels}))
 
 
+def with_drop_path(start: Start, chance: float | None) -> Start:
+    """The start with another probability of dropping residual branches; None leaves the encoder's own.
+
+    Raises:
+        UserError: The encoder has no such argument.
+    """
+    if chance is None:
+        return start
+    if "drop_path" not in inspect.signature(encoder_class(start.encoder, "--encoder")).parameters:
+        name = start.encoder.class_path.rpartition(".")[2]
+        message = f"optimizer.drop_path {chance}: {name} has no drop_path, as transformers have; set it to null"
+        raise UserError(message)
+    return replace(start, encoder=replace(start.encoder, init_args=start.encoder.init_args | {"drop_path": chance}))
+
+
 def fill(encoder: Encoder, start: Start) -> Report | None:
     """Loads the weights of the start into an encoder; returns what became of every key.
 
@@ -105,6 +133,42 @@ def fill(encoder: Encoder, start: Start) -> Report | None:
         UserError: The file cannot be read, or fills fewer than 90 % of the encoder's keys.
     """
     return None if start.weights is None else load(encoder, start.weights, minimum=0.9)
+
+
+def tell_keys(report: Report) -> None:
+    """Prints each key that was not simply loaded, in the first process."""
+    for name, keys in (("adapted", report.adapted), ("missing", report.missing), ("unexpected", report.unexpected)):
+        for key in keys if layout().first else ():
+            print(f"{name}: {key}")
+
+
+def fill_decoder(head: Head, start: Start) -> str:
+    """Loads the first steps of a decoder that pretraining trained into that of the head; returns a note, or nothing.
+
+    Raises:
+        UserError: The head's decoder is another one.
+    """
+    file = decoder_of(start.weights)
+    if file is None:
+        return ""
+    tensors, own = read_tensors(file), head.state_dict()
+    if not any(name.startswith("decoder.") for name in own):
+        return "the pretrained decoder is not used: this head has none"
+    fitting = {
+        f"decoder.{key}": value
+        for key, value in tensors.items()
+        if f"decoder.{key}" in own and own[f"decoder.{key}"].shape == value.shape
+    }
+    steps = {".".join(key.split(".")[:2]) for key in tensors}  # such as steps.0
+    asked = {name for name in own if any(name.startswith(f"decoder.{step}.") for step in steps)}
+    if len(fitting) < len(tensors) or asked != set(fitting):
+        message = (
+            f"{len(fitting)} of the {len(tensors)} keys of the pretrained decoder fit the head {type(head).__name__}: "
+            "take --head unet with the norm and channels of pretraining, or start from the stage before"
+        )
+        raise UserError(message)
+    head.load_state_dict(fitting, strict=False)
+    return f"{len(fitting)} of the {sum(name.startswith('decoder.') for name in own)} keys of the decoder too"
 
 
 def refuse_seen(store: Store, start: Start, allow: Sequence[Allowed]) -> str:

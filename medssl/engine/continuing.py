@@ -1,0 +1,92 @@
+"""Continuing: a pretraining that starts from another run, with its heads and teacher, or from a file of weights."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from medssl.encoders.weights import CARD, WEIGHTS, load, load_card, read_tensors
+from medssl.engine.start import tell_keys
+from medssl.types import Card, UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from medssl.objectives.base import Objective
+
+REST = "objective.safetensors"
+
+
+@dataclass(frozen=True)
+class Begin:
+    """Where the first weights come from.
+
+    Attributes:
+        notes: What became of them, for the first line of the run.
+        digest: Names them in ``config.yaml`` without a path; None where they are random.
+        subjects: Subjects that they have seen; None where that is not known.
+    """
+
+    notes: tuple[str, ...] = ()
+    digest: str | None = None
+    subjects: tuple[str, ...] | None = ()
+
+
+def begin(objective: Objective, init: Path | None, minimum: float) -> Begin:
+    """Fills an objective with the weights of ``init``.
+
+    Of a run, the encoder and, where the objective is of the same class, everything else that fits by name and shape; of
+    a file, the encoder alone. Every key that is adapted, missing or unexpected is printed.
+
+    Args:
+        objective: With fresh weights.
+        init: Run folder, or a file of weights; None leaves the weights as they are.
+        minimum: Smallest share of the encoder's keys that must be filled.
+
+    Raises:
+        UserError: There is no such folder or file, or too few keys are filled.
+    """
+    if not 0 <= minimum <= 1:
+        message = f"init_minimum must be a share from 0 to 1, got {minimum}"
+        raise UserError(message)
+    if init is None:
+        return Begin()
+    if not init.exists():
+        message = f"--init {init}: there is no such folder or file"
+        raise UserError(message)
+    card = load_card(init) if init.is_dir() else None
+    weights = init if card is None else init / WEIGHTS
+    if not weights.exists():
+        message = f"--init {init}: it has {CARD} but no {WEIGHTS}"
+        raise UserError(message)
+    report = load(objective.encoder, weights, minimum=minimum)
+    tell_keys(report)
+    digest = hashlib.sha256(weights.read_bytes())
+    notes = [f"encoder of step {card.step}: {report}" if card else f"encoder: {report}"]
+    if card is not None and (init / REST).exists():
+        notes.append(fill_rest(objective, init / REST, card))
+        digest.update((init / REST).read_bytes())
+    return Begin(tuple(notes), digest.hexdigest()[:16], seen_by(card))
+
+
+def fill_rest(objective: Objective, file: Path, card: Card) -> str:
+    """Takes over heads, teacher and queue of a run of the same objective; returns what became of them."""
+    kind = f"{type(objective).__module__}.{type(objective).__qualname__}"
+    former = "none" if card.objective is None else card.objective.class_path
+    own = {name: value for name, value in objective.state_dict().items() if not name.startswith("encoder.")}
+    if kind != former:
+        return f"nothing else is taken over: that run's objective was {former.rpartition('.')[2]}"
+    tensors: dict[str, Tensor] = read_tensors(file)
+    fitting = {key: value for key, value in tensors.items() if key in own and own[key].shape == value.shape}
+    objective.load_state_dict(fitting, strict=False)
+    return f"{len(fitting)} of {len(own)} keys of the rest of the objective"
+
+
+def seen_by(card: Card | None) -> tuple[str, ...] | None:
+    """Subjects that the weights of a card have seen, with labels or without; None where that is not known."""
+    if card is None or card.subjects is None:
+        return None
+    return (*card.subjects, *(card.tuned.subjects if card.tuned else ()))

@@ -1,0 +1,198 @@
+"""Pretraining that goes on from another run or file, in stages, and what fine-tuning takes over from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+import pytest
+import torch
+import yaml
+from engine import labelled, toys
+from safetensors.torch import load_file, save_file
+
+from medssl import cli
+from medssl.data.store import Store
+from medssl.encoders.weights import load_card
+from medssl.engine import describe
+from medssl.types import Preprocess
+
+ENCODER = {
+    "class_path": "medssl.encoders.resenc.ResEnc",
+    "init_args": {"in_channels": 1, "ndim": 3, "channels": [4, 8], "strides": [[1, 1, 1], [2, 2, 2]], "blocks": [1, 1]},
+}
+VIEW = {"size": [16, 16, 8], "geometry": {"flip": "none"}, "intensity": {"noise": [1.0, 0.3]}}
+GLOBAL = {
+    "class_path": "medssl.objectives.global_local.GlobalContrast",
+    "init_args": {"view": VIEW, "cues": {"parts": 2}, "projection": [8, 8]},
+}
+LOCAL = {
+    "class_path": "medssl.objectives.global_local.LocalContrast",
+    "init_args": {"view": VIEW, "cues": {"parts": 2}, "steps": 1, "regions": {"side": 3, "nearest": 5}},
+}
+TRAINING = {"steps": 2, "batch_size": 4, "output": {"checkpoint_every": 2, "picture_every": 2, "log_every": 1}}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A store of labelled volumes, and a run of the global stage."""
+    folder = tmp_path_factory.mktemp("continuing") / "place"
+    labelled.volumes(folder / "scans")
+    file = labelled.indexed(folder / "scans", folder / "index.sqlite", key=folder.parent / "key")
+    labelled.stored(file, folder / "store", Preprocess(foreground_crop=False, orientation=None))
+    code, said = pretrain(folder, folder / "global", GLOBAL)
+    assert code == 0, said
+    return folder
+
+
+def pretrain(place, run, objective, *more, encoder=ENCODER, **training):
+    recipe = {"encoder": encoder, "objective": objective, "training": {**TRAINING, **training}}
+    recipe |= {"data": {"split": "train", "workers": 0}}
+    file = place.parent / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    words = [f"--config={file}", f"--store={place / 'store'}", f"--run={run}", *map(str, more)]
+    return call("pretrain", words)
+
+
+def call(verb, words):
+    import contextlib
+    import io
+
+    mask, threads, text = os.umask(0o077), torch.get_num_threads(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+            code = cli.main([verb, *words])
+    finally:
+        os.umask(mask)
+        torch.set_num_threads(threads)
+    return code, text.getvalue()
+
+
+def test_of_the_same_objective_everything_is_taken_over(place, tmp_path):
+    """One step of a rate near 0 leaves what was loaded where it was: encoder, head and their names."""
+    code, said = pretrain(place, tmp_path / "more", GLOBAL, f"--init={place / 'global'}",
+                          "--optimizer.learning_rate=1e-12", steps=1)  # fmt: skip
+    assert code == 0, said
+    assert "encoder of step 2: 100% of the keys filled" in said
+    for name in ("encoder.safetensors", "objective.safetensors"):
+        before, after = (load_file(run / name) for run in (place / "global", tmp_path / "more"))
+        assert before.keys() == after.keys()
+        for key, value in before.items():
+            if value.is_floating_point() and "running" not in key:
+                torch.testing.assert_close(after[key], value, atol=1e-6, rtol=1e-5)
+    assert re.search(r"(\d+) of \1 keys of the rest of the objective", said)
+    config = yaml.safe_load((tmp_path / "more/config.yaml").read_text())
+    assert re.fullmatch("[0-9a-f]{16}", config["init"])
+    assert yaml.safe_load((place / "global/config.yaml").read_text())["init"] is None
+    code, said = pretrain(place, tmp_path / "more", GLOBAL, steps=1)
+    assert code == 2
+    assert "more/ is a run of another configuration: init" in said
+
+
+def test_stages_encoder_then_decoder_then_both_in_the_head(place, tmp_path):
+    code, said = pretrain(place, tmp_path / "local", LOCAL, f"--init={place / 'global'}")
+    assert code == 0, said
+    assert "nothing else is taken over: that run's objective was GlobalContrast" in said
+    first, second = (load_file(run / "encoder.safetensors") for run in (place / "global", tmp_path / "local"))
+    assert all(torch.equal(first[key], second[key]) for key in first)  # the second stage leaves the encoder alone
+    decoder = load_file(tmp_path / "local/decoder.safetensors")
+    words = [
+        "--config=segment_3d_small", f"--store={place / 'store'}", f"--run={tmp_path / 'tuned'}",
+        f"--pretrained={tmp_path / 'local'}", "--data.view.size=[16,16,8]", "--training.steps=1", "--labels=2",
+        "--data.workers=0", "--optimizer.learning_rate=1e-12", "--training.output.validate_every=1",
+    ]  # fmt: skip
+    code, said = call("finetune", words)
+    assert code == 0, said
+    assert f"{len(decoder)} of the {len(decoder)} keys of the decoder too" in said
+    head = load_file(tmp_path / "tuned/head.safetensors")
+    for key, value in decoder.items():
+        torch.testing.assert_close(head[f"decoder.{key}"], value, atol=1e-6, rtol=1e-5)
+    code, said = call("finetune", [*words, "--head.norm=batch", f"--run={tmp_path / 'other'}"])
+    assert code == 2
+    assert re.search(
+        r"of the \d+ keys of the pretrained decoder fit the head UNet: take --head unet with the norm", said
+    )
+    code, said = call("finetune", [*words, "--head=voxel_linear", f"--run={tmp_path / 'probe'}"])
+    assert code == 0, said
+    assert "the pretrained decoder is not used: this head has none" in said
+
+
+def test_whoever_the_first_weights_have_seen_counts_as_seen(place, tmp_path):
+    code, said = pretrain(place, tmp_path / "val", GLOBAL, f"--init={place / 'global'}", "--data.split=val")
+    assert code == 0, said
+    store = Store.open(place / "store")
+    both = {*describe.subjects(store, "train"), *describe.subjects(store, "val")}
+    assert set(load_card(tmp_path / "val").subjects) == both
+    save_file(load_file(place / "global/encoder.safetensors"), tmp_path / "foreign.safetensors")
+    code, said = pretrain(place, tmp_path / "foreign", GLOBAL, f"--init={tmp_path / 'foreign.safetensors'}")
+    assert code == 0, said
+    assert load_card(tmp_path / "foreign").subjects is None
+
+
+def test_kernels_of_images_and_other_channels_are_made_to_fit(place, tmp_path):
+    """A volume encoder from a file of a 2D one: the report names each adapted key."""
+    from medssl.encoders.resenc import ResEnc
+
+    torch.manual_seed(3)
+    flat = ResEnc(3, ndim=2, channels=(4, 8), strides=((1, 1), (2, 2)), blocks=(1, 1))
+    torch.save(flat.state_dict(), tmp_path / "flat.pth")
+    code, said = pretrain(place, tmp_path / "run", GLOBAL, f"--init={tmp_path / 'flat.pth'}",
+                          "--optimizer.learning_rate=1e-12", steps=1)  # fmt: skip
+    assert code == 0, said
+    assert "adapted: encoder.stem.convs.0.conv.weight" in said
+    got = load_file(tmp_path / "run/encoder.safetensors")["encoder.stem.convs.0.conv.weight"]
+    kernel = flat.state_dict()["encoder.stem.convs.0.conv.weight"]
+    torch.testing.assert_close(got.sum(4)[:, 0], kernel.sum(1), atol=1e-5, rtol=1e-4)
+
+
+BAD = [
+    ("no such run", ["--init=nowhere"], r"--init nowhere: there is no such folder or file"),
+    ("no share", ["--init_minimum=3"], r"init_minimum must be a share from 0 to 1, got 3"),
+    ("too little fits", ["--init={other}"], r"too few weights fit ResEnc: .*expected at least 90%"),
+    ("a folder without a card", ["--init={empty}"], r"no card could be read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_bad_input_is_one_line(place, tmp_path, words, message):
+    save_file({"strange.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    (tmp_path / "empty").mkdir()
+    words = [word.format(other=tmp_path / "other.safetensors", empty=tmp_path / "empty") for word in words]
+    code, said = pretrain(place, tmp_path / "run", GLOBAL, *words)
+    assert code == 2
+    assert re.search(message, said), said
+    assert said.startswith("error: ")
+
+
+def test_less_may_be_enough_where_that_is_said(place, tmp_path):
+    tensors = load_file(place / "global/encoder.safetensors")
+    half = dict(list(tensors.items())[::2])
+    save_file(half, tmp_path / "half.safetensors")
+    words = (f"--init={tmp_path / 'half.safetensors'}", "--init_minimum=0.3")
+    code, said = pretrain(place, tmp_path / "run", GLOBAL, *words)
+    assert code == 0, said
+    missing = [line.removeprefix("missing: ") for line in said.splitlines() if line.startswith("missing: ")]
+    assert sorted(missing) == sorted(set(tensors) - set(half))
+
+
+def test_a_resumed_run_does_not_start_from_init_again(tmp_path):
+    """The checkpoint wins: the run ends as one that was never stopped."""
+    store = toys.toy_store(tmp_path / "store")
+    from pathlib import Path
+
+    recipe = Path(__file__).with_name("toys.yaml")
+    words = [f"--config={recipe}", f"--store={store}"]
+    assert call("pretrain", [*words, f"--run={tmp_path / 'first'}", "--training.steps=2"])[0] == 0
+    more = [*words, f"--init={tmp_path / 'first'}", "--training.extend=true"]
+    assert call("pretrain", [*more, f"--run={tmp_path / 'straight'}", "--training.steps=4"])[0] == 0
+    for steps in (2, 4):
+        code, said = call("pretrain", [*more, f"--run={tmp_path / 'broken'}", f"--training.steps={steps}"])
+        assert code == 0, said
+    rows = [
+        [json.loads(line)["step"] for line in (tmp_path / run / "metrics.jsonl").read_text().splitlines()]
+        for run in ("straight", "broken")
+    ]
+    assert rows[0] == rows[1]
+    done = torch.load(tmp_path / "broken/checkpoints/last.pt", weights_only=True)
+    assert int(done["objective"]["steps_seen"]) == 2 + 4  # two of the first run, four of its own
