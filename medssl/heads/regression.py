@@ -108,8 +108,6 @@ class Regression(Head):
         """
         known = targets[~targets.isnan()].to(self.mean)
         if not len(known) or bool((known == known[0]).all()):
-            message = (
-                f"{self.schema.name} is the same in all {len(known)} scans to learn from: a number that varies is due"
-            )
+            message = f"{self.schema.name} is the same in all {len(known)} scans to learn from: take scans that differ"
             raise UserError(message)
         self.mean, self.deviation = known.mean(), known.std(correction=0)

@@ -230,7 +230,7 @@ BAD = [
     ("one class", "multi_label", "word", [], r"finding 'tall' is yes in all 40 scans"),
     ("numbers as findings", "multi_label", "left,height", [], r"height has the value '\d+': expected yes or no"),
     ("segmentation", "unet", "left", [], r"the head is for segmentation, the target is 'left'"),
-    ("balanced numbers", "regression", "height", ["--data.sampling.balance=equal"], r"equal draws scans by their class"),
+    ("balanced", "regression", "height", ["--data.sampling.balance=equal"], r"balance equal draws scans by their class"),
     ("constant choice", "regression", "height", ["--labels=1"], r"height is \d+ in all 1 labelled scans"),
 ]  # fmt: skip
 
