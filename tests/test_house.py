@@ -32,8 +32,8 @@ VERBS = {path.replace(".", "/").replace(":", ".py:") for path, _ in cli.VERBS.va
 # what a module may import at its top although it takes long to load; everything else heavy goes inside functions
 HEAVY = {
     "SimpleITK", "blosc2", "distributed", "dynamic_network_architectures", "gdcm", "imagecodecs", "jsonargparse",
-    "lightning", "matplotlib", "monai", "nibabel", "openslide", "pandas", "pyarrow", "pydicom", "scipy", "tensorboard",
-    "tifffile", "timm", "torchvision", "transformers",
+    "lightning", "matplotlib", "monai", "nibabel", "openslide", "pandas", "peft", "pyarrow", "pydicom", "scipy",
+    "tensorboard", "tifffile", "timm", "torchvision", "transformers",
 }  # fmt: skip
 SUBCLASSES = {"medssl/engine/": {"lightning"}, "medssl/encoders/timm_twins.py": {"timm"}}  # of those packages' classes
 MONAI_CLASSES = "data/monai.py"  # this subclasses MONAI's reader and is imported only by those who use MONAI

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from medssl.encoders.base import Encoder
+from medssl.engine.lora import LoRA
 from medssl.ops.schedules import cosine, linear, linear_warmup_cosine
 from medssl.types import UserError
 
@@ -78,12 +79,16 @@ class FineTuning(Optimization):
             nothing.
         layer_decay: Learning rate of each layer of the encoder as a share of that of the layer behind it, the head
             being the last (Clark et al., ELECTRA, ICLR 2020); 1 moves all alike.
+        drop_path: Probability of dropping the last residual branch of the encoder; None leaves the encoder's own.
+        lora: Low-rank adaptation: small matrices learn in the place of the encoder.
     """
 
     head_first: float = 0.0
     encoder_rate: float = 1.0
     average: float = 0.0
     layer_decay: float = 1.0
+    drop_path: float | None = None
+    lora: LoRA = field(default_factory=LoRA)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -92,10 +97,14 @@ class FineTuning(Optimization):
             ("encoder_rate", self.encoder_rate > 0, "above 0 (optimizer.head_first 1 leaves the encoder as it is)"),
             ("average", 0 <= self.average < 1, "from 0 to below 1"),
             ("layer_decay", 0 < self.layer_decay <= 1, "above 0, 1 at most"),
+            ("drop_path", self.drop_path is None or 0 <= self.drop_path < 1, "from 0 to below 1, or null"),
         ):
             if not good:
                 message = f"optimizer.{name} must be {what}, got {getattr(self, name)}"
                 raise UserError(message)
+        if self.lora.rank and self.head_first == 1:
+            message = "optimizer.head_first 1 leaves the encoder as it is, optimizer.lora adapts it: choose one of them"
+            raise UserError(message)
 
     def rate(self, progress: float, *, encoder: bool) -> float:
         """Learning rate at ``progress`` (0 to 1) of the encoder, or of the head."""

@@ -10,8 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from medssl.heads.segmentation import UNet
-from medssl.nn.token_decoders import FeaturePyramid as Pyramid
-from medssl.nn.token_decoders import LiftedMaps
+from medssl.nn.token_decoders import LiftedMaps, PyramidMaps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +104,7 @@ class FeaturePyramid(UNet):
         loss_weights: tuple[float, float] = (1.0, 1.0),
         batch_dice: bool = False,
     ) -> None:
-        pyramid = Pyramid(encoder.channels[-1], encoder.strides[-1], width=channels)
+        pyramid = PyramidMaps(encoder.channels[-1], encoder.strides[-1], width=channels)
         super().__init__(
             pyramid,
             schema,

@@ -67,7 +67,7 @@ class LiftedMaps(Pyramid):
         different = sorted({tuple(stride) for stride in strides})
         if len(different) > 1 or len(strides) < 2:
             message = (
-                f"UNETR takes encoders with several maps of one stride, as transformers have, got {len(strides)} map(s) "
+                f"UNETR takes encoders with several maps of one stride, as transformers do; got {len(strides)} map(s) "
                 f"of strides {different}: use the head unet, or feature_pyramid"
             )
             raise UserError(message)
@@ -95,7 +95,7 @@ class LiftedMaps(Pyramid):
         return (*reversed(lifted), maps[-1])
 
 
-class FeaturePyramid(Pyramid):
+class PyramidMaps(Pyramid):
     """The last map of any encoder at a quarter, a half and all of its stride, with what lies around at twice of it.
 
     Finer maps come by transposed convolutions, with a layer norm and a GELU between two of them, and half the channels
