@@ -177,7 +177,7 @@ def test_a_scan_stands_for_its_rarest_finding(patients):
 # --- balanced draws
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(counts=st.lists(st.integers(1, 30), min_size=2, max_size=6), seed=st.integers(0, 99), root=st.booleans())
 def test_classes_come_evenly_and_their_scans_equally_often(counts, seed, root):
     """A pass holds one draw of each class, or as many as the square root asks for; scans of one class differ by one."""
