@@ -22,6 +22,7 @@ VERBS = {
     "cache": ("medssl.engine.cache:cache", "preprocess the scans of an index once, into a store"),
     "pretrain": ("medssl.engine.pretrain:pretrain", "pretrain an encoder on the scans of a store"),
     "finetune": ("medssl.engine.finetune:finetune", "fine-tune an encoder with a head on a few labels"),
+    "stages": ("medssl.engine.stages:stages", "do runs that build on each other, one after the other"),
     "evaluate": ("medssl.engine.evaluate:evaluate", "score a fine-tuned network on labelled scans, on their own grid"),
     "probe": ("medssl.engine.probe:probe", "judge a frozen encoder by what its features tell"),
     "compare": ("medssl.engine.compare:compare", "say whether pretraining helps, and with how many labels"),

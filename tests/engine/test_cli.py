@@ -12,6 +12,7 @@ import yaml
 from engine import verbs
 
 from medssl import cli
+from medssl.engine.stages import refuse
 from medssl.types import Imported
 
 
@@ -185,10 +186,15 @@ def test_ctrl_c_exits_with_130(call):
 
 @pytest.mark.parametrize("name", cli.config_names("recipes"))
 def test_every_shipped_recipe_fits_its_verb(name):
-    verb = next(verb for verb in ("pretrain", "finetune") if f"medssl {verb} --config {name} " in recipe_text(name))
+    verbs = ("pretrain", "finetune", "stages")
+    verb = next(verb for verb in verbs if f"medssl {verb} --config {name} " in recipe_text(name))
     parser = cli.make_parser(cli.find_verb(verb), verb)
-    parsed = parser.parse_args(cli.expand(["--config", name, "--store", "s", "--run", "r"]))
+    where = "--out" if verb == "stages" else "--run"
+    parsed = parser.parse_args(cli.expand(["--config", name, "--store", "s", where, "r"]))
     values = parser.instantiate(parsed)
+    if verb == "stages":
+        refuse(values["stages"], {})
+        assert {stage.config for stage in values["stages"]} <= set(cli.config_names("recipes"))
     if verb == "pretrain" and name.endswith("small"):
         objective = values["objective"](values["encoder"]())
         assert objective.needs.views[0].size

@@ -1,0 +1,131 @@
+"""Runs that build on each other: their commands, what goes on after a stop, and one line for a list that cannot be."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from engine import labelled
+
+from medssl import cli
+from medssl.encoders.weights import load_card
+from medssl.engine import stages as verb
+from medssl.engine.stages import Stage, stages
+from medssl.types import Preprocess, UserError
+
+LIST = (
+    Stage("first", "pretrain", "global_3d_small", settings={"training.steps": 9}),
+    Stage("second", "pretrain", "local_3d_small", "first"),
+    Stage("third", "finetune", "segment_3d_small", "second"),
+)
+SMALL = {"*.training.steps": 2, "*.training.batch_size": 4, "*.data.workers": 0, "*.training.output.picture_every": 2}
+
+
+def test_the_commands_of_a_list():
+    settings = {"*.training.steps": 5, "third.labels": 8, "first.training.precision": "bf16"}
+    words = [" ".join(verb.words_of(stage, Path("s"), Path("o"), settings)) for stage in LIST]
+    assert words == [
+        "pretrain --config=global_3d_small --store=s --run=o/first --training.steps=5 --training.precision=bf16",
+        "pretrain --config=local_3d_small --store=s --run=o/second --init=o/first --training.steps=5",
+        "finetune --config=segment_3d_small --store=s --run=o/third --pretrained=o/second --training.steps=5"
+        " --labels=8",
+    ]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stages") / "place"
+    labelled.volumes(folder / "scans")
+    file = labelled.indexed(folder / "scans", folder / "index.sqlite", key=folder.parent / "key")
+    return labelled.stored(file, folder / "store", Preprocess(foreground_crop=False, orientation=None))
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Runs the stages in this process."""
+
+    def run(words):
+        mask, threads = os.umask(0o077), torch.get_num_threads()
+        try:
+            return cli.main(words)
+        finally:
+            os.umask(mask)
+            torch.set_num_threads(threads)
+
+    monkeypatch.setattr(verb, "run", run)
+
+
+def test_the_shipped_list_in_three_dimensions(store, here, tmp_path, capsys):
+    """Global, local, fine-tuned: each takes over from the one before; a second call finds all of it done."""
+    words = ["stages", "--config=global_local_3d_small", f"--store={store}", f"--out={tmp_path}"]
+    settings = SMALL | {
+        "global.objective.view.size": [16, 16, 8], "local.objective.view.size": [16, 16, 16], "tuned.labels": 2,
+        "tuned.data.view.size": [16, 16, 8],
+    }  # fmt: skip
+    words += [f"--settings={json.dumps(settings)}"]
+    assert cli.main(words) == 0, capsys.readouterr()
+    said = capsys.readouterr().out
+    assert re.findall(r"stage (\d) of 3, (\w+): medssl (\w+)", said) == [
+        ("1", "global", "pretrain"), ("2", "local", "pretrain"), ("3", "tuned", "finetune"),
+    ]  # fmt: skip
+    assert "encoder of step 2: 100% of the keys filled" in said
+    assert re.search(r"(\d+) of the \d+ keys of the decoder too", said)
+    assert [load_card(tmp_path / name).step for name in ("global", "local")] == [2, 2]
+    assert load_card(tmp_path / "tuned").tuned is not None
+    assert cli.main(words) == 0
+    assert capsys.readouterr().out.count("all 2 steps are done already") == 3
+
+
+def test_a_stage_that_fails_stops_the_rest(monkeypatch, tmp_path):
+    done = []
+    monkeypatch.setattr(verb, "run", lambda words: done.append(words[0]) or (3 if len(done) == 2 else 0))
+    assert stages(stages=LIST, store=tmp_path, out=tmp_path) == 3
+    assert done == ["pretrain", "pretrain"]
+
+
+def test_a_signal_reaches_the_command_and_its_exit_code_comes_back(tmp_path):
+    """The command here sleeps until it hears SIGTERM, and then says so."""
+    (tmp_path / "medssl").mkdir()
+    (tmp_path / "medssl/__init__.py").write_text("")
+    (tmp_path / "medssl/cli.py").write_text(
+        "import signal, sys, time, pathlib\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            "import os, sys\nfrom medssl.engine.stages import run\n"
+            f"os.chdir({str(tmp_path)!r})\nsys.exit(run(['pretrain']))",  # where python -m finds the command
+        ]
+    )
+    for _ in range(600):
+        if (tmp_path / "ready").exists():
+            break
+        time.sleep(0.1)
+    parent.send_signal(signal.SIGTERM)
+    assert parent.wait(30) == 143
+
+
+BAD = [
+    ("two of one name", (LIST[0], LIST[0]), {}, r"stage 'first': there are two of this name"),
+    ("a later start", (LIST[1],), {}, r"stage 'second': it starts from 'first', which is no earlier stage"),
+    ("a path", (Stage("a/b", "pretrain", "x"),), {}, r"stage 'a/b': a name is that of a folder, without slashes"),
+    ("no such stage", LIST, {"fourth.labels": 1}, r"settings\.fourth\.labels: expected STAGE\.KEY or \*\.KEY, with a"),
+    ("no key", LIST, {"first": 1}, r"settings\.first: expected STAGE\.KEY"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "settings", "message"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_lists_that_cannot_be_done(given, settings, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        stages(stages=given, store=tmp_path, out=tmp_path, settings=settings)
