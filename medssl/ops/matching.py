@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TOLERANCE = 1e-9  # of a score: what is no more than rounding is no gain
+_ENOUGH = 1e-3  # of a score: what a line can gain below that is left to rounding and exchanges
 _TABLE = 2**17  # edge affinities that are solved at once: more fall out of the processor's cache
 
 
@@ -354,7 +355,7 @@ def _frank_wolfe(
         way, bend = _permutations(corner) - point, corner_slope - slope
         rise = (gain * way).sum((1, 2))
         curve = (bend * way).sum((1, 2)) / 2
-        moving = rise > _TOLERANCE * (1 + reached.abs())
+        moving = rise > _ENOUGH * (1 + reached.abs())
         if not bool(moving.any()):
             break
         length = torch.where(curve < 0, (rise / (-2 * curve.clamp(max=-1e-300))).clamp(max=1), 1.0) * moving
