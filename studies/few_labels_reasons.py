@@ -52,8 +52,6 @@ PLAN = [  # with "warmup" scratch and spark are runs of the study itself
     *((start, "sawtooth", 2, 0, 3e-3) for start in ("scratch", "spark", "supervised")),
     *(("scratch", "long", labels, 0, 3e-3) for labels in (8, 4, 2)),
     *((start, recipe, 2, 0, 3e-3) for recipe in ("frozen", "slow") for start in ("scratch", "spark", "supervised")),
-    *((start, "warmup", 2, 0, 3e-3) for start in VARIANTS),
-    *(("supervised", "warmup", 2, seed, 3e-3) for seed in (1, 2)),
 ]
 
 
