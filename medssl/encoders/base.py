@@ -40,6 +40,8 @@ class Encoder(nn.Module, ABC):
         strides: Total stride of each map per axis, fine to coarse.
         mask_modes: How cells can be hidden.
         mask_cell: Recommended size in voxels per axis of one cell of the mask.
+        step: Distance between neighbouring tokens per axis, in the unit of the encoder's embedding of positions; None
+            where it has none.
         unmasked_because: Why a mask mode is missing that one may expect, for messages.
     """
 
@@ -49,6 +51,7 @@ class Encoder(nn.Module, ABC):
     strides: tuple[tuple[int, ...], ...]
     mask_modes: frozenset[MaskMode]
     mask_cell: tuple[int, ...]
+    step: tuple[float, ...] | None = None
     unmasked_because: str = ""
 
     @abstractmethod

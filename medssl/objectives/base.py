@@ -7,17 +7,24 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from medssl.encoders.base import ContractError, Encoder
 from medssl.ops.collectives import rank, reduce_sum, world_size
-from medssl.types import Batch, Loss, Origin, Step, UserError, View, ViewPlan
+from medssl.ops.draws import draws
+from medssl.ops.masking import mask_cells, random_hidden
+from medssl.ops.patches import patchify
+from medssl.ops.reconstruction import compare, pixel_target, reconstruction
+from medssl.types import Batch, Loss, MaskMode, Origin, Step, UserError, View, ViewPlan
 
 if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
     from torch import Tensor
+
+    from medssl.types import Features, ViewSpec
 
 
 class Objective(nn.Module, ABC):
@@ -82,6 +89,94 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     finally:
         for each, mode in modes:
             each.training = mode
+
+
+class Reconstruction(Objective):
+    """The frame of masked image modelling: hides cells of one view, and counts the error where they are hidden.
+
+    A subclass says how it reconstructs the image, and sets ``mode``.
+
+    Args:
+        encoder: Encoder with the mask mode ``mode``.
+        view: The view; its size must be a multiple of the encoder's stride and of ``cell``.
+        mask_ratio: Share of cells to hide, the same number in every sample.
+        cell: Voxels of one cell of the mask per axis; None takes the encoder's ``mask_cell``.
+        normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxels.
+
+    Attributes:
+        mode: How the encoder hides cells; None where the objective does it by itself, for any encoder.
+        distance: Error of a voxel: "square" or "absolute" difference.
+        cells: Cells per axis.
+
+    Raises:
+        UserError: The encoder cannot be masked in this mode, or the view does not fit it.
+    """
+
+    mode: MaskMode | None
+    distance: Literal["square", "absolute"] = "square"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        view: ViewSpec,
+        mask_ratio: float,
+        cell: Sequence[int] | None = None,
+        normalise_target: bool = True,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.needs = ViewPlan(views=(view,))
+        self.mask_ratio = mask_ratio
+        self.cell = tuple(encoder.mask_cell if cell is None else cell)
+        self.normalise_target = normalise_target
+        if self.mode is not None and self.mode not in encoder.mask_modes:
+            modes = ", ".join(sorted(encoder.mask_modes)) or "none"
+            message = (
+                f"{type(encoder).__name__} has mask modes: {modes}; {type(self).__name__} needs an encoder with "
+                f'"{self.mode}": choose another encoder or objective'
+            )
+            raise UserError(message)
+        if len(view.size) not in encoder.ndims:
+            takes = " or ".join(f"{n}D" for n in sorted(encoder.ndims))
+            message = f"view size {view.size} is {len(view.size)}D, the encoder takes {takes}: change either"
+            raise UserError(message)
+        self.cells = mask_cells(view.size, self.cell, encoder.strides, mask_ratio)
+
+    @abstractmethod
+    def reconstruct(
+        self, image: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B *cells"]
+    ) -> tuple[Float[Tensor, "B C *s"], Features]:
+        """Returns the prediction, in the values of the target, and the features that it was made from."""
+
+    def forward(self, batch: Batch, step: Step) -> Loss:
+        """Hides, reconstructs and compares; the loss is a mean over the hidden scored voxels of all processes."""
+        self.require(batch, step)
+        view = batch.views[0]
+        hidden = self.hidden(view, step)
+        prediction, features = self.reconstruct(view.image, hidden)
+        target = pixel_target(view, self.cell, normalise=self.normalise_target)
+        loss, terms = compare(patchify(prediction, self.cell).to(target.values.dtype), target, hidden, self.distance)
+        return Loss(total=loss, terms=terms, embedding=features.pooled.detach())
+
+    @torch.no_grad()
+    def pictures(self, batch: Batch, step: Step) -> dict[str, Float[Tensor, "B C *s"]]:
+        """Input, what the encoder saw of it, and its reconstruction, all in the values of the input.
+
+        Runs in evaluation mode and on this process alone; leaves weights, statistics and random states as they were.
+        """
+        self.require(batch, step)
+        view = batch.views[0]
+        hidden = self.hidden(view, step)
+        with undisturbed(self):
+            prediction, _ = self.reconstruct(view.image, hidden)
+        target = pixel_target(view, self.cell, normalise=self.normalise_target)
+        return reconstruction(view, patchify(prediction, self.cell), target, hidden, self.cell)
+
+    def hidden(self, view: View, step: Step) -> Bool[Tensor, "B *cells"]:
+        """Which cells of each sample are hidden."""
+        purpose = f"{type(self).__name__.lower()}.mask"
+        return random_hidden(self.cells, self.mask_ratio, draws(step, purpose)).to(view.image.device)
 
 
 # --- the contract suite

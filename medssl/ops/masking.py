@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
+from math import lcm, prod
 from typing import TYPE_CHECKING
 
+from medssl.ops.patches import cells_of
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +31,44 @@ def hidden_count(cells: Sequence[int], ratio: float) -> int:
         raise UserError(message)
     total = prod(cells)
     return total - round(total * (1.0 - ratio))
+
+
+def mask_cells(
+    size: Sequence[int], cell: Sequence[int], strides: Sequence[Sequence[int]], ratio: float
+) -> tuple[int, ...]:
+    """Cells per axis of the mask of a view, some of which are to be hidden.
+
+    Args:
+        size: Voxels of the view per axis.
+        cell: Voxels of one cell per axis.
+        strides: Total stride of each map of the encoder per axis, fine to coarse.
+        ratio: Share of cells to hide.
+
+    Raises:
+        UserError: Cells that do not nest with a stride, a size that cells and strides do not divide (names the nearest
+            that they do), or a ratio that hides all cells or none.
+    """
+    size, cell = tuple(size), tuple(cell)
+    if len(cell) != len(size) or min(cell) < 1:
+        message = f"cell {cell} needs one number, 1 or more, for each of the {len(size)} axes of view size {size}"
+        raise UserError(message)
+    for stride in strides:
+        if any(max(a, b) % min(a, b) for a, b in zip(stride, cell, strict=True)):
+            message = (
+                f"mask cell {cell} does not nest with the encoder's stride {tuple(stride)}: one must divide the other "
+                "per axis"
+            )
+            raise UserError(message)
+    what = f"with encoder stride {tuple(strides[-1])} and mask cell {cell}, view size"
+    cells_of(size, tuple(map(lcm, strides[-1], cell)), what=what)
+    cells = cells_of(size, cell)
+    if not 0 < (count := hidden_count(cells, ratio)) < prod(cells):
+        message = (
+            f"mask ratio {ratio} hides {count} of {prod(cells)} cells {cells}: some must be hidden, some visible; "
+            "take a larger view or another mask_ratio"
+        )
+        raise UserError(message)
+    return cells
 
 
 def random_hidden(cells: Sequence[int], ratio: float, draws: Draws) -> Bool[Tensor, "B *cells"]:

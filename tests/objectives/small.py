@@ -1,4 +1,4 @@
-"""Small encoders and objectives for the tests: 2D with batch norm, 3D with instance norm and strides per axis."""
+"""Small encoders and objectives for the tests: in 3D with sides per axis, and instance instead of batch norm."""
 
 from __future__ import annotations
 
@@ -11,12 +11,18 @@ import torch
 import yaml
 
 from medssl.encoders.resenc import ResEnc
+from medssl.encoders.vit import ViT
+from medssl.objectives.graph_match import Graphs
+from medssl.objectives.mae import MAE, UNetMAE
+from medssl.objectives.simmim import SimMIM
 from medssl.objectives.spark import SparK
 from medssl.types import Batch, Geometry, Imported, Intensity, Origin, View, ViewSpec
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = {2: (32, 48), 3: (16, 24, 12)}
-SMALL = {"steps": 2, "projection": [16, 8]}  # arguments of the shipped configurations that small encoders ask for
+PATCHES = {2: (8, 6), 3: (8, 6, 2)}
+# arguments of the shipped configurations that small encoders ask for
+SMALL = {"steps": 2, "projection": [16, 8], "decoder_width": 32, "decoder_depth": 1} | {"graphs": Graphs(2, 1)}
 
 
 def encoder(ndim: int, *, in_channels: int = 1, norm: str | None = None, **arguments) -> ResEnc:
@@ -28,10 +34,29 @@ def encoder(ndim: int, *, in_channels: int = 1, norm: str | None = None, **argum
     return ResEnc(in_channels, ndim=ndim, channels=channels, strides=strides, blocks=blocks, norm=norm, **arguments)
 
 
+def vit(ndim: int, **arguments) -> ViT:
+    """Patches with a side per axis; in 3D with a register, and positions in mm."""
+    extras = {"registers": 1, "spacing_mm": (1.0, 2.0, 3.0)} if ndim == 3 else {}
+    return ViT(**{"patch": PATCHES[ndim], "width": 32, "depth": 2} | extras | arguments)
+
+
 def spark(ndim: int, *, in_channels: int = 1, encoder_norm: str | None = None, **arguments) -> SparK:
     arguments.setdefault("decoder_width", 32)
     view = arguments.pop("view", ViewSpec(size=SIZES[ndim]))
     return SparK(encoder(ndim, in_channels=in_channels, norm=encoder_norm), view=view, **arguments)
+
+
+def mae(ndim: int, *, in_channels: int = 1, **arguments) -> MAE:
+    view = arguments.pop("view", ViewSpec(size=SIZES[ndim]))
+    return MAE(vit(ndim, in_channels=in_channels), view=view, **{"decoder_width": 32, "decoder_depth": 1} | arguments)
+
+
+def unet_mae(ndim: int, *, in_channels: int = 1, **arguments) -> UNetMAE:
+    return UNetMAE(encoder(ndim, in_channels=in_channels), view=ViewSpec(size=SIZES[ndim]), **arguments)
+
+
+def simmim(ndim: int, *, in_channels: int = 1, **arguments) -> SimMIM:
+    return SimMIM(vit(ndim, in_channels=in_channels), view=ViewSpec(size=SIZES[ndim]), **arguments)
 
 
 def from_config(path: str, ndim: int):
@@ -45,7 +70,10 @@ def from_config(path: str, ndim: int):
             arguments[key] = view_spec({**value, "size": SIZES[ndim]})
         elif dataclasses.is_dataclass(default := parameters[key].default):
             arguments[key] = type(default)(**value)
-    return kind(encoder(ndim), **arguments | {key: SMALL[key] for key in SMALL if key in arguments})
+    small = vit(ndim) if getattr(kind, "mode", None) in ("drop", "fill") else encoder(ndim)
+    if "cell" in arguments:
+        arguments["cell"] = [min(2 * side, SIZES[ndim][axis]) for axis, side in enumerate(small.mask_cell)]
+    return kind(small, **arguments | {key: SMALL[key] for key in SMALL if key in arguments})
 
 
 def view_spec(values: dict) -> ViewSpec:

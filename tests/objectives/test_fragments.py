@@ -1,4 +1,4 @@
-"""Every shipped encoder fragment fits a shipped SparK fragment, in its own number of axes."""
+"""Every shipped encoder fragment fits the masked modelling that it can be masked for, in its own number of axes."""
 
 from __future__ import annotations
 
@@ -19,28 +19,39 @@ ENCODERS = sorted((CONFIGS / "encoders").glob("*.yaml"))
 def build(path: Path):
     """The class of a fragment with its arguments, without memory for the weights."""
     fragment = yaml.safe_load(path.read_text())
-    module, name = fragment["class_path"].rsplit(".", 1)
     with torch.device("meta"):
-        return getattr(importlib.import_module(module), name)(**fragment["init_args"])
+        return class_of(fragment)(**fragment["init_args"])
+
+
+def class_of(fragment: dict) -> type:
+    module, name = fragment["class_path"].rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)
+
+
+OBJECTIVES = {"sparse": ("spark_{}d", "mae_resenc_{}d"), "drop": ("mae_{}d",), "fill": ("simmim_{}d",)}
 
 
 @pytest.mark.parametrize("path", ENCODERS, ids=lambda path: path.stem)
-def test_every_encoder_fits_the_objective_of_its_axes(path):
+def test_every_encoder_fits_the_objectives_of_its_masks_and_axes(path):
     encoder = build(path)
     (ndim,) = encoder.ndims
-    if "sparse" not in encoder.mask_modes:
-        assert encoder.mask_modes == {"drop", "fill"}  # a transformer, which SparK refuses in one line
-        with pytest.raises(UserError, match='has mask modes: drop, fill; SparK needs an encoder with "sparse"'):
-            SparK(encoder, view=ViewSpec(size=tuple(4 * side for side in encoder.mask_cell)))
-        return
-    arguments = dict(yaml.safe_load((CONFIGS / "objectives" / f"spark_{ndim}d.yaml").read_text())["init_args"])
-    arguments["view"] = view_spec(arguments["view"])
-    with torch.device("meta"):
-        objective = SparK(encoder, **arguments)
-    assert objective.cell == encoder.mask_cell
-    assert objective.mask_ratio == (0.6 if ndim == 2 else 0.75)
-    # at least 8 visible cells, so that statistics over them mean something
-    assert round(torch.Size(objective.cells).numel() * (1 - objective.mask_ratio)) >= 8
+    assert encoder.mask_modes in ({"sparse"}, {"drop", "fill"})
+    for name in (name.format(ndim) for mode in sorted(encoder.mask_modes) for name in OBJECTIVES[mode]):
+        fragment = yaml.safe_load((CONFIGS / "objectives" / f"{name}.yaml").read_text())
+        arguments = dict(fragment["init_args"])
+        arguments["view"] = view_spec(arguments["view"])
+        with torch.device("meta"):
+            objective = class_of(fragment)(encoder, **arguments)
+        assert objective.cell == tuple(arguments.get("cell", encoder.mask_cell))
+        assert objective.mask_ratio == arguments["mask_ratio"]
+        # at least 8 visible cells, so that statistics over them mean something
+        assert round(torch.Size(objective.cells).numel() * (1 - objective.mask_ratio)) >= 8
+
+
+def test_transformers_are_refused_by_spark_in_one_line():
+    encoder = build(CONFIGS / "encoders" / "vit_small_2d.yaml")
+    with pytest.raises(UserError, match='has mask modes: drop, fill; SparK needs an encoder with "sparse"'):
+        SparK(encoder, view=ViewSpec(size=(64, 64)))
 
 
 def test_the_names_that_recipes_use_are_there():

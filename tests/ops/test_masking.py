@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.ops.draws import Draws
-from medssl.ops.masking import at_resolution, block_hidden, hidden_count, random_hidden
+from medssl.ops.masking import at_resolution, block_hidden, hidden_count, mask_cells, random_hidden
 from medssl.types import UserError
 
 CELLS = st.lists(st.integers(1, 6), min_size=1, max_size=4).map(tuple)
@@ -109,3 +109,29 @@ def test_ratios_out_of_range_are_refused(mask, ratio):
 def test_boxes_out_of_range_are_refused(share, aspect):
     with pytest.raises(UserError, match="boxes need"):
         block_hidden((4, 4), 0.5, Draws(0, (0,), "mask"), share=share, aspect=aspect)
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_a_mask_fits_its_view_or_says_why_not(data):
+    """Cells and strides that nest on every axis, and any size: taken where both divide it, else refused."""
+    axes = data.draw(st.integers(1, 3))
+    numbers = st.lists(st.sampled_from([1, 2, 4, 8]), min_size=axes, max_size=axes)
+    cell, stride = data.draw(numbers), data.draw(numbers)
+    size = data.draw(st.lists(st.integers(8, 40), min_size=axes, max_size=axes))
+    if all(n % max(a, b) == 0 for n, a, b in zip(size, cell, stride, strict=True)):
+        cells = tuple(n // side for n, side in zip(size, cell, strict=True))
+        if 0 < hidden_count(cells, 0.5) < math.prod(cells):
+            assert mask_cells(size, cell, [stride], 0.5) == cells
+            return
+        with pytest.raises(UserError, match="some must be hidden, some visible; take a larger view"):
+            mask_cells(size, cell, [stride], 0.5)
+        return
+    with pytest.raises(UserError, match=r"view size .* is not a multiple of .* nearest sizes that work are"):
+        mask_cells(size, cell, [stride], 0.5)
+
+
+def test_a_mask_that_does_not_nest_with_a_map_is_refused():
+    assert mask_cells((24, 24), (4, 12), [(1, 1), (2, 2), (2, 6)], 0.5) == (6, 2)
+    with pytest.raises(UserError, match=r"mask cell \(4, 12\) does not nest with the encoder's stride \(2, 8\)"):
+        mask_cells((24, 24), (4, 12), [(1, 1), (2, 8), (4, 24)], 0.5)

@@ -1,0 +1,176 @@
+r"""Masked autoencoders: most of an image is hidden, the encoder sees the rest, a decoder predicts what was hidden.
+
+With cells :math:`c` of the image, hidden set :math:`M` drawn per sample, encoder :math:`f`, decoder :math:`g`::
+
+    z      = f(x_c + place_c, c visible)        hidden patches are left out: the encoder sees a quarter of the tokens
+    y      = g(z_c at its place, a learned token at hidden places, all with their places)
+    t_cj   = (x_cj - mean_c) / sqrt(max(var_c, (0.01 std_x)^2) + 1e-6)           voxel j of cell c
+    loss   = sum_{c in M, j scored} (y_cj - t_cj)^2  /  number of terms
+
+A convolutional network cannot leave cells out: there f sees zeros in their places and g is the decoder of a U-Net.
+
+References: He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022, arXiv 2111.06377; Xiao et al.,
+Delving into Masked Autoencoders for Multi-Label Thorax Disease Classification, WACV 2023, arXiv 2210.12843; Wald et
+al., An OpenMind for 3D medical vision self-supervised learning, ICCV 2025, arXiv 2412.17041 (volumes, ConvNets).
+Where this differs from the papers, ``docs/objectives/mae.md`` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from medssl.nn.transformer import sincos_positions, transformer_blocks
+from medssl.nn.unet import UNetDecoder
+from medssl.objectives.base import Reconstruction
+from medssl.ops.masking import at_resolution
+from medssl.ops.patches import unpatchify
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from medssl.encoders.base import Encoder
+    from medssl.nn.decoders import NormName
+    from medssl.types import Features, ViewSpec
+
+HEAD_WIDTH = 32  # channels of an attention head of the published decoder: 512 in 16 heads
+
+
+class MAE(Reconstruction):
+    """Leaves patches of one view out of a transformer and predicts them from the others.
+
+    Args:
+        encoder: Encoder with the mask mode "drop".
+        view: The view; its size must be a multiple of the encoder's patch.
+        mask_ratio: Share of patches to hide.
+        normalise_target: Predict each patch relative to its own mean and deviation; False predicts the voxels.
+        decoder_width: Channels of a token in the decoder, a multiple of 32; each attention head has 32.
+        decoder_depth: Blocks of the decoder.
+
+    Raises:
+        UserError: The encoder cannot leave cells out, or the view does not fit it.
+    """
+
+    mode = "drop"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        view: ViewSpec,
+        mask_ratio: float = 0.75,
+        normalise_target: bool = True,
+        decoder_width: int = 512,
+        decoder_depth: int = 8,
+    ) -> None:
+        patch = encoder.strides[-1]
+        super().__init__(encoder, view=view, mask_ratio=mask_ratio, cell=patch, normalise_target=normalise_target)
+        values = encoder.in_channels * prod(patch)
+        self.decoder = TokenDecoder(encoder.channels[-1], values, width=decoder_width, depth=decoder_depth)
+
+    def reconstruct(
+        self, image: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B *cells"]
+    ) -> tuple[Float[Tensor, "B C *s"], Features]:
+        """Encodes the visible patches and decodes all."""
+        features = self.encoder(image, hidden, mode="drop")
+        assert features.tokens is not None  # the contract of the mode
+        assert features.kept is not None
+        patches = self.decoder(features.tokens, features.kept, self.cells, step=self.encoder.step)
+        return unpatchify(patches, self.cell, size=image.shape[2:]), features
+
+
+class TokenDecoder(nn.Module):
+    """Transformer that predicts the voxels of all patches from tokens of some of them.
+
+    Args:
+        channels: Channels of the tokens that enter.
+        values: Numbers to predict for a patch.
+        width: Channels of a token inside.
+        depth: Blocks.
+    """
+
+    def __init__(self, channels: int, values: int, *, width: int, depth: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(channels, width)
+        self.mask_token = nn.Parameter(nn.init.normal_(torch.empty(1, 1, width), std=0.02))
+        self.blocks = transformer_blocks(width, depth, max(1, width // HEAD_WIDTH))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.predict = nn.Linear(width, values)
+        nn.init.xavier_uniform_(self.embed.weight)
+        nn.init.trunc_normal_(self.predict.weight, std=0.02)  # starts near zero, the mean of a normalised target
+        for layer in (self.embed, self.predict):
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "B K C"],
+        kept: Int[Tensor, "B K"],
+        cells: Sequence[int],
+        *,
+        step: Sequence[float] | None = None,
+    ) -> Float[Tensor, "B N P"]:
+        """Predicts.
+
+        Args:
+            tokens: Those of the patches ``kept``.
+            kept: Number of each token's patch in C order.
+            cells: Patches of the image per axis, N in all.
+            step: Distance between patches per axis, as the encoder measures it.
+        """
+        tokens = self.embed(tokens).to(self.mask_token.dtype)  # the residual stream stays precise under autocast
+        every = self.mask_token.expand(len(tokens), prod(cells), -1)
+        every = every.scatter(1, kept[..., None].expand_as(tokens), tokens)
+        places = sincos_positions(cells, tokens.shape[2], step=step, like=self.mask_token)
+        patches: Tensor = self.predict(self.norm(self.blocks(every + places)))
+        return patches
+
+
+class UNetMAE(Reconstruction):
+    """Sets cells of one view to zero and lets an ordinary U-Net around the encoder fill them in.
+
+    Args:
+        encoder: Any encoder with maps; no mask mode is needed.
+        view: The view; its size must be a multiple of the encoder's stride and of ``cell``.
+        mask_ratio: Share of cells to hide.
+        cell: Voxels of one cell per axis; None takes the encoder's ``mask_cell``.
+        normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxels.
+        norm: Normalisation of the decoder: that of the U-Net head, if fine-tuning is to go on with the decoder.
+
+    Raises:
+        UserError: The view does not fit the encoder or the cells.
+    """
+
+    mode = None
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        view: ViewSpec,
+        mask_ratio: float = 0.75,
+        cell: Sequence[int] | None = None,
+        normalise_target: bool = False,
+        norm: NormName = "instance",
+    ) -> None:
+        super().__init__(encoder, view=view, mask_ratio=mask_ratio, cell=cell, normalise_target=normalise_target)
+        self.decoder = UNetDecoder(encoder.channels, encoder.strides, norm=norm)
+        convolution = nn.Conv3d if len(view.size) == 3 else nn.Conv2d
+        self.predict = convolution(self.decoder.widths[-1], encoder.in_channels, 1)
+        nn.init.trunc_normal_(self.predict.weight, std=0.02)
+
+    def reconstruct(
+        self, image: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B *cells"]
+    ) -> tuple[Float[Tensor, "B C *s"], Features]:
+        """Encodes the image with zeros in hidden cells, and decodes."""
+        covered = at_resolution(hidden, image.shape[2:])[:, None]
+        features = self.encoder(image.masked_fill(covered, 0))
+        return self.predict(self.decoder(features.maps)[-1]), features
+
+    def exported(self) -> dict[str, nn.Module]:
+        """The encoder, and the decoder for a U-Net head."""
+        return {"encoder": self.encoder, "decoder": self.decoder}

@@ -1,0 +1,70 @@
+r"""SimMIM: hidden cells are replaced by a learned token, and one linear layer predicts their voxels.
+
+With cells :math:`c` of the image, hidden set :math:`M` drawn per sample, encoder :math:`f`::
+
+    z      = f(x_c, or a learned token at hidden places; all with their places)         as many tokens as patches
+    y      = W z + b                            the voxels of a patch from its token
+    loss   = sum_{c in M, j scored} |y_cj - x_cj|  /  number of terms                    voxel j of cell c
+
+Reference: Xie et al., SimMIM: A Simple Framework for Masked Image Modeling, CVPR 2022, arXiv 2111.09886. Where this
+differs from the paper, ``docs/objectives/simmim.md`` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from medssl.objectives.base import Reconstruction
+from medssl.ops.patches import unpatchify
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+    from medssl.encoders.base import Encoder
+    from medssl.types import Features, ViewSpec
+
+
+class SimMIM(Reconstruction):
+    """Fills hidden cells of one view with a token and predicts their voxels.
+
+    Args:
+        encoder: Encoder with the mask mode "fill".
+        view: The view; its size must be a multiple of the encoder's stride and of ``cell``.
+        mask_ratio: Share of cells to hide.
+        cell: Voxels of one cell per axis; None takes the encoder's ``mask_cell``. May hold several patches.
+        normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxels.
+
+    Raises:
+        UserError: The encoder cannot fill cells, or the view does not fit it.
+    """
+
+    mode = "fill"
+    distance = "absolute"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        view: ViewSpec,
+        mask_ratio: float = 0.6,
+        cell: Sequence[int] | None = None,
+        normalise_target: bool = False,
+    ) -> None:
+        super().__init__(encoder, view=view, mask_ratio=mask_ratio, cell=cell, normalise_target=normalise_target)
+        self.patch = encoder.strides[-1]
+        self.predict = nn.Linear(encoder.channels[-1], encoder.in_channels * prod(self.patch))
+        nn.init.trunc_normal_(self.predict.weight, std=0.02)
+        nn.init.zeros_(self.predict.bias)
+
+    def reconstruct(
+        self, image: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B *cells"]
+    ) -> tuple[Float[Tensor, "B C *s"], Features]:
+        """Encodes the image with tokens in hidden places, and predicts every patch from its own feature vector."""
+        features = self.encoder(image, hidden, mode="fill")
+        patches = self.predict(features.maps[-1].flatten(2).mT)
+        return unpatchify(patches, self.patch, size=image.shape[2:]), features

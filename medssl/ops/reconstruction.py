@@ -1,0 +1,122 @@
+"""What masked modelling predicts, how a prediction is judged, and how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+
+from medssl.ops.collectives import mean_over
+from medssl.ops.masking import at_resolution
+from medssl.ops.patches import patch_moments, patchify, unpatchify
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+    from medssl.types import View
+
+
+class Target(NamedTuple):
+    """Per cell: ``values`` = (voxels - ``mean``) / ``deviation``, and which of them may be ``counted``."""
+
+    values: Float[Tensor, "B N P"]
+    mean: Float[Tensor, "B N 1"]
+    deviation: Float[Tensor, "B N 1"]
+    counted: Bool[Tensor, "B N P"]
+
+
+def pixel_target(view: View, cell: Sequence[int], *, normalise: bool = True) -> Target:
+    """Voxels of each cell relative to the cell's own mean and deviation (He et al., CVPR 2022), in float32 at least.
+
+    Only voxels that are valid, scored and of a present channel are counted: nothing else enters a mean or deviation,
+    and others are 0. The variance is unbiased and floored at (1 % of the sample's deviation) ** 2, so that cells of
+    air do not turn into pure noise.
+
+    Args:
+        view: The view.
+        cell: Voxels of one cell per axis.
+        normalise: False leaves the voxels as they are (mean 0, deviation 1).
+    """
+    present = view.present.reshape(*view.present.shape, *(1,) * len(cell))
+    counted = patchify(view.valid & view.scored & present, cell)
+    precise = torch.promote_types(view.image.dtype, torch.float32)
+    values = torch.where(counted, patchify(view.image, cell).to(precise), 0.0)
+    if not normalise:
+        zero = values.new_zeros(*values.shape[:2], 1)
+        return Target(values, zero, zero + 1.0, counted)
+    mean, variance = patch_moments(values, counted)
+    _, overall = patch_moments(values.flatten(1), counted.flatten(1))
+    deviation = (torch.maximum(variance, 1e-4 * overall[..., None]) + 1e-6).sqrt()
+    return Target(torch.where(counted, (values - mean) / deviation, 0.0), mean, deviation, counted)
+
+
+def compare(
+    prediction: Float[Tensor, "B N P"],
+    target: Target,
+    hidden: Bool[Tensor, "B *cells"],
+    distance: Literal["square", "absolute"] = "square",
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """Mean distance over the counted voxels of hidden cells, of all processes together.
+
+    Args:
+        prediction: In the values of the target.
+        target: What :func:`pixel_target` gives.
+        hidden: True where a cell is hidden; N in all.
+        distance: "square" or "absolute" difference.
+
+    Returns:
+        The loss; and for the log, detached: "loss"; "chance", the loss of the best constant (its mean, for absolute
+        differences); "hidden", share of the counted voxels that is hidden; "correlation" of the prediction with the
+        target there. The last two are of this process.
+    """
+    scored = target.counted & hidden.flatten(1)[..., None]
+    number = scored.sum()
+
+    def mean(values: Tensor) -> Tensor:
+        return mean_over(torch.where(scored, values, 0.0).sum(), number)
+
+    def loss(guess: Tensor) -> Tensor:
+        difference = guess - target.values
+        return mean(difference.square() if distance == "square" else difference.abs())
+
+    total = loss(prediction)
+    return total, {
+        "loss": total.detach(),
+        "chance": loss(mean(target.values)),
+        "hidden": number / target.counted.sum().clamp(min=1),
+        "correlation": _correlation(prediction.detach(), target.values, scored),
+    }
+
+
+def reconstruction(
+    view: View,
+    prediction: Float[Tensor, "B N P"],
+    target: Target,
+    hidden: Bool[Tensor, "B *cells"],
+    cell: Sequence[int],
+) -> dict[str, Float[Tensor, "B C *s"]]:
+    """Pictures, all in the values of the input.
+
+    Returns:
+        "input"; "masked", hidden cells at the middle of the sample's range; "reconstruction", hidden cells as
+        predicted (un-normalised by the mean and deviation of the true cell), visible cells as in the input.
+    """
+    size = view.image.shape[2:]
+    predicted = unpatchify(prediction * target.deviation + target.mean, cell, size=size)
+    covered = at_resolution(hidden, size)[:, None]
+    flat = view.image.flatten(1)
+    middle = ((flat.amin(1) + flat.amax(1)) / 2).reshape(-1, *(1,) * (view.image.ndim - 1))
+    return {
+        "input": view.image,
+        "masked": torch.where(covered, middle, view.image),
+        "reconstruction": torch.where(covered, predicted, view.image),
+    }
+
+
+def _correlation(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
+    """Pearson correlation over the scored voxels of this process; 0 where either is constant."""
+    count = scored.sum().clamp(min=1)
+    a, b = (torch.where(scored, x - torch.where(scored, x, 0.0).sum() / count, 0.0) for x in (prediction, target))
+    return (a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp(min=1e-12)
