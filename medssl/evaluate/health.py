@@ -1,15 +1,56 @@
-"""Whether embeddings use the room that they have, without any label."""
+"""Whether training works, told without any label: measures of embeddings, and a verdict on a run by its measures.
+
+A run is judged by a history of measurements, each the mean over the steps since the one before. Read from it are
+"step", "loss", "gradient_norm", "learning_rate"; where an objective has them "chance" (the loss if nothing had been
+learnt), "uniformity" (``ops.similarity``, of what the loss compares) and "teacher_entropy" (nats); and of the views and
+embeddings "input_flat", "embedding_spread" and "embedding_rank". Rules, with the reasons of their thresholds (figures
+of broken and of healthy runs: ``docs/guides/pretrain.md``):
+
+    input        half of the views or more hold one value: crops of air alone are fewer in any store worth training on
+    collapse     embedding_spread below 0.003, twice in a row: networks in training start at 0.03 to 0.5 and stay there
+                 while they learn (0.006 untrained in evaluation mode); half precision alone makes 0.001
+    sharpness    the first loss is 10 times chance or more: random weights give 1 to 1.7 at temperatures of 0.1 to 0.5,
+                 1.2 where voxels are predicted; over when the loss comes below twice chance
+    flatness     loss within 0.3 % of chance three times in a row while embeddings spread (uniformity below -0.5): the
+                 loss does not feel them. A run that learns crosses this band once
+    divergence   loss 10 times the lowest so far and twice chance; or a gradient 100 times the median so far and 10
+                 times the first one (a run that leaves a plateau passes the former, not the latter)
+    stuck        loss not below 98 % of chance once the run has settled (200 steps after the warm-up): runs that learn
+                 are at 95 % or less there, runs on views that have nothing in common at 99.9 % or more
+    teacher      teacher_entropy at 99 % of chance or more (log K for a teacher that names one of K), once settled
+
+An input that is constant explains everything else, and is told alone.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from jaxtyping import Float
 
+    Measures = Mapping[str, float]
+
 EPSILON = 1e-7  # as in RankMe
+GROUP = 16  # rows whose spread is taken together
+DEAD = 1e-3  # deviation of a feature, as a share of the embeddings' root mean square
+SETTLING = 200  # steps after the warm-up from which on the loss is judged
+FLAT_INPUT, COLLAPSED, SHARP, UNFELT, STUCK, UNIFORM = 0.5, 0.003, 10.0, 0.003, 0.98, 0.99
+
+
+class Alarm(NamedTuple):
+    """One thing that is wrong: its short name, and what it is, why, and what to change."""
+
+    kind: str
+    message: str
+
+
+# --- measures of embeddings
 
 
 def effective_rank(embeddings: Float[np.ndarray, "N D"]) -> float:
@@ -31,3 +72,147 @@ def spread(embeddings: Float[np.ndarray, "N D"]) -> float:
     x = embeddings.astype(np.float64)
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     return float(x.std(0).mean() * np.sqrt(x.shape[1]))
+
+
+def dead_share(embeddings: Float[np.ndarray, "N D"]) -> float:
+    """Share of features that hardly differ between rows: deviation up to 0.001 of the root mean square of them all."""
+    x = embeddings.astype(np.float64)
+    return float((x.std(0) <= DEAD * np.sqrt((x**2).mean())).mean())
+
+
+def describe(embeddings: Float[np.ndarray, "N D"]) -> dict[str, float]:
+    """Measures of the embeddings of consecutive steps, the oldest first.
+
+    The spread is the mean over groups of 16 rows or more: a network that gives every sample of a step the same
+    embedding has collapsed, even if that one embedding wanders from step to step.
+
+    Returns:
+        "embedding_rank", "embedding_spread" and "embedding_dead".
+    """
+    groups = np.array_split(embeddings, max(1, len(embeddings) // GROUP))
+    return {
+        "embedding_rank": effective_rank(embeddings),
+        "embedding_spread": float(np.mean([spread(group) for group in groups])),
+        "embedding_dead": dead_share(embeddings),
+    }
+
+
+# --- the verdict on a run
+
+
+def alarms(history: Sequence[Measures], *, settled: int) -> list[Alarm]:
+    """What is wrong with a run now; nothing where it is well, or too young to tell.
+
+    Args:
+        history: Measurements in the order of their steps, the first one of step 1.
+        settled: Step from which on a loss that has not moved is an alarm.
+    """
+    now = history[-1]
+    if (flat := now.get("input_flat", 0.0)) >= FLAT_INPUT:
+        message = (
+            f"the input is constant: {flat:.0%} of the views hold one value: look at pictures/, then check the store "
+            "and the intensity rule of its preprocessing"
+        )
+        return [Alarm("input", message)]
+    rules = (_collapse, _sharpness, _flatness, _divergence)
+    found = [rule(history) for rule in rules]
+    if now["step"] >= settled:
+        found += [_stuck(history), _teacher(now)]
+    kinds = {alarm.kind for alarm in found if alarm}
+    explained = {"stuck"} if kinds & {"collapse", "sharpness", "flatness", "divergence", "teacher"} else set()
+    return [alarm for alarm in found if alarm and alarm.kind not in explained]
+
+
+def _collapse(history: Sequence[Measures]) -> Alarm | None:
+    known = [row for row in history[1:] if "embedding_spread" in row][-2:]
+    if len(known) < 2 or max(row["embedding_spread"] for row in known) >= COLLAPSED:
+        return None
+    now = known[-1]
+    message = (
+        f"embeddings have collapsed to {now['embedding_rank']:.1f} of {now['embedding_width']:.0f} directions (spread "
+        f"{now['embedding_spread']:.2g}): all scans look alike to the encoder; lower optimizer.learning_rate "
+        f"({_rate(now)}), and compare with objectives that push embeddings apart"
+    )
+    return Alarm("collapse", message)
+
+
+def _sharpness(history: Sequence[Measures]) -> Alarm | None:
+    first, now = history[0], history[-1]
+    if "chance" not in first or _share(first) < SHARP or _share(now) < 2:
+        return None
+    remedy = (
+        "raise the temperature" if "uniformity" in now else "check the intensity rule and the objective's own settings"
+    )
+    message = (
+        f"the first loss was {_share(first):.0f} times that of a network that knows nothing ({first['loss']:.3g} "
+        f"against {first['chance']:.3g}): single differences outweigh all others; {remedy}"
+    )
+    return Alarm("sharpness", message)
+
+
+def _flatness(history: Sequence[Measures]) -> Alarm | None:
+    last = [row for row in history[1:] if "chance" in row and "uniformity" in row][-3:]
+    felt = [abs(_share(row) - 1) >= UNFELT or row["uniformity"] >= -0.5 for row in last]
+    if len(last) < 3 or any(felt):
+        return None
+    now = last[-1]
+    message = (
+        f"embeddings differ, but the loss does not feel it: it stays within {UNFELT:.1%} of {now['chance']:.4g}, that "
+        "of equal embeddings; lower the temperature"
+    )
+    return Alarm("flatness", message)
+
+
+def _divergence(history: Sequence[Measures]) -> Alarm | None:
+    *before, now = history
+    if not before:
+        return None
+    lowest = min(before, key=lambda row: row["loss"])
+    norms = [row["gradient_norm"] for row in before if "gradient_norm" in row]
+    jumped = now["loss"] > 10 * abs(lowest["loss"]) and _share(now) > 2
+    grown = bool(norms) and now.get("gradient_norm", 0.0) > max(100 * median(norms), 10 * norms[0])
+    if not jumped and not grown:
+        return None
+    what = (
+        f"the loss went up from {lowest['loss']:.3g} (step {lowest['step']:.0f}) to {now['loss']:.3g}"
+        if jumped
+        else f"the gradient's norm grew from {median(norms):.3g} to {now['gradient_norm']:.3g}"
+    )
+    return Alarm("divergence", f"training diverges: {what}; lower optimizer.learning_rate ({_rate(now)})")
+
+
+def _stuck(history: Sequence[Measures]) -> Alarm | None:
+    now = history[-1]
+    if "chance" not in now or _share(now) < STUCK:
+        return None
+    level = f"after {now['step']:.0f} steps the loss is {now['loss']:.4g}, that of a network that knows nothing is"
+    if now.get("uniformity", -1.0) > -0.5:
+        cause = (
+            "all views are projected to nearly the same place, so that the two views of a scan may have too little in "
+            "common (look at pictures/, make the changes weaker), or the learning rate may be too high: lower "
+            f"optimizer.learning_rate ({_rate(now)})"
+        )
+    else:
+        cause = f"change optimizer.learning_rate ({_rate(now)}) tenfold, and look at pictures/ for what is asked for"
+    return Alarm("stuck", f"{level} {now['chance']:.4g}: {cause}")
+
+
+def _teacher(now: Measures) -> Alarm | None:
+    if "chance" not in now or now.get("teacher_entropy", 0.0) < UNIFORM * now["chance"] or now["chance"] <= 0:
+        return None
+    message = (
+        f"teacher output is uniform: its entropy is {now['teacher_entropy']:.3g}, at log K = {now['chance']:.3g}; "
+        "lower the teacher temperature"
+    )
+    return Alarm("teacher", message)
+
+
+def _share(row: Measures) -> float:
+    """Loss as a share of chance; infinite where chance is not known, 1 where there was nothing to be learnt."""
+    if "chance" not in row:
+        return np.inf
+    return row["loss"] / row["chance"] if row["chance"] > 0 else 1.0
+
+
+def _rate(row: Measures) -> str:
+    return f"now {row['learning_rate']:.2g}" if "learning_rate" in row else "its value is in config.yaml"

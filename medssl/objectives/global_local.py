@@ -32,7 +32,7 @@ from medssl.nn.unet import UNetDecoder
 from medssl.objectives.base import Objective, undisturbed
 from medssl.ops.collectives import gather
 from medssl.ops.regions import nearest_regions, region_corners, rows_of
-from medssl.ops.similarity import info_nce
+from medssl.ops.similarity import alignment, info_nce, info_nce_chance, uniformity
 from medssl.types import Geometry, Intensity, Loss, Sampling, UserError, ViewPlan
 
 if TYPE_CHECKING:
@@ -111,14 +111,21 @@ class GlobalContrast(Objective):
         self.require(batch, step)
         features = self.encoder(torch.cat([view.image for view in batch.views]))
         z = self.projection(features.pooled)
+        everything = gather(z)
         own = tags(batch, step, self.cues.parts)
         every = Tags(*map(gather, own))
         positive = own.same(every) & ~own.itself(every)
         if self.cues.cross:
             positive |= own.across(every)
         negative = ~own.same(every) if self.negatives == "all" else own.part[:, None] != every.part
-        loss = info_nce(z, gather(z), positive, negative, temperature=self.temperature)
-        return Loss(loss, {"loss": loss.detach()}, embedding=features.pooled[: len(step.samples)].detach())
+        loss = info_nce(z, everything, positive, negative, temperature=self.temperature)
+        terms = {
+            "loss": loss.detach(),
+            "chance": info_nce_chance(positive, negative),
+            "alignment": alignment(*z.detach().chunk(len(batch.views))[:2]),
+            "uniformity": uniformity(everything.detach()),
+        }
+        return Loss(loss, terms, embedding=features.pooled[: len(step.samples)].detach())
 
 
 class LocalContrast(Objective):
@@ -183,7 +190,12 @@ class LocalContrast(Objective):
         positive &= here[:, None] == there
         negative = own.same(every) & near[here[:, None], there]
         loss = info_nce(z, gather(z), positive, negative, temperature=self.temperature)
-        return Loss(loss, {"loss": loss.detach()}, embedding=features.pooled[: len(step.samples)].detach())
+        terms = {
+            "loss": loss.detach(),
+            "chance": info_nce_chance(positive, negative),
+            "alignment": alignment(*z.detach().chunk(2)),
+        }
+        return Loss(loss, terms, embedding=features.pooled[: len(step.samples)].detach())
 
     def exported(self) -> dict[str, nn.Module]:
         """The encoder, and the steps of the decoder."""

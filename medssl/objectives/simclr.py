@@ -20,7 +20,7 @@ import torch
 from medssl.nn.heads import Projection
 from medssl.objectives.base import Objective
 from medssl.ops.collectives import gather
-from medssl.ops.similarity import info_nce
+from medssl.ops.similarity import alignment, info_nce, info_nce_chance, uniformity
 from medssl.types import Loss, Sampling, ViewPlan
 
 if TYPE_CHECKING:
@@ -66,4 +66,10 @@ class SimCLR(Objective):
         same = sample[:, None] == samples
         itself = same & (view[:, None] == views)
         loss = info_nce(z, every, same & ~itself, ~itself, temperature=self.temperature)
-        return Loss(loss, {"loss": loss.detach()}, embedding=features.pooled[: len(step.samples)].detach())
+        terms = {
+            "loss": loss.detach(),
+            "chance": info_nce_chance(same & ~itself, ~itself),
+            "alignment": alignment(*z.detach().chunk(2)),
+            "uniformity": uniformity(every.detach()),
+        }
+        return Loss(loss, terms, embedding=features.pooled[: len(step.samples)].detach())

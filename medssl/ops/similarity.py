@@ -104,6 +104,15 @@ def info_nce(
         return mean_over(losses.sum(), pairs.sum())
 
 
+def info_nce_chance(positives: Bool[Tensor, "*batch M K"], negatives: Bool[Tensor, "*batch M K"]) -> Float[Tensor, ""]:
+    """What ``info_nce`` (over pairs) gives when all embeddings are alike: the mean of log(number of candidates)."""
+    number = negatives.sum(-1).float()
+    counted = positives.any(-1) & (number > 0)
+    among = (positives & negatives).sum(-1) * number.clamp(min=1).log()
+    beside = (positives & ~negatives).sum(-1) * (number + 1).log()
+    return mean_over(torch.where(counted, among + beside, 0.0).sum(), (positives & counted[..., None]).sum())
+
+
 def variance_term(x: Float[Tensor, "N D"], *, target: float = 1.0, eps: float = 1e-4) -> Float[Tensor, ""]:
     """How far each dimension's standard deviation over the rows falls short of ``target``, on average (VICReg).
 

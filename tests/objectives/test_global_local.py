@@ -49,7 +49,8 @@ def test_the_global_loss_is_the_formula(name, ndim):
     objective = global_contrast(ndim, **arguments).double()
     batch, step = batch_of(objective, scans=3)
     batch = precise(batch)
-    loss = objective(batch, step).total
+    found = objective(batch, step)
+    loss = found.total
     with torch.no_grad():
         z = objective.projection(objective.encoder(torch.cat([view.image for view in batch.views])).pooled)
     rows = [(crop, crop // 3, crop % 3, view) for view in range(len(batch.views)) for crop in range(9)]
@@ -61,6 +62,8 @@ def test_the_global_loss_is_the_formula(name, ndim):
         return a[2] != b[2] if by_part else a[0] != b[0]
 
     assert float(loss.detach()) == pytest.approx(by_loops(z, rows, positive, negative, 0.1), rel=1e-10)
+    alike = by_loops(torch.ones_like(z), rows, positive, negative, 0.1)
+    assert float(found.terms["chance"]) == pytest.approx(alike, rel=1e-6)
 
 
 def test_one_volume_and_one_part():
@@ -149,7 +152,10 @@ def test_constant_maps_cost_the_logarithm_of_the_regions():
         torch.nn.init.zeros_(parameter)
     torch.nn.init.ones_(objective.projection.layers[-1].bias)
     batch, step = batch_of(objective, scans=2)
-    assert float(objective(batch, step).total.detach()) == pytest.approx(math.log(11))
+    loss = objective(batch, step)
+    assert float(loss.total.detach()) == pytest.approx(math.log(11))
+    assert float(loss.terms["chance"]) == pytest.approx(math.log(11))
+    assert float(loss.terms["alignment"]) == pytest.approx(0, abs=1e-6)
 
 
 def test_swapping_the_views_changes_nothing():

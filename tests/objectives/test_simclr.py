@@ -40,7 +40,24 @@ def test_equal_embeddings_cost_the_logarithm_of_the_candidates():
         torch.nn.init.zeros_(layer.weight)
     torch.nn.init.ones_(objective.projection.layers[-1].bias)
     batch, step = batch_of(objective, scans=4)
-    assert float(objective(batch, step).total.detach()) == pytest.approx(math.log(7))
+    loss = objective(batch, step)
+    assert float(loss.total.detach()) == pytest.approx(math.log(7))
+    assert float(loss.terms["chance"]) == pytest.approx(math.log(7))
+    assert float(loss.terms["alignment"]) == pytest.approx(0, abs=1e-6)
+    assert float(loss.terms["uniformity"]) == pytest.approx(0, abs=1e-6)
+
+
+def test_terms_are_of_the_projected_views():
+    objective = simclr()
+    batch, step = batch_of(objective, scans=4)
+    terms = objective(batch, step).terms
+    with torch.no_grad():
+        z = objective.projection(objective.encoder(torch.cat([view.image for view in batch.views])).pooled)
+    z = (z / z.norm(dim=1, keepdim=True)).double()
+    assert float(terms["alignment"]) == pytest.approx(float((z[:4] - z[4:]).square().sum(1).mean()), rel=1e-5)
+    apart = [float((z[a] - z[b]).square().sum()) for a in range(8) for b in range(8) if a != b]
+    expected = math.log(sum(math.exp(-2 * d) for d in apart) / len(apart))
+    assert float(terms["uniformity"]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_views_do_not_share_costs():

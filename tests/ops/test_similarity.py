@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity, cross_entropy, mse_loss
 
 from medssl.ops.collectives import gather, rank
-from medssl.ops.similarity import alignment, cosine, covariance_term, info_nce, uniformity, unit, variance_term
+from medssl.ops.similarity import (
+    alignment,
+    cosine,
+    covariance_term,
+    info_nce,
+    info_nce_chance,
+    uniformity,
+    unit,
+    variance_term,
+)
 
 
 def rows(*shape, seed=0, dtype=torch.float64):
@@ -134,6 +143,21 @@ def test_without_negatives_the_loss_is_zero_and_so_is_the_gradient(mean):
     assert (z.grad == 0).all()
     empty = info_nce(z[:0], z, torch.zeros(0, 6, dtype=torch.bool), torch.zeros(0, 6, dtype=torch.bool), mean=mean)
     assert empty == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_chance_is_the_loss_of_equal_embeddings(seed):
+    """Among the masks are positives that are negatives too, and anchors that lack either."""
+    positives, negatives = masks(6, 9, seed=seed)
+    positives[0], negatives[1] = False, False
+    same = torch.ones(9, 4, dtype=torch.float64)
+    expected = float(info_nce(same[:6], same, positives, negatives, temperature=0.05))
+    assert float(info_nce_chance(positives, negatives)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_chance_of_nothing_to_compare_is_zero():
+    nothing = torch.zeros(3, 4, dtype=torch.bool)
+    assert float(info_nce_chance(~nothing, nothing)) == float(info_nce_chance(nothing, ~nothing)) == 0
 
 
 def test_local_regions_scan_by_scan_equal_one_large_mask():
