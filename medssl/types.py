@@ -359,11 +359,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Loss:
-    """``total`` is minimised; ``terms`` are detached scalars for the log; ``embedding`` is for health measures.
-
-    The term "chance" says what the loss would be if nothing had been learnt; "alignment" and "uniformity" (of pairs of
-    views) and "teacher_entropy" (nats) are read by health measures as well.
-    """
+    """``total`` is minimised; ``terms`` are detached scalars for the log; ``embedding`` is for health measures."""
 
     total: Float[Tensor, ""]
     terms: dict[str, Tensor] = field(default_factory=dict)

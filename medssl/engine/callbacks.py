@@ -118,7 +118,7 @@ class Metrics(lightning.Callback):
         """Writes the numbers of the step that was done."""
         record = pl_module.record
         last = pl_module.progress.step >= pl_module.steps or pl_module.agreed_to_stop
-        due = last or pl_module.validated or pl_module.progress.step % self.every == 0
+        due = last or pl_module.validated or pl_module.measured or pl_module.progress.step % self.every == 0
         if self.lines is None or not due:
             return
         self.lines.write(json.dumps(record) + "\n")

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # These change what is written or how fast, not what is learnt; the two sizes are held to their product.
-WRITING = ("checkpoint_every", "keep_every", "picture_every", "log_every")
+WRITING = ("checkpoint_every", "keep_every", "picture_every", "log_every", "health_every")
 FREE_KEYS = (
-    "training.batch_size", "training.accumulate", "data.workers", "training.extend",
+    "training.batch_size", "training.accumulate", "data.workers", "training.extend", "probe",
     *(f"training.output.{name}" for name in WRITING),
 )  # fmt: skip
 DAMAGE = (

@@ -114,7 +114,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     validation = Validation(opened, chosen.validated, data, every=training.output.validate_every)
     notes = [*first_notes(opened, data, chosen, loaded, schema), *filter(None, (adapted, seen))]
     return running.run(
-        module, RunFolder(run), config, training, data=data, notes=notes, export=export, validation=validation
+        module, RunFolder(run), config, training, data=data, notes=notes, export=export, watching=[validation]
     )
 
 

@@ -77,6 +77,8 @@ class TrainingLoop(lightning.LightningModule):
         self.waited = 0.0
         self.origins: list[Origin] = []
         self.validated: bool | None = None  # whether this step was validated; None: the loss judges
+        self.measured = False  # whether this step has measures that belong into the log
+        self.watch: Callable[[Batch, Loss], None] | None = None  # sees every micro-batch with its loss
         self.outcome = "encoder.safetensors is written"  # what the last line of the run says
 
     # --- what Lightning asks for
@@ -104,17 +106,26 @@ class TrainingLoop(lightning.LightningModule):
         return batch
 
     def on_train_start(self) -> None:
-        """Takes in the state of the gradient scaler (float16)."""
+        """Takes in the states of the gradient scaler (float16) and of the callbacks."""
         if self.former is not None:
             self.trainer.precision_plugin.load_state_dict(self.former["scaler"])
+            for callback in self.trainer.callbacks:
+                state = self.former.get("callbacks", {}).get(type(callback).__name__)
+                if state is not None:
+                    callback.load_state_dict(state)
             self.former = None
 
     def state(self) -> dict[str, Any]:
-        """Everything that going on needs: weights, optimizer, gradient scaler."""
+        """Everything that going on needs: weights, optimizer, gradient scaler, what callbacks remember.
+
+        To be called in every process.
+        """
+        states = {type(callback).__name__: callback.state_dict() for callback in self.trainer.callbacks}
         return {
             "objective": self.objective.state_dict(),
             "optimizer": self.trainer.optimizers[0].state_dict(),
             "scaler": self.trainer.precision_plugin.state_dict(),
+            "callbacks": {name: state for name, state in states.items() if state},
         }
 
     # --- one step
@@ -156,6 +167,8 @@ class TrainingLoop(lightning.LightningModule):
             with self.trainer.precision_plugin.forward_context():
                 loss: Loss = self.objective(batch, self.step_of(batch.origin.samples))
             self.manual_backward(loss.total / self.feed.accumulate)
+        if self.watch is not None:
+            self.watch(batch, loss)
         return loss
 
     def step_of(self, samples: tuple[int, ...]) -> Step:

@@ -18,14 +18,17 @@ from medssl.encoders.weights import save_encoder
 from medssl.engine import describe, running
 from medssl.engine.checkpoint import Progress, RunFolder, write_whole
 from medssl.engine.continuing import REST, Begin, begin
+from medssl.engine.health import Health, settled_after
 from medssl.engine.module import TrainingLoop, keyed_seed
+from medssl.engine.online_probe import ProbeWhileTraining
 from medssl.engine.optim import Optimization
 from medssl.engine.parallel import layout
-from medssl.engine.settings import Loading, Training
+from medssl.engine.settings import Loading, OnlineProbe, Training
 from medssl.objectives.base import Objective
 from medssl.types import Card
 
 if TYPE_CHECKING:
+    import lightning.pytorch as lightning
     from torch import Tensor
 
 
@@ -38,6 +41,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     training: Training,
     optimizer: Optimization = Optimization(),  # noqa: B008 (frozen)
     data: Loading = Loading(),  # noqa: B008 (frozen)
+    probe: OnlineProbe = OnlineProbe(),  # noqa: B008 (frozen)
     init: Path | None = None,
     init_minimum: float = 0.9,
 ) -> int:
@@ -51,6 +55,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
         training: How long and how large.
         optimizer: How weights move.
         data: How samples are read.
+        probe: What labels say of the encoder while it is pretrained; nothing is learnt from them.
         init: Run folder or file of weights to start from: another run's encoder and, of the same objective, its heads
             and teacher; or safetensors or a torch file of tensors. Channels, 2D kernels and tables of positions are
             made to fit.
@@ -71,7 +76,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     torch.manual_seed(keyed_seed(training.seed))
     network = objective(encoder())  # refuses sizes that do not fit, before any data is touched
     begun = begin(network, init, init_minimum)
-    config["init"] = begun.digest
+    config |= {"init": begun.digest, "probe": describe.plain(probe)}
     opened = Store.open(store, preprocess=data.preprocess)
     if data.sampling is not None:
         network.needs = replace(network.needs, sampling=data.sampling)
@@ -85,8 +90,14 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     def export() -> None:
         write_weights(run, network, make_card(config, opened, begun, module.progress.step))
 
+    watching: list[lightning.Callback] = [
+        Health(every=training.output.health_every, settled=settled_after(training.steps, optimizer.warmup))
+    ]
+    if probe.target is not None:
+        watching.append(ProbeWhileTraining(opened, plan, probe, half=training.precision != "fp32"))
     notes = [f"{small} scans are smaller than the view and are padded"] if small else []
-    return running.run(module, folder, config, training, data=data, notes=[*begun.notes, *notes], export=export)
+    notes = [*begun.notes, *notes]
+    return running.run(module, folder, config, training, data=data, notes=notes, export=export, watching=watching)
 
 
 def make_card(config: dict[str, Any], opened: Store, begun: Begin, step: int) -> Card:

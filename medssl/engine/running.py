@@ -44,7 +44,7 @@ def run(
     data: Loading | Examples,
     notes: Sequence[str],
     export: Callable[[], None],
-    validation: lightning.Callback | None = None,
+    watching: Sequence[lightning.Callback] = (),
 ) -> int:
     """Trains until all steps are done, a signal comes or the loss is not finite; goes on with a run that was stopped.
 
@@ -56,7 +56,7 @@ def run(
         data: How samples are read.
         notes: What the first line tells besides sizes.
         export: Writes what other people use, whenever a checkpoint asks for it.
-        validation: Judges the weights before each checkpoint.
+        watching: Judge and measure each step before it is logged and kept in a checkpoint.
 
     Returns:
         0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped the run after saving.
@@ -76,7 +76,7 @@ def run(
             return 0
         if place.first:
             print("; ".join([first_line(module, training, place), *notes]))
-        return train(module, trainer_for(module, folder, training, export, validation), folder)
+        return train(module, trainer_for(module, folder, training, export, watching), folder)
 
 
 def make_feed(
@@ -186,7 +186,7 @@ def trainer_for(
     folder: RunFolder,
     training: Training,
     export: Callable[[], None],
-    validation: lightning.Callback | None,
+    watching: Sequence[lightning.Callback],
 ) -> lightning.Trainer:
     """Lightning's Trainer with our callbacks and nothing of its own that writes or counts."""
     output, place = training.output, layout()
@@ -198,7 +198,7 @@ def trainer_for(
         accelerator=training.accelerator,
         precision=PRECISIONS[training.precision],
         callbacks=[
-            *([] if validation is None else [validation]),
+            *watching,
             callbacks.Metrics(folder.path, every=output.log_every),
             callbacks.Checkpoints(folder, every=output.checkpoint_every, keep=output.keep_every, export=export),
             callbacks.Pictures(folder.path / "pictures", fixed_crops, every=output.picture_every),

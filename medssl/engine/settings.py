@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from medssl.types import Preprocess, Sampling, UserError, ViewSpec
@@ -18,6 +18,7 @@ class Output:
         picture_every: Steps between pictures.
         log_every: Steps between rows of ``metrics.jsonl``.
         validate_every: Steps between validations of a fine-tuning; its best weights are chosen among these.
+        health_every: Steps between measurements of a pretraining's health.
     """
 
     checkpoint_every: int = 500
@@ -25,10 +26,11 @@ class Output:
     picture_every: int = 500
     log_every: int = 10
     validate_every: int = 50
+    health_every: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("checkpoint_every", "keep_every", "picture_every", "log_every", "validate_every"):
-            refuse_below_one(f"training.output.{name}", getattr(self, name))
+        for each in fields(self):
+            refuse_below_one(f"training.output.{each.name}", getattr(self, each.name))
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,27 @@ class Training:
     def __post_init__(self) -> None:
         for name, value in (("steps", self.steps), ("batch_size", self.batch_size), ("accumulate", self.accumulate)):
             refuse_below_one(f"training.{name}", value)
+
+
+@dataclass(frozen=True)
+class OnlineProbe:
+    """A frozen look at labels while pretraining goes on: it teaches the encoder nothing.
+
+    Attributes:
+        target: Name of a scan-level value with classes; None looks at no labels.
+        every: Steps between looks.
+        subjects: Labelled subjects that are embedded at most, of the split "train" to learn from and of "val" to judge.
+        seed: Seed of their choice.
+    """
+
+    target: str | None = None
+    every: int = 500
+    subjects: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        refuse_below_one("probe.every", self.every)
+        refuse_below_one("probe.subjects", self.subjects)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ of broken and of healthy runs: ``docs/guides/pretrain.md``):
     input        half of the views or more hold one value: crops of air alone are fewer in any store worth training on
     collapse     embedding_spread below 0.003, twice in a row: networks in training start at 0.03 to 0.5 and stay there
                  while they learn (0.006 untrained in evaluation mode); half precision alone makes 0.001
+    narrowing    embedding_rank below half of the highest so far, twice in a row: runs that learn keep three quarters of
+                 it, learning rates 100 times too high leave a fifth
     sharpness    the first loss is 10 times chance or more: random weights give 1 to 1.7 at temperatures of 0.1 to 0.5,
                  1.2 where voxels are predicted; over when the loss comes below twice chance
     flatness     loss within 0.3 % of chance three times in a row while embeddings spread (uniformity below -0.5): the
@@ -114,12 +116,13 @@ def alarms(history: Sequence[Measures], *, settled: int) -> list[Alarm]:
             "and the intensity rule of its preprocessing"
         )
         return [Alarm("input", message)]
-    rules = (_collapse, _sharpness, _flatness, _divergence)
+    rules = (_collapse, _narrowing, _sharpness, _flatness, _divergence)
     found = [rule(history) for rule in rules]
     if now["step"] >= settled:
         found += [_stuck(history), _teacher(now)]
     kinds = {alarm.kind for alarm in found if alarm}
-    explained = {"stuck"} if kinds & {"collapse", "sharpness", "flatness", "divergence", "teacher"} else set()
+    explained = {"stuck"} if kinds - {"stuck"} else set()
+    explained |= {"narrowing"} if "collapse" in kinds else set()
     return [alarm for alarm in found if alarm and alarm.kind not in explained]
 
 
@@ -134,6 +137,20 @@ def _collapse(history: Sequence[Measures]) -> Alarm | None:
         f"({_rate(now)}), and compare with objectives that push embeddings apart"
     )
     return Alarm("collapse", message)
+
+
+def _narrowing(history: Sequence[Measures]) -> Alarm | None:
+    known = [row for row in history[1:] if "embedding_rank" in row]
+    if len(known) < 3:
+        return None
+    widest, now = max(known, key=lambda row: row["embedding_rank"]), known[-1]
+    if max(row["embedding_rank"] for row in known[-2:]) >= widest["embedding_rank"] / 2:
+        return None
+    message = (
+        f"embeddings use ever fewer directions: {now['embedding_rank']:.1f}, down from {widest['embedding_rank']:.1f} "
+        f"at step {widest['step']:.0f}; lower optimizer.learning_rate ({_rate(now)})"
+    )
+    return Alarm("narrowing", message)
 
 
 def _sharpness(history: Sequence[Measures]) -> Alarm | None:

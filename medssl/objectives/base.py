@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 class Objective(nn.Module, ABC):
     """A self-supervised objective around one encoder.
 
-    A subclass takes the encoder as its first argument, keeps it as ``self.encoder`` and sets ``needs``.
+    A subclass takes the encoder as its first argument, keeps it as ``self.encoder`` and sets ``needs``. The terms of its
+    loss are logged by their names; a few are understood where there are any (``evaluate.health``): "chance", the loss if
+    nothing had been learnt; "uniformity" of what is contrasted (``ops.similarity``); "teacher_entropy" in nats.
 
     Attributes:
         encoder: The encoder that is pretrained.

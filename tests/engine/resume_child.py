@@ -17,7 +17,7 @@ import torch
 from engine import toys
 
 from medssl import cli
-from medssl.engine import callbacks, checkpoint
+from medssl.engine import callbacks, checkpoint, health
 
 
 def die() -> None:
@@ -74,7 +74,8 @@ def forked(run: Path, store: Path, norm: str, fault=lambda: None) -> int:
             recipe = str(Path(__file__).with_name("toys.yaml"))
             words = ["--config", recipe, "--store", str(store), "--run", str(run)]
             steps = ["--training.steps", "12", "--data.workers", "2", "--encoder.norm", norm]
-            code = cli.main(["pretrain", *words, *steps])
+            health.WINDOW = 14  # of the 48 samples, no multiple of a step's 4
+            code = cli.main(["pretrain", *words, *steps, "--training.output.health_every", "5"])
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -83,10 +84,12 @@ def forked(run: Path, store: Path, norm: str, fault=lambda: None) -> int:
 
 
 def digest(run: Path) -> str:
-    """Digest of every number of the last checkpoint: weights, statistics, optimizer, smoothed loss."""
+    """Digest of every number of the last checkpoint: weights, statistics, optimizer, smoothed loss, embeddings."""
     state = torch.load(run / "checkpoints/last.pt", weights_only=True)
     moments = state["optimizer"]["state"]
-    numbers = {**state["objective"], **{f"{i}.{k}": v for i in moments for k, v in moments[i].items()}}
+    watched = dict(enumerate(state["callbacks"]["Health"]["window"]))
+    numbers = {**state["objective"], **{f"window {i}": x for i, x in watched.items()}}
+    numbers |= {f"{i}.{k}": v for i in moments for k, v in moments[i].items()}
     found = hashlib.sha256(repr((state["progress"], state["scaler"])).encode())
     for name in sorted(numbers):
         found.update(name.encode() + numbers[name].numpy().tobytes())

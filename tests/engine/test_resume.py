@@ -31,6 +31,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(norm, tmp_path):
 
     rows = [rows_of(tmp_path / run / "metrics.jsonl") for run in ("straight", "broken")]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]] == list(range(1, 13))
+    assert [row["step"] for row in rows[0] if "embedding_rank" in row] == [5, 10, 12]
     timed = {"seconds", "waiting", "samples_per_second"}
     for a, b in zip(*rows, strict=True):
         assert {k: v for k, v in a.items() if k not in timed} == {k: v for k, v in b.items() if k not in timed}

@@ -95,7 +95,7 @@ def test_constant_input_is_told_alone():
 
 
 def test_collapse_takes_two_measurements():
-    collapsed = {"embedding_spread": 0.002, "embedding_rank": 1.31}
+    collapsed = {"embedding_spread": 0.002, "embedding_rank": 1.31}  # which says more than that the rank has fallen
     assert kinds(history({}, collapsed)) == []
     rows = history({}, collapsed, collapsed)
     assert told(rows).startswith(
@@ -103,6 +103,15 @@ def test_collapse_takes_two_measurements():
     )
     assert "lower optimizer.learning_rate (now 0.001)" in told(rows)
     assert kinds(history(collapsed, collapsed, {})) == []
+
+
+def test_a_rank_that_falls_by_half_is_a_high_learning_rate():
+    narrow = {"embedding_rank": 4.4}
+    assert kinds(history({}, {}, narrow)) == kinds(history({}, narrow, {}, narrow)) == []
+    assert told(history({"embedding_rank": 8.0}, {}, narrow, narrow)) == (
+        "embeddings use ever fewer directions: 4.4, down from 9.0 at step 40; lower optimizer.learning_rate (now 0.001)"
+    )
+    assert kinds(history({}, {"embedding_rank": 4.6}, {"embedding_rank": 4.6})) == []
 
 
 def test_a_first_loss_far_above_chance_is_a_low_temperature():
