@@ -4,72 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from objectives.small import plain_batch
+from objectives.organs import SIDE, organs, pretrain, probe
 
 from medssl.encoders.resenc import ResEnc
 from medssl.objectives.spark import SparK
-from medssl.ops.schedules import linear_warmup_cosine
-from medssl.types import Step, ViewSpec
-
-SIDE, CLASSES = 64, 6
+from medssl.types import ViewSpec
 
 
-def organs(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bodies with one organ each: 3 outlines x 2 textures; place, size, brightness, slope and noise are random."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:SIDE, :SIDE] / SIDE - 0.5
-    images, labels = [], rng.integers(CLASSES, size=count)
-    for label in labels:
-        angle = rng.uniform(0, np.pi)
-        y, x = rows - rng.uniform(-0.15, 0.15), columns - rng.uniform(-0.15, 0.15)
-        u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
-        size = rng.uniform(0.14, 0.2)
-        radius = np.hypot(u, v)
-        outline = [
-            np.hypot(u / 1.6, v * 1.6) < size,
-            (radius < size * 1.2) & (radius > size * 0.6),
-            np.maximum(np.abs(u), np.abs(v)) < size * 0.9,
-        ][label % 3]
-        phase = rng.uniform(0, 2 * np.pi)
-        wave = np.sin(2 * np.pi * (9 if label < 3 else 16) * u + phase)
-        body = (np.hypot(rows * 1.1, columns) < 0.46) * rng.uniform(0.5, 1)
-        slope = rng.uniform(-0.5, 0.5) * rows + rng.uniform(-0.5, 0.5) * columns
-        image = body + slope + outline * (rng.uniform(0.3, 0.8) + 0.3 * wave) + 0.1 * rng.normal(size=rows.shape)
-        images.append((image - image.mean()) / image.std())
-    return torch.from_numpy(np.stack(images)[:, None]).float(), torch.from_numpy(labels)
-
-
-def probe(encoder: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, train: int) -> float:
-    """Accuracy (percent) of a ridge classifier on the standardised pooled features of the frozen encoder."""
-    encoder.eval()
-    with torch.no_grad():
-        features = torch.cat([encoder(part).pooled for part in images.split(200)]).double()
-    features = (features - features[:train].mean(0)) / features[:train].std(0).clamp(min=1e-9)
-    features = torch.cat((features, torch.ones(len(features), 1)), 1)
-    targets = torch.nn.functional.one_hot(labels, CLASSES).double()
-    normal = features[:train].T @ features[:train] + 1.0 * torch.eye(features.shape[1])
-    weights = torch.linalg.solve(normal, features[:train].T @ targets[:train])
-    return 100 * float(((features[train:] @ weights).argmax(1) == labels[train:]).double().mean())
-
-
-def pretrain(seed: int, images: torch.Tensor, *, epochs: int, batch: int = 16) -> tuple[ResEnc, list[float]]:
-    torch.manual_seed(seed)
+def make() -> SparK:
     encoder = ResEnc(1, ndim=2, channels=(16, 32, 64), strides=((2, 2), (2, 2), (2, 2)), blocks=(1, 1, 1), norm="batch")
-    objective = SparK(encoder, view=ViewSpec(size=(SIDE, SIDE)), decoder_width=64).train()
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=2e-3, weight_decay=0.04)
-    total = epochs * len(images) // batch
-    losses: list[float] = []
-    for epoch in range(epochs):
-        for part in torch.randperm(len(images)).split(batch):
-            samples = tuple(int(row) + epoch * len(images) for row in part)
-            optimizer.param_groups[0]["lr"] = linear_warmup_cosine(len(losses) / total, 2e-3, warmup=0.1)
-            loss = objective(plain_batch(images[part], samples), Step(len(losses), total, seed, samples))
-            optimizer.zero_grad()
-            loss.total.backward()
-            optimizer.step()
-            losses.append(loss.total.item())
-    return encoder, losses
+    return SparK(encoder, view=ViewSpec(size=(SIDE, SIDE)), decoder_width=64)
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +23,10 @@ def runs() -> list[dict[str, float]]:
     probed = organs(1600, seed=1)
     found = []
     for seed in range(3):
-        random, _ = pretrain(seed, images, epochs=0)
-        encoder, losses = pretrain(seed, images, epochs=10)
-        before, after = probe(random, *probed, train=600), probe(encoder, *probed, train=600)
+        random, _ = pretrain(make, seed, images, epochs=0)
+        trained, terms = pretrain(make, seed, images, epochs=10)
+        losses = [each["loss"] for each in terms]
+        before, after = (probe(each.encoder, *probed, train=600) for each in (random, trained))
         found.append({"start": np.mean(losses[:3]), "end": np.mean(losses[-20:]), "before": before, "after": after})
         print(f"seed {seed}:", {name: round(float(value), 3) for name, value in found[-1].items()})
     return found
