@@ -207,7 +207,10 @@ def test_cells_of_the_unet_may_be_finer_or_coarser_than_the_stride(cell):
 
 
 def test_the_unet_takes_a_transformer_too():
+    torch.manual_seed(0)
     objective = UNetMAE(vit(2), view=ViewSpec(size=SIZES[2]), normalise_target=True)
     batch, step = example_batch(objective.needs, 1)
-    terms = objective(batch, step).terms
-    assert terms["loss"].item() == pytest.approx(terms["chance"].item(), abs=0.1)
+    loss = objective(batch, step).total
+    gradients = torch.autograd.grad(loss, list(objective.encoder.blocks.parameters()))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert any((gradient != 0).any() for gradient in gradients)
