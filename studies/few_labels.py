@@ -5,6 +5,7 @@ goes on where it was, and rows that are there are not computed again.
 
     python studies/few_labels.py hippocampus --data DATA --work WORK --rows docs/results/few_labels_hippocampus.csv
     python studies/few_labels.py ultrasound  --data DATA --work WORK --rows docs/results/few_labels_ultrasound.csv
+    ... --twice    is the twin trained to its end?
 
 Beside the rows, NAME_cases.csv holds what each run says of each test subject (numbered, not named) and NAME_curves.csv
 its validation over steps: all that the summary needs.
@@ -23,7 +24,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path, PurePosixPath
 
@@ -53,6 +54,7 @@ class Study:
     rates: tuple[float, ...]
     metric: str
     all_labels: int  # how many subjects None stands for
+    runs: str = "runs"  # folder of the fine-tunings
 
 
 STUDIES = {
@@ -109,6 +111,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--twice", action="store_true", help="is the twin trained to its end? twice its steps")
     given = parser.parse_args()
     study, work = STUDIES[given.study], given.work / given.study
     prepare(given.study, study, given.data, work)
@@ -117,6 +120,11 @@ def main() -> None:
     complete(study, work, given.rows, tuning, given.jobs)
     best = {arm: chosen_rate(given.rows, arm, reference) for arm in ARMS}
     print("learning rates chosen by validation:", best, flush=True)
+    if given.twice:
+        longer = replace(study, steps=tuple(2 * steps for steps in study.steps), runs="twice")
+        again = [("scratch", count, seed, best["scratch"]) for seed, count in product(SEEDS, study.labels)]
+        complete(longer, work, given.rows.with_name(f"{given.rows.stem}_twice.csv"), again, given.jobs)
+        return
     runs = [(arm, count, seed, best[arm]) for seed, count, arm in product(SEEDS, study.labels, ARMS)]
     complete(study, work, given.rows, runs, given.jobs)
 
@@ -162,7 +170,7 @@ def complete(study: Study, work: Path, rows: Path, runs: list[tuple[str, int | N
 def one(study: Study, work: Path, run: tuple[str, int | None, int, float], threads: str) -> dict[str, object]:
     """Fine-tunes, evaluates on the test subjects, and returns the row."""
     arm, count, seed, rate = run
-    folder = work / "runs" / f"{arm}-{count}-{seed}-{rate:g}"
+    folder = work / study.runs / f"{arm}-{count}-{seed}-{rate:g}"
     log, started = folder.parent / f"{folder.name}.log", time.monotonic()
     medssl(
         "finetune", *study.finetune, "--store", str(work / "store"), "--run", str(folder),
@@ -221,7 +229,7 @@ def append(table: Path, columns: tuple[str, ...], new: list[dict[str, object]], 
 def detail(study: Study, work: Path, rows: Path, run: tuple[object, ...]) -> None:
     """Keeps what a run says of every test subject, and its validation over steps."""
     arm, count, seed, rate = run
-    folder, named = work / "runs" / f"{arm}-{count}-{seed}-{rate:g}", dict(zip(RUN, run, strict=True))
+    folder, named = work / study.runs / f"{arm}-{count}-{seed}-{rate:g}", dict(zip(RUN, run, strict=True))
     place = {scan_id: number for number, scan_id in enumerate(test_order(work))}
     if study.metric == "dice":
         table = read_segmentation(folder / "test/cases.csv")

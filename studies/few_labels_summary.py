@@ -3,8 +3,8 @@
     python studies/few_labels_summary.py hippocampus --rows docs/results/few_labels_hippocampus.csv
 
 Prints Markdown, and writes NAME_labels.svg (test measure over labels) and NAME_curves.svg (validation over steps)
-beside the rows. Differences are of the same test subjects, mean over the seeds. Intervals of Dice differences come from
-drawing runs and subjects again together, all others from drawing subjects.
+beside the rows. Differences are of the same test subjects, mean over the seeds; their intervals come from drawing runs
+and subjects again together (AUROC by the jackknife's pseudo-values), all others from drawing subjects.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from few_labels import ARMS, SEEDS, STUDIES, key, read
 
 from medssl.evaluate.bootstrap import Interval, mean_interval, statistic_interval
 from medssl.evaluate.classification import metrics
-from medssl.evaluate.compare import Difference, difference, verdict
+from medssl.evaluate.compare import Difference, difference, pseudo_values, verdict
 from medssl.report.curves import Point, Series, line_chart
 
 NEUTRAL = "no difference seen"
@@ -53,7 +53,7 @@ def main() -> None:
             curves.append(Series(f"{arm}, {place}", means, faint=arm == "scratch"))
         cells = [shown(values[arm]) for arm in ARMS] + [shown(gain, "+")]
         print(f"| {place} | {' | '.join(cells)} | {in_words(gain)} |")
-    if study.metric == "dice" and len(differences) == len(study.labels):
+    if len(differences) == len(study.labels):
         print(f"\nVerdict: {verdict(list(differences), list(differences.values()))}.")
     charts = {
         "labels": line_chart(
@@ -77,10 +77,9 @@ def of_run(
 
 
 def chosen(rows: Path, arm: str) -> float:
-    """The learning rate of an arm: the one that all its seeds have."""
-    own = [row for row in read(rows) if row["arm"] == arm]
-    rates = {row["learning_rate"] for row in own}
-    return float(max(rates, key=lambda rate: len({row["seed"] for row in own if row["learning_rate"] == rate})))
+    """The learning rate of an arm: the one that most of its runs have."""
+    own = [row["learning_rate"] for row in read(rows) if row["arm"] == arm]
+    return float(max(sorted(set(own)), key=own.count))
 
 
 def dice(cases: dict[str, list[dict[int, dict[str, str]]]]) -> tuple[dict[str, Interval], Difference]:
@@ -91,28 +90,27 @@ def dice(cases: dict[str, list[dict[int, dict[str, str]]]]) -> tuple[dict[str, I
     return values, difference(scores[ARMS[0]], scores[ARMS[1]])
 
 
-def auroc(cases: dict[str, list[dict[int, dict[str, str]]]]) -> tuple[dict[str, Interval], Interval]:
-    """Mean AUROC of each arm over its runs, and the difference of the arms; the same test scans are drawn for both."""
+def auroc(cases: dict[str, list[dict[int, dict[str, str]]]]) -> tuple[dict[str, Interval], Difference]:
+    """Mean AUROC of each arm over its runs, and the difference of the arms over runs and subjects."""
     first = cases[ARMS[0]][0]
-    names = sorted({row["truth"] for row in first.values()})
+    names, order = sorted({row["truth"] for row in first.values()}), list(first)
     truth = np.array([names.index(row["truth"]) for row in first.values()])
-    measure, order = metrics(names)["auroc"], list(first)
-    scores = {
-        arm: [np.array([[float(x) for x in run[case]["scores"].split()] for case in order]) for run in runs]
-        for arm, runs in cases.items()
-    }
+    measure, who = metrics(names)["auroc"], [f"{case:06d}" for case in order]
+
+    def answers(run: dict[int, dict[str, str]]) -> np.ndarray:
+        return np.array([[float(x) for x in run[case]["scores"].split()] for case in order])
+
+    def added(run: dict[int, dict[str, str]]) -> list[float]:
+        scores = answers(run)
+        return list(pseudo_values(lambda places: measure(scores[places], truth[places]), who).values())
 
     def mean(arm: str, places: np.ndarray) -> float | None:
-        values = [measure(one[places], truth[places]) for one in scores[arm]]
+        values = [measure(one[places], truth[places]) for one in map(answers, cases[arm])]
         return None if any(value is None for value in values) else float(np.mean(values))
 
-    def gain(places: np.ndarray) -> float | None:
-        found = [mean(arm, places) for arm in ARMS]
-        return None if None in found else found[0] - found[1]
-
-    who = list(map(str, order))
     values = {arm: statistic_interval(lambda places, arm=arm: mean(arm, places), who) for arm in ARMS}
-    return values, statistic_interval(gain, who)
+    tables = [np.array([added(run) for run in cases[arm]]) for arm in ARMS]
+    return values, difference(*tables)
 
 
 def shown(found: Interval | Difference, sign: str = "") -> str:
