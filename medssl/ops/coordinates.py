@@ -207,6 +207,17 @@ def match_cells(
     Returns:
         The number of the nearest cell of b, and True where it lies within the radius.
     """
+    index, distance = nearest_cells(affine_a, centres_a, affine_b, centres_b)
+    return index, distance <= radius * (1 + 1e-9)
+
+
+def nearest_cells(
+    affine_a: Float[Tensor, "B n+1 n+1"],
+    centres_a: Float[Tensor, "N n"],
+    affine_b: Float[Tensor, "B n+1 n+1"],
+    centres_b: Float[Tensor, "M n"],
+) -> tuple[Int[Tensor, "B N"], Float[Tensor, "B N"]]:
+    """For each cell of view a the number of the nearest cell of view b, and how far it is; as in ``match_cells``."""
     device = affine_a.device
     points_a = apply(affine_a.to(torch.float64), centres_a.to(device, torch.float64)[None])
     points_b = apply(affine_b.to(torch.float64), centres_b.to(device, torch.float64)[None])
@@ -216,7 +227,7 @@ def match_cells(
         distances = torch.cdist(part, points_b, compute_mode="donot_use_mm_for_euclid_dist")
         nearest.append(torch.stack(tuple(distances.min(dim=2)), dim=-1))
     distance, index = torch.cat(nearest, dim=1).unbind(dim=-1)
-    return index.long(), distance <= radius * (1 + 1e-9)
+    return index.long(), distance
 
 
 def _about(linear: Float[Tensor, "B n n"], centre: Float[Tensor, "B n"] | None) -> Float[Tensor, "B n+1 n+1"]:

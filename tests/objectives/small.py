@@ -16,13 +16,16 @@ from medssl.objectives.graph_match import Graphs
 from medssl.objectives.mae import MAE, UNetMAE
 from medssl.objectives.simmim import SimMIM
 from medssl.objectives.spark import SparK
-from medssl.types import Batch, Geometry, Imported, Intensity, Origin, View, ViewSpec
+from medssl.types import Batch, Geometry, Imported, Intensity, Origin, Sampling, View, ViewSpec
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = {2: (32, 48), 3: (16, 24, 12)}
 PATCHES = {2: (8, 6), 3: (8, 6, 2)}
 # arguments of the shipped configurations that small encoders ask for
-SMALL = {"steps": 2, "projection": [16, 8], "decoder_width": 32, "decoder_depth": 1} | {"graphs": Graphs(2, 1)}
+SMALL = {
+    "steps": 2, "projection": [16, 8], "decoder_width": 32, "decoder_depth": 1,
+    "graphs": Graphs(4, 2), "sampling": Sampling(regions_per_scan=2),
+}  # fmt: skip
 
 
 def encoder(ndim: int, *, in_channels: int = 1, norm: str | None = None, **arguments) -> ResEnc:

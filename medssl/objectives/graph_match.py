@@ -1,0 +1,216 @@
+r"""LVM-Med: the scans of a batch form a graph in either view, and the two graphs are to match node by node.
+
+With encoder :math:`f`, projection h, message passing g on the graph of nearest neighbours of z, views s and t of N
+scans, c_lo the affinity of the cells of two maps (``ops/affinity.py``) and permutations v::
+
+    z    = h(f(x)),   q = z + g(z, neighbours of z)                                         for each view
+    c_ia = alpha cos(q_i^s, q_a^t) + (1 - alpha) c_lo(f(x_i^s), f(x_a^t))                   nodes i and a
+    c_ef = cos(q_i^s - q_j^s, q_a^t - q_b^t)                                                edges e = (i, j), f = (a, b)
+    v    = argmax sum_ia (c_ia + noise) v_ia + sum_ef (c_ef + noise) v_ia v_jb
+    loss = mean over graphs of 2 (number of i with v_ii = 0)
+
+The loss is constant but for jumps; its gradient is implicit maximum likelihood (``ops/matching.py``).
+
+Reference: Nguyen et al., LVM-Med: Learning large-scale self-supervised vision models for medical imaging via
+second-order graph matching, NeurIPS 2023, arXiv 2306.11925. What differs stands in ``docs/objectives/graph_match.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from medssl.nn.graph import MessagePassing
+from medssl.nn.heads import Projection
+from medssl.objectives.base import Objective, take
+from medssl.ops.affinity import local_affinity, map_cells
+from medssl.ops.collectives import gather, mean_over
+from medssl.ops.draws import draws
+from medssl.ops.matching import Affinities, edge_affinity, gumbel, match, matching_loss, neighbour_edges
+from medssl.ops.similarity import alignment, cosine, uniformity
+from medssl.types import Loss, Sampling, UserError, ViewPlan
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from medssl.encoders.base import Encoder
+    from medssl.types import Batch, Features, Step, View, ViewSpec
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """How scans become graphs.
+
+    Attributes:
+        nodes: Scans of a graph: those of consecutive global sample numbers, on one process.
+        neighbours: Edges that leave each node, to the nearest others by the cosine of z.
+        layers: Graph convolutions; 0 leaves message passing out.
+        residual: Message passing adds to what a node is; False puts it in its place, as in the paper.
+    """
+
+    nodes: int = 16
+    neighbours: int = 5
+    layers: int = 2
+    residual: bool = True
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well nodes fit.
+
+    Attributes:
+        alpha: Weight of the cosine of embeddings, 0 to 1; the rest is the cells'.
+        cells: Most cells of a map along an axis; finer maps are averaged.
+        share: How many of a map's cells are compared, above 0 to 1: those whose partners are nearest.
+    """
+
+    alpha: float = 0.8
+    cells: int = 7
+    share: float = 0.4
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How graphs are matched, and the gradient of that.
+
+    Attributes:
+        second_order: Edges count, too; False matches nodes alone.
+        target: "solve": the matching that the gradient leads to is solved for; "gold": it is the true one.
+        noise: Scale of the Gumbel noise on affinities that are divided by ``temperature``.
+        temperature: Divides all affinities.
+        strength: Lambda of the paper: how far the target is drawn to the true matching; divides the gradient.
+    """
+
+    second_order: bool = True
+    target: Literal["solve", "gold"] = "solve"
+    noise: float = 0.1
+    temperature: float = 1.0
+    strength: float = 80.0
+
+
+class GraphMatch(Objective):
+    """Matches the scans of two views as graphs, by nodes and by edges.
+
+    Args:
+        encoder: Any encoder; its pooled features and its coarsest map are compared.
+        view: How both views are cut and changed.
+        graphs: How scans become graphs.
+        fit: How well nodes fit.
+        matching: How graphs are matched.
+        projection: Channels of the hidden layers, if any, and of the output.
+        sampling: How scans fill a batch; None takes one crop of each subject: those of one are near twins.
+
+    Raises:
+        UserError: A setting is out of range.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        view: ViewSpec,
+        graphs: Graphs = Graphs(),
+        fit: Fit = Fit(),
+        matching: Matching = Matching(),
+        projection: Sequence[int] = (128,),
+        sampling: Sampling | None = None,
+    ) -> None:
+        super().__init__()
+        _check(graphs, fit, matching)
+        self.encoder = encoder
+        self.needs = ViewPlan((view, view), sampling or Sampling(distinct_subjects=True), true_coordinates=True)
+        self.graphs, self.fit, self.matching = graphs, fit, matching
+        self.projection = Projection((encoder.channels[-1], *projection))
+        self.messages = MessagePassing([projection[-1]] * (graphs.layers + 1))
+
+    def forward(self, batch: Batch, step: Step) -> Loss:
+        """Orders scans by their numbers, encodes both views together, and matches graph by graph."""
+        self.require(batch, step)
+        nodes, rows = self.graphs.nodes, len(step.samples)
+        if rows % nodes:
+            message = (
+                f"graphs of {nodes} nodes need a micro-batch of a multiple of {nodes} samples, got {rows}: "
+                "change training.batch_size, or the objective's graphs.nodes"
+            )
+            raise UserError(message)
+        order = sorted(range(rows), key=step.samples.__getitem__)
+        batch, step = take(batch, step, order)
+        features = self.encoder(torch.cat([view.image for view in batch.views]))
+        affinities, embeddings = self.compare(features, batch.views)
+        noise = self._noise(step).to(affinities.vertex)
+        of_edges = noise[..., nodes:].reshape(len(noise), nodes * self.graphs.neighbours, -1)
+        losses, found = matching_loss(
+            affinities,
+            vertex_noise=noise[..., :nodes],
+            edge_noise=of_edges if self.matching.second_order else None,
+            target=self.matching.target,
+            strength=self.matching.strength,
+        )
+        loss = mean_over(losses.sum(), len(losses))
+        gold = torch.arange(nodes, device=found.device)
+        clean = match(affinities)
+        terms = {
+            "loss": loss.detach(),
+            "chance": loss.new_tensor(2.0 * (nodes - 1)).detach(),
+            "matching_accuracy": mean_over((clean == gold).sum(), clean.numel()),
+            "matching_accuracy_noisy": mean_over((found == gold).sum(), found.numel()),
+            "alignment": alignment(*embeddings),
+            "uniformity": uniformity(gather(torch.cat(embeddings))),
+        }
+        place = torch.tensor(order).argsort().to(features.pooled.device)
+        return Loss(loss, terms, embedding=features.pooled[:rows].detach()[place])
+
+    def compare(self, features: Features, views: Sequence[View]) -> tuple[Affinities, tuple[Tensor, Tensor]]:
+        """Affinities of the graphs of two views, and the detached embeddings they are of; rows ordered by number.
+
+        Args:
+            features: Of both views, one below the other.
+            views: Both.
+        """
+        nodes = self.graphs.nodes
+        z = self.projection(features.pooled)
+        z = z.view(-1, nodes, z.shape[1])
+        edges = neighbour_edges(z, self.graphs.neighbours)
+        heard = self.messages(z, edges)
+        (q, other), both = (z + heard if self.graphs.residual else heard).chunk(2), edges.chunk(2)
+        cells = [
+            map_cells(part, view, nodes=nodes, most=self.fit.cells)
+            for part, view in zip(features.maps[-1].chunk(2), views, strict=True)
+        ]
+        alike = local_affinity(*cells, share=self.fit.share)
+        vertex = self.fit.alpha * cosine(q, other) + (1 - self.fit.alpha) * alike
+        if not self.matching.second_order:
+            both = both[0][:, :0], both[1][:, :0]
+        edge = edge_affinity(q, other, *both)
+        scale = self.matching.temperature
+        rows = q.detach().flatten(0, 1), other.detach().flatten(0, 1)
+        return Affinities(vertex / scale, edge / scale, *both), rows
+
+    def _noise(self, step: Step) -> Float[Tensor, "G N numbers"]:
+        """Gumbel noise that belongs to the samples: of a node's vertex affinities, then of those of its edges."""
+        nodes, neighbours = self.graphs.nodes, self.graphs.neighbours
+        uniform = draws(step, "graph_match.noise").uniform(nodes + neighbours * neighbours * nodes)
+        return self.matching.noise * gumbel(uniform).view(-1, nodes, uniform.shape[1])
+
+
+def _check(graphs: Graphs, fit: Fit, matching: Matching) -> None:
+    """Refuses numbers that are out of range."""
+    bounds = {
+        "graphs.nodes": (graphs.nodes >= 2, graphs.nodes, "2 or more"),
+        "graphs.neighbours": (0 < graphs.neighbours < graphs.nodes, graphs.neighbours, f"1 to {graphs.nodes - 1}"),
+        "graphs.layers": (graphs.layers >= 0, graphs.layers, "0 or more"),
+        "fit.alpha": (0 <= fit.alpha <= 1, fit.alpha, "0 to 1"),
+        "fit.cells": (fit.cells >= 1, fit.cells, "1 or more"),
+        "fit.share": (0 < fit.share <= 1, fit.share, "above 0, to 1"),
+        "matching.noise": (matching.noise >= 0, matching.noise, "0 or more"),
+        "matching.temperature": (matching.temperature > 0, matching.temperature, "above 0"),
+        "matching.strength": (matching.strength > 0, matching.strength, "above 0"),
+    }
+    for name, (good, value, expected) in bounds.items():
+        if not good:
+            message = f"{name} is {value}, expected {expected}"
+            raise UserError(message)

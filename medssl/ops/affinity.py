@@ -1,0 +1,149 @@
+"""How well two views fit cell by cell, where each cell of one finds its partner in the other by place or by feature.
+
+Reference: Nguyen et al., LVM-Med, NeurIPS 2023, arXiv 2306.11925, after Bardes et al., VICRegL, NeurIPS 2022.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
+
+from medssl.ops.coordinates import apply, cell_centres, compose, invert, nearest_cells, translation
+from medssl.ops.similarity import cosine
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from medssl.types import View
+
+
+class Cells(NamedTuple):
+    """Cells of the maps of G graphs of N nodes, P cells each.
+
+    Attributes:
+        features: Of each cell, in float32 at least.
+        counted: False where a cell is mostly padding, or mostly not to be scored.
+        affine: From the view's voxels to mm, measured from the middle of the scan.
+        centres: Of the cells, in the view's voxels; the same for all nodes.
+    """
+
+    features: Float[Tensor, "G N P C"]
+    counted: Bool[Tensor, "G N P"]
+    affine: Float[Tensor, "G N n+1 n+1"]
+    centres: Float[Tensor, "P n"]
+
+
+def map_cells(features: Float[Tensor, "B C *s"], view: View, *, nodes: int, most: int) -> Cells:
+    """The cells of a map, of views of which ``nodes`` after each other form a graph.
+
+    Args:
+        features: The map; cell by cell over the whole view.
+        view: What it was made from.
+        nodes: Nodes of a graph.
+        most: Most cells along an axis: finer maps are averaged.
+    """
+    features = features.to(torch.promote_types(features.dtype, torch.float32))
+    graphs, shape = (len(features) // nodes, nodes), features.shape[2:]
+    cells = [min(extent, most) for extent in shape]
+    usable = _pool((view.valid & view.scored).to(features.dtype), shape)
+    centres = cell_centres(view.image.shape[2:], shape).T.reshape(1, -1, *shape).to(features.device)
+    affine = _from_the_middle(view).to(features.device)
+    return Cells(
+        _pool(features, cells).flatten(2).transpose(1, 2).reshape(*graphs, -1, features.shape[1]),
+        (_pool(usable, cells) >= 0.5).view(*graphs, -1),
+        affine.view(*graphs, *affine.shape[1:]),
+        _pool(centres, cells)[0].flatten(1).T,
+    )
+
+
+def local_affinity(cells: Cells, other: Cells, *, share: float) -> Float[Tensor, "G N N"]:
+    """Mean cosine of cells of node i of the first graphs and their partners in node a of the second, -1 to 1.
+
+    A cell's partner is the nearest one in place (mm; of two scans, measured from the middle of each) or in features
+    (Euclidean); the mean of both counts, and of both directions, from i to a and from a to i. Choices have no gradient.
+    Cells that are not counted take no part; 0 where none are left.
+
+    Args:
+        cells: Of the first graphs.
+        other: Of the second.
+        share: How many of a node's cells count, above 0 to 1: those with the nearest partners.
+    """
+    graphs, nodes, number, _ = cells.features.shape
+    rows, columns = cells.features.flatten(1, 2), other.features.flatten(1, 2)
+    similar = cosine(rows, columns).view(graphs, nodes, number, nodes, -1).transpose(2, 3)
+    with torch.no_grad():
+        length, other_length = (torch.linalg.vector_norm(each.features, dim=-1) for each in (cells, other))
+        squares = length[:, :, None, :, None].square() + other_length[:, None, :, None, :].square()
+        apart = squares - 2 * length[:, :, None, :, None] * other_length[:, None, :, None, :] * similar
+        apart = apart.masked_fill(~other.counted[:, None, :, None, :], torch.inf)
+        apart = apart.masked_fill(~cells.counted[:, :, None, :, None], torch.inf)
+        to, fro = _by_place(cells, other), _by_place(other, cells, transposed=True)
+    backwards = similar.transpose(3, 4)
+    terms = (
+        _mean_of_nearest(similar, *to, share),
+        _mean_of_nearest(similar, *_nearest(apart), share),
+        _mean_of_nearest(backwards, *fro, share),
+        _mean_of_nearest(backwards, *_nearest(apart.transpose(3, 4)), share),
+    )
+    return torch.stack(terms).mean(0)
+
+
+# --- inside
+
+
+def _pool(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Means over equal parts."""
+    if len(size) == 2:
+        return adaptive_avg_pool2d(x, (size[0], size[1]))
+    return adaptive_avg_pool3d(x, (size[0], size[1], size[2]))
+
+
+def _from_the_middle(view: View) -> Float[Tensor, "B n+1 n+1"]:
+    """View voxel to mm, measured from the middle of the stored scan: so that places in two scans can be compared."""
+    affine, world = view.affine.double(), view.world_affine.double()
+    stored = (view.source_shape.to(affine) - 1)[:, None] / 2
+    return compose(translation(-apply(world, apply(invert(affine), stored))[:, 0]), world)
+
+
+def _by_place(cells: Cells, other: Cells, *, transposed: bool = False) -> tuple[Tensor, Tensor]:
+    """The nearest cell in mm, and its distance; infinite where either is not counted.
+
+    Row and column of the result are nodes of ``cells`` and of ``other``, or the other way round.
+    """
+    graphs, nodes = cells.affine.shape[:2]
+    size = (graphs, nodes, nodes, *cells.affine.shape[2:])
+    own, others = (1, 2) if transposed else (2, 1)
+    index, distance = nearest_cells(
+        cells.affine.unsqueeze(own).expand(size).flatten(0, 2),
+        cells.centres,
+        other.affine.unsqueeze(others).expand(size).flatten(0, 2),
+        other.centres,
+    )
+    index, distance = (each.view(graphs, nodes, nodes, -1) for each in (index, distance))
+    partner = other.counted.unsqueeze(others).expand(graphs, nodes, nodes, -1).gather(3, index)
+    return index, distance.masked_fill(~(cells.counted.unsqueeze(own) & partner), torch.inf)
+
+
+def _nearest(apart: Float[Tensor, "*pairs P Q"]) -> tuple[Int[Tensor, "*pairs P"], Float[Tensor, "*pairs P"]]:
+    """The nearest of the last axis, and how far it is."""
+    distance, index = apart.min(-1)
+    return index, distance
+
+
+def _mean_of_nearest(
+    similar: Float[Tensor, "*pairs P Q"],
+    partner: Int[Tensor, "*pairs P"],
+    distance: Float[Tensor, "*pairs P"],
+    share: float,
+) -> Float[Tensor, "*pairs"]:
+    """Mean similarity of the cells whose partners are nearest."""
+    found = similar.gather(-1, partner[..., None])[..., 0]
+    distance, chosen = distance.topk(max(1, round(share * found.shape[-1])), largest=False)
+    counted = distance.isfinite()
+    total = torch.where(counted, found.gather(-1, chosen), 0.0).sum(-1)
+    return total / counted.sum(-1).clamp(min=1)
