@@ -87,7 +87,8 @@ def digest(run: Path) -> str:
     """Digest of every number of the last checkpoint: weights, statistics, optimizer, smoothed loss, embeddings."""
     state = torch.load(run / "checkpoints/last.pt", weights_only=True)
     moments = state["optimizer"]["state"]
-    watched = dict(enumerate(state["callbacks"]["Health"]["window"]))
+    health = state["callbacks"].get("Health")  # fine-tuning has none
+    watched = dict(enumerate(health["window"])) if health else {}
     numbers = {**state["objective"], **{f"window {i}": x for i, x in watched.items()}}
     numbers |= {f"{i}.{k}": v for i in moments for k, v in moments[i].items()}
     found = hashlib.sha256(repr((state["progress"], state["scaler"])).encode())
@@ -108,7 +109,8 @@ def main(folder: Path, norm: str) -> None:
     codes = [forked(straight, store, norm)]
     codes += [forked(broken, store, norm, fault) for fault in faults]
     codes += [forked(broken, store, norm), forked(broken, store, norm)]
-    print(json.dumps({"codes": codes, "straight": digest(straight), "broken": digest(broken)}))
+    watched = len(torch.load(straight / "checkpoints/last.pt", weights_only=True)["callbacks"]["Health"]["window"])
+    print(json.dumps({"codes": codes, "straight": digest(straight), "broken": digest(broken), "watched": watched}))
 
 
 if __name__ == "__main__":

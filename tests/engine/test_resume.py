@@ -26,6 +26,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(norm, tmp_path):
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["codes"] == [0, -9, -9, -9, 143, 0, 0], done.stdout + done.stderr
     assert result["straight"] == result["broken"]
+    assert result["watched"] == 3
     assert "stopped by SIGTERM at step 8: saved; run the same command to continue" in done.stdout
     assert "all 12 steps are done already" in done.stdout
 
