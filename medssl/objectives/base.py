@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 class Objective(nn.Module, ABC):
     """A self-supervised objective around one encoder.
 
-    A subclass takes the encoder as its first argument, keeps it as ``self.encoder`` and sets ``needs``. The terms of its
-    loss are logged by their names; a few are understood where there are any (``evaluate.health``): "chance", the loss if
-    nothing had been learnt; "uniformity" of what is contrasted (``ops.similarity``); "teacher_entropy" in nats.
+    A subclass takes the encoder as its first argument, keeps it as ``self.encoder`` and sets ``needs``. The terms of
+    its loss are logged by their names; where there are any, a few are understood (``evaluate.health``): "chance", the
+    loss if nothing had been learnt; "uniformity" of what is contrasted (``ops.similarity``); "teacher_entropy", nats.
 
     Attributes:
         encoder: The encoder that is pretrained.

@@ -143,8 +143,10 @@ def batches(name: str, fault: Fault, images: torch.Tensor, seed: int) -> Iterato
         yield Batch(views, origin)
 
 
-def run(name: str, fault: Fault, images: torch.Tensor, *, seed: int, steps: int, every: int = 20) -> Health:
-    """The health of a run, seen step by step as the engine shows it."""
+def run(
+    name: str, fault: Fault, images: torch.Tensor, *, seed: int, steps: int, every: int = 20, patient: bool = True
+) -> Health:
+    """The health of a run, seen step by step as the engine shows it; without patience up to the first alarm."""
     torch.manual_seed(seed)
     objective = objective_of(name, fault).train()
     settings = Optimization(learning_rate=fault.rate, weight_decay=(0.01, 0.01))
@@ -160,5 +162,6 @@ def run(name: str, fault: Fault, images: torch.Tensor, *, seed: int, steps: int,
         optimizer.zero_grad()
         record = {"step": index + 1, "gradient_norm": float(norm), "learning_rate": rate}
         record |= {key: float(value) for key, value in loss.terms.items()}
-        health.follow(record, due=(index + 1) % every == 0)
+        if health.follow(record, due=(index + 1) % every == 0) and not patient:
+            break
     return health

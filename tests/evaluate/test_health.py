@@ -48,9 +48,12 @@ def test_one_embedding_for_all_that_wanders_is_collapse():
     directions = np.repeat(np.eye(8)[:4], 16, axis=0)
     found = describe(directions)
     assert found["embedding_spread"] == pytest.approx(0, abs=1e-12)
-    assert found["embedding_rank"] == pytest.approx(4, rel=1e-4)
+    assert found["embedding_rank"] == pytest.approx(1, rel=1e-4)
+    assert found["embedding_dead"] == 1
     mixed = describe(directions[np.random.default_rng(0).permutation(64)])
     assert mixed["embedding_spread"] > 0.5
+    assert mixed["embedding_rank"] == pytest.approx(4, rel=0.1)
+    assert mixed["embedding_dead"] == 0.5
     assert describe(directions[:3])["embedding_rank"] == pytest.approx(1, rel=1e-4)
 
 

@@ -1,0 +1,62 @@
+"""Runs that are broken on purpose raise an alarm in time, and runs that learn raise none."""
+
+from __future__ import annotations
+
+import pytest
+from engine.small_runs import FAULTS, run, slices
+
+STEPS = 300  # of a run; its learning rate warms up over 15 of them, so that its loss is judged from step 215 on
+EXPECTED = {  # what is told first, and by which step
+    "temperature 100": ({"flatness"}, 60),
+    "temperature 0.0005": ({"sharpness"}, 20),
+    "transformer, rate x 100": ({"stuck", "narrowing", "collapse"}, 220),
+    "rate x 10000": ({"stuck", "narrowing", "divergence"}, 220),
+    "constant input": ({"input"}, 20),
+    "shuffled views": ({"stuck"}, 220),
+    "nothing pushes apart": ({"collapse", "narrowing"}, 220),
+}
+HEALTHY = [("spark", "healthy")] + [(n, f) for n in ("simclr", "global") for f in ("healthy", "healthy transformer")]
+BROKEN = [
+    *[("spark", fault) for fault in ("rate x 10000", "constant input")],
+    *[("simclr", fault) for fault in EXPECTED],
+    *[("global", fault) for fault in EXPECTED if fault != "nothing pushes apart"],
+]
+SECONDS = [("spark", "constant input"), ("simclr", "temperature 0.0005"), ("global", "constant input")]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return slices(200, seed=0)
+
+
+def check(images, name: str, fault: str, seed: int) -> None:
+    health = run(name, FAULTS[fault], images, seed=seed, steps=STEPS, patient=False)
+    kinds, within = EXPECTED[fault]
+    assert health.told, health.history
+    (first,) = health.told
+    print(f"{name}, {fault}, seed {seed}: {first} at step {health.told[first][0]}")
+    assert first in kinds
+    assert health.told[first][0] <= within
+
+
+@pytest.mark.parametrize(("name", "fault"), SECONDS)
+def test_what_is_broken_from_the_start_is_told_at_the_first_measurement(images, name, fault):
+    check(images, name, fault, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("name", "fault"), BROKEN)
+def test_broken_runs_raise_the_alarm_in_time(images, name, fault, seed):
+    check(images, name, fault, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("name", "fault"), HEALTHY)
+def test_runs_that_learn_raise_no_alarm(images, name, fault, seed):
+    health = run(name, FAULTS[fault], images, seed=seed, steps=STEPS)
+    last = health.history[-1]
+    print(f"{name}, {fault}, seed {seed}: loss {last['loss']:.3f} of {last['chance']:.3f}, {health.summary(STEPS)}")
+    assert health.summary(STEPS) == "well"
+    assert last["loss"] < 0.9 * last["chance"]
