@@ -133,9 +133,8 @@ def in_turns(encoder: str, methods: list[tuple[str, bool]], turns: int, steps: i
 
 def show(rows: list[Row]) -> None:
     """Prints the table."""
-    print(
-        f"{'encoder':16} {'name':22} {'peer':10} {'ratio':>6} {'faster':>6}  {'median [min, max] s':24} {'MB':>6} {'n':>2}  goal"
-    )
+    head = f"{'encoder':16} {'name':22} {'peer':10} {'ratio':>6} {'faster':>6}  {'median [min, max] s':24}"
+    print(f"{head} {'MB':>6} {'n':>2}  goal")
     for row in rows:
         span = f"{row['median']:.3f} [{row['min']:.3f}, {row['max']:.3f}]"
         print(
