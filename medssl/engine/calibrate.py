@@ -1,17 +1,16 @@
-"""The part of ``medssl evaluate`` on calibration: where a temperature is fitted, and the curve as a picture."""
+"""The part of ``medssl evaluate`` on calibration: where a temperature is fitted."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medssl.data.split import overlap
 from medssl.evaluate.calibration import Scaling, temperature
 from medssl.evaluate.tables import arrays_of
-from medssl.report.curves import Point, Series, line_chart
 from medssl.types import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from medssl.engine.inference import Fitted
     from medssl.evaluate.cases import ClassificationRow
@@ -70,22 +69,3 @@ def fit_scaling(
         raise UserError(message)
     found = temperature(*arrays_of(rows, names))
     return Scaling(found, split, len(rows), len({row.subject_id for row in rows}))
-
-
-def calibration_chart(summary: Mapping[str, Any]) -> str:
-    """How often the network is right against how sure it is, as SVG: on the diagonal both agree."""
-    curves = {"as it is": summary["calibration"]}
-    if "scaling" in summary:
-        curves[f"temperature {summary['scaling']['temperature']:.3g}"] = summary["calibration_scaled"]
-    lowest = 1 / len(summary["classes"])
-    drawn = [
-        Series(name, tuple(Point(part["confidence"], part["accuracy"]) for part in curve), marked=True)
-        for name, curve in curves.items()
-    ]
-    drawn.append(Series("perfectly calibrated", (Point(lowest, lowest), Point(1.0, 1.0)), faint=True))
-    return line_chart(
-        drawn,
-        title=f"Calibration on {summary['scans']} scans",
-        x_label="mean highest probability of a bin",
-        y_label="share of its scans that is right",
-    )

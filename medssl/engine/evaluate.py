@@ -17,7 +17,7 @@ from medssl.data.read import read
 from medssl.data.split import overlap
 from medssl.engine import describe
 from medssl.engine.answers import score_answers
-from medssl.engine.calibrate import CALIBRATION, calibration_chart, fit_scaling, refuse_calibration, refuse_shared
+from medssl.engine.calibrate import CALIBRATION, fit_scaling, refuse_calibration, refuse_shared
 from medssl.engine.checkpoint import write_whole
 from medssl.engine.finished import Finished
 from medssl.engine.inference import Windows, classify, device_of, load_fitted, reason_of, segment
@@ -25,6 +25,7 @@ from medssl.evaluate import cases, tables
 from medssl.evaluate.cases import ClassificationRow, SegmentationRow
 from medssl.evaluate.segmentation import NSD_TOLERANCE_MM, ClassScore, Further, refuse_tolerance, score_case
 from medssl.evaluate.subgroups import columns_of, subgroups, values_of
+from medssl.report.calibration import calibration_chart
 from medssl.report.overlay import overlay
 from medssl.types import UserError
 

@@ -8,6 +8,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from medssl.evaluate.cases import scan_scores
+from medssl.report.calibration import calibration_chart
 from medssl.report.comparison import Comparison, compare, title
 from medssl.report.curves import Point, Series, line_chart
 from medssl.report.parts import Evaluation, Run
@@ -141,8 +142,33 @@ def _evaluation(evaluation: Evaluation, group: Sequence[Evaluation]) -> dict[str
         "notes": summary["notes"],
         "skipped": summary["skipped"],
         "facts": list(plain.items()),
+        "subgroups": _subgroups(summary),
+        "calibration": _calibration(summary),
         "pictures": _pictures(evaluation, group),
     }
+
+
+def _subgroups(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """A table for each column: a row for each value, with the measures that stand for the whole."""
+    measures = [measure for measure in summary["metrics"] if ":" not in measure]
+    return [
+        {
+            "column": column,
+            "titles": [(measure, title(measure)) for measure in measures],
+            "groups": [
+                (value, found["scans"], found["subjects"], [found["metrics"].get(measure) for measure in measures])
+                for value, found in groups.items()
+            ],
+        }
+        for column, groups in summary.get("subgroups", {}).items()
+    ]
+
+
+def _calibration(summary: dict[str, Any]) -> str:
+    """The calibration curve; "" where there is none."""
+    from markupsafe import Markup
+
+    return Markup(calibration_chart(summary)) if summary.get("calibration") else ""
 
 
 def _pictures(evaluation: Evaluation, group: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -211,7 +237,19 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts.append(
         ("training", ", ".join([*(text.strip() for text in told), *([f"learning rate {rate}"] if rate else [])]))
     )
+    facts.append(("health", _health(run)))
     return [(term, text) for term, text in facts if text]
+
+
+def _health(run: Run) -> str:
+    """How often training looked unwell; "" where nothing was measured."""
+    found = run.log.values("alarms")
+    unwell = [step for step, count in found if count]
+    if not unwell:
+        return f"well at all {len(found)} measurements" if found else ""
+    return (
+        f"alarms at {len(unwell)} of {len(found)} measurements, first at step {unwell[0]:.0f}, last at {unwell[-1]:.0f}"
+    )
 
 
 def _described(imported: Imported) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 from medssl.evaluate import cases, tables
 from medssl.evaluate.cases import ClassificationRow, SegmentationRow
 from medssl.evaluate.segmentation import ClassScore
+from medssl.evaluate.subgroups import subgroups
 from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned
 
 SCHEMA = LabelSchema("mask", ((0, "background"), (1, "liver"), (2, "spleen")))
@@ -25,8 +26,16 @@ def png(shade: int) -> bytes:
     return stream.getvalue()
 
 
-def run(folder: Path, *, tuned: bool = False, steps: int = 20, start: str = "random", scale: float = 1.0) -> Path:
-    """A run folder without weights: a report needs none."""
+def run(
+    folder: Path,
+    *,
+    tuned: bool = False,
+    steps: int = 20,
+    start: str = "random",
+    scale: float = 1.0,
+    alarms: dict[int, int] | None = None,
+) -> Path:
+    """A run folder without weights: a report needs none. ``alarms`` counts those of the steps that were measured."""
     head = Tuned(Imported("medssl.heads.segmentation.UNet"), SCHEMA, (8, 8, 8), 2, ("a", "b", "c")) if tuned else None
     card = Card(
         encoder=Imported("medssl.encoders.resenc.ResEnc", {"channels": [4, 8]}),
@@ -43,6 +52,8 @@ def run(folder: Path, *, tuned: bool = False, steps: int = 20, start: str = "ran
     config = {"training": {"steps": steps, "batch_size": 2, "precision": "bf16"}, "optimizer": {"learning_rate": 0.001}}
     (folder / "config.yaml").write_text(yaml.safe_dump(config | ({"start": start} if tuned else {})))
     rows = [{"step": n, "loss": scale / n, "loss_smoothed": scale / n + 0.01} for n in range(1, steps + 1)]
+    for n, count in (alarms or {}).items():
+        rows[n - 1]["alarms"] = count
     if tuned:
         for n in range(4, steps, 5):
             rows[n]["validation_dice"] = scale * n / steps
@@ -72,8 +83,8 @@ def segmentation(folder: Path, dice: list[float], *, first: int = 0, notes: tupl
     return folder
 
 
-def classification(folder: Path, right: list[float]) -> Path:
-    """An evaluation of two classes in turns; the probability of the true class is given."""
+def classification(folder: Path, right: list[float], *, sites: tuple[str, ...] = ()) -> Path:
+    """An evaluation of two classes in turns, of which every site has both; the probability of the truth is given."""
     names = ("benign", "malignant")
     rows = []
     for number, value in enumerate(right):
@@ -84,5 +95,9 @@ def classification(folder: Path, right: list[float]) -> Path:
         )
     folder.mkdir(parents=True)
     cases.write_classification(folder / cases.CASES, rows, names)
-    tables.write_summary(folder / tables.SUMMARY, tables.summarise_classification(rows, names))
+    summary = tables.summarise_classification(rows, names)
+    if sites:
+        values = {"site": {row.scan_id: sites[place // 2 % len(sites)] for place, row in enumerate(rows)}}
+        summary["subgroups"] = subgroups(rows, values, lambda own: tables.summarise_classification(own, names))
+    tables.write_summary(folder / tables.SUMMARY, summary)
     return folder

@@ -119,6 +119,31 @@ def test_evaluations_stand_side_by_side_with_counts_and_notes(page, parts):
     assert "versions" not in text
 
 
+def test_subgroups_have_a_table_and_classifications_a_calibration_curve(tmp_path):
+    right = np.random.default_rng(0).uniform(0.3, 1.0, 40).tolist()
+    part = read_part("A", made.classification(tmp_path / "a", right, sites=("north", "<south>")))
+    page = make_page([part])
+    text = read(page).text
+    whole = part.summary["subgroups"]["site"]["<south>"]
+    first = whole["metrics"]["accuracy"]
+    assert "By site site scans subjects accuracy balanced accuracy AUROC" in text
+    row = f"<south> {whole['scans']} {whole['subjects']} {first['value']:.3f} {first['low']:.3f} to {first['high']:.3f}"
+    assert row in text
+    assert "Calibration on 40 scans" in text
+    assert "By " not in read(make_page([read_part("B", made.classification(tmp_path / "b", right))])).text
+
+
+def test_the_health_of_a_pretraining_is_told(tmp_path):
+    def told(name, alarms):
+        return read(make_page([read_part("run", made.run(tmp_path / name, alarms=alarms))])).text
+
+    assert "health well at all 2 measurements" in told("well", {10: 0, 20: 0})
+    assert "health alarms at 2 of 4 measurements, first at step 5, last at 15" in told(
+        "ill", {5: 1, 10: 0, 15: 2, 20: 0}
+    )
+    assert "health" not in told("not measured", {})
+
+
 def test_lacking_classes_are_counted(tmp_path):
     text = read(make_page([read_part("x", made.segmentation(tmp_path / "x", [0.5, 0.0, 0.6, 0.0]))])).text
     assert "absent (in neither) 0 0" in text
