@@ -12,7 +12,7 @@ import numpy as np
 from medssl.data import chunks, records
 from medssl.data.preprocess import prepare
 from medssl.data.read import check_label, read
-from medssl.data.store import SMALL, pixel_digest, scan_file, scan_key
+from medssl.data.store import SMALL, content_digest, scan_file, scan_key
 
 if TYPE_CHECKING:
     import sqlite3
@@ -85,7 +85,7 @@ def fill(filling: Filling, scans: tuple[Scan, ...]) -> Outcome:
             rows.append(_write_own(filling, scan, prepared))
         else:
             place = _packed(prepared, pack)
-            rows.append(records.row(scan, filling.key(scan), prepared, place, pixel_digest(prepared)))
+            rows.append(records.row(scan, filling.key(scan), prepared, place, content_digest(prepared)))
     return Outcome(tuple(_published(filling, rows, pack)), tuple(skipped), tuple(notes))
 
 
@@ -198,7 +198,7 @@ def _write_own(filling: Filling, scan: Scan, prepared: Prepared) -> tuple[Any, .
         if array is not None:
             parts = chunks.raw_parts(array) if filling.tier == "raw" else (chunks.chunked_bytes(array),)
             sizes.append(chunks.write_whole(scan_file(filling.store, key, part, filling.tier), parts))
-    return records.row(scan, key, prepared, records.Place(sizes=tuple(reversed(sizes))), pixel_digest(prepared))
+    return records.row(scan, key, prepared, records.Place(sizes=tuple(reversed(sizes))), content_digest(prepared))
 
 
 def _packed(prepared: Prepared, pack: list[bytes]) -> records.Place:

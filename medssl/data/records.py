@@ -113,7 +113,7 @@ FACTS = np.dtype(
     [
         ("shape", "<i4", 3), ("ndim", "u1"), ("channels", "u1"), ("wide", "?"), ("label", "u1"), ("split", "u1"),
         ("domain", "u1"), ("cells", "<u2"), ("text", "<u4"), ("pack", "<i4"), ("first", "<i8"), ("nbytes", "<i8"),
-        ("label_first", "<i8"), ("label_nbytes", "<i8"), ("numbers", "<i8"), ("blobs", "<i8"),
+        ("label_first", "<i8"), ("label_nbytes", "<i8"), ("numbers", "<i8"), ("blobs", "<i8"), ("content", "<u8"),
     ]
 )  # fmt: skip
 
@@ -143,7 +143,7 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def row(scan: Scan, key: str, prepared: Prepared, place: Place, pixels: str) -> tuple[Any, ...]:
+def row(scan: Scan, key: str, prepared: Prepared, place: Place, content: str) -> tuple[Any, ...]:
     """Returns one row of the table, in the order of ``COLUMNS``."""
     numbers = prepared.coding
     undo = prepared.undo
@@ -159,7 +159,7 @@ def row(scan: Scan, key: str, prepared: Prepared, place: Place, pixels: str) -> 
         np.asarray(prepared.image.shape, "<i4").tobytes(), prepared.affine.astype("<f8").tobytes(),
         prepared.image.dtype.name, label, numbers.intensity.astype("<f4").tobytes(),
         numbers.fill.astype("<i4").tobytes(), np.packbits(prepared.cells).tobytes(),
-        place.pack, place.first, place.nbytes, place.label_first, place.label_nbytes, pixels, json.dumps(details),
+        place.pack, place.first, place.nbytes, place.label_first, place.label_nbytes, content, json.dumps(details),
     )  # fmt: skip
 
 
@@ -188,7 +188,7 @@ def load(path: Path) -> Records:
     Raises:
         UserError: The table cannot be read.
     """
-    names = ", ".join(COLUMNS[:-2])
+    names = ", ".join(COLUMNS[:-1])
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=120)) as connection:
             columns = list(zip(*connection.execute(f"SELECT {names} FROM scans ORDER BY scan_id"), strict=True))
@@ -212,6 +212,7 @@ def _arrays(table: dict[str, tuple[Any, ...]]) -> Records:
     facts["label"] = [LABELS[x] for x in table["label_dtype"]]
     for name in ("first", "nbytes", "label_first", "label_nbytes"):
         facts[name] = table[name]
+    facts["content"] = [int(x[:16], 16) for x in table["pixels"]]
     tables = {name: tuple(sorted(set(table[name]))) for name in ("split", "domain", "pack")}
     for name, known in tables.items():
         codes = {text: code for code, text in enumerate(known)}

@@ -263,12 +263,15 @@ def scan_file(path: Path, key: str, part: str, tier: Tier) -> Path:
     return path / "scans" / key[:2] / (name + (".b2nd" if tier == "chunked" else ".npy"))
 
 
-def pixel_digest(prepared: Prepared) -> str:
-    """Digest of the stored voxels and what they mean: equal scans have equal digests whatever file they came from."""
+def content_digest(prepared: Prepared) -> str:
+    """Digest of the stored voxels, what they mean and their label: whatever file they came from, and when."""
     digest = hashlib.blake2b(digest_size=12)
     digest.update(f"{prepared.image.shape}{prepared.image.dtype}".encode())
     digest.update(prepared.coding.intensity[:, :2].tobytes())
     digest.update(np.ascontiguousarray(prepared.image).data)
+    if prepared.label is not None:
+        digest.update(prepared.label.dtype.name.encode())
+        digest.update(np.ascontiguousarray(prepared.label).data)
     return digest.hexdigest()
 
 

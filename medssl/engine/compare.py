@@ -138,11 +138,11 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
     schema = schema_for(opened, data.target, head)
     refuse_few(opened, schema, data, labels, [training.seed + number for number in range(runs)])
     with Index.open(index) as known:
-        scored = labelled(known, schema, split, None)
+        scored = digest_of(labelled(known, schema, split, None), known.root)
     recipe = describe.plain(
         {"head": head, "data": data, "training": training, "optimizer": optimizer, "mixing": mixing}
     )
-    held = {"store": describe.store_digest(opened), "split": split, "scored": digest_of(scored)}
+    held = {"store": describe.store_digest(opened), "split": split, "scored": scored}
     held |= {"windows": describe.plain(windows)} | recipe
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with alone(out / LOCK, f"{out}/") as lock:
@@ -213,11 +213,14 @@ def refuse_few(store: Store, schema: LabelSchema, data: Examples, labels: Sequen
             few(store, scans, schema, subjects=count, seed=seed)
 
 
-def digest_of(scans: Sequence[Scan]) -> str:
-    """Names scans and the state of their files, without a path."""
+def digest_of(scans: Sequence[Scan], root: Path) -> str:
+    """Names scans and what is to be found in them: their values and the content of their masks, without a path."""
     state = hashlib.blake2b(digest_size=8)
     for scan in sorted(scans, key=lambda scan: scan.scan_id):
-        state.update(f"{scan.scan_id} {scan.digests.source}".encode())
+        state.update(f"{scan.scan_id} {sorted(scan.labels.values)}".encode())
+        for part in scan.labels.mask:
+            file = root / part.path
+            state.update(file.read_bytes() if file.is_file() else b"missing")
     return f"{len(scans)} scans, {state.hexdigest()}"
 
 

@@ -61,10 +61,13 @@ def imported(config: dict[str, Any]) -> Imported:
 
 
 def store_digest(store: Store) -> str:
-    """Digest of which scans a store holds, by which rules they were made, and of their splits."""
+    """Digest of which scans a store holds, of their voxels and labels, and of their splits.
+
+    Files that were copied or touched and then cached again, to the same voxels, leave it as it is.
+    """
     held = store.records
     digest = hashlib.blake2b(digest_size=8)
-    for part in (held.scan_id, held.key, held.facts["split"]):
+    for part in (held.scan_id, held.facts["content"], held.affine, held.facts["split"]):
         digest.update(part.tobytes())
     digest.update(repr(held.tables["split"]).encode())
     return digest.hexdigest()

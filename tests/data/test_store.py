@@ -193,7 +193,7 @@ def test_a_hundred_thousand_scans_load_fast_and_small(tmp_path):
     """perf.md: at most 2 s and 300 bytes a scan (the limit on time is generous: other work shares the machine)."""
     held = volume(np.zeros((1, 32, 32, 32), np.int16))
     prepared = dataclasses.replace(prepare(held, PLAIN, domain="mr"), cells=np.ones(320, bool))
-    one = records.row(scan_of("0" * 16, held), "k" * 24, prepared, records.Place(), "")
+    one = records.row(scan_of("0" * 16, held), "k" * 24, prepared, records.Place(), "0123456789abcdef01234567")
     path = tmp_path / "records.sqlite"
     with closing(records.connect(path)) as connection:
         records.insert(
@@ -228,3 +228,17 @@ def test_the_same_scan_gives_the_same_bytes():
     image = numbered((70, 40, 30))
     assert chunks.chunked_bytes(image) == chunks.chunked_bytes(image.copy())
     assert chunks.compress(image) == chunks.compress(image.copy())
+
+
+def test_the_content_of_a_scan_is_known_by_its_voxels_and_its_label(tmp_path, monkeypatch):
+    def content(name, image, label=None):
+        store = fill_store(tmp_path / name, {"one": volume(image, None, label)}, monkeypatch)
+        return int(store.records.facts["content"][0])
+
+    image, label = numbered((20, 21, 22)), numbered((20, 21, 22), 1, np.uint8, seed=3)
+    other_image, other_label = image.copy(), label.copy()
+    other_image[0, 3, 4, 5] += 1
+    other_label[0, 3, 4, 5] ^= 1
+    first = content("first", image, label)
+    assert content("again", image, label) == first
+    assert len({first, content("bare", image), content("b", other_image, label), content("c", image, other_label)}) == 4

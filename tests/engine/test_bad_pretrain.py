@@ -150,6 +150,15 @@ def test_a_store_that_changed_is_refused(call, tmp_path):
     assert "run/ was trained on another store" in said
 
 
+def test_a_store_of_other_voxels_is_refused_and_one_of_touched_files_is_not(call, tmp_path):
+    assert call()[0] == 0
+    touched, changed = toys.toy_store(tmp_path / "touched", state="e"), toys.toy_store(tmp_path / "changed", first=1)
+    code, said = call(f"--store={changed}", "--training.steps=3", "--training.extend=true")
+    assert (code, "run/ was trained on another store" in said) == (2, True)
+    code, said = call(f"--store={touched}", "--training.steps=3", "--training.extend=true")
+    assert (code, "3 steps done" in said) == (0, True)
+
+
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_without_it(call, tmp_path):
     assert call("--training.output.keep_every=1")[0] == 0
     last = tmp_path / "run/checkpoints/last.pt"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,11 @@ import torch
 from engine import labelled
 
 from medssl import cli
+from medssl.data.index import Index
 from medssl.data.store import Store
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.weights import save_encoder
-from medssl.engine import children, describe
+from medssl.engine import children, compare, describe
 from medssl.types import Card, Imported, Preprocess
 
 TESTS = Path(__file__).parent.parent
@@ -133,6 +136,22 @@ def test_bad_input_is_one_line_before_anything_is_trained(place, tmp_path, capsy
     assert message in shown.err
     assert len(shown.err.splitlines()) == 1
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_what_is_scored_is_known_by_its_content_and_not_by_the_state_of_its_files(place, tmp_path):
+    with Index.open(place / "index.sqlite") as known:
+        scans, root = list(known.scans(split="test")), known.root
+    shutil.copytree(root, tmp_path / "copy")
+    first = compare.digest_of(scans, root)
+    assert first == compare.digest_of(list(reversed(scans)), tmp_path / "copy")
+    value = replace(scans[0], labels=replace(scans[0].labels, values=(("grade", "2"),)))
+    assert compare.digest_of([value, *scans[1:]], root) != first
+    assert compare.digest_of(scans[1:], root) != first
+    mask = tmp_path / "copy" / scans[0].labels.mask[0].path
+    mask.write_bytes(mask.read_bytes() + b"0")
+    changed = compare.digest_of(scans, tmp_path / "copy")
+    mask.unlink()
+    assert len({first, changed, compare.digest_of(scans, tmp_path / "copy")}) == 3
 
 
 def test_a_real_process_runs_its_commands_with_its_log_and_device(tmp_path):

@@ -12,7 +12,7 @@ from torch import nn
 from medssl.data import chunks, records
 from medssl.data.preprocess import prepare
 from medssl.data.read import Volume
-from medssl.data.store import Store, pixel_digest, scan_file, scan_key
+from medssl.data.store import Store, content_digest, scan_file, scan_key
 from medssl.encoders.base import Encoder
 from medssl.objectives.base import Objective
 from medssl.ops.collectives import mean_over
@@ -88,24 +88,28 @@ class ToyObjective(Objective):
         return {"input": image, "half": image / 2}
 
 
-def toy_store(folder: Path, *, count: int = 5, shape: tuple[int, int, int] = (20, 18, 12)) -> Path:
-    """A store of random MR-like volumes, as ``medssl cache`` would write it."""
+def toy_store(
+    folder: Path, *, count: int = 5, shape: tuple[int, int, int] = (20, 18, 12), state: str = "d", first: int = 0
+) -> Path:
+    """A store of random MR-like volumes, as ``medssl cache`` would write it from files in some ``state``."""
     preprocess = Preprocess(foreground_crop=False)
     store = Store.create(folder, preprocess, index_digest="toy")
     affine = np.eye(4)
     rows = []
     for number in range(count):
-        image = np.random.default_rng(number).integers(0, 200, (1, *shape)).astype(np.int16)
+        image = np.random.default_rng(first + number).integers(0, 200, (1, *shape)).astype(np.int16)
         grid = Grid(shape, (1.0, 1.0, 1.0), tuple(map(tuple, affine.tolist())))
         source = Source("toys", "volume", "MR", "mr", (Part(f"{number}.nii"),))
         split = "val" if number == count - 1 else "train"
-        scan = Scan(f"scan{number}", Subject(f"subject{number}", split=split), source, grid, Digests(f"d{number}"))
+        scan = Scan(
+            f"scan{number}", Subject(f"subject{number}", split=split), source, grid, Digests(f"{state}{number}")
+        )
         prepared = prepare(Volume(image, affine, (1.0, 1.0, 1.0), None), preprocess, domain="mr")
         key = scan_key(scan, preprocess, store.tier)
         file = scan_file(folder, key, "", store.tier)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(chunks.chunked_bytes(prepared.image))
-        rows.append(records.row(scan, key, prepared, records.Place(), pixel_digest(prepared)))
+        rows.append(records.row(scan, key, prepared, records.Place(), content_digest(prepared)))
     with closing(records.connect(folder / "records.sqlite")) as connection:
         records.insert(connection, rows)
     return folder
