@@ -17,16 +17,15 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import json
 import os
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path, PurePosixPath
+
+from datasets import medssl, prepare
 
 from medssl.data.index import Index
 from medssl.evaluate.cases import read_classification, read_segmentation, scan_scores
@@ -43,10 +42,8 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Study:
-    """One data set, how it is indexed, cached and pretrained on, and what is compared on it."""
+    """What is pretrained on a data set, and what is compared on it."""
 
-    index: tuple[str, ...]
-    cache: tuple[str, ...]
     pretrain: tuple[str, ...]
     finetune: tuple[str, ...]
     labels: tuple[int | None, ...]
@@ -59,12 +56,6 @@ class Study:
 
 STUDIES = {
     "hippocampus": Study(
-        index=(
-            "{data}/hippocampus", "--subject", r"hippocampus_(\d+)", "--files.modality", "MR",
-            "--labels.masks", "imagesTr=labelsTr", "--labels.class_names", "0=background,1=anterior,2=posterior",
-            "--labels.values", "{work}/split.csv", "--labels.key", "name", "--labels.split", "column:split",
-        ),
-        cache=("--preprocess", "mr"),
         pretrain=(
             "--config", "spark_3d_small", "--objective.view.size", "[40,56,40]", "--training.batch_size", "2",
             "--training.steps", "4000", "--training.precision", "bf16", "--training.output.keep_every", "1000",
@@ -81,11 +72,6 @@ STUDIES = {
         all_labels=80,
     ),
     "ultrasound": Study(
-        index=(
-            "{data}/breast_ultrasound", "--labels.classes", "folder", "--files.modality", "US",
-            "--labels.values", "{work}/split.csv", "--labels.key", "name", "--labels.split", "column:split",
-        ),
-        cache=("--preprocess", "image", "--preprocess.image_size", "[128,128]"),
         pretrain=(
             "--config", "spark_2d_small", "--encoder.in_channels", "3", "--objective.view.size", "[128,128]",
             "--training.steps", "2000", "--training.precision", "bf16", "--training.output.checkpoint_every", "250",
@@ -100,7 +86,6 @@ STUDIES = {
         all_labels=239,
     ),
 }  # fmt: skip
-SPLITS = {"hippocampus": (40, 10), "ultrasound": (100, 50)}  # subjects for test and validation; the rest trains
 
 
 def main() -> None:
@@ -114,7 +99,8 @@ def main() -> None:
     parser.add_argument("--twice", action="store_true", help="is the twin trained to its end? twice its steps")
     given = parser.parse_args()
     study, work = STUDIES[given.study], given.work / given.study
-    prepare(given.study, study, given.data, work)
+    prepare(given.study, given.data, work)
+    medssl("pretrain", *study.pretrain, "--store", str(work / "store"), "--run", str(work / "pretrained"))
     reference = study.labels[min(1, len(study.labels) - 1)]
     tuning = [(arm, reference, 0, rate) for arm, rate in product(ARMS, study.rates)]
     complete(study, work, given.rows, tuning, given.jobs)
@@ -127,30 +113,6 @@ def main() -> None:
         return
     runs = [(arm, count, seed, best[arm]) for seed, count, arm in product(SEEDS, study.labels, ARMS)]
     complete(study, work, given.rows, runs, given.jobs)
-
-
-def prepare(name: str, study: Study, data: Path, work: Path) -> None:
-    """Index, store and pretrained encoder."""
-    work.mkdir(parents=True, exist_ok=True)
-    if not (work / "split.csv").exists():
-        write_split(name, data, work / "split.csv")
-    medssl("index", *(word.replace("{data}", str(data)).replace("{work}", str(work)) for word in study.index),
-           "--index", str(work / "index.sqlite"))  # fmt: skip
-    medssl("cache", str(work / "index.sqlite"), str(work / "store"), *study.cache)
-    medssl("pretrain", *study.pretrain, "--store", str(work / "store"), "--run", str(work / "pretrained"))
-
-
-def write_split(name: str, data: Path, file: Path) -> None:
-    """Splits by a digest of each file's name: the same on every machine, and of exact sizes."""
-    folder = data / {"hippocampus": "hippocampus/imagesTr", "ultrasound": "breast_ultrasound"}[name]
-    names = {path.name for path in folder.rglob("*") if path.is_file() and path.suffix in {".gz", ".png"}}
-    order = sorted((n for n in names if not n.startswith(".")), key=lambda n: hashlib.sha256(n.encode()).hexdigest())
-    test, validation = SPLITS[name]
-    with file.open("w", newline="") as stream:
-        table = csv.writer(stream)
-        table.writerow(("name", "split"))
-        for place, entry in enumerate(order):
-            table.writerow((entry, "test" if place < test else "val" if place < test + validation else "train"))
 
 
 def complete(study: Study, work: Path, rows: Path, runs: list[tuple[str, int | None, int, float]], jobs: int) -> None:
@@ -260,18 +222,6 @@ def curve(folder: Path, metric: str) -> list[tuple[int, float]]:
     """Step and validation measure of a run."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(row["step"], row[f"validation_{metric}"]) for row in rows if f"validation_{metric}" in row]
-
-
-def medssl(*words: str, threads: str | None = None, log: Path | None = None) -> None:
-    """One command of medssl; its output goes to the log, or to the console."""
-    environment = os.environ | ({"OMP_NUM_THREADS": threads} if threads else {})
-    command = [sys.executable, "-m", "medssl.cli", *words]
-    if log is None:
-        subprocess.run(command, check=True, env=environment)
-        return
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as stream:
-        subprocess.run(command, check=True, env=environment, stdout=stream, stderr=subprocess.STDOUT)
 
 
 if __name__ == "__main__":

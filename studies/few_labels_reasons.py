@@ -26,7 +26,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
-from few_labels import STUDIES, append, curve, medssl, read
+from datasets import medssl
+from few_labels import STUDIES, append, curve, read
 from safetensors.torch import load_file
 
 RUN = ("start", "recipe", "labels", "seed", "learning_rate")

@@ -1,0 +1,103 @@
+"""The data sets of the studies: how they are found, split and cached, all through the command line of medssl."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+SPLIT_BY_FILE = ("--labels.values", "{work}/split.csv", "--labels.key", "name", "--labels.split", "column:split")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """One data set.
+
+    Attributes:
+        images: Folder of the scans, and a pattern that finds the subject in their names (the whole name if "").
+        index: Words of ``medssl index``.
+        cache: Words of ``medssl cache``.
+        test: Subjects for the test.
+        validation: Subjects that choose; the rest trains.
+    """
+
+    images: tuple[str, str]
+    index: tuple[str, ...]
+    cache: tuple[str, ...]
+    test: int
+    validation: int
+
+
+DATA_SETS = {
+    "hippocampus": DataSet(
+        images=("hippocampus/imagesTr", ""),
+        index=(
+            "{data}/hippocampus", "--subject", r"hippocampus_(\d+)", "--files.modality", "MR",
+            "--labels.masks", "imagesTr=labelsTr", "--labels.class_names", "0=background,1=anterior,2=posterior",
+        ),
+        cache=("--preprocess", "mr"),
+        test=40,
+        validation=10,
+    ),
+    "ultrasound": DataSet(
+        images=("breast_ultrasound", ""),
+        index=("{data}/breast_ultrasound", "--labels.classes", "folder", "--files.modality", "US"),
+        cache=("--preprocess", "image", "--preprocess.image_size", "[128,128]"),
+        test=100,
+        validation=50,
+    ),
+    "acdc": DataSet(
+        images=("acdc/images", r"patient\d+"),
+        index=(
+            "{data}/acdc", "--subject", r"patient(\d+)", "--files.modality", "MR", "--labels.masks", "images=labels",
+            "--labels.class_names", "0=background,1=right ventricle,2=myocardium,3=left ventricle",
+        ),
+        cache=("--preprocess", "mr"),
+        test=10,
+        validation=2,
+    ),
+}  # fmt: skip
+
+
+def prepare(name: str, data: Path, work: Path) -> None:
+    """Index and store below ``work``; what is there is brought up to date."""
+    chosen = DATA_SETS[name]
+    work.mkdir(parents=True, exist_ok=True)
+    if not (work / "split.csv").exists():
+        write_split(chosen, data, work / "split.csv")
+    words = [word.replace("{data}", str(data)).replace("{work}", str(work)) for word in (*chosen.index, *SPLIT_BY_FILE)]
+    medssl("index", *words, "--index", str(work / "index.sqlite"))
+    medssl("cache", str(work / "index.sqlite"), str(work / "store"), *chosen.cache)
+
+
+def write_split(chosen: DataSet, data: Path, file: Path) -> None:
+    """Splits subjects by a digest of their names: the same on every machine, and of exact sizes."""
+    folder, pattern = chosen.images
+    names = {path.name for path in (data / folder).rglob("*") if path.is_file() and path.suffix in {".gz", ".png"}}
+    subjects = {name: re.search(pattern, name)[0] if pattern else name for name in names if not name.startswith(".")}  # type: ignore[index]
+    order = sorted(set(subjects.values()), key=lambda subject: hashlib.sha256(subject.encode()).hexdigest())
+    place = {subject: number for number, subject in enumerate(order)}
+    with file.open("w", newline="") as stream:
+        table = csv.writer(stream)
+        table.writerow(("name", "split"))
+        for name in sorted(subjects, key=lambda name: (place[subjects[name]], name)):
+            number = place[subjects[name]]
+            split = "test" if number < chosen.test else "val" if number < chosen.test + chosen.validation else "train"
+            table.writerow((name, split))
+
+
+def medssl(*words: str, threads: str | None = None, log: Path | None = None) -> None:
+    """One command of medssl; its output goes to the log, or to the console."""
+    environment = os.environ | ({"OMP_NUM_THREADS": threads} if threads else {})
+    command = [sys.executable, "-m", "medssl.cli", *words]
+    if log is None:
+        subprocess.run(command, check=True, env=environment)
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as stream:
+        subprocess.run(command, check=True, env=environment, stdout=stream, stderr=subprocess.STDOUT)
