@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"medssl {__version__}")
         return 0
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # the log of a batch job wants a line now and then
     try:
         function = find_verb(words[0])
         return run_verb(function, words[0], words[1:])

@@ -259,3 +259,12 @@ def test_a_mistake_of_the_program_stays_a_traceback(call, monkeypatch):
     monkeypatch.setattr(cli, "find_verb", lambda verb: fail)
     with pytest.raises(sqlite3.OperationalError, match="no such column"):
         call("stroll")
+
+
+def test_the_log_of_a_batch_job_has_few_lines_of_progress(tmp_path):
+    command = [sys.executable, "-m", "medssl.cli", "phantoms", tmp_path / "scans", "--count=12", "--shape=[32,32,32]"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = [part for part in re.split(r"[\r\n]", done.stderr) if part.startswith("phantoms:")]
+    assert len(shown) <= 2
+    assert "12/12" in shown[-1]

@@ -1,0 +1,135 @@
+"""Does every objective learn? The small preset of each, 300 steps on real scans, with probes before and after.
+
+    python studies/small_presets.py --data DATA --work WORK --rows docs/results/small_presets.csv [--jobs 2]
+
+Each row is one preset and one probe: seconds a step, the loss over the first and the last 20 steps beside that of a
+network that knows nothing ("chance"), what health says at the end, and the probe of the encoder and of its random twin
+on test scans: a linear probe of voxels (mean Dice) for volumes and slices of volumes, nearest neighbours and logistic
+regression (AUROC) for images. NAME_curves.csv holds the losses, means of ten steps. Rows that are there are kept.
+
+Sizes are those of the data: volumes of the hippocampus hold 36x50x36 voxels, images of ultrasound lie at 128x128. The
+second stage of global and local contrast leaves the encoder as it is: its row has the probes of its first stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets import medssl, prepare
+from few_labels import append, read
+
+STEPS, ENDS, MEAN_OF = 300, 20, 10
+PROBES = {"mask": ("voxel_logistic",), "class": ("knn", "logistic")}
+MEASURES = {"mask": "dice", "class": "auroc"}
+RUN = ("preset",)
+CURVES = ("preset", "step", "loss")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A small recipe on a data set; ``start`` names the preset whose encoder it starts from."""
+
+    data: str
+    target: str
+    words: tuple[str, ...] = ()
+    start: str = ""
+
+
+IMAGE = ("--objective.view.size", "[128,128]")
+COLOUR = (*IMAGE, "--encoder.in_channels", "3")
+CROP = ("--objective.view.size", "[40,56,40]")
+SLAB = ("--objective.view.size", "[40,56,8]")  # a quarter of the volume is 9 voxels thick
+PRESETS = {
+    "spark_3d_small": Preset("hippocampus", "mask", CROP),
+    "mae_resenc_3d_small": Preset("hippocampus", "mask", CROP),
+    "mae_3d_small": Preset("hippocampus", "mask", CROP),
+    "simmim_3d_small": Preset("hippocampus", "mask", ("--objective.view.size", "[32,48,32]")),
+    "simclr_3d_small": Preset("hippocampus", "mask", CROP),
+    "global_3d_small": Preset("hippocampus", "mask", SLAB),
+    "local_3d_small": Preset("hippocampus", "mask", SLAB, "global_3d_small"),
+    "graph_match_3d_small": Preset("hippocampus", "mask"),
+    "spark_2d_small": Preset("ultrasound", "class", COLOUR),
+    "mae_2d_small": Preset("ultrasound", "class", COLOUR),
+    "simmim_2d_small": Preset("ultrasound", "class", COLOUR),
+    "simclr_2d_small": Preset("ultrasound", "class", COLOUR),
+    "graph_match_2d_small": Preset("ultrasound", "class", ("--encoder.in_channels", "3")),
+    "global_2d_small": Preset("acdc", "mask", IMAGE),
+    "local_2d_small": Preset("acdc", "mask", IMAGE, "global_2d_small"),
+}
+COLUMNS = (
+    "preset", "data", "seconds_a_step", "first", "last", "chance", "health", "probe", "random", "pretrained",
+    "low", "high",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Does what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rows", type=Path, required=True)
+    parser.add_argument("--jobs", type=int, default=1, help="presets at a time")
+    given = parser.parse_args()
+    for name in dict.fromkeys(preset.data for preset in PRESETS.values()):
+        prepare(name, given.data, given.work / name)
+    there = {row["preset"] for row in read(given.rows)}
+    for later in (False, True):
+        names = [name for name, preset in PRESETS.items() if bool(preset.start) == later and name not in there]
+        with ThreadPoolExecutor(given.jobs) as pool:
+            for done in as_completed([pool.submit(one, given.work, name) for name in names]):
+                rows, curve = done.result()
+                append(given.rows.with_name(f"{given.rows.stem}_curves.csv"), CURVES, curve, RUN)
+                append(given.rows, COLUMNS, rows, RUN)
+                print(*rows, sep="\n", flush=True)
+
+
+def one(work: Path, name: str) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Pretrains, probes the encoder and its twin, and returns the rows of the preset and of its curve."""
+    preset = PRESETS[name]
+    store, run = work / preset.data / "store", work / preset.data / "presets" / name
+    start = ("--init", str(run.parent / preset.start)) if preset.start else ()
+    log = run.with_suffix(".log")
+    medssl(
+        "pretrain", "--config", name, *preset.words, *start, "--store", str(store), "--run", str(run),
+        "--training.steps", str(STEPS), "--training.output.log_every", "1", "--training.output.health_every", "20",
+        threads="1", log=log,
+    )  # fmt: skip
+    for twin in ((), ("--from-scratch",)):
+        medssl(
+            "probe", str(run), *twin, "--store", str(store), "--target", preset.target, "--out",
+            str(run.parent / f"{name}-{'random' if twin else 'probe'}"), threads="1", log=log,
+        )  # fmt: skip
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    first, last = (statistics.mean(row["loss"] for row in part) for part in (steps[:ENDS], steps[-ENDS:]))
+    shared = {
+        "preset": name, "data": preset.data, "first": round(first, 4), "last": round(last, 4),
+        "seconds_a_step": round(statistics.median(row["seconds"] for row in steps), 3),
+        "chance": round(steps[0]["chance"], 4) if "chance" in steps[0] else "",
+        "health": re.findall(r"health: (.*)", log.read_text())[-1],
+    }  # fmt: skip
+    measure = MEASURES[preset.target]
+    rows = []
+    for probe in PROBES[preset.target]:
+        after, before = (measured(run.parent / f"{name}-{what}", probe, measure) for what in ("probe", "random"))
+        found = {"probe": f"{probe} {measure}", "random": before["value"], "pretrained": after["value"]}
+        rows.append(shared | found | {"low": after["low"], "high": after["high"]})
+    means = [steps[place : place + MEAN_OF] for place in range(0, len(steps), MEAN_OF)]
+    curve = [(part[-1]["step"], statistics.mean(row["loss"] for row in part)) for part in means]
+    return rows, [dict(zip(CURVES, (name, step, round(value, 5)), strict=True)) for step, value in curve]
+
+
+def measured(folder: Path, probe: str, measure: str) -> dict[str, float]:
+    """Value and interval of a probe."""
+    found = json.loads((folder / "probe.json").read_text())["probes"]
+    (entry,) = (entry for entry in found if entry["probe"] == probe)
+    return {key: round(entry["metrics"][measure][key], 4) for key in ("value", "low", "high")}
+
+
+if __name__ == "__main__":
+    main()
