@@ -5,7 +5,8 @@
 Each row is one preset and one probe: seconds a step, the loss over the first and the last 20 steps beside that of a
 network that knows nothing ("chance"), what health says at the end, and the probe of the encoder and of its random twin
 on test scans: a linear probe of voxels (mean Dice) for volumes and slices of volumes, nearest neighbours and logistic
-regression (AUROC) for images. NAME_curves.csv holds the losses, means of ten steps. Rows that are there are kept.
+regression (AUROC) for images. NAME_curves.csv holds the losses, means of ten steps, and the folder NAME a picture of
+each. Rows that are there are kept.
 
 Sizes are those of the data: volumes of the hippocampus hold 36x50x36 voxels, images of ultrasound lie at 128x128. The
 second stage of global and local contrast leaves the encoder as it is: its row has the probes of its first stage.
@@ -23,6 +24,8 @@ from pathlib import Path
 
 from datasets import medssl, prepare
 from few_labels import append, read
+
+from medssl.report.curves import Point, Series, line_chart
 
 STEPS, ENDS, MEAN_OF = 300, 20, 10
 PROBES = {"mask": ("voxel_logistic",), "class": ("knn", "logistic")}
@@ -85,6 +88,7 @@ def main() -> None:
             for done in as_completed([pool.submit(one, given.work, name) for name in names]):
                 rows, curve = done.result()
                 append(given.rows.with_name(f"{given.rows.stem}_curves.csv"), CURVES, curve, RUN)
+                draw(given.rows.with_suffix(""), rows[0], curve)
                 append(given.rows, COLUMNS, rows, RUN)
                 print(*rows, sep="\n", flush=True)
 
@@ -122,6 +126,19 @@ def one(work: Path, name: str) -> tuple[list[dict[str, object]], list[dict[str, 
     means = [steps[place : place + MEAN_OF] for place in range(0, len(steps), MEAN_OF)]
     curve = [(part[-1]["step"], statistics.mean(row["loss"] for row in part)) for part in means]
     return rows, [dict(zip(CURVES, (name, step, round(value, 5)), strict=True)) for step, value in curve]
+
+
+def draw(folder: Path, row: dict[str, object], curve: list[dict[str, object]]) -> None:
+    """The loss over steps, beside that of a network that knows nothing."""
+    name, chance = str(row["preset"]), row["chance"]
+    points = [Point(float(str(place["step"])), float(str(place["loss"]))) for place in curve]
+    lines = [Series("loss, mean of 10 steps", tuple(points))]
+    if chance != "":
+        level = float(str(chance))
+        lines.append(Series("knows nothing", (Point(points[0].x, level), Point(points[-1].x, level)), faint=True))
+    folder.mkdir(parents=True, exist_ok=True)
+    title = f"{name} on {row['data']}"
+    (folder / f"{name}.svg").write_text(line_chart(lines, title=title, x_label="optimizer steps", y_label="loss"))
 
 
 def measured(folder: Path, probe: str, measure: str) -> dict[str, float]:
