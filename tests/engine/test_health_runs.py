@@ -7,10 +7,10 @@ from engine.small_runs import FAULTS, run, slices
 
 STEPS = 300  # of a run; its learning rate warms up over 15 of them, so that its loss is judged from step 215 on
 EXPECTED = {  # what is told first, and by which step
-    "temperature 100": ({"flatness"}, 60),
+    "temperature 100": ({"flatness"}, 100),
     "temperature 0.0005": ({"sharpness"}, 20),
     "transformer, rate x 100": ({"stuck", "narrowing", "collapse"}, 220),
-    "rate x 10000": ({"stuck", "narrowing", "divergence"}, 220),
+    "rate x 10000": ({"divergence"}, 20),
     "constant input": ({"input"}, 20),
     "shuffled views": ({"stuck"}, 220),
     "nothing pushes apart": ({"collapse", "narrowing"}, 220),
@@ -18,9 +18,10 @@ EXPECTED = {  # what is told first, and by which step
 HEALTHY = [("spark", "healthy")] + [(n, f) for n in ("simclr", "global") for f in ("healthy", "healthy transformer")]
 BROKEN = [
     *[("spark", fault) for fault in ("rate x 10000", "constant input")],
-    *[("simclr", fault) for fault in EXPECTED],
-    *[("global", fault) for fault in EXPECTED if fault != "nothing pushes apart"],
+    *[("simclr", fault) for fault in EXPECTED if fault != "rate x 10000"],
+    *[("global", fault) for fault in EXPECTED if fault not in {"rate x 10000", "nothing pushes apart"}],
 ]
+SURVIVORS = [(name, fault) for name in ("simclr", "global") for fault in ("rate x 100", "rate x 10000")]
 SECONDS = [("spark", "constant input"), ("simclr", "temperature 0.0005"), ("global", "constant input")]
 
 
@@ -49,6 +50,17 @@ def test_what_is_broken_from_the_start_is_told_at_the_first_measurement(images, 
 @pytest.mark.parametrize(("name", "fault"), BROKEN)
 def test_broken_runs_raise_the_alarm_in_time(images, name, fault, seed):
     check(images, name, fault, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("name", "fault"), SURVIVORS)
+def test_a_network_of_convolutions_at_high_rates_learns_or_is_told(images, name, fault, seed):
+    """Batch norm, clipping and the falling rate forgive much: no alarm is due where the loss comes down after all."""
+    health = run(name, FAULTS[fault], images, seed=seed, steps=STEPS)
+    last = health.history[-1]
+    print(f"{name}, {fault}, seed {seed}: loss {last['loss']:.3f} of {last['chance']:.3f}, {health.summary(STEPS)}")
+    assert health.told or last["loss"] < 0.8 * last["chance"]
 
 
 @pytest.mark.slow
