@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from medssl.ops.draws import Draws
     from medssl.types import ViewSpec
 
+BEYOND = 1.5  # voxels of a turned view that resampling plane by plane passes beyond its corners, at most
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -100,10 +102,15 @@ def draw_geometry(
         shrink = (widest / reach.clamp_min(1e-9)).amin(dim=1).clamp(max=1.0)
         shrink = torch.where(shrink > 1 - 1e-9, torch.ones_like(shrink), shrink)
         linear, reach = linear * shrink[:, None, None], reach * shrink[:, None]
-    spare = linear.abs().sum(dim=2) if parent is None and any(rotation_limits(spec)) else torch.zeros_like(reach)
-    first, last = _room_for_centres(frame, inward, (reach, spare), room)
+    turned = any(rotation_limits(spec))
+    spare = BEYOND * linear.abs().sum(dim=2) if parent is None and turned else torch.zeros_like(reach)
+    scan = _scan_in(frame, inward)
+    first, last = _room_for_centres(scan, (reach, spare), room)
     fixed = _fixed(spec) & (_is_whole(outer) & _is_signed(linear))
     centre = torch.where(fixed[:, None], _whole_centre(first, last, share, reach), first + share * (last - first))
+    if turned:
+        nearest = torch.minimum(torch.maximum(scan[0], first), last)
+        centre = _in_sight(centre, nearest, scan, inward[:, :n, :n] @ linear, size)
     centre = coordinates.apply(outer, centre[:, None])[:, 0]
     return coordinates.from_parts(linear, centre - (linear @ ((size - 1) / 2)))
 
@@ -121,7 +128,7 @@ def largest_extent(spec: ViewSpec, spacing_mm: Sequence[float] | None = None) ->
     steps = [torch.linspace(-limit, limit, 33, dtype=torch.float64) if limit else torch.zeros(1) for limit in limits]
     angles = torch.tensor(list(itertools.product(*(step.tolist() for step in steps))), dtype=torch.float64)
     turns = _in_voxels(angles, spacing)
-    spare = 1.0 if any(limits) else 0.0
+    spare = BEYOND if any(limits) else 0.0
     half = torch.tensor([((extent - 1) / 2 + spare) * spec.scale[1] for extent in spec.size], dtype=torch.float64)
     reach = (turns.abs() @ half).amax(dim=0)
     return tuple(float(2 * extent + 1) for extent in reach)
@@ -174,26 +181,29 @@ def _signs(spec: ViewSpec, draws: Draws, left_right: Int[Tensor, " B"]) -> Float
     return 1.0 - 2.0 * flipped.to(torch.float64)
 
 
+def _scan_in(frame: Frame, inward: Float[Tensor, "B n+1 n+1"]) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
+    """Middle of each scan, and how far it reaches from there, in the voxels of the crop or of the parent view."""
+    low, high = frame.low.to(torch.float64), frame.high.to(torch.float64)
+    middle = coordinates.apply(inward, ((low + high) / 2)[:, None])[:, 0]
+    half = (inward[:, :-1, :-1].abs() @ ((high - low).clamp_min(0) / 2)[:, :, None])[:, :, 0]
+    return middle, half
+
+
 def _room_for_centres(
-    frame: Frame,
-    inward: Float[Tensor, "B n+1 n+1"],
+    scan: tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]],
     extent: tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]],
     room: Sequence[int],
 ) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
     """Lowest and highest centre per axis, in the voxels of the crop or of the parent view.
 
     Args:
-        frame: The raw crops.
-        inward: Voxel of the crop -> voxel of the room.
-        extent: How far the view reaches from its centre, and how much more it keeps from the border of the room: a
-            turned view, when it is resampled plane by plane, passes a voxel beyond its corners.
+        scan: Its middle and reach.
+        extent: How far the view reaches from its centre, and how much more a turned view keeps from the border of the
+            room (``BEYOND``).
         room: Voxels of the crop or of the parent view.
     """
-    reach, spare = extent
+    (middle, half), (reach, spare) = scan, extent
     end = torch.tensor([float(extent - 1) for extent in room], dtype=torch.float64)
-    low, high = frame.low.to(torch.float64), frame.high.to(torch.float64)
-    middle = coordinates.apply(inward, ((low + high) / 2)[:, None])[:, 0]
-    half = (inward[:, : len(room), : len(room)].abs() @ ((high - low).clamp_min(0) / 2)[:, :, None])[:, :, 0]
     near = torch.minimum((middle - half).clamp_min(0), end)
     far = torch.maximum(torch.minimum(middle + half, end), near)
     first, last = torch.minimum(near + reach, far - reach), torch.maximum(near + reach, far - reach)
@@ -201,6 +211,35 @@ def _room_for_centres(
     lowest = torch.where(fits, reach + spare, end / 2)
     highest = torch.where(fits, end - reach - spare, end / 2)
     return torch.minimum(torch.maximum(first, lowest), highest), torch.maximum(torch.minimum(last, highest), lowest)
+
+
+def _in_sight(
+    centre: Float[Tensor, "B n"],
+    nearest: Float[Tensor, "B n"],
+    scan: tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]],
+    linear: Float[Tensor, "B n n"],
+    size: Float[Tensor, " n"],
+) -> Float[Tensor, "B n"]:
+    """Moves centres of turned views towards the scan until its box in the view's own axes holds the view or lies in it.
+
+    The box around a turned view has corners that the view does not reach, where a small scan could be lost. A view
+    that fits into its scan stays where it is.
+
+    Args:
+        centre: As drawn.
+        nearest: The place that is nearest to the middle of the scan, of those that are allowed.
+        scan: Its middle and reach.
+        linear: Steps of the view's axes.
+        size: Voxels of the view.
+    """
+    (middle, half), inverse = scan, torch.linalg.inv(linear)
+    at, way = (torch.einsum("bij,bj->bi", inverse, move) for move in (nearest - middle, centre - nearest))
+    bound = (torch.einsum("bij,bj->bi", inverse.abs(), half) - (size - 1) / 2).abs()
+    bound = torch.maximum(bound, at.abs())
+    still = way.abs() < 1e-9
+    share = (torch.where(way > 0, bound, -bound) - at) / torch.where(still, torch.ones_like(way), way)
+    share = torch.where(still | (share > 1 - 1e-9), torch.ones_like(share), share).amin(dim=1, keepdim=True)
+    return torch.where(share < 1, nearest + share * (centre - nearest), centre)
 
 
 def _whole_centre(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from views.made import coordinate_image, raw_crops, where_read
 
 from medssl.types import Geometry, Intensity, Sampling, UserError, ViewPlan, ViewSpec
+from medssl.views import geometry
 from medssl.views.plan import make_batch, read_size
 
 LOUD = Intensity((1.0, 0.2), (1.0, 1.0), (1.0, 0.3), (1.0, 0.7, 1.4), (1.0, 0.7, 1.5), (1.0, 0.4))
@@ -150,6 +151,24 @@ def test_a_scan_smaller_than_the_crop(spec, seed, source):
     assert torch.equal(batch.targets[0] == -1, ~view.valid)
 
 
+TURNED = ViewSpec((9, 5, 5), scale=(0.6, 1.4), geometry=Geometry(flip="safe", rotation_degrees=(25.0,)))
+
+
+def test_a_turned_view_does_not_lose_a_small_scan():
+    """The box around a turned view has corners that the view does not reach; seed 407 once put the scan there."""
+    crops = raw_crops(torch.zeros(400, 1, 35, 33, 33, dtype=torch.int16), start=[-16, -15, -15], source=[3, 3, 3])
+    for seed in (0, 407):
+        view = make_batch(crops, ViewPlan((TURNED,)), seed=seed, device="cpu").views[0]
+        assert int(view.valid.flatten(1).sum(dim=1).min()) >= 8
+
+
+def test_a_turned_view_that_fits_into_its_scan_stays_where_it_was_drawn(monkeypatch):
+    crops = raw_crops(torch.zeros(100, 1, 35, 33, 33, dtype=torch.int16))
+    found = make_batch(crops, ViewPlan((TURNED,)), seed=0, device="cpu").views[0]
+    monkeypatch.setattr(geometry, "_in_sight", lambda centre, *_: centre)
+    assert torch.equal(found.affine, make_batch(crops, ViewPlan((TURNED,)), seed=0, device="cpu").views[0].affine)
+
+
 def test_a_view_larger_than_the_scan_holds_all_of_it():
     spec = ViewSpec((12, 12, 12))
     crops = raw_crops(torch.zeros(6, 1, 27, 27, 27, dtype=torch.int16), start=[-8, -10, -9], source=[11, 7, 9])
@@ -270,7 +289,7 @@ def test_read_size_by_hand():
     local = ViewSpec((64, 64), (1.0, 3.0), nested_in=0)
     assert read_size(ViewPlan((ViewSpec((32, 32)), local))) == (47, 47)
     turned = ViewSpec((11, 11), geometry=Geometry(rotation_degrees=(45.0,)))
-    assert read_size(ViewPlan((turned,))) == (np.ceil(2 * 6 * 2**0.5 + 1) + 15,) * 2
+    assert read_size(ViewPlan((turned,))) == (np.ceil(2 * 6.5 * 2**0.5 + 1) + 15,) * 2
     thick = ViewSpec((40, 40, 8), geometry=Geometry(rotation_degrees=(10.0,)))
     flat, tall = read_size(ViewPlan((thick,))), read_size(ViewPlan((thick,)), (1.0, 1.0, 8.0))
     assert tall[0] > flat[0]
