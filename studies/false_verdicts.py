@@ -4,7 +4,7 @@ Simulated tables of scores: 5 runs an arm, 40 test subjects, three numbers of la
 of paired runs vary by run (the luck of the labelled subjects and of the seed), by subject, and by the rest (give other
 deviations with --run, --subject, --rest).
 
-    python studies/false_verdicts.py [--tables 1000]
+    python studies/false_verdicts.py [--tables 1000] [--effects 0 0.01 0.02 0.03 0.05]
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ def main() -> None:
     parser.add_argument("--run", type=float, nargs=LABELS, default=(0.03, 0.02, 0.01), help="deviation of runs")
     parser.add_argument("--subject", type=float, default=0.02, help="deviation of subjects")
     parser.add_argument("--rest", type=float, default=0.03, help="deviation of the rest")
+    parser.add_argument("--effects", type=float, nargs="+", default=(0.0, 0.01, 0.02, 0.03, 0.05))
     given = parser.parse_args()
     print(f"{given.tables} tables, {given.runs} runs, {given.subjects} subjects, deviations {given.run} of runs")
     print("| true difference | any verdict at all | verdict at 2 | at 4 | at 8 | interval holds the truth |")
-    for effect in (0.0, 0.01, 0.02, 0.03, 0.05):
+    for effect in given.effects:
         any_found, each, held = 0, np.zeros(LABELS), []
         for table in tqdm(range(given.tables), desc=f"{effect:.2f}", leave=False):
             generator = np.random.default_rng((table, round(1000 * effect)))
