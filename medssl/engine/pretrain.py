@@ -79,7 +79,8 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     config |= {"init": begun.digest, "probe": describe.plain(probe)}
     opened = Store.open(store, preprocess=data.preprocess)
     if data.sampling is not None:
-        network.needs = replace(network.needs, sampling=data.sampling)
+        sampling = data.sampling.made_in(network.needs.sampling, type(network).__name__)
+        network.needs = replace(network.needs, sampling=sampling)
     plan = network.needs
     largest = tuple(map(max, zip(*(view.size for view in plan.views), strict=True)))
     small = small_scans(opened, largest, split=data.split, slice_axis=plan.sampling.slice_axis)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from medssl.types import Preprocess, Sampling, UserError, ViewSpec
@@ -84,6 +84,50 @@ class OnlineProbe:
 
 
 @dataclass(frozen=True)
+class SamplingChanges:
+    """What is sampled otherwise than the objective asks for; None leaves a field as the objective has it.
+
+    Attributes:
+        regions_per_scan: Crops taken from one reading of a scan.
+        distinct_subjects: No subject twice in one global batch.
+        stratified_axis: Stored axis along which the regions of a scan are spread evenly.
+        slice_axis: Stored axis that 2D plans take slices across when scans are volumes.
+        foreground: Share of crops whose centre must be foreground.
+        balance: How often each scan-level class is drawn, where scans have classes.
+    """
+
+    regions_per_scan: int | None = None
+    distinct_subjects: bool | None = None
+    stratified_axis: int | None = None
+    slice_axis: int | None = None
+    foreground: float | None = None
+    balance: Literal["none", "equal", "root"] | None = None
+
+    def made_in(self, needs: Sampling, objective: str) -> Sampling:
+        """What the objective needs, with the fields changed that are given.
+
+        Args:
+            needs: What the objective asks for.
+            objective: Its name, for messages.
+
+        Raises:
+            UserError: The objective knows the place of a crop by its strata, and a change would move them.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        for name in ("regions_per_scan", "stratified_axis", "slice_axis"):
+            needed = getattr(needs, name)
+            if needs.stratified_axis is not None and given.get(name, needed) != needed:
+                key = "parts" if name == "regions_per_scan" else "axis"
+                message = (
+                    f"data.sampling.{name} {given[name]}: {objective} needs {needed}, as it takes its "
+                    f"{needs.regions_per_scan} crops from equal parts of a scan along axis {needs.stratified_axis}: "
+                    f"leave it out and change the objective instead (objective.cues.{key} {given[name]})"
+                )
+                raise UserError(message)
+        return replace(needs, **given)
+
+
+@dataclass(frozen=True)
 class Loading:
     """How samples are read.
 
@@ -91,13 +135,13 @@ class Loading:
         split: Only scans of this split; None takes all.
         workers: Processes that read, for each training process; 0 reads between the steps.
         preprocess: The rules that the store must have been made by; None takes those of the store.
-        sampling: How scans and regions fill a batch; None takes what the objective asks for.
+        sampling: How scans and regions fill a batch otherwise than the objective asks for.
     """
 
     split: str | None = None
     workers: int = 2
     preprocess: Preprocess | None = None
-    sampling: Sampling | None = None
+    sampling: SamplingChanges | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 0:

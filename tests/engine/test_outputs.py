@@ -22,8 +22,8 @@ from medssl.engine import describe
 from medssl.engine.callbacks import kept, span
 from medssl.engine.pictures import draw
 from medssl.engine.pretrain import pretrain
-from medssl.engine.settings import Loading, Output, Training
-from medssl.types import Sampling, UserError, ViewSpec
+from medssl.engine.settings import Loading, Output, SamplingChanges, Training
+from medssl.types import UserError, ViewSpec
 
 RECIPE = Path(__file__).with_name("toys.yaml")
 
@@ -228,7 +228,7 @@ class Watching(toys.ToyObjective):
         return super().forward(batch, step)
 
 
-def test_sampling_of_the_user_replaces_that_of_the_objective(tmp_path):
+def test_sampling_of_the_user_goes_before_that_of_the_objective(tmp_path):
     mask = os.umask(0o077)
     try:
         pretrain(
@@ -237,7 +237,7 @@ def test_sampling_of_the_user_replaces_that_of_the_objective(tmp_path):
             encoder=functools.partial(toys.ToyEncoder, width=4),
             objective=functools.partial(Watching, view=ViewSpec(size=(8, 8, 6))),
             training=Training(steps=4, batch_size=4),
-            data=Loading(workers=0, sampling=Sampling(regions_per_scan=4)),
+            data=Loading(workers=0, sampling=SamplingChanges(regions_per_scan=4)),
         )
     finally:
         os.umask(mask)
