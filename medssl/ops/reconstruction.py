@@ -67,9 +67,10 @@ def compare(
         distance: "square" or "absolute" difference.
 
     Returns:
-        The loss; and for the log, detached: "loss"; "chance", the loss of the best constant (its mean, for absolute
-        differences); "hidden", share of the counted voxels that is hidden; "correlation" of the prediction with the
-        target there. The last two are of this process.
+        The loss; and for the log, detached: "loss"; "chance", the loss of the best constant, which is the mean for
+        square and the median for absolute differences (with several processes the mean of their medians: a little above
+        the best, never below); "hidden", share of the counted voxels that is hidden; "correlation" of the prediction
+        with the target there. The last two are of this process.
     """
     scored = target.counted & hidden.flatten(1)[..., None]
     number = scored.sum()
@@ -82,9 +83,10 @@ def compare(
         return mean(difference.square() if distance == "square" else difference.abs())
 
     total = loss(prediction)
+    constant = mean(target.values if distance == "square" else _median(target.values, scored))
     return total, {
         "loss": total.detach(),
-        "chance": loss(mean(target.values)),
+        "chance": loss(constant),
         "hidden": number / target.counted.sum().clamp(min=1),
         "correlation": _correlation(prediction.detach(), target.values, scored),
     }
@@ -113,6 +115,11 @@ def reconstruction(
         "masked": torch.where(covered, middle, view.image),
         "reconstruction": torch.where(covered, predicted, view.image),
     }
+
+
+def _median(values: Tensor, scored: Tensor) -> Tensor:
+    """The median of the scored values of this process; 0 where there are none."""
+    return torch.where(scored, values, torch.nan).nanmedian().nan_to_num()
 
 
 def _correlation(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:

@@ -92,10 +92,31 @@ def test_terms_are_those_of_numpy(distance):
     of = np.square if distance == "square" else np.abs
     assert loss.requires_grad
     assert terms["loss"].item() == loss.item() == pytest.approx(of(guess - truth).mean())
-    assert terms["chance"].item() == pytest.approx(of(truth - truth.mean()).mean())
+    best = truth.mean() if distance == "square" else np.median(truth)
+    assert terms["chance"].item() == pytest.approx(of(truth - best).mean())
     assert terms["hidden"].item() == pytest.approx(scored.sum() / target.counted.sum().item())
     assert terms["correlation"].item() == pytest.approx(np.corrcoef(truth, guess)[0, 1])
     assert not any(term.requires_grad for term in terms.values())
+
+
+def test_no_constant_beats_chance_where_most_of_the_image_is_air():
+    """Thirteen of 16 voxels are air: absolute differences are least at its value, far from the mean of 3."""
+    image = torch.zeros(1, 1, 4, 4)
+    image[..., :3, 0] = 16.0
+    target = pixel_target(view_of(image), (2, 2), normalise=False)
+    hidden = torch.ones(1, 2, 2, dtype=torch.bool)
+    constants = {value: torch.full_like(target.values, value) for value in (-1.0, 0.0, 3.0, 8.0, 16.0)}
+    losses = {value: compare(guess, target, hidden, "absolute") for value, guess in constants.items()}
+    assert all(terms["chance"].item() == 3.0 for _, terms in losses.values())
+    assert losses[0.0][0].item() == 3.0
+    assert losses[3.0][0].item() == pytest.approx((13 * 3 + 3 * 13) / 16)
+    assert min(loss.item() for loss, _ in losses.values()) == 3.0
+
+
+def test_chance_is_0_where_nothing_is_scored():
+    target = pixel_target(view_of(noise(1, 1, 8, 8)), (4, 4), normalise=False)
+    nothing = torch.zeros(1, 2, 2, dtype=torch.bool)
+    assert compare(target.values + 1, target, nothing, "absolute")[1]["chance"].item() == 0
 
 
 def test_a_constant_prediction_correlates_with_nothing():
