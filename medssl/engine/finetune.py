@@ -21,7 +21,7 @@ from medssl.engine.checkpoint import Progress, RunFolder
 from medssl.engine.module import TrainingLoop, keyed_seed
 from medssl.engine.optim import FineTuning
 from medssl.engine.parallel import layout
-from medssl.engine.pseudolabel import PseudoLabels, in_configuration, taught
+from medssl.engine.pseudolabel import Behind, PseudoLabels, behind, in_configuration, refuse_seen, taught
 from medssl.engine.settings import Examples, Training
 from medssl.engine.start import Allowed, Start
 from medssl.engine.supervised import Supervised, Validation
@@ -63,8 +63,9 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         optimizer: How weights move.
         mixing: Whether the samples of a batch are mixed.
         pseudo: Labels of another network to learn from beside these (self-training).
-        allow: "seen" goes on although pretraining has seen subjects of the split "test", "channels" spreads the first
-            layer's weights over another number of channels, "preprocess" takes a store that other rules made.
+        allow: "seen" goes on although pretraining, or the network that made pseudo-labels, has seen subjects of the
+            split "test", "channels" spreads the first layer's weights over another number of channels, "preprocess"
+            takes a store that other rules made.
 
     Returns:
         0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped the run after saving.
@@ -81,10 +82,10 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     schema = schema_for(opened, data.target, head)
     chosen = choose(opened, schema, data, labels, training.seed)
     digest = describe.store_digest(opened)
-    if pseudo.labels is not None:
-        opened, drawn = taught(opened, chosen.learnt, data.train, pseudo, schema)
-        chosen = replace(chosen, drawn=drawn)
-    seen = start.refuse_seen(opened, begin, allow)
+    opened, drawn = taught(opened, chosen.learnt, data.train, pseudo, schema)
+    chosen = replace(chosen, drawn=drawn)
+    teacher = behind(pseudo)
+    seen = [start.refuse_seen(opened, begin, allow), *refuse_seen(opened, teacher, allowed="seen" in allow)]
     network, loaded = build(begin, head, schema, training.seed)
     refuse_misfit(network, data, training, mixing)
     prepare(network, opened, chosen.learnt)
@@ -106,13 +107,13 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         with_labels=data.target == "mask",
     )
     module = TrainingLoop(objective, feed, optimizer, steps=training.steps, progress=progress)
-    card = make_card(config, begin, opened, schema, chosen)
+    card = make_card(config, begin, opened, schema, chosen, teacher)
 
     def export() -> None:
         save_network(run, lora.merged(objective.judged), replace(card, step=module.progress.step))
 
     validation = Validation(opened, chosen.validated, data, every=training.output.validate_every)
-    notes = [*first_notes(opened, data, chosen, loaded, schema), *filter(None, (adapted, seen))]
+    notes = [*first_notes(opened, data, chosen, loaded, schema), *filter(None, (adapted, *seen))]
     return running.run(
         module, RunFolder(run), config, training, data=data, notes=notes, export=export, watching=[validation]
     )
@@ -222,17 +223,25 @@ def first_notes(store: Store, data: Examples, chosen: Chosen, loaded: str, schem
     return notes + padded
 
 
-def make_card(config: dict[str, Any], begin: Start, store: Store, schema: LabelSchema, chosen: Chosen) -> Card:
-    """What the network is; the step is filled in when it is written."""
+def make_card(
+    config: dict[str, Any], begin: Start, store: Store, schema: LabelSchema, chosen: Chosen, teacher: Behind
+) -> Card:
+    """What the network is; the step is filled in when it is written.
+
+    Whom the network behind pseudo-labels has seen counts as seen; what is not known of it stays unknown.
+    """
     size, axis = config["data"]["view"]["size"], config["data"]["sampling"]["slice_axis"]
-    labelled = subjects_of(store, (*chosen.learnt, *chosen.drawn, *chosen.validated))
+    labelled = {*subjects_of(store, (*chosen.learnt, *chosen.drawn, *chosen.validated)), *teacher.labelled}
+    known = None
+    if begin.subjects is not None and teacher.pretrained is not None:
+        known = tuple(sorted({*begin.subjects, *teacher.pretrained}))
     return Card(
         encoder=Imported(**config["encoder"]),
         preprocess=store.preprocess,
         objective=begin.card.objective if begin.card and begin.weights else None,
         index_digest=store.index_digest,
-        subjects=begin.subjects,
+        subjects=known,
         step=0,
         versions=describe.versions(),
-        tuned=Tuned(describe.imported(config["head"]), schema, tuple(size), axis, labelled),
+        tuned=Tuned(describe.imported(config["head"]), schema, tuple(size), axis, tuple(sorted(labelled))),
     )

@@ -56,6 +56,19 @@ class PseudoLabels:
             raise UserError(message)
 
 
+@dataclass(frozen=True)
+class Behind:
+    """Keyed digests of the subjects that labels carry over: whoever learns from them has seen these, too.
+
+    Attributes:
+        labelled: Those that the teacher was trained or validated on.
+        pretrained: Those that its pretraining saw; None where that is not known.
+    """
+
+    labelled: tuple[str, ...] = ()
+    pretrained: tuple[str, ...] | None = ()
+
+
 def pseudolabel(
     run: Path,
     *,
@@ -92,10 +105,13 @@ def pseudolabel(
         raise UserError(message)
     teacher = load_fitted(run, device_of(windows.accelerator))
     opened = Store.open(store, preprocess=teacher.card.preprocess)
-    refuse_teacher(teacher, opened, allow_seen=allow_seen)
+    for note in refuse_teacher(teacher, opened, allow_seen=allow_seen):
+        print(f"note: {note}")
     facts = {"teacher": teacher.digest, "confidence": confidence, "overlap": windows.overlap}
     facts |= {"precision": windows.precision, "store": describe.store_digest(opened)}
     facts |= {"classes": [list(pair) for pair in teacher.schema.classes], "axes": len(teacher.tuned.window)}
+    known = teacher.card.subjects
+    facts |= {"labelled": sorted(teacher.tuned.subjects), "pretrained": None if known is None else sorted(known)}
     begin(out, facts)
     scans = population(opened, len(teacher.tuned.window), split).tolist()
     there = label_all(teacher, opened, scans, out, confidence, windows)
@@ -103,8 +119,11 @@ def pseudolabel(
     return 0
 
 
-def refuse_teacher(teacher: Fitted, store: Store, *, allow_seen: bool) -> None:
+def refuse_teacher(teacher: Fitted, store: Store, *, allow_seen: bool) -> list[str]:
     """Refuses a teacher whose labels would not fit, or that carries what it learnt of test subjects over.
+
+    Returns:
+        Notes on what was allowed and on what cannot be known.
 
     Raises:
         UserError: Names both sides.
@@ -120,14 +139,52 @@ def refuse_teacher(teacher: Fitted, store: Store, *, allow_seen: bool) -> None:
             f"the network takes {takes} channel(s), the scans of the store have {held}: choose another run or store"
         )
         raise UserError(message)
+    return refuse_seen(store, Behind(teacher.tuned.subjects, teacher.card.subjects), allowed=allow_seen)
+
+
+def behind(pseudo: PseudoLabels) -> Behind:
+    """The subjects behind pseudo-labels; not known of a folder that does not tell them.
+
+    Raises:
+        UserError: No readable facts.
+    """
+    if pseudo.labels is None:
+        return Behind()
+    facts = facts_of(pseudo.labels)
+    pretrained = facts.get("pretrained")
+    return Behind(tuple(facts.get("labelled", ())), None if pretrained is None else tuple(pretrained))
+
+
+def refuse_seen(store: Store, subjects: Behind, *, allowed: bool) -> list[str]:
+    """Refuses labels that would carry over what was learnt of subjects of the store's split "test".
+
+    Returns:
+        Notes on what was allowed and on what cannot be known.
+
+    Raises:
+        UserError: Counts the subjects.
+    """
     test = describe.subjects(store, "test")
-    seen = overlap(test, (*teacher.tuned.subjects, *(teacher.card.subjects or ())))
-    if seen and not allow_seen:
+    seen = overlap(test, (*subjects.labelled, *(subjects.pretrained or ())))
+    if seen and not allowed:
         message = (
-            f"the network has seen {len(seen)} of the {len(test)} subjects of split 'test', and its labels would carry "
-            "that over: choose another run, or say --allow_seen true and tell it with the results"
+            f"the network that labels has seen {len(seen)} of the {len(test)} subjects of split 'test', and its labels "
+            "carry that over: choose another network, or allow it (medssl pseudolabel --allow_seen true, medssl "
+            "finetune --allow '[seen]') and tell it with the results"
         )
         raise UserError(message)
+    notes = []
+    if seen:
+        notes.append(
+            f"the network that labels has seen {len(seen)} of the {len(test)} subjects of split 'test' (allowed): "
+            "scores there of whoever learns from its labels may be too good"
+        )
+    if subjects.pretrained is None and test:
+        notes.append(
+            "which subjects the network that labels has seen in pretraining is not known: a test subject may be among "
+            "them"
+        )
+    return notes
 
 
 def begin(out: Path, facts: dict[str, Any]) -> None:
@@ -212,18 +269,15 @@ def taught(
 
     Returns:
         A store in which the other scans carry the teacher's labels, and the numbers of all scans to draw from, those
-        of ``learnt`` as often as their share asks for.
+        of ``learnt`` as often as their share asks for. Without pseudo-labels the store as it is, and none.
 
     Raises:
         UserError: No labels, or labels of other classes or another store.
     """
     folder = pseudo.labels
-    assert folder is not None
-    try:
-        facts = json.loads((folder / FACTS).read_text())
-    except (OSError, ValueError) as error:
-        message = f"--pseudo.labels {folder}: it has no readable {FACTS}; make one with medssl pseudolabel"
-        raise UserError(message) from error
+    if folder is None:
+        return store, ()
+    facts = facts_of(folder)
     if schema.name != MASK or facts["classes"] != [list(pair) for pair in schema.classes]:
         message = f"the pseudo-labels have the classes {facts['classes']}, the target {schema.name!r} has others"
         raise UserError(message)
@@ -244,9 +298,23 @@ def taught(
     return store.with_labels(files, label_type(schema)), learnt * repeats + tuple(files)
 
 
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What made the labels of a folder.
+
+    Raises:
+        UserError: Not readable.
+    """
+    try:
+        facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
+    except (OSError, ValueError) as error:
+        message = f"--pseudo.labels {folder}: it has no readable {FACTS}; make one with medssl pseudolabel"
+        raise UserError(message) from error
+    return facts
+
+
 def in_configuration(pseudo: PseudoLabels) -> dict[str, Any] | None:
     """What a run's configuration says of pseudo-labels: which they are, not where."""
     if pseudo.labels is None:
         return None
-    facts = json.loads((pseudo.labels / FACTS).read_text())
+    facts = facts_of(pseudo.labels)
     return {"teacher": facts["teacher"], "confidence": facts["confidence"], "share": pseudo.share}

@@ -151,6 +151,61 @@ def test_finetune_learns_from_both_and_says_so(place, call, tmp_path):
     assert "both/ is a run of another configuration: pseudo" in said
 
 
+def finetuned(place, run, labels, *more):
+    return (
+        "--config=segment_3d_small", f"--store={place / 'store'}", f"--pretrained={place / 'pretrained'}",
+        "--data.view.size=[16,16,8]", "--training.steps=1", "--data.workers=0", "--labels=2", f"--run={run}",
+        "--training.output.validate_every=1", f"--pseudo.labels={labels}", *more,
+    )  # fmt: skip
+
+
+def test_whom_the_teacher_has_seen_the_student_has_seen(place, call, tmp_path):
+    store = Store.open(place / "store")
+    train, val, test = (describe.subjects(store, split) for split in ("train", "val", "test"))
+    run, labels = teacher(place, "saw", subjects=(*val, test[0]), seen=test[1:]), tmp_path / "labels"
+    made = ("pseudolabel", run, "--store", place / "store", "--out", labels)
+    code, said = call(*made, "--allow_seen", "true")
+    assert code == 0, said
+    assert "note: the network that labels has seen 3 of the 3 subjects of split 'test' (allowed): scores there" in said
+    facts = json.loads((labels / pseudolabel.FACTS).read_text())
+    assert (facts["labelled"], facts["pretrained"]) == (sorted((*val, test[0])), sorted(test[1:]))
+    code, said = call("finetune", *finetuned(place, tmp_path / "student", labels))
+    assert code == 2
+    assert re.search(r"the network that labels has seen 3 of the 3 subjects of split 'test'.*--allow '\[seen\]'", said)
+    code, said = call("finetune", *finetuned(place, tmp_path / "student", labels, "--allow=[seen]"))
+    assert code == 0, said
+    assert "has seen 3 of the 3 subjects of split 'test' (allowed)" in said
+    card = load_card(tmp_path / "student")
+    assert {*card.subjects} == {*train, *test[1:]}
+    assert test[0] in card.tuned.subjects
+    judged = ("evaluate", tmp_path / "student", "--index", place / "index.sqlite", "--out", tmp_path / "scores")
+    code, said = call(*judged)
+    assert code == 2
+    assert (
+        "1 of the 3 subjects were trained or validated on with labels; 2 of the 3 subjects were pretrained on" in said
+    )
+    code, said = call(*judged, "--allow_seen", "true")
+    assert code == 0, said
+    assert "note: 2 of the 3 subjects were pretrained on: scores may be too good" in said
+
+
+def test_what_the_teacher_does_not_tell_stays_unknown(place, call, tmp_path):
+    run, labels = teacher(place, "silent", seen=None), tmp_path / "labels"
+    unknown = "which subjects the network that labels has seen in pretraining is not known"
+    code, said = call("pseudolabel", run, "--store", place / "store", "--out", labels)
+    assert (code, f"note: {unknown}" in said) == (0, True)
+    assert json.loads((labels / pseudolabel.FACTS).read_text())["pretrained"] is None
+    code, said = call("finetune", *finetuned(place, tmp_path / "student", labels))
+    assert (code, unknown in said) == (0, True)
+    card = load_card(tmp_path / "student")
+    assert card.subjects is None
+    assert {*describe.subjects(Store.open(place / "store"), "val")} <= {*card.tuned.subjects}
+    facts = json.loads((labels / pseudolabel.FACTS).read_text())
+    del facts["pretrained"], facts["labelled"]
+    (labels / pseudolabel.FACTS).write_text(json.dumps(facts))
+    assert pseudolabel.behind(PseudoLabels(labels)) == pseudolabel.Behind((), None)
+
+
 def bad_facts(folder, **changes):
     file = folder / pseudolabel.FACTS
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
