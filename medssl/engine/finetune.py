@@ -82,7 +82,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     schema = schema_for(opened, data.target, head)
     chosen = choose(opened, schema, data, labels, training.seed)
     digest = describe.store_digest(opened)
-    opened, drawn = taught(opened, chosen.learnt, data.train, pseudo, schema)
+    opened, drawn = taught(opened, chosen.learnt, data.train, pseudo, schema, training.seed)
     chosen = replace(chosen, drawn=drawn)
     teacher = behind(pseudo)
     seen = [start.refuse_seen(opened, begin, allow), *refuse_seen(opened, teacher, allowed="seen" in allow)]

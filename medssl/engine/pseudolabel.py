@@ -20,6 +20,7 @@ from medssl.engine import describe
 from medssl.engine.inference import Fitted, Windows, device_of, load_fitted
 from medssl.engine.supervised import StoredScan
 from medssl.heads.sliding import slide
+from medssl.ops.draws import keyed_generator
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class PseudoLabels:
 
     Attributes:
         labels: Folder made by ``medssl pseudolabel``; None takes none.
-        share: Share of the samples that show scans which people labelled, above 0 to below 1.
+        share: Share of the samples that show scans which people labelled, above 0 to below 1; whichever side is too few
+            for it is drawn more often.
     """
 
     labels: Path | None = None
@@ -256,7 +258,7 @@ def label_file(folder: Path, store: Store, number: int) -> Path:
 
 
 def taught(
-    store: Store, learnt: tuple[int, ...], split: str, pseudo: PseudoLabels, schema: LabelSchema
+    store: Store, learnt: tuple[int, ...], split: str, pseudo: PseudoLabels, schema: LabelSchema, seed: int
 ) -> tuple[Store, tuple[int, ...]]:
     """The store with a teacher's labels, and the scans to draw from so that people's labels have their share.
 
@@ -266,10 +268,11 @@ def taught(
         split: Split that the others are taken from.
         pseudo: Where the labels are.
         schema: Classes that are asked for.
+        seed: As of ``in_share``.
 
     Returns:
-        A store in which the other scans carry the teacher's labels, and the numbers of all scans to draw from, those
-        of ``learnt`` as often as their share asks for. Without pseudo-labels the store as it is, and none.
+        A store in which the other scans carry the teacher's labels, and the numbers of all scans to draw from, as often
+        as the share of ``learnt`` asks for. Without pseudo-labels the store as it is, and none.
 
     Raises:
         UserError: No labels, or labels of other classes or another store.
@@ -287,15 +290,42 @@ def taught(
     scans, subject = population(store, facts["axes"], split), store.records.subject
     others = scans[~np.isin(subject[scans], subject[list(learnt)])].tolist()
     files = {number: label_file(folder, store, number) for number in others}
+    if not files:
+        message = (
+            f"all {len(scans)} scans of split {split!r} are of subjects that are learnt from by their own labels: "
+            "pseudo-labels have no place; leave --pseudo.labels out, or learn from fewer with --labels"
+        )
+        raise UserError(message)
     missing = sum(not file.exists() for file in files.values())
-    if missing or not files:
+    if missing:
         message = (
             f"{missing} of the {len(files)} other scans of split {split!r} have no pseudo-label: finish medssl "
             f"pseudolabel --split {split}"
         )
         raise UserError(message)
-    repeats = max(1, round(pseudo.share / (1 - pseudo.share) * len(files) / len(learnt)))
-    return store.with_labels(files, label_type(schema)), learnt * repeats + tuple(files)
+    return store.with_labels(files, label_type(schema)), in_share(learnt, tuple(files), pseudo.share, seed)
+
+
+def in_share(learnt: tuple[int, ...], others: tuple[int, ...], share: float, seed: int) -> tuple[int, ...]:
+    """Every scan at least once, those of the side that is too few more often: one pass of the training.
+
+    Args:
+        learnt: Scans that are to have the share.
+        others: The other scans.
+        share: Share of ``learnt`` in what is returned, met to within half a scan.
+        seed: Draws which scans come once more than others of their side.
+    """
+    wanted = round(share / (1 - share) * len(others))
+    if wanted >= len(learnt):
+        return repeated(learnt, wanted, seed) + others
+    return learnt + repeated(others, max(len(others), round((1 - share) / share * len(learnt))), seed)
+
+
+def repeated(scans: tuple[int, ...], wanted: int, seed: int) -> tuple[int, ...]:
+    """``wanted`` draws of scans, none more than once more often than another."""
+    whole, left = divmod(wanted, len(scans))
+    once_more = keyed_generator(seed, 0, "pseudo").permutation(len(scans))[:left]
+    return scans * whole + tuple(scans[place] for place in sorted(once_more.tolist()))
 
 
 def facts_of(folder: Path) -> dict[str, Any]:

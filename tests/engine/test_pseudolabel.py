@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from engine import fitted, labelled
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medssl import cli
 from medssl.data.labelled import classes_of, labelled_scans
@@ -88,7 +90,7 @@ def test_labels_are_the_teachers_and_peoples_keep_their_share(place, call, tmp_p
     store = Store.open(place / "store")
     schema = classes_of(store, "mask")
     learnt = labelled_scans(store, 3, "train", schema)[1:3]
-    both, drawn = taught(store, learnt, "train", PseudoLabels(tmp_path / "labels", share=0.8), schema)
+    both, drawn = taught(store, learnt, "train", PseudoLabels(tmp_path / "labels", share=0.8), schema, 3)
     others = {*labelled_scans(store, 3, "train", schema)} - {*learnt}
     assert Counter(drawn) == dict.fromkeys(learnt, 8) | dict.fromkeys(others, 1)  # 16 of 20
     unsure = 0
@@ -110,6 +112,45 @@ def test_labels_are_the_teachers_and_peoples_keep_their_share(place, call, tmp_p
         for scan_id, label in zip(crop.origin.scan_ids, crop.labels, strict=True):
             assert np.array_equal(label[0], read(both, store.number(scan_id))[1])
     assert seen == Counter(store.scan_id(number) for number in drawn)  # one pass over the draws
+
+
+SHARES = [
+    (60, 20, 0.5),
+    (80, 20, 0.2),
+    (20, 60, 0.5),
+    (2, 4, 0.8),
+    (7, 7, 0.5),
+    (3, 100, 0.01),
+    (100, 3, 0.99),
+    (5, 11, 0.37),
+]
+
+
+@pytest.mark.parametrize(("labelled_ones", "other_ones", "share"), SHARES)
+def test_the_share_is_met_to_within_a_scan(labelled_ones, other_ones, share):
+    learnt, others = tuple(range(labelled_ones)), tuple(range(1000, 1000 + other_ones))
+    drawn = pseudolabel.in_share(learnt, others, share, 5)
+    assert drawn == pseudolabel.in_share(learnt, others, share, 5)
+    counts = Counter(drawn)
+    assert {*counts} == {*learnt, *others}
+    assert abs(sum(counts[number] for number in learnt) - share * len(drawn)) <= 1
+    for side in (learnt, others):
+        often = {counts[number] for number in side}
+        assert max(often) - min(often) <= 1
+    assert 1 in {counts[number] for number in learnt} | {counts[number] for number in others}
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.floats(0.01, 0.99), st.integers(0, 9))
+def test_any_share_is_met_to_within_a_scan(labelled_ones, other_ones, share, seed):
+    learnt, others = tuple(range(labelled_ones)), tuple(range(1000, 1000 + other_ones))
+    drawn = pseudolabel.in_share(learnt, others, share, seed)
+    assert {*drawn} == {*learnt, *others}
+    assert abs(sum(number < 1000 for number in drawn) - share * len(drawn)) <= 1
+
+
+def test_another_seed_draws_others_once_more():
+    found = {pseudolabel.in_share(tuple(range(8)), tuple(range(10, 22)), 0.5, seed) for seed in range(9)}
+    assert len(found) > 1
 
 
 def test_it_goes_on_where_it_was_stopped(place, call, tmp_path):
@@ -215,7 +256,7 @@ def test_bad_labels_are_one_line(place, call, tmp_path):
     store = Store.open(place / "store")
     schema, learnt = classes_of(store, "mask"), labelled_scans(store, 3, "train", classes_of(store, "mask"))[:2]
     labels = tmp_path / "labels"
-    asked = store, learnt, "train", PseudoLabels(labels), schema
+    asked = store, learnt, "train", PseudoLabels(labels), schema, 0
     with pytest.raises(UserError, match=r"it has no readable pseudolabels\.json; make one with medssl pseudolabel"):
         taught(*asked)
     assert call("pseudolabel", *words(place, labels))[0] == 0
@@ -232,6 +273,11 @@ def test_bad_labels_are_one_line(place, call, tmp_path):
     pseudolabel.label_file(labels, store, other).unlink()
     with pytest.raises(UserError, match=r"1 of the 4 other scans of split 'train' have no pseudo-label: finish medssl"):
         taught(*asked)
+    every = labelled_scans(store, 3, "train", schema)
+    with pytest.raises(
+        UserError, match=r"all 6 scans of split 'train' are of subjects that are learnt from .* --labels"
+    ):
+        taught(store, every, *asked[2:])
     with pytest.raises(UserError, match=r"pseudo\.share is 1\.0: give a share above 0 and below 1"):
         PseudoLabels(labels, share=1.0)
 
