@@ -9,7 +9,7 @@ import struct
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 import torch
 
-from medssl.encoders.adapt import adapted
+from medssl.encoders.adapt import adapted, is_table
 from medssl.encoders.base import Encoder
 from medssl.types import Card, Imported, UserError
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS, CARD = "encoder.safetensors", "card.json"
+ENOUGH = 0.9  # share of the keys that a file must fill where nothing else is asked for
 DAMAGED = (ValueError, LookupError, TypeError, AssertionError, struct.error)  # what damaged torch files raise
 
 
@@ -138,13 +139,17 @@ def encoder_class(described: Imported, where: str) -> type[Encoder]:
 class Report:
     """What became of every key; names are the module's, those of ``unexpected`` the file's.
 
-    ``adapted`` weights were made to fit another number of input channels, of axes, or of patches.
+    ``adapted`` weights were made to fit another number of input channels, of axes, or of patches. ``unfit`` says of
+    missing keys that the file has in another shape which shapes these are; ``unread`` is the layer that reads the
+    image, where nothing filled it.
     """
 
     loaded: tuple[str, ...]
     adapted: tuple[str, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    unfit: Mapping[str, str] = field(default_factory=dict)
+    unread: str = ""
 
     @property
     def matched(self) -> float:
@@ -156,11 +161,17 @@ class Report:
         line = f"{self.matched:.0%} of the keys filled: {len(self.loaded)} loaded, {len(self.adapted)} adapted"
         for name, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
             line += f", {len(keys)} {name}" + (f" ({_some(keys)})" if keys else "")
+        if self.unread:
+            why = self.unfit.get(self.unread, "the file has no such key")
+            line += f"; the layer that reads the image is not filled: {self.unread} ({why})"
         return line
 
 
-def load(module: nn.Module, file: Path | str, *, minimum: float = 0.9) -> Report:
+def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Report:
     """Loads weights whose keys may carry another prefix; those of other channels, axes or patches are made to fit.
+
+    The layer that reads the image must be filled, too: it is one key of many, and all others build on it. Who asks for
+    less than 90 % of the keys gets along without, and the report says so.
 
     Args:
         module: Gets the weights; on error it is left as it was.
@@ -171,32 +182,45 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = 0.9) -> Report
         What became of every key.
 
     Raises:
-        UserError: The file cannot be read, or fills fewer keys than ``minimum``.
+        UserError: The file cannot be read, fills fewer keys than ``minimum``, or not the layer that reads the image.
     """
     file = Path(file)
     source, target = read_tensors(file), module.state_dict()
     strip, add = _prefixes(source, target)
     renamed = {add + key[len(strip) :]: key for key in source if key.startswith(strip)}
-    stem = next((key for key, value in target.items() if value.ndim >= 4), None)  # no learned token
+    stem = next((key for key, value in target.items() if value.ndim >= 4), "")  # no learned token
     new: dict[str, Tensor] = {}
     fitted: list[str] = []
+    unfit: dict[str, str] = {}
     for key, old in target.items():
         value = source[renamed[key]] if key in renamed else None
         if value is None:
             continue
         if value.shape == old.shape:
             new[key] = value
-        elif (fitting := _fitted(key, value, old, target[stem] if stem else None)) is not None:
+        elif (fitting := _fitted(key, value, old, target.get(stem))) is not None:
             new[key] = fitting
             fitted.append(key)
+        else:
+            unfit[key] = _misfit(key, value, old)
+    told = {renamed[key] for key in (*new, *unfit)}
+    same = [key for key, value in target.items() if stem and value.data_ptr() == target[stem].data_ptr()]
     report = Report(
         loaded=tuple(key for key in new if key not in fitted),
         adapted=tuple(fitted),
         missing=tuple(key for key in target if key not in new),
-        unexpected=tuple(key for key in source if not any(renamed.get(name) == key for name in new)),
+        unexpected=tuple(key for key in source if key not in told),
+        unfit=unfit,
+        unread="" if any(key in new for key in same) else stem,
     )
     if report.matched < minimum:
         message = f"{file}: too few weights fit {type(module).__name__}: {report}; expected at least {minimum:.0%}"
+        raise UserError(message)
+    if report.unread and minimum >= ENOUGH:
+        message = (
+            f"{file}: {type(module).__name__} would look at images through random weights: {report}; make the encoder "
+            "as that of the file was (its patch, its first convolution), or choose another file"
+        )
         raise UserError(message)
     module.load_state_dict(new, strict=False)
     return report
@@ -260,7 +284,13 @@ def _common(keys: Mapping[str, Tensor]) -> list[str]:
 def _fitted(key: str, value: Tensor, old: Tensor, stem: Tensor | None) -> Tensor | None:
     """A weight of another shape made to fit, or None; ``stem`` is the weight of the first layer."""
     first = stem is not None and old.data_ptr() == stem.data_ptr()
-    return adapted(value, old, first=first, name=key)
+    return adapted(value, old, first=first, name=key, axes=2 if stem is None else stem.ndim - 2)
+
+
+def _misfit(key: str, value: Tensor, old: Tensor) -> str:
+    """Why a weight could not be made to fit."""
+    shapes = f"{list(value.shape)} in the file, {list(old.shape)} here"
+    return shapes + ("; only square or cubic grids of patches are made to fit" if is_table(key, value, old) else "")
 
 
 def _some(keys: tuple[str, ...]) -> str:

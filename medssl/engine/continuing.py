@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from medssl.encoders.weights import CARD, WEIGHTS, load, load_card, read_tensors
+from medssl.encoders.weights import CARD, WEIGHTS, Report, load, load_card, read_tensors
 from medssl.engine.start import tell_keys
 from medssl.types import Card, UserError
 
@@ -39,7 +39,8 @@ def begin(objective: Objective, init: Path | None, minimum: float) -> Begin:
     """Fills an objective with the weights of ``init``.
 
     Of a run, the encoder and, where the objective is of the same class, everything else that fits by name and shape; of
-    a file, the encoder alone. Every key that is adapted, missing or unexpected is printed.
+    a file, the encoder alone. Every key that is adapted, missing (with its shapes, where these differ) or unexpected is
+    printed.
 
     Args:
         objective: With fresh weights.
@@ -80,9 +81,25 @@ def fill_rest(objective: Objective, file: Path, card: Card) -> str:
     if kind != former:
         return f"nothing else is taken over: that run's objective was {former.rpartition('.')[2]}"
     tensors: dict[str, Tensor] = read_tensors(file)
-    fitting = {key: value for key, value in tensors.items() if key in own and own[key].shape == value.shape}
+    shared = [key for key in own if key in tensors]
+    fitting = {key: tensors[key] for key in shared if own[key].shape == tensors[key].shape}
     objective.load_state_dict(fitting, strict=False)
-    return f"{len(fitting)} of {len(own)} keys of the rest of the objective"
+    report = Report(
+        loaded=tuple(fitting),
+        adapted=(),
+        missing=tuple(key for key in own if key not in fitting),
+        unexpected=tuple(key for key in tensors if key not in own),
+        unfit={
+            key: f"{list(tensors[key].shape)} in the file, {list(own[key].shape)} here"
+            for key in shared
+            if key not in fitting
+        },
+    )
+    tell_keys(report, " in the objective")
+    return (
+        f"{len(fitting)} of {len(own)} keys of the rest of the objective: {len(report.missing)} missing, "
+        f"{len(report.unfit)} of them of another shape, {len(report.unexpected)} unexpected"
+    )
 
 
 def seen_by(card: Card | None) -> tuple[str, ...] | None:

@@ -135,11 +135,11 @@ def fill(encoder: Encoder, start: Start) -> Report | None:
     return None if start.weights is None else load(encoder, start.weights, minimum=0.9)
 
 
-def tell_keys(report: Report) -> None:
-    """Prints each key that was not simply loaded, in the first process."""
+def tell_keys(report: Report, where: str = "") -> None:
+    """Prints each key that was not simply loaded, and shapes that do not fit, in the first process."""
     for name, keys in (("adapted", report.adapted), ("missing", report.missing), ("unexpected", report.unexpected)):
         for key in keys if layout().first else ():
-            print(f"{name}: {key}")
+            print(f"{name}{where}: {key}" + (f" ({report.unfit[key]})" if key in report.unfit else ""))
 
 
 def fill_decoder(head: Head, start: Start) -> str:

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from medssl.encoders.adapt import positions
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.timm2d import Timm2d
+from medssl.encoders.vit import ViT
 from medssl.encoders.weights import Report, load, load_card, load_encoder, read_tensors, save_encoder
 from medssl.types import Card, Imported, IntensityRule, IntensityRules, Preprocess, UserError
 
@@ -210,6 +212,75 @@ def test_too_few_weights_leave_a_module_as_it_was(tmp_path):
     report = load(other, tmp_path / "half.safetensors", minimum=0.2)
     assert 0.4 < report.matched < 0.6
     assert set(report.loaded) == set(half)
+
+
+def test_an_encoder_that_would_see_through_random_weights_is_refused(tmp_path):
+    """All but one key fit, and that one reads the image."""
+    save_file(ViT(patch=(16, 16), width=32, depth=12).state_dict(), tmp_path / "vit.safetensors")
+    ours = ViT(patch=(8, 8), width=32, depth=12)
+    before = {key: value.clone() for key, value in ours.state_dict().items()}
+    words = (
+        r"vit\.safetensors: ViT would look at images through random weights: 99% of the keys filled: .*; the layer "
+        r"that reads the image is not filled: patch_embed\.proj\.weight "
+        r"\(\[32, 1, 16, 16\] in the file, \[32, 1, 8, 8\] here\)"
+    )
+    with pytest.raises(UserError, match=words):
+        load(ours, tmp_path / "vit.safetensors")
+    assert all(torch.equal(value, before[key]) for key, value in ours.state_dict().items())
+    report = load(ours, tmp_path / "vit.safetensors", minimum=0.8)
+    assert report.missing == ("patch_embed.proj.weight",)
+    assert report.unexpected == ()
+    assert "the layer that reads the image is not filled: patch_embed.proj.weight" in str(report)
+    assert torch.equal(ours.patch_embed.proj.weight, before["patch_embed.proj.weight"])
+
+
+def test_a_first_layer_of_two_names_may_come_by_either(tmp_path):
+    state = encoder_of().state_dict()
+    one, other = "encoder.stem.convs.0.conv.weight", "encoder.stem.convs.0.all_modules.0.weight"
+    kept = {key: value.clone() for key, value in state.items() if key != one}
+    save_file(kept, tmp_path / "w.safetensors")
+    report = load(encoder_of(seed=1), tmp_path / "w.safetensors")
+    assert (report.missing, report.unread) == ((one,), "")
+    kept.pop(other)
+    save_file(kept, tmp_path / "w.safetensors")
+    with pytest.raises(
+        UserError, match=rf"not filled: {one} \(the file has no such key\); make the encoder as that of"
+    ):
+        load(encoder_of(seed=1), tmp_path / "w.safetensors")
+
+
+# --- tables of positions
+
+
+@pytest.mark.parametrize("before", [0, 1, 5])
+@pytest.mark.parametrize(("axes", "old", "new"), [(2, 4, 7), (2, 6, 3), (3, 2, 4), (3, 4, 2)])
+def test_a_table_that_rises_along_each_axis_still_does(axes, old, new, before):
+    """Channel a holds the place along axis a, from 0 to 1: so does the new table, but for the borders."""
+    places = [torch.stack(torch.meshgrid(*[(torch.arange(n) + 0.5) / n] * axes, indexing="ij"), -1) for n in (old, new)]
+    tokens = torch.randn(1, before, axes)
+    found = positions(torch.cat((tokens, places[0].reshape(1, -1, axes)), 1), before + new**axes, axes)
+    assert torch.equal(found[:, :before], tokens)
+    grid = found[:, before:].reshape(places[1].shape)
+    torch.testing.assert_close(grid, places[1], atol=0.04 if axes == 2 else 0.13, rtol=0)
+    assert all((grid.diff(dim=axis)[..., axis] > 0).all() for axis in range(axes))
+
+
+@pytest.mark.parametrize(("rows", "count", "axes"), [(4 * 6, 8 * 12, 2), (16, 24, 2), (4 * 4 * 2, 8, 3), (64, 16, 3)])
+def test_tables_of_grids_that_are_not_known_are_not_guessed(rows, count, axes):
+    assert positions(torch.zeros(1, rows, 8), count, axes) is None
+
+
+def test_why_a_table_of_positions_is_missing_is_said(tmp_path):
+    import timm
+
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=(96, 160))
+    save_file(theirs.state_dict(), tmp_path / "wide.safetensors")
+    ours = Timm2d("vit_tiny_patch16_224", in_channels=1)
+    report = load(ours, tmp_path / "wide.safetensors")
+    assert report.missing == ("model.pos_embed",)
+    assert report.unfit["model.pos_embed"] == (
+        "[1, 61, 192] in the file, [1, 197, 192] here; only square or cubic grids of patches are made to fit"
+    )
 
 
 class Surprise:

@@ -90,6 +90,32 @@ def test_of_the_same_objective_everything_is_taken_over(place, tmp_path):
     assert "more/ is a run of another configuration: init" in said
 
 
+def test_every_key_of_the_rest_that_is_not_taken_over_is_named(place, tmp_path):
+    """A wider head, a key that is not there, and one that nobody asked for."""
+    import shutil
+
+    shutil.copytree(place / "global", tmp_path / "former")
+    file = tmp_path / "former/objective.safetensors"
+    tensors = load_file(file)
+    weights = [key for key in tensors if key.endswith("weight")]
+    gone, other = weights[0], weights[-1]
+    shape = list(tensors[other].shape)
+    tensors[other] = torch.zeros(3, *shape)
+    tensors.pop(gone)
+    save_file({**tensors, "queue": torch.zeros(2)}, file)
+    code, said = pretrain(place, tmp_path / "more", GLOBAL, f"--init={tmp_path / 'former'}", steps=1)
+    assert code == 0, said
+    told = [line for line in said.splitlines() if " in the objective: " in line]
+    assert sorted(told) == sorted([
+        f"missing in the objective: {gone}",
+        f"missing in the objective: {other} ({[3, *shape]} in the file, {shape} here)",
+        "unexpected in the objective: queue",
+    ])  # fmt: skip
+    assert re.search(
+        r"(\d+) of (\d+) keys of the rest of the objective: 2 missing, 1 of them of another shape, 1 unexp", said
+    )
+
+
 def test_stages_encoder_then_decoder_then_both_in_the_head(place, tmp_path):
     code, said = pretrain(place, tmp_path / "local", LOCAL, f"--init={place / 'global'}")
     assert code == 0, said
