@@ -200,6 +200,19 @@ def test_every_shipped_recipe_fits_its_verb(name):
         assert objective.needs.views[0].size
 
 
+VIT_RECIPES = {"segment_3d_vit_small": 1.0, "classify_2d_vit_small": 5.0}  # with the norm at which they clip
+
+
+@pytest.mark.parametrize("recipe", VIT_RECIPES)
+@pytest.mark.parametrize("optimizer", cli.config_names("optimizers"))
+def test_an_optimizer_says_how_fast_the_layers_of_a_transformer_move(recipe, optimizer):
+    parser = cli.make_parser(cli.find_verb("finetune"), "finetune")
+    words = ["--config", recipe, "--store", "s", "--run", "r", "--optimizer", optimizer]
+    made = parser.instantiate(parser.parse_args(cli.expand(words)))["optimizer"]
+    assert made.layer_decay == (0.65 if optimizer == "layer_decay" else 1.0)
+    assert made.clip == VIT_RECIPES[recipe]
+
+
 def recipe_text(name):
     return (cli.config_folder() / "recipes" / f"{name}.yaml").read_text()
 
