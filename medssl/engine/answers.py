@@ -1,21 +1,25 @@
-"""The part of ``medssl evaluate`` on findings and numbers: what a network answered, beside what is true."""
+"""The part of ``medssl evaluate`` on classes, findings and numbers: what a network answered, beside what is true."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from medssl.data.targets import findings_of, number_of
-from medssl.evaluate import cases
+from medssl.engine.calibrate import CALIBRATION
+from medssl.evaluate import cases, tables
 from medssl.evaluate.cases import FindingsRow, NumberRow
 from medssl.evaluate.multi_label import summarise_multi_label
 from medssl.evaluate.regression import summarise_regression
 from medssl.evaluate.subgroups import subgroups
+from medssl.report.calibration import calibration_chart
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from medssl.engine.finished import Finished
+    from medssl.evaluate.calibration import Scaling
+    from medssl.evaluate.cases import ClassificationRow
     from medssl.types import LabelSchema, Scan
 
 
@@ -51,6 +55,34 @@ def score_answers(
     found = summarise_multi_label(rows, names, **more)
     cases.write_multi_label(file, rows, names)
     return found, subgroups(rows, values, lambda own: summarise_multi_label(own, names))
+
+
+def score_classes(
+    rows: Sequence[ClassificationRow],
+    schema: LabelSchema,
+    out: Path,
+    values: Mapping[str, Mapping[str, str]],
+    more: Mapping[str, Any],
+    scaling: Scaling | None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Writes the table of cases and the calibration of classes.
+
+    Args:
+        rows: What a network answered, beside what is true.
+        schema: The classes.
+        out: Folder of the scores.
+        values: Value of each scan by column, for subgroups.
+        more: Of the summary: what was skipped, notes, by what it was made.
+        scaling: A temperature that was fitted on other subjects.
+
+    Returns:
+        The summary, and those of subgroups.
+    """
+    names = [name for _, name in schema.classes]
+    found = tables.summarise_classification(rows, names, **more, scaling=scaling)
+    cases.write_classification(out / cases.CASES, rows, names)
+    cases.write_text(out / CALIBRATION, calibration_chart(found))
+    return found, subgroups(rows, values, lambda own: tables.summarise_classification(own, names, scaling=scaling))
 
 
 def findings_row(scan: Scan, answer: Sequence[float], schema: LabelSchema) -> FindingsRow:

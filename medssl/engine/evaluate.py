@@ -16,8 +16,8 @@ from medssl.data.labelled import MASK, class_number, is_labelled
 from medssl.data.read import read
 from medssl.data.split import overlap
 from medssl.engine import describe
-from medssl.engine.answers import score_answers
-from medssl.engine.calibrate import CALIBRATION, fit_scaling, refuse_calibration, refuse_shared
+from medssl.engine.answers import score_answers, score_classes
+from medssl.engine.calibrate import fit_scaling, refuse_calibration, refuse_shared
 from medssl.engine.checkpoint import write_whole
 from medssl.engine.finished import Finished
 from medssl.engine.inference import Windows, classify, device_of, load_fitted, reason_of, segment
@@ -25,7 +25,6 @@ from medssl.evaluate import cases, tables
 from medssl.evaluate.cases import ClassificationRow, SegmentationRow
 from medssl.evaluate.segmentation import NSD_TOLERANCE_MM, ClassScore, Further, refuse_tolerance, score_case
 from medssl.evaluate.subgroups import columns_of, subgroups, values_of
-from medssl.report.calibration import calibration_chart
 from medssl.report.overlay import overlay
 from medssl.types import UserError
 
@@ -102,6 +101,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     made = {"step": fitted.card.step, "index": digest, **made_by, "split": split, "versions": describe.versions()}
     more: dict[str, Any] = {"skipped": skipped, "notes": notes, "by": made}
     if fitted.kind == "segmentation":
+        notes += distance_notes([scan for scan in scans if finished.get(scan) is not None])
         rows = rows_of(scans, finished)
         summary = tables.summarise_segmentation(rows, fitted.schema, **more)
         groups = subgroups(rows, values, lambda own: tables.summarise_segmentation(own, fitted.schema))
@@ -111,15 +111,11 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     elif fitted.kind != "classification":
         summary, groups = score_answers(scans, finished, fitted.schema, out / cases.CASES, values, more)
     else:
-        names = [name for _, name in fitted.schema.classes]
         apart = (out / "calibration", made_by | {"split": calibrate})
         scaling, unread = fitted_scaling(fitted, others, place, apart) if calibrate else (None, [])
         notes += unread
         answers = answers_of(fitted, scans, finished)
-        summary = tables.summarise_classification(answers, names, **more, scaling=scaling)
-        groups = subgroups(answers, values, lambda own: tables.summarise_classification(own, names, scaling=scaling))
-        cases.write_classification(out / cases.CASES, answers, names)
-        cases.write_text(out / CALIBRATION, calibration_chart(summary))
+        summary, groups = score_classes(answers, fitted.schema, out, values, more, scaling)
     summary |= {"subgroups": groups} if groups else {}
     tables.write_summary(out / tables.SUMMARY, summary)
     print(tables.table(summary))
@@ -279,6 +275,15 @@ def fitted_scaling(
     names = [name for _, name in fitted.schema.classes]
     scaling = fit_scaling(answers_of(fitted, scans, finished), names, split, unread)
     return scaling, [f"temperature: {len(unread)} scans of split {split} skipped"] if unread else []
+
+
+def distance_notes(scans: Sequence[Scan]) -> list[str]:
+    """A note where distances are not in mm: images whose pixels are of 1 mm, which stands where nothing says.
+
+    An image whose pixels are known to be of 1 mm is counted, too: its distances are the same in both units.
+    """
+    count = sum(scan.grid.spacing_mm == (1.0, 1.0) for scan in scans)
+    return [f"no spacing is known for {count} pictures: distances (hd95_mm, nsd) are in pixels"] if count else []
 
 
 def rows_of(scans: Sequence[Scan], finished: Finished) -> list[SegmentationRow]:

@@ -118,6 +118,22 @@ def test_distances_are_of_the_scans_own_grid(tmp_path, out):
         evaluate(run, index=indexed(tmp_path), out=other, nsd_tolerance_mm=-1.0)
 
 
+def test_pictures_without_a_spacing_are_told(tmp_path, out, capsys):
+    image, label = np.zeros((12, 10), np.uint8), np.zeros((12, 10), np.uint8)
+    image[3:6, 2:5], label[3:6, 2:7] = 200, 5  # two columns further
+    for name in ("p0", "p1"):
+        write_picture(tmp_path / "scans" / "images" / f"{name}.png", image)
+        write_picture(tmp_path / "scans" / "labels" / f"{name}.png", label)
+    for folder, array in (("images", image), ("labels", label)):
+        write_nifti(tmp_path / "scans" / folder / "p2.nii.gz", array, np.diag([0.5, 0.5, 1.0, 1.0]))
+    run = fitted.save(tmp_path / "run", window=(8, 8))
+    assert evaluate(run, index=indexed(tmp_path), out=out) == 0
+    note = "no spacing is known for 2 pictures: distances (hd95_mm, nsd) are in pixels"
+    assert note in tables.read_summary(out / "summary.json")["notes"]
+    assert f"note: {note}" in capsys.readouterr().out
+    assert sorted(row.score.hd95_mm for row in cases.read_segmentation(out / "cases.csv")[::2]) == [1.0, 2.0, 2.0]
+
+
 def test_scores_of_a_former_version_are_refused(tmp_path, out):
     file, run = labelled(tmp_path), fitted.save(tmp_path / "run")
     assert evaluate(run, index=file, out=out) == 0
