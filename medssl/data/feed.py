@@ -13,7 +13,7 @@ import numpy as np
 
 from medssl.data.order import BalancedOrder, Order
 from medssl.data.records import LABELS
-from medssl.data.regions import region_at, slice_axes, slice_world
+from medssl.data.regions import place_along, region_at, slice_axes, slice_world
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -149,8 +149,9 @@ class Feed:
         """Reads the crop of a global sample into ``image`` [C, *size] and ``labels`` [1, *size].
 
         Returns:
-            First voxel, shape of the scan, spacing in mm (per axis of the crop), affine to the world, and the crop's
-            centre as a share of the scan along the stratified (else the slice) axis.
+            First voxel, shape of the scan, spacing in mm (per axis of the crop), affine to the world, and where along
+            the stratified axis the views of the crop are to lie, or else where a slice lies in its volume, as a share
+            of the scan (0.5 where there is neither).
         """
         held = self.store.records
         shape, world = held.shape(number), held.world(number)
@@ -166,13 +167,12 @@ class Feed:
                 _read_along(read, number, (start, tuple(size), axes), out)
         spacing = np.sqrt(np.square(world[:-1, :-1]).sum(0))
         kept = np.array(axes)
-        spread = self.sampling.slice_axis if sliced else self.sampling.stratified_axis
-        along = 0.5
-        if spread is not None and spread < len(shape):
-            along = (start[spread] + size[spread] / 2) / shape[spread]
+        along, across = place_along(self.seed, sample, shape, tuple(size), self.sampling), self.sampling.slice_axis
+        if along is None:
+            along = (start[across] + 0.5) / shape[across] if sliced else 0.5
         return (
             np.array(start)[kept], np.array(shape)[kept], spacing[kept],
-            slice_world(world, (axes[0], axes[1]), start) if sliced else world, min(max(along, 0.0), 1.0),
+            slice_world(world, (axes[0], axes[1]), start) if sliced else world, along,
         )  # fmt: skip
 
     def _order(self, numbers: NDArray[np.int64]) -> Order | BalancedOrder:

@@ -40,20 +40,40 @@ def region_at(
         cells: Foreground map of the scan (``coding.foreground_cells``).
     """
     generator = keyed_generator(seed, sample, "region")
-    share = generator.random(len(shape))
-    strata = _stratum(seed, sample, sampling)
-    if strata is not None and sampling.stratified_axis is not None:
-        axis = sampling.stratified_axis
-        share[axis] = (strata + share[axis]) / sampling.regions_per_scan
     slack = np.asarray(shape) - np.asarray(size)
-    first = share * (slack + 1) - 0.5
+    first = generator.random(len(shape)) * (slack + 1) - 0.5
+    place, keep = place_along(seed, sample, shape, size, sampling), None
+    if place is not None and (keep := sampling.stratified_axis) is not None:
+        first[keep] = place * shape[keep] - size[keep] / 2
     wanted = generator.random() < sampling.foreground
     if wanted and cells is not None and cells.any():
-        keep = sampling.stratified_axis if strata is not None else None
         first = _around_foreground(generator, (shape, size), cells, first, keep)
     return tuple(
         _snapped(float(f), int(s), step=1 if n == 1 else GRID) for f, s, n in zip(first, slack, size, strict=True)
     )
+
+
+def place_along(
+    seed: int, sample: int, shape: tuple[int, ...], size: tuple[int, ...], sampling: Sampling
+) -> float | None:
+    """Returns where the crop of a sample is to lie along the stratified axis, its centre as a share of the scan.
+
+    The regions of a scan lie in as many equal parts, one in each. Of slices it is the middle of one whose middle is in
+    the part, each as likely; where a part has none, the nearest one. None without a stratified axis.
+    """
+    axis, parts = sampling.stratified_axis, sampling.regions_per_scan
+    if axis is None or parts == 1 or axis >= len(shape):
+        return None
+    draw, turn = divmod(sample, parts)
+    part = int(keyed_generator(seed, draw, "strata").permutation(parts)[turn])
+    share = float(keyed_generator(seed, sample, "along").random())
+    if size[axis] > 1:
+        return (part + share) / parts
+    doubled = 2 * np.arange(shape[axis]) + 1  # twice the middles of the slices, whole numbers
+    inside = np.flatnonzero(doubled * parts // (2 * shape[axis]) == part)
+    if not len(inside):
+        inside = np.array([np.abs(doubled * parts - (2 * part + 1) * shape[axis]).argmin()])
+    return float(doubled[inside[int(share * len(inside))]] / (2 * shape[axis]))
 
 
 def slice_axes(affine: NDArray[np.float64], axis: int) -> tuple[int, int]:
@@ -97,14 +117,6 @@ def _directions(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     columns = affine[:3, :3]
     unit: NDArray[np.float64] = columns / np.linalg.norm(columns, axis=0)
     return unit
-
-
-def _stratum(seed: int, sample: int, sampling: Sampling) -> int | None:
-    """Which of the scan's equal parts along the stratified axis this sample takes: each is taken once."""
-    if sampling.stratified_axis is None or sampling.regions_per_scan == 1:
-        return None
-    draw, turn = divmod(sample, sampling.regions_per_scan)
-    return int(keyed_generator(seed, draw, "strata").permutation(sampling.regions_per_scan)[turn])
 
 
 def _around_foreground(

@@ -6,6 +6,7 @@ learnt), "uniformity" (``ops.similarity``, of what the loss compares) and "teach
 embeddings "input_flat", "embedding_spread" and "embedding_rank". Rules, with the reasons of their thresholds (figures
 of broken and of healthy runs: ``docs/guides/pretrain.md``):
 
+    nothing      chance is 0: no pair of a batch is to be told apart
     input        half of the views or more hold one value: crops of air alone are fewer in any store worth training on
     collapse     embedding_spread below 0.003, twice in a row: networks in training start at 0.03 to 0.5 and stay there
                  while they learn (0.006 untrained in evaluation mode); half precision alone makes 0.001
@@ -21,7 +22,7 @@ of broken and of healthy runs: ``docs/guides/pretrain.md``):
                  are at 95 % or less there, runs on views that have nothing in common at 99.9 % or more
     teacher      teacher_entropy at 99 % of chance or more (log K for a teacher that names one of K), once settled
 
-An input that is constant explains everything else, and is told alone.
+An input that is constant, and a batch with nothing to tell apart, explain everything else and are told alone.
 """
 
 from __future__ import annotations
@@ -117,6 +118,12 @@ def alarms(history: Sequence[Measures], *, settled: int) -> list[Alarm]:
             "and the intensity rule of its preprocessing"
         )
         return [Alarm("input", message)]
+    if now.get("chance") == 0:
+        message = (
+            "a network that knows nothing has a loss of 0: there is nothing to tell apart in a batch; take a larger "
+            "training.batch_size, or look at what the objective says of its pairs"
+        )
+        return [Alarm("nothing", message)]
     rules = (_collapse, _narrowing, _sharpness, _flatness, _divergence)
     found = [rule(history) for rule in rules]
     if now["step"] >= settled:

@@ -20,24 +20,25 @@ limited annotations, NeurIPS 2020, arXiv 2006.10511. What differs stands in ``do
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from medssl.nn.decoders import upsampling_path
 from medssl.nn.heads import Projection
 from medssl.nn.unet import UNetDecoder
 from medssl.objectives.base import Objective, undisturbed
 from medssl.ops.collectives import gather
 from medssl.ops.regions import nearest_regions, region_corners, rows_of
 from medssl.ops.similarity import alignment, info_nce, info_nce_chance, uniformity
+from medssl.ops.tags import Tags, tags
 from medssl.types import Geometry, Intensity, Loss, Sampling, UserError, ViewPlan
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Int
-    from torch import Tensor, nn
+    from torch import nn
 
     from medssl.encoders.base import Encoder
     from medssl.nn.decoders import NormName
@@ -118,6 +119,8 @@ class GlobalContrast(Objective):
         if self.cues.cross:
             positive |= own.across(every)
         negative = ~own.same(every) if self.negatives == "all" else own.part[:, None] != every.part
+        if self.cues.parts > 1 and not negative.any():
+            self.refuse_one_part(batch)
         loss = info_nce(z, everything, positive, negative, temperature=self.temperature)
         terms = {
             "loss": loss.detach(),
@@ -126,6 +129,19 @@ class GlobalContrast(Objective):
             "uniformity": uniformity(everything.detach()),
         }
         return Loss(loss, terms, embedding=features.pooled[: len(step.samples)].detach())
+
+    def refuse_one_part(self, batch: Batch) -> None:
+        """Refuses a batch whose crops have nothing to be told from.
+
+        Raises:
+            UserError: All lie in one part of their volumes.
+        """
+        message = (
+            f"all {len(batch.origin.samples)} crops lie in one of {self.cues.parts} parts of their volumes, so that "
+            f"none has a negative: volumes need {self.cues.parts} voxels or more along axis {self.cues.axis}; choose "
+            "the objective's cues.parts and cues.axis, or other scans"
+        )
+        raise UserError(message)
 
 
 class LocalContrast(Objective):
@@ -168,12 +184,17 @@ class LocalContrast(Objective):
         self.needs = ViewPlan((view, replace(view, nested_in=0)), cues.sampling)
         self.cues, self.regions, self.temperature = cues, regions, temperature
         self.decoder = UNetDecoder(encoder.channels, encoder.strides, steps=steps, norm=norm)
+        factors = [factor for factor, _ in upsampling_path(encoder.strides)[:steps]]
+        places = [side // stride for side, stride in zip(view.size, encoder.strides[-1], strict=True)]
+        region_corners([n * math.prod(own) for n, *own in zip(places, *factors, strict=True)], regions.side)
         width = self.decoder.widths[-1]
         self.projection = Projection((width, width, width), ndim=ndim)
 
     def forward(self, batch: Batch, step: Step) -> Loss:
         """Encodes, decodes and projects both views, and compares their regions."""
         self.require(batch, step)
+        if self.cues.cross:
+            self.refuse_partial(batch)
         with undisturbed(self.encoder), torch.no_grad():
             features = self.encoder(torch.cat([view.image for view in batch.views]))
         found = self.projection(self.decoder(features.maps)[-1])
@@ -189,51 +210,35 @@ class LocalContrast(Objective):
             positive |= own.across(every)
         positive &= here[:, None] == there
         negative = own.same(every) & near[here[:, None], there]
-        loss = info_nce(z, gather(z), positive, negative, temperature=self.temperature)
+        everything = gather(z)
+        loss = info_nce(z, everything, positive, negative, temperature=self.temperature)
         terms = {
             "loss": loss.detach(),
             "chance": info_nce_chance(positive, negative),
             "alignment": alignment(*z.detach().chunk(2)),
+            "uniformity": uniformity(everything.detach()),
         }
-        return Loss(loss, terms, embedding=features.pooled[: len(step.samples)].detach())
+        pooled = found.detach().flatten(2).mean(2)  # of what learns: the encoder does not move
+        return Loss(loss, terms, embedding=pooled[: len(step.samples)])
+
+    def refuse_partial(self, batch: Batch) -> None:
+        """Refuses crops of a part of the slice where regions of different volumes are to be alike.
+
+        Raises:
+            UserError: A scan is larger than the view, across the axis of the parts too.
+        """
+        view = batch.views[0]
+        largest = view.source_shape.amax(0).tolist()
+        size = view.image.shape[2:]
+        flat = [axis for axis in range(len(size)) if len(size) == 2 or axis != self.cues.axis]
+        if any(largest[axis] > size[axis] for axis in flat):
+            message = (
+                f"cues.cross compares regions of different volumes by their place in the view, which must hold whole "
+                f"slices: the view has {[size[axis] for axis in flat]} voxels, the largest scan of this batch "
+                f"{[largest[axis] for axis in flat]}: make the objective's view.size that large, or cues.cross false"
+            )
+            raise UserError(message)
 
     def exported(self) -> dict[str, nn.Module]:
         """The encoder, and the steps of the decoder."""
         return {"encoder": self.encoder, "decoder": self.decoder}
-
-
-class Tags(NamedTuple):
-    """What each embedding is of: its crop, the volume and the part of the volume, and the number of its view."""
-
-    crop: Int[Tensor, "M"]
-    volume: Int[Tensor, "M"]
-    part: Int[Tensor, "M"]
-    view: Int[Tensor, "M"]
-
-    def each(self, times: int) -> Tags:
-        """The tags of ``times`` embeddings of each row, one after the other."""
-        return Tags(*(tag.repeat_interleave(times) for tag in self))
-
-    def same(self, other: Tags) -> Bool[Tensor, "M K"]:
-        """Of the same crop."""
-        return self.crop[:, None] == other.crop
-
-    def itself(self, other: Tags) -> Bool[Tensor, "M K"]:
-        """Of the same view of the same crop."""
-        return self.same(other) & (self.view[:, None] == other.view)
-
-    def across(self, other: Tags) -> Bool[Tensor, "M K"]:
-        """Of the same part and the same kind of view, but of different volumes."""
-        alike = (self.part[:, None] == other.part) & (self.view[:, None] == other.view)
-        return alike & (self.volume[:, None] != other.volume)
-
-
-def tags(batch: Batch, step: Step, parts: int) -> Tags:
-    """Tags of the crops of a batch, first those of its first view."""
-    origin, views, device = batch.origin, len(batch.views), batch.views[0].image.device
-    digests = [hashlib.blake2b(name.encode(), digest_size=7).digest() for name in origin.scan_ids]
-    crop = torch.tensor(step.samples, device=device)
-    volume = torch.tensor([int.from_bytes(digest, "big") for digest in digests], device=device)
-    part = (origin.along.to(device) * parts).long().clamp(max=parts - 1)
-    view = torch.arange(views, device=device).repeat_interleave(len(crop))
-    return Tags(crop.repeat(views), volume.repeat(views), part.repeat(views), view)

@@ -230,6 +230,16 @@ def nearest_cells(
     return index.long(), distance
 
 
+def part_along(share: Float[Tensor, " B"], parts: int) -> Int[Tensor, " B"]:
+    """Number of the equal part that a place along an axis lies in, from 0; a border belongs to the part above it.
+
+    Args:
+        share: Places as shares of the axis, 0 to 1, of float32 precision.
+        parts: How many parts there are.
+    """
+    return (share * parts + 1e-4).long().clamp(0, parts - 1)
+
+
 def _about(linear: Float[Tensor, "B n n"], centre: Float[Tensor, "B n"] | None) -> Float[Tensor, "B n+1 n+1"]:
     if centre is None:
         return from_parts(linear, torch.zeros_like(linear[:, :, 0]))

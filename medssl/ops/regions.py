@@ -15,22 +15,26 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
+APART = 4  # voxels between the first and the last region along an axis, at least: fewer would be nearly the same
+
 
 def region_corners(size: Sequence[int], side: int) -> list[tuple[int, ...]]:
     """First voxels of regions: corners, middles of the edges, the centre, and the points halfway between (2D: 13).
+
+    Along an axis too thin for three regions (a slab's) they all lie in the middle: 13 of a thin volume, too.
 
     Raises:
         UserError: The map is too small for that many regions.
     """
     last = [extent - side for extent in size]
-    if min(last) < 4:
+    if min(last) < 0 or sum(end >= APART for end in last) < 2:
         message = (
             f"the decoder's map has {tuple(size)} voxels, too few for regions of {side}: take a larger view or more "
             "steps of the decoder"
         )
         raise UserError(message)
-    outer = product(*[(0, end // 2, end) for end in last])
-    inner = product(*[(end // 4, end - end // 4) for end in last])
+    outer = product(*[(0, end // 2, end) if end >= APART else (end // 2,) for end in last])
+    inner = product(*[(end // 4, end - end // 4) if end >= APART else (end // 2,) for end in last])
     return [*outer, *inner]
 
 

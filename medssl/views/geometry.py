@@ -29,6 +29,23 @@ BEYOND = 1.5  # voxels of a turned view that resampling plane by plane passes be
 
 
 @dataclass(frozen=True)
+class Parts:
+    """In which of a scan's equal parts along an axis each view is to have its centre, in raw voxels along that axis.
+
+    Attributes:
+        axis: The axis.
+        centre: Where the centre is wanted.
+        low: Where the part begins; it stays in the part whatever the size of the view.
+        high: Where the part ends.
+    """
+
+    axis: int
+    centre: Float[Tensor, " B"]
+    low: Float[Tensor, " B"]
+    high: Float[Tensor, " B"]
+
+
+@dataclass(frozen=True)
 class Frame:
     """Where the views of a batch of raw crops may lie.
 
@@ -38,6 +55,7 @@ class Frame:
         high: Last such voxel (included); below ``low`` where the crop holds padding only.
         spacing_mm: Voxel size of the stored scan.
         left_right: The array's axis that runs from left to right.
+        parts: Where views are to lie along the stratified axis; None where they lie anywhere.
     """
 
     size: tuple[int, ...]
@@ -45,6 +63,7 @@ class Frame:
     high: Float[Tensor, "B n"]
     spacing_mm: Float[Tensor, "B n"]
     left_right: Int[Tensor, " B"]
+    parts: Parts | None = None
 
 
 def left_right_axis(world_affine: Float[Tensor, "B n+1 n+1"]) -> Int[Tensor, " B"]:
@@ -73,8 +92,9 @@ def draw_geometry(
     """Draws where and how each sample's view is read from its raw crop.
 
     The centre is uniform among the places where the view reads stored voxels only; where the scan is smaller than the
-    view, among those where the view holds all of the scan. With neither rotation nor scale the view lies on whole
-    voxels. A nested view is shrunk where it would not fit into its parent.
+    view, among those where the view holds all of the scan. Along the axis of ``frame.parts`` it is where it is wanted,
+    moved inwards as far as the part allows until the view fits (tilted corners may reach over the end). With neither
+    rotation nor scale the view lies on whole voxels. A nested view is shrunk where it would not fit into its parent.
 
     Args:
         spec: The view.
@@ -106,9 +126,12 @@ def draw_geometry(
     spare = BEYOND * linear.abs().sum(dim=2) if parent is None and turned else torch.zeros_like(reach)
     scan = _scan_in(frame, inward)
     first, last = _room_for_centres(scan, (reach, spare), room)
+    held = parent is None and frame.parts is not None
+    if frame.parts is not None and held:
+        _hold_in_part(frame, frame.parts, first, last, thick=((size - 1) * factors)[:, frame.parts.axis])
     fixed = _fixed(spec) & (_is_whole(outer) & _is_signed(linear))
     centre = torch.where(fixed[:, None], _whole_centre(first, last, share, reach), first + share * (last - first))
-    if turned:
+    if turned and not held:
         nearest = torch.minimum(torch.maximum(scan[0], first), last)
         centre = _in_sight(centre, nearest, scan, inward[:, :n, :n] @ linear, size)
     centre = coordinates.apply(outer, centre[:, None])[:, 0]
@@ -211,6 +234,16 @@ def _room_for_centres(
     lowest = torch.where(fits, reach + spare, end / 2)
     highest = torch.where(fits, end - reach - spare, end / 2)
     return torch.minimum(torch.maximum(first, lowest), highest), torch.maximum(torch.minimum(last, highest), lowest)
+
+
+def _hold_in_part(
+    frame: Frame, parts: Parts, first: Float[Tensor, "B n"], last: Float[Tensor, "B n"], *, thick: Float[Tensor, " B"]
+) -> None:
+    """Sets the range of centres to the one place that is wanted; ``thick``: first to last voxel of the view."""
+    half = thick / 2
+    low, high = frame.low[:, parts.axis] + half, frame.high[:, parts.axis] - half
+    inside = torch.where(low <= high, torch.minimum(torch.maximum(parts.centre, low), high), (low + high) / 2)
+    first[:, parts.axis] = last[:, parts.axis] = torch.minimum(torch.maximum(inside, parts.low), parts.high)
 
 
 def _in_sight(

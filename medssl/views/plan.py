@@ -94,7 +94,7 @@ def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device 
         message = f"the views have {len(plan.views[0].size)} axes ({plan.views[0].size}), the crops {n}: see slice_axis"
         raise UserError(message)
     device = torch.device(device)
-    frame = _frame(crops)
+    frame = _frame(crops, plan)
     moved = _move(crops, device)
     views: list[View] = []
     targets: list[Tensor] = []
@@ -146,8 +146,8 @@ def _move(crops: Crops, device: torch.device) -> _Moved:
     )
 
 
-def _frame(crops: Crops) -> geometry.Frame:
-    """The part of each raw crop that lies inside its scan."""
+def _frame(crops: Crops, plan: ViewPlan) -> geometry.Frame:
+    """The part of each raw crop that lies inside its scan, and where along the stratified axis its views belong."""
     placement = crops.placement
     size = torch.tensor(crops.image.shape[2:], dtype=torch.float64)
     start = placement.start.cpu().to(torch.float64)
@@ -159,7 +159,21 @@ def _frame(crops: Crops) -> geometry.Frame:
         high=high,
         spacing_mm=placement.spacing_mm.cpu().to(torch.float64),
         left_right=geometry.left_right_axis(placement.world_affine),
+        parts=_parts(crops, plan),
     )
+
+
+def _parts(crops: Crops, plan: ViewPlan) -> geometry.Parts | None:
+    """The part of the scan that each raw crop was read for; None where slices or crops are not spread over parts."""
+    axis, count = plan.sampling.stratified_axis, plan.sampling.regions_per_scan
+    if axis is None or count == 1 or len(plan.views[0].size) != 3:
+        return None
+    placement = crops.placement
+    along = crops.origin.along.cpu().to(torch.float64)
+    extent, start = (x.cpu().to(torch.float64)[:, axis] for x in (placement.source_shape, placement.start))
+    part = coordinates.part_along(along, count)
+    low, centre, high = (share * extent - 0.5 - start for share in (part / count, along, (part + 1) / count))
+    return geometry.Parts(axis, centre, low, high)
 
 
 def _view(

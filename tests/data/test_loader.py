@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from medssl.data.coding import decode
 from medssl.data.loader import make_loader, small_scans
 from medssl.data.store import Store
-from medssl.types import Sampling, UserError, ViewPlan, ViewSpec
+from medssl.ops.coordinates import part_along
+from medssl.types import Geometry, Sampling, UserError, ViewPlan, ViewSpec
+from medssl.views.plan import make_batch, read_size
 
 AFFINE = np.array([[0, -2.0, 0, 5], [3.0, 0, 0, 6], [0, 0, 4.0, 7], [0, 0, 0, 1]])
 
@@ -128,11 +130,18 @@ def test_regions_know_where_they_lie_along_the_axis_that_they_are_spread_along(s
     sampling = Sampling(regions_per_scan=4, stratified_axis=2)
     for crops in batches(store, 4, size=(16, 24), sampling=sampling, batch_size=4):
         depth = store.records.shape(store.number(crops.origin.scan_ids[0]))[2]
-        middles = (np.arange(4) + 0.5) / 4
-        # one slice from each quarter, give or take the slice that lies across a border
-        np.testing.assert_allclose(np.sort(crops.origin.along), middles, atol=1 / 8 + 0.5 / depth + 1e-6)
-    for crops in batches(store, 4, size=(32, 32, 8), sampling=sampling, batch_size=4):
-        assert torch.equal(crops.origin.along, crops.origin.positions[:, 2])
+        slices = crops.origin.along * depth - 0.5
+        assert torch.allclose(slices, slices.round(), atol=1e-4)
+        assert sorted(part_along(crops.origin.along, 4).tolist()) == [0, 1, 2, 3]
+    spec = ViewSpec((12, 12, 3), scale=(0.9, 1.1), geometry=Geometry("none", (10.0,)))
+    plan = ViewPlan((spec, spec), sampling)
+    for crops in batches(store, 4, size=read_size(plan), sampling=sampling, batch_size=4):
+        parts = part_along(crops.origin.along, 4)
+        assert sorted(parts.tolist()) == [0, 1, 2, 3]
+        for view in make_batch(crops, plan, seed=3, device="cpu").views:
+            middle = torch.tensor([5.5, 5.5, 1.0, 1.0])
+            centre = (view.affine @ middle)[:, 2]  # in the scan's own voxels
+            assert torch.equal(part_along((centre + 0.5) / view.source_shape[:, 2], 4), parts)
 
 
 def test_slices_of_volumes_lie_like_pictures(store):

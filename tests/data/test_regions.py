@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.data.coding import cell_side, foreground_cells
-from medssl.data.regions import region_at, slice_axes, slice_world
+from medssl.data.regions import place_along, region_at, slice_axes, slice_world
 from medssl.ops import coordinates
+from medssl.ops.coordinates import part_along
 from medssl.types import Sampling
 
 FREE = Sampling()
@@ -55,14 +56,40 @@ def test_slices_are_drawn_one_by_one():
 def test_regions_of_one_scan_are_spread_along_the_stratified_axis():
     sampling = Sampling(regions_per_scan=4, stratified_axis=2)
     for draw in range(30):
-        starts = [region_at(1, draw * 4 + k, (64, 64, 416), (32, 32, 32), sampling)[2] for k in range(4)]
-        assert sorted(min(int(s / (385 / 4)), 3) for s in starts) == [0, 1, 2, 3] or _near_edges(starts)
+        places = [place_along(1, draw * 4 + k, (64, 64, 416), (32, 32, 32), sampling) for k in range(4)]
+        assert sorted(int(4 * place) for place in places) == [0, 1, 2, 3]
 
 
-def _near_edges(starts):
-    """A start may be snapped by up to 8 voxels over the edge of its part."""
-    parts = sorted(starts)
-    return all(k * 385 / 4 - 8.5 <= s <= (k + 1) * 385 / 4 + 8.5 for k, s in enumerate(parts))
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(2, 6))
+def test_slices_of_a_volume_are_one_from_each_part(draw, depth, parts):
+    sampling = Sampling(regions_per_scan=parts, stratified_axis=2)
+    shape, size = (20, 20, depth), (8, 8, 1)
+    places = [place_along(3, draw * parts + k, shape, size, sampling) for k in range(parts)]
+    starts = [region_at(3, draw * parts + k, shape, size, sampling)[2] for k in range(parts)]
+    assert starts == [round(place * depth - 0.5) for place in places]
+    found = [int((2 * z + 1) * parts // (2 * depth)) for z in starts]  # the part of the middle of a slice
+    assert part_along(torch.tensor(places), parts).tolist() == found
+    if depth >= parts:
+        assert sorted(found) == list(range(parts))
+
+
+def test_every_slice_of_a_part_is_drawn_equally_often():
+    sampling = Sampling(regions_per_scan=4, stratified_axis=2)
+    starts = [region_at(0, k, (20, 20, 10), (8, 8, 1), sampling)[2] for k in range(8000)]
+    expected = 2000 / np.array([2, 2, 3, 3, 3, 2, 2, 3, 3, 3])  # middles of slices 0-1, 2-4, 5-6 and 7-9
+    assert np.abs(np.bincount(starts) - expected).max() < 5 * np.sqrt(expected.max())
+
+
+def test_volumes_are_read_around_the_place_that_is_wanted():
+    sampling = Sampling(regions_per_scan=4, stratified_axis=2)
+    for k in range(200):
+        place = place_along(1, k, (64, 64, 416), (32, 32, 47), sampling)
+        start = region_at(1, k, (64, 64, 416), (32, 32, 47), sampling)[2]
+        assert start % 16 == 0 or start == 416 - 47
+        middle = min(max(place * 416 - 0.5, 15.5), 416 - 16.5)  # of a view of 32
+        assert start <= middle - 15
+        assert middle + 15 <= start + 46
 
 
 def test_foreground_is_hit_as_often_as_asked():

@@ -43,6 +43,13 @@ def test_dead_features_do_not_vary():
     assert dead_share(np.full((5, 4), 3.0)) == dead_share(np.zeros((5, 4))) == 1
 
 
+def test_nothing_to_tell_apart_is_told_at_once():
+    row = {"step": 1.0, "loss": 0.0, "chance": 0.0, "embedding_spread": 0.5, "embedding_rank": 4.0}
+    (alarm,) = alarms([row, row], settled=200)
+    assert alarm.kind == "nothing"
+    assert "there is nothing to tell apart in a batch; take a larger training.batch_size" in alarm.message
+
+
 def test_one_embedding_for_all_that_wanders_is_collapse():
     """Sixteen samples a step that are alike, and another direction at each step."""
     directions = np.repeat(np.eye(8)[:4], 16, axis=0)

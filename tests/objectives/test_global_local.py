@@ -11,9 +11,10 @@ from objectives.contrast import batch_of, by_loops, generator
 from objectives.small import SIZES, encoder
 from views.made import raw_crops
 
-from medssl.objectives.global_local import Cues, GlobalContrast, LocalContrast, Regions, tags
+from medssl.objectives.global_local import Cues, GlobalContrast, LocalContrast, Regions
 from medssl.ops.regions import nearest_regions, region_corners, rows_of
 from medssl.ops.similarity import info_nce
+from medssl.ops.tags import tags
 from medssl.types import Geometry, UserError, ViewSpec
 from medssl.views.plan import make_batch
 
@@ -214,7 +215,29 @@ def test_what_does_not_fit_is_refused(arguments, message):
 
 
 def test_a_map_that_is_too_small_is_refused():
-    objective = local_contrast(regions=Regions(side=13))
-    batch, step = batch_of(objective, scans=2)
     with pytest.raises(UserError, match=r"the decoder's map has \(16, 24\) voxels, too few for regions of 13"):
-        objective(batch, step)
+        local_contrast(regions=Regions(side=13))
+
+
+def test_regions_of_a_thin_slab_lie_in_its_middle():
+    corners = region_corners((20, 28, 5), 3)
+    assert len(corners) == len(set(corners)) == 13
+    assert {corner[2] for corner in corners} == {1}
+    assert len(region_corners((20, 28, 7), 3)) == 35
+
+
+def test_crops_that_all_lie_in_one_part_are_refused():
+    objective = global_contrast(cues=Cues(parts=4, cross=False))
+    batch, step = batch_of(objective, scans=2)
+    origin = replace(batch.origin, along=torch.full((len(step.samples),), 0.4))
+    with pytest.raises(UserError, match=r"all 8 crops lie in one of 4 parts of their volumes.*4 voxels or more along"):
+        objective(replace(batch, origin=origin), step)
+
+
+def test_regions_of_different_volumes_want_whole_slices():
+    objective = local_contrast(cues=Cues(parts=4, cross=True))
+    batch, step = batch_of(objective, scans=2)
+    objective(batch, step)
+    larger = tuple(replace(view, source_shape=view.source_shape + 1) for view in batch.views)
+    with pytest.raises(UserError, match=r"which must hold whole slices: .* the largest scan of this batch \[33, 49\]"):
+        objective(replace(batch, views=larger), step)

@@ -1,0 +1,53 @@
+"""What each embedding of a batch is of, and which pairs are of the same: as masks, never by places in a batch."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from medssl.ops.coordinates import part_along
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int
+    from torch import Tensor
+
+    from medssl.types import Batch, Step
+
+
+class Tags(NamedTuple):
+    """What each embedding is of: its crop, the volume and the part of the volume, and the number of its view."""
+
+    crop: Int[Tensor, "M"]
+    volume: Int[Tensor, "M"]
+    part: Int[Tensor, "M"]
+    view: Int[Tensor, "M"]
+
+    def each(self, times: int) -> Tags:
+        """The tags of ``times`` embeddings of each row, one after the other."""
+        return Tags(*(tag.repeat_interleave(times) for tag in self))
+
+    def same(self, other: Tags) -> Bool[Tensor, "M K"]:
+        """Of the same crop."""
+        return self.crop[:, None] == other.crop
+
+    def itself(self, other: Tags) -> Bool[Tensor, "M K"]:
+        """Of the same view of the same crop."""
+        return self.same(other) & (self.view[:, None] == other.view)
+
+    def across(self, other: Tags) -> Bool[Tensor, "M K"]:
+        """Of the same part and the same kind of view, but of different volumes."""
+        alike = (self.part[:, None] == other.part) & (self.view[:, None] == other.view)
+        return alike & (self.volume[:, None] != other.volume)
+
+
+def tags(batch: Batch, step: Step, parts: int) -> Tags:
+    """Tags of the crops of a batch, first those of its first view."""
+    origin, views, device = batch.origin, len(batch.views), batch.views[0].image.device
+    digests = [hashlib.blake2b(name.encode(), digest_size=7).digest() for name in origin.scan_ids]
+    crop = torch.tensor(step.samples, device=device)
+    volume = torch.tensor([int.from_bytes(digest, "big") for digest in digests], device=device)
+    part = part_along(origin.along.to(device), parts)
+    view = torch.arange(views, device=device).repeat_interleave(len(crop))
+    return Tags(crop.repeat(views), volume.repeat(views), part.repeat(views), view)
