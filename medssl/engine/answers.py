@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from medssl.data.targets import findings_of, number_of
@@ -30,6 +31,7 @@ def score_answers(
     file: Path,
     values: Mapping[str, Mapping[str, str]],
     more: Mapping[str, Any],
+    specificity: float,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Writes the table of cases.
 
@@ -40,6 +42,7 @@ def score_answers(
         file: Where the table goes.
         values: Value of each scan by column, for subgroups.
         more: Of the summary: what was skipped, notes, by what it was made.
+        specificity: At which the sensitivity of findings is given.
 
     Returns:
         The summary, and those of subgroups.
@@ -52,9 +55,9 @@ def score_answers(
         return found, subgroups(numbers, values, lambda own: summarise_regression(own, schema.name))
     names = [name for _, name in schema.classes]
     rows = [findings_row(scan, answer, schema) for scan, answer in pairs]
-    found = summarise_multi_label(rows, names, **more)
+    found = summarise_multi_label(rows, names, **more, specificity=specificity)
     cases.write_multi_label(file, rows, names)
-    return found, subgroups(rows, values, lambda own: summarise_multi_label(own, names))
+    return found, subgroups(rows, values, lambda own: summarise_multi_label(own, names, specificity=specificity))
 
 
 def score_classes(
@@ -64,6 +67,7 @@ def score_classes(
     values: Mapping[str, Mapping[str, str]],
     more: Mapping[str, Any],
     scaling: Scaling | None,
+    specificity: float,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Writes the table of cases and the calibration of classes.
 
@@ -74,15 +78,17 @@ def score_classes(
         values: Value of each scan by column, for subgroups.
         more: Of the summary: what was skipped, notes, by what it was made.
         scaling: A temperature that was fitted on other subjects.
+        specificity: At which the sensitivity is given.
 
     Returns:
         The summary, and those of subgroups.
     """
     names = [name for _, name in schema.classes]
-    found = tables.summarise_classification(rows, names, **more, scaling=scaling)
+    summarise = partial(tables.summarise_classification, names=names, scaling=scaling, specificity=specificity)
+    found = summarise(rows, **more)
     cases.write_classification(out / cases.CASES, rows, names)
     cases.write_text(out / CALIBRATION, calibration_chart(found))
-    return found, subgroups(rows, values, lambda own: tables.summarise_classification(own, names, scaling=scaling))
+    return found, subgroups(rows, values, summarise)
 
 
 def findings_row(scan: Scan, answer: Sequence[float], schema: LabelSchema) -> FindingsRow:

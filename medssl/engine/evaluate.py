@@ -23,6 +23,7 @@ from medssl.engine.finished import Finished
 from medssl.engine.inference import Windows, classify, device_of, load_fitted, reason_of, segment
 from medssl.evaluate import cases, tables
 from medssl.evaluate.cases import ClassificationRow, SegmentationRow
+from medssl.evaluate.classification import SPECIFICITY, refuse_specificity
 from medssl.evaluate.segmentation import NSD_TOLERANCE_MM, ClassScore, Further, refuse_tolerance, score_case
 from medssl.evaluate.subgroups import columns_of, subgroups, values_of
 from medssl.report.overlay import overlay
@@ -47,6 +48,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     where: str | None = None,
     allow_seen: bool = False,
     nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
+    specificity: float = SPECIFICITY,
     calibrate: str | None = None,
     by: str = "",
     windows: Windows = _WINDOWS,
@@ -65,6 +67,8 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         where: SQL condition on the columns of the index.
         allow_seen: Score subjects that the network was trained, validated or pretrained on, too, and say so.
         nsd_tolerance_mm: Millimetres that a surface of a segmentation may lie off and still count as right (NSD).
+        specificity: Share of the scans without a class (or a finding) that the threshold of the sensitivity leaves
+            below.
         calibrate: Split on which a temperature for the probabilities of a classification is fitted, such as val; it is
             classified, too, under the same condition.
         by: Columns of the index, with commas between them (sex, manufacturer, age_band, ...): every measure is also
@@ -80,6 +84,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     """
     os.umask(0o077)
     refuse_tolerance(nsd_tolerance_mm)
+    refuse_specificity(specificity)
     fitted = load_fitted(run, device_of(windows.accelerator))
     refuse_calibration(fitted, calibrate, split)
     with Index.open(index) as opened:
@@ -109,13 +114,13 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         by_name = {scan.scan_id: scan for scan in scans}
         draw_cases(fitted, by_name, rows, (root, windows, out / "pictures"), again=new > 0)
     elif fitted.kind != "classification":
-        summary, groups = score_answers(scans, finished, fitted.schema, out / cases.CASES, values, more)
+        summary, groups = score_answers(scans, finished, fitted.schema, out / cases.CASES, values, more, specificity)
     else:
         apart = (out / "calibration", made_by | {"split": calibrate})
         scaling, unread = fitted_scaling(fitted, others, place, apart) if calibrate else (None, [])
         notes += unread
         answers = answers_of(fitted, scans, finished)
-        summary, groups = score_classes(answers, fitted.schema, out, values, more, scaling)
+        summary, groups = score_classes(answers, fitted.schema, out, values, more, scaling, specificity)
     summary |= {"subgroups": groups} if groups else {}
     tables.write_summary(out / tables.SUMMARY, summary)
     print(tables.table(summary))

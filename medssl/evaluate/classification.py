@@ -13,7 +13,7 @@ highest probability, the first of equals.
                         as for auroc
     sensitivity_at_specificity_0.9
                         largest share of the scans of the class that is found by a threshold of p which at least 90 %
-                        of the other scans stay below; classes as for auroc
+                        (or another share) of the other scans stay below; classes as for auroc
     ece                 expected calibration error (Guo et al. 2017): scans sorted by their highest p fall into 15 bins
                         of equal number (Nixon et al. 2019); mean over scans of |accuracy - mean highest p| of their
                         bin. Of few scans it is too high (bins of 4 scans are rarely 90 % right), and for the same
@@ -45,7 +45,6 @@ SUM_TOLERANCE = 1e-3
 LOWEST = 1e-7  # probability
 SPECIFICITY = 0.9
 SENSITIVITY = f"sensitivity_at_specificity_{SPECIFICITY}"
-MEANS_OF_CLASSES = ("balanced_accuracy", "auroc", "average_precision", SENSITIVITY)
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,11 @@ def score_cases(
     return {name: metric(probabilities, truth) for name, metric in metrics(names).items()}
 
 
-def metrics(names: Sequence[str]) -> dict[str, Metric]:
+def metrics(names: Sequence[str], specificity: float = SPECIFICITY) -> dict[str, Metric]:
     """Functions of (probabilities, truth) by the names under which ``score_cases`` gives their values."""
     chosen: dict[str, Metric] = {"accuracy": _accuracy, "balanced_accuracy": _balanced_accuracy}
-    rankings: dict[str, Ranking] = {"auroc": auroc, "average_precision": average_precision, SENSITIVITY: sensitivity}
+    rankings: dict[str, Ranking] = {"auroc": auroc, "average_precision": average_precision}
+    rankings |= {sensitivity_name(specificity): partial(sensitivity, specificity=specificity)}
     for kind, ranking in rankings.items():
         chosen[kind] = partial(_mean_of_classes, ranking)
         if len(names) > 2:
@@ -89,19 +89,41 @@ def metrics(names: Sequence[str]) -> dict[str, Metric]:
     return chosen | {"ece": _ece, "brier": _brier, "nll": _nll}
 
 
-def undefined(truth: Int[np.ndarray, "N"], names: Sequence[str]) -> dict[str, str]:
+def sensitivity_name(specificity: float) -> str:
+    """The name of the sensitivity at a specificity."""
+    return f"sensitivity_at_specificity_{specificity:g}"
+
+
+def means_of_classes(specificity: float = SPECIFICITY) -> tuple[str, ...]:
+    """Names of the measures that are means over the classes that occur."""
+    return ("balanced_accuracy", "auroc", "average_precision", sensitivity_name(specificity))
+
+
+def refuse_specificity(specificity: float) -> None:
+    """Refuses what is no share.
+
+    Raises:
+        UserError: Not above 0, or above 1.
+    """
+    if not 0 < specificity <= 1:
+        message = f"specificity is {specificity}: give a share above 0, up to 1"
+        raise UserError(message)
+
+
+def undefined(truth: Int[np.ndarray, "N"], names: Sequence[str], specificity: float = SPECIFICITY) -> dict[str, str]:
     """Why measures are None or leave classes out, by the name of the measure."""
     counts = np.bincount(truth, minlength=len(names))
     present = [name for name, count in zip(names, counts, strict=True) if count]
     lacking = [name for name, count in zip(names, counts, strict=True) if not count]
     if not lacking:
         return {}
+    means = means_of_classes(specificity)
     if len(present) == 1:
         reason = f"not defined: every scan is {present[0]}"
-        return {name: reason for name in metrics(names) if name.split(":")[0] in MEANS_OF_CLASSES}
+        return {name: reason for name in metrics(names, specificity) if name.split(":")[0] in means}
     reason = f"mean over {len(present)} of {len(names)} classes: no scan is {', '.join(lacking)}"
-    alone = {f"{kind}:{name}": f"not defined: no scan is {name}" for kind in MEANS_OF_CLASSES[1:] for name in lacking}
-    return dict.fromkeys(MEANS_OF_CLASSES, reason) | alone
+    alone = {f"{kind}:{name}": f"not defined: no scan is {name}" for kind in means[1:] for name in lacking}
+    return dict.fromkeys(means, reason) | alone
 
 
 def auroc(scores: Float[np.ndarray, "N"], positive: Bool[np.ndarray, "N"]) -> float | None:

@@ -4,7 +4,8 @@ N scans, K findings; p the probabilities [N, K], y [N, K] 1 where the finding is
 is not known. "NAME" stands for a finding, a measure without one is the mean over the findings that have it.
 
     auroc:NAME              chance that a scan with the finding has a higher p than one without, ties count half
-    average_precision:NAME  as in ``evaluate.classification``
+    average_precision:NAME, sensitivity_at_specificity_0.9:NAME
+                            as in ``evaluate.classification``
     brier:NAME              mean of (p - y)^2, from 0 to 1 (Brier 1950); less is better
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from medssl.evaluate.bootstrap import statistic_interval
 from medssl.evaluate.cases import refuse_twice
-from medssl.evaluate.classification import auroc, average_precision
+from medssl.evaluate.classification import SPECIFICITY, auroc, average_precision, sensitivity, sensitivity_name
 from medssl.evaluate.tables import entry, grouped, interval_notes, refuse_nothing
 from medssl.types import UserError
 
@@ -39,7 +40,10 @@ def brier(scores: Float[np.ndarray, "N"], positive: Bool[np.ndarray, "N"]) -> fl
     return float(np.square(scores - positive).mean()) if len(scores) else None
 
 
-MEASURES: dict[str, Measure] = {"auroc": auroc, "average_precision": average_precision, "brier": brier}
+def measures(specificity: float = SPECIFICITY) -> dict[str, Measure]:
+    """Functions of (probabilities, truth) of a finding by name."""
+    at = partial(sensitivity, specificity=specificity)
+    return {"auroc": auroc, "average_precision": average_precision, sensitivity_name(specificity): at, "brier": brier}
 
 
 def of_finding(
@@ -66,6 +70,7 @@ def summarise_multi_label(
     skipped: Iterable[tuple[str, str]] = (),
     notes: Iterable[str] = (),
     by: Mapping[str, Any] | None = None,
+    specificity: float = SPECIFICITY,
 ) -> dict[str, Any]:
     """Sums up the probabilities of findings, as ``summary.json`` holds them.
 
@@ -75,6 +80,7 @@ def summarise_multi_label(
         skipped: Identifier and reason of each scan that was not scored.
         notes: What a reader must know.
         by: What was evaluated and on what.
+        specificity: Share of the scans without a finding that the threshold of the sensitivity leaves below.
 
     Raises:
         UserError: No rows, a scan that stands twice, or scores that are no probabilities.
@@ -83,7 +89,7 @@ def summarise_multi_label(
     refuse_nothing(rows, skipped)
     refuse_twice(rows)
     _, truth = findings_arrays(rows, names)
-    found = multi_label_means(rows, names)
+    found = multi_label_means(rows, names, specificity)
     counts = {
         what: {name: int((truth[:, number] == value).sum()) for number, name in enumerate(names)}
         for what, value in (("yes", 1), ("no", 0), ("not known", NOT_KNOWN))
@@ -107,7 +113,9 @@ def summarise_multi_label(
     }
 
 
-def multi_label_means(rows: Sequence[FindingsRow], names: Sequence[str]) -> dict[str, Interval]:
+def multi_label_means(
+    rows: Sequence[FindingsRow], names: Sequence[str], specificity: float = SPECIFICITY
+) -> dict[str, Interval]:
     """Each measure with its interval, by the names that ``summarise_multi_label`` gives them."""
     probabilities, truth = findings_arrays(rows, names)
     subjects = [row.subject_id for row in rows]
@@ -116,7 +124,7 @@ def multi_label_means(rows: Sequence[FindingsRow], names: Sequence[str]) -> dict
         return statistic_interval(lambda places: measure(probabilities[places], truth[places]), subjects)
 
     found = {}
-    for kind, measure in MEASURES.items():
+    for kind, measure in measures(specificity).items():
         each = {name: interval(partial(of_finding, measure, number)) for number, name in enumerate(names)}
         defined = sum(one.value is not None for one in each.values())
         found[kind] = interval(partial(mean_of_findings, measure, every=defined))  # fewer are another measure

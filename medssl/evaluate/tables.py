@@ -29,7 +29,14 @@ from medssl.evaluate.cases import (
     write_segmentation,
     write_text,
 )
-from medssl.evaluate.classification import MEANS_OF_CLASSES, calibration_curve, metrics, refuse_unfit, undefined
+from medssl.evaluate.classification import (
+    SPECIFICITY,
+    calibration_curve,
+    means_of_classes,
+    metrics,
+    refuse_unfit,
+    undefined,
+)
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -146,6 +153,7 @@ def summarise_classification(
     notes: Iterable[str] = (),
     by: Mapping[str, Any] | None = None,
     scaling: Scaling | None = None,
+    specificity: float = SPECIFICITY,
 ) -> dict[str, Any]:
     """Sums up a classification, as ``summary.json`` holds it: the measures of ``evaluate.classification``.
 
@@ -159,6 +167,7 @@ def summarise_classification(
         notes: What a reader must know.
         by: What was evaluated and on what.
         scaling: A temperature that was fitted on other subjects.
+        specificity: Share of the other scans that the threshold of the sensitivity leaves below.
 
     Raises:
         UserError: No rows, a scan that stands twice, an unknown class, or scores that are no probabilities.
@@ -167,7 +176,7 @@ def summarise_classification(
     refuse_nothing(rows, skipped)
     refuse_twice(rows)
     probabilities, truth = arrays_of(rows, names)
-    found = classification_means(rows, names, scaling)
+    found = classification_means(rows, names, scaling, specificity)
     defined = {name: interval for name, interval in found.items() if interval.value is not None}
     occurring = {"truth": Counter(row.truth for row in rows), "predicted": Counter(row.predicted for row in rows)}
     curves = {"calibration": _curve(probabilities, truth)}
@@ -184,20 +193,23 @@ def summarise_classification(
         **curves,
         **({} if scaling is None else {"scaling": asdict(scaling)}),
         "skipped": [{"scan_id": scan_id, "reason": reason} for scan_id, reason in skipped],
-        "notes": [*notes, *said, *grouped(undefined(truth, names)), *interval_notes(defined)],
+        "notes": [*notes, *said, *grouped(undefined(truth, names, specificity)), *interval_notes(defined)],
         "by": dict(by or {}),
     }
 
 
 def classification_means(
-    rows: Sequence[ClassificationRow], names: Sequence[str], scaling: Scaling | None = None
+    rows: Sequence[ClassificationRow],
+    names: Sequence[str],
+    scaling: Scaling | None = None,
+    specificity: float = SPECIFICITY,
 ) -> dict[str, Interval]:
     """Each measure with its interval, by the names that ``summarise_classification`` gives them."""
     probabilities, truth = arrays_of(rows, names)
     subjects = [row.subject_id for row in rows]
-    measures = metrics(names)
+    measures, means = metrics(names, specificity), means_of_classes(specificity)
     found = {
-        name: statistic_interval(_on_resample(metric, probabilities, truth, name in MEANS_OF_CLASSES), subjects)
+        name: statistic_interval(_on_resample(metric, probabilities, truth, name in means), subjects)
         for name, metric in measures.items()
     }
     if scaling is not None:

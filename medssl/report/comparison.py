@@ -11,8 +11,8 @@ import numpy as np
 from medssl.evaluate.bootstrap import Interval, paired_difference, statistic_interval, subject_means
 from medssl.evaluate.cases import FindingsRow, NumberRow, scan_scores
 from medssl.evaluate.classification import SENSITIVITY, SPECIFICITY, metrics
-from medssl.evaluate.multi_label import MEASURES as FINDINGS
 from medssl.evaluate.multi_label import mean_of_findings
+from medssl.evaluate.multi_label import measures as measures_of_findings
 from medssl.evaluate.regression import r2
 from medssl.types import UserError
 
@@ -192,7 +192,8 @@ def _of_others(first: Evaluation, second: Evaluation) -> list[Difference]:
     else:
         answers = [np.array([row.probabilities for row in own if isinstance(row, FindingsRow)]) for own in rows]
         every = sum(first.summary["metrics"][f"auroc:{name}"]["value"] is not None for name in first.summary["classes"])
-        measures = {name: partial(mean_of_findings, FINDINGS[name], every=every) for name in OF_FINDINGS}
+        known = measures_of_findings()
+        measures = {name: partial(mean_of_findings, known[name], every=every) for name in OF_FINDINGS}
     found = []
     for name, measure in measures.items():
 

@@ -209,6 +209,12 @@ def test_a_temperature_is_fitted_on_another_split(tmp_path, out, capsys, monkeyp
     run = fitted.save(tmp_path / "run", fitted.Mean, schema=LabelSchema("class", KINDS.classes), window=(8, 8))
     assert evaluate(run, index=file, out=out) == 0
     plain = tables.read_summary(out / "summary.json")
+    assert evaluate(run, index=file, out=out, specificity=0.6) == 0
+    found = tables.read_summary(out / "summary.json")["metrics"]
+    assert found["sensitivity_at_specificity_0.6"]["value"] is not None
+    assert [name.replace("0.6", "0.9") for name in found] == [*plain["metrics"]]
+    with pytest.raises(UserError, match="specificity is 90: give a share above 0, up to 1"):
+        evaluate(run, index=file, out=out, specificity=90)
     assert "<svg" in (out / "calibration.svg").read_text()
     assert "temperature" not in (out / "calibration.svg").read_text()
     assert evaluate(run, index=file, out=out, calibrate="val") == 0

@@ -15,6 +15,7 @@ from medssl.evaluate.classification import (
     average_precision,
     calibration_curve,
     calibration_error,
+    refuse_specificity,
     score_cases,
     sensitivity,
     undefined,
@@ -104,6 +105,14 @@ def test_sensitivity_at_fixed_specificity_by_hand():
     assert sensitivity(scores, positive, 0.2) == 1.0
     assert sensitivity(np.full(4, 0.5), np.arange(4) > 1) == 0.0  # no threshold tells them apart
     assert sensitivity(own, own > 0) is None
+
+
+def test_a_specificity_is_a_share():
+    for good in (0.01, 0.9, 1.0):
+        refuse_specificity(good)
+    for bad in (0.0, -0.1, 1.01, 95, float("nan")):
+        with pytest.raises(UserError, match=r"specificity is .*: give a share above 0, up to 1"):
+            refuse_specificity(bad)
 
 
 def by_loops(scores, positive):

@@ -44,6 +44,11 @@ def test_findings_by_hand():
     assert values["brier:effusion"] == pytest.approx((0.01 + 0.16 + 0.49 + 0.01) / 4)
     assert values["brier:nodule"] == pytest.approx((0.16 + 0.25 + 0.49) / 3)
     assert values["brier"] == pytest.approx((values["brier:effusion"] + values["brier:nodule"]) / 2)
+    for specificity, effusion, nodule in ((0.9, 1 / 2, 0.0), (0.5, 1.0, 1.0)):
+        found = summarise_multi_label(ROWS, NAMES, specificity=specificity)["metrics"]
+        name = f"sensitivity_at_specificity_{specificity:g}"  # thresholds 0.9 and 0.3, none and 0.6
+        assert [found[f"{name}:{finding}"]["value"] for finding in NAMES] == [effusion, nodule]
+        assert found[name]["value"] == (effusion + nodule) / 2
     assert summary["counts"] == {
         "yes": {"effusion": 2, "nodule": 1}, "no": {"effusion": 2, "nodule": 2},
         "not known": {"effusion": 0, "nodule": 1},
@@ -70,11 +75,12 @@ def test_a_finding_that_is_the_same_everywhere_is_said():
     summary = summarise_multi_label(rows, NAMES)
     assert summary["metrics"]["auroc:nodule"]["value"] is None
     assert summary["metrics"]["auroc"]["value"] == summary["metrics"]["auroc:effusion"]["value"]
-    why = "auroc:nodule, average_precision:nodule: not defined: it is absent in every scan where it is known"
+    at = "sensitivity_at_specificity_0.9:nodule"
+    why = f"auroc:nodule, average_precision:nodule, {at}: not defined: it is absent in every scan where it is known"
     assert why in summary["notes"]
     unknown = [FindingsRow(row.scan_id, row.subject_id, (row.truth[0], -1), row.probabilities) for row in rows]
     notes = summarise_multi_label(unknown, NAMES)["notes"]
-    assert "auroc:nodule, average_precision:nodule, brier:nodule: not defined: it is known of no scan" in notes
+    assert f"auroc:nodule, average_precision:nodule, {at}, brier:nodule: not defined: it is known of no scan" in notes
 
 
 NUMBERS = [NumberRow("s1", "a", 40.0, 43.0), NumberRow("s2", "b", 50.0, 50.0), NumberRow("s3", "c", 60.0, 59.0),

@@ -319,6 +319,23 @@ def test_a_classification_in_sum():
     assert (summary["notes"], summary["skipped"], summary["by"]) == ([], [], {"split": "test"})
 
 
+def test_the_specificity_can_be_set():
+    """Ten healthy scans at 0.0, 0.1, ... 0.9; ill ones at 0.85, 0.9, 0.95 and 0.2 (as for ``sensitivity`` by hand)."""
+    chances = [*(n / 10 for n in range(10)), 0.85, 0.9, 0.95, 0.2]
+    rows = [
+        ClassificationRow(f"s{n}", f"p{n}", "ill" if n >= 10 else "healthy", "healthy", (1 - chance, chance))
+        for n, chance in enumerate(chances)
+    ]
+    for specificity, expected in ((0.9, 0.75), (1.0, 0.25), (0.95, 0.25), (0.2, 1.0)):
+        found = summarise_classification(rows, ["healthy", "ill"], specificity=specificity)["metrics"]
+        (name,) = (name for name in found if name.startswith("sensitivity"))
+        assert name == f"sensitivity_at_specificity_{specificity:g}"
+        assert found[name]["value"] == expected
+    notes = summarise_classification(rows[:10], ["healthy", "ill"], specificity=0.95)["notes"]
+    lacking = "balanced_accuracy, auroc, average_precision, sensitivity_at_specificity_0.95: not defined: every scan is"
+    assert any(note.startswith(lacking) for note in notes)
+
+
 def test_a_temperature_gives_measures_before_and_after():
     rows, scaling = classified(), Scaling(2.0, "val", 30, 12)
     plain, summary = summarise_classification(rows, NAMES), summarise_classification(rows, NAMES, scaling=scaling)
