@@ -47,15 +47,14 @@ class Preset:
 IMAGE = ("--objective.view.size", "[128,128]")
 COLOUR = (*IMAGE, "--encoder.in_channels", "3")
 CROP = ("--objective.view.size", "[40,56,40]")
-SLAB = ("--objective.view.size", "[40,56,8]")  # a quarter of the volume is 9 voxels thick
 PRESETS = {
     "spark_3d_small": Preset("hippocampus", "mask", CROP),
     "mae_resenc_3d_small": Preset("hippocampus", "mask", CROP),
     "mae_3d_small": Preset("hippocampus", "mask", CROP),
     "simmim_3d_small": Preset("hippocampus", "mask", ("--objective.view.size", "[32,48,32]")),
-    "simclr_3d_small": Preset("hippocampus", "mask", CROP),
-    "global_3d_small": Preset("hippocampus", "mask", SLAB),
-    "local_3d_small": Preset("hippocampus", "mask", SLAB, "global_3d_small"),
+    "simclr_3d_small": Preset("hippocampus", "mask"),
+    "global_3d_small": Preset("hippocampus", "mask"),
+    "local_3d_small": Preset("hippocampus", "mask", start="global_3d_small"),
     "graph_match_3d_small": Preset("hippocampus", "mask"),
     "spark_2d_small": Preset("ultrasound", "class", COLOUR),
     "mae_2d_small": Preset("ultrasound", "class", COLOUR),
