@@ -72,7 +72,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         calibrate: Split on which a temperature for the probabilities of a classification is fitted, such as val; it is
             classified, too, under the same condition.
         by: Columns of the index, with commas between them (sex, manufacturer, age_band, ...): every measure is also
-            given for the scans of each value.
+            given for the scans of each value, or of each of at most five bands where there are more than ten numbers.
         windows: How a scan is gone through.
 
     Returns:

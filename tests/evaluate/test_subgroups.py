@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from medssl.evaluate.cases import ClassificationRow, SegmentationRow
 from medssl.evaluate.segmentation import ClassScore
@@ -56,6 +58,59 @@ def test_values_are_in_order_and_those_that_lack_come_last():
     assert index.asked == ["split = 'o''clock'"]
     assert values_of(["sex"], index, "test", ["s2"]) == {"sex": {"s2": "F"}}
     assert values_of([], index, "test", ["s2"]) == {}
+
+
+def grouped(values):
+    """The groups in their order, each with its values."""
+    scans = [f"s{n}" for n in range(len(values))]
+    found = values_of(["column"], opened(column=values), "test", scans)["column"]
+    groups = {}
+    for scan, group in found.items():
+        groups.setdefault(group, []).append(values[int(scan[1:])])
+    return groups
+
+
+def test_many_numbers_are_cut_into_bands():
+    ages = (94, 18, 20, 39, 40, 59, 60, 61, 62, 63, 80, 79)
+    assert grouped(ages) == {
+        "0 to 19": [18], "20 to 39": [20, 39], "40 to 59": [40, 59], "60 to 79": [60, 61, 62, 63, 79],
+        "80 to 99": [80, 94],
+    }  # fmt: skip
+    text = grouped((*map(str, ages), ""))  # values of a table are text
+    assert list(text) == ["0 to 19", "20 to 39", "40 to 59", "60 to 79", "80 to 99", "not known"]
+    assert text["60 to 79"] == ["60", "61", "62", "63", "79"]
+    tenths = grouped(tuple(n / 10 for n in range(11)))
+    assert {band: len(values) for band, values in tenths.items()} == {
+        "0 to below 0.5": 5, "0.5 to below 1": 5, "1 to below 1.5": 1
+    }  # fmt: skip
+    assert tenths["0.5 to below 1"] == [0.5, 0.6, 0.7, 0.8, 0.9]
+    assert list(grouped(tuple(range(-12, 8)))) == ["-15 to -11", "-10 to -6", "-5 to -1", "0 to 4", "5 to 9"]
+    assert next(iter(grouped(tuple(range(20010000, 20060000, 2500))))) == "20010000 to 20019999"
+
+
+def test_few_numbers_and_words_are_groups_of_their_own():
+    assert list(grouped(("10", "9", "100", None))) == ["9", "10", "100", "not known"]
+    assert len(grouped(tuple(range(10)))) == 10
+    assert len(grouped(tuple(range(11)))) == 3
+    assert len(grouped((*map(str, range(20)), "many"))) == 21  # one word
+    assert len(grouped((*map(str, range(20)), "nan"))) == 21
+
+
+@given(st.lists(st.floats(-1e6, 1e6) | st.integers(-500, 500), min_size=11, max_size=40, unique=True))
+def test_bands_are_few_and_hold_their_values(values):
+    groups = grouped(values)
+    if max(values) - min(values) < 1e-3 or len(set(values)) <= 10:
+        return
+    assert len(groups) <= 5
+    whole = all(float(value).is_integer() for value in values)
+    widths = set()
+    for band, own in groups.items():
+        first, behind = (float(border) for border in band.replace("below ", "").split(" to "))
+        behind += whole
+        widths.add(round(behind - first, 9))
+        near = 1e-6 * (behind - first)
+        assert all(first - near <= value < behind + near for value in own)
+    assert len(widths) == 1
 
 
 def test_groups_without_scores_are_left_out():
