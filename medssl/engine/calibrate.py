@@ -1,4 +1,4 @@
-"""The part of ``medssl evaluate`` on calibration: where a temperature is fitted."""
+"""The part of ``medssl evaluate`` and ``medssl predict`` on calibration: where a temperature is fitted and found."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 from medssl.data.split import overlap
 from medssl.evaluate.calibration import Scaling, temperature
-from medssl.evaluate.tables import arrays_of
+from medssl.evaluate.tables import SUMMARY, arrays_of, read_summary
 from medssl.types import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from medssl.engine.inference import Fitted
     from medssl.evaluate.cases import ClassificationRow
@@ -54,6 +55,32 @@ def refuse_shared(fitted: Fitted, scans: Sequence[Scan], others: Sequence[Scan])
     if not known:
         return []
     return [f"temperature: {len(known)} of the {len(asked)} subjects were trained or validated on with labels"]
+
+
+def scaling_of(scores: Path, fitted: Fitted) -> Scaling:
+    """The temperature that ``medssl evaluate --calibrate`` fitted for a network.
+
+    Args:
+        scores: Folder of the scores, or its summary.json.
+        fitted: The network that is to be asked.
+
+    Raises:
+        UserError: No classification, no readable summary, no temperature in it, or one of other weights.
+    """
+    if fitted.kind != "classification":
+        message = f"--scaling {scores} is for class probabilities, the network is a {fitted.kind}: leave --scaling out"
+        raise UserError(message)
+    summary = read_summary(scores / SUMMARY if scores.is_dir() else scores)
+    if "scaling" not in summary:
+        message = f"--scaling {scores} holds no temperature: run medssl evaluate with --calibrate val"
+        raise UserError(message)
+    if summary["by"].get("weights") != fitted.digest:
+        message = (
+            f"--scaling {scores} is of the weights {summary['by'].get('weights')}, the network has {fitted.digest}: "
+            "give the scores of this network"
+        )
+        raise UserError(message)
+    return Scaling(**summary["scaling"])
 
 
 def fit_scaling(

@@ -7,7 +7,9 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from medssl.data.filling import UNREADABLE
 from medssl.data.identity import load_key
@@ -16,9 +18,11 @@ from medssl.data.labels import names_of
 from medssl.data.read import read
 from medssl.data.update import update
 from medssl.engine import outputs
+from medssl.engine.calibrate import scaling_of
 from medssl.engine.finished import Finished
 from medssl.engine.index import counting
 from medssl.engine.inference import Windows, classify, device_of, load_fitted, reason_of, segment
+from medssl.evaluate.calibration import scaled
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +35,7 @@ _FILES, _WINDOWS = FileOptions(), Windows()
 _SHOWN = 20
 
 
-def predict(
+def predict(  # noqa: PLR0913 (the keys of a command line)
     run: Path,
     scans: tuple[Path, ...] = (),
     *,
@@ -40,6 +44,7 @@ def predict(
     where: str | None = None,
     files: FileOptions = _FILES,
     names: Literal["scan_id", "file"] = "scan_id",
+    scaling: Path | None = None,
     windows: Windows = _WINDOWS,
 ) -> int:
     """Ask a fine-tuned network about scans: NIfTI label maps on the scans' own grids, PNG for images, or a table.
@@ -54,6 +59,8 @@ def predict(
         where: SQL condition on the columns of the index.
         files: How files are read, and the institution's key (scans that are no index's).
         names: Name predictions after the "scan_id", or after the "file" (or folder of a series) that the scan is from.
+        scaling: Folder of the scores of ``medssl evaluate --calibrate``, or its summary.json: the probabilities of
+            classes are given at the temperature that was fitted there.
         windows: How a scan is gone through.
 
     Returns:
@@ -64,8 +71,10 @@ def predict(
         message = "say what to predict: files or folders, or else an --index"
         raise UserError(message)
     fitted = load_fitted(run, device_of(windows.accelerator))
+    fit = None if scaling is None else scaling_of(scaling, fitted)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made_by = {"weights": fitted.digest, "overlap": windows.overlap, "precision": windows.precision}
+    made_by: dict[str, Any] = {"weights": fitted.digest, "overlap": windows.overlap, "precision": windows.precision}
+    made_by |= {} if fit is None else {"temperature": fit.temperature}
     finished = Finished(out, made_by)
     given = _Given(scans, out, files) if index is None else None
     with Index.open(given.index if given else index or Path()) as opened:
@@ -77,6 +86,11 @@ def predict(
     if fitted.kind != "segmentation":
         rows = [(called[scan.scan_id], finished.get(scan)) for scan in chosen if finished.get(scan) is not None]
         first = "scan_id" if names == "scan_id" else "name"
+        if fit is not None:
+            print(
+                f"probabilities at temperature {fit.temperature:.4g}, fitted on {fit.scans} scans of split {fit.split}"
+            )
+            rows = [(who, scaled(np.array([own]), fit.temperature)[0].tolist()) for who, own in rows]
         if rows:
             outputs.write_answers(out / "predictions.csv", rows, fitted.schema, first=first)
     elif len(chosen) > len(failed):

@@ -23,6 +23,9 @@ from medssl.data.update import update
 from medssl.engine import predict as verb
 from medssl.engine.inference import Windows, load_fitted, reader, segment
 from medssl.engine.predict import predict
+from medssl.evaluate import tables
+from medssl.evaluate.calibration import Scaling
+from medssl.evaluate.cases import ClassificationRow
 from medssl.heads.base import Network
 from medssl.heads.weights import save_network
 from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned, UserError
@@ -195,6 +198,56 @@ def test_a_classification_is_a_table(tmp_path, files, out):
 
 
 # --- going on
+
+
+def scores(folder: Path, run: Path, scaling: Scaling | None) -> Path:
+    """What an evaluation of a run leaves in a folder."""
+    rows = [ClassificationRow(f"s{n}", f"p{n}", "dark", "dark", (0.9, 0.1)) for n in range(3)]
+    by = {"weights": load_fitted(run, torch.device("cpu")).digest}
+    folder.mkdir()
+    tables.write_summary(
+        folder / "summary.json", tables.summarise_classification(rows, ["dark", "bright"], by=by, scaling=scaling)
+    )
+    return folder
+
+
+def probabilities(out: Path) -> dict[str, tuple[str, float, float]]:
+    rows = csv.DictReader((out / "predictions.csv").read_text().splitlines())
+    return {
+        row["name"]: (row["predicted"], *(float(row[f"probability:{n}"]) for n in ("dark", "bright"))) for row in rows
+    }
+
+
+def test_probabilities_at_the_temperature_of_an_evaluation(tmp_path, files, out, capsys):
+    for name, value in (("a", 40), ("b", 180), ("c", 250)):
+        write_picture(tmp_path / "scans" / f"{name}.png", np.full((9, 8), value, np.uint8))
+    run = fitted.save(tmp_path / "run", fitted.Mean, schema=KINDS, window=(8, 8))
+    fit = scores(tmp_path / "scores", run, Scaling(2.0, "val", 6, 5))
+    asked = {"files": files, "names": "file"}
+    assert predict(run, (tmp_path / "scans",), out=out, **asked) == 0
+    plain = probabilities(out)
+    assert "temperature" not in capsys.readouterr().out
+    for number, place in enumerate((fit, fit / "summary.json")):
+        other = out.with_name(f"other{number}")
+        assert predict(run, (tmp_path / "scans",), out=other, scaling=place, **asked) == 0
+        assert "probabilities at temperature 2, fitted on 6 scans of split val" in capsys.readouterr().out
+        assert probabilities(other).keys() == {"a", "b", "c"}
+        for name, (predicted, dark, bright) in probabilities(other).items():
+            assert predicted == plain[name][0]
+            odds = np.sqrt(plain[name][2] / plain[name][1])  # half of the logarithm
+            assert (dark, bright) == pytest.approx((1 / (1 + odds), odds / (1 + odds)))
+    with pytest.raises(UserError, match=r"other settings \(temperature None there, 2.0 here\): choose another --out"):
+        predict(run, (tmp_path / "scans",), out=out, scaling=fit, **asked)
+    bare = scores(tmp_path / "bare", run, None)
+    with pytest.raises(UserError, match="bare holds no temperature: run medssl evaluate with --calibrate val"):
+        predict(run, (tmp_path / "scans",), out=out, scaling=bare, **asked)
+    with pytest.raises(UserError, match=r"nowhere cannot be read .*: run medssl evaluate again"):
+        predict(run, (tmp_path / "scans",), out=out, scaling=tmp_path / "nowhere", **asked)
+    second = fitted.save(tmp_path / "second", fitted.Mean, schema=KINDS, window=(8, 8), subjects=("x",))
+    with pytest.raises(UserError, match=r"is of the weights \w{16}, the network has \w{16}: give the scores of this"):
+        predict(second, (tmp_path / "scans",), out=out, scaling=fit, **asked)
+    with pytest.raises(UserError, match="is for class probabilities, the network is a segmentation: leave --scaling"):
+        predict(fitted.save(tmp_path / "third"), (tmp_path / "scans",), out=out, scaling=fit, **asked)
 
 
 def test_finished_predictions_are_not_made_again(tmp_path, files, out, monkeypatch, capsys):
