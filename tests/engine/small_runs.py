@@ -17,7 +17,10 @@ from medssl.engine.health import Health, settled_after
 from medssl.engine.optim import Optimization, make_optimizer, set_rates
 from medssl.objectives.base import Objective
 from medssl.objectives.global_local import Cues, GlobalContrast
+from medssl.objectives.graph_match import GraphMatch
+from medssl.objectives.mae import MAE, UNetMAE
 from medssl.objectives.simclr import SimCLR
+from medssl.objectives.simmim import SimMIM
 from medssl.objectives.spark import SparK
 from medssl.ops.similarity import alignment
 from medssl.types import Batch, Loss, Step, ViewSpec
@@ -49,11 +52,7 @@ FAULTS = {
     "shuffled views": Fault(shuffled=True),
     "nothing pushes apart": Fault(attract=True, encoder="vit"),
 }
-FITTING = {
-    "simclr": set(FAULTS),
-    "global": set(FAULTS) - {"nothing pushes apart"},
-    "spark": {"healthy", "rate x 100", "rate x 10000", "constant input"},
-}
+RECONSTRUCTIONS = {"spark", "mae", "unet_mae", "simmim"}
 
 
 class Attraction(SimCLR):
@@ -98,6 +97,14 @@ def objective_of(name: str, fault: Fault) -> Objective:
     view = ViewSpec((SIDE, SIDE))
     if name == "spark":
         return SparK(encoder, view=view, decoder_width=32)
+    if name == "mae":
+        return MAE(encoder, view=view, decoder_width=32, decoder_depth=1)
+    if name == "unet_mae":
+        return UNetMAE(encoder, view=view)
+    if name == "simmim":
+        return SimMIM(encoder, view=view)
+    if name == "graph_match":
+        return GraphMatch(encoder, view=view, projection=(32,))
     if name == "simclr":
         kind = Attraction if fault.attract else SimCLR
         return kind(encoder, view=view, temperature=fault.temperature, projection=(32, 32))
@@ -135,7 +142,7 @@ def batches(name: str, fault: Fault, images: torch.Tensor, seed: int) -> Iterato
         names = tuple(f"patient{number}" for number in patients.tolist())
         origin = replace(one.origin, scan_ids=names, subject_ids=names, along=(parts + 0.5) / PARTS)
         views = one.views
-        if name != "spark":
+        if name not in RECONSTRUCTIONS:
             other = view(picked)
             if fault.shuffled:
                 other = other[torch.randperm(BATCH, generator=generator)]

@@ -15,11 +15,16 @@ EXPECTED = {  # what is told first, and by which step
     "shuffled views": ({"stuck"}, 220),
     "nothing pushes apart": ({"collapse", "narrowing"}, 220),
 }
-HEALTHY = [("spark", "healthy")] + [(n, f) for n in ("simclr", "global") for f in ("healthy", "healthy transformer")]
+HEALTHY = [
+    *[(name, "healthy") for name in ("spark", "unet_mae", "graph_match")],
+    *[(name, "healthy transformer") for name in ("mae", "simmim")],
+    *[(name, fault) for name in ("simclr", "global") for fault in ("healthy", "healthy transformer")],
+]
 BROKEN = [
     *[("spark", fault) for fault in ("rate x 10000", "constant input")],
     *[("simclr", fault) for fault in EXPECTED if fault != "rate x 10000"],
     *[("global", fault) for fault in EXPECTED if fault not in {"rate x 10000", "nothing pushes apart"}],
+    ("graph_match", "shuffled views"),
 ]
 SURVIVORS = [(name, fault) for name in ("simclr", "global") for fault in ("rate x 100", "rate x 10000")]
 SECONDS = [("spark", "constant input"), ("simclr", "temperature 0.0005"), ("global", "constant input")]
