@@ -13,6 +13,7 @@ from medssl.types import LabelSchema, UserError
 
 _FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 _FOLDERS |= {"test": "test", "testing": "test"}
+FORMULA = "=+-@\t\r"  # what a formula of a spreadsheet may begin with
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class LabelOptions:
             if not separator or not name.strip() or not value.strip().lstrip("-").isdigit():
                 message = f"--labels.class_names {pair!r}: expected VALUE=NAME, as in 0=background,1=tumour"
                 raise UserError(message)
+            refuse_formula(name.strip(), "--labels.class_names")
             classes.append((int(value), name.strip()))
         if len({value for value, _ in classes}) < len(classes):
             message = f"--labels.class_names {self.class_names!r}: a value stands twice"
@@ -92,6 +94,32 @@ class LabelOptions:
         for left, right in reversed(pairs):
             path = path.replace(right, left)
         return path
+
+
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet would compute a cell with this text: it begins with = + - @, and is no number and no sign.
+
+    >>> [is_formula(text) for text in ("=1+1", "-cmd", "-1", "+", "1=1")]
+    [True, True, False, False, False]
+    """
+    if len(text) < 2 or text[0] not in FORMULA:
+        return False
+    try:
+        float(text)
+    except ValueError:
+        return True
+    return False
+
+
+def refuse_formula(name: str, where: str) -> None:
+    """Refuses a name that tables of scores and predictions would hand to a spreadsheet as a formula.
+
+    Raises:
+        UserError: Names it.
+    """
+    if is_formula(name):
+        message = f"{where}: {name!r} begins with {name[0]!r}, which spreadsheets take for a formula: rename it"
+        raise UserError(message)
 
 
 @dataclass
@@ -124,7 +152,8 @@ def read_table(options: LabelOptions, *, also: Sequence[str] = ()) -> Table:
         also: Columns that another rule needs (subject, split).
 
     Raises:
-        UserError: No such file or column, no column chosen, or a key that stands twice with different values.
+        UserError: No such file or column, no column chosen, a value that is a formula, or a key that stands twice with
+            different values.
     """
     if not options.values:
         if also:
@@ -152,6 +181,8 @@ def read_table(options: LabelOptions, *, also: Sequence[str] = ()) -> Table:
     for line in lines:
         key = (line[options.key] or "").strip()
         row = {name: (line[name] or "").strip() for name in dict.fromkeys((*keep, *also))}
+        for name in keep:
+            refuse_formula(row[name], f"{file.name}, column {name!r}")
         if rows.setdefault(key, row) != row:
             same = [name for name in keep if rows[key][name] == row[name]]
             message = f"{file.name}: {options.key} {key!r} stands twice with different values (equal: {same or 'none'})"

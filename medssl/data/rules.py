@@ -14,7 +14,7 @@ from typing import Any
 
 from medssl.data.identity import SubjectRule, named_digest, patient_digest
 from medssl.data.index import Index
-from medssl.data.labels import LabelOptions, Table, folder_split, names_of, read_table
+from medssl.data.labels import LabelOptions, Table, folder_split, names_of, read_table, refuse_formula
 from medssl.data.split import parse_shares, split_of
 
 _PAGE = 1000
@@ -125,6 +125,7 @@ class _Ruler:
         kept = {column: values[column] for column in self.table.columns if column in values}
         if self.labels.classes == "folder":
             kept["class"] = PurePosixPath(path).parent.name
+            refuse_formula(kept["class"], "--labels.classes folder")
         mask, status = self._mask(path, row, (found["status"], found["reason"]))
         self._count(known, kept, values, mask)
         return _Ruled(subject, known, self._split(path, subject, values.get(self.split_column, "")), kept, status, mask)

@@ -14,7 +14,7 @@ import numpy as np
 from medssl.data.filling import UNREADABLE
 from medssl.data.identity import load_key
 from medssl.data.index import FileOptions, Index, IndexOptions
-from medssl.data.labels import names_of
+from medssl.data.labels import is_formula, names_of
 from medssl.data.read import read
 from medssl.data.update import update
 from medssl.engine import outputs
@@ -26,7 +26,7 @@ from medssl.evaluate.calibration import scaled
 from medssl.types import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from medssl.engine.inference import Fitted
     from medssl.types import Scan
@@ -81,6 +81,8 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
         chosen = [scan for scan in opened.scans(where) if given is None or given.has(scan, opened.root)]
         skipped = list(given.left_out(opened)) if given else []
         called = _names(chosen, names)
+        if fitted.kind != "segmentation":
+            refuse_formulas(called.values())
         there, failed = _predict_all(fitted, chosen, called, (out, opened.root, windows), finished)
     skipped += failed
     if fitted.kind != "segmentation":
@@ -144,6 +146,18 @@ class _Given:
         for path, reason in opened.connection.execute("SELECT path, reason FROM files WHERE state = 'ignored'"):
             if Path(os.path.normpath(opened.root / path)) in self.files:
                 yield PurePosixPath(path).name, reason
+
+
+def refuse_formulas(names: Iterable[str]) -> None:
+    """Refuses names of files that a spreadsheet would take for formulas.
+
+    Raises:
+        UserError: Names one.
+    """
+    found = [name for name in names if is_formula(name)]
+    if found:
+        message = f"the file {found[0]!r} would be a formula in predictions.csv: rename it, or say --names scan_id"
+        raise UserError(message)
 
 
 def _names(scans: Sequence[Scan], by: Literal["scan_id", "file"]) -> dict[str, str]:

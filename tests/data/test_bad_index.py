@@ -193,6 +193,15 @@ def flat_affine(folder: Path) -> None:
     (folder / "bad.nii").write_bytes(content)
 
 
+def formula_folder(folder: Path) -> None:
+    write_nifti(folder / "@SUM(A1)" / "good.nii.gz", noise((5, 5, 5)))
+
+
+def formula_table(folder: Path) -> None:
+    good(folder)
+    (folder / "table.csv").write_text("scan,grade\ngood,-cmd\n")
+
+
 @dataclass(frozen=True)
 class Row:
     build: Callable[[Path], Any]
@@ -233,6 +242,27 @@ ROWS = [
     Row(good, r"error: column:x needs a table", 2, words=("--subject", "column:x"), id="subject without table"),
     Row(good, r"error: --labels.masks 'x': expected TEXT=TEXT", 2, words=("--labels.masks", "x"), id="masks"),
     Row(good, r"error: .*class_names 'a': expected VALUE=NAME", 2, words=("--labels.class_names", "a"), id="names"),
+    Row(
+        good,
+        r"error: --labels.class_names: '=1\+1' begins with '=', which spreadsheets take for a formula: rename it",
+        2,
+        words=("--labels.class_names", "0=background,1==1+1"),
+        id="class name that is a formula",
+    ),
+    Row(
+        formula_folder,
+        r"error: --labels.classes folder: '@SUM\(A1\)' begins with '@', which spreadsheets take for a",
+        2,
+        words=("--labels.classes", "folder"),
+        id="folder that is a formula",
+    ),
+    Row(
+        formula_table,
+        r"error: table.csv, column 'grade': '-cmd' begins with '-', which spreadsheets take for a form",
+        2,
+        words=("--labels.values", "{scans}/table.csv", "--labels.key", "scan", "--labels.columns", "grade"),
+        id="value that is a formula",
+    ),
     Row(good, r"error: .*add up to 0.5, expected 1", 2, words=("--labels.split", "train=0.5"), id="split"),
     Row(
         good, r"error: .*lies inside .*scans, which may be passed on", 2, words=("--files.key", "{scans}/key"), id="key"

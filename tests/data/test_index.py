@@ -382,6 +382,21 @@ def test_a_table_finds_dicom_scans_by_patient(tmp_path, file):
     assert scan.labels.values == (("state", "sick"),)
 
 
+def test_numbers_and_signs_are_no_formulas(tmp_path, file):
+    told = {"a": "-1", "b": "+", "c": "-2.5e3", "d": "-", "e": ""}
+    for name in told:
+        write_nifti(tmp_path / "d" / f"{name}.nii", noise((4, 4, 4), seed=ord(name)))
+    (tmp_path / "t.csv").write_text("id,state,note\n" + "".join(f"{name},{value},=1\n" for name, value in told.items()))
+    run(file, tmp_path / "d", labels=LabelOptions(values=str(tmp_path / "t.csv"), key="id", columns="state"))
+    with Index.open(file) as index:
+        assert sorted(dict(scan.labels.values)["state"] for scan in index.scans()) == sorted(told.values())
+    options = LabelOptions(values=str(tmp_path / "t.csv"), key="id", columns="state,note")
+    with pytest.raises(
+        UserError, match=r"t.csv, column 'note': '=1' begins with '=', which spreadsheets take for a form"
+    ):
+        run(file, tmp_path / "d", labels=options)
+
+
 def test_a_subject_on_two_sides_is_said(tmp_path, file):
     for split in ("train", "test"):
         write_nifti(tmp_path / "d" / split / "p1.nii", noise((4, 4, 4)))

@@ -200,6 +200,22 @@ def test_a_classification_is_a_table(tmp_path, files, out):
 # --- going on
 
 
+def test_a_name_that_is_a_formula_is_kept_out_of_the_table(tmp_path, files, out):
+    for name in ("=1+1", "-3", "good"):
+        write_nifti(tmp_path / "scans" / f"{name}.nii", np.full((8, 8, 4), 40, np.int16))
+    run = fitted.save(tmp_path / "run", fitted.Mean, schema=KINDS, window=(8, 8))
+    with pytest.raises(
+        UserError, match=r"the file '=1\+1' would be a formula in predictions.csv: rename it, or say --n"
+    ):
+        predict(run, (tmp_path / "scans",), out=out, files=files, names="file")
+    assert not (out / "predictions.csv").exists()
+    assert predict(run, (tmp_path / "scans",), out=out, files=files) == 0
+    (tmp_path / "scans" / "=1+1.nii").unlink()
+    other = out.with_name("other")
+    assert predict(run, (tmp_path / "scans",), out=other, files=files, names="file") == 0
+    assert probabilities(other).keys() == {"-3", "good"}
+
+
 def scores(folder: Path, run: Path, scaling: Scaling | None) -> Path:
     """What an evaluation of a run leaves in a folder."""
     rows = [ClassificationRow(f"s{n}", f"p{n}", "dark", "dark", (0.9, 0.1)) for n in range(3)]
