@@ -58,6 +58,11 @@ class Difference:
     subjects: int
     left_out: int = 0
 
+    @property
+    def conclusive(self) -> bool:
+        """Whether there are runs and subjects enough for a verdict."""
+        return self.runs >= FEWEST_RUNS and self.p is not None
+
 
 def difference(first: Float[np.ndarray, "R S"], second: Float[np.ndarray, "R S"], *, seed: int = 0) -> Difference:
     """Compares two ways of training.
@@ -110,7 +115,7 @@ def verdict(
     differences: Sequence[Difference],
     *,
     what: str = "Dice",
-    p_values: Sequence[float] | None = None,
+    p_values: Sequence[float | None] | None = None,
 ) -> str:
     """What differences at several numbers of labelled subjects say, in one sentence.
 
@@ -121,15 +126,16 @@ def verdict(
         p_values: p-values that were corrected together with those of other arms; None corrects these here.
 
     Returns:
-        For example "helps with up to 4 labelled subjects, +0.031 Dice [0.012, 0.049]; no difference seen at 16".
+        For example "helps with up to 4 labelled subjects, +0.031 Dice [0.012, 0.049]; no difference seen at 16; too few
+        runs at 32: 4 of each arm, it takes 5".
     """
-    fewest = min(one.runs for one in differences)
-    if fewest < FEWEST_RUNS:
-        return f"too few runs for a verdict: {fewest} of each arm, it takes {FEWEST_RUNS}"
-    if any(one.p is None for one in differences):
-        return f"too few test subjects for a verdict: it takes {FEWEST_SUBJECTS}"
-    known = corrected([one.p for one in differences if one.p is not None]) if p_values is None else p_values
-    signs = [0 if p > LEVEL else (1 if one.value > 0 else -1) for one, p in zip(differences, known, strict=True)]
+    if p_values is None:
+        own = iter(corrected([one.p for one in differences if one.p is not None]))
+        p_values = [None if one.p is None else next(own) for one in differences]
+    signs = [
+        None if p is None or not one.conclusive else 0 if p > LEVEL else 1 if one.value > 0 else -1
+        for one, p in zip(differences, p_values, strict=True)
+    ]
     parts = []
     for sign, words in ((1, "helps"), (-1, "hurts"), (0, "no difference seen")):
         chosen = [place for place, found in enumerate(signs) if found == sign]
@@ -141,10 +147,10 @@ def verdict(
         numbers = [f"{_numbers(differences[place], what)} at {labels[place]}" for place in chosen]
         alone = _numbers(differences[chosen[0]], what)
         parts.append(f"{words} {_where(labels, chosen)}, {alone if len(chosen) == 1 else '; '.join(numbers)}")
-    return "; ".join(parts)
+    return "; ".join([*parts, *_too_few(labels, differences)])
 
 
-def labels_needed(labels: Sequence[int], scores: Sequence[float], wanted: float) -> tuple[float, bool]:
+def labels_needed(labels: Sequence[int], scores: Sequence[float], wanted: float) -> float | None:
     """How many labelled subjects a curve of scores needs to reach a score.
 
     Between the measured numbers the score is taken to rise with the logarithm of the number; a curve that falls is
@@ -156,18 +162,17 @@ def labels_needed(labels: Sequence[int], scores: Sequence[float], wanted: float)
         wanted: The score.
 
     Returns:
-        The number, and whether it is measured: False where even the most labels do not reach it (the number is then
-        the most) or the fewest already do (the number is then the fewest).
+        The number; None where even the most labels do not reach the score. The fewest stand for "these or fewer".
     """
     rising = np.maximum.accumulate(np.asarray(scores, float))
     if wanted > rising[-1]:
-        return float(labels[-1]), False
+        return None
     if wanted <= rising[0]:
-        return float(labels[0]), wanted == rising[0]
+        return float(labels[0])
     place = int(np.searchsorted(rising, wanted))  # the first that reaches it
     share = (wanted - rising[place - 1]) / (rising[place] - rising[place - 1])
     low, high = np.log(labels[place - 1]), np.log(labels[place])
-    return float(np.exp(low + share * (high - low))), True
+    return float(np.exp(low + share * (high - low)))
 
 
 def pseudo_values(
@@ -275,6 +280,22 @@ def _p_value(table: Float[np.ndarray, "R S"], generator: np.random.Generator) ->
 
 def _signs(generator: np.random.Generator, *shape: int) -> Float[np.ndarray, "*shape"]:
     return generator.integers(2, size=shape).astype(float) * 2 - 1
+
+
+def _too_few(labels: Sequence[int], differences: Sequence[Difference]) -> list[str]:
+    """Where there is no verdict, and why: "too few runs at 16: 4 of each arm, it takes 5"."""
+    if not any(one.conclusive for one in differences):
+        fewest = min(one.runs for one in differences)
+        if fewest < FEWEST_RUNS:
+            return [f"too few runs for a verdict: {fewest} of each arm, it takes {FEWEST_RUNS}"]
+        return [f"too few test subjects for a verdict: it takes {FEWEST_SUBJECTS}"]
+    return [
+        f"too few runs at {number}: {one.runs} of each arm, it takes {FEWEST_RUNS}"
+        if one.runs < FEWEST_RUNS
+        else f"too few test subjects at {number}: it takes {FEWEST_SUBJECTS}"
+        for number, one in zip(labels, differences, strict=True)
+        if not one.conclusive
+    ]
 
 
 def _numbers(one: Difference, what: str) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float
 
+BOUNDED = ("dice", "auroc")  # from 0 to 1
 NAMES = {"dice": "Dice", "auroc": "AUROC", "negative_mae": "negative MAE"}  # of each more is better
 
 
@@ -29,6 +30,7 @@ class Trained:
         measure: "dice", "auroc" or "negative_mae".
         value: The measure over all test subjects.
         scores: By test subject; their mean is the value, None where a subject has none.
+        note: What a reader must know of how it is measured; "" otherwise.
     """
 
     arm: str
@@ -37,6 +39,7 @@ class Trained:
     measure: str
     value: float
     scores: Mapping[str, float | None]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,16 +84,22 @@ def levels(trained: Sequence[Trained], arm: str) -> list[Level]:
         scores = _table(own, _subjects(own))
         spread = difference(scores, np.zeros_like(scores)) if np.isfinite(scores).all(axis=0).any() else None
         low, high = (spread.low, spread.high) if spread else (None, None)
+        if low is not None and high is not None and own[0].measure in BOUNDED:
+            low, high = max(0.0, low), min(1.0, high)
         found.append(Level(labels, sum(one.value for one in own) / len(own), low, high, len(own)))
     return found
 
 
-def compared(trained: Sequence[Trained], twins: Mapping[str, str]) -> list[Compared]:
+def compared(
+    trained: Sequence[Trained], twins: Mapping[str, str], asked: Mapping[str, Sequence[int]] | None = None
+) -> list[Compared]:
     """Compares arms with their twins.
 
     Args:
         trained: All runs that are done, of one measure.
         twins: Twin of each arm.
+        asked: Numbers of labelled subjects that each arm was to be trained with; those without runs that can be
+            compared are named. None takes those of the runs.
 
     Returns:
         One for each arm that has a run in common with its twin.
@@ -102,16 +111,17 @@ def compared(trained: Sequence[Trained], twins: Mapping[str, str]) -> list[Compa
     for arm, own in pairs.items():
         if not own:
             continue
-        labels, known = tuple(own), [corrections.get((arm, n)) for n in own]
-        what = NAMES[trained[0].measure]
-        told = verdict(labels, tuple(own.values()), what=what, p_values=[1.0 if p is None else p for p in known])
-        conclusive = not told.startswith("too few")
+        labels, known = tuple(own), tuple(corrections.get((arm, n)) for n in own)
+        told = verdict(labels, tuple(own.values()), what=NAMES[trained[0].measure], p_values=known)
+        wanted = {one.labels for one in trained if one.arm in {arm, twins[arm]}} if asked is None else {*asked[arm]}
+        if without := sorted(wanted - own.keys()):
+            told += f"; nothing to compare at {' and '.join(map(str, without))}"
         helped = [
             n for n, p in zip(labels, known, strict=True)
-            if conclusive and p is not None and p <= LEVEL and own[n].value > 0
+            if own[n].conclusive and p is not None and p <= LEVEL and own[n].value > 0
         ]  # fmt: skip
         saved = _saved(levels(trained, arm), levels(trained, twins[arm]), helped)
-        found.append(Compared(arm, twins[arm], labels, tuple(own.values()), tuple(known), told, saved))
+        found.append(Compared(arm, twins[arm], labels, tuple(own.values()), known, told, saved))
     return found
 
 
@@ -135,13 +145,17 @@ def _differences(trained: Sequence[Trained], arm: str, twin: str) -> dict[int, D
 
 def _saved(arm: Sequence[Level], twin: Sequence[Level], helped: Sequence[int]) -> tuple[str, ...]:
     """What an arm saves: "4 labelled subjects reach what scratch needs 9 for", wherever it helps."""
-    numbers, values = [level.labels for level in twin], [level.value for level in twin]
+    known = [level for level in twin if math.isfinite(level.value)]
+    numbers, values = [level.labels for level in known], [level.value for level in known]
     sentences = []
     for level in arm:
         if level.labels not in helped:
             continue
-        needed, measured = labels_needed(numbers, values, level.value)
-        count = f"{math.ceil(needed - 1e-9)}" if measured else f"more than {numbers[-1]}"
+        needed = labels_needed(numbers, values, level.value)
+        if needed is None:
+            count = f"more than {numbers[-1]}"
+        else:
+            count = f"{math.ceil(needed - 1e-9)}" + (" or fewer" if needed == numbers[0] else "")
         sentences.append(f"{level.labels} labelled subjects reach what scratch needs {count} for")
     return tuple(sentences)
 

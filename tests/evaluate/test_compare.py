@@ -154,6 +154,15 @@ def made(value, p, *, runs=5):
         ),
         ((2, 8), (made(0.05, 0.03), made(0.04, 0.04)), "no difference seen at 2 and 8 labelled subjects"),  # corrected
         ((2,), (made(0.05, 0.001, runs=4),), "too few runs for a verdict: 4 of each arm, it takes 5"),
+        (
+            (2, 4, 16), (made(0.031, 0.01), made(0.002, 0.6), made(0.9, 0.001, runs=4)),
+            "helps with up to 2 labelled subjects, +0.031 Dice [0.011, 0.049]; no difference seen at 4; "
+            "too few runs at 16: 4 of each arm, it takes 5",
+        ),
+        (
+            (2, 4), (made(0.031, 0.01), Difference(0.1, None, None, None, 5, 2)),
+            "helps with up to 2 labelled subjects, +0.031 Dice [0.011, 0.049]; too few test subjects at 4: it takes 3",
+        ),
         ((2,), (Difference(0.1, None, None, None, 5, 2),), "too few test subjects for a verdict: it takes 3"),
     ],
 )  # fmt: skip
@@ -162,10 +171,10 @@ def test_the_verdict_in_words(labels, differences, words):
 
 
 def test_labels_needed_lies_between_measured_numbers():
-    assert labels_needed((2, 8), (0.6, 0.8), 0.7) == (pytest.approx(4.0), True)
-    assert labels_needed((2, 4, 8), (0.6, 0.55, 0.8), 0.8) == (pytest.approx(8.0), True)
-    assert labels_needed((2, 8), (0.6, 0.8), 0.9) == (8.0, False)
-    assert labels_needed((2, 8), (0.6, 0.8), 0.5) == (2.0, False)
+    assert labels_needed((2, 8), (0.6, 0.8), 0.7) == pytest.approx(4.0)
+    assert labels_needed((2, 4, 8), (0.6, 0.55, 0.8), 0.8) == pytest.approx(8.0)
+    assert labels_needed((2, 8), (0.6, 0.8), 0.9) is None
+    assert labels_needed((2, 8), (0.6, 0.8), 0.5) == labels_needed((2, 8), (0.6, 0.8), 0.6) == 2.0
 
 
 @pytest.mark.slow

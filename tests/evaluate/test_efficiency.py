@@ -62,6 +62,33 @@ def test_more_than_was_measured_is_said_so():
     assert found.saved == ("32 labelled subjects reach what scratch needs more than 32 for",)
 
 
+def test_what_the_fewest_labels_of_scratch_reach_is_said_so():
+    trained = study((0.05, 0.0, 0.0))
+    better = [one for one in trained if one.arm == "spark"]
+    better += [made("scratch", n, run, mean) for n, mean in ((2, 0.58), (8, 0.6), (32, 0.7)) for run in range(5)]
+    found = compared([one for one in better if one.labels != 2] + [
+        made(name, 2, run, mean) for name, mean in (("scratch", 0.75), ("spark", 0.8)) for run in range(5)
+    ], {"spark": "scratch"})[0]  # fmt: skip
+    assert found.saved == (
+        "2 labelled subjects reach what scratch needs more than 32 for",
+        "8 labelled subjects reach what scratch needs 2 or fewer for",
+        "32 labelled subjects reach what scratch needs more than 32 for",
+    )
+
+
+def test_bounds_of_the_curve_stay_where_a_score_can_be():
+    trained = [made("spark", 2, run, 0.99, spread=0.2) for run in range(2)]
+    low, high = levels(trained, "spark")[0].low, levels(trained, "spark")[0].high
+    assert 0.0 <= low < high == 1.0
+
+
+def test_a_score_that_is_not_defined_is_no_difference():
+    nothing = {f"s{n}": None for n in range(4)}
+    trained = [Trained(arm, 2, run, "auroc", float("nan"), nothing) for arm in ("spark", "scratch") for run in range(5)]
+    assert levels(trained, "spark")[0].low is None
+    assert compared(trained, {"spark": "scratch"}) == []
+
+
 def test_p_values_are_corrected_over_all_arms():
     trained = study((0.006, 0.0, 0.0)) + [one for one in study((0.0, 0.0, 0.0), arm="other") if one.arm == "other"]
     both = compared(trained, {"spark": "scratch", "other": "scratch"})
@@ -77,8 +104,13 @@ def test_only_runs_that_both_have_are_compared():
     found = compared(trained, {"spark": "scratch"})[0]
     assert found.labels == (2, 8)
     assert [gain.runs for gain in found.differences] == [4, 5]
-    assert found.verdict == "too few runs for a verdict: 4 of each arm, it takes 5"
+    assert found.verdict == (
+        "no difference seen at 8; too few runs at 2: 4 of each arm, it takes 5; nothing to compare at 32"
+    )
     assert found.saved == ()
+    # nothing at all was trained at 64
+    found = compared(trained, {"spark": "scratch"}, {"spark": (2, 8, 32, 64)})[0]
+    assert found.verdict.endswith("; nothing to compare at 32 and 64")
     assert compared(trained, {"nobody": "scratch"}) == []
 
 
