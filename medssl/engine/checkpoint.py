@@ -22,13 +22,13 @@ import yaml
 from medssl.types import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 # These change what is written or how fast, not what is learnt; the two sizes are held to their product.
 WRITING = ("checkpoint_every", "keep_every", "picture_every", "log_every", "health_every")
 FREE_KEYS = (
-    "training.batch_size", "training.accumulate", "data.workers", "training.extend", "probe",
+    "training.batch_size", "training.accumulate", "training.accelerator", "data.workers", "training.extend", "probe",
     *(f"training.output.{name}" for name in WRITING),
 )  # fmt: skip
 DAMAGE = (
@@ -214,19 +214,24 @@ class RunFolder:
 
 def refuse_other(stored: dict[str, Any], config: dict[str, Any], name: str) -> None:
     """Refuses a folder of another configuration, naming the keys that differ."""
+    free = [*FREE_KEYS, *(["training.steps"] if dict(flat(config)).get("training.extend") else [])]
+    found = differing(stored, config, free)
+    if not found:
+        return
+    hint = " (--training.extend true goes on with more steps)" if found.startswith("training.steps") else ""
+    message = f"{name}/ is a run of another configuration: {found}; choose another --run{hint}"
+    raise UserError(message)
+
+
+def differing(stored: dict[str, Any], config: dict[str, Any], free: Sequence[str]) -> str:
+    """The first five keys that differ and are not free, with both values; "" where none does."""
     then, now = dict(flat(stored)), dict(flat(config))
-    free = [*FREE_KEYS, *(["training.steps"] if now.get("training.extend") else [])]
-    differing = [
+    found = [
         f"{key}: {then.get(key, 'absent')} there, {now.get(key, 'absent')} here"
         for key in sorted({*then, *now})
         if then.get(key) != now.get(key) and not any(key == known or key.startswith(f"{known}.") for known in free)
     ]
-    if not differing:
-        return
-    more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
-    hint = " (--training.extend true goes on with more steps)" if differing[0].startswith("training.steps") else ""
-    message = f"{name}/ is a run of another configuration: {'; '.join(differing[:5])}{more}; choose another --run{hint}"
-    raise UserError(message)
+    return "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -47,19 +48,27 @@ class Job:
     log: Path
 
 
-def run_jobs(jobs: Sequence[Job], done: Callable[[Job, str], None], *, at_once: int, lock: IO[str]) -> int:
+@dataclass(frozen=True)
+class Failure:
+    """Why a job failed, for the console; ``written`` is the same without the names of files and folders."""
+
+    reason: str
+    written: str
+
+
+def run_jobs(jobs: Sequence[Job], done: Callable[[Job, Failure | None], None], *, at_once: int, lock: IO[str]) -> int:
     """Runs jobs, ``at_once`` at a time, in their order; a job that fails stops no other.
 
     Args:
         jobs: What to do.
-        done: Called with each job as it ends, and with the reason why it failed or nothing.
+        done: Called with each job as it ends, and with the reason why it failed or None.
         at_once: Processes side by side; they take turns with the GPUs and share the processor's cores.
         lock: Held open by every process, so that the lock on it lasts as long as any of them.
 
     Returns:
         0, or the number of the signal that stopped it: then every process was told, and has saved what it can.
     """
-    waiting, running = deque(jobs), dict[subprocess.Popen[bytes], tuple[Job, int]]()
+    waiting, running = deque(jobs), dict[subprocess.Popen[bytes], tuple[Job, int, int]]()
     free, heard = list(range(at_once)), list[int]()
 
     def hear(number: int, frame: object) -> None:
@@ -73,13 +82,14 @@ def run_jobs(jobs: Sequence[Job], done: Callable[[Job, str], None], *, at_once: 
             while waiting and free and not heard:
                 slot = free.pop(0)
                 job = waiting.popleft()
-                running[start(job, slot, at_once, lock)] = job, slot
+                before = job.log.stat().st_size if job.log.exists() else 0  # what earlier attempts said
+                running[start(job, slot, at_once, lock)] = job, slot, before
             time.sleep(0.1)
             for process in [process for process in running if process.poll() is not None]:
-                job, slot = running.pop(process)
+                job, slot, before = running.pop(process)
                 free.append(slot)
                 if not heard:
-                    done(job, "" if process.returncode == 0 else reason(job, process.returncode))
+                    done(job, failure(job, process.returncode, before) if process.returncode else None)
     finally:
         for process in running:  # an exception of ours
             process.kill()
@@ -115,13 +125,38 @@ def devices(slot: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": visible[slot % len(visible)]}
 
 
-def reason(job: Job, code: int) -> str:
-    """Why a job failed: the last error that its log tells, else the signal or the exit code."""
-    lines = job.log.read_text(encoding="utf-8", errors="replace").splitlines()
+def failure(job: Job, code: int, before: int = 0) -> Failure:
+    """Why a job failed: the last error that its log tells, else the signal or the exit code.
+
+    Args:
+        job: What failed.
+        code: Exit code, or less than 0 of a signal.
+        before: Bytes of the log that earlier attempts wrote.
+    """
+    lines = job.log.read_bytes()[before:].decode("utf-8", "replace").splitlines()
     told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}" + (", often a full memory" if code == -signal.SIGKILL else "")
-    return told[-1] if told and code in {1, 2} else f"exit code {code}; its log ends: {(lines or ['nothing'])[-1]}"
+        reason = f"killed by {signal.Signals(-code).name}" + (
+            ", often a full memory" if code == -signal.SIGKILL else ""
+        )
+    elif told and code in {1, 2}:
+        reason = told[-1]
+    else:
+        reason = f"exit code {code}; its log ends: {(lines or ['nothing'])[-1]}"
+    return Failure(reason, nameless(reason, [word for command in job.commands for word in command]))
+
+
+def nameless(reason: str, words: Sequence[str]) -> str:
+    """A reason without the names of files and folders, for tables that may be passed on.
+
+    Args:
+        reason: What a command said.
+        words: What it was given: the places among them may hold blanks.
+    """
+    for place in sorted({word for word in words if "/" in word}, key=len, reverse=True):
+        reason = reason.replace(place, "/")
+    reason = re.sub(r"""(["'])[^"']*/[^"']*\1""", "the file", reason)
+    return re.sub(r"""[^\s:;,()"']*/[^\s:;,()"']*""", "the file", reason)
 
 
 def end_with_parent(parent: int) -> None:

@@ -9,76 +9,42 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 from medssl.data.index import Index
-from medssl.data.labelled import few, labelled_scans
+from medssl.data.labelled import MASK, few, labelled_scans
 from medssl.data.store import Store
+from medssl.data.targets import findings_of
 from medssl.encoders.base import Encoder
+from medssl.encoders.weights import CARD
 from medssl.engine import describe, start
-from medssl.engine.checkpoint import flat, write_whole
-from medssl.engine.children import Job, alone, run_jobs
+from medssl.engine.arms import TEST, Run, Study, arms_of, encoders_of, hold, read_kept, study_of
+from medssl.engine.checkpoint import write_whole
+from medssl.engine.children import Failure, Job, alone, run_jobs
 from medssl.engine.evaluate import labelled
 from medssl.engine.inference import Windows
 from medssl.engine.optim import FineTuning
-from medssl.engine.outcome import note_edits, tell, write_tables
-from medssl.engine.report import named
+from medssl.engine.outcome import STATES, clear_states, note_edits, set_aside_damaged, tell, write_tables
 from medssl.engine.settings import Examples, Training
 from medssl.engine.start import Allowed, Start
 from medssl.engine.targets import schema_for
-from medssl.evaluate.tables import SUMMARY
+from medssl.evaluate.scored import FEWEST, judged
 from medssl.heads.base import Head
 from medssl.types import LabelSchema, UserError
 from medssl.views.mixing import Mixing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from medssl.types import Scan
 
-SCRATCH = "scratch"
-CONFIG, LOCK = "compare.yaml", ".lock"
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to start.
-
-    Attributes:
-        name: What it is called.
-        folder: Run folder of its encoder, or of the encoder that it is the twin of.
-        twin: Name of the arm from scratch with the same encoder; "" of such an arm itself.
-    """
-
-    name: str
-    folder: Path
-    twin: str = ""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One fine-tuning: an arm, a number of labelled subjects, and which of the runs it is."""
-
-    arm: Arm
-    labels: int
-    number: int
-
-    def folder(self, out: Path) -> Path:
-        """Where it is kept."""
-        return out / "runs" / self.arm.name / f"{self.labels}-{self.number}"
-
-    def done(self, out: Path) -> bool:
-        """Whether it is trained and scored: the scores are written last."""
-        return (self.folder(out) / "test" / SUMMARY).exists()
-
-    def __str__(self) -> str:
-        return f"{self.arm.name}, {self.labels} labelled subjects, run {self.number}"
+LOCK = ".lock"
 
 
 def compare(  # noqa: PLR0913 (the keys of a command line)
@@ -131,14 +97,14 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
     if min(runs, 1 if jobs is None else jobs) < 1 or not labels or min(labels) < 1:
         message = f"runs is {runs}, jobs {jobs}, labels {list(labels)}: give at least 1 of each"
         raise UserError(message)
-    arms = list(arms_of(encoders))
-    opened = Store.open(store)
-    for arm in sorted(arms, key=lambda arm: not arm.twin):  # what is wrong with an encoder is not its twin's fault
-        refuse_arm(arm, opened, allow)
+    folders, opened = encoders_of(encoders), Store.open(store)
+    starts = {name: begin_of(name, folder, opened, optimizer, allow) for name, folder in folders.items()}
     schema = schema_for(opened, data.target, head)
     refuse_few(opened, schema, data, labels, [training.seed + number for number in range(runs)])
     with Index.open(index) as known:
-        scored = digest_of(labelled(known, schema, split, None), known.root)
+        scans = labelled(known, schema, split, None)
+        refuse_unscored(scans, schema, split)
+        scored = digest_of(scans, known.root)
     recipe = describe.plain(
         {"head": head, "data": data, "training": training, "optimizer": optimizer, "mixing": mixing}
     )
@@ -146,59 +112,74 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
     held |= {"windows": describe.plain(windows)} | recipe
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with alone(out / LOCK, f"{out}/") as lock:
-        hold(
-            out / CONFIG, held, {arm.name: start.start_of(arm.folder, None, from_scratch=not arm.twin) for arm in arms}
-        )
-        write_whole(out / "recipe.yaml", lambda file: file.write(yaml.safe_dump(recipe, sort_keys=False).encode()))
+        arms = list(arms_of(folders, starts, read_kept(out)))
         plan = [Run(arm, n, number) for number in range(runs) for n in sorted(set(labels)) for arm in arms]
-        note_edits(out, arms, plan)
+        kept = hold(out, held, arms, starts, plan)
+        study = replace(study_of(out, kept, arms, plan), notes=first_notes(data, optimizer))
+        write_whole(out / "recipe.yaml", lambda file: file.write(yaml.safe_dump(recipe, sort_keys=False).encode()))
+        set_aside_damaged(study)
+        note_edits(study)
         words = common_words(out, store, index, split, windows, allow)
         missing = [job_of(run, out, words, training.seed) for run in plan if not run.done(out)]
-        failed = finish(missing, plan, arms, out, jobs=jobs, lock=lock)
-    return failed if isinstance(failed, int) else tell(out, arms, plan, failed)
+        failed = finish(missing, study, jobs=jobs, lock=lock, keep=training.output.keep_every is not None)
+    return failed if isinstance(failed, int) else tell(study, failed)
 
 
-def arms_of(encoders: Sequence[str]) -> Iterator[Arm]:
-    """The encoders, and a twin for each kind of encoder among them.
-
-    Raises:
-        UserError: None given, two of one name, or a name that cannot be a folder's.
-    """
-    found = [named(word) for word in encoders]
-    names = [name for name, _ in found]
-    for name in names:
-        if names.count(name) > 1 or name == SCRATCH:
-            why = f"{names.count(name)} encoders are called" if name != SCRATCH else "the twin is called"
-            message = f"{why} {name!r}: give each a name of its own, as NAME=FOLDER"
-            raise UserError(message)
-        if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
-            message = f"{name!r} cannot be the name of a folder: use letters, digits, '-', '_', '+' and '.'"
-            raise UserError(message)
-    kinds: dict[str, str] = {}
-    for name, folder in found:
-        kind = repr(start.start_of(folder, None, from_scratch=True).encoder)
-        if kind not in kinds:
-            kinds[kind] = SCRATCH if not kinds else f"{SCRATCH}-{name}"
-            yield Arm(kinds[kind], folder)
-        yield Arm(name, folder, kinds[kind])
-
-
-def refuse_arm(arm: Arm, store: Store, allow: Sequence[Allowed]) -> None:
-    """Refuses an encoder that was pretrained on other preprocessing, has seen test subjects, or takes other channels.
+def begin_of(name: str, folder: Path, store: Store, optimizer: FineTuning, allow: Sequence[Allowed]) -> Start:
+    """How the runs of an encoder begin.
 
     Raises:
-        UserError: Names the arm.
+        UserError: It was pretrained on other preprocessing, has seen test subjects, or takes other channels; names it.
     """
     try:
-        begin = start.start_of(arm.folder, None, from_scratch=not arm.twin)
+        begin = start.with_drop_path(start.start_of(folder, None, from_scratch=False), optimizer.drop_path)
         assert begin.card is not None  # a folder has one, or it was refused
         if "preprocess" not in allow:
             Store.open(store.path, preprocess=begin.card.preprocess)
-        start.with_channels(begin, int(store.records.facts["channels"][0]), allow)
+        begin = start.with_channels(begin, int(store.records.facts["channels"][0]), allow)
         start.refuse_seen(store, begin, allow)
     except UserError as error:
-        message = f"{arm.name}: {error}"
+        message = f"{name}: {error}"
         raise UserError(message) from error
+    return begin
+
+
+def first_notes(data: Examples, optimizer: FineTuning) -> tuple[str, ...]:
+    """What the recipe means for the results."""
+    notes = []
+    if data.label_seed is not None:
+        notes.append(
+            f"data.label_seed is {data.label_seed}: all runs learn from the same labelled subjects, so that intervals "
+            "and p-values do not know the luck of that draw."
+        )
+    if optimizer.head_first == 1:
+        notes.append("The encoder is frozen (optimizer.head_first 1): the twin's encoder stays random.")
+    elif optimizer.lora.rank:
+        notes.append("optimizer.lora adapts a frozen encoder: that of the twin stays random beneath what is adapted.")
+    return tuple(notes)
+
+
+def refuse_unscored(scans: Sequence[Scan], schema: LabelSchema, split: str) -> None:
+    """Refuses scans on which the measure of the comparison is not defined, before anything is trained.
+
+    Raises:
+        UserError: No class or finding is there in two subjects and absent in two.
+    """
+    if schema.name == MASK or schema.kind == "number":
+        return
+    values, subjects = [dict(scan.labels.values) for scan in scans], [scan.subject.subject_id for scan in scans]
+    if schema.kind == "findings":
+        truth = np.array([findings_of(row, schema) for row in values])
+        columns = [(truth[:, k] == 1, truth[:, k] >= 0) for k in range(truth.shape[1])]
+    else:
+        own, every = np.array([row[schema.name] for row in values]), np.ones(len(values), bool)
+        columns = [(own == name, every) for _, name in schema.classes]
+    if not any(judged(positive, subjects, known) for positive, known in columns):
+        message = (
+            f"nothing can be compared on split {split!r}: an AUROC takes a class of {schema.name} that at least "
+            f"{FEWEST} of its {len(set(subjects))} subjects have and {FEWEST} lack; choose another --split"
+        )
+        raise UserError(message)
 
 
 def refuse_few(store: Store, schema: LabelSchema, data: Examples, labels: Sequence[int], seeds: Sequence[int]) -> None:
@@ -224,34 +205,12 @@ def digest_of(scans: Sequence[Scan], root: Path) -> str:
     return f"{len(scans)} scans, {state.hexdigest()}"
 
 
-def hold(file: Path, held: dict[str, Any], starts: dict[str, Start]) -> None:
-    """Keeps the recipe and the weights of each arm, or holds the command to those that are kept; arms may be added.
-
-    Raises:
-        UserError: Names the keys that differ.
-    """
-    arms = {name: begin.digest for name, begin in starts.items()}
-    former = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {"arms": {}}
-    then, now = dict(flat(former)), dict(flat(held | {"arms": former["arms"] | arms}))
-    differing = [
-        f"{key}: {then.get(key, 'absent')} there, {now.get(key, 'absent')} here"
-        for key in sorted({*then, *now})
-        if then.get(key) != now.get(key) and not (key.startswith("arms.") and key not in then)
-    ]
-    if differing and file.exists():
-        more = f"; and {len(differing) - 5} more" if len(differing) > 5 else ""
-        message = f"{file.parent}/ holds another comparison: {'; '.join(differing[:5])}{more}; choose another --out"
-        raise UserError(message)
-    text = yaml.safe_dump(held | {"arms": former["arms"] | arms}, sort_keys=False)
-    write_whole(file, lambda stream: stream.write(text.encode()))
-
-
 def common_words(
     out: Path, store: Path, index: Path, split: str, windows: Windows, allow: Sequence[Allowed]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The words that all runs share: of ``finetune``, and of ``evaluate``."""
-    train = ["--config", str(out / "recipe.yaml"), "--store", str(store)]
-    score = ["--index", str(index), "--split", split]
+    """The words that all runs share: of ``finetune``, and of ``evaluate``; whole paths are seen in what they say."""
+    train = ["--config", str(out.absolute() / "recipe.yaml"), "--store", str(store.absolute())]
+    score = ["--index", str(index.absolute()), "--split", split]
     score += [f"--windows.{key}={value}" for key, value in describe.plain(windows).items()]
     train += ["--allow", f"[{','.join(allow)}]"] if allow else []
     score += ["--allow_seen", "true"] if "seen" in allow else []
@@ -260,37 +219,55 @@ def common_words(
 
 def job_of(run: Run, out: Path, words: tuple[tuple[str, ...], tuple[str, ...]], seed: int) -> Job:
     """Fine-tunes, then scores; runs of one number share the labelled subjects and the seed."""
-    folder, (train, score) = run.folder(out), words
+    folder, (train, score) = run.folder(out.absolute()), words
+    assert run.arm.folder is not None  # this command names it
     twin = () if run.arm.twin else ("--from_scratch", "true")
     tune = (
-        "finetune", *train, "--run", str(folder), "--pretrained", str(run.arm.folder), *twin,
+        "finetune", *train, "--run", str(folder), "--pretrained", str(run.arm.folder.absolute()), *twin,
         "--labels", str(run.labels), "--training.seed", str(seed + run.number),
     )  # fmt: skip
-    log = folder.with_name(f"{folder.name}.log")
-    return Job(str(run), (tune, ("evaluate", str(folder), *score, "--out", str(folder / "test"))), log)
+    judge = ("evaluate", str(folder), *score, "--out", str(folder / TEST))
+    # scoring begins after training, and the trainer's states go after scoring: then it is scored, not trained again
+    trained = (folder / CARD).exists() and (folder / TEST).is_dir() and not (folder / STATES).exists()
+    return Job(str(run), (judge,) if trained else (tune, judge), folder.with_name(f"{folder.name}.log"))
 
 
 def finish(
-    missing: Sequence[Job], plan: Sequence[Run], arms: Sequence[Arm], out: Path, *, jobs: int | None, lock: Any
-) -> dict[str, str] | int:
-    """Does the missing runs; tables are written as each ends. Returns why some failed, or the exit code of a signal."""
+    missing: Sequence[Job], study: Study, *, jobs: int | None, lock: Any, keep: bool
+) -> dict[str, Failure] | int:
+    """Does the missing runs; tables are written as each ends.
+
+    Args:
+        missing: What is to be done.
+        study: What it belongs to.
+        jobs: Runs side by side.
+        lock: Held open by every process.
+        keep: Leaves the trainer's states of runs that are done.
+
+    Returns:
+        Why some failed, or the exit code of a signal.
+    """
     import torch
     from tqdm import tqdm
 
-    failed: dict[str, str] = {}
-    with tqdm(total=len(plan), initial=len(plan) - len(missing), desc="compare", unit="run") as bar:
+    failed: dict[str, Failure] = {}
+    with tqdm(total=len(study.asked), initial=len(study.asked) - len(missing), desc="compare", unit="run") as bar:
 
-        def done(job: Job, why: str) -> None:
+        def done(job: Job, why: Failure | None) -> None:
             bar.update()
             if why:
                 failed[job.name] = why
-                bar.write(f"failed: {job.name}: {why}")
+                bar.write(f"failed: {job.name}: {why.reason}")
             else:
-                write_tables(out, arms, plan)
+                write_tables(study)
+                if not keep:
+                    clear_states(study)
 
         number = run_jobs(missing, done, at_once=jobs or max(1, torch.cuda.device_count()), lock=lock)
+    if not keep:
+        clear_states(study)
     if not number:
         return failed
-    print(f"stopped by a signal: {sum(run.done(out) for run in plan)} of {len(plan)} runs are done; "
-          "run the same command to continue")  # fmt: skip
+    print(f"stopped by a signal: {sum(run.done(study.out) for run in study.asked)} of {len(study.asked)} runs are "
+          "done; run the same command to continue")  # fmt: skip
     return 128 + number

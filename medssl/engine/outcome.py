@@ -11,67 +11,57 @@ import csv
 import io
 import json
 import math
+import shutil
+from collections import Counter
 from dataclasses import asdict
-from functools import partial
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from medssl.engine.arms import TEST, training_minutes
 from medssl.evaluate import efficiency
-from medssl.evaluate.bootstrap import subject_means
-from medssl.evaluate.cases import (
-    CASES,
-    read_classification,
-    read_multi_label,
-    read_regression,
-    read_segmentation,
-    scan_scores,
-    write_text,
-)
-from medssl.evaluate.classification import auroc, metrics
-from medssl.evaluate.compare import pseudo_values
+from medssl.evaluate.cases import write_text
 from medssl.evaluate.efficiency import NAMES, Trained
-from medssl.evaluate.multi_label import findings_arrays, mean_of_findings, of_finding
-from medssl.evaluate.tables import SUMMARY, read_summary
+from medssl.evaluate.scored import read_trained
+from medssl.evaluate.tables import SUMMARY
 from medssl.report.curves import Point, Series, line_chart
 from medssl.report.parts import METRICS, read_log
+from medssl.types import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from medssl.engine.compare import Arm, Run
+    from medssl.engine.arms import Arm, Run, Study
+    from medssl.engine.children import Failure
     from medssl.evaluate.compare import Difference
     from medssl.evaluate.efficiency import Compared, Level
 
+STATES = "checkpoints"
 RUNS, SCORES, REPORT, CURVE = "runs.csv", "cases.csv", "summary.md", "efficiency.svg"
 RUN_COLUMNS = ("arm", "labels", "run", "measure", "test", "validation", "best_step", "steps", "minutes")
 NEGATIVE = NAMES["negative_mae"]
 CASE_COLUMNS = ("arm", "labels", "run", "subject_id", "score")
+SHOWN = 5  # runs that a note names
 
 
-def write_tables(out: Path, arms: Sequence[Arm], plan: Sequence[Run]) -> list[Trained]:
+def write_tables(study: Study) -> list[Trained]:
     """Writes ``runs.csv`` and ``cases.csv`` of the runs that are done, and returns what they score."""
-    trained, tables = tables_of(out, arms, plan)
+    trained, tables = tables_of(study)
     for name, rows in tables.items():
-        write_text(out / name, as_csv(rows))
+        write_text(study.out / name, as_csv(rows))
     return trained
 
 
-def tables_of(
-    out: Path, arms: Sequence[Arm], plan: Sequence[Run]
-) -> tuple[list[Trained], dict[str, list[tuple[Any, ...]]]]:
+def tables_of(study: Study) -> tuple[list[Trained], dict[str, list[tuple[Any, ...]]]]:
     """What the runs that are done score, and the rows of both tables, the names of the columns first."""
-    done = [run for run in plan if run.done(out)]
-    trained = [trained_of(run, run.folder(out)) for run in done]
-    runs = [run_row(one, run.folder(out)) for one, run in zip(trained, done, strict=True)]
+    done = study.done
+    trained = [trained_of(run, run.folder(study.out)) for run in done]
+    runs = [run_row(one, run.folder(study.out)) for one, run in zip(trained, done, strict=True)]
     cases = [
         (one.arm, one.labels, one.run, subject, "" if score is None else score)
         for one in trained
         for subject, score in one.scores.items()
     ]
-    order = {arm.name: place for place, arm in enumerate(arms)}
+    order = {arm.name: place for place, arm in enumerate(study.arms)}
     found = {RUNS: (RUN_COLUMNS, runs), SCORES: (CASE_COLUMNS, cases)}
     return trained, {
         name: [columns, *sorted(rows, key=lambda row: (order[row[0]], *row[1:4]))]
@@ -79,48 +69,114 @@ def tables_of(
     }
 
 
-def note_edits(out: Path, arms: Sequence[Arm], plan: Sequence[Run]) -> None:
-    """Says of lines of the tables that were changed by hand that they do not count."""
-    _, tables = tables_of(out, arms, plan)
+def set_aside_damaged(study: Study) -> None:
+    """Makes runs whose scores cannot be read count as not scored, and says so; their weights stay."""
+    for run in study.done:
+        try:
+            trained_of(run, run.folder(study.out))
+        except UserError as error:
+            again = "is scored again" if run in study.asked else "is left out until its encoder is named again"
+            print(f"note: {run}: {error}; the run {again}")
+            shutil.rmtree(run.folder(study.out) / TEST)
+            (run.folder(study.out) / TEST).mkdir()  # says that it is trained
+
+
+def note_edits(study: Study) -> None:
+    """Says of lines of the tables that were changed, added, deleted or cut off by hand that this does not count."""
+    _, tables = tables_of(study)
     for name, rows in tables.items():
-        if not (out / name).exists():
+        file = study.out / name
+        if not file.exists():
             continue
-        then, now = (  # by the first four columns: which run, and whose score
-            {tuple(line.split(",")[:4]): line for line in text.splitlines()}
-            for text in ((out / name).read_text("utf-8"), as_csv(rows))
-        )
-        changed = sum(key in then and then[key] != line for key, line in now.items())
-        if changed:
-            print(f"note: {changed} lines of {name} are not what the runs say: it is written anew from them")
+        since = file.stat().st_mtime
+        later = {  # a run that ended just before a kill is in no table yet
+            (run.arm.name, str(run.labels), str(run.number))
+            for run in study.done
+            if (run.folder(study.out) / TEST / SUMMARY).stat().st_mtime > since
+        }
+        now = {key_of(line): line for line in as_csv(rows).splitlines()}
+        lines = file.read_text("utf-8").splitlines()
+        then = Counter(map(key_of, lines))
+        counts = {
+            "changed": sum(now.get(key_of(line), line) != line for line in lines),
+            "added": sum(count - (key in now) for key, count in then.items()),
+            "missing": sum(key not in then and key[:3] not in later for key in now),
+        }
+        if told := ", ".join(f"{count} {what}" for what, count in counts.items() if count):
+            print(f"note: {name} is not what the runs say (lines: {told}): it is written anew from them")
 
 
-def tell(out: Path, arms: Sequence[Arm], plan: Sequence[Run], failed: Mapping[str, str]) -> int:
+def key_of(line: str) -> tuple[str, ...]:
+    """Which run a line of a table is of, and whose score."""
+    return tuple(line.split(",")[:4])
+
+
+def tell(study: Study, failed: Mapping[str, Failure]) -> int:
     """Writes everything, prints what there is to know; returns the exit code."""
-    trained = write_tables(out, arms, plan)
+    trained, out, wanted = write_tables(study), study.out, len(study.asked) + len(study.earlier)
     for name, why in failed.items():
-        print(f"failed: {name}: {why}")
+        print(f"failed: {name}: {why.reason}")
     if failed:
-        print(f"{len(failed)} of {len(plan)} runs failed; the same command tries them again")
-    curves = {arm.name: own for arm in arms if (own := efficiency.levels(trained, arm.name))}
-    found = efficiency.compared(trained, {arm.name: arm.twin for arm in arms if arm.twin}) if trained else []
-    minutes = {arm.name: minutes_of(out, arm, plan) for arm in arms}
-    text = markdown(curves, found, minutes, NAMES[trained[0].measure]) if trained else ""
+        print(f"{len(failed)} of {len(study.asked)} runs failed; the same command tries them again")
+    curves = {arm.name: own for arm in study.arms if (own := efficiency.levels(trained, arm.name))}
+    found = differences_of(study, trained)
+    minutes = {arm.name: minutes_of(study, arm) for arm in study.arms}
+    notes = [*notes_of(study, trained, found), *(f"Failed: {name}: {why.written}" for name, why in failed.items())]
+    text = markdown(curves, found, minutes, NAMES[trained[0].measure], notes) if trained else "\n".join([*notes, ""])
     write_text(out / REPORT, text)
     summary = {
         "curves": {name: [asdict(level) for level in own] for name, own in curves.items()},
         "compared": [asdict(one) for one in found],
         "minutes": minutes,
-        "failed": dict(failed),
+        "notes": notes,
+        "failed": {name: why.written for name, why in failed.items()},
     }
-    write_text(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
-    if curves:
+    write_text(out / SUMMARY, json.dumps(finite(summary), indent=1, allow_nan=False) + "\n")
+    drawable = any(math.isfinite(level.value) for own in curves.values() for level in own)
+    if drawable:
         write_text(out / CURVE, drawn(curves, NAMES[trained[0].measure]))
-    print(text or "no run is done")
+    else:
+        (out / CURVE).unlink(missing_ok=True)
+    print(text if trained else "\n".join(["no run is done", *notes]))
     if not found:
-        print("error: no encoder has a run in common with its twin: nothing can be compared")
+        what = "no encoder has a run in common with its twin"
+        if trained and not drawable:
+            what = f"{NAMES[trained[0].measure]} is not defined on these test subjects"
+        print(f"error: {what}: nothing can be compared")
         return 1
-    print(f"{out}: {len(trained)} of {len(plan)} runs; {RUNS}, {SCORES}, {REPORT}, {SUMMARY}, {CURVE}")
+    print(f"{out}: {len(trained)} of {wanted} runs; {RUNS}, {SCORES}, {REPORT}, {SUMMARY}, {CURVE}")
     return 0
+
+
+def differences_of(study: Study, trained: Sequence[Trained]) -> list[Compared]:
+    """Each arm against its twin, over the numbers of labelled subjects that were asked for."""
+    twins = {arm.name: arm.twin for arm in study.arms if arm.twin}
+    every = (*study.asked, *study.earlier)
+    asked = {name: sorted({run.labels for run in every if run.arm.name == name}) for name in twins}
+    return efficiency.compared(trained, twins, asked) if trained else []
+
+
+def notes_of(study: Study, trained: Sequence[Trained], found: Sequence[Compared]) -> list[str]:
+    """What a reader of the results must know, beside what failed."""
+    notes = [*study.notes, *sorted({one.note for one in trained if one.note})]
+    without = {arm.name for arm in study.arms if arm.twin} - {one.arm for one in found}
+    notes += [f"{name} has no run in common with its twin." for name in sorted(without)] if found else []
+    if missing := [str(run) for run in study.earlier if not run.done(study.out)]:
+        more = f"; and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        notes.append(
+            f"Left out: {len(missing)} runs that earlier commands asked for and did not finish "
+            f"({'; '.join(missing[:SHOWN])}{more})."
+        )
+    return notes
+
+
+def finite(value: Any) -> Any:
+    """The same with null in the place of every number that is not finite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def trained_of(run: Run, folder: Path) -> Trained:
@@ -129,86 +185,47 @@ def trained_of(run: Run, folder: Path) -> Trained:
     Raises:
         UserError: Its tables were damaged.
     """
-    summary, file = read_summary(folder / "test" / SUMMARY), folder / "test" / CASES
-    what = (run.arm.name, run.labels, run.number)
-    if summary["kind"] == "segmentation":
-        rows = read_segmentation(file)
-        subject_of = {row.scan_id: row.subject_id for row in rows}
-        scores = scan_scores(rows)
-        means = subject_means(list(scores.values()), [subject_of[scan_id] for scan_id in scores])
-        known = [value for value in means.values() if value is not None]
-        return Trained(*what, "dice", sum(known) / len(known) if known else math.nan, means)
-    if summary["kind"] == "regression":
-        numbers = read_regression(file)
-        errors = [-abs(row.predicted - row.truth) for row in numbers]  # more is better, as of every measure here
-        means = subject_means(errors, [row.subject_id for row in numbers])
-        known = [value for value in means.values() if value is not None]
-        return Trained(*what, "negative_mae", sum(known) / len(known), means)
-    if summary["kind"] == "multi_label":
-        asked, names = read_multi_label(file)
-        found = findings_arrays(asked, names)
-        every = sum(of_finding(auroc, number, *found) is not None for number in range(len(names)))
-        return by_auroc(what, partial(mean_of_findings, auroc, every=every), found, [row.subject_id for row in asked])
-    answers, names = read_classification(file)
-    truth = np.array([names.index(row.truth) for row in answers])
-    probabilities, measure = np.array([row.probabilities for row in answers]), metrics(names)["auroc"]
-    return by_auroc(what, measure, (probabilities, truth), [row.subject_id for row in answers])
+    return read_trained((run.arm.name, run.labels, run.number), folder / TEST)
 
 
-def by_auroc(
-    what: tuple[str, int, int],
-    measure: Callable[..., float | None],
-    found: tuple[np.ndarray, np.ndarray],
-    subjects: Sequence[str],
-) -> Trained:
-    """What a run scores by a measure of all scans at once: what each subject adds to it.
-
-    Args:
-        what: Arm, labelled subjects and number of the run.
-        measure: Of probabilities and truth.
-        found: Probabilities and truth of each scan.
-        subjects: Subject of each scan.
-    """
-    whole = measure(*found)
-    added = pseudo_values(lambda places: measure(*(array[places] for array in found)), subjects)
-    scores = {subject: None if math.isnan(value) else value for subject, value in added.items()}
-    return Trained(*what, "auroc", math.nan if whole is None else whole, scores)
+def clear_states(study: Study) -> None:
+    """Removes the trainer's states of runs that are done: their weights stay, and they need no further training."""
+    for run in study.asked:
+        if run.done(study.out):
+            shutil.rmtree(run.folder(study.out) / STATES, ignore_errors=True)
 
 
 def run_row(one: Trained, folder: Path) -> tuple[Any, ...]:
-    """A row of ``runs.csv``."""
-    log = read_log(folder / METRICS)
+    """A row of ``runs.csv``; what is not defined or not known is empty."""
+    log, minutes = read_log(folder / METRICS), training_minutes(folder)
     step, best = max(log.values(log.validation), key=lambda point: point[1], default=(math.nan, math.nan))
     steps = log.rows[-1]["step"] if log.rows else math.nan
-    found = (round(one.value, 6), round(best, 6), int(step), int(steps), round(training_minutes(folder), 2))
-    return (one.arm, one.labels, one.run, one.measure, *found)
+    found = (round(one.value, 6), round(best, 6), step, steps, math.nan if minutes is None else round(minutes, 2))
+    shown = ["" if math.isnan(value) else int(value) if place in {2, 3} else value for place, value in enumerate(found)]
+    return (one.arm, one.labels, one.run, one.measure, *shown)
 
 
-def training_minutes(folder: Path) -> float:
-    """Minutes of training: steps times the median time of one, so that a stop in between does not count."""
-    log = read_log(folder / METRICS)
-    seconds = [value for _, value in log.values("seconds")]
-    return median(seconds) * log.rows[-1]["step"] / 60 if seconds else 0.0
-
-
-def minutes_of(out: Path, arm: Arm, plan: Sequence[Run]) -> dict[str, float]:
-    """Minutes of pretraining (0 from scratch) and of all fine-tunings of an arm."""
-    tuned = [training_minutes(run.folder(out)) for run in plan if run.arm.name == arm.name and run.done(out)]
-    return {"pretraining": training_minutes(arm.folder) if arm.twin else 0.0, "finetuning": sum(tuned)}
+def minutes_of(study: Study, arm: Arm) -> dict[str, float | None]:
+    """Minutes of pretraining (0 from scratch, None where not known) and of all fine-tunings of an arm."""
+    tuned = [training_minutes(run.folder(study.out)) for run in study.done if run.arm.name == arm.name]
+    return {"pretraining": arm.minutes, "finetuning": sum(one for one in tuned if one is not None)}
 
 
 def markdown(
-    curves: Mapping[str, Sequence[Level]], found: Sequence[Compared], minutes: Mapping[str, Any], what: str
+    curves: Mapping[str, Sequence[Level]],
+    found: Sequence[Compared],
+    minutes: Mapping[str, Any],
+    what: str,
+    notes: Sequence[str] = (),
 ) -> str:
-    """The curves as a table, each verdict, what is saved, and the cost."""
+    """The curves as a table, each verdict, what is saved, the cost, and notes."""
     numbers = sorted({level.labels for own in curves.values() for level in own})
     rows = [[f"{what} at labelled subjects", *map(str, numbers), "minutes"], ["---"] * (len(numbers) + 2)]
     for name, own in curves.items():
         at = {level.labels: with_interval(level.value, level.low, level.high) for level in own}
         before, tuned = minutes[name]["pretraining"], minutes[name]["finetuning"]
-        rows.append(
-            [name, *(at.get(n, "") for n in numbers), f"{before:.0f} + {tuned:.0f}" if before else f"{tuned:.0f}"]
-        )
+        cost = "unknown + " if before is None else f"{before:.0f} + " if before else ""
+        rows.append([name, *(at.get(n, "") for n in numbers), f"{cost}{tuned:.0f}"])
     for one in found:
         gains = dict(zip(one.labels, zip(one.differences, one.p_values, strict=True), strict=True))
         rows.append([f"{one.arm} less {one.twin}", *(gained(*gains[n]) if n in gains else "" for n in numbers), ""])
@@ -226,6 +243,7 @@ def markdown(
             f"Intervals of 95 % are over runs and test subjects; p-values are corrected for {comparisons} comparisons; "
             "minutes are those of pretraining + of all fine-tunings.",
             *(["Negative MAE is minus the mean absolute error, in the unit of the label."] if what == NEGATIVE else []),
+            *notes,
             "",
         ]
     )
@@ -237,7 +255,9 @@ def gained(gain: Difference, p: float | None) -> str:
 
 
 def with_interval(value: float, low: float | None, high: float | None, sign: str = "") -> str:
-    """A number, with its interval where there is one."""
+    """A number, with its interval where there is one; "-" where it is not defined."""
+    if math.isnan(value):
+        return "-"
     return f"{value:{sign}.3f}" + ("" if low is None or high is None else f" [{low:{sign}.3f}, {high:{sign}.3f}]")
 
 

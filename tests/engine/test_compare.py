@@ -76,7 +76,7 @@ def test_an_arm_that_fails_does_not_stop_the_others(tmp_path):
     assert "2 of 2 runs failed" in said
     assert "error: no encoder has a run in common with its twin: nothing can be compared" in said
     # a table that was edited by hand does not count, another recipe is refused
-    assert "note: 1 lines of runs.csv are not what the runs say: it is written anew from them" in said
+    assert "note: runs.csv is not what the runs say (lines: 1 changed): it is written anew from them" in said
     assert result["same"]
     assert "out/ holds another comparison: training.steps: 6 there, 7 here; choose another --out" in said
 
@@ -108,7 +108,8 @@ def place(tmp_path_factory):
     ("encoders", "words", "message"),
     [
         (["good", "again/good"], [], "2 encoders are called 'good': give each a name of its own, as NAME=FOLDER"),
-        (["scratch=good"], [], "the twin is called 'scratch': give each a name of its own"),
+        (["scratch=good"], [], "a twin is called 'scratch': give each a name of its own"),
+        (["scratch-good=good"], [], "a twin is called 'scratch-good': give each a name of its own"),
         (["a/b=good"], [], "'a/b' cannot be the name of a folder"),
         (["other"], [], "was made by another Preprocess"),
         (["seen"], [], "seen: pretraining has seen 3 of the 3 subjects of split 'test'"),
@@ -163,8 +164,8 @@ def test_a_real_process_runs_its_commands_with_its_log_and_device(tmp_path):
     with children.alone(tmp_path / ".lock", "here") as lock:
         code = children.run_jobs(jobs, lambda job, why: ended.update({job.name: why}), at_once=2, lock=lock)
     assert code == 0
-    assert ended["good"] == ""
-    assert "nonsense" in ended["bad"]
+    assert ended["good"] is None
+    assert "nonsense" in ended["bad"].reason
     assert (tmp_path / "logs/good.log").read_text().count("medssl ") == 2
     assert "medssl 0" not in (tmp_path / "logs/bad.log").read_text()
 

@@ -1,0 +1,267 @@
+"""What a comparison consists of, and what its folder is held to: ``compare.yaml``, which names no path.
+
+The file keeps the recipe, the weights of each arm, the encoder of each twin from scratch, and which runs were asked
+for, so that encoders, numbers of labels and runs can be added by later commands in any order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from medssl.engine import describe
+from medssl.engine.checkpoint import FREE_KEYS, differing, write_whole
+from medssl.engine.report import named
+from medssl.evaluate.tables import SUMMARY
+from medssl.report.parts import METRICS, read_log
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from medssl.engine.start import Start
+
+SCRATCH, RANDOM = "scratch", "random"
+CONFIG, TEST = "compare.yaml", "test"  # of the comparison; of a run
+KEPT = ("arms", "encoders", "twins", "minutes", "asked")  # what compare.yaml holds beside the recipe
+FREE = (*FREE_KEYS, "windows.batch_size", "windows.accelerator")  # how fast a scan is scored, not how well
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to start.
+
+    Attributes:
+        name: What it is called.
+        folder: Run folder of its encoder, or of the encoder that it is the twin of; None of an arm that only an
+            earlier command named.
+        twin: Name of the arm from scratch with the same encoder; "" of such an arm itself.
+        minutes: Of pretraining, 0 from scratch; None where that is not known.
+    """
+
+    name: str
+    folder: Path | None
+    twin: str = ""
+    minutes: float | None = 0.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning: an arm, a number of labelled subjects, and which of the runs it is."""
+
+    arm: Arm
+    labels: int
+    number: int
+
+    def folder(self, out: Path) -> Path:
+        """Where it is kept."""
+        return out / "runs" / self.arm.name / f"{self.labels}-{self.number}"
+
+    def done(self, out: Path) -> bool:
+        """Whether it is trained and scored: the scores are written last."""
+        return (self.folder(out) / TEST / SUMMARY).exists()
+
+    def __str__(self) -> str:
+        return f"{self.arm.name}, {self.labels} labelled subjects, run {self.number}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that a folder holds.
+
+    Attributes:
+        out: The folder.
+        arms: Of this command and of earlier ones.
+        asked: Runs of this command.
+        earlier: Runs of earlier commands that this one does not ask for.
+        notes: What a reader of the results must know.
+    """
+
+    out: Path
+    arms: tuple[Arm, ...]
+    asked: tuple[Run, ...]
+    earlier: tuple[Run, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def done(self) -> list[Run]:
+        """The runs that are trained and scored."""
+        return [run for run in (*self.asked, *self.earlier) if run.done(self.out)]
+
+
+def encoders_of(words: Sequence[str]) -> dict[str, Path]:
+    """Run folders of the encoders by their names.
+
+    Raises:
+        UserError: Two of one name, or a name that cannot be a folder's or is a twin's.
+    """
+    found = [named(word) for word in words]
+    names = [name for name, _ in found]
+    for name in names:
+        if names.count(name) > 1 or name == SCRATCH or name.startswith(f"{SCRATCH}-"):
+            why = f"{names.count(name)} encoders are called" if names.count(name) > 1 else "a twin is called"
+            message = f"{why} {name!r}: give each a name of its own, as NAME=FOLDER"
+            raise UserError(message)
+        if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
+            message = f"{name!r} cannot be the name of a folder: use letters, digits, '-', '_', '+' and '.'"
+            raise UserError(message)
+    return dict(found)
+
+
+def kind_of(encoder: Mapping[str, Any]) -> str:
+    """Digest of an encoder's class and arguments: encoders of one kind share a twin."""
+    arguments = {"in_channels": 1} | encoder["init_args"]
+    described = json.dumps([encoder["class_path"], arguments], sort_keys=True)
+    return hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
+
+
+def arms_of(folders: Mapping[str, Path], starts: Mapping[str, Start], kept: Mapping[str, Any]) -> Iterator[Arm]:
+    """The encoders, and a twin for each kind of encoder among them: the one that is kept, or a new one.
+
+    Args:
+        folders: Run folder of each encoder by its name.
+        starts: Of each, with the channels of the store.
+        kept: What ``compare.yaml`` holds.
+    """
+    held = {kind: name for name, kind in kept["encoders"].items()}
+    told = set()
+    for name, folder in folders.items():
+        kind = kind_of(describe.plain(starts[name].encoder))
+        if kind not in held:
+            held[kind] = f"{SCRATCH}-{name}" if SCRATCH in held.values() else SCRATCH
+        if held[kind] not in told:
+            told.add(held[kind])
+            yield Arm(held[kind], folder)
+        yield Arm(name, folder, held[kind], training_minutes(folder))
+
+
+def read_kept(out: Path) -> dict[str, Any]:
+    """What ``compare.yaml`` holds; one of an earlier version is completed from the runs.
+
+    Raises:
+        UserError: An earlier version left runs of different encoders in one folder.
+    """
+    file = out / CONFIG
+    kept = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
+    kept = {key: {} for key in KEPT} | kept
+    if kept["arms"] and not kept["encoders"]:
+        kinds = {name: _kind_of_runs(out, name) for name in kept["arms"]}
+        kept["encoders"] = {
+            name: kinds[name] for name, digest in kept["arms"].items() if digest == RANDOM and kinds[name]
+        }
+        twins = {kind: name for name, kind in kept["encoders"].items()}
+        kept["twins"] = {
+            name: twins[kinds[name]]
+            for name, digest in kept["arms"].items()
+            if digest != RANDOM and kinds[name] in twins
+        }
+    return kept
+
+
+def hold(
+    out: Path, held: dict[str, Any], arms: Sequence[Arm], starts: Mapping[str, Start], asked: Sequence[Run]
+) -> dict[str, Any]:
+    """Keeps the recipe and the arms, or holds the command to those that are kept; arms and runs may be added.
+
+    Args:
+        out: Folder of the comparison.
+        held: The recipe, and what is learnt from and scored.
+        arms: Of this command.
+        starts: Of each encoder.
+        asked: Runs of this command.
+
+    Returns:
+        What ``compare.yaml`` now holds.
+
+    Raises:
+        UserError: Names the keys that differ.
+    """
+    kept = read_kept(out)
+    weights = {arm.name: starts[arm.name].digest if arm.twin else RANDOM for arm in arms}
+    now = {"arms": kept["arms"] | weights, "twins": kept["twins"] | {arm.name: arm.twin for arm in arms if arm.twin}}
+    then = {"arms": now["arms"] | kept["arms"], "twins": now["twins"] | kept["twins"]}
+    if (out / CONFIG).exists():
+        former = {key: value for key, value in kept.items() if key not in KEPT}
+        if found := differing(_with_batch(former) | then, _with_batch(held) | now, FREE):
+            message = f"{out}/ holds another comparison: {found}; choose another --out"
+            raise UserError(message)
+    now["encoders"] = dict(kept["encoders"])
+    for arm in arms:
+        if arm.twin:
+            now["encoders"][arm.twin] = kind_of(describe.plain(starts[arm.name].encoder))
+    now["minutes"] = kept["minutes"] | {arm.name: arm.minutes for arm in arms if arm.minutes is not None}
+    now["asked"] = {name: dict(counts) for name, counts in kept["asked"].items()}
+    for run in asked:
+        counts = now["asked"].setdefault(run.arm.name, {})
+        counts[run.labels] = max(counts.get(run.labels, 0), run.number + 1)
+    text = yaml.safe_dump(held | now, sort_keys=False)
+    write_whole(out / CONFIG, lambda stream: stream.write(text.encode()))
+    return now
+
+
+def study_of(out: Path, kept: Mapping[str, Any], arms: Sequence[Arm], asked: Sequence[Run]) -> Study:
+    """This command's arms and runs together with those of earlier commands, in the order in which they came.
+
+    Args:
+        out: Folder of the comparison.
+        kept: What ``compare.yaml`` holds.
+        arms: Of this command.
+        asked: Runs of this command.
+    """
+    own = {arm.name: arm for arm in arms}
+    every = [own.get(name) or _earlier(name, kept) for name in kept["arms"]]
+    known = {(run.arm.name, run.labels, run.number) for run in asked}
+    earlier = []
+    for arm in every:
+        wanted = {(n, number) for n, count in kept["asked"].get(arm.name, {}).items() for number in range(count)}
+        for folder in (out / "runs" / arm.name).glob("*-*"):
+            if found := re.fullmatch(r"(\d+)-(\d+)", folder.name):
+                wanted.add((int(found[1]), int(found[2])))
+        earlier += [Run(arm, *place) for place in sorted(wanted) if (arm.name, *place) not in known]
+    return Study(out, tuple(every), tuple(asked), tuple(earlier))
+
+
+def training_minutes(folder: Path) -> float | None:
+    """Minutes of training: steps times the median time of one, so that a stop in between does not count.
+
+    None where the run logged no times.
+    """
+    log = read_log(folder / METRICS)
+    seconds = [value for _, value in log.values("seconds")]
+    return median(seconds) * log.rows[-1]["step"] / 60 if seconds else None
+
+
+def _earlier(name: str, kept: Mapping[str, Any]) -> Arm:
+    """An arm that this command does not name."""
+    scratch = kept["arms"][name] == RANDOM
+    return Arm(name, None, kept["twins"].get(name, ""), 0.0 if scratch else kept["minutes"].get(name))
+
+
+def _kind_of_runs(out: Path, name: str) -> str:
+    """The kind of encoder that an arm's runs began with; "" where none has begun."""
+    found = defaultdict(list)
+    for file in sorted((out / "runs" / name).glob("*/config.yaml")):
+        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found[kind_of(config["encoder"])].append(file.parent.name)
+    if len(found) > 1:
+        groups = "; ".join(", ".join(runs) for runs in found.values())
+        message = (
+            f"{out}/runs/{name}/ holds runs of {len(found)} different encoders, which an earlier version mixed up "
+            f"({groups}): delete those of all but one, or choose another --out"
+        )
+        raise UserError(message)
+    return next(iter(found), "")
+
+
+def _with_batch(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe with the samples of a step, which its two free factors must leave as they are."""
+    training = recipe["training"]
+    return {**recipe, "training": {**training, "samples of a step": training["batch_size"] * training["accumulate"]}}

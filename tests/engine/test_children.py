@@ -1,0 +1,42 @@
+"""Why a job failed: of this attempt alone, and without the names of files where it is written down."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from medssl.engine.children import Job, failure, nameless
+
+
+def test_only_what_this_attempt_said_counts(tmp_path):
+    log = tmp_path / "run.log"
+    log.write_text("error: the disk is full\n")
+    before = log.stat().st_size
+    with log.open("a") as stream:
+        stream.write("step 5\nloss is not finite: stopped\n")
+    job = Job("a", (("finetune",),), log)
+    assert failure(job, 1).reason == "the disk is full"
+    assert failure(job, 1, before).reason == "exit code 1; its log ends: loss is not finite: stopped"
+    assert failure(job, 1, log.stat().st_size).reason == "exit code 1; its log ends: nothing"
+    assert failure(job, -signal.SIGKILL, before).reason == "killed by SIGKILL, often a full memory"
+
+
+def test_what_is_written_names_no_file(tmp_path):
+    log = tmp_path / "run.log"
+    log.write_text("error: /data/Miller Ann/store/pack.bin cannot be read: see '/scans/Ann Miller/notes'\n")
+    told = failure(Job("a", (("finetune", "--store", "/data/Miller Ann"),), log), 2)
+    assert told.reason.startswith("/data/Miller Ann/store/pack.bin")
+    assert told.written == "the file cannot be read: see the file"
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("out/runs/a/2-0: no such folder", "the file: no such folder"),
+        ("--labels 9: there are 6 (of /a/b)", "--labels 9: there are 6 (of the file)"),
+        ("the loss is not finite", "the loss is not finite"),
+    ],
+)
+def test_places_are_found_without_knowing_them(reason, expected):
+    assert nameless(reason, []) == expected
