@@ -11,9 +11,9 @@ of broken and of healthy runs: ``docs/guides/pretrain.md``):
     collapse     embedding_spread below 0.003, twice in a row: networks in training start at 0.03 to 0.5 and stay there
                  while they learn (0.006 untrained in evaluation mode); half precision alone makes 0.001
     narrowing    embedding_rank below half of the highest so far, twice in a row: runs that learn keep three quarters of
-                 it, learning rates 100 times too high leave a fifth. Below a quarter where the loss is below 90 % of
-                 chance: masked autoencoders narrow to 0.4 to 0.7 in their first 100 steps and widen again, while their
-                 loss comes down to 85 %; that of runs that narrow for good stays at 94 % or more
+                 it, learning rates 100 times too high leave a fifth. Until a run has settled, below a quarter where its
+                 loss is below 90 % of chance: masked autoencoders narrow to 0.4 to 0.7 in their first 100 steps and
+                 widen again, while their loss comes down to 85 %; of runs that narrow for good it stays at 94 % or more
     sharpness    the first loss is 10 times chance or more: random weights give 1 to 1.7 at temperatures of 0.1 to 0.5,
                  1.2 where voxels are predicted; over when the loss comes below twice chance
     flatness     loss within 0.3 % of chance three times in a row while embeddings spread (uniformity below -0.5): the
@@ -127,8 +127,8 @@ def alarms(history: Sequence[Measures], *, settled: int) -> list[Alarm]:
             "training.batch_size, or look at what the objective says of its pairs"
         )
         return [Alarm("nothing", message)]
-    rules = (_collapse, _narrowing, _sharpness, _flatness, _divergence)
-    found = [rule(history) for rule in rules]
+    rules = (_collapse, _sharpness, _flatness, _divergence)
+    found = [*(rule(history) for rule in rules), _narrowing(history, young=now["step"] < settled)]
     if now["step"] >= settled:
         found += [_stuck(history), _teacher(now)]
     kinds = {alarm.kind for alarm in found if alarm}
@@ -150,12 +150,12 @@ def _collapse(history: Sequence[Measures]) -> Alarm | None:
     return Alarm("collapse", message)
 
 
-def _narrowing(history: Sequence[Measures]) -> Alarm | None:
+def _narrowing(history: Sequence[Measures], *, young: bool) -> Alarm | None:
     known = [row for row in history[1:] if "embedding_rank" in row]
     if len(known) < 3:
         return None
     widest, now = max(known, key=lambda row: row["embedding_rank"]), known[-1]
-    least = widest["embedding_rank"] * (NARROW if _share(now) >= LEARNING else NARROW / 2)
+    least = widest["embedding_rank"] * (NARROW / 2 if young and _share(now) < LEARNING else NARROW)
     if max(row["embedding_rank"] for row in known[-2:]) >= least:
         return None
     message = (
