@@ -69,8 +69,9 @@ def tables_of(study: Study) -> tuple[list[Trained], dict[str, list[tuple[Any, ..
     }
 
 
-def set_aside_damaged(study: Study) -> None:
-    """Makes runs whose scores cannot be read count as not scored, and says so; their weights stay."""
+def set_aside_damaged(study: Study) -> list[Run]:
+    """Makes runs whose scores cannot be read count as not scored, and says so; their weights stay. Returns them."""
+    damaged = []
     for run in study.done:
         try:
             trained_of(run, run.folder(study.out))
@@ -79,11 +80,19 @@ def set_aside_damaged(study: Study) -> None:
             print(f"note: {run}: {error}; the run {again}")
             shutil.rmtree(run.folder(study.out) / TEST)
             (run.folder(study.out) / TEST).mkdir()  # says that it is trained
+            damaged.append(run)
+    return damaged
 
 
-def note_edits(study: Study) -> None:
-    """Says of lines of the tables that were changed, added, deleted or cut off by hand that this does not count."""
+def note_edits(study: Study, damaged: Sequence[Run] = ()) -> None:
+    """Says of lines of the tables that were changed, added, deleted or cut off by hand that this does not count.
+
+    Args:
+        study: What the tables are of.
+        damaged: Runs whose scores were set aside: their lines are no edits.
+    """
     _, tables = tables_of(study)
+    aside = {(run.arm.name, str(run.labels), str(run.number)) for run in damaged}
     for name, rows in tables.items():
         file = study.out / name
         if not file.exists():
@@ -95,7 +104,7 @@ def note_edits(study: Study) -> None:
             if (run.folder(study.out) / TEST / SUMMARY).stat().st_mtime > since
         }
         now = {key_of(line): line for line in as_csv(rows).splitlines()}
-        lines = file.read_text("utf-8").splitlines()
+        lines = [line for line in file.read_text("utf-8").splitlines() if key_of(line)[:3] not in aside]
         then = Counter(map(key_of, lines))
         counts = {
             "changed": sum(now.get(key_of(line), line) != line for line in lines),

@@ -55,7 +55,12 @@ def test_encoders_of_one_kind_share_a_twin_and_others_get_their_own(tmp_path):
 
 def test_a_later_encoder_of_another_kind_is_not_compared_with_the_first_twin(tmp_path):
     command(tmp_path, a=SMALL)
-    assert twins(command(tmp_path, b=LARGE))["b"] == "scratch-b"
+    later = command(tmp_path, b=LARGE)
+    assert twins(later)["b"] == "scratch-b"
+    assert {arm.name: arm.folder and arm.folder.name for arm in later.arms} == {
+        "scratch": None, "a": None, "scratch-b": "b", "b": "b",
+    }  # fmt: skip
+    assert {run.arm.name for run in later.asked} == {"scratch-b", "b"}
     kept = yaml.safe_load((tmp_path / "compare.yaml").read_text())
     assert kept["encoders"] == {
         name: kind_of({"class_path": "medssl.Encoder", "init_args": arguments})

@@ -154,15 +154,18 @@ def test_a_run_that_ended_after_the_table_was_written_is_no_edit(tmp_path, capsy
 def test_damaged_scores_count_as_none(tmp_path, capsys):
     study = made(tmp_path, labels=(2,))
     study = Study(tmp_path, study.arms, study.asked[:3], study.asked[3:])
+    write_tables(study)
     for run in (study.asked[0], study.earlier[0]):
         (run.folder(tmp_path) / "test/cases.csv").write_text("")
-    set_aside_damaged(study)
+    damaged = set_aside_damaged(study)
+    assert damaged == [study.asked[0], study.earlier[0]]
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("note: scratch, 2 labelled subjects, run 0: ")
     assert said[0].endswith("; the run is scored again")
     assert said[1].endswith("; the run is left out until its encoder is named again")
     assert [run.done(tmp_path) for run in (*study.asked, *study.earlier)] == [False, True, True, False]
-    note_edits(study)
+    note_edits(study, damaged)
+    assert capsys.readouterr().out == ""
     assert tell(study, {}) == 1  # no pair of runs is left
 
 
