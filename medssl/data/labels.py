@@ -13,7 +13,7 @@ from medssl.types import LabelSchema, UserError
 
 _FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 _FOLDERS |= {"test": "test", "testing": "test"}
-FORMULA = "=+-@\t\r"  # what a formula of a spreadsheet may begin with
+STARTS, SIGNS, CALLS = frozenset("=@\t\r"), frozenset("+-"), "(|!"  # of formulas: grades such as "++" are none
 
 
 @dataclass(frozen=True)
@@ -97,18 +97,12 @@ class LabelOptions:
 
 
 def is_formula(text: str) -> bool:
-    """Whether a spreadsheet would compute a cell with this text: it begins with = + - @, and is no number and no sign.
+    """Whether a spreadsheet would compute a cell with this text, rather than show it or call it a mistake.
 
-    >>> [is_formula(text) for text in ("=1+1", "-cmd", "-1", "+", "1=1")]
-    [True, True, False, False, False]
+    >>> [is_formula(text) for text in ("=1+1", "@SUM(A1)", "-cmd|x", "-1", "++", "- none", "1=1")]
+    [True, True, True, False, False, False, False]
     """
-    if len(text) < 2 or text[0] not in FORMULA:
-        return False
-    try:
-        float(text)
-    except ValueError:
-        return True
-    return False
+    return text[:1] in STARTS or (text[:1] in SIGNS and any(mark in text for mark in CALLS))
 
 
 def refuse_formula(name: str, where: str) -> None:

@@ -199,7 +199,7 @@ def formula_folder(folder: Path) -> None:
 
 def formula_table(folder: Path) -> None:
     good(folder)
-    (folder / "table.csv").write_text("scan,grade\ngood,-cmd\n")
+    (folder / "table.csv").write_text("scan,grade\ngood,-cmd|x\n")
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ ROWS = [
     ),
     Row(
         formula_table,
-        r"error: table.csv, column 'grade': '-cmd' begins with '-', which spreadsheets take for a form",
+        r"error: table.csv, column 'grade': '-cmd\|x' begins with '-', which spreadsheets take for a fo",
         2,
         words=("--labels.values", "{scans}/table.csv", "--labels.key", "scan", "--labels.columns", "grade"),
         id="value that is a formula",

@@ -382,8 +382,8 @@ def test_a_table_finds_dicom_scans_by_patient(tmp_path, file):
     assert scan.labels.values == (("state", "sick"),)
 
 
-def test_numbers_and_signs_are_no_formulas(tmp_path, file):
-    told = {"a": "-1", "b": "+", "c": "-2.5e3", "d": "-", "e": ""}
+def test_numbers_signs_and_words_are_no_formulas(tmp_path, file):
+    told = {"a": "-1", "b": "+", "c": "-2.5e3", "d": "- none", "e": "", "f": "++"}
     for name in told:
         write_nifti(tmp_path / "d" / f"{name}.nii", noise((4, 4, 4), seed=ord(name)))
     (tmp_path / "t.csv").write_text("id,state,note\n" + "".join(f"{name},{value},=1\n" for name, value in told.items()))
