@@ -231,7 +231,8 @@ def make_card(
     Whom the network behind pseudo-labels has seen counts as seen; what is not known of it stays unknown.
     """
     size, axis = config["data"]["view"]["size"], config["data"]["sampling"]["slice_axis"]
-    labelled = {*subjects_of(store, (*chosen.learnt, *chosen.drawn, *chosen.validated)), *teacher.labelled}
+    scans = (*chosen.learnt, *chosen.drawn, *chosen.validated)
+    labelled = {*subjects_of(store, scans), *teacher.labelled, *begin.labelled}
     known = None
     if begin.subjects is not None and teacher.pretrained is not None:
         known = tuple(sorted({*begin.subjects, *teacher.pretrained}))

@@ -49,8 +49,13 @@ class Start:
             return ()
         if self.card is None or self.card.subjects is None:
             return None
-        labelled = self.card.tuned.subjects if self.card.tuned else ()
-        return tuple(sorted({*self.card.subjects, *labelled}))
+        return tuple(sorted({*self.card.subjects, *self.labelled}))
+
+    @property
+    def labelled(self) -> tuple[str, ...]:
+        """Subjects whose labels these weights have seen, known even where those of pretraining are not."""
+        tuned = None if self.card is None or self.weights is None else self.card.tuned
+        return () if tuned is None else tuned.subjects
 
 
 def start_of(pretrained: Path | None, encoder: Callable[[], Encoder] | None, *, from_scratch: bool) -> Start:
@@ -181,9 +186,9 @@ def refuse_seen(store: Store, start: Start, allow: Sequence[Allowed]) -> str:
         UserError: Counts the subjects.
     """
     test = describe.subjects(store, "test")
-    if start.subjects is None:
-        return "which subjects pretraining has seen is not known: a test subject may be among them" if test else ""
-    seen = overlap(test, start.subjects)
+    seen = overlap(test, start.labelled if start.subjects is None else start.subjects)
+    if not seen and start.subjects is None and test:
+        return "which subjects pretraining has seen is not known: a test subject may be among them"
     if not seen:
         return ""
     if "seen" not in allow:

@@ -215,6 +215,23 @@ def test_a_file_of_weights_reports_every_key(call, place, tmp_path):
     assert load_card(tmp_path / "run").subjects is None
 
 
+def test_labels_that_were_seen_are_known_where_the_subjects_of_pretraining_are_not(call, place, tmp_path):
+    """A run that was fine-tuned from foreign weights, and is gone on from."""
+    assert call("--labels=1", folder=tmp_path / "first")[0] == 0
+    card = json.loads((tmp_path / "first/card.json").read_text()) | {"subjects": None}
+    (tmp_path / "first/card.json").write_text(json.dumps(card))
+    code, said = call(f"--pretrained={tmp_path / 'first'}", "--training.seed=1", folder=tmp_path / "second")
+    assert code == 0, said
+    assert "which subjects pretraining has seen is not known" in said
+    assert set(card["tuned"]["subjects"]) <= set(load_card(tmp_path / "second").tuned.subjects)
+
+    card["tuned"]["subjects"] = list(describe.subjects(Store.open(place / "volumes/store"), "test"))
+    (tmp_path / "first/card.json").write_text(json.dumps(card))
+    code, said = call(f"--pretrained={tmp_path / 'first'}", folder=tmp_path / "third")
+    assert code == 2
+    assert "pretraining has seen 3 of the 3 subjects of split 'test'" in said
+
+
 def test_classification_is_judged_by_auroc(call, tmp_path):
     code, said = call(
         "--training.steps=40", "--training.output.validate_every=20", "--optimizer.learning_rate=0.01", data="pictures"
