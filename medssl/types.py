@@ -184,7 +184,7 @@ class Preprocess:
 class Origin:
     """Who the rows of a batch are: identifiers, global sample numbers, crop centre as a share (0..1) of the scan.
 
-    ``along`` is that share along the axis that slices are taken across or regions are spread along (0.5 without one).
+    ``along`` is a share along the axis that slices lie across or regions are spread along: where views lie; else 0.5.
     """
 
     scan_ids: tuple[str, ...]

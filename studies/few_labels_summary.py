@@ -2,9 +2,10 @@
 
     python studies/few_labels_summary.py hippocampus --rows docs/results/few_labels_hippocampus.csv
 
-Prints Markdown, and writes NAME_labels.svg (test measure over labels) and NAME_curves.svg (validation over steps)
-beside the rows. Differences are of the same test subjects, mean over the seeds; their intervals come from drawing runs
-and subjects again together (AUROC by the jackknife's pseudo-values), all others from drawing subjects.
+Prints Markdown (where there is NAME_twice.csv, also whether the twin was at its end), and writes NAME_labels.svg (test
+measure over labels) and NAME_curves.svg (validation over steps) beside the rows. Differences are of the same test
+subjects, mean over the seeds; their intervals come from drawing runs and subjects again together (AUROC by the
+jackknife's pseudo-values), all others from drawing subjects.
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ def main() -> None:
             curves.append(Series(f"{arm}, {place}", means, faint=arm == "scratch"))
         cells = [shown(values[arm]) for arm in ARMS] + [shown(gain, "+")]
         print(f"| {place} | {' | '.join(cells)} | {in_words(gain)} |")
+    longer = rows.with_name(f"{rows.stem}_twice.csv")
+    if longer.exists():
+        twice(given.study, rows, longer, rates)
     if len(differences) == len(study.labels):
         print(f"\nVerdict: {verdict(list(differences), list(differences.values()))}.")
     charts = {
@@ -66,6 +70,27 @@ def main() -> None:
     }  # fmt: skip
     for name, text in charts.items():
         rows.with_name(f"{rows.stem}_{name}.svg").write_text(text)
+
+
+def twice(name: str, rows: Path, longer: Path, rates: dict[str, float]) -> None:
+    """Prints the twin beside itself with twice the steps, and the pretrained network against the latter."""
+    study, before = STUDIES[name], read(rows)
+    cases = {file: read(file.with_name(f"{file.stem}_cases.csv")) for file in (rows, longer)}
+    head = "| labelled subjects | steps of the twin | gain in the last third | test of the seeds | mean |"
+    for count in study.labels:
+        print(f"\n{head}\n|{'---|' * 5}")
+        for table in (before, read(longer)):
+            wanted = [("scratch", str(count), str(seed), str(rates["scratch"])) for seed in SEEDS]
+            own = sorted((row for row in table if key(row) in wanted), key=lambda row: row["seed"])
+            gains, tests = ([float(row[column]) for row in own] for column in ("gain_last_third", "test"))
+            cells = (", ".join(f"{value:.3f}" for value in values) for values in (gains, tests))
+            print(f"| {count or study.all_labels} | {own[0]['steps']} | {' | '.join(cells)} | {np.mean(tests):.3f} |")
+        runs = {
+            arm: [of_run(cases[file], "case", arm, count, seed, rates[arm]) for seed in SEEDS]
+            for arm, file in zip(ARMS, (rows, longer), strict=True)
+        }
+        _, gain = (dice if study.metric == "dice" else auroc)(runs)
+        print(f"pretrained less the longer twin at {count or study.all_labels}: {shown(gain, '+')}, {in_words(gain)}")
 
 
 def of_run(

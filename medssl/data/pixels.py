@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from medssl.data.dicom import PIXEL_TAGS, DicomError, damage, frame_bytes, parse
 from medssl.types import Part
 
 if TYPE_CHECKING:
+    from io import BufferedReader
+
     from pydicom import Dataset
 
 
@@ -88,7 +90,7 @@ def _layout(dataset: Dataset) -> _Layout:
     return _Layout(shape, f"{kind}{bits // 8}", stored, str(dataset.get("PhotometricInterpretation", "MONOCHROME2")))
 
 
-def _read_frame(dataset: Dataset, stream: BinaryIO, frame: int, out: np.ndarray) -> None:
+def _read_frame(dataset: Dataset, stream: BufferedReader, frame: int, out: np.ndarray) -> None:
     """Read one frame into ``out`` (row, column, sample)."""
     if plain(dataset) and out.shape[-1] == 1 and np.little_endian:
         start, _ = pixel_place(dataset, stream)
@@ -96,7 +98,7 @@ def _read_frame(dataset: Dataset, stream: BinaryIO, frame: int, out: np.ndarray)
             message = "truncated: no pixels after the header"
             raise DicomError(message)
         stream.seek(start + frame * frame_bytes(dataset))
-        if stream.readinto(out.reshape(-1).view(np.uint8).data) != out.nbytes:  # type: ignore[attr-defined]
+        if stream.readinto(out.reshape(-1).view(np.uint8).data) != out.nbytes:
             message = f"truncated: fewer than {out.nbytes:,} bytes of pixels"
             raise DicomError(message)
         return

@@ -78,7 +78,7 @@ def maps_have_their_shapes(encoder: Encoder, image: Tensor) -> None:
 
 def every_parameter_learns(encoder: Encoder, image: Tensor) -> None:
     """Each trainable parameter gets a finite gradient from the maps: nothing unused, which data parallelism needs."""
-    total(run(encoder.train(), image)).backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(total(run(encoder.train(), image)))
     for name, parameter in encoder.named_parameters():
         if parameter.requires_grad:
             clause(parameter.grad is not None, f"parameter {name} gets no gradient")
@@ -91,7 +91,7 @@ def bfloat16_is_finite(encoder: Encoder, image: Tensor) -> None:
     """Under bfloat16 autocast everything is finite, with gradients in the parameters' own type."""
     with torch.autocast(image.device.type, torch.bfloat16):
         value = total(run(encoder.train(), image))
-    value.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(value)
     clause(bool(value.isfinite()), "features are not finite under bfloat16 autocast")
     for name, parameter in encoder.named_parameters():
         fine = parameter.grad is None or bool(parameter.grad.isfinite().all())

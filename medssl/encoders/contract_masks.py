@@ -25,7 +25,7 @@ def nothing_leaks(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMod
             dirty = run(copy.deepcopy(encoder), image.masked_fill(covered, value), hidden, mode)
             same(clean, dirty, f"{mode}: {value} in hidden voxels changes the features", 0.0)
         leaf = image.masked_fill(covered, 1e6).requires_grad_()
-        total(run(encoder, leaf, hidden, mode)).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(total(run(encoder, leaf, hidden, mode)))
         slope = gradient(leaf)
         clause(
             bool((slope.masked_select(covered) == 0).all()), f"{mode}: the gradient at hidden voxels is not exactly 0"
@@ -165,7 +165,7 @@ def every_parameter_learns_from_what_is_visible(
     encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode
 ) -> None:
     """Each trainable parameter gets a finite gradient, zero if need be: data parallelism waits for all of them."""
-    total(run(encoder.train(), image, hidden, mode)).backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(total(run(encoder.train(), image, hidden, mode)))
     for name, parameter in encoder.named_parameters():
         if parameter.requires_grad:
             fine = parameter.grad is not None and bool(parameter.grad.isfinite().all())
