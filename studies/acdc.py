@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from datasets import medssl, prepare
@@ -54,13 +54,24 @@ def main() -> None:
         list(pool.map(lambda name: pretrain(work, name, FIRST[name]), FIRST))
     pretrain(work, "global_local", (*SECOND["global_local"], "--init", str(work / "pretrained/global")))
     arms = [f"{name}={work / 'pretrained' / name}" for name in (*FIRST, *SECOND)]
-    medssl(
+    words = (
         "compare", *arms, *COMPARE, "--store", str(work / "store"), "--index", str(work / "index.sqlite"), "--out",
-        str(work / "compare"), "--jobs", str(given.jobs), threads="1",
+        str(work / "compare"), "--jobs", str(given.jobs),
     )  # fmt: skip
     given.out.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(1) as pool:
+        comparing = pool.submit(medssl, *words, threads="1")
+        while wait([comparing], timeout=60).not_done:
+            copy(work / "compare", given.out)
+        copy(work / "compare", given.out)
+        comparing.result()
+
+
+def copy(found: Path, out: Path) -> None:
+    """Copies the tables that are there."""
     for name in TABLES:
-        shutil.copyfile(work / "compare" / name, given.out / name)
+        if (found / name).exists():
+            shutil.copyfile(found / name, out / name)
 
 
 def pretrain(work: Path, name: str, words: tuple[str, ...]) -> None:

@@ -16,14 +16,14 @@ from medssl.encoders.vit import ViT
 from medssl.engine.health import Health, settled_after
 from medssl.engine.optim import Optimization, make_optimizer, set_rates
 from medssl.objectives.base import Objective
-from medssl.objectives.global_local import Cues, GlobalContrast
+from medssl.objectives.global_local import Cues, GlobalContrast, LocalContrast
 from medssl.objectives.graph_match import GraphMatch
 from medssl.objectives.mae import MAE, UNetMAE
 from medssl.objectives.simclr import SimCLR
 from medssl.objectives.simmim import SimMIM
 from medssl.objectives.spark import SparK
 from medssl.ops.similarity import alignment
-from medssl.types import Batch, Loss, Step, ViewSpec
+from medssl.types import Batch, Geometry, Loss, Step, ViewSpec
 
 SIDE, MARGIN, PARTS, BATCH = 32, 4, 4, 16
 
@@ -52,7 +52,7 @@ FAULTS = {
     "shuffled views": Fault(shuffled=True),
     "nothing pushes apart": Fault(attract=True, encoder="vit"),
 }
-RECONSTRUCTIONS = {"spark", "mae", "unet_mae", "simmim"}
+RECONSTRUCTIONS, STRATIFIED = {"spark", "mae", "unet_mae", "simmim"}, {"global", "local"}
 
 
 class Attraction(SimCLR):
@@ -108,18 +108,23 @@ def objective_of(name: str, fault: Fault) -> Objective:
     if name == "simclr":
         kind = Attraction if fault.attract else SimCLR
         return kind(encoder, view=view, temperature=fault.temperature, projection=(32, 32))
+    if name == "local":
+        still = replace(view, scale=(1.0, 1.0), geometry=Geometry(flip="none"))
+        return LocalContrast(encoder, view=still, temperature=fault.temperature, cues=Cues(PARTS), steps=2)
     return GlobalContrast(
         encoder, view=view, temperature=fault.temperature, projection=(32, 32), cues=Cues(PARTS, cross=True)
     )
 
 
 def batches(name: str, fault: Fault, images: torch.Tensor, seed: int) -> Iterator[Batch]:
-    """Random crops, brightness, contrast and noise, different in each view."""
+    """Random crops (regions need the same in both views), brightness, contrast and noise, different in each view."""
     generator = torch.Generator().manual_seed(seed)
     first = 0
 
-    def view(picked: torch.Tensor) -> torch.Tensor:
-        corners = torch.randint(2 * MARGIN + 1, (len(picked), 2), generator=generator).tolist()
+    def places() -> list[list[int]]:
+        return torch.randint(2 * MARGIN + 1, (BATCH, 2), generator=generator).tolist()
+
+    def view(picked: torch.Tensor, corners: list[list[int]]) -> torch.Tensor:
         crops = torch.stack([x[:, a : a + SIDE, b : b + SIDE] for x, (a, b) in zip(picked, corners, strict=True)])
         if fault.constant:
             return torch.zeros_like(crops)
@@ -129,7 +134,7 @@ def batches(name: str, fault: Fault, images: torch.Tensor, seed: int) -> Iterato
 
     while True:
         samples = tuple(range(first, first := first + BATCH))
-        if name == "global":
+        if name in STRATIFIED:
             patients = torch.randperm(len(images), generator=generator)[: BATCH // PARTS].repeat_interleave(PARTS)
             parts = torch.arange(BATCH) % PARTS
         else:
@@ -138,12 +143,13 @@ def batches(name: str, fault: Fault, images: torch.Tensor, seed: int) -> Iterato
         picked = images[patients, parts]
         if fault.shuffled:
             picked = picked[torch.randperm(BATCH, generator=generator)]
-        one = plain_batch(view(picked), samples)
+        corners = places()
+        one = plain_batch(view(picked, corners), samples)
         names = tuple(f"patient{number}" for number in patients.tolist())
         origin = replace(one.origin, scan_ids=names, subject_ids=names, along=(parts + 0.5) / PARTS)
         views = one.views
         if name not in RECONSTRUCTIONS:
-            other = view(picked)
+            other = view(picked, corners if name == "local" else places())
             if fault.shuffled:
                 other = other[torch.randperm(BATCH, generator=generator)]
             views = (*views, *plain_batch(other, samples).views)

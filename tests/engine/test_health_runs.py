@@ -14,17 +14,20 @@ EXPECTED = {  # what is told first, and by which step
     "constant input": ({"input"}, 20),
     "shuffled views": ({"stuck"}, 220),
     "nothing pushes apart": ({"collapse", "narrowing"}, 220),
+    "local, temperature 100": ({"stuck"}, 220),  # the loss moves by 0.5 %: too much for "flatness"
 }
+EVERYWHERE = [fault for fault in EXPECTED if not fault.startswith("local")]
 HEALTHY = [
-    *[(name, "healthy") for name in ("spark", "unet_mae", "graph_match")],
+    *[(name, "healthy") for name in ("spark", "unet_mae", "graph_match", "local")],
     *[(name, "healthy transformer") for name in ("mae", "simmim")],
     *[(name, fault) for name in ("simclr", "global") for fault in ("healthy", "healthy transformer")],
 ]
 BROKEN = [
     *[("spark", fault) for fault in ("rate x 10000", "constant input")],
-    *[("simclr", fault) for fault in EXPECTED if fault != "rate x 10000"],
-    *[("global", fault) for fault in EXPECTED if fault not in {"rate x 10000", "nothing pushes apart"}],
+    *[("simclr", fault) for fault in EVERYWHERE if fault != "rate x 10000"],
+    *[("global", fault) for fault in EVERYWHERE if fault not in {"rate x 10000", "nothing pushes apart"}],
     ("graph_match", "shuffled views"),
+    *[("local", fault) for fault in ("temperature 100", "constant input")],
 ]
 SURVIVORS = [(name, fault) for name in ("simclr", "global") for fault in ("rate x 100", "rate x 10000")]
 SECONDS = [("spark", "constant input"), ("simclr", "temperature 0.0005"), ("global", "constant input")]
@@ -37,7 +40,7 @@ def images():
 
 def check(images, name: str, fault: str, seed: int) -> None:
     health = run(name, FAULTS[fault], images, seed=seed, steps=STEPS, patient=False)
-    kinds, within = EXPECTED[fault]
+    kinds, within = EXPECTED.get(f"{name}, {fault}", EXPECTED[fault])
     assert health.told, health.history
     (first,) = health.told
     print(f"{name}, {fault}, seed {seed}: {first} at step {health.told[first][0]}")

@@ -1,8 +1,9 @@
-"""Synthetic organs for the behavioural checks of masked modelling: images, pretraining, a linear probe, neighbours."""
+"""Synthetic organs for the behavioural checks: images, pretraining, a linear probe, neighbours."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,9 +11,9 @@ from objectives.small import plain_batch
 
 from medssl.objectives.base import Objective
 from medssl.ops.schedules import linear_warmup_cosine
-from medssl.types import Step
+from medssl.types import Batch, Step
 
-SIDE, CLASSES = 64, 6
+SIDE, CROP, CLASSES = 64, 48, 6
 
 
 def organs(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -65,10 +66,26 @@ def neighbours(encoder: torch.nn.Module, images: torch.Tensor, labels: torch.Ten
     return 100 * float((votes.argmax(1) == labels[train:]).double().mean())
 
 
+def crops(images: torch.Tensor) -> torch.Tensor:
+    """A random crop of each image with random brightness, contrast and noise."""
+    corners = torch.randint(SIDE - CROP + 1, (len(images), 2)).tolist()
+    cut = torch.stack([x[:, a : a + CROP, b : b + CROP] for x, (a, b) in zip(images, corners, strict=True)])
+    contrast, brightness = torch.rand(2, len(images), 1, 1, 1)
+    return cut * (0.7 + 0.6 * contrast) + brightness - 0.5 + 0.1 * torch.randn(cut.shape)
+
+
+def batch_of(images: torch.Tensor, samples: tuple[int, ...], *, pairs: bool) -> Batch:
+    """The images as they are, or two different crops of each."""
+    if not pairs:
+        return plain_batch(images, samples)
+    one, other = (plain_batch(crops(images), samples) for _ in range(2))
+    return Batch((*one.views, *other.views), one.origin)
+
+
 def pretrain(
     make: Callable[[], Objective], seed: int, images: torch.Tensor, *, epochs: int, batch: int = 16
 ) -> tuple[Objective, list[dict[str, float]]]:
-    """Trains what ``make`` builds; returns it with the terms of each step."""
+    """Trains what ``make`` builds, with as many views as it needs; returns it with the terms of each step."""
     torch.manual_seed(seed)
     objective = make().train()
     optimizer = torch.optim.AdamW(objective.parameters(), lr=2e-3, weight_decay=0.04)
@@ -78,9 +95,37 @@ def pretrain(
         for part in torch.randperm(len(images)).split(batch):
             samples = tuple(int(row) + epoch * len(images) for row in part)
             optimizer.param_groups[0]["lr"] = linear_warmup_cosine(len(found) / total, 2e-3, warmup=0.1)
-            loss = objective(plain_batch(images[part], samples), Step(len(found), total, seed, samples))
+            views = batch_of(images[part], samples, pairs=len(objective.needs.views) > 1)
+            loss = objective(views, Step(len(found), total, seed, samples))
             optimizer.zero_grad()
             loss.total.backward()
             optimizer.step()
             found.append({name: term.item() for name, term in loss.terms.items()})
     return objective, found
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """Loss at the start and, as a share of what knowing nothing costs, at the end; scores before and after."""
+
+    start: float
+    end: float
+    probe: tuple[float, float]
+    neighbours: tuple[float, float]
+
+
+def learnt(make: Callable[[], Objective], seed: int, *, epochs: int, batch: int = 16) -> Learnt:
+    """Trains on 2000 images; 600 others fit the probe or are the neighbours of 1000 more."""
+    images, _ = organs(2000, seed=0)
+    probed = organs(1600, seed=1)
+    random, _ = pretrain(make, seed, images, epochs=0)
+    trained, terms = pretrain(make, seed, images, epochs=epochs, batch=batch)
+    start, last = (np.mean([each["loss"] for each in part]) for part in (terms[:3], terms[-20:]))
+    share = last / np.mean([each["chance"] for each in terms[-20:]])
+    scores = [
+        tuple(round(of(each.encoder, *probed, train=600), 1) for each in (random, trained))
+        for of in (probe, neighbours)
+    ]
+    found = Learnt(round(start, 3), round(share, 3), *scores)
+    print(f"seed {seed}: {found}")
+    return found
