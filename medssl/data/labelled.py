@@ -123,10 +123,33 @@ def labelled_scans(store: Store, axes: int, split: str, schema: LabelSchema) -> 
     return found
 
 
+def how_many(labels: float | None, there: int) -> int:
+    """How many of the labelled subjects a word of the user stands for: a number, a share, or None for all of them.
+
+    >>> how_many(8, 20), how_many(0.25, 20), how_many(None, 20)
+    (8, 5, 20)
+
+    Raises:
+        UserError: More than there are, less than one, or neither a whole number nor a share.
+    """
+    if labels is None:
+        return there
+    share = isinstance(labels, float)
+    if not (0 < labels < 1 if share else labels >= 1):
+        message = f"--labels {labels}: give a number of subjects (8) or a share of them between 0 and 1 (0.25)"
+        raise UserError(message)
+    number = round(labels * there) if share else int(labels)
+    if not 1 <= number <= there:
+        less = f"; {labels} of them is less than one" if share else ""
+        message = f"--labels {labels}: there are {there} labelled subjects to choose from{less}"
+        raise UserError(message)
+    return number
+
+
 def few(
-    store: Store, scans: tuple[int, ...], schema: LabelSchema, *, subjects: int | None, seed: int
+    store: Store, scans: tuple[int, ...], schema: LabelSchema, *, subjects: float | None, seed: int
 ) -> tuple[int, ...]:
-    """The scans of ``subjects`` subjects: every scan of each, fewer subjects always among more of the same seed.
+    """The scans of some subjects: every scan of each, fewer subjects always among more of the same seed.
 
     Subjects come in an order that depends on the seed and their own identifiers alone; for a scan-level target the
     classes take turns (a subject belongs to its rarest class), so that few subjects show as many classes as they can.
@@ -137,25 +160,23 @@ def few(
         store: Where the scans are.
         scans: Labelled scans to choose from.
         schema: The classes.
-        subjects: How many; None takes all.
+        subjects: How many, or which share; None takes all.
         seed: Seed of the choice.
 
     Raises:
-        UserError: More subjects than there are, or the chosen ones are all of one class or number.
+        UserError: More subjects than there are or less than one, or the chosen ones are all of one class or number.
     """
     of_subject: dict[str, list[int]] = {}
     for number in scans:
         of_subject.setdefault(store.records.tables["subject"][store.records.subject[number]], []).append(number)
-    if subjects is not None and not 1 <= subjects <= len(of_subject):
-        message = f"--labels {subjects}: there are {len(of_subject)} labelled subjects to choose from"
-        raise UserError(message)
+    count = how_many(subjects, len(of_subject))
     order = sorted(of_subject, key=lambda name: _place(seed, name))
     if schema.name != MASK:
         groups = dict(zip(scans, groups_of(store, scans, schema), strict=True))
         own = {name: [groups[n] for n in of_subject[name]] for name in order}
         own = {name: [group for group in held if group >= 0] or held for name, held in own.items()}
         order = _in_turns(order, own, QUARTERS if schema.kind == "number" else ())
-    chosen = sorted(number for name in order[:subjects] for number in of_subject[name])
+    chosen = sorted(number for name in order[:count] for number in of_subject[name])
     if schema.name != MASK:
         _refuse_alike(store, chosen, schema)
     return tuple(chosen)

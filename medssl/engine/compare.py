@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from medssl.data.index import Index
-from medssl.data.labelled import MASK, few, labelled_scans
+from medssl.data.labelled import MASK, few, how_many, labelled_scans, subjects_of
 from medssl.data.store import Store
 from medssl.data.targets import findings_of
 from medssl.encoders.base import Encoder
@@ -56,7 +56,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
     head: Callable[[Encoder, LabelSchema], Head],
     data: Examples,
     training: Training,
-    labels: tuple[int, ...],
+    labels: tuple[int | float | None, ...],
     runs: int = 5,
     optimizer: FineTuning = FineTuning(),  # noqa: B008 (frozen)
     mixing: Mixing = Mixing(),  # noqa: B008 (frozen)
@@ -78,7 +78,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         head: What answers: a name in configs/heads, or a class.
         data: Which labelled scans are learnt from, and how.
         training: How long and how large; the seed is the one of the first run.
-        labels: Numbers of labelled subjects, such as [2,4,8].
+        labels: Numbers of labelled subjects (8), shares of them (0.25) or null for all, such as [2,4,8,null].
         runs: Runs of each arm and number, each with other labelled subjects and another seed; a verdict takes 5.
         optimizer: How weights move.
         mixing: Whether the samples of a batch are mixed.
@@ -94,13 +94,13 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         UserError: Something the user can put right before anything is trained.
     """
     os.umask(0o077)
-    if min(runs, 1 if jobs is None else jobs) < 1 or not labels or min(labels) < 1:
+    if min(runs, 1 if jobs is None else jobs) < 1 or not labels:
         message = f"runs is {runs}, jobs {jobs}, labels {list(labels)}: give at least 1 of each"
         raise UserError(message)
     folders, opened = encoders_of(encoders), Store.open(store)
     starts = {name: begin_of(name, folder, opened, optimizer, allow) for name, folder in folders.items()}
     schema = schema_for(opened, data.target, head)
-    refuse_few(opened, schema, data, labels, [training.seed + number for number in range(runs)])
+    counts = counts_of(opened, schema, data, labels, [training.seed + number for number in range(runs)])
     with Index.open(index) as known:
         scans = labelled(known, schema, split, None)
         refuse_unscored(scans, schema, split)
@@ -113,7 +113,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with alone(out / LOCK, f"{out}/") as lock:
         arms = list(arms_of(folders, starts, read_kept(out)))
-        plan = [Run(arm, n, number) for number in range(runs) for n in sorted(set(labels)) for arm in arms]
+        plan = [Run(arm, n, number) for number in range(runs) for n in counts for arm in arms]
         kept = hold(out, held, arms, starts, plan)
         study = replace(study_of(out, kept, arms, plan), notes=first_notes(data, optimizer))
         write_whole(out / "recipe.yaml", lambda file: file.write(yaml.safe_dump(recipe, sort_keys=False).encode()))
@@ -181,16 +181,24 @@ def refuse_unscored(scans: Sequence[Scan], schema: LabelSchema, split: str) -> N
         raise UserError(message)
 
 
-def refuse_few(store: Store, schema: LabelSchema, data: Examples, labels: Sequence[int], seeds: Sequence[int]) -> None:
-    """Refuses numbers of labelled subjects that some run cannot have.
+def counts_of(
+    store: Store, schema: LabelSchema, data: Examples, labels: Sequence[float | None], seeds: Sequence[int]
+) -> list[int]:
+    """Numbers of labelled subjects that the words of the user stand for, each once, the fewest first.
 
     Raises:
-        UserError: Says how many there are.
+        UserError: Some run cannot have as many; says how many there are.
     """
     scans = labelled_scans(store, len(data.view.size), data.train, schema)
-    for count in labels:
+    there = len(subjects_of(store, scans))
+    counts = sorted({how_many(number, there) for number in labels})
+    for count in counts:
         for seed in seeds if data.label_seed is None else [data.label_seed]:
             few(store, scans, schema, subjects=count, seed=seed)
+    if not all(isinstance(number, int) for number in labels):
+        words = ", ".join("null" if number is None else str(number) for number in labels)
+        print(f"labels {words} are {', '.join(map(str, counts))} of {there} labelled subjects")
+    return counts
 
 
 def digest_of(scans: Sequence[Scan], root: Path) -> str:

@@ -42,7 +42,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     pretrained: Path | None = None,
     from_scratch: bool = False,
     encoder: Callable[[], Encoder] | None = None,
-    labels: int | None = None,
+    labels: int | float | None = None,
     optimizer: FineTuning = FineTuning(),  # noqa: B008 (frozen)
     mixing: Mixing = Mixing(),  # noqa: B008 (frozen)
     pseudo: PseudoLabels = PseudoLabels(),  # noqa: B008 (frozen)
@@ -59,7 +59,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         pretrained: Run folder of ``medssl pretrain``, or a file of weights (with an encoder that they fit).
         from_scratch: Take the encoder of ``pretrained`` but random weights: the twin of a comparison.
         encoder: Another encoder than the one of the card; needed where ``pretrained`` is a file or absent.
-        labels: Number of labelled subjects to learn from; null takes all.
+        labels: Number of labelled subjects to learn from, or a share of them (0.25); null takes all.
         optimizer: How weights move.
         mixing: Whether the samples of a batch are mixed.
         pseudo: Labels of another network to learn from beside these (self-training).
@@ -131,7 +131,7 @@ class Chosen:
     drawn: tuple[int, ...] = ()
 
 
-def choose(store: Store, schema: LabelSchema, data: Examples, labels: int | None, seed: int) -> Chosen:
+def choose(store: Store, schema: LabelSchema, data: Examples, labels: float | None, seed: int) -> Chosen:
     """Picks the labelled subjects.
 
     Raises:

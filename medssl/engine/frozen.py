@@ -169,7 +169,7 @@ def refuse_misfit(encoder: Encoder, window: tuple[int, ...]) -> None:
 
 
 def split_scans(
-    store: Store, schema: LabelSchema, axes: int, *, labels: int | None, validation_labels: int | None, seed: int
+    store: Store, schema: LabelSchema, axes: int, *, labels: float | None, validation_labels: int | None, seed: int
 ) -> Splits:
     """The labelled scans of the splits train, val and test; few subjects as ``medssl finetune`` chooses them.
 

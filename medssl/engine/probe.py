@@ -43,7 +43,7 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
     target: str = MASK,
     from_scratch: bool = False,
     encoder: Callable[[], Encoder] | None = None,
-    labels: int | None = None,
+    labels: int | float | None = None,
     validation_labels: int | None = None,
     seed: int = 0,
     shots: tuple[int, ...] = (1, 2, 5, 10, 20),
@@ -67,7 +67,8 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
         target: "mask" probes voxels; the name of a scan-level value probes whole scans.
         from_scratch: Take random weights of the same architecture: the twin of a comparison.
         encoder: Another encoder than the one of the card; needed where ``run`` is a file of weights.
-        labels: Labelled subjects of the split "train" to learn from, chosen as by ``medssl finetune``; null takes all.
+        labels: Labelled subjects of the split "train" to learn from, or a share of them (0.25), chosen as by
+            ``medssl finetune``; null takes all.
         validation_labels: Subjects of the split "val" that settings are chosen by; null takes all.
         seed: Of the choice of subjects, shots and voxels, and of the random weights.
         shots: Scans of each class that a prototype is the mean of.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from data.stores import fill_store, numbered, volume
 
-from medssl.data.labelled import class_number, classes_of, few, labelled_scans, subjects_of
+from medssl.data.labelled import class_number, classes_of, few, how_many, labelled_scans, subjects_of
 from medssl.types import LabelSchema, UserError
 
 KINDS = ("benign", "benign", "benign", "benign", "benign", "malignant", "malignant", "normal")
@@ -73,6 +73,17 @@ def test_another_seed_chooses_others(images):
     schema = classes_of(images, "kind")
     scans = labelled_scans(images, 2, "train", schema)
     assert len({few(images, scans, schema, subjects=4, seed=seed) for seed in range(8)}) > 1
+
+
+@pytest.mark.parametrize(("asked", "number"), [(3, 3), (0.25, 3), (0.3, 4), (0.99, 12), (0.05, 1), (None, 12)])
+def test_numbers_and_shares_of_subjects(asked, number):
+    assert how_many(asked, 12) == number
+
+
+@pytest.mark.parametrize("asked", [0, -1, 1.0, 1.5, 0.0, 0.04, float("nan")])
+def test_no_number_of_subjects(asked):
+    with pytest.raises(UserError, match=f"--labels {asked}: "):
+        how_many(asked, 12)
 
 
 def test_too_many_subjects(images):

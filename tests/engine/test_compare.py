@@ -77,6 +77,7 @@ def test_an_arm_that_fails_does_not_stop_the_others(tmp_path):
     assert "error: no encoder has a run in common with its twin: nothing can be compared" in said
     # a table that was edited by hand does not count, another recipe is refused
     assert "note: runs.csv is not what the runs say (lines: 1 changed): it is written anew from them" in said
+    assert "labels 0.3, 2 are 2 of 6 labelled subjects" in said
     assert result["same"]
     assert "out/ holds another comparison: training.steps: 6 there, 7 here; choose another --out" in said
 
@@ -115,7 +116,9 @@ def place(tmp_path_factory):
         (["seen"], [], "seen: pretraining has seen 3 of the 3 subjects of split 'test'"),
         (["gone"], [], "there is no such folder or file"),
         (["good"], ["--labels=[2,9]"], "--labels 9: there are 6 labelled subjects to choose from"),
-        (["good"], ["--labels=[0]"], "give at least 1 of each"),
+        (["good"], ["--labels=[0.01]"], "there are 6 labelled subjects to choose from; 0.01 of them is less than one"),
+        (["good"], ["--labels=[0]"], "--labels 0: give a number of subjects (8) or a share of them between 0 and 1"),
+        (["good"], ["--labels=[]"], "give at least 1 of each"),
         (["good"], ["--runs=0"], "give at least 1 of each"),
         (["good"], ["--split=none"], "none of the 0 scans of split 'none' is labelled with 'mask'"),
     ],
