@@ -37,7 +37,7 @@ COMPARE = (
     "--config", "segment_2d_small", "--labels", "[1,8]", "--runs", "3", "--training.steps", "400",
     "--training.precision", "bf16", "--training.output.validate_every", "40",
 )  # fmt: skip
-TABLES = ("summary.md", "runs.csv", "cases.csv", "efficiency.svg")
+TABLES = ("summary.json", "runs.csv", "cases.csv", "efficiency.svg")
 
 
 def main() -> None:
