@@ -126,6 +126,6 @@ def learnt(make: Callable[[], Objective], seed: int, *, epochs: int, batch: int 
         tuple(round(of(each.encoder, *probed, train=600), 1) for each in (random, trained))
         for of in (probe, neighbours)
     ]
-    found = Learnt(round(start, 3), round(share, 3), *scores)
+    found = Learnt(round(float(start), 3), round(float(share), 3), *scores)
     print(f"seed {seed}: {found}")
     return found
