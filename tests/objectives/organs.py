@@ -106,26 +106,34 @@ def pretrain(
 
 @dataclass(frozen=True)
 class Learnt:
-    """Loss at the start and, as a share of what knowing nothing costs, at the end; scores before and after."""
+    """Loss at the start, at the end, and that as a share of what knowing nothing costs; scores before and after."""
 
     start: float
     end: float
+    share: float
     probe: tuple[float, float]
     neighbours: tuple[float, float]
 
 
-def learnt(make: Callable[[], Objective], seed: int, *, epochs: int, batch: int = 16) -> Learnt:
+def learnt(
+    make: Callable[[], Objective],
+    seed: int,
+    *,
+    epochs: int,
+    batch: int = 16,
+    data: Callable[[int, int], tuple[torch.Tensor, torch.Tensor]] = organs,
+) -> Learnt:
     """Trains on 2000 images; 600 others fit the probe or are the neighbours of 1000 more."""
-    images, _ = organs(2000, seed=0)
-    probed = organs(1600, seed=1)
+    images, _ = data(2000, 0)
+    probed = data(1600, 1)
     random, _ = pretrain(make, seed, images, epochs=0)
     trained, terms = pretrain(make, seed, images, epochs=epochs, batch=batch)
     start, last = (np.mean([each["loss"] for each in part]) for part in (terms[:3], terms[-20:]))
-    share = last / np.mean([each["chance"] for each in terms[-20:]])
+    chance = np.mean([each["chance"] for each in terms[-20:]])
     scores = [
         tuple(round(of(each.encoder, *probed, train=600), 1) for each in (random, trained))
         for of in (probe, neighbours)
     ]
-    found = Learnt(round(float(start), 3), round(float(share), 3), *scores)
+    found = Learnt(*(round(float(value), 3) for value in (start, last, last / chance)), *scores)
     print(f"seed {seed}: {found}")
     return found
