@@ -202,7 +202,7 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
             new[key] = fitting
             fitted.append(key)
         else:
-            unfit[key] = _misfit(key, value, old)
+            unfit[key] = misfit(key, value, old)
     told = {renamed[key] for key in (*new, *unfit)}
     same = [key for key, value in target.items() if stem and value.data_ptr() == target[stem].data_ptr()]
     report = Report(
@@ -287,7 +287,7 @@ def _fitted(key: str, value: Tensor, old: Tensor, stem: Tensor | None) -> Tensor
     return adapted(value, old, first=first, name=key, axes=2 if stem is None else stem.ndim - 2)
 
 
-def _misfit(key: str, value: Tensor, old: Tensor) -> str:
+def misfit(key: str, value: Tensor, old: Tensor) -> str:
     """Why a weight could not be made to fit."""
     shapes = f"{list(value.shape)} in the file, {list(old.shape)} here"
     return shapes + ("; only square or cubic grids of patches are made to fit" if is_table(key, value, old) else "")

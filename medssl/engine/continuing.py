@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from medssl.encoders.weights import CARD, WEIGHTS, Report, load, load_card, read_tensors
+from medssl.encoders.weights import CARD, WEIGHTS, Report, load, load_card, misfit, read_tensors
 from medssl.engine.start import tell_keys
 from medssl.types import Card, UserError
 
@@ -89,11 +89,7 @@ def fill_rest(objective: Objective, file: Path, card: Card) -> str:
         adapted=(),
         missing=tuple(key for key in own if key not in fitting),
         unexpected=tuple(key for key in tensors if key not in own),
-        unfit={
-            key: f"{list(tensors[key].shape)} in the file, {list(own[key].shape)} here"
-            for key in shared
-            if key not in fitting
-        },
+        unfit={key: misfit(key, tensors[key], own[key]) for key in shared if key not in fitting},
     )
     tell_keys(report, " in the objective")
     return (
