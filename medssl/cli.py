@@ -246,10 +246,14 @@ def spelled_out(words: Sequence[str], function: Callable[..., Any]) -> list[str]
 
 
 def expand(words: Sequence[str]) -> list[str]:
-    """Folds ``--config NAME`` and ``--encoder NAME`` into one configuration that stands first: overrides win."""
+    """Folds ``--config NAME`` and ``--encoder NAME`` into one configuration that stands first: overrides win.
+
+    So do fragments, wherever they stand: they change what the recipes together say.
+    """
     import json
 
-    base: dict[str, Any] = {}
+    recipes: list[dict[str, Any]] = []
+    fragments: list[dict[str, Any]] = []
     kept: list[str] = []
     remaining = iter(words)
     for word in remaining:
@@ -260,14 +264,17 @@ def expand(words: Sequence[str]) -> list[str]:
             continue
         value = value if separator else next(remaining, "")
         if flag == "--config":
-            base = merged(base, load_recipe(value))
+            recipes.append(load_recipe(value))
         elif is_fragment(path[-1], value):
             content = load_config(value, FRAGMENTS[path[-1]])
             for key in reversed(path):
                 content = {key: content}
-            base = merged(base, content)
+            fragments.append(content)
         else:
             kept.append(f"{flag}={value}")
+    base: dict[str, Any] = {}
+    for change in (*recipes, *fragments):
+        base = merged(base, change)
     return [f"--config={json.dumps(base)}", *kept] if base else kept
 
 

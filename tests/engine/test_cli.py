@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 import subprocess
@@ -78,6 +79,24 @@ def test_overrides_win_wherever_they_stand(call, first):
     recipe = ["--config", "tour"]
     _, _, got = call("stroll", *(overrides + recipe if first else recipe + overrides), "--store", "there")
     assert (got["park"].share, got["park"].walk.minutes, got["park"].encoder.paws, got["seed"]) == (0.25, 1, (9,), 3)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_fragment_wins_wherever_it_stands(call, first):
+    fragment, recipe = ["--encoder=dog"], ["--config", "tour"]
+    _, _, got = call("stroll", *(fragment + recipe if first else recipe + fragment), "--store", "there")
+    assert type(got["park"].encoder) is verbs.Dog
+
+
+def test_an_optimizer_before_the_recipe_wins():
+    ways = [
+        ["--optimizer=constant", "--config=segment_3d_small"],
+        ["--config=segment_3d_small", "--optimizer=constant"],
+    ]
+    made = [json.loads(cli.expand(words)[0].removeprefix("--config=")) for words in ways]
+    assert made[0] == made[1]
+    assert made[0]["optimizer"]["warmup"] == 0.0
+    assert made[0]["optimizer"]["clip"] == 12.0  # of the recipe
 
 
 def test_another_encoder_replaces_the_recipe_s_as_a_whole(call):
