@@ -19,6 +19,7 @@ from medssl.engine.checkpoint import write_whole
 from medssl.engine.frozen import Frozen, Splits, begin_of, freeze, scan_key, split_scans, subject_names
 from medssl.engine.inference import Windows
 from medssl.engine.kept import Kept
+from medssl.engine.settings import refuse_below
 from medssl.engine.start import Allowed
 from medssl.engine.voxel_probe import ON_STORED_GRID, Voxels, levels_of, probe_voxels
 from medssl.evaluate import health
@@ -88,7 +89,9 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
         UserError: Something the user can put right.
     """
     os.umask(0o077)
-    refuse_counts(shots, draws, voxels)
+    least = {"shots": (1, min(shots, default=1)), "draws": (1, draws), "voxels": (1, voxels), "seed": (0, seed)}
+    for key, (lowest, value) in least.items():
+        refuse_below(lowest, f"--{key}", value)
     begin = begin_of(run, encoder, from_scratch=from_scratch)
     held_to = None if begin.card is None or "preprocess" in allow else begin.card.preprocess
     opened = Store.open(store, preprocess=held_to)
@@ -134,18 +137,6 @@ class Answers:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     embedding: dict[str, Any] | None = None
-
-
-def refuse_counts(shots: tuple[int, ...], draws: int, voxels: int) -> None:
-    """Refuses numbers below 1.
-
-    Raises:
-        UserError: Names the key.
-    """
-    for key, value in (("shots", min(shots, default=1)), ("draws", draws), ("voxels", voxels)):
-        if value < 1:
-            message = f"--{key} must be at least 1, got {value}"
-            raise UserError(message)
 
 
 def refuse_kind(schema: LabelSchema) -> None:

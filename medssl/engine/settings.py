@@ -30,7 +30,7 @@ class Output:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            refuse_below_one(f"training.output.{each.name}", getattr(self, each.name))
+            refuse_below(1, f"training.output.{each.name}", getattr(self, each.name))
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Training:
 
     def __post_init__(self) -> None:
         for name, value in (("steps", self.steps), ("batch_size", self.batch_size), ("accumulate", self.accumulate)):
-            refuse_below_one(f"training.{name}", value)
+            refuse_below(1, f"training.{name}", value)
+        refuse_below(0, "training.seed", self.seed)
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,9 @@ class OnlineProbe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        refuse_below_one("probe.every", self.every)
-        refuse_below_one("probe.subjects", self.subjects)
+        refuse_below(1, "probe.every", self.every)
+        refuse_below(1, "probe.subjects", self.subjects)
+        refuse_below(0, "probe.seed", self.seed)
 
 
 @dataclass(frozen=True)
@@ -144,9 +146,7 @@ class Loading:
     sampling: SamplingChanges | None = None
 
     def __post_init__(self) -> None:
-        if self.workers < 0:
-            message = f"data.workers must be at least 0, got {self.workers}"
-            raise UserError(message)
+        refuse_below(0, "data.workers", self.workers)
 
 
 @dataclass(frozen=True)
@@ -176,21 +176,20 @@ class Examples:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        refuse_below_one("data.validation_labels", self.validation_labels)
-        if self.workers < 0:
-            message = f"data.workers must be at least 0, got {self.workers}"
-            raise UserError(message)
+        refuse_below(1, "data.validation_labels", self.validation_labels)
+        refuse_below(0, "data.label_seed", self.label_seed)
+        refuse_below(0, "data.workers", self.workers)
         if self.train == self.validation:
             message = f"data.train and data.validation are both {self.train!r}: subjects must be apart"
             raise UserError(message)
 
 
-def refuse_below_one(key: str, value: int | None) -> None:
-    """Refuses a count below 1.
+def refuse_below(least: int, key: str, value: int | None) -> None:
+    """Refuses a number below ``least``.
 
     Raises:
         UserError: Names the key and what it got.
     """
-    if value is not None and value < 1:
-        message = f"{key} must be at least 1, got {value}"
+    if value is not None and value < least:
+        message = f"{key} must be at least {least}, got {value}"
         raise UserError(message)

@@ -168,6 +168,7 @@ def test_few_subjects_are_always_the_same_and_of_all_classes(store):
         (["--probe.target=colour"], "colour"),
         (["--probe.target=class", "--probe.every=0"], "probe.every must be at least 1, got 0"),
         (["--probe.target=class", "--probe.subjects=0"], "probe.subjects must be at least 1, got 0"),
+        (["--probe.target=class", "--probe.seed=-1"], "probe.seed must be at least 0, got -1"),
         (["--probe.target=class", "--probe.subjects=2"], "none of the 2 training scans is"),
     ],
 )
