@@ -12,7 +12,8 @@ part of other volumes; negatives are all other crops ("all"), or those of other 
     G^R  = view, all        G^D- = view, other_part        G^D = view + cross, other_part
 
 Local loss, of regions of K voxels per axis of the decoder's map: positives are the same region in the other view (L^R)
-and, with ``cross``, in other volumes (L^D); negatives are the regions nearest to it in both views.
+and, with ``cross``, in other volumes (L^D); negatives are the regions nearest to it in both views. Regions of which
+more than half is padding, or not to be scored, take no part: nothing but their place would tell them apart.
 
 Reference: Chaitanya et al., Contrastive learning of global and local features for medical image segmentation with
 limited annotations, NeurIPS 2020, arXiv 2006.10511. What differs stands in ``docs/objectives/global_local.md``.
@@ -32,7 +33,7 @@ from medssl.nn.heads import Projection
 from medssl.nn.unet import UNetDecoder
 from medssl.objectives.base import Objective, undisturbed
 from medssl.ops.collectives import gather
-from medssl.ops.regions import nearest_regions, region_corners, rows_of
+from medssl.ops.regions import counted_regions, nearest_regions, region_corners, rows_of
 from medssl.ops.similarity import alignment, info_nce, info_nce_chance, uniformity
 from medssl.ops.tags import Tags, tags
 from medssl.types import Geometry, Intensity, Loss, Sampling, UserError, ViewPlan
@@ -200,6 +201,8 @@ class LocalContrast(Objective):
         found = self.projection(self.decoder(features.maps)[-1])
         corners = region_corners(found.shape[2:], self.regions.side)
         z = rows_of(found, corners, self.regions.side).flatten(0, 1)
+        usable = torch.cat([view.valid & view.scored for view in batch.views])
+        counted = counted_regions(usable, found.shape[2:], corners, self.regions.side).flatten()
         own = tags(batch, step, self.cues.parts).each(len(corners))
         every = Tags(*map(gather, own))
         near = nearest_regions(corners, self.regions.nearest).to(z.device)
@@ -208,8 +211,9 @@ class LocalContrast(Objective):
         positive = own.same(every) & ~own.itself(every)
         if self.cues.cross:
             positive |= own.across(every)
-        positive &= here[:, None] == there
-        negative = own.same(every) & near[here[:, None], there]
+        both = counted[:, None] & gather(counted)
+        positive &= both & (here[:, None] == there)
+        negative = both & own.same(every) & near[here[:, None], there]
         everything = gather(z)
         loss = info_nce(z, everything, positive, negative, temperature=self.temperature)
         terms = {

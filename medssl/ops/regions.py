@@ -6,6 +6,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.functional import interpolate
 
 from medssl.types import UserError
 
@@ -43,6 +44,21 @@ def rows_of(maps: Float[Tensor, "B C *s"], corners: Sequence[tuple[int, ...]], s
     every = slice(None), slice(None)
     boxes = [every + tuple(slice(first, first + side) for first in corner) for corner in corners]
     return torch.stack([maps[box].flatten(1) for box in boxes], 1)
+
+
+def counted_regions(
+    usable: Bool[Tensor, "B 1 *t"], size: Sequence[int], corners: Sequence[tuple[int, ...]], side: int
+) -> Bool[Tensor, "B A"]:
+    """Regions of a map that may be compared: those of which at least half is usable.
+
+    Args:
+        usable: False where the view is padding, or not to be scored; voxel by voxel of what the map was made from.
+        size: Voxels of the map per axis.
+        corners: First voxels of the regions.
+        side: Voxels of a region per axis.
+    """
+    share = interpolate(usable.float(), tuple(size), mode="area")
+    return rows_of(share, corners, side).mean(2) >= 0.5
 
 
 def nearest_regions(corners: Sequence[tuple[int, ...]], count: int) -> Bool[Tensor, "A A"]:

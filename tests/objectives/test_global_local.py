@@ -118,18 +118,22 @@ def test_the_local_loss_is_the_formula(ndim, cross):
     objective = local_contrast(ndim, cues=Cues(parts=2, cross=cross)).double()
     batch, step = batch_of(objective, scans=2)
     batch = precise(batch)
-    loss = objective(batch, step).total
+    found = objective(batch, step)
     with torch.no_grad():
         features = objective.encoder.eval()(torch.cat([view.image for view in batch.views]))
         maps = objective.projection(objective.decoder(features.maps)[-1])
     corners = [tuple(corner) for corner in region_corners(maps.shape[2:], 3)]  # places are tested on their own below
     z, rows = [], []
     for row in range(8):
+        crop, view = row % 4, batch.views[row // 4]
+        strides = [extent // cells for extent, cells in zip(view.image.shape[2:], maps.shape[2:], strict=True)]
         for number, corner in enumerate(corners):
             box = tuple(slice(first, first + 3) for first in corner)
+            below = tuple(slice(n * first, n * (first + 3)) for n, first in zip(strides, corner, strict=True))
+            usable = (view.valid & view.scored)[(crop, 0, *below)].double().mean() >= 0.5
             z.append(maps[(row, slice(None), *box)].flatten())
-            crop = row % 4
-            rows.append((crop, crop // 2, crop % 2, row // 4, number))
+            rows.append((crop, crop // 2, crop % 2, row // 4, number, bool(usable)))
+    assert 0 < sum(row[5] for row in rows) < len(rows)
 
     def nearest(number):
         order = sorted(
@@ -139,12 +143,54 @@ def test_the_local_loss_is_the_formula(ndim, cross):
 
     def positive(a, b):
         same = a[0] == b[0] and a[3] != b[3]
-        return a[4] == b[4] and (same or (cross and a[2:4] == b[2:4] and a[1] != b[1]))
+        return a[5] and b[5] and a[4] == b[4] and (same or (cross and a[2:4] == b[2:4] and a[1] != b[1]))
 
     def negative(a, b):
-        return a[0] == b[0] and b[4] in nearest(a[4])
+        return a[5] and b[5] and a[0] == b[0] and b[4] in nearest(a[4])
 
-    assert float(loss.detach()) == pytest.approx(by_loops(torch.stack(z), rows, positive, negative, 0.1), rel=1e-9)
+    assert float(found.total.detach()) == pytest.approx(
+        by_loops(torch.stack(z), rows, positive, negative, 0.1), rel=1e-9
+    )
+    alike = by_loops(torch.ones(len(rows), 3), rows, positive, negative, 0.1)
+    assert float(found.terms["chance"]) == pytest.approx(alike, rel=1e-6)
+
+
+def with_usable(batch, *, valid=True, scored=True):
+    """The batch with every voxel of every view valid and scored, or not."""
+    views = [
+        replace(v, valid=torch.full_like(v.valid, valid), scored=torch.full_like(v.scored, scored)) for v in batch.views
+    ]
+    return replace(batch, views=tuple(views))
+
+
+@pytest.mark.parametrize("which", ["valid", "scored"])
+@pytest.mark.parametrize("cross", [False, True])
+def test_a_batch_of_padding_costs_nothing(which, cross):
+    objective = local_contrast(cues=Cues(parts=2, cross=cross))
+    batch, step = batch_of(objective, scans=2)
+    loss = objective(with_usable(batch, **{which: False}), step)
+    loss.total.backward()
+    assert float(loss.total.detach()) == float(loss.terms["chance"]) == 0
+    assert all(bool(term.isfinite()) for term in loss.terms.values())
+    gradients = [p.grad for p in objective.parameters() if p.requires_grad]
+    assert all(float(gradient.abs().max()) == 0 for gradient in gradients)
+    whole = objective(with_usable(batch), step)
+    assert float(whole.total.detach()) > 0
+
+
+@pytest.mark.parametrize(("places", "takes_part"), [(slice(0, 3), False), (slice(3, None), True)])
+def test_regions_mostly_in_padding_take_no_part(places, takes_part):
+    """Their features may be anything; those of regions inside may not."""
+    objective = local_contrast().eval()
+    batch, step = batch_of(objective, scans=2)
+    batch = with_usable(batch)
+    for view in batch.views:
+        view.valid[:, :, :, :4] = False  # 2 columns of the map: 2/3 of the first regions, nothing of the others
+    before = objective(batch, step).total
+    shift = torch.zeros(1, 8, 16, 24)
+    shift[..., places] = torch.randn(shift[..., places].shape, generator=generator(0))
+    objective.projection.register_forward_hook(lambda *call: call[2] + shift)
+    assert torch.equal(before, objective(batch, step).total) != takes_part
 
 
 def test_constant_maps_cost_the_logarithm_of_the_regions():
@@ -153,7 +199,7 @@ def test_constant_maps_cost_the_logarithm_of_the_regions():
         torch.nn.init.zeros_(parameter)
     torch.nn.init.ones_(objective.projection.layers[-1].bias)
     batch, step = batch_of(objective, scans=2)
-    loss = objective(batch, step)
+    loss = objective(with_usable(batch), step)
     assert float(loss.total.detach()) == pytest.approx(math.log(11))
     assert float(loss.terms["chance"]) == pytest.approx(math.log(11))
     assert float(loss.terms["alignment"]) == pytest.approx(0, abs=1e-6)
