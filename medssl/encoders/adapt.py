@@ -13,25 +13,28 @@ if TYPE_CHECKING:
 PREFIXES = range(6)  # class and register tokens that stand before the patches in a table of positions
 
 
-def adapted(value: Tensor, wanted: Tensor, *, first: bool, name: str, axes: int) -> Tensor | None:
-    """A weight in the shape that is wanted, or None where it cannot be made.
+def adapted(value: Tensor, wanted: Tensor, *, first: bool, name: str, axes: tuple[int, int]) -> Tensor | None:
+    """A weight in the shape that is wanted, itself where it has it, or None where it cannot be made.
 
     Kernels of images become kernels of volumes by standing in every plane of the last axis, divided by their number
-    (Carreira and Zisserman, Quo vadis, action recognition?, CVPR 2017): a volume of equal slices gets the response of
-    the slice. Tables of positions are interpolated (Dosovitskiy et al., ICLR 2021) where all sides of their grids are
-    equal: of other grids the number of rows does not tell the sides.
+    (Carreira and Zisserman, Quo vadis, action recognition?, CVPR 2017), and with rows and columns exchanged: an image
+    is [row, column], its columns lie along left-right; a volume is stored with axis 0 nearest to left-right and slices
+    across axis 2. So a volume of equal slices gets, far from its ends, the response of the slice as
+    ``data.regions.slice_axes`` cuts it; other orders of axes (``Preprocess.orientation``) do not. Tables of positions
+    are interpolated (Dosovitskiy et al., ICLR 2021) where all sides of their grids are equal (of other grids the number
+    of rows does not tell the sides), and go from images to volumes as kernels do, undivided.
 
     Args:
         value: What the file holds.
         wanted: What the module holds.
         first: It belongs to the first layer, whose channels may differ.
         name: Key of the module.
-        axes: Spatial axes of the images that the module takes.
+        axes: Spatial axes of the images that the file's network takes, and of those that the module takes.
     """
-    if is_table(name, value, wanted):
+    if is_table(name, value, wanted) and (value.shape != wanted.shape or axes[0] != axes[1]):
         return positions(value, wanted.shape[1], axes)
-    if wanted.ndim >= 4 and value.ndim == wanted.ndim - 1 and value.shape[2:] == wanted.shape[2:-1]:
-        value = inflated(value, wanted.shape[-1])
+    if (value.ndim, wanted.ndim) == (4, 5) and value.mT.shape[2:] == wanted.shape[2:-1]:
+        value = in_planes(value / wanted.shape[-1], wanted.shape[-1])
     if first and value.ndim == wanted.ndim and value.shape[0] == wanted.shape[0]:
         value = channels(value, wanted.shape[1])
     return value if value.shape == wanted.shape else None
@@ -45,29 +48,31 @@ def channels(weight: Tensor, count: int) -> Tensor:
     return total.repeat_interleave(count, dim=1)
 
 
-def inflated(weight: Tensor, depth: int) -> Tensor:
-    """Kernels with one axis more, of ``depth`` equal planes."""
-    return (weight[..., None] / depth).repeat_interleave(depth, dim=-1)
+def in_planes(image: Tensor, depth: int) -> Tensor:
+    """Something of an image [..., row, column] in each of ``depth`` planes of a volume [..., column, row, plane]."""
+    return image.mT[..., None].repeat_interleave(depth, dim=-1)
 
 
-def positions(table: Tensor, count: int, axes: int) -> Tensor | None:
+def positions(table: Tensor, count: int, axes: tuple[int, int]) -> Tensor | None:
     """A table [1, N, C] for another square or cubic grid of patches; tokens that stand before the patches keep theirs.
 
     Squares are resampled bicubically, with a filter against aliasing; cubes linearly, and by means where they shrink.
     """
-    for before in PREFIXES:
-        old, new = _side(table.shape[1] - before, axes), _side(count - before, axes)
+    own, wanted = axes
+    for before in PREFIXES if own <= wanted else ():
+        old, new = _side(table.shape[1] - before, own), _side(count - before, wanted)
         if not (old and new):
             continue
-        grid = table[:, before:].reshape(1, *(old,) * axes, -1).movedim(-1, 1).float()
-        mode = "bicubic" if axes == 2 else "area" if new < old else "trilinear"
-        resized = F.interpolate(grid, (new,) * axes, mode=mode, antialias=axes == 2).to(table.dtype)
+        grid = table[:, before:].reshape(1, *(old,) * own, -1).movedim(-1, 1).float()
+        mode = "bicubic" if own == 2 else "area" if new < old else "trilinear"
+        resized = F.interpolate(grid, (new,) * own, mode=mode, antialias=own == 2).to(table.dtype)
+        resized = in_planes(resized, new) if own < wanted else resized
         return torch.cat((table[:, :before], resized.flatten(2).mT), 1)
     return None
 
 
 def is_table(name: str, value: Tensor, wanted: Tensor) -> bool:
-    """Whether two tensors of one key are tables of positions [1, N, C] of other numbers of patches."""
+    """Whether two tensors of one key are tables of positions [1, N, C]."""
     alike = value.ndim == wanted.ndim == 3 and value.shape[::2] == wanted.shape[::2]
     return alike and "pos" in name.rpartition(".")[2]
 

@@ -189,6 +189,9 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
     strip, add = _prefixes(source, target)
     renamed = {add + key[len(strip) :]: key for key in source if key.startswith(strip)}
     stem = next((key for key, value in target.items() if value.ndim >= 4), "")  # no learned token
+    same = [key for key, value in target.items() if stem and value.data_ptr() == target[stem].data_ptr()]
+    own = target[stem].ndim - 2 if stem else 2
+    axes = next((n - 2 for key in same if key in renamed and (n := source[renamed[key]].ndim) in (4, 5)), own), own
     new: dict[str, Tensor] = {}
     fitted: list[str] = []
     unfit: dict[str, str] = {}
@@ -196,15 +199,14 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
         value = source[renamed[key]] if key in renamed else None
         if value is None:
             continue
-        if value.shape == old.shape:
-            new[key] = value
-        elif (fitting := _fitted(key, value, old, target.get(stem))) is not None:
-            new[key] = fitting
-            fitted.append(key)
-        else:
+        fitting = adapted(value, old, first=key in same, name=key, axes=axes)
+        if fitting is None:
             unfit[key] = misfit(key, value, old)
+            continue
+        new[key] = fitting
+        if fitting is not value:
+            fitted.append(key)
     told = {renamed[key] for key in (*new, *unfit)}
-    same = [key for key, value in target.items() if stem and value.data_ptr() == target[stem].data_ptr()]
     report = Report(
         loaded=tuple(key for key in new if key not in fitted),
         adapted=tuple(fitted),
@@ -279,12 +281,6 @@ def _common(keys: Mapping[str, Tensor]) -> list[str]:
         names = key.split(".")
         counts.update(".".join(names[:depth]) + "." for depth in range(1, min(4, len(names) - 1) + 1))
     return ["", *(prefix for prefix, count in counts.items() if count >= len(keys) / 10)]
-
-
-def _fitted(key: str, value: Tensor, old: Tensor, stem: Tensor | None) -> Tensor | None:
-    """A weight of another shape made to fit, or None; ``stem`` is the weight of the first layer."""
-    first = stem is not None and old.data_ptr() == stem.data_ptr()
-    return adapted(value, old, first=first, name=key, axes=2 if stem is None else stem.ndim - 2)
 
 
 def misfit(key: str, value: Tensor, old: Tensor) -> str:

@@ -258,7 +258,7 @@ def test_a_table_that_rises_along_each_axis_still_does(axes, old, new, before):
     """Channel a holds the place along axis a, from 0 to 1: so does the new table, but for the borders."""
     places = [torch.stack(torch.meshgrid(*[(torch.arange(n) + 0.5) / n] * axes, indexing="ij"), -1) for n in (old, new)]
     tokens = torch.randn(1, before, axes)
-    found = positions(torch.cat((tokens, places[0].reshape(1, -1, axes)), 1), before + new**axes, axes)
+    found = positions(torch.cat((tokens, places[0].reshape(1, -1, axes)), 1), before + new**axes, (axes, axes))
     assert torch.equal(found[:, :before], tokens)
     grid = found[:, before:].reshape(places[1].shape)
     torch.testing.assert_close(grid, places[1], atol=0.04 if axes == 2 else 0.13, rtol=0)
@@ -267,7 +267,7 @@ def test_a_table_that_rises_along_each_axis_still_does(axes, old, new, before):
 
 @pytest.mark.parametrize(("rows", "count", "axes"), [(4 * 6, 8 * 12, 2), (16, 24, 2), (4 * 4 * 2, 8, 3), (64, 16, 3)])
 def test_tables_of_grids_that_are_not_known_are_not_guessed(rows, count, axes):
-    assert positions(torch.zeros(1, rows, 8), count, axes) is None
+    assert positions(torch.zeros(1, rows, 8), count, (axes, axes)) is None
 
 
 def test_why_a_table_of_positions_is_missing_is_said(tmp_path):

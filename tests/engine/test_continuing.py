@@ -169,7 +169,7 @@ def test_kernels_of_images_and_other_channels_are_made_to_fit(place, tmp_path):
     assert "adapted: encoder.stem.convs.0.conv.weight" in said
     got = load_file(tmp_path / "run/encoder.safetensors")["encoder.stem.convs.0.conv.weight"]
     kernel = flat.state_dict()["encoder.stem.convs.0.conv.weight"]
-    torch.testing.assert_close(got.sum(4)[:, 0], kernel.sum(1), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(got.sum(4)[:, 0], kernel.sum(1).mT, atol=1e-5, rtol=1e-4)
 
 
 BAD = [
