@@ -8,8 +8,9 @@ on test scans: a linear probe of voxels (mean Dice) for volumes and slices of vo
 regression (AUROC) for images. NAME_curves.csv holds the losses, means of ten steps, and the folder NAME a picture of
 each. Rows that are there are kept.
 
-Sizes are those of the data: volumes of the hippocampus hold 36x50x36 voxels, images of ultrasound lie at 128x128. The
-second stage of global and local contrast leaves the encoder as it is: its row has the probes of its first stage.
+Sizes are those of the data: volumes of the hippocampus hold 36x50x36 voxels, images of ultrasound lie at 128x128. Each
+preset trains in bfloat16 on one thread. The second stage of global and local contrast leaves the encoder as it is: its
+row has the probes of its first stage.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ class Preset:
 
 IMAGE = ("--objective.view.size", "[128,128]")
 COLOUR = (*IMAGE, "--encoder.in_channels", "3")
-CROP = ("--objective.view.size", "[40,56,40]")
+CROP = ("--objective.view.size", "[32,48,32]")
 PRESETS = {
     "spark_3d_small": Preset("hippocampus", "mask", CROP),
     "mae_resenc_3d_small": Preset("hippocampus", "mask", CROP),
     "mae_3d_small": Preset("hippocampus", "mask", CROP),
-    "simmim_3d_small": Preset("hippocampus", "mask", ("--objective.view.size", "[32,48,32]")),
+    "simmim_3d_small": Preset("hippocampus", "mask", CROP),
     "simclr_3d_small": Preset("hippocampus", "mask"),
     "global_3d_small": Preset("hippocampus", "mask"),
     "local_3d_small": Preset("hippocampus", "mask", start="global_3d_small"),
@@ -100,8 +101,8 @@ def one(work: Path, name: str) -> tuple[list[dict[str, object]], list[dict[str, 
     log = run.with_suffix(".log")
     medssl(
         "pretrain", "--config", name, *preset.words, *start, "--store", str(store), "--run", str(run),
-        "--training.steps", str(STEPS), "--training.output.log_every", "1", "--training.output.health_every", "20",
-        threads="1", log=log,
+        "--training.steps", str(STEPS), "--training.precision", "bf16", "--training.output.log_every", "1",
+        "--training.output.health_every", "20", threads="1", log=log,
     )  # fmt: skip
     for twin in ((), ("--from-scratch",)):
         medssl(
