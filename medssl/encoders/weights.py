@@ -228,11 +228,11 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
     return report
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
+def read_tensors(file: Path, *, allow_empty: bool = False) -> dict[str, Tensor]:
     """All tensors of a file by key, without ever running code from it.
 
     Raises:
-        UserError: The file cannot be read, is damaged, or holds more than tensors.
+        UserError: The file cannot be read, is damaged, holds more than tensors, or none where that is not allowed.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -248,7 +248,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         message = f"{file}: weights could not be read ({reason})"
         raise UserError(message) from error
     tensors = _tensors_in(content)
-    if not tensors:
+    if not tensors and not allow_empty:
         message = f"{file}: holds no state dict: expected tensors by name"
         raise UserError(message)
     return tensors

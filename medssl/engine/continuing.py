@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from medssl.encoders.weights import CARD, WEIGHTS, Report, load, load_card, misfit, read_tensors
 from medssl.engine.start import tell_keys
-from medssl.types import Card, UserError
+from medssl.types import Card, Imported, UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,7 @@ class Begin:
     subjects: tuple[str, ...] | None = ()
 
 
-def begin(objective: Objective, init: Path | None, minimum: float) -> Begin:
+def begin(objective: Objective, init: Path | None, minimum: float, made: Imported) -> Begin:
     """Fills an objective with the weights of ``init``.
 
     Of a run, the encoder and, where the objective is of the same class, everything else that fits by name and shape; of
@@ -46,14 +46,16 @@ def begin(objective: Objective, init: Path | None, minimum: float) -> Begin:
         objective: With fresh weights.
         init: Run folder, or a file of weights; None leaves the weights as they are.
         minimum: Smallest share of the encoder's keys that must be filled.
+        made: What the encoder was made of; it may have read weights itself (``pretrained``, ``pretrained_file``).
 
     Raises:
-        UserError: There is no such folder or file, or too few keys are filled.
+        UserError: There is no such folder or file, too few keys are filled, or the encoder would stay random.
     """
     if not 0 <= minimum <= 1:
         message = f"init_minimum must be a share from 0 to 1, got {minimum}"
         raise UserError(message)
     if init is None:
+        refuse_random(objective, made)
         return Begin()
     if not init.exists():
         message = f"--init {init}: there is no such folder or file"
@@ -73,6 +75,21 @@ def begin(objective: Objective, init: Path | None, minimum: float) -> Begin:
     return Begin(tuple(notes), digest.hexdigest()[:16], seen_by(card))
 
 
+def refuse_random(objective: Objective, made: Imported) -> None:
+    """Refuses to train on top of an encoder that knows nothing and is not to learn anything.
+
+    Raises:
+        UserError: No parameter of the encoder learns, and it was not made with weights.
+    """
+    learns = [parameter.requires_grad for parameter in objective.encoder.parameters()]
+    if learns and not any(learns) and not any(made.init_args.get(key) for key in ("pretrained", "pretrained_file")):
+        message = (
+            f"{type(objective).__name__} leaves the encoder as it is, and its weights are random: give --init RUN (the "
+            "run of the stage before, or a file of weights)"
+        )
+        raise UserError(message)
+
+
 def fill_rest(objective: Objective, file: Path, card: Card) -> str:
     """Takes over heads, teacher and queue of a run of the same objective; returns what became of them."""
     kind = f"{type(objective).__module__}.{type(objective).__qualname__}"
@@ -80,7 +97,9 @@ def fill_rest(objective: Objective, file: Path, card: Card) -> str:
     own = {name: value for name, value in objective.state_dict().items() if not name.startswith("encoder.")}
     if kind != former:
         return f"nothing else is taken over: that run's objective was {former.rpartition('.')[2]}"
-    tensors: dict[str, Tensor] = read_tensors(file)
+    tensors: dict[str, Tensor] = read_tensors(file, allow_empty=True)
+    if not own and not tensors:
+        return "the objective has nothing but its encoder"
     shared = [key for key in own if key in tensors]
     fitting = {key: tensors[key] for key in shared if own[key].shape == tensors[key].shape}
     objective.load_state_dict(fitting, strict=False)

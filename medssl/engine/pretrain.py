@@ -75,7 +75,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     running.refuse_hardware(training)
     torch.manual_seed(keyed_seed(training.seed))
     network = objective(encoder())  # refuses sizes that do not fit, before any data is touched
-    begun = begin(network, init, init_minimum)
+    begun = begin(network, init, init_minimum, describe.imported(config["encoder"]))
     config |= {"init": begun.digest, "probe": describe.plain(probe)}
     opened = Store.open(store, preprocess=data.preprocess)
     if data.sampling is not None:

@@ -10,13 +10,18 @@ import pytest
 import torch
 import yaml
 from engine import labelled, toys
+from engine.toys import ToyEncoder
 from safetensors.torch import load_file, save_file
 
 from medssl import cli
 from medssl.data.store import Store
+from medssl.encoders.base import Encoder
 from medssl.encoders.weights import load_card
 from medssl.engine import describe
-from medssl.types import Preprocess
+from medssl.engine.continuing import Begin, begin
+from medssl.objectives.base import Objective
+from medssl.objectives.global_local import LocalContrast
+from medssl.types import Batch, Geometry, Imported, Loss, Preprocess, Step, UserError, ViewPlan, ViewSpec
 
 ENCODER = {
     "class_path": "medssl.encoders.resenc.ResEnc",
@@ -31,6 +36,7 @@ LOCAL = {
     "class_path": "medssl.objectives.global_local.LocalContrast",
     "init_args": {"view": VIEW, "cues": {"parts": 2}, "steps": 1, "regions": {"side": 3, "nearest": 5}},
 }
+STILL = Geometry(flip="none")
 TRAINING = {"steps": 2, "batch_size": 4, "output": {"checkpoint_every": 2, "picture_every": 2, "log_every": 1}}
 
 
@@ -142,6 +148,45 @@ def test_stages_encoder_then_decoder_then_both_in_the_head(place, tmp_path):
     code, said = call("finetune", [*words, "--head=voxel_linear", f"--run={tmp_path / 'probe'}"])
     assert code == 0, said
     assert "the pretrained decoder is not used: this head has none" in said
+
+
+def test_a_decoder_is_not_trained_on_an_encoder_that_stays_random(place, tmp_path):
+    code, said = pretrain(place, tmp_path / "local", LOCAL)
+    assert code == 2
+    assert re.search(
+        r"LocalContrast leaves the encoder as it is, and its weights are random: give --init RUN \(the run of", said
+    )
+    assert not (tmp_path / "local").exists()
+
+
+def test_an_encoder_that_was_made_with_weights_may_stay_as_it_is():
+    frozen = LocalContrast(ToyEncoder().requires_grad_(False), view=ViewSpec((16, 16, 8), geometry=STILL), steps=1)
+    for given in ({"pretrained": True}, {"pretrained_file": "weights.safetensors"}):
+        assert begin(frozen, None, 0.9, Imported("Made", given)) == Begin()
+    for given in ({}, {"pretrained": False, "pretrained_file": None}):
+        with pytest.raises(UserError, match="LocalContrast leaves the encoder as it is, and its weights are random"):
+            begin(frozen, None, 0.9, Imported("Made", given))
+
+
+class Bare(Objective):
+    """A user's objective that has no weights but those of its encoder."""
+
+    def __init__(self, encoder: Encoder, *, view: ViewSpec) -> None:
+        super().__init__()
+        self.encoder, self.needs = encoder, ViewPlan((view,))
+
+    def forward(self, batch: Batch, step: Step) -> Loss:
+        loss = self.encoder(batch.views[0].image).pooled.square().mean()
+        return Loss(loss, {"loss": loss.detach()})
+
+
+def test_an_objective_without_weights_of_its_own_is_continued(place, tmp_path):
+    bare = {"class_path": "engine.test_continuing.Bare", "init_args": {"view": VIEW}}
+    for run, *init in (("first",), ("more", f"--init={tmp_path / 'first'}")):
+        code, said = pretrain(place, tmp_path / run, bare, *init, steps=1)
+        assert code == 0, said
+    assert "encoder of step 1: 100% of the keys filled" in said
+    assert "the objective has nothing but its encoder" in said
 
 
 def test_whoever_the_first_weights_have_seen_counts_as_seen(place, tmp_path):
