@@ -1,7 +1,8 @@
 """What a comparison consists of, and what its folder is held to: ``compare.yaml``, which names no path.
 
-The file keeps the recipe, the weights of each arm, the encoder of each twin from scratch, and which runs were asked
-for, so that encoders, numbers of labels and runs can be added by later commands in any order.
+The file keeps the recipe, the weights of each arm, the encoder of each twin from scratch, which runs were asked for,
+and after how many runs p-values were told, so that encoders, numbers of labels and runs can be added by later commands
+in any order, and a verdict says how often it was looked for.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 SCRATCH, RANDOM = "scratch", "random"
 CONFIG, TEST = "compare.yaml", "test"  # of the comparison; of a run
-KEPT = ("arms", "encoders", "twins", "minutes", "asked")  # what compare.yaml holds beside the recipe
+KEPT = ("arms", "encoders", "twins", "minutes", "asked", "looks")  # what compare.yaml holds beside the recipe
 FREE = (*FREE_KEYS, "windows.batch_size", "windows.accelerator")  # how fast a scan is scored, not how well
 
 
@@ -45,12 +46,14 @@ class Arm:
             earlier command named.
         twin: Name of the arm from scratch with the same encoder; "" of such an arm itself.
         minutes: Of pretraining, 0 from scratch; None where that is not known.
+        digest: Names the weights that its runs start from, or "random".
     """
 
     name: str
     folder: Path | None
     twin: str = ""
     minutes: float | None = 0.0
+    digest: str = RANDOM
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,15 @@ class Run:
     def done(self, out: Path) -> bool:
         """Whether it is trained and scored: the scores are written last."""
         return (self.folder(out) / TEST / SUMMARY).exists()
+
+    def strange(self, out: Path) -> bool:
+        """Whether it started from other weights than those of its arm, or its configuration cannot be read."""
+        file = self.folder(out) / "config.yaml"
+        try:
+            config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {"start": self.arm.digest}
+        except (yaml.YAMLError, ValueError):
+            return True
+        return not isinstance(config, dict) or config.get("start") != self.arm.digest
 
     def __str__(self) -> str:
         return f"{self.arm.name}, {self.labels} labelled subjects, run {self.number}"
@@ -140,18 +152,34 @@ def arms_of(folders: Mapping[str, Path], starts: Mapping[str, Start], kept: Mapp
         if held[kind] not in told:
             told.add(held[kind])
             yield Arm(held[kind], folder)
-        yield Arm(name, folder, held[kind], training_minutes(folder))
+        yield Arm(name, folder, held[kind], training_minutes(folder), starts[name].digest)
 
 
 def read_kept(out: Path) -> dict[str, Any]:
     """What ``compare.yaml`` holds; one of an earlier version is completed from the runs.
 
     Raises:
-        UserError: An earlier version left runs of different encoders in one folder.
+        UserError: It is damaged, or gone from a folder with runs; or an earlier version left runs of different
+            encoders in one folder.
     """
     file = out / CONFIG
-    kept = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {}
-    kept = {key: {} for key in KEPT} | kept
+    nothing: dict[str, Any] = {key: {} for key in KEPT}
+    if not file.exists():
+        if (out / "runs").exists():
+            message = (
+                f"{out}/ holds runs but no {CONFIG}, which says by which recipe and from which weights they were made: "
+                "put it back, or choose another --out"
+            )
+            raise UserError(message)
+        return nothing
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError):
+        found = None
+    if not whole(found):
+        message = f"{file} is damaged (empty, cut off or edited): put a whole one back, or choose another --out"
+        raise UserError(message)
+    kept: dict[str, Any] = nothing | found
     if kept["arms"] and not kept["encoders"]:
         kinds = {name: _kind_of_runs(out, name) for name in kept["arms"]}
         kept["encoders"] = {
@@ -164,6 +192,15 @@ def read_kept(out: Path) -> dict[str, Any]:
             if digest != RANDOM and kinds[name] in twins
         }
     return kept
+
+
+def whole(found: object) -> bool:
+    """Whether this is what ``hold`` writes, as far as it is read: a recipe with its batch, and what is kept beside."""
+    if not isinstance(found, dict) or "arms" not in found or not isinstance(found.get("training"), dict):
+        return False
+    return {"batch_size", "accumulate"} <= found["training"].keys() and all(
+        isinstance(found.get(key, {}), dict) for key in KEPT
+    )
 
 
 def hold(
@@ -185,7 +222,7 @@ def hold(
         UserError: Names the keys that differ.
     """
     kept = read_kept(out)
-    weights = {arm.name: starts[arm.name].digest if arm.twin else RANDOM for arm in arms}
+    weights = {arm.name: arm.digest for arm in arms}
     now = {"arms": kept["arms"] | weights, "twins": kept["twins"] | {arm.name: arm.twin for arm in arms if arm.twin}}
     then = {"arms": now["arms"] | kept["arms"], "twins": now["twins"] | kept["twins"]}
     if (out / CONFIG).exists():
@@ -202,9 +239,30 @@ def hold(
     for run in asked:
         counts = now["asked"].setdefault(run.arm.name, {})
         counts[run.labels] = max(counts.get(run.labels, 0), run.number + 1)
-    text = yaml.safe_dump(held | now, sort_keys=False)
-    write_whole(out / CONFIG, lambda stream: stream.write(text.encode()))
+    now["looks"] = kept["looks"]
+    _write(out, held | now)
     return now
+
+
+def look(out: Path, runs: Mapping[str, Mapping[int, int]]) -> list[int]:
+    """Keeps after how many runs p-values are told; whoever adds runs until they please finds too much.
+
+    Args:
+        out: Folder of the comparison.
+        runs: Of each arm, how many runs give a verdict, by the number of labelled subjects.
+
+    Returns:
+        Numbers of runs, rising, after which p-values of the same arm and number of labelled subjects were told earlier.
+    """
+    kept, earlier = read_kept(out), set[int]()
+    for arm, counts in runs.items():
+        for labels, count in counts.items():
+            told = kept["looks"].setdefault(arm, {}).setdefault(labels, [])
+            earlier |= {number for number in told if number < count}
+            if count not in told:
+                told.append(count)
+    _write(out, kept)
+    return sorted(earlier)
 
 
 def study_of(out: Path, kept: Mapping[str, Any], arms: Sequence[Arm], asked: Sequence[Run]) -> Study:
@@ -241,8 +299,14 @@ def training_minutes(folder: Path) -> float | None:
 
 def _earlier(name: str, kept: Mapping[str, Any]) -> Arm:
     """An arm that this command does not name."""
-    scratch = kept["arms"][name] == RANDOM
-    return Arm(name, None, kept["twins"].get(name, ""), 0.0 if scratch else kept["minutes"].get(name))
+    digest = kept["arms"][name]
+    minutes = 0.0 if digest == RANDOM else kept["minutes"].get(name)
+    return Arm(name, None, kept["twins"].get(name, ""), minutes, digest)
+
+
+def _write(out: Path, kept: Mapping[str, Any]) -> None:
+    text = yaml.safe_dump(dict(kept), sort_keys=False)
+    write_whole(out / CONFIG, lambda stream: stream.write(text.encode()))
 
 
 def _kind_of_runs(out: Path, name: str) -> str:

@@ -83,7 +83,10 @@ def run_jobs(jobs: Sequence[Job], done: Callable[[Job, Failure | None], None], *
                 slot = free.pop(0)
                 job = waiting.popleft()
                 before = job.log.stat().st_size if job.log.exists() else 0  # what earlier attempts said
-                running[start(job, slot, at_once, lock)] = job, slot, before
+                process = start(job, slot, at_once, lock)
+                running[process] = job, slot, before
+                if heard:  # while it started: the ear did not know it yet
+                    process.send_signal(signal.SIGTERM)
             time.sleep(0.1)
             for process in [process for process in running if process.poll() is not None]:
                 job, slot, before = running.pop(process)

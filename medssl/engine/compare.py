@@ -19,6 +19,7 @@ import yaml
 
 from medssl.data.index import Index
 from medssl.data.labelled import MASK, few, how_many, labelled_scans, subjects_of
+from medssl.data.split import overlap
 from medssl.data.store import Store
 from medssl.data.targets import findings_of
 from medssl.encoders.base import Encoder
@@ -30,7 +31,7 @@ from medssl.engine.children import Failure, Job, alone, run_jobs
 from medssl.engine.evaluate import labelled
 from medssl.engine.inference import Windows
 from medssl.engine.optim import FineTuning
-from medssl.engine.outcome import STATES, clear_states, note_edits, set_aside_damaged, tell, write_tables
+from medssl.engine.outcome import STATES, clear_states, note_edits, set_aside, set_aside_strange, tell, write_tables
 from medssl.engine.settings import Examples, Training
 from medssl.engine.start import Allowed, Start
 from medssl.engine.targets import schema_for
@@ -40,7 +41,7 @@ from medssl.types import LabelSchema, UserError
 from medssl.views.mixing import Mixing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from medssl.types import Scan
 
@@ -104,6 +105,8 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
     with Index.open(index) as known:
         scans = labelled(known, schema, split, None)
         refuse_unscored(scans, schema, split)
+        if "seen" not in allow:
+            refuse_known(scans, split, known_subjects(opened, data, starts))
         scored = digest_of(scans, known.root)
     recipe = describe.plain(
         {"head": head, "data": data, "training": training, "optimizer": optimizer, "mixing": mixing}
@@ -117,7 +120,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         kept = hold(out, held, arms, starts, plan)
         study = replace(study_of(out, kept, arms, plan), notes=first_notes(data, optimizer))
         write_whole(out / "recipe.yaml", lambda file: file.write(yaml.safe_dump(recipe, sort_keys=False).encode()))
-        note_edits(study, set_aside_damaged(study))
+        note_edits(study, set_aside(study))
         words = common_words(out, store, index, split, windows, allow)
         missing = [job_of(run, out, words, training.seed) for run in plan if not run.done(out)]
         failed = finish(missing, study, jobs=jobs, lock=lock, keep=training.output.keep_every is not None)
@@ -125,7 +128,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
 
 
 def begin_of(name: str, folder: Path, store: Store, optimizer: FineTuning, allow: Sequence[Allowed]) -> Start:
-    """How the runs of an encoder begin.
+    """How the runs of an encoder begin; says what is not known or allowed of the subjects that it has seen.
 
     Raises:
         UserError: It was pretrained on other preprocessing, has seen test subjects, or takes other channels; names it.
@@ -136,10 +139,12 @@ def begin_of(name: str, folder: Path, store: Store, optimizer: FineTuning, allow
         if "preprocess" not in allow:
             Store.open(store.path, preprocess=begin.card.preprocess)
         begin = start.with_channels(begin, int(store.records.facts["channels"][0]), allow)
-        start.refuse_seen(store, begin, allow)
+        note = start.refuse_seen(store, begin, allow)
     except UserError as error:
         message = f"{name}: {error}"
         raise UserError(message) from error
+    if note:
+        print(f"note: {name}: {note}")
     return begin
 
 
@@ -177,6 +182,33 @@ def refuse_unscored(scans: Sequence[Scan], schema: LabelSchema, split: str) -> N
         message = (
             f"nothing can be compared on split {split!r}: an AUROC takes a class of {schema.name} that at least "
             f"{FEWEST} of its {len(set(subjects))} subjects have and {FEWEST} lack; choose another --split"
+        )
+        raise UserError(message)
+
+
+def known_subjects(store: Store, data: Examples, starts: Mapping[str, Start]) -> dict[str, Sequence[str]]:
+    """Subjects whose scores would be too good, by how the networks know them."""
+    found: dict[str, Sequence[str]] = {
+        f"in split {data.train!r}, which is learnt from": describe.subjects(store, data.train),
+        f"in split {data.validation!r}, which validates": describe.subjects(store, data.validation),
+    }
+    for name, begin in starts.items():
+        found[f"known to {name} from pretraining"] = begin.labelled if begin.subjects is None else begin.subjects
+    return found
+
+
+def refuse_known(scans: Sequence[Scan], split: str, known: Mapping[str, Sequence[str]]) -> None:
+    """Refuses to score subjects that a network learns from, is validated with or has seen, before it is trained.
+
+    Raises:
+        UserError: Counts the subjects and says how they are known.
+    """
+    asked = {scan.subject.subject_id for scan in scans}
+    found = [f"{len(shared)} are {how}" for how, subjects in known.items() if (shared := overlap(asked, subjects))]
+    if found:
+        message = (
+            f"of the {len(asked)} subjects of split {split!r}, {'; '.join(found)}: scores on them say nothing about "
+            "new patients; choose another --split, or say --allow '[seen]'"
         )
         raise UserError(message)
 
@@ -257,11 +289,14 @@ def finish(
     import torch
     from tqdm import tqdm
 
-    failed: dict[str, Failure] = {}
+    failed, runs = dict[str, Failure](), {str(run): run for run in study.asked}
     with tqdm(total=len(study.asked), initial=len(study.asked) - len(missing), desc="compare", unit="run") as bar:
 
         def done(job: Job, why: Failure | None) -> None:
             bar.update()
+            if not why and runs[job.name].strange(study.out):
+                told = set_aside_strange(runs[job.name], study.out)
+                why = Failure(told, told)
             if why:
                 failed[job.name] = why
                 bar.write(f"failed: {job.name}: {why.reason}")

@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from medssl.engine.arms import TEST, training_minutes
+from medssl.engine.arms import TEST, look, training_minutes
 from medssl.evaluate import efficiency
 from medssl.evaluate.cases import write_text
 from medssl.evaluate.efficiency import NAMES, Trained
@@ -41,6 +41,7 @@ RUN_COLUMNS = ("arm", "labels", "run", "measure", "test", "validation", "best_st
 NEGATIVE = NAMES["negative_mae"]
 CASE_COLUMNS = ("arm", "labels", "run", "subject_id", "score")
 SHOWN = 5  # runs that a note names
+ASIDE = ".aside"  # what the folder of a run is called that started from other weights
 
 
 def write_tables(study: Study) -> list[Trained]:
@@ -69,9 +70,16 @@ def tables_of(study: Study) -> tuple[list[Trained], dict[str, list[tuple[Any, ..
     }
 
 
-def set_aside_damaged(study: Study) -> list[Run]:
-    """Makes runs whose scores cannot be read count as not scored, and says so; their weights stay. Returns them."""
-    damaged = []
+def set_aside(study: Study) -> list[Run]:
+    """Leaves out what is not to be used, and says so; returns these runs.
+
+    Those that started from other weights than the comparison holds are moved away; those whose scores cannot be read
+    count as not scored, their weights stay.
+    """
+    damaged = [run for run in (*study.asked, *study.earlier) if run.strange(study.out)]
+    for run in damaged:
+        again = "it is trained again" if run in study.asked else "it is left out until its encoder is named again"
+        print(f"note: {run}: {set_aside_strange(run, study.out)}; {again}")
     for run in study.done:
         try:
             trained_of(run, run.folder(study.out))
@@ -82,6 +90,18 @@ def set_aside_damaged(study: Study) -> list[Run]:
             (run.folder(study.out) / TEST).mkdir()  # says that it is trained
             damaged.append(run)
     return damaged
+
+
+def set_aside_strange(run: Run, out: Path) -> str:
+    """Moves a run that started from other weights out of the way; returns what to say, without the names of folders."""
+    folder = run.folder(out)
+    aside = folder.with_name(f"{folder.name}{ASIDE}")
+    shutil.rmtree(aside, ignore_errors=True)  # of an earlier time
+    folder.rename(aside)
+    return (
+        "it started from other weights than those that this comparison holds (does pretraining still write them?), "
+        f"so it is not used, and lies in {aside.name}"
+    )
 
 
 def note_edits(study: Study, damaged: Sequence[Run] = ()) -> None:
@@ -104,7 +124,8 @@ def note_edits(study: Study, damaged: Sequence[Run] = ()) -> None:
             if (run.folder(study.out) / TEST / SUMMARY).stat().st_mtime > since
         }
         now = {key_of(line): line for line in as_csv(rows).splitlines()}
-        lines = [line for line in file.read_text("utf-8").splitlines() if key_of(line)[:3] not in aside]
+        text = file.read_text("utf-8-sig", errors="replace")  # as a spreadsheet may have left it
+        lines = [line for line in text.splitlines() if key_of(line)[:3] not in aside]
         then = Counter(map(key_of, lines))
         counts = {
             "changed": sum(now.get(key_of(line), line) != line for line in lines),
@@ -167,7 +188,7 @@ def differences_of(study: Study, trained: Sequence[Trained]) -> list[Compared]:
 
 def notes_of(study: Study, trained: Sequence[Trained], found: Sequence[Compared]) -> list[str]:
     """What a reader of the results must know, beside what failed."""
-    notes = [*study.notes, *sorted({one.note for one in trained if one.note})]
+    notes = [*study.notes, *notes_of_runs(trained), *notes_of_looks(study, found)]
     without = {arm.name for arm in study.arms if arm.twin} - {one.arm for one in found}
     notes += [f"{name} has no run in common with its twin." for name in sorted(without)] if found else []
     if missing := [str(run) for run in study.earlier if not run.done(study.out)]:
@@ -177,6 +198,27 @@ def notes_of(study: Study, trained: Sequence[Trained], found: Sequence[Compared]
             f"({'; '.join(missing[:SHOWN])}{more})."
         )
     return notes
+
+
+def notes_of_runs(trained: Sequence[Trained]) -> list[str]:
+    """What evaluations noted, each once; with the arms that it is true of where it is not true of all."""
+    arms: dict[str, set[str]] = {}
+    for one in trained:
+        for note in one.notes:
+            arms.setdefault(note, set()).add(one.arm)
+    every = {one.arm for one in trained}
+    return [note if own == every else f"{', '.join(sorted(own))}: {note}" for note, own in sorted(arms.items())]
+
+
+def notes_of_looks(study: Study, found: Sequence[Compared]) -> list[str]:
+    """Keeps that p-values are told now, and says after how many runs they were told earlier."""
+    told = {
+        one.arm: {n: gain.runs for n, gain in zip(one.labels, one.differences, strict=True) if gain.conclusive}
+        for one in found
+    }
+    if not (earlier := look(study.out, told)):
+        return []
+    return [f"Looked at after {' and '.join(map(str, earlier))} runs: p-values do not know of the earlier looks."]
 
 
 def finite(value: Any) -> Any:
@@ -239,6 +281,7 @@ def markdown(
         gains = dict(zip(one.labels, zip(one.differences, one.p_values, strict=True), strict=True))
         rows.append([f"{one.arm} less {one.twin}", *(gained(*gains[n]) if n in gains else "" for n in numbers), ""])
     comparisons = sum(p is not None for one in found for p in one.p_values)
+    how = f"p-values are corrected for {comparisons} comparison{'s' * (comparisons > 1)}; " if comparisons else ""
     return "\n".join(
         [
             *(f"| {' | '.join(row)} |" for row in rows),
@@ -249,7 +292,7 @@ def markdown(
                 for one in found
                 if (count := max(gain.left_out for gain in one.differences))
             ),
-            f"Intervals of 95 % are over runs and test subjects; p-values are corrected for {comparisons} comparisons; "
+            f"Intervals of 95 % are over runs and test subjects; {how}"
             "minutes are those of pretraining + of all fine-tunings.",
             *(["Negative MAE is minus the mean absolute error, in the unit of the label."] if what == NEGATIVE else []),
             *notes,

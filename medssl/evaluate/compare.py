@@ -130,8 +130,8 @@ def verdict(
         runs at 32: 4 of each arm, it takes 5".
     """
     if p_values is None:
-        own = iter(corrected([one.p for one in differences if one.p is not None]))
-        p_values = [None if one.p is None else next(own) for one in differences]
+        own = iter(corrected([one.p for one in differences if one.conclusive and one.p is not None]))
+        p_values = [next(own) if one.conclusive else None for one in differences]
     signs = [
         None if p is None or not one.conclusive else 0 if p > LEVEL else 1 if one.value > 0 else -1
         for one, p in zip(differences, p_values, strict=True)

@@ -30,7 +30,7 @@ class Trained:
         measure: "dice", "auroc" or "negative_mae".
         value: The measure over all test subjects.
         scores: By test subject; their mean is the value, None where a subject has none.
-        note: What a reader must know of how it is measured; "" otherwise.
+        notes: What a reader must know of how it is measured, and of whom the network may have seen.
     """
 
     arm: str
@@ -39,7 +39,7 @@ class Trained:
     measure: str
     value: float
     scores: Mapping[str, float | None]
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Compared:
         twin: Name of its twin.
         labels: Numbers of labelled subjects at which both have a run in common, rising.
         differences: Arm less twin at each.
-        p_values: Corrected for the number of comparisons of all arms; None where there is none.
+        p_values: Corrected for the number of comparisons of all arms that give a verdict; None of any other.
         verdict: One sentence.
-        saved: What the arm saves in labels, a sentence for each number at which it helps and this can be said.
+        saved: What the arm saves in labels, a sentence for each number at which it helps and saves some.
     """
 
     arm: str
@@ -105,7 +105,7 @@ def compared(
         One for each arm that has a run in common with its twin.
     """
     pairs = {arm: _differences(trained, arm, twin) for arm, twin in twins.items()}
-    places = [(arm, labels) for arm, own in pairs.items() for labels, one in own.items() if one.p is not None]
+    places = [(arm, labels) for arm, own in pairs.items() for labels, one in own.items() if one.conclusive]
     corrections = dict(zip(places, corrected([pairs[arm][labels].p or 0.0 for arm, labels in places]), strict=True))
     found = []
     for arm, own in pairs.items():
@@ -118,7 +118,7 @@ def compared(
             told += f"; nothing to compare at {' and '.join(map(str, without))}"
         helped = [
             n for n, p in zip(labels, known, strict=True)
-            if own[n].conclusive and p is not None and p <= LEVEL and own[n].value > 0
+            if p is not None and p <= LEVEL and own[n].value > 0
         ]  # fmt: skip
         saved = _saved(levels(trained, arm), levels(trained, twins[arm]), helped)
         found.append(Compared(arm, twins[arm], labels, tuple(own.values()), known, told, saved))
@@ -144,7 +144,10 @@ def _differences(trained: Sequence[Trained], arm: str, twin: str) -> dict[int, D
 
 
 def _saved(arm: Sequence[Level], twin: Sequence[Level], helped: Sequence[int]) -> tuple[str, ...]:
-    """What an arm saves: "4 labelled subjects reach what scratch needs 9 for", wherever it helps."""
+    """What an arm saves: "4 labelled subjects reach what scratch needs 9 for", wherever it helps and saves some.
+
+    A twin that is better with fewer labels than with these (its curve falls) leaves nothing to say.
+    """
     known = [level for level in twin if math.isfinite(level.value)]
     numbers, values = [level.labels for level in known], [level.value for level in known]
     sentences = []
@@ -152,11 +155,10 @@ def _saved(arm: Sequence[Level], twin: Sequence[Level], helped: Sequence[int]) -
         if level.labels not in helped:
             continue
         needed = labels_needed(numbers, values, level.value)
-        if needed is None:
-            count = f"more than {numbers[-1]}"
-        else:
-            count = f"{math.ceil(needed - 1e-9)}" + (" or fewer" if needed == numbers[0] else "")
-        sentences.append(f"{level.labels} labelled subjects reach what scratch needs {count} for")
+        count = numbers[-1] if needed is None else math.ceil(needed - 1e-9)
+        if needed is None or count > level.labels:
+            more = "more than " if needed is None else ""
+            sentences.append(f"{level.labels} labelled subjects reach what scratch needs {more}{count} for")
     return tuple(sentences)
 
 

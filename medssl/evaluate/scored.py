@@ -11,8 +11,9 @@ how sure it is over subjects cannot be said.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,7 +26,7 @@ from medssl.evaluate.multi_label import NOT_KNOWN, findings_arrays
 from medssl.evaluate.tables import SUMMARY, read_summary
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from jaxtyping import Bool, Float, Int
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from medssl.evaluate.cases import SegmentationRow
 
 FEWEST = 2  # subjects that have a class, and that lack it
+LEAKS = ("scores may be too good", "is unknown", "leaks are possible")  # so ends a note on whom the network has seen
+SHOWN = 3  # reasons that a note names
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,23 @@ def read_trained(what: tuple[str, int, int], folder: Path) -> Trained:
     Raises:
         UserError: Its tables were damaged.
     """
-    kind, file = read_summary(folder / SUMMARY)["kind"], folder / CASES
+    summary = read_summary(folder / SUMMARY)
+    found = _read_scores(what, summary["kind"], folder / CASES)
+    return replace(found, notes=(*found.notes, *_told(summary)))
+
+
+def _told(summary: Mapping[str, Any]) -> list[str]:
+    """What an evaluation noted on subjects that the network may have seen, and what it skipped."""
+    notes = [f"{note}." for note in summary["notes"] if note.endswith(LEAKS)]
+    if skipped := summary["skipped"]:
+        reasons = Counter(scan["reason"] for scan in skipped).most_common()
+        told = "; ".join(f"{count}: {reason}" for reason, count in reasons[:SHOWN])
+        more = f"; and {len(reasons) - SHOWN} more reasons" if len(reasons) > SHOWN else ""
+        notes.append(f"{len(skipped)} test scans could not be scored and are left out ({told}{more}).")
+    return notes
+
+
+def _read_scores(what: tuple[str, int, int], kind: str, file: Path) -> Trained:
     if kind == "segmentation":
         return by_dice(what, read_segmentation(file))
     if kind == "regression":
@@ -106,7 +125,7 @@ def by_dice(what: tuple[str, int, int], rows: Sequence[SegmentationRow]) -> Trai
         f"{lacking} of {len(means)} test subjects lack a class in a label: there it scores 1 where none is predicted, "
         "else 0."
     )
-    return Trained(*what, "dice", _mean(means), means, note if lacking else "")
+    return Trained(*what, "dice", _mean(means), means, (note,) if lacking else ())
 
 
 def by_auroc(what: tuple[str, int, int], classes: Sequence[Ranked], subjects: Sequence[str]) -> Trained:
@@ -128,7 +147,7 @@ def by_auroc(what: tuple[str, int, int], classes: Sequence[Ranked], subjects: Se
     whole = measure(np.arange(len(subjects)))
     added = pseudo_values(measure, subjects)
     scores = {subject: None if math.isnan(value) else value for subject, value in added.items()}
-    return Trained(*what, "auroc", math.nan if whole is None else whole, scores, note if left_out else "")
+    return Trained(*what, "auroc", math.nan if whole is None else whole, scores, (note,) if left_out else ())
 
 
 def _mean(means: dict[str, float | None]) -> float:

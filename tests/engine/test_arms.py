@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medssl.engine.arms import arms_of, hold, kind_of, read_kept, study_of, training_minutes
+from medssl.engine.arms import arms_of, hold, kind_of, look, read_kept, study_of, training_minutes
 from medssl.engine.compare import Run
 from medssl.engine.start import Start
 from medssl.types import Imported, UserError
@@ -159,6 +159,48 @@ def test_runs_of_earlier_commands_stay(tmp_path):
     again = command(tmp_path, labels=(16,), a=SMALL)
     unfinished = {str(run) for run in again.earlier if not run.done(tmp_path)}
     assert unfinished == {f"{arm}, {n} labelled subjects, run 0" for arm, n in (("scratch", 8), ("b", 4), ("b", 8))}
+
+
+def test_runs_without_what_they_are_held_to_are_refused(tmp_path):
+    scored(command(tmp_path, a=SMALL))
+    (tmp_path / "compare.yaml").unlink()
+    with pytest.raises(
+        UserError, match=r"holds runs but no compare.yaml, which says by which .*: put it back, or choose another --out"
+    ):
+        command(tmp_path, a=SMALL, recipe=changed(training__steps=7))
+    assert not (tmp_path / "compare.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: b"", lambda text: b"word", lambda text: b"- a\n- b\n", lambda text: text[: text.index(b"arms")],
+        lambda text: text[: text.index(b"training") + 12], lambda text: text[: text.index(b"twins") + 4],
+        lambda text: text.replace(b"batch_size", b"size"), lambda text: text + b"looks: [5]\n",
+        lambda text: text.decode().encode("utf-16")[:-1], lambda text: text + b"note: \xfc\n",
+    ],
+)  # fmt: skip
+def test_a_damaged_file_is_one_line(tmp_path, edit):
+    command(tmp_path, a=SMALL)
+    file = tmp_path / "compare.yaml"
+    file.write_bytes(edit(file.read_bytes()))
+    with pytest.raises(
+        UserError,
+        match=r"compare.yaml is damaged \(empty, cut off or edited\): put a whole one back, or choose another",
+    ):
+        command(tmp_path, a=SMALL)
+
+
+def test_looks_are_kept_for_each_number_of_labelled_subjects(tmp_path):
+    command(tmp_path, runs=5, a=SMALL)
+    assert look(tmp_path, {"a": {2: 5}}) == []
+    study = command(tmp_path, labels=(2, 4), runs=6, a=SMALL, b=SMALL)  # goes on: looks are no part of the recipe
+    assert [arm.digest for arm in study.arms] == ["random", "weights of a", "weights of b"]
+    assert look(tmp_path, {"b": {2: 6, 4: 6}, "a": {4: 6}}) == []
+    assert look(tmp_path, {"b": {2: 6}, "a": {2: 6}}) == [5]
+    assert look(tmp_path, {"a": {2: 5}}) == []
+    assert look(tmp_path, {"a": {2: 8}, "b": {4: 7}}) == [5, 6]
+    assert read_kept(tmp_path)["looks"] == {"a": {2: [5, 6, 8], 4: [6]}, "b": {2: [6], 4: [6, 7]}}
 
 
 def test_minutes_are_kept_and_unknown_where_nothing_was_logged(tmp_path):

@@ -1,11 +1,14 @@
-"""Why a job failed: of this attempt alone, and without the names of files where it is written down."""
+"""Jobs: why one failed, of this attempt alone and without the names of files where it is written; signals."""
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 
 import pytest
 
+from medssl.engine import children
 from medssl.engine.children import Job, failure, nameless
 
 
@@ -40,3 +43,18 @@ def test_what_is_written_names_no_file(tmp_path):
 )
 def test_places_are_found_without_knowing_them(reason, expected):
     assert nameless(reason, []) == expected
+
+
+def test_a_signal_that_comes_while_a_process_starts_reaches_it(tmp_path, monkeypatch):
+    started = []
+
+    def slowly(*_):
+        started.append(subprocess.Popen(["sleep", "5"]))
+        os.kill(os.getpid(), signal.SIGTERM)  # before it is known to run
+        return started[0]
+
+    monkeypatch.setattr(children, "start", slowly)
+    jobs = [Job(name, (), tmp_path / f"{name}.log") for name in "ab"]
+    with (tmp_path / "lock").open("w") as lock:
+        assert children.run_jobs(jobs, lambda *_: None, at_once=1, lock=lock) == signal.SIGTERM
+    assert [process.returncode for process in started] == [-signal.SIGTERM]

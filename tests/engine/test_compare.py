@@ -21,6 +21,7 @@ from medssl.data.store import Store
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.weights import save_encoder
 from medssl.engine import children, compare, describe
+from medssl.engine.optim import FineTuning
 from medssl.types import Card, Imported, Preprocess
 
 TESTS = Path(__file__).parent.parent
@@ -95,6 +96,7 @@ def place(tmp_path_factory):
         ("again/good", store.preprocess, "train"),
         ("other", Preprocess(foreground_crop=False, spacing_mm=(2.0, 2.0, 2.0)), "train"),
         ("seen", store.preprocess, None),
+        ("validated", store.preprocess, "val"),
     ):
         card = Card(
             Imported("medssl.encoders.resenc.ResEnc", ENCODER), preprocess, None, "digest",
@@ -120,9 +122,15 @@ def place(tmp_path_factory):
         (["good"], ["--labels=[0]"], "--labels 0: give a number of subjects (8) or a share of them between 0 and 1"),
         (["good"], ["--labels=[]"], "give at least 1 of each"),
         (["good"], ["--runs=0"], "give at least 1 of each"),
+        (["good"], ["--split=val"], "of the 2 subjects of split 'val', 2 are in split 'val', which validates: scores"),
+        (["good"], ["--split=train"],
+         "of the 6 subjects of split 'train', 6 are in split 'train', which is learnt from; 6 are known to good from "
+         "pretraining: scores on them say nothing about new patients; choose another --split, or say --allow '[seen]'"),
+        (["validated"], ["--split=val", "--data.validation=other"],
+         "of the 2 subjects of split 'val', 2 are known to validated from pretraining: "),
         (["good"], ["--split=none"], "none of the 0 scans of split 'none' is labelled with 'mask'"),
     ],
-)
+)  # fmt: skip
 def test_bad_input_is_one_line_before_anything_is_trained(place, tmp_path, capsys, encoders, words, message):
     given = [word if "=" not in word else word.replace("=", f"={place}/") for word in encoders]
     given = [word if "=" in word else str(place / word) for word in given]
@@ -140,6 +148,21 @@ def test_bad_input_is_one_line_before_anything_is_trained(place, tmp_path, capsy
     assert message in shown.err
     assert len(shown.err.splitlines()) == 1
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_what_is_not_known_of_pretraining_is_said_before_anything_is_trained(place, tmp_path, capsys):
+    store = Store.open(place / "store")
+    card = Card(
+        Imported("medssl.encoders.resenc.ResEnc", ENCODER), store.preprocess, None, "digest", None, 7, {}
+    )  # fmt: skip
+    save_encoder(tmp_path / "unknown", ResEnc(**ENCODER), card)
+    compare.begin_of("spark", tmp_path / "unknown", store, FineTuning(), ())
+    compare.begin_of("seen", place / "seen", store, FineTuning(), ("seen",))
+    compare.begin_of("good", place / "good", store, FineTuning(), ())
+    assert capsys.readouterr().out.splitlines() == [
+        "note: spark: which subjects pretraining has seen is not known: a test subject may be among them",
+        "note: seen: 3 of the 3 subjects of split 'test' were seen in pretraining (allowed)",
+    ]
 
 
 def test_what_is_scored_is_known_by_its_content_and_not_by_the_state_of_its_files(place, tmp_path):

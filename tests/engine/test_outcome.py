@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
-from medssl.engine import compare
+from medssl.engine import compare, evaluate
 from medssl.engine.arms import Arm, Run, Study
 from medssl.engine.children import Failure
 from medssl.engine.lora import LoRA
 from medssl.engine.optim import FineTuning
-from medssl.engine.outcome import clear_states, note_edits, set_aside_damaged, tell, write_tables
+from medssl.engine.outcome import clear_states, note_edits, set_aside, tell, write_tables
 from medssl.engine.settings import Examples
 from medssl.evaluate.cases import ClassificationRow, SegmentationRow, write_classification, write_segmentation
+from medssl.evaluate.scored import LEAKS
 from medssl.evaluate.segmentation import ClassScore
 from medssl.evaluate.tables import KEYS, write_summary
 from medssl.types import Labels, LabelSchema, UserError, ViewSpec
@@ -25,12 +29,13 @@ from medssl.types import Labels, LabelSchema, UserError, ViewSpec
 ARMS = (Arm("scratch", Path("a")), Arm("spark", Path("a"), "scratch", 3.0))
 
 
-def summarised(folder, kind):
-    write_summary(folder / "summary.json", dict.fromkeys(KEYS, ()) | {"kind": kind, "metrics": {}})
+def summarised(folder, kind, **more):
+    write_summary(folder / "summary.json", dict.fromkeys(KEYS, ()) | {"kind": kind, "metrics": {}} | more)
 
 
 def made(out, arms=ARMS, labels=(2, 4), runs=2, **more):
     """A study whose runs are all done, and which logged their training."""
+    (out / "compare.yaml").write_text("arms: {}\ntraining: {batch_size: 1, accumulate: 1}\n")
     plan = tuple(Run(arm, n, number) for arm in arms for n in labels for number in range(runs))
     for run in plan:
         folder = run.folder(out) / "test"
@@ -142,6 +147,20 @@ def test_every_edit_of_a_table_is_told(tmp_path, capsys, edit, told):
     assert capsys.readouterr().out == expected
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_a_table_that_a_spreadsheet_saved_stops_nothing(tmp_path, capsys, encoding):
+    study = made(tmp_path, labels=(2,))
+    write_tables(study)
+    file = tmp_path / "runs.csv"
+    text = file.read_text()
+    file.write_bytes((text if encoding == "utf-8-sig" else text.replace("spark,2,0", "Übung,2,0")).encode(encoding))
+    note_edits(study)
+    said = capsys.readouterr().out
+    told = {"utf-8-sig": "", "utf-16": r"\d+ added, 5 missing", "cp1252": "1 added, 1 missing"}[encoding]
+    assert bool(re.search(rf"runs.csv is not what the runs say \(lines: {told}\)", said)) == bool(told), said
+    assert bool(said) == bool(told)
+
+
 def test_a_run_that_ended_after_the_table_was_written_is_no_edit(tmp_path, capsys):
     study = made(tmp_path, labels=(2,))
     write_tables(Study(tmp_path, study.arms, study.asked[:3]))
@@ -157,7 +176,7 @@ def test_damaged_scores_count_as_none(tmp_path, capsys):
     write_tables(study)
     for run in (study.asked[0], study.earlier[0]):
         (run.folder(tmp_path) / "test/cases.csv").write_text("")
-    damaged = set_aside_damaged(study)
+    damaged = set_aside(study)
     assert damaged == [study.asked[0], study.earlier[0]]
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("note: scratch, 2 labelled subjects, run 0: ")
@@ -192,6 +211,107 @@ def test_notes_on_the_recipe():
     assert frozen == "The encoder is frozen (optimizer.head_first 1): the twin's encoder stays random."
     (adapted,) = compare.first_notes(Examples(view), FineTuning(lora=LoRA(rank=4)))
     assert "that of the twin stays random beneath what is adapted" in adapted
+
+
+def test_leaks_and_skipped_scans_are_told_once(tmp_path):
+    study = made(tmp_path, labels=(2,))
+    leak = "the card does not say which subjects pretraining has seen: whether these are among them is unknown"
+    skipped = [{"scan_id": "scan9", "reason": "the file cannot be read"}]
+    for run in study.asked:
+        notes = [leak] if run.arm.twin else []
+        summarised(run.folder(tmp_path) / "test", "segmentation", notes=notes, skipped=skipped)
+    assert tell(study, {}) == 0
+    lines = (tmp_path / "summary.md").read_text().splitlines()
+    assert lines[-2:] == [
+        "1 test scans could not be scored and are left out (1: the file cannot be read).",
+        f"spark: {leak}.",
+    ]
+
+
+@pytest.mark.parametrize("pretrained", [("s1",), None])
+def test_every_note_of_an_evaluation_on_leaks_is_known_as_one(pretrained):
+    fitted = SimpleNamespace(tuned=SimpleNamespace(subjects=("s0",)), card=SimpleNamespace(subjects=pretrained))
+    asked = scans({}, {})
+    for scan in asked:
+        scan.subject.known = False
+    notes = evaluate.refuse_seen(fitted, asked, allow_seen=True)
+    assert len(notes) == 3
+    assert all(note.endswith(LEAKS) for note in notes)
+
+
+def test_earlier_looks_are_counted_from_the_first_verdict_on(tmp_path):
+    every = made(tmp_path, labels=(2,), runs=7)
+
+    def looked(runs):
+        assert tell(Study(tmp_path, every.arms, tuple(run for run in every.asked if run.number < runs)), {}) == 0
+        return [line for line in (tmp_path / "summary.md").read_text().splitlines() if line.startswith("Looked")]
+
+    assert [looked(4), looked(5), looked(5)] == [[], [], []]
+    assert "p-values are corrected for 1 comparison; " in (tmp_path / "summary.md").read_text()
+    assert looked(6) == ["Looked at after 5 runs: p-values do not know of the earlier looks."]
+    assert looked(7) == ["Looked at after 5 and 6 runs: p-values do not know of the earlier looks."]
+    assert yaml.safe_load((tmp_path / "compare.yaml").read_text())["looks"] == {"spark": {2: [5, 6, 7]}}
+
+
+def test_without_a_verdict_no_p_value_is_told(tmp_path):
+    assert tell(made(tmp_path, runs=4), {}) == 0
+    text = (tmp_path / "summary.md").read_text()
+    assert "spark: too few runs for a verdict: 4 of each arm, it takes 5." in text
+    assert "Intervals of 95 % are over runs and test subjects; minutes are" in text
+    assert ", p " not in text
+
+
+def begun(study, **starts):
+    """Writes the configuration of each run, with what it started from."""
+    for run in study.asked:
+        start = starts.get(run.arm.name, "random")
+        (run.folder(study.out) / "config.yaml").write_text(f"start: {start}\n")
+
+
+def test_a_run_that_ended_from_other_weights_has_failed(tmp_path, monkeypatch):
+    study = made(tmp_path, arms=(ARMS[0], replace(ARMS[1], digest="held")), labels=(2,))
+    begun(study, spark="held")
+    (study.asked[3].folder(tmp_path) / "config.yaml").write_text("start: other\n")
+
+    def ended(jobs, done, **_):
+        for job in jobs:
+            done(job, None)
+        return 0
+
+    monkeypatch.setattr(compare, "run_jobs", ended)
+    jobs = [compare.job_of(run, tmp_path, ((), ()), 0) for run in study.asked]
+    failed = compare.finish(jobs, study, jobs=1, lock=None, keep=True)
+    assert list(failed) == ["spark, 2 labelled subjects, run 1"]
+    assert failed["spark, 2 labelled subjects, run 1"].written == (
+        "it started from other weights than those that this comparison holds (does pretraining still write them?), so "
+        "it is not used, and lies in 2-1.aside"
+    )
+    assert [run.done(tmp_path) for run in study.asked] == [True, True, True, False]
+    assert (tmp_path / "runs/spark/2-1.aside/test/summary.json").exists()
+    assert tell(study, failed) == 0
+    assert "spark,2,1" not in (tmp_path / "runs.csv").read_text()
+    assert "Failed: spark, 2 labelled subjects, run 1: it started from" in (tmp_path / "summary.md").read_text()
+
+
+@pytest.mark.parametrize("config", ["start: other\n", "start: [\n", "start", "\xff"])
+def test_runs_from_other_weights_are_set_aside_before_anything_is_trained(tmp_path, capsys, config):
+    study = made(tmp_path, arms=(ARMS[0], replace(ARMS[1], digest="held")), labels=(2,))
+    begun(study, spark="held")
+    study = Study(tmp_path, study.arms, study.asked[:3], study.asked[3:])
+    write_tables(study)
+    for run in (study.asked[2], study.earlier[0]):
+        (run.folder(tmp_path) / "config.yaml").write_bytes(config.encode("latin-1"))
+        former = run.folder(tmp_path).with_name(f"2-{run.number}.aside") / "test"
+        former.mkdir(parents=True)
+    damaged = set_aside(study)
+    assert damaged == [study.asked[2], study.earlier[0]]
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("note: spark, 2 labelled subjects, run 0: it started from other weights than those that ")
+    assert said[0].endswith("so it is not used, and lies in 2-0.aside; it is trained again")
+    assert said[1].endswith("and lies in 2-1.aside; it is left out until its encoder is named again")
+    assert [run.done(tmp_path) for run in (*study.asked, *study.earlier)] == [True, True, False, False]
+    note_edits(study, damaged)
+    assert capsys.readouterr().out == ""
 
 
 def scans(*values):

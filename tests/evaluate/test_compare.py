@@ -159,6 +159,11 @@ def made(value, p, *, runs=5):
             "helps with up to 2 labelled subjects, +0.031 Dice [0.011, 0.049]; no difference seen at 4; "
             "too few runs at 16: 4 of each arm, it takes 5",
         ),
+        (  # what gives no verdict does not count among the comparisons
+            (2, 4), (made(0.031, 0.03), made(0.002, 0.6, runs=4)),
+            "helps with up to 2 labelled subjects, +0.031 Dice [0.011, 0.049]; too few runs at 4: 4 of each arm, it "
+            "takes 5",
+        ),
         (
             (2, 4), (made(0.031, 0.01), Difference(0.1, None, None, None, 5, 2)),
             "helps with up to 2 labelled subjects, +0.031 Dice [0.011, 0.049]; too few test subjects at 4: it takes 3",

@@ -62,7 +62,7 @@ def test_more_than_was_measured_is_said_so():
     assert found.saved == ("32 labelled subjects reach what scratch needs more than 32 for",)
 
 
-def test_what_the_fewest_labels_of_scratch_reach_is_said_so():
+def test_nothing_is_saved_where_scratch_does_as_well_with_fewer():
     trained = study((0.05, 0.0, 0.0))
     better = [one for one in trained if one.arm == "spark"]
     better += [made("scratch", n, run, mean) for n, mean in ((2, 0.58), (8, 0.6), (32, 0.7)) for run in range(5)]
@@ -71,9 +71,16 @@ def test_what_the_fewest_labels_of_scratch_reach_is_said_so():
     ], {"spark": "scratch"})[0]  # fmt: skip
     assert found.saved == (
         "2 labelled subjects reach what scratch needs more than 32 for",
-        "8 labelled subjects reach what scratch needs 2 or fewer for",
         "32 labelled subjects reach what scratch needs more than 32 for",
     )
+
+
+def test_a_falling_curve_of_scratch_does_not_contradict_the_verdict():
+    means = {"scratch": {2: 0.80, 4: 0.70, 8: 0.82}, "spark": {2: 0.80, 4: 0.78, 8: 0.82}}
+    trained = [made(arm, n, run, mean) for arm, own in means.items() for n, mean in own.items() for run in range(5)]
+    found = compared(trained, {"spark": "scratch"})[0]
+    assert found.verdict.startswith("helps at 4, +0.0")
+    assert found.saved == ()
 
 
 def test_bounds_of_the_curve_stay_where_a_score_can_be():
@@ -94,6 +101,13 @@ def test_p_values_are_corrected_over_all_arms():
     both = compared(trained, {"spark": "scratch", "other": "scratch"})
     raw = [gain.p for one in both for gain in one.differences]
     assert [p for one in both for p in one.p_values] == corrected(raw)
+    # an arm of too few runs has no verdict, and does not count
+    few = [one for one in trained if one.arm != "other" or one.run < 4]
+    spark, other = compared(few, {"spark": "scratch", "other": "scratch"})
+    assert spark.p_values == compared(few, {"spark": "scratch"})[0].p_values
+    assert other.p_values == (None, None, None)
+    assert None not in [gain.p for gain in other.differences]
+    assert other.verdict == "too few runs for a verdict: 4 of each arm, it takes 5"
     alone = compared(trained, {"spark": "scratch"})[0]
     assert max(np.array(both[0].p_values) - np.array(alone.p_values)) > 0
 

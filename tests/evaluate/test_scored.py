@@ -33,10 +33,10 @@ def test_nothing_there_and_nothing_found_is_right():
     found = by_dice(WHAT, [row("a", 0.8, 5), row("b", None, 0), row("c", 0.0, 0), row("d", 0.0, 5)])
     assert found.scores == {"a": 0.8, "b": 1.0, "c": 0.0, "d": 0.0}
     assert found.value == pytest.approx(0.45)
-    assert found.note == (
-        "2 of 4 test subjects lack a class in a label: there it scores 1 where none is predicted, else 0."
+    assert found.notes == (
+        "2 of 4 test subjects lack a class in a label: there it scores 1 where none is predicted, else 0.",
     )
-    assert by_dice(WHAT, [row("a", 0.8, 5), row("b", 0.0, 5)]).note == ""
+    assert by_dice(WHAT, [row("a", 0.8, 5), row("b", 0.0, 5)]).notes == ()
 
 
 def test_classes_are_averaged_before_scans_and_scans_before_subjects():
@@ -75,8 +75,8 @@ def test_a_class_is_judged_where_any_subject_can_be_left_out(scans):
     assert judged(positive, subjects, known) == all(defined)
 
 
-def summarised(folder, kind):
-    write_summary(folder / "summary.json", dict.fromkeys(KEYS, ()) | {"kind": kind, "metrics": {}})
+def summarised(folder, kind, **more):
+    write_summary(folder / "summary.json", dict.fromkeys(KEYS, ()) | {"kind": kind, "metrics": {}} | more)
 
 
 def classified(folder, truth, seed=0):
@@ -97,7 +97,7 @@ def test_a_class_of_one_subject_does_not_enter_the_mean(tmp_path):
     truth = [0] * 20 + [1] * 19 + [2]
     rows = classified(tmp_path / "test", truth)
     found = read_trained(WHAT, tmp_path / "test")
-    assert found.note == "The AUROC leaves high out: fewer than 2 test subjects have it or lack it."
+    assert found.notes == ("The AUROC leaves high out: fewer than 2 test subjects have it or lack it.",)
     scores, truth = np.array([one.probabilities for one in rows]), np.array(truth)
     expected = np.mean([auroc(scores[:, k], truth == k) for k in (0, 1)])
     assert found.value == pytest.approx(expected)
@@ -120,7 +120,24 @@ def test_a_finding_of_one_subject_does_not_enter_the_mean(tmp_path):
     write_multi_label(tmp_path / "cases.csv", rows, ["often", "once", "always"])
     summarised(tmp_path, "multi_label")
     found = read_trained(WHAT, tmp_path)
-    assert found.note == "The AUROC leaves once, always out: fewer than 2 test subjects have it or lack it."
+    assert found.notes == ("The AUROC leaves once, always out: fewer than 2 test subjects have it or lack it.",)
     expected = auroc(np.array([row.probabilities[0] for row in rows]), np.arange(12) < 5)
     assert found.value == pytest.approx(expected)
     assert None not in found.scores.values()
+
+
+def test_what_an_evaluation_says_of_leaks_and_of_skipped_scans_is_carried_on(tmp_path):
+    classified(tmp_path / "test", [0] * 5 + [1] * 5)
+    leak = "3 of the 10 subjects were pretrained on: scores may be too good"
+    reasons = ("the file cannot be read", "the file is gone", "the file cannot be read", "an affine of zeros", "empty")
+    skipped = [{"scan_id": f"scan{n}", "reason": reason} for n, reason in enumerate(reasons)]
+    summarised(tmp_path / "test", "classification", notes=["ece: not defined", leak], skipped=skipped)
+    assert read_trained(WHAT, tmp_path / "test").notes == (
+        f"{leak}.",
+        "5 test scans could not be scored and are left out (2: the file cannot be read; 1: the file is gone; 1: an "
+        "affine of zeros; and 1 more reasons).",
+    )
+    summarised(tmp_path / "test", "classification", skipped=skipped[:1])
+    assert read_trained(WHAT, tmp_path / "test").notes == (
+        "1 test scans could not be scored and are left out (1: the file cannot be read).",
+    )
