@@ -3,11 +3,13 @@
 A run is judged by a history of measurements, each the mean over the steps since the one before. Read from it are
 "step", "loss", "gradient_norm", "learning_rate"; where an objective has them "chance" (the loss if nothing had been
 learnt), "uniformity" (``ops.similarity``, of what the loss compares) and "teacher_entropy" (nats); and of the views and
-embeddings "input_flat", "embedding_spread" and "embedding_rank". Rules, with the reasons of their thresholds (figures
-of broken and of healthy runs: ``docs/guides/pretrain.md``):
+embeddings "input_flat", "embedding_spread", "embedding_rank" and "embedding_not_finite". Rules, with the reasons of
+their thresholds (figures of broken and of healthy runs: ``docs/guides/pretrain.md``):
 
     nothing      chance is 0: no pair of a batch is to be told apart
     input        half of the views or more hold one value: crops of air alone are fewer in any store worth training on
+    not finite   embedding_not_finite above 0: rows that hold NaN or infinity while the loss does not; no measure counts
+                 them
     collapse     embedding_spread below 0.003, twice in a row: networks in training start at 0.03 to 0.5 and stay there
                  while they learn (0.006 untrained in evaluation mode); half precision alone makes 0.001
     narrowing    embedding_rank below half of the highest so far, twice in a row: runs that learn keep three quarters of
@@ -93,11 +95,16 @@ def describe(embeddings: Float[np.ndarray, "N D"]) -> dict[str, float]:
     the mean over groups of 16 rows or more, and for the other two each group is moved to the mean of all.
 
     Returns:
+        "embedding_not_finite", the share of rows that hold NaN or infinity; of the others, where they are two or more,
         "embedding_rank", "embedding_spread" and "embedding_dead".
     """
-    groups = np.array_split(embeddings, max(1, len(embeddings) // GROUP))
-    still = np.concatenate([group - group.mean(0) for group in groups]) + embeddings.mean(0)
-    return {
+    finite = np.isfinite(embeddings).all(1)
+    rows, lost = embeddings[finite].astype(np.float64), {"embedding_not_finite": float((~finite).mean())}
+    if len(rows) < 2:
+        return lost
+    groups = np.array_split(rows, max(1, len(rows) // GROUP))
+    still = np.concatenate([group - group.mean(0) for group in groups]) + rows.mean(0)
+    return lost | {
         "embedding_rank": effective_rank(still),
         "embedding_spread": float(np.mean([spread(group) for group in groups])),
         "embedding_dead": dead_share(still),
@@ -128,13 +135,23 @@ def alarms(history: Sequence[Measures], *, settled: int) -> list[Alarm]:
         )
         return [Alarm("nothing", message)]
     rules = (_collapse, _sharpness, _flatness, _divergence)
-    found = [*(rule(history) for rule in rules), _narrowing(history, young=now["step"] < settled)]
+    found = [_not_finite(now), *(rule(history) for rule in rules), _narrowing(history, young=now["step"] < settled)]
     if now["step"] >= settled:
         found += [_stuck(history), _teacher(now)]
     kinds = {alarm.kind for alarm in found if alarm}
     explained = {"stuck"} if kinds - {"stuck"} else set()
     explained |= {"narrowing"} if "collapse" in kinds else set()
     return [alarm for alarm in found if alarm and alarm.kind not in explained]
+
+
+def _not_finite(now: Measures) -> Alarm | None:
+    if not (share := now.get("embedding_not_finite", 0.0)):
+        return None
+    message = (
+        f"{share:.1%} of the embeddings are not finite while the loss is, and no measure counts them; lower "
+        f"optimizer.learning_rate ({_rate(now)}), or take bf16 where training.precision is fp16"
+    )
+    return Alarm("not finite", message)
 
 
 def _collapse(history: Sequence[Measures]) -> Alarm | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +16,15 @@ import torch
 from data.stores import fill_store, volume
 from engine import toys
 from objectives.small import plain_batch
+from torch import nn
 
 from medssl import cli
+from medssl.encoders.base import Encoder
 from medssl.engine import health
 from medssl.engine.health import Health, is_flat, settled_after
 from medssl.evaluate.health import describe
-from medssl.types import Loss
+from medssl.objectives.base import Objective
+from medssl.types import Batch, Loss, Step, ViewPlan, ViewSpec
 
 RECIPE = Path(__file__).with_name("toys.yaml")
 
@@ -102,6 +107,54 @@ def test_a_checkpoint_from_before_health_was_measured_goes_on(train, store):
     torch.save(state, path)
     _, said = train(store, "run", "--training.steps=8", "--training.extend=true")
     assert said.splitlines()[-1].endswith("health: well")
+
+
+class Overflowing(toys.ToyObjective):
+    """Its loss is finite, and one row of every batch of its embeddings is not."""
+
+    def forward(self, batch: Batch, step: Step) -> Loss:
+        loss = super().forward(batch, step)
+        loss.embedding[0, 0] = torch.inf
+        return loss
+
+
+def test_embeddings_that_are_not_finite_stop_nothing(train, store):
+    words = ("--objective=engine.test_health.Overflowing", "--objective.view.size=[8,8,6]")
+    run, said = train(store, "run", *words, "--training.output.health_every=2")
+    (line,) = [line for line in said.splitlines() if line.startswith("health, ")]
+    assert line.startswith("health, step 2: 50.0% of the embeddings are not finite while the loss is")
+    assert said.splitlines()[-1].endswith("health: not well: not finite (steps 2 to 8)")
+    assert 1 <= rows_of(run)[-1]["embedding_rank"] <= 4  # of the other rows
+
+
+class Taught(Objective):
+    """A student learns what a teacher, which stays as it was drawn, says of a crop: one of 16 names."""
+
+    def __init__(self, encoder: Encoder, *, view: ViewSpec, temperature: float) -> None:
+        super().__init__()
+        self.encoder, self.needs, self.temperature = encoder, ViewPlan((view,)), temperature
+        self.student = nn.Linear(encoder.channels[-1], 16)
+        self.teacher = nn.Linear(encoder.channels[-1], 16).requires_grad_(False)
+
+    def forward(self, batch: Batch, step: Step) -> Loss:
+        pooled = self.encoder(batch.views[0].image).pooled
+        said = (self.teacher(pooled.detach()) / self.temperature).softmax(1)
+        loss = -(said * self.student(pooled).log_softmax(1)).sum(1).mean()
+        entropy = torch.special.entr(said).sum(1).mean()
+        terms = {"loss": loss.detach(), "teacher_entropy": entropy, "chance": loss.new_tensor(math.log(16))}
+        return Loss(loss, terms, pooled.detach())
+
+
+@pytest.mark.parametrize(("temperature", "alarms"), [(10.0, 1), (0.05, 0)])
+def test_a_random_teacher_that_says_nothing_is_told_once_the_run_has_settled(
+    train, store, monkeypatch, temperature, alarms
+):
+    monkeypatch.setattr("medssl.evaluate.health.SETTLING", 4)
+    words = ("--objective=engine.test_health.Taught", "--objective.view.size=[8,8,6]", "--optimizer.warmup=0")
+    words += (f"--objective.temperature={temperature}", "--training.output.health_every=2")
+    _, said = train(store, "run", *words)
+    told = re.findall(r"^health, step (\d+): teacher output is uniform: .*; lower the teacher temperature$", said, re.M)
+    assert told == ["4"] * alarms
 
 
 # --- alone

@@ -64,6 +64,22 @@ def test_one_embedding_for_all_that_wanders_is_collapse():
     assert describe(directions[:3])["embedding_rank"] == pytest.approx(1, rel=1e-4)
 
 
+def test_rows_that_are_not_finite_are_counted_and_left_out():
+    rows = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+    broken = rows.copy()
+    broken[3, 1], broken[7] = np.nan, np.inf
+    found = describe(broken)
+    assert found["embedding_not_finite"] == pytest.approx(0.2)
+    assert found | {"embedding_not_finite": 0} == describe(np.delete(rows, [3, 7], axis=0))
+    broken[1:] = np.nan
+    assert describe(broken) == {"embedding_not_finite": 0.9}
+
+
+def test_embeddings_near_the_largest_number_of_their_type_are_measured():
+    rows = np.full((40, 4), 3e38, np.float32) * np.random.default_rng(0).uniform(0.5, 1, (40, 4)).astype(np.float32)
+    assert describe(rows)["embedding_rank"] == pytest.approx(describe(rows / 1e38)["embedding_rank"], rel=1e-5)
+
+
 # --- verdicts
 
 START = {"step": 1, "loss": 4.2, "chance": 3.4, "gradient_norm": 10.0}
@@ -102,6 +118,14 @@ def test_constant_input_is_told_alone():
     rows = history({}, {"input_flat": 0.5, "embedding_spread": 0.0}, {"input_flat": 0.6, "embedding_spread": 0.0})
     assert told(rows).startswith("the input is constant: 60% of the views hold one value: look at pictures/")
     assert kinds(history({"input_flat": 0.49})) == []
+
+
+def test_embeddings_that_are_not_finite_are_told():
+    assert told(history({"embedding_not_finite": 1 / 8})) == (
+        "12.5% of the embeddings are not finite while the loss is, and no measure counts them; lower "
+        "optimizer.learning_rate (now 0.001), or take bf16 where training.precision is fp16"
+    )
+    assert kinds(history({"embedding_not_finite": 0.0})) == []
 
 
 def test_collapse_takes_two_measurements():
