@@ -14,7 +14,7 @@ their thresholds (figures of broken and of healthy runs: ``docs/guides/pretrain.
                  while they learn (0.006 untrained in evaluation mode); half precision alone makes 0.001
     narrowing    embedding_rank below half of the highest so far, twice in a row: runs that learn keep three quarters of
                  it, learning rates 100 times too high leave a fifth. Until a run has settled, below a quarter where its
-                 loss is below 90 % of chance: masked autoencoders narrow to 0.4 to 0.7 in their first 100 steps and
+                 loss is below 90 % of chance: masked autoencoders narrow to half of it in their first 100 steps and
                  widen again, while their loss comes down to 85 %; of runs that narrow for good it stays at 94 % or more
     sharpness    the first loss is 10 times chance or more: random weights give 1 to 1.7 at temperatures of 0.1 to 0.5,
                  1.2 where voxels are predicted; over when the loss comes below twice chance

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 from engine.small_runs import FAULTS, run, slices
+
+from medssl.engine.health import Health
 
 STEPS = 300  # of a run; its learning rate warms up over 15 of them, so that its loss is judged from step 215 on
 EXPECTED = {  # what is told first, and by which step
@@ -88,6 +92,15 @@ def test_places_alone_bring_the_local_loss_down(images, fault, seed):
 def test_runs_that_learn_raise_no_alarm(images, name, fault, seed):
     health = run(name, FAULTS[fault], images, seed=seed, steps=STEPS)
     last = health.history[-1]
+    share, step = narrowest(health)
     print(f"{name}, {fault}, seed {seed}: loss {last['loss']:.3f} of {last['chance']:.3f}, {health.summary(STEPS)}")
+    print(f"    narrowest: {share:.0%} of the highest rank before, at step {step:.0f}")
     assert health.summary(STEPS) == "well"
     assert last["loss"] < 0.9 * last["chance"]
+
+
+def narrowest(health: Health) -> tuple[float, float]:
+    """Lowest rank of the embeddings as a share of the highest before, and its step."""
+    ranks = [(row["step"], row["embedding_rank"]) for row in health.history[1:]]
+    highest = accumulate((rank for _, rank in ranks), max)
+    return min((rank / high, step) for (step, rank), high in zip(ranks, highest, strict=True))
