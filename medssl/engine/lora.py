@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from medssl.ops.limits import expect
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -46,9 +47,7 @@ class LoRA:
             ("dropout", 0 <= self.dropout < 1, "from 0 to below 1"),
             ("modules", len(self.modules) > 0, "one name at least"),
         ):
-            if not good:
-                message = f"optimizer.lora.{name} must be {what}, got {getattr(self, name)}"
-                raise UserError(message)
+            expect(good, f"optimizer.lora.{name}", getattr(self, name), what)
 
 
 def adapt(encoder: Encoder, settings: LoRA) -> str:

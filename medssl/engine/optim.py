@@ -10,6 +10,7 @@ import torch
 
 from medssl.encoders.base import Encoder
 from medssl.engine.lora import LoRA
+from medssl.ops.limits import expect
 from medssl.ops.schedules import cosine, linear, linear_warmup_cosine
 from medssl.types import UserError
 
@@ -43,18 +44,15 @@ class Optimization:
     clip: float | None = 5.0
 
     def __post_init__(self) -> None:
-        wanted = {
-            "learning_rate": (self.learning_rate > 0, "above 0"),
-            "final_share": (0 <= self.final_share <= 1, "from 0 to 1"),
-            "warmup": (0 <= self.warmup <= 1, "from 0 to 1"),
-            "weight_decay": (min(self.weight_decay) >= 0, "two numbers of at least 0"),
-            "betas": (all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
-            "clip": (self.clip is None or self.clip > 0, "above 0, or null"),
-        }
-        for name, (good, what) in wanted.items():
-            if not good:
-                message = f"optimizer.{name} must be {what}, got {getattr(self, name)}"
-                raise UserError(message)
+        for name, good, what in (
+            ("learning_rate", self.learning_rate > 0, "above 0"),
+            ("final_share", 0 <= self.final_share <= 1, "from 0 to 1"),
+            ("warmup", 0 <= self.warmup <= 1, "from 0 to 1"),
+            ("weight_decay", min(self.weight_decay) >= 0, "two numbers of at least 0"),
+            ("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
+            ("clip", self.clip is None or self.clip > 0, "above 0, or null"),
+        ):
+            expect(good, f"optimizer.{name}", getattr(self, name), what)
 
     def rate(self, progress: float, *, encoder: bool) -> float:
         """Learning rate at ``progress`` (0 to 1) of the encoder, or of everything else."""
@@ -99,9 +97,7 @@ class FineTuning(Optimization):
             ("layer_decay", 0 < self.layer_decay <= 1, "above 0, 1 at most"),
             ("drop_path", self.drop_path is None or 0 <= self.drop_path < 1, "from 0 to below 1, or null"),
         ):
-            if not good:
-                message = f"optimizer.{name} must be {what}, got {getattr(self, name)}"
-                raise UserError(message)
+            expect(good, f"optimizer.{name}", getattr(self, name), what)
         if self.lora.rank and self.head_first == 1:
             message = "optimizer.head_first 1 leaves the encoder as it is, optimizer.lora adapts it: choose one of them"
             raise UserError(message)

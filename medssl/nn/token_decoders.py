@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from medssl.nn.decoders import NormName, norm_layers, upsampling_path
 from medssl.nn.sparse import ChannelNorm
+from medssl.ops.limits import expect
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -71,9 +72,7 @@ class LiftedMaps(Pyramid):
                 f"of strides {different}: use the head unet, or feature_pyramid"
             )
             raise UserError(message)
-        if width < 1:
-            message = f"UNETR: channels at full resolution must be at least 1, got {width}"
-            raise UserError(message)
+        expect(width >= 1, "UNETR: channels at full resolution", width, "at least 1")
         factors = [factor for factor, _ in upsampling_path(strides[:1])]
         count = min(len(factors), len(strides) - 1)
         places = range(count, 0, -1)  # deep to shallow, which is coarse to fine
@@ -115,9 +114,7 @@ class PyramidMaps(Pyramid):
 
     def __init__(self, channels: int, stride: Sequence[int], *, width: int = 64) -> None:
         super().__init__()
-        if width < 1:
-            message = f"feature pyramid: channels must be at least 1, got {width}"
-            raise UserError(message)
+        expect(width >= 1, "feature pyramid: channels", width, "at least 1")
         volume = len(stride) == 3
         transposed = nn.ConvTranspose3d if volume else nn.ConvTranspose2d
         factors = [factor for factor, _ in upsampling_path([stride])][:2]

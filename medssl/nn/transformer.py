@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from medssl.ops.limits import expect
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -218,14 +219,11 @@ def transformer_blocks(
     Raises:
         UserError: Heads that do not divide the width, no block, or a probability out of range.
     """
-    for good, what in (
-        (heads >= 1 and width % max(heads, 1) == 0, f"heads {heads} must divide width {width}"),
-        (depth >= 1, f"depth {depth} must be at least 1"),
-        (0 <= drop_path < 1, f"drop_path {drop_path} must lie from 0 to below 1"),
-    ):
-        if not good:
-            message = f"transformer: {what}"
-            raise UserError(message)
+    if heads < 1 or width % heads:
+        message = f"transformer: heads {heads} must divide width {width}"
+        raise UserError(message)
+    expect(depth >= 1, "transformer: depth", depth, "at least 1")
+    expect(0 <= drop_path < 1, "transformer: drop_path", drop_path, "from 0 to below 1")
     blocks = nn.Sequential(
         *(
             Block(
