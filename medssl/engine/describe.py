@@ -127,7 +127,7 @@ def activations(encoder: Encoder, view: tuple[int, ...]) -> int | None:
         counted += output.numel() if isinstance(output, torch.Tensor) else 0
 
     try:
-        ghost = copy.deepcopy(encoder).to("meta")
+        ghost = copy.deepcopy(encoder).to("meta").eval()  # one view has no statistics of a batch
         for module in ghost.modules():
             if not list(module.children()):
                 module.register_forward_hook(count)

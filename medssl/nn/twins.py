@@ -16,6 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from medssl.nn.visibility import Centred, Masked, centre
 from medssl.ops.collectives import world_size
+from medssl.types import UserError
 
 if TYPE_CHECKING:
     from medssl.nn.visibility import Frame
@@ -90,9 +91,16 @@ class MaskedInstanceNorm(Masked, _InstanceNorm):
     """Instance norm over the visible positions of each sample."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises each channel of each sample."""
+        """Normalises each channel of each sample.
+
+        Raises:
+            UserError: There is one position: it would be its own mean.
+        """
         frame = self.frame_for(x)
         if frame is None:
+            if x.shape[2:].numel() == 1:
+                message = "the coarsest map has one position, too few for instance norm: larger views, or norm batch"
+                raise UserError(message)
             y: Tensor = super().forward(x)
             return y
         return _affine(self, centre(x, frame.hidden(x), range(2, x.ndim)), frame, x)

@@ -17,6 +17,7 @@ from engine import toys
 from PIL import Image
 
 from medssl import cli
+from medssl.encoders.resenc import ResEnc
 from medssl.encoders.weights import load_encoder
 from medssl.engine import describe
 from medssl.engine.callbacks import kept, span
@@ -177,6 +178,15 @@ def test_activations_are_counted_without_computing():
     by_hand = 3 * 4 * 8 * 8 * 6 + 3 * 4 * 4 * 4 * 3  # conv, norm, dropout; conv, norm, relu
     assert describe.activations(encoder, (8, 8, 6)) == by_hand
     assert all(parameter.device.type == "cpu" for parameter in encoder.parameters())
+
+
+def test_a_view_of_one_position_is_counted_or_refused_before_the_first_step():
+    def small(norm):
+        return ResEnc(1, ndim=2, channels=(4, 8), strides=((2, 2), (4, 4)), blocks=(1, 1), norm=norm)
+
+    assert describe.activations(small("batch"), (8, 8)) > 0  # a batch of views has statistics, one view has none
+    with pytest.raises(UserError, match="the coarsest map has one position, too few for instance norm: larger views"):
+        describe.activations(small("instance"), (8, 8))
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (3 * 2**30, "3 GiB")])

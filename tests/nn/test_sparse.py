@@ -9,6 +9,7 @@ from torch import nn
 
 from medssl.nn.sparse import ChannelNorm, sparsify, visible, visible_mean
 from medssl.ops.masking import at_resolution
+from medssl.types import UserError
 
 CHANNELS = 6
 LAYERS = {
@@ -35,6 +36,15 @@ LAYERS = {
     "sigmoid": (nn.Sigmoid, 2),
     "softplus": (nn.Softplus, 3),
 }
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_instance_norm_of_one_position_is_refused(training):
+    layer = sparsify(nn.InstanceNorm3d(6)).train(training)
+    message = "the coarsest map has one position, too few for instance norm: larger views, or norm batch"
+    with pytest.raises(UserError, match=message):
+        layer(torch.randn(2, 6, 1, 1, 1))
+    assert layer(torch.randn(2, 6, 1, 1, 2)).shape == (2, 6, 1, 1, 2)
 
 
 def layer_of(name):
