@@ -74,7 +74,7 @@ class Subject:
 class LabelSchema:
     """What a label says: ``classes`` pairs a stored value with its name; losses leave ``ignore`` out."""
 
-    name: str
+    name: str  # "mask", or the name of a scan-level value
     classes: tuple[tuple[int, str], ...]
     ignore: int | None = None
     kind: LabelKind = "classes"  # "findings": each is there in a scan or not; "number": the value of that name
@@ -123,8 +123,7 @@ class IntensityRule:
     """Numbers that turn stored values into the network's input: clip, then shift and divide.
 
     Attributes:
-        clip: "none"; "range" takes ``low`` and ``high`` as values; "percentile" as percentiles of the foreground.
-        low, high: Bounds (values, or percentiles 0-100).
+        clip: "none"; "range" takes ``low`` and ``high`` as values; "percentile" as percentiles (0-100) of foreground.
         normalise: "zscore" (mean 0, deviation 1 of the clipped foreground), "unit" (bounds to 0..1) or "none".
     """
 
@@ -198,14 +197,15 @@ class Origin:
 class Placement:
     """Where raw crops lie in their stored scans, and where those lie in the world.
 
-    ``start`` is the first voxel, ``source_shape`` the stored shape, ``world_affine`` maps stored voxel -> world mm
-    RAS+. 2D crops of a volume keep the two in-plane axes (so does the world affine), the one nearer to left-right last.
+    ``start`` is the first voxel, ``source_shape`` the stored shape, ``shown`` a voxel that views must show (NaN: any),
+    ``world_affine`` voxel -> world mm RAS+. 2D crops of a volume keep the in-plane axes, that nearer left-right last.
     """
 
     start: Int[Tensor, "B n"]
     source_shape: Int[Tensor, "B n"]
     spacing_mm: Float[Tensor, "B n"]
     world_affine: Float[Tensor, "B n+1 n+1"]
+    shown: Float[Tensor, "B n"] | None = None
 
 
 @dataclass(frozen=True)
@@ -232,8 +232,7 @@ class Geometry:
     """Random geometry of a view.
 
     Attributes:
-        flip: "safe" (no axis that exchanges left and right: read off the world affine, in images the horizontal one),
-            "all" or "none".
+        flip: "safe" (not the left-right axis: read off the world affine, in images the horizontal one), "all", "none".
         rotation_degrees: Largest rotation: one number for every plane or, in 3D, one per axis of rotation.
         isotropic: Draw one scale for all axes rather than one per axis.
     """
@@ -284,6 +283,7 @@ class Sampling:
         slice_axis: Stored axis that 2D plans take slices across when scans are volumes.
         foreground: Share of crops whose centre must be foreground.
         balance: "none"; "equal" draws each scan-level class equally often, "root" as the square root of its scans.
+        labelled: Share of crops around a labelled voxel: classes above background evenly. With foreground at most 1.
     """
 
     regions_per_scan: int = 1
@@ -292,6 +292,7 @@ class Sampling:
     slice_axis: int = 2
     foreground: float = 0.0
     balance: Literal["none", "equal", "root"] = "none"
+    labelled: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -370,9 +371,8 @@ class Loss:
 class Tuned:
     """What fine-tuning put on an encoder.
 
-    ``head`` is its import path with arguments, ``schema`` its outputs in order (named "mask", or after the scan-level
-    value), ``window`` the voxels per stored axis of its crops (two: images, or slices across ``slice_axis``),
-    ``subjects`` are keyed digests of those that it was trained or validated on.
+    ``head`` is its import path with arguments, ``schema`` its outputs in order, ``window`` the voxels per stored axis
+    of its crops (two: images, or slices across ``slice_axis``), ``subjects`` digests of those trained or validated on.
     """
 
     head: Imported

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from medssl.data.order import BalancedOrder, Order
+from medssl.data.places import Places
 from medssl.data.records import LABELS
 from medssl.data.regions import place_along, region_at, slice_axes, slice_world
 from medssl.types import UserError
@@ -114,6 +115,13 @@ class Feed:
         if options.get("with_labels", False) and facts["label"].any():
             small = np.isin(facts["label"], narrow).all()
             self.label = (batch_size, 1, *self.size), np.dtype(np.int16 if small else np.int32)
+        if self.sampling.labelled > 0 and self.label is None:
+            message = (
+                f"sampling.labelled is {self.sampling.labelled}, but no masks are read here (pretraining, values of "
+                "whole scans, or scans without masks): set it to 0"
+            )
+            raise UserError(message)
+        self.places = Places(store)
 
     def packet(self, batch: int, images: NDArray[Any], labels: NDArray[Any] | None) -> Packet:
         """Reads a micro-batch into ``images`` and ``labels`` (of the shapes and types that the feed names)."""
@@ -126,7 +134,7 @@ class Feed:
             for row, (sample, number) in enumerate(zip(samples, numbers, strict=True))
         ]
         held = self.store.records
-        start, extent, spacing, world_affine, along = (np.stack(column) for column in zip(*places, strict=True))
+        start, extent, spacing, world_affine, along, shown = (np.stack(column) for column in zip(*places, strict=True))
         arrays = {
             "start": start,
             "source_shape": extent,
@@ -136,6 +144,8 @@ class Feed:
             "along": along.astype(np.float32),
             "intensity": np.stack([held.intensity(number) for number in numbers]),
         }
+        if self.sampling.labelled > 0:
+            arrays["shown"] = shown
         origin = (
             tuple(self.store.scan_id(number) for number in numbers),
             tuple(held.tables["subject"][held.subject[number]] for number in numbers),
@@ -145,13 +155,13 @@ class Feed:
 
     def fill(
         self, sample: int, number: int, image: NDArray[Any], labels: NDArray[Any] | None
-    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], float]:
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], float, NDArray[np.float32]]:
         """Reads the crop of a global sample into ``image`` [C, *size] and ``labels`` [1, *size].
 
         Returns:
             First voxel, shape of the scan, spacing in mm (per axis of the crop), affine to the world, and where along
             the stratified axis the views of the crop are to lie, or else where a slice lies in its volume, as a share
-            of the scan (0.5 where there is neither).
+            of the scan (0.5 where there is neither), and the labelled voxel that views are to show (NaN: any).
         """
         held = self.store.records
         shape, world = held.shape(number), held.world(number)
@@ -161,7 +171,8 @@ class Feed:
         for axis, n in zip(axes, self.size, strict=True):
             size[axis] = n
         cells = held.cells(number) if self.sampling.foreground > 0 else None
-        start = region_at(self.seed, sample, shape, tuple(size), self.sampling, cells=cells)
+        around = self.places.draw(self.seed, sample, number, self.sampling.labelled)
+        start = region_at(self.seed, sample, shape, tuple(size), self.sampling, cells=cells, around=around)
         for read, out in ((self.store.read, image), (self.store.read_label, labels)):
             if out is not None:
                 _read_along(read, number, (start, tuple(size), axes), out)
@@ -173,6 +184,7 @@ class Feed:
         return (
             np.array(start)[kept], np.array(shape)[kept], spacing[kept],
             slice_world(world, (axes[0], axes[1]), start) if sliced else world, along,
+            np.array(around or [np.nan] * len(shape), np.float32)[kept],
         )  # fmt: skip
 
     def _order(self, numbers: NDArray[np.int64]) -> Order | BalancedOrder:

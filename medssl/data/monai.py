@@ -129,7 +129,7 @@ class CropDataset(Dataset[Any]):
         number = feed.order(index // feed.sampling.regions_per_scan)
         codes = np.empty(feed.image[0][1:], feed.image[1])
         label = None if feed.label is None else np.empty(feed.label[0][1:], np.int32)
-        start, _, _, world, _ = feed.fill(index, number, codes, label)
+        start, _, _, world, *_ = feed.fill(index, number, codes, label)
         affine = world.copy()
         affine[:-1, -1] += world[:-1, :-1] @ start
         at = torch.from_numpy(affine)

@@ -25,6 +25,7 @@ def region_at(
     sampling: Sampling,
     *,
     cells: NDArray[np.bool_] | None = None,
+    around: tuple[int, ...] | None = None,
 ) -> tuple[int, ...]:
     """Returns the first voxel of the crop of a global sample, per stored axis.
 
@@ -36,8 +37,9 @@ def region_at(
         sample: Global sample number.
         shape: The scan's voxels per stored axis.
         size: Voxels of the crop per stored axis (1 along an axis that slices are taken across).
-        sampling: Regions per scan, stratified axis and share of foreground crops.
+        sampling: Regions per scan, stratified axis and shares of crops around labels and in the foreground.
         cells: Foreground map of the scan (``coding.foreground_cells``).
+        around: Voxel that the crop is centred on (``Places.draw``); None for one that is not drawn around a label.
     """
     generator = keyed_generator(seed, sample, "region")
     slack = np.asarray(shape) - np.asarray(size)
@@ -45,8 +47,10 @@ def region_at(
     place, keep = place_along(seed, sample, shape, size, sampling), None
     if place is not None and (keep := sampling.stratified_axis) is not None:
         first[keep] = place * shape[keep] - size[keep] / 2
-    wanted = generator.random() < sampling.foreground
-    if wanted and cells is not None and cells.any():
+    wanted = generator.random() * (1 - sampling.labelled) < sampling.foreground
+    if around is not None:
+        first = np.asarray(around) + 0.5 - np.asarray(size) / 2
+    elif wanted and cells is not None and cells.any():
         first = _around_foreground(generator, (shape, size), cells, first, keep)
     return tuple(
         _snapped(float(f), int(s), step=1 if n == 1 else GRID) for f, s, n in zip(first, slack, size, strict=True)

@@ -31,6 +31,7 @@ FREE_KEYS = (
     "training.batch_size", "training.accumulate", "training.accelerator", "data.workers", "training.extend", "probe",
     *(f"training.output.{name}" for name in WRITING),
 )  # fmt: skip
+LATER = {".sampling.labelled": 0.0}  # ends of keys, and what they are in configurations that are older than the keys
 DAMAGE = (
     RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile,
     zlib.error,
@@ -225,7 +226,9 @@ def refuse_other(stored: dict[str, Any], config: dict[str, Any], name: str) -> N
 
 def differing(stored: dict[str, Any], config: dict[str, Any], free: Sequence[str]) -> str:
     """The first five keys that differ and are not free, with both values; "" where none does."""
-    then, now = dict(flat(stored)), dict(flat(config))
+    now = dict(flat(config))
+    older = {key: value for key in now for end, value in LATER.items() if key.endswith(end)}
+    then = older | dict(flat(stored))
     found = [
         f"{key}: {then.get(key, 'absent')} there, {now.get(key, 'absent')} here"
         for key in sorted({*then, *now})

@@ -56,6 +56,7 @@ class Frame:
         spacing_mm: Voxel size of the stored scan.
         left_right: The array's axis that runs from left to right.
         parts: Where views are to lie along the stratified axis; None where they lie anywhere.
+        shown: Raw voxel that a view must show, NaN where any may be; None where that is so everywhere.
     """
 
     size: tuple[int, ...]
@@ -64,6 +65,7 @@ class Frame:
     spacing_mm: Float[Tensor, "B n"]
     left_right: Int[Tensor, " B"]
     parts: Parts | None = None
+    shown: Float[Tensor, "B n"] | None = None
 
 
 def left_right_axis(world_affine: Float[Tensor, "B n+1 n+1"]) -> Int[Tensor, " B"]:
@@ -93,8 +95,10 @@ def draw_geometry(
 
     The centre is uniform among the places where the view reads stored voxels only; where the scan is smaller than the
     view, among those where the view holds all of the scan. Along the axis of ``frame.parts`` it is where it is wanted,
-    moved inwards as far as the part allows until the view fits (tilted corners may reach over the end). With neither
-    rotation nor scale the view lies on whole voxels. A nested view is shrunk where it would not fit into its parent.
+    moved inwards as far as the part allows until the view fits (tilted corners may reach over the end). What
+    ``frame.shown`` names lies in the middle half of the view, or nearer to its border where it is near the scan's. With
+    neither rotation nor scale the view lies on whole voxels. A nested view is shrunk where it would not fit into its
+    parent.
 
     Args:
         spec: The view.
@@ -129,11 +133,16 @@ def draw_geometry(
     held = parent is None and frame.parts is not None
     if frame.parts is not None and held:
         _hold_in_part(frame, frame.parts, first, last, thick=((size - 1) * factors)[:, frame.parts.axis])
+    shown = frame.shown if parent is None else None
+    if shown is not None:
+        first, last = _about(shown, (size - 1) * factors / 4, first, last)
     fixed = _fixed(spec) & (_is_whole(outer) & _is_signed(linear))
     centre = torch.where(fixed[:, None], _whole_centre(first, last, share, reach), first + share * (last - first))
     if turned and not held:
         nearest = torch.minimum(torch.maximum(scan[0], first), last)
         centre = _in_sight(centre, nearest, scan, inward[:, :n, :n] @ linear, size)
+        if shown is not None:
+            centre = _showing(centre, shown, linear, size)
     centre = coordinates.apply(outer, centre[:, None])[:, 0]
     return coordinates.from_parts(linear, centre - (linear @ ((size - 1) / 2)))
 
@@ -273,6 +282,27 @@ def _in_sight(
     share = (torch.where(way > 0, bound, -bound) - at) / torch.where(still, torch.ones_like(way), way)
     share = torch.where(still | (share > 1 - 1e-9), torch.ones_like(share), share).amin(dim=1, keepdim=True)
     return torch.where(share < 1, nearest + share * (centre - nearest), centre)
+
+
+def _about(
+    shown: Float[Tensor, "B n"], quarter: Float[Tensor, "B n"], first: Float[Tensor, "B n"], last: Float[Tensor, "B n"]
+) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
+    """Narrows the range of centres to a quarter of the view to each side of what must be shown, or to what is nearest.
+
+    Rows of NaN keep their range.
+    """
+    low, high = (torch.minimum(torch.maximum(shown + way, first), last) for way in (-quarter, quarter))
+    anywhere = shown.isnan()
+    return torch.where(anywhere, first, low), torch.where(anywhere, last, high)
+
+
+def _showing(
+    centre: Float[Tensor, "B n"], shown: Float[Tensor, "B n"], linear: Float[Tensor, "B n n"], size: Float[Tensor, " n"]
+) -> Float[Tensor, "B n"]:
+    """Moves centres of turned views towards what must be shown until it is: by a border it may lie in a corner."""
+    away = torch.einsum("bij,bj->bi", torch.linalg.inv(linear), centre - shown).abs()
+    share = ((size - 1) / 2 / away.clamp_min(1e-9)).amin(dim=1, keepdim=True)
+    return torch.where(share < 1 - 1e-9, shown + share * (centre - shown), centre)  # NaN stays where it is
 
 
 def _whole_centre(

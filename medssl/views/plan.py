@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-    from medssl.types import Crops, Placement, ViewPlan, ViewSpec
+    from medssl.types import Crops, Placement, Sampling, ViewPlan, ViewSpec
 
 _GRID = 16  # the store's crops begin on blocks of this many voxels; views move freely within
 
@@ -58,11 +58,13 @@ def check_plan(plan: ViewPlan) -> None:
         "stratified_axis": sampling.stratified_axis is None or 0 <= sampling.stratified_axis < 3,
         "slice_axis": 0 <= sampling.slice_axis < 3,
         "foreground": 0 <= sampling.foreground <= 1,
+        "labelled": 0 <= sampling.labelled <= 1,
     }
     for name, good in limits.items():
         if not good:
             message = f"sampling.{name} is out of range: {getattr(sampling, name)}"
             raise UserError(message)
+    _check_labelled(sampling)
     for number, spec in enumerate(plan.views):
         problem = _problem(spec, number, plan)
         if problem:
@@ -160,6 +162,7 @@ def _frame(crops: Crops, plan: ViewPlan) -> geometry.Frame:
         spacing_mm=placement.spacing_mm.cpu().to(torch.float64),
         left_right=geometry.left_right_axis(placement.world_affine),
         parts=_parts(crops, plan),
+        shown=None if placement.shown is None else placement.shown.cpu().to(torch.float64) - start,
     )
 
 
@@ -249,6 +252,22 @@ def _finished(
         here = moved.present.reshape(*moved.present.shape, *[1] * (image.ndim - 2))
         image = torch.where(here, image, image.new_zeros(()))
     return image
+
+
+def _check_labelled(sampling: Sampling) -> None:
+    """Refuses crops around labels that something else has a say in."""
+    if sampling.labelled > 0 and sampling.stratified_axis is not None:
+        message = (
+            f"sampling.labelled {sampling.labelled} and sampling.stratified_axis {sampling.stratified_axis} both say "
+            "where crops lie: leave one of them out"
+        )
+        raise UserError(message)
+    if sampling.labelled + sampling.foreground > 1:
+        message = (
+            f"sampling.labelled {sampling.labelled} and sampling.foreground {sampling.foreground} are shares of the "
+            "same crops: make their sum at most 1"
+        )
+        raise UserError(message)
 
 
 def _problem(spec: ViewSpec, number: int, plan: ViewPlan) -> str:

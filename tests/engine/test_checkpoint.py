@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from medssl.engine.checkpoint import Progress, RunFolder, checkpoints, link, load_state, write_whole
+from medssl.engine.checkpoint import Progress, RunFolder, checkpoints, differing, link, load_state, write_whole
 from medssl.types import UserError
 
 
@@ -117,6 +117,21 @@ CONFIG = {"training": {"steps": 10, "batch_size": 2, "extend": False}, "data": {
 
 def changed(section, **values):
     return CONFIG | {section: CONFIG[section] | values}
+
+
+def test_a_key_that_came_later_holds_no_run_up_while_it_is_off(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    before, off, on = (
+        changed("data", sampling={"foreground": 0.5} | now) for now in ({}, {"labelled": 0.0}, {"labelled": 0.3})
+    )
+    with folder.opened(before):
+        save(folder, 1)
+    with pytest.raises(UserError, match=r"data\.sampling\.labelled: 0.0 there, 0.3 here"), folder.opened(on):
+        pass
+    with folder.opened(off):
+        pass
+    older, newer = ({"objective": {"init_args": {"sampling": own}}} for own in ({}, {"labelled": 0.0}))
+    assert differing(older, newer, ()) == ""
 
 
 def test_another_configuration_is_refused_by_key(tmp_path):

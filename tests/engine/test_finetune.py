@@ -325,6 +325,12 @@ def test_one_sample_cannot_be_mixed(call):
     assert "mixing takes samples of one micro-batch: set training.batch_size to 2 or more" in said
 
 
+def test_crops_around_labels_need_masks(call):
+    code, said = call("--data.target=class", "--data.sampling.labelled=0.5", data="pictures")
+    assert code == 2
+    assert "error: sampling.labelled is 0.5, but no masks are read here" in said
+
+
 def test_test_subjects_that_pretraining_saw_are_counted_and_refused(call, place):
     store = Store.open(place / "volumes/store")
     test = describe.subjects(store, "test")

@@ -122,6 +122,7 @@ OPTIONS = {
     "averaged weights": ["--optimizer.average=0.9"],
     "mixed samples": ["--mixing.mixup=0.4", "--mixing.cutmix=1.0"],
     "foreground": ["--data.sampling.foreground=0.5"],
+    "labelled structures": ["--data.sampling.labelled=0.5"],
     "a slower encoder": ["--optimizer.encoder_rate=0.1"],
 }
 

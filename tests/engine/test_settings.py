@@ -105,3 +105,9 @@ def test_recipes_on_the_command_line(tmp_path, monkeypatch, capsys, recipe):
     assert cli.main([*words, "--objective.cues.axis=1"]) == 2
     assert "the plan is known" in capsys.readouterr().err
     assert plans[0].sampling == Sampling(4, True, 1, 1)
+
+
+def test_pretraining_has_no_crops_around_labels(capsys):
+    words = ["--config=simclr_2d_small", "--store=store", "--run=run", "--data.sampling.labelled=0.3"]
+    assert cli.main(["pretrain", *words]) == 2
+    assert "unknown key 'data.sampling.labelled'" in capsys.readouterr().err

@@ -317,7 +317,8 @@ def test_a_plan_that_cannot_be_is_refused(plan, words):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("regions_per_scan", 0), ("stratified_axis", 3), ("slice_axis", -1), ("foreground", 1.5)]
+    ("name", "value"),
+    [("regions_per_scan", 0), ("stratified_axis", 3), ("slice_axis", -1), ("foreground", 1.5), ("labelled", -0.1)],
 )
 def test_a_sampling_that_cannot_be_is_refused(name, value):
     with pytest.raises(UserError, match=f"sampling.{name} is out of range: {value}"):
