@@ -164,26 +164,29 @@ def fit_logistic(
     from scipy.optimize import minimize
 
     mean, deviation, x = _standardised(features)
-    back = np.eye(x.shape[1])
-    if x.shape[1] > len(x):  # the weights lie in the span of the scans: the same problem with fewer unknowns
-        left, values, back = np.linalg.svd(x, full_matrices=False)
-        x = left * values
-    shape, target = (x.shape[1] + 1, classes), np.eye(classes)[truth]
-    at, found = np.zeros(shape).ravel(), []
+    axes = _principal_axes(x)
+    x = x @ axes
+    spread, target = (x**2).mean(0), np.eye(classes)[truth]
+    weight, bias, found = np.zeros((x.shape[1], classes)), np.zeros((1, classes)), []
     for penalty in penalties:
+        # the same problem in units in which it curves about as much along every axis: steps by the thousand less
+        unit = np.append(1 / np.sqrt(spread / 4 + penalty), 2.0)[:, None]
 
-        def loss(flat: Float[np.ndarray, "P"], penalty: float = penalty) -> tuple[float, Float[np.ndarray, "P"]]:
-            weight, bias = flat.reshape(shape)[:-1], flat.reshape(shape)[-1]
-            logarithms = _log_softmax(x @ weight + bias)
+        def loss(
+            flat: Float[np.ndarray, "P"], penalty: float = penalty, unit: Float[np.ndarray, "D1 1"] = unit
+        ) -> tuple[float, Float[np.ndarray, "P"]]:
+            at = flat.reshape(len(unit), -1) * unit
+            logarithms = _log_softmax(x @ at[:-1] + at[-1])
             rest = (np.exp(logarithms) - target) / len(x)
-            value = -(logarithms * target).sum() / len(x) + penalty / 2 * (weight**2).sum()
-            return value, np.vstack([x.T @ rest + penalty * weight, rest.sum(0)]).ravel()
+            value = -(logarithms * target).sum() / len(x) + penalty / 2 * (at[:-1] ** 2).sum()
+            return value, (np.vstack([x.T @ rest + penalty * at[:-1], rest.sum(0)]) * unit).ravel()
 
         options = {"maxiter": STEPS, "maxfun": 2 * STEPS, "gtol": GRADIENT, "ftol": 0.0, "maxcor": 20}
-        at = minimize(loss, at, jac=True, method="L-BFGS-B", options=options).x
-        if np.abs(loss(at)[1]).max() <= CONVERGED:
-            weight, bias = at.reshape(shape)[:-1], at.reshape(shape)[-1]
-            found.append((penalty, Linear(mean, deviation, back.T @ weight, bias.copy())))
+        start = (np.vstack([weight, bias]) / unit).ravel()
+        end = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
+        weight, bias = np.split(end.reshape(len(unit), -1) * unit, [-1])
+        if np.abs(loss(end)[1].reshape(len(unit), -1) / unit).max() <= CONVERGED:
+            found.append((penalty, Linear(mean, deviation, axes @ weight, bias[0])))
     return found
 
 
@@ -316,6 +319,15 @@ def _standardised(features: Features) -> tuple[Float[np.ndarray, "D"], Float[np.
     mean, deviation = features.mean(0), features.std(0)
     deviation = np.where(deviation > 1e-12 * np.abs(mean), deviation, 1.0)
     return mean, deviation, (features - mean) / deviation
+
+
+def _principal_axes(x: Features) -> Float[np.ndarray, "D R"]:
+    """Orthonormal axes of the space that N vectors lie in, along which they are uncorrelated: R = min(N, D)."""
+    if x.shape[1] > len(x):
+        spanning: Float[np.ndarray, "D R"] = np.linalg.svd(x, full_matrices=False)[2].T
+        return spanning
+    every: Float[np.ndarray, "D R"] = np.linalg.eigh(x.T @ x)[1]
+    return every
 
 
 def _distances(features: Features, means: Float[np.ndarray, "K D"]) -> Scores:

@@ -93,6 +93,16 @@ def test_two_points_by_hand():
     assert 0.5 * half == pytest.approx(1 - 1 / (1 + np.exp(-2 * half)), abs=1e-6)
 
 
+def test_features_that_say_much_the_same_do_not_slow_the_fit(monkeypatch):
+    """Eight features and nine near copies of each: some axes vary a thousand times less than others."""
+    monkeypatch.setattr(probe, "STEPS", 100)
+    random = np.random.default_rng(0)
+    few, truth = random.normal(size=(400, 8)), random.integers(0, 3, 400)
+    few[:, 0] += truth
+    copies = np.concatenate([few, *(few + 3e-2 * random.normal(size=few.shape) for _ in range(9))], 1)
+    assert len(probe.fit_logistic(copies, truth, 3, probe.PENALTIES)) == len(probe.PENALTIES)
+
+
 def test_fits_that_do_not_converge_are_left_out_and_told(monkeypatch):
     monkeypatch.setattr(probe, "STEPS", 3)
     train, validation = scans(), scans(30, seed=2)
