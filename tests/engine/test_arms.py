@@ -61,6 +61,7 @@ def test_a_later_encoder_of_another_kind_is_not_compared_with_the_first_twin(tmp
         "scratch": None, "a": None, "scratch-b": "b", "b": "b",
     }  # fmt: skip
     assert {run.arm.name for run in later.asked} == {"scratch-b", "b"}
+    assert [arm.digest for arm in later.arms] == ["random", "weights of a", "random", "weights of b"]
     kept = yaml.safe_load((tmp_path / "compare.yaml").read_text())
     assert kept["encoders"] == {
         name: kind_of({"class_path": "medssl.Encoder", "init_args": arguments})
