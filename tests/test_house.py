@@ -18,7 +18,8 @@ from medssl import cli
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "medssl"
 FILES = sorted(PACKAGE.rglob("*.py"))
-OBJECTIVES = [path for path in FILES if path.parent.name == "objectives" and path.stem not in {"__init__", "base"}]
+SHARED = {"__init__", "base", "contract"}
+OBJECTIVES = [path for path in FILES if path.parent.name == "objectives" and path.stem not in SHARED]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 FILE_LINES, OBJECTIVE_LINES, FUNCTION_LINES = 400, 250, 60

@@ -33,9 +33,10 @@ from medssl.nn.heads import Projection
 from medssl.nn.unet import UNetDecoder
 from medssl.objectives.base import Objective, undisturbed
 from medssl.ops.collectives import gather
+from medssl.ops.limits import expect
 from medssl.ops.regions import counted_regions, nearest_regions, region_corners, rows_of
-from medssl.ops.similarity import alignment, info_nce, info_nce_chance, uniformity
-from medssl.ops.tags import Tags, tags
+from medssl.ops.similarity import contrast
+from medssl.ops.tags import tags
 from medssl.types import Geometry, Intensity, Loss, Sampling, UserError, ViewPlan
 
 if TYPE_CHECKING:
@@ -75,6 +76,10 @@ class Regions:
     side: int = 3
     nearest: int = 5
 
+    def __post_init__(self) -> None:
+        expect(self.side >= 1, "regions.side", self.side, "at least 1")
+        expect(self.nearest >= 1, "regions.nearest", self.nearest, "at least 1")
+
 
 class GlobalContrast(Objective):
     """First stage: the encoder learns from whole crops.
@@ -87,6 +92,9 @@ class GlobalContrast(Objective):
         original: A third view that is only cropped.
         temperature: Divides the cosine similarity.
         projection: Channels of the hidden layer and of the output.
+
+    Raises:
+        UserError: The view does not fit the encoder, or a setting is out of range.
     """
 
     def __init__(
@@ -101,6 +109,8 @@ class GlobalContrast(Objective):
         projection: Sequence[int] = (1024, 128),
     ) -> None:
         super().__init__()
+        self.fits(encoder, view)
+        expect(temperature > 0, "temperature", temperature, "above 0")
         self.encoder = encoder
         plain = replace(view, scale=(1.0, 1.0), geometry=Geometry(flip="none"), intensity=Intensity())
         views = (view, view, plain) if original else (view, view)
@@ -113,22 +123,16 @@ class GlobalContrast(Objective):
         self.require(batch, step)
         features = self.encoder(torch.cat([view.image for view in batch.views]))
         z = self.projection(features.pooled)
-        everything = gather(z)
         own = tags(batch, step, self.cues.parts)
-        every = Tags(*map(gather, own))
-        positive = own.same(every) & ~own.itself(every)
+        every = own.of_all()
+        apart = ~own.itself(every)
+        positive = own.same(every) & apart
         if self.cues.cross:
             positive |= own.across(every)
         negative = ~own.same(every) if self.negatives == "all" else own.part[:, None] != every.part
         if self.cues.parts > 1 and not negative.any():
             self.refuse_one_part(batch)
-        loss = info_nce(z, everything, positive, negative, temperature=self.temperature)
-        terms = {
-            "loss": loss.detach(),
-            "chance": info_nce_chance(positive, negative),
-            "alignment": alignment(*z.detach().chunk(len(batch.views))[:2]),
-            "uniformity": uniformity(everything.detach()),
-        }
+        loss, terms = contrast(z, positive, negative, apart=apart, temperature=self.temperature)
         return Loss(loss, terms, embedding=features.pooled[: len(step.samples)].detach())
 
     def refuse_one_part(self, batch: Batch) -> None:
@@ -158,7 +162,8 @@ class LocalContrast(Objective):
         norm: Normalisation of the decoder: that of the U-Net head that will go on with it.
 
     Raises:
-        UserError: The view is changed in space, or the decoder's map is too small for regions.
+        UserError: The view does not fit the encoder or is changed in space, the decoder's map is too small for regions,
+            or a setting is out of range.
     """
 
     def __init__(
@@ -173,7 +178,8 @@ class LocalContrast(Objective):
         norm: NormName = "instance",
     ) -> None:
         super().__init__()
-        ndim = len(view.size)
+        self.fits(encoder, view)
+        expect(temperature > 0, "temperature", temperature, "above 0")
         if view.geometry.flip != "none" or any(view.geometry.rotation_degrees) or view.scale != (1.0, 1.0):
             message = (
                 "regions are compared at the same place: the view's geometry must be flip none, rotation_degrees [0.0] "
@@ -189,7 +195,7 @@ class LocalContrast(Objective):
         places = [side // stride for side, stride in zip(view.size, encoder.strides[-1], strict=True)]
         region_corners([n * math.prod(own) for n, *own in zip(places, *factors, strict=True)], regions.side)
         width = self.decoder.widths[-1]
-        self.projection = Projection((width, width, width), ndim=ndim)
+        self.projection = Projection((width, width, width), ndim=len(view.size))
 
     def forward(self, batch: Batch, step: Step) -> Loss:
         """Encodes, decodes and projects both views, and compares their regions."""
@@ -204,24 +210,18 @@ class LocalContrast(Objective):
         usable = torch.cat([view.valid & view.scored for view in batch.views])
         counted = counted_regions(usable, found.shape[2:], corners, self.regions.side).flatten()
         own = tags(batch, step, self.cues.parts).each(len(corners))
-        every = Tags(*map(gather, own))
+        every = own.of_all()
         near = nearest_regions(corners, self.regions.nearest).to(z.device)
         here = torch.arange(len(corners), device=z.device).repeat(len(found))
         there = gather(here)
-        positive = own.same(every) & ~own.itself(every)
+        both, alike, itself = counted[:, None] & gather(counted), here[:, None] == there, own.itself(every)
+        positive = own.same(every) & ~itself
         if self.cues.cross:
             positive |= own.across(every)
-        both = counted[:, None] & gather(counted)
-        positive &= both & (here[:, None] == there)
+        positive &= both & alike
         negative = both & own.same(every) & near[here[:, None], there]
-        everything = gather(z)
-        loss = info_nce(z, everything, positive, negative, temperature=self.temperature)
-        terms = {
-            "loss": loss.detach(),
-            "chance": info_nce_chance(positive, negative),
-            "alignment": alignment(*z.detach().chunk(2)),
-            "uniformity": uniformity(everything.detach()),
-        }
+        apart = both & ~(itself & alike)
+        loss, terms = contrast(z, positive, negative, apart=apart, temperature=self.temperature)
         pooled = found.detach().flatten(2).mean(2)  # of what learns: the encoder does not move
         return Loss(loss, terms, embedding=pooled[: len(step.samples)])
 

@@ -29,8 +29,18 @@ from medssl.objectives.base import Objective, take
 from medssl.ops.affinity import local_affinity, map_cells
 from medssl.ops.collectives import gather, mean_over
 from medssl.ops.draws import draws
-from medssl.ops.matching import Affinities, edge_affinity, gumbel, match, matching_loss, neighbour_edges
+from medssl.ops.limits import expect
+from medssl.ops.matching import (
+    Affinities,
+    edge_affinity,
+    finite_graphs,
+    gumbel,
+    match,
+    matching_loss,
+    neighbour_edges,
+)  # fmt: skip
 from medssl.ops.similarity import alignment, cosine, uniformity
+from medssl.ops.tags import tags
 from medssl.types import Loss, Sampling, UserError, ViewPlan
 
 if TYPE_CHECKING:
@@ -105,7 +115,7 @@ class GraphMatch(Objective):
         sampling: How scans fill a batch; None takes one crop of each subject: those of one are near twins.
 
     Raises:
-        UserError: A setting is out of range.
+        UserError: The view does not fit the encoder, or a setting is out of range.
     """
 
     def __init__(
@@ -120,6 +130,7 @@ class GraphMatch(Objective):
         sampling: Sampling | None = None,
     ) -> None:
         super().__init__()
+        self.fits(encoder, view)
         _check(graphs, fit, matching)
         self.encoder = encoder
         self.needs = ViewPlan((view, view), sampling or Sampling(distinct_subjects=True), true_coordinates=True)
@@ -152,14 +163,17 @@ class GraphMatch(Objective):
         )
         loss = mean_over(losses.sum(), len(losses))
         gold = torch.arange(nodes, device=found.device)
-        clean = match(affinities)
+        clean = match(finite_graphs(affinities)[0])
+        z, own = torch.cat(embeddings), tags(batch, step, parts=1)
+        every, everything = own.of_all(), gather(z)
+        apart = ~own.itself(every)
         terms = {
             "loss": loss.detach(),
             "chance": loss.new_tensor(2.0 * (nodes - 1)).detach(),
             "matching_accuracy": mean_over((clean == gold).sum(), clean.numel()),
             "matching_accuracy_noisy": mean_over((found == gold).sum(), found.numel()),
-            "alignment": alignment(*embeddings),
-            "uniformity": uniformity(gather(torch.cat(embeddings))),
+            "alignment": alignment(z, everything, own.same(every) & apart),
+            "uniformity": uniformity(z, everything, apart),
         }
         place = torch.tensor(order).argsort().to(features.pooled.device)
         return Loss(loss, terms, embedding=features.pooled[:rows].detach()[place])
@@ -199,18 +213,13 @@ class GraphMatch(Objective):
 
 def _check(graphs: Graphs, fit: Fit, matching: Matching) -> None:
     """Refuses numbers that are out of range."""
-    bounds = {
-        "graphs.nodes": (graphs.nodes >= 2, graphs.nodes, "2 or more"),
-        "graphs.neighbours": (0 < graphs.neighbours < graphs.nodes, graphs.neighbours, f"1 to {graphs.nodes - 1}"),
-        "graphs.layers": (graphs.layers >= 0, graphs.layers, "0 or more"),
-        "fit.alpha": (0 <= fit.alpha <= 1, fit.alpha, "0 to 1"),
-        "fit.cells": (fit.cells >= 1, fit.cells, "1 or more"),
-        "fit.share": (0 < fit.share <= 1, fit.share, "above 0, to 1"),
-        "matching.noise": (matching.noise >= 0, matching.noise, "0 or more"),
-        "matching.temperature": (matching.temperature > 0, matching.temperature, "above 0"),
-        "matching.strength": (matching.strength > 0, matching.strength, "above 0"),
-    }
-    for name, (good, value, expected) in bounds.items():
-        if not good:
-            message = f"{name} is {value}, expected {expected}"
-            raise UserError(message)
+    nodes, neighbours = graphs.nodes, graphs.neighbours
+    expect(nodes >= 2, "graphs.nodes", nodes, "at least 2")
+    expect(0 < neighbours < nodes, "graphs.neighbours", neighbours, f"from 1 to {nodes - 1}")
+    expect(graphs.layers >= 0, "graphs.layers", graphs.layers, "at least 0")
+    expect(0 <= fit.alpha <= 1, "fit.alpha", fit.alpha, "from 0 to 1")
+    expect(fit.cells >= 1, "fit.cells", fit.cells, "at least 1")
+    expect(0 < fit.share <= 1, "fit.share", fit.share, "above 0, 1 at most")
+    expect(matching.noise >= 0, "matching.noise", matching.noise, "at least 0")
+    expect(matching.temperature > 0, "matching.temperature", matching.temperature, "above 0")
+    expect(matching.strength > 0, "matching.strength", matching.strength, "above 0")

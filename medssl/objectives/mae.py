@@ -27,6 +27,7 @@ from torch import nn
 from medssl.nn.transformer import sincos_positions, transformer_blocks
 from medssl.nn.unet import UNetDecoder
 from medssl.objectives.base import Reconstruction
+from medssl.ops.limits import expect
 from medssl.ops.masking import at_resolution
 from medssl.ops.patches import unpatchify
 
@@ -53,7 +54,7 @@ class MAE(Reconstruction):
         decoder_depth: Blocks of the decoder.
 
     Raises:
-        UserError: The encoder cannot leave cells out, or the view does not fit it.
+        UserError: The encoder cannot leave cells out, the view does not fit it, or a setting is out of range.
     """
 
     mode = "drop"
@@ -70,6 +71,7 @@ class MAE(Reconstruction):
     ) -> None:
         patch = encoder.strides[-1]
         super().__init__(encoder, view=view, mask_ratio=mask_ratio, cell=patch, normalise_target=normalise_target)
+        expect(decoder_width >= 1, "decoder_width", decoder_width, f"a multiple of {HEAD_WIDTH}")
         values = encoder.in_channels * prod(patch)
         self.decoder = TokenDecoder(encoder.channels[-1], values, width=decoder_width, depth=decoder_depth)
 

@@ -19,8 +19,9 @@ import torch
 
 from medssl.nn.heads import Projection
 from medssl.objectives.base import Objective
-from medssl.ops.collectives import gather
-from medssl.ops.similarity import alignment, info_nce, info_nce_chance, uniformity
+from medssl.ops.limits import expect
+from medssl.ops.similarity import contrast
+from medssl.ops.tags import tags
 from medssl.types import Loss, Sampling, ViewPlan
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ class SimCLR(Objective):
         projection: Channels of the hidden layers and of the output; the first is often the encoder's own width.
         sampling: How scans fill a batch; None takes one crop of each subject, since crops of one scan would be told
             apart that are hardly different.
+
+    Raises:
+        UserError: The view does not fit the encoder, or a setting is out of range.
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class SimCLR(Objective):
         sampling: Sampling | None = None,
     ) -> None:
         super().__init__()
+        self.fits(encoder, view)
+        expect(temperature > 0, "temperature", temperature, "above 0")
         self.encoder = encoder
         self.needs = ViewPlan((view, view), sampling or Sampling(distinct_subjects=True))
         self.temperature = temperature
@@ -60,16 +66,8 @@ class SimCLR(Objective):
         self.require(batch, step)
         features = self.encoder(torch.cat([view.image for view in batch.views]))
         z = self.projection(features.pooled)
-        sample = torch.tensor(step.samples, device=z.device).repeat(2)
-        view = torch.arange(2, device=z.device).repeat_interleave(len(step.samples))
-        every, samples, views = gather(z), gather(sample), gather(view)
-        same = sample[:, None] == samples
-        itself = same & (view[:, None] == views)
-        loss = info_nce(z, every, same & ~itself, ~itself, temperature=self.temperature)
-        terms = {
-            "loss": loss.detach(),
-            "chance": info_nce_chance(same & ~itself, ~itself),
-            "alignment": alignment(*z.detach().chunk(2)),
-            "uniformity": uniformity(every.detach()),
-        }
+        own = tags(batch, step, parts=1)
+        every = own.of_all()
+        apart = ~own.itself(every)
+        loss, terms = contrast(z, own.same(every) & apart, apart, apart=apart, temperature=self.temperature)
         return Loss(loss, terms, embedding=features.pooled[: len(step.samples)].detach())

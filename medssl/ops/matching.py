@@ -25,7 +25,7 @@ from torch.nn.functional import one_hot
 from medssl.ops.similarity import cosine
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
 _TOLERANCE = 1e-9  # of a score: what is no more than rounding is no gain
@@ -82,6 +82,13 @@ def edge_affinity(
     An edge between equal embeddings has no direction: its affinities and their gradients are 0.
     """
     return cosine(_along(embedding, edges), _along(other, other_edges))
+
+
+def finite_graphs(affinities: Affinities) -> tuple[Affinities, Bool[Tensor, " G"]]:
+    """Affinities that can be matched: 0 for all of a graph that holds a NaN or infinity; and which graphs hold none."""
+    vertex, edge, *both = affinities
+    finite = vertex.isfinite().flatten(1).all(1) & edge.isfinite().flatten(1).all(1)
+    return Affinities(*(torch.where(finite[:, None, None], each, 0.0) for each in (vertex, edge)), *both), finite
 
 
 def gumbel(uniform: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -176,7 +183,6 @@ def matching_loss(
         noise = 0.1 * gumbel(draws(step, "matching").uniform(N + 5 * 5 * N)).to(x)
         of_vertices, of_edges = noise[:, :N].reshape(G, N, N), noise[:, N:].reshape(G, 5 * N, 5 * N)
         loss, found = matching_loss(affinities, vertex_noise=of_vertices, edge_noise=of_edges)
-        accuracy = (match(affinities) == torch.arange(N, device=x.device)).float().mean()  # without noise
 
     Args:
         affinities: Of the two graphs.
@@ -189,19 +195,18 @@ def matching_loss(
     Returns:
         The loss of each graph, and the matching of the noisy affinities.
     """
-    vertex, edge, edges, other_edges = affinities
-    finite = vertex.isfinite().flatten(1).all(1) & edge.isfinite().flatten(1).all(1)
+    vertex = affinities.vertex
     gold = torch.arange(vertex.shape[1], device=vertex.device).expand(vertex.shape[:2])
     with torch.no_grad():
-        noisy = vertex if vertex_noise is None else vertex + vertex_noise
-        noisy_edge = edge if edge_noise is None else edge + edge_noise
-        noisy, noisy_edge = (torch.where(finite[:, None, None], each, 0.0) for each in (noisy, noisy_edge))
-        found = match(Affinities(noisy, noisy_edge, edges, other_edges))
+        (noisy, noisy_edge, *both), finite = finite_graphs(affinities)
+        noisy = noisy if vertex_noise is None else noisy + vertex_noise
+        noisy_edge = noisy_edge if edge_noise is None else noisy_edge + edge_noise
+        found = match(Affinities(noisy, noisy_edge, *both))
         wanted = gold
         if target == "solve":
             # minus the slope is 2 on the diagonal and -1 everywhere; what is everywhere decides nothing
             pull = 2 * strength * torch.eye(vertex.shape[1], dtype=noisy.dtype, device=noisy.device)
-            wanted = match(Affinities(noisy + pull, noisy_edge, edges, other_edges))
+            wanted = match(Affinities(noisy + pull, noisy_edge, *both))
     slope = (score(found, affinities) - score(wanted, affinities)) / strength
     loss = 2.0 * (found != gold).sum(1) + (slope - slope.detach())
     return torch.where(finite, loss, torch.nan), found

@@ -12,13 +12,12 @@ autocast says, and rows may lie on several processes: anchors are a process's ow
 
 from __future__ import annotations
 
-from math import log
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch.nn.functional import logsigmoid
 
-from medssl.ops.collectives import mean_over
+from medssl.ops.collectives import gather, mean_over
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -113,6 +112,37 @@ def info_nce_chance(positives: Bool[Tensor, "*batch M K"], negatives: Bool[Tenso
     return mean_over(torch.where(counted, among + beside, 0.0).sum(), (positives & counted[..., None]).sum())
 
 
+def contrast(
+    rows: Float[Tensor, "M D"],
+    positives: Bool[Tensor, "M K"],
+    negatives: Bool[Tensor, "M K"],
+    *,
+    apart: Bool[Tensor, "M K"],
+    temperature: float,
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """InfoNCE (over pairs) of a process's own rows among those of all, and its terms for the log.
+
+    Args:
+        rows: Embeddings of any length, this process's own; K in all processes.
+        positives: True where the candidate shall be near the anchor.
+        negatives: True where the candidate stands in the denominator.
+        apart: Which pairs say how far rows spread.
+        temperature: Divides the cosine, above 0.
+
+    Returns:
+        The loss; and, detached, "loss", "chance", "alignment" of the positives and "uniformity".
+    """
+    every = gather(rows)
+    loss = info_nce(rows, every, positives, negatives, temperature=temperature)
+    own, others = rows.detach(), every.detach()
+    return loss, {
+        "loss": loss.detach(),
+        "chance": info_nce_chance(positives, negatives),
+        "alignment": alignment(own, others, positives),
+        "uniformity": uniformity(own, others, apart),
+    }
+
+
 def variance_term(x: Float[Tensor, "N D"], *, target: float = 1.0, eps: float = 1e-4) -> Float[Tensor, ""]:
     """How far each dimension's standard deviation over the rows falls short of ``target``, on average (VICReg).
 
@@ -139,26 +169,40 @@ def covariance_term(x: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
         return (covariance.square().sum() - covariance.diagonal().square().sum()) / x.shape[1]
 
 
-def alignment(x: Float[Tensor, "N D"], y: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-    """Mean squared distance of the directions of positive pairs (row n of x and of y), 0 to 4: less is nearer.
+def alignment(
+    anchors: Float[Tensor, "M D"], candidates: Float[Tensor, "K D"], positives: Bool[Tensor, "M K"]
+) -> Float[Tensor, ""]:
+    """Mean squared distance of the directions of positive pairs, 0 to 4: less is nearer; over all processes.
 
-    Reference: Wang and Isola, Understanding contrastive representation learning, ICML 2020, with alpha = 2.
+    0 where there is no pair. Reference: Wang and Isola, Understanding contrastive representation learning, ICML 2020,
+    with alpha = 2.
+
+    Args:
+        anchors: Embeddings of any length, this process's own.
+        candidates: Embeddings of any length, of all processes.
+        positives: The pairs.
     """
-    return (unit(x) - unit(y)).square().sum(-1).mean()
+    squared = 2 - 2 * cosine(anchors, candidates)
+    return mean_over(torch.where(positives, squared, 0.0).sum(), positives.sum())
 
 
-def uniformity(x: Float[Tensor, "N D"], *, t: float = 2.0) -> Float[Tensor, ""]:
-    """Logarithm of the mean of exp(-t d^2) over pairs of different rows, d their distance on the unit sphere.
+def uniformity(
+    anchors: Float[Tensor, "M D"], candidates: Float[Tensor, "K D"], apart: Bool[Tensor, "M K"], *, t: float = 2.0
+) -> Float[Tensor, ""]:
+    """Logarithm of the mean of exp(-t d^2) over pairs of rows, d their distance on the unit sphere; over all processes.
 
-    0 where all rows point the same way; the more evenly they spread, the lower. Reference: Wang and Isola, ICML 2020.
+    0 where all rows point the same way, and where there is no pair; the more evenly they spread, the lower. Reference:
+    Wang and Isola, ICML 2020.
 
-    Raises:
-        ValueError: There are fewer than two rows.
+    Args:
+        anchors: Embeddings of any length, this process's own.
+        candidates: Embeddings of any length, of all processes.
+        apart: The pairs: of different rows.
+        t: How fast a pair stops to count with its distance.
     """
-    x = _rows(x)
-    squared = 2 - 2 * cosine(x, x)
-    apart = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
-    return (-t * squared[apart]).logsumexp(0) - log(len(x) * (len(x) - 1))
+    squared = 2 - 2 * cosine(anchors, candidates)
+    mean = mean_over(torch.where(apart, (-t * squared).exp(), 0.0).sum(), apart.sum())
+    return (mean + (mean == 0)).log()
 
 
 def _rows(x: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from medssl.ops.collectives import gather
 from medssl.ops.coordinates import part_along
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ class Tags(NamedTuple):
     def each(self, times: int) -> Tags:
         """The tags of ``times`` embeddings of each row, one after the other."""
         return Tags(*(tag.repeat_interleave(times) for tag in self))
+
+    def of_all(self) -> Tags:
+        """The tags of the embeddings of all processes, in the order of ``collectives.gather``."""
+        return Tags(*gather(torch.stack(self, 1)).unbind(1))
 
     def same(self, other: Tags) -> Bool[Tensor, "M K"]:
         """Of the same crop."""

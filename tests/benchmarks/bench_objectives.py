@@ -68,7 +68,7 @@ def turn(encoder: str, name: str, *, half: bool, steps: int) -> dict[str, float]
     """Seconds a step and growth of memory in MB, in this process."""
     import torch
 
-    from medssl.objectives.base import example_batch
+    from medssl.objectives.contract import example_batch
     from medssl.types import Sampling, ViewPlan, ViewSpec
 
     table = TABLES[encoder]

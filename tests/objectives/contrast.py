@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import torch
 
-from medssl.objectives.base import Objective, example_batch
+from medssl.objectives.base import Objective
+from medssl.objectives.contract import example_batch
 from medssl.types import Batch, Step
 
 

@@ -8,13 +8,17 @@ from functools import partial
 import ddp
 import pytest
 import torch
-from objectives.small import CONFIGS, from_config, spark
+from objectives.small import CONFIGS, encoder, from_config, spark
 
 from medssl.encoders.base import ContractError
 from medssl.encoders.timm2d import Timm2d
-from medssl.objectives.base import Objective, check_objective, example_batch, loss_and_gradients, take, undisturbed
+from medssl.objectives.base import Objective, check_objective, take, undisturbed
+from medssl.objectives.contract import example_batch, loss_and_gradients
+from medssl.objectives.global_local import GlobalContrast, LocalContrast
+from medssl.objectives.graph_match import GraphMatch
+from medssl.objectives.simclr import SimCLR
 from medssl.objectives.spark import SparK
-from medssl.types import Loss, UserError, ViewSpec
+from medssl.types import Geometry, Loss, UserError, ViewSpec
 
 OBJECTIVES = sorted(str(path) for path in (CONFIGS / "objectives").glob("*.yaml"))
 NAMES = [path.rsplit("/", 1)[-1] for path in OBJECTIVES]
@@ -78,6 +82,8 @@ class Broken(SparK):
     def forward(self, batch, step):
         if self.clause == "input":
             batch.views[0].image.mul_(0.5)
+        if self.clause == "raise" and batch.views and batch.views[0].image.isnan().any():
+            raise ValueError("matrix contains invalid numeric entries")
         if self.clause == "refuse" and (not batch.views or batch.views[0].image.shape[1] != 1):
             return Loss(total=torch.zeros(()))
         loss = super().forward(batch, step)
@@ -119,6 +125,7 @@ class Broken(SparK):
         ("embedding", "one detached row per sample"),
         ("seed", "same seed, same value"),
         ("order", "order of scans is irrelevant"),
+        ("raise", "a batch with NaN gives a loss, not an error; ValueError: matrix contains invalid"),
         ("pictures", "pictures leave"),
         ("learn", "falls by 2 %"),
     ],
@@ -184,6 +191,26 @@ def test_other_batches_are_refused(change, match):
     objective = spark(2)
     with pytest.raises(UserError, match=match):
         objective(*change(*example_batch(objective.needs, 1)))
+
+
+@pytest.mark.parametrize("kind", [SimCLR, GlobalContrast, LocalContrast, GraphMatch])
+@pytest.mark.parametrize(
+    ("size", "match"),
+    [
+        ((32, 48, 16), r"view size \(32, 48, 16\) is 3D, the encoder takes 2D: change either"),
+        ((32, 50), r"view size \(32, 50\) is not a multiple of \(8, 8\): nearest sizes that work are .* or \(32, 56\)"),
+    ],
+)
+def test_views_that_the_encoder_cannot_take_are_refused(kind, size, match):
+    with pytest.raises(UserError, match=match):
+        kind(encoder(2), view=ViewSpec(size, geometry=Geometry(flip="none")))
+
+
+@pytest.mark.parametrize("kind", [SimCLR, GlobalContrast, LocalContrast])
+@pytest.mark.parametrize("temperature", [0.0, -0.1, float("nan")])
+def test_a_temperature_that_is_not_above_0_is_refused(kind, temperature):
+    with pytest.raises(UserError, match=f"temperature must be above 0, got {temperature}"):
+        kind(encoder(2), view=ViewSpec((32, 48), geometry=Geometry(flip="none")), temperature=temperature)
 
 
 def test_other_sizes_and_channels_are_refused():

@@ -260,6 +260,20 @@ def test_what_does_not_fit_is_refused(arguments, message):
         LocalContrast(encoder(2), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"side": 0}, "regions.side must be at least 1, got 0"),
+        ({"side": -1}, "regions.side must be at least 1, got -1"),
+        ({"nearest": 0}, "regions.nearest must be at least 1, got 0"),
+        ({"nearest": -2}, "regions.nearest must be at least 1, got -2"),
+    ],
+)
+def test_regions_need_voxels_and_neighbours(arguments, match):
+    with pytest.raises(UserError, match=match):
+        Regions(**arguments)
+
+
 def test_a_map_that_is_too_small_is_refused():
     with pytest.raises(UserError, match=r"the decoder's map has \(16, 24\) voxels, too few for regions of 13"):
         local_contrast(regions=Regions(side=13))

@@ -293,6 +293,22 @@ def test_temperature_and_noise_say_the_same():
     assert values[0][0] > 0
 
 
+def test_values_that_are_not_finite_reach_the_loss():
+    """The engine names the scan then; the graphs of other scans are matched as ever."""
+    objective = objective_of().eval()
+    batch, step = batch_of(objective, scans=8)
+    batch = precise(batch)
+    whole = objective(batch, step)
+    batch.views[1].image[5] = torch.nan
+    loss = objective(batch, step)
+    assert loss.total.isnan()
+    accuracy = float(loss.terms["matching_accuracy"])
+    assert 0 <= accuracy <= 0.5  # the graph with the NaN has no match
+    assert float(whole.terms["matching_accuracy"]) > 0
+    few, few_step = take(batch, step, [0, 1, 2, 3])
+    assert accuracy == pytest.approx(float(objective(few, few_step).terms["matching_accuracy"]) / 2)
+
+
 def test_graphs_follow_the_sample_numbers():
     """Loss and affinities are bit for bit the same in any order of the batch; embeddings stay with their scans."""
     objective = objective_of()
@@ -327,15 +343,15 @@ def test_an_incomplete_graph_is_refused(rows):
 
 
 BAD = [
-    ({"graphs": Graphs(nodes=1)}, "graphs.nodes is 1, expected 2 or more"),
-    ({"graphs": Graphs(nodes=4, neighbours=4)}, "graphs.neighbours is 4, expected 1 to 3"),
-    ({"graphs": Graphs(layers=-1)}, "graphs.layers is -1, expected 0 or more"),
-    ({"fit": Fit(alpha=1.5)}, "fit.alpha is 1.5, expected 0 to 1"),
-    ({"fit": Fit(cells=0)}, "fit.cells is 0, expected 1 or more"),
-    ({"fit": Fit(share=0.0)}, "fit.share is 0.0, expected above 0, to 1"),
-    ({"matching": Matching(noise=-1.0)}, "matching.noise is -1.0, expected 0 or more"),
-    ({"matching": Matching(temperature=0.0)}, "matching.temperature is 0.0, expected above 0"),
-    ({"matching": Matching(strength=0.0)}, "matching.strength is 0.0, expected above 0"),
+    ({"graphs": Graphs(nodes=1)}, "graphs.nodes must be at least 2, got 1"),
+    ({"graphs": Graphs(nodes=4, neighbours=4)}, "graphs.neighbours must be from 1 to 3, got 4"),
+    ({"graphs": Graphs(layers=-1)}, "graphs.layers must be at least 0, got -1"),
+    ({"fit": Fit(alpha=1.5)}, "fit.alpha must be from 0 to 1, got 1.5"),
+    ({"fit": Fit(cells=0)}, "fit.cells must be at least 1, got 0"),
+    ({"fit": Fit(share=0.0)}, "fit.share must be above 0, 1 at most, got 0.0"),
+    ({"matching": Matching(noise=-1.0)}, "matching.noise must be at least 0, got -1.0"),
+    ({"matching": Matching(temperature=0.0)}, "matching.temperature must be above 0, got 0.0"),
+    ({"matching": Matching(strength=0.0)}, "matching.strength must be above 0, got 0.0"),
 ]
 
 

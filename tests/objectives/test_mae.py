@@ -12,7 +12,8 @@ from torch import nn
 from medssl.encoders.vit import ViT
 from medssl.heads.segmentation import UNet
 from medssl.nn.transformer import gather_tokens, sincos_positions, visible_numbers
-from medssl.objectives.base import check_objective, example_batch
+from medssl.objectives.base import check_objective
+from medssl.objectives.contract import example_batch
 from medssl.objectives.mae import MAE, TokenDecoder, UNetMAE
 from medssl.ops.masking import at_resolution
 from medssl.ops.patches import patchify
@@ -158,7 +159,8 @@ def test_a_class_token_and_registers_keep_the_contract():
     ("arguments", "match"),
     [
         ({"decoder_width": 100}, "transformer: heads 3 must divide width 100"),
-        ({"decoder_depth": 0}, "transformer: depth 0 must be at least 1"),
+        ({"decoder_width": 0}, "decoder_width must be a multiple of 32, got 0"),
+        ({"decoder_depth": 0}, "transformer: depth must be at least 1, got 0"),
         ({"mask_ratio": 1.0}, r"mask ratio 1.0 hides 32 of 32 cells \(4, 8\): some must be hidden, some visible"),
         (
             {"view": ViewSpec(size=(32, 45))},

@@ -11,7 +11,8 @@ import pytest
 import torch
 from objectives.small import SIZES, encoder, mae, simmim, spark, unet_mae, vit
 
-from medssl.objectives.base import example_batch, take
+from medssl.objectives.base import take
+from medssl.objectives.contract import example_batch
 from medssl.objectives.mae import MAE, UNetMAE
 from medssl.objectives.simmim import SimMIM
 from medssl.objectives.spark import SparK

@@ -8,7 +8,7 @@ import pytest
 import torch
 from objectives.small import PATCHES, SIZES, simmim
 
-from medssl.objectives.base import example_batch
+from medssl.objectives.contract import example_batch
 from medssl.ops.masking import at_resolution
 from medssl.ops.patches import patchify
 from medssl.types import UserError

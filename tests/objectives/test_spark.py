@@ -11,7 +11,7 @@ import pytest
 import torch
 from objectives.small import encoder, randomise, spark
 
-from medssl.objectives.base import example_batch
+from medssl.objectives.contract import example_batch
 from medssl.objectives.spark import SparK
 from medssl.ops.draws import draws
 from medssl.ops.masking import at_resolution, random_hidden

@@ -12,6 +12,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, mse_loss
 from medssl.ops.collectives import gather, rank
 from medssl.ops.similarity import (
     alignment,
+    contrast,
     cosine,
     covariance_term,
     info_nce,
@@ -248,7 +249,8 @@ def test_autocast_changes_nothing():
         lambda: info_nce(z, z, positives, negatives, temperature=0.01),
         lambda: covariance_term(z),
         lambda: variance_term(z),
-        lambda: uniformity(z),
+        lambda: alignment(z, z, positives),
+        lambda: uniformity(z, z, positives),
         lambda: cosine(z, z),
     )
     for function in functions:
@@ -276,7 +278,7 @@ SPLIT = {0: slice(0, 5), 1: slice(5, 8)}  # unequal on purpose
 SCAN = torch.tensor([0, 0, 1, 2, 3, 1, 2, 3])
 
 
-def contrast(weight, own, mean):
+def compared(weight, own, mean):
     z = torch.tanh(rows(8, 3, seed=5)[own] @ weight)
     scan = SCAN[own]
     every, scans = gather(z), gather(scan)
@@ -288,10 +290,31 @@ def two_contrasts():
     results = {}
     for mean in ("pairs", "anchors", "inside"):
         weight = rows(3, 4, seed=6).requires_grad_()
-        loss = contrast(weight, SPLIT[rank()], mean)
+        loss = compared(weight, SPLIT[rank()], mean)
         loss.backward()
         results[mean] = loss.detach(), weight.grad
     return results
+
+
+def terms_of(own):
+    z, scan, itself = rows(8, 3, seed=5)[own], SCAN[own], torch.eye(8, dtype=torch.bool)[own]
+    same = scan[:, None] == gather(scan)
+    return contrast(z, same & ~itself, ~same, apart=~itself, temperature=0.1)
+
+
+def two_terms():
+    return terms_of(SPLIT[rank()])
+
+
+@pytest.mark.ddp
+def test_the_terms_of_two_processes_are_those_of_one():
+    loss, terms = terms_of(slice(0, 8))
+    assert terms.keys() == {"loss", "chance", "alignment", "uniformity"}
+    for other_loss, other_terms in ddp.run_two(two_terms):
+        torch.testing.assert_close(other_loss, loss)
+        assert {name: float(value) for name, value in other_terms.items()} == pytest.approx(
+            {name: float(value) for name, value in terms.items()}, rel=1e-6
+        )
 
 
 @pytest.mark.ddp
@@ -299,7 +322,7 @@ def test_two_processes_equal_one():
     both = ddp.run_two(two_contrasts)
     for mean in ("pairs", "anchors", "inside"):
         weight = rows(3, 4, seed=6).requires_grad_()
-        loss = contrast(weight, slice(0, 8), mean)
+        loss = compared(weight, slice(0, 8), mean)
         loss.backward()
         for result in both:
             torch.testing.assert_close(result[mean][0], loss.detach(), rtol=1e-12, atol=0)
@@ -329,17 +352,30 @@ def test_variance_and_covariance_terms():
 
 def test_alignment_and_uniformity():
     x, y = rows(7, 3), rows(7, 3, seed=1)
-    torch.testing.assert_close(alignment(x, y), 3 * mse_loss(unit(x), unit(y)))
-    assert alignment(x, 2 * x) == 0
-    assert alignment(x, -x).item() == pytest.approx(4)
+    same = torch.eye(7, dtype=torch.bool)
+    torch.testing.assert_close(alignment(x, y, same), 3 * mse_loss(unit(x), unit(y)))
+    assert alignment(x, 2 * x, same).item() == pytest.approx(0, abs=1e-12)
+    assert alignment(x, -x, same).item() == pytest.approx(4)
     expected = torch.pdist(unit(x)).square().mul(-2).exp().mean().log()
-    torch.testing.assert_close(uniformity(x), expected)
-    assert uniformity(torch.ones(6, 3)).item() == pytest.approx(0, abs=1e-6)
-    assert uniformity(torch.eye(5)).item() == pytest.approx(-4, rel=1e-6)  # all at distance sqrt 2
-    assert uniformity(torch.eye(5), t=1.0).item() == pytest.approx(-2, rel=1e-6)
+    torch.testing.assert_close(uniformity(x, x, ~same), expected)
+    assert uniformity(torch.ones(7, 3), torch.ones(7, 3), ~same).item() == pytest.approx(0, abs=1e-6)
+    five, apart = torch.eye(5), ~same[:5, :5]
+    assert uniformity(five, five, apart).item() == pytest.approx(-4, rel=1e-6)  # all at distance sqrt 2
+    assert uniformity(five, five, apart, t=1.0).item() == pytest.approx(-2, rel=1e-6)
 
 
-@pytest.mark.parametrize("measure", [variance_term, covariance_term, uniformity])
+def test_pairs_outside_the_masks_say_nothing_of_the_spread():
+    x, y = rows(7, 3), rows(7, 3, seed=1)
+    some = torch.zeros(7, 7, dtype=torch.bool)
+    assert alignment(x, y, some) == uniformity(x, y, some) == 0
+    some[:4, :4] = ~torch.eye(4, dtype=torch.bool)
+    few = torch.ones(4, 4, dtype=torch.bool).fill_diagonal_(False)
+    torch.testing.assert_close(alignment(x, y, some), alignment(x[:4], y[:4], few))
+    torch.testing.assert_close(uniformity(x, x, some), uniformity(x[:4], x[:4], few))
+    assert uniformity(x * torch.nan, x, some).isnan()
+
+
+@pytest.mark.parametrize("measure", [variance_term, covariance_term])
 def test_one_row_has_no_spread(measure):
     with pytest.raises(ValueError, match="a spread takes at least 2 rows, got 1"):
         measure(torch.ones(1, 3))

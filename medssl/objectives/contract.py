@@ -1,0 +1,194 @@
+"""The clauses that every objective keeps, as checks that anyone can run on a class of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from medssl.encoders.base import ContractError
+from medssl.objectives.base import Objective, take
+from medssl.ops.collectives import rank, reduce_sum, world_size
+from medssl.types import Batch, Loss, Origin, Step, UserError, View, ViewPlan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def check(make: Callable[[], Objective], *, scans: int, steps: int, rate: float) -> None:
+    """See :func:`medssl.objectives.base.check_objective`."""
+    objective = _fresh(make)
+    _require("needs is a plan with a view", isinstance(objective.needs, ViewPlan) and len(objective.needs.views) > 0)
+    _require('exported() has an "encoder"', isinstance(objective.exported().get("encoder"), nn.Module))
+    batch, step = example_batch(objective.needs, objective.encoder.in_channels, scans=scans)
+    _check_loss(objective, batch, step)
+    _check_repeatable(make, batch, step)
+    _check_refusals(objective, batch, step)
+    _check_not_finite(_fresh(make), batch, step)
+    if hasattr(objective, "pictures"):
+        _check_pictures(objective, batch, step)
+    _check_progress(_fresh(make), batch, step, steps=steps, rate=rate)
+
+
+def loss_and_gradients(make: Callable[[], Objective], *, scans: int = 4) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of one example batch shared by all processes, in float64: equal whatever their number.
+
+    To be called in every process; ``scans`` is a multiple of their number. Gradients are averaged over processes, as
+    distributed training does.
+    """
+    objective = _fresh(make).double()
+    batch, step = example_batch(objective.needs, objective.encoder.in_channels, scans=scans, dtype=torch.float64)
+    rows = len(step.samples) // world_size()
+    loss = _run(objective, *take(batch, step, range(rank() * rows, (rank() + 1) * rows)))
+    torch.autograd.backward(loss.total)
+    gradients = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+    return loss.total.item(), {name: reduce_sum(g) / world_size() for name, g in gradients.items()}
+
+
+def example_batch(
+    needs: ViewPlan, channels: int, *, scans: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> tuple[Batch, Step]:
+    """Smooth synthetic images with voxels of 1 x 2 x 3 mm; one scan has padding, one a part that is not scored."""
+    group = needs.sampling.regions_per_scan
+    rows = scans * group
+    generator = torch.Generator().manual_seed(seed)
+    views = tuple(_example_view(spec.size, rows, channels, dtype, generator) for spec in needs.views)
+    names = tuple(f"scan{row // group}" for row in range(rows))
+    middle = torch.full((rows, len(needs.views[0].size)), 0.5)
+    along = (torch.arange(rows) % group + 0.5) / group
+    origin = Origin(names, names, tuple(range(rows)), middle, along)
+    return Batch(views, origin), Step(index=0, total=100, seed=seed, samples=origin.samples)
+
+
+def _example_view(
+    size: tuple[int, ...], rows: int, channels: int, dtype: torch.dtype, generator: torch.Generator
+) -> View:
+    ndim = len(size)
+    coarse = torch.randn(rows, channels, *(max(2, side // 8) for side in size), generator=generator)
+    image = nn.functional.interpolate(coarse, size, mode="bilinear" if ndim == 2 else "trilinear")
+    image = image + 0.05 * torch.randn(image.shape, generator=generator)
+    valid = torch.ones(rows, 1, *size, dtype=torch.bool)
+    scored = valid.clone()
+    valid[-1, :, : size[0] // 3] = False
+    scored[0, :, ..., : size[-1] // 3] = False
+    spacing = torch.arange(1.0, ndim + 1).expand(rows, ndim)
+    return View(
+        image=torch.where(valid, image, image.amin()).to(dtype),
+        affine=torch.eye(ndim + 1).expand(rows, -1, -1),
+        world_affine=torch.diag_embed(nn.functional.pad(spacing, (0, 1), value=1.0)),
+        spacing_mm=spacing,
+        source_shape=torch.tensor(size).expand(rows, ndim),
+        valid=valid,
+        scored=scored,
+        present=torch.ones(rows, channels, dtype=torch.bool),
+    )
+
+
+def _require(clause: str, kept: bool, found: object = "") -> None:
+    if not kept:
+        message = f"broken clause: {clause}; {found}".rstrip("; ")
+        raise ContractError(message)
+
+
+def _fresh(make: Callable[[], Objective]) -> Objective:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make().train()
+
+
+def _run(objective: Objective, batch: Batch, step: Step) -> Loss:
+    """One forward; the global generator (dropout) starts at the same place each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        loss: Loss = objective(batch, step)
+        return loss
+
+
+def _check_loss(objective: Objective, batch: Batch, step: Step) -> None:
+    before = [view.image.clone() for view in batch.views]
+    for half in (True, False):
+        objective.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+            loss = _run(objective, batch, step)
+        where = " under bfloat16 autocast" if half else ""
+        _require(f"the loss is one finite number{where}", loss.total.shape == () and bool(loss.total.isfinite()))
+        torch.autograd.backward(loss.total)
+        for name, p in objective.named_parameters():
+            _require("trainable parameters, no others, have a gradient", p.requires_grad == (p.grad is not None), name)
+            _require(f"gradients are finite{where}", p.grad is None or bool(p.grad.isfinite().all()), name)
+    _require("terms are detached scalars", all(t.shape == () and not t.requires_grad for t in loss.terms.values()))
+    _require(f'terms hold the measure of progress "{objective.progress}"', objective.progress in loss.terms)
+    if (rows := loss.embedding) is not None:
+        kept = rows.ndim == 2 and len(rows) == len(step.samples) and not rows.requires_grad
+        _require("the embedding is one detached row per sample", kept)
+    same = all(torch.equal(a, view.image) for a, view in zip(before, batch.views, strict=True))
+    _require("the batch is left as it was", same)
+
+
+def _check_repeatable(make: Callable[[], Objective], batch: Batch, step: Step) -> None:
+    start = {name: value.clone() for name, value in _fresh(make).state_dict().items()}
+    value = _run(_fresh(make), batch, step).total.item()
+    _require("same seed, same value", value == _run(_fresh(make), batch, step).total.item())
+    other = make().train()
+    other.load_state_dict(start)
+    _require("the state dict holds all that the value depends on", value == _run(other, batch, step).total.item())
+    other.load_state_dict(start)
+    group = len(step.samples) // len(set(batch.origin.scan_ids))
+    order = [row + inside for row in range(len(step.samples) - group, -1, -group) for inside in range(group)]
+    found = _run(other, *take(batch, step, order)).total.item()
+    _require("the order of scans is irrelevant", math.isclose(value, found, rel_tol=1e-4), f"{value}, {found}")
+
+
+def _check_refusals(objective: Objective, batch: Batch, step: Step) -> None:
+    view = batch.views[0]
+    wide = replace(view, image=view.image.repeat_interleave(2, 1), present=view.present.repeat_interleave(2, 1))
+    for what, views in {"views": (), "channels": (wide, *batch.views[1:])}.items():
+        try:
+            objective(replace(batch, views=views), step)
+        except UserError:
+            continue
+        _require(f"a batch with other {what} is refused with UserError", False)
+
+
+def _check_not_finite(objective: Objective, batch: Batch, step: Step) -> None:
+    """What is not finite must reach the loss: the engine then names the scan, on all processes alike."""
+    views = [replace(view, image=view.image.clone()) for view in batch.views]
+    for view in views:
+        view.image[-1] = torch.nan
+    try:
+        _run(objective, replace(batch, views=tuple(views)), step)
+    except Exception as error:
+        message = f"broken clause: a batch with NaN gives a loss, not an error; {type(error).__name__}: {error}"
+        raise ContractError(message) from error
+
+
+def _check_pictures(objective: Objective, batch: Batch, step: Step) -> None:
+    before = {name: value.clone() for name, value in objective.state_dict().items()}
+    modes, random = [m.training for m in objective.modules()], torch.get_rng_state()
+    pictures: dict[str, Tensor] = objective.pictures(batch, step)  # type: ignore[operator]
+    for name, picture in pictures.items():
+        kept = picture.shape == batch.views[0].image.shape and bool(picture.isfinite().all())
+        _require("pictures are finite and of the view's shape", kept and not picture.requires_grad, name)
+    same = all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
+    same = same and modes == [m.training for m in objective.modules()] and torch.equal(random, torch.get_rng_state())
+    _require("pictures leave weights, statistics, modes and random state as they were", same)
+
+
+def _check_progress(objective: Objective, batch: Batch, step: Step, *, steps: int, rate: float) -> None:
+    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=rate)
+    values = []
+    for now in (replace(step, index=index, total=steps) for index in range(steps)):
+        loss = _run(objective, batch, now)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss.total)
+        optimizer.step()
+        objective.after_step(now)
+        values.append(loss.terms[objective.progress].item())
+    few = max(1, steps // 6)
+    first, last = sum(values[:few]) / few, sum(values[-few:]) / few
+    falls = last < first - 0.02 * abs(first)
+    _require(f'"{objective.progress}" falls by 2 % within {steps} steps', falls, f"from {first:.4f} to {last:.4f}")
