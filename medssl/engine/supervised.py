@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from torch import distributed
 from medssl.data.regions import slice_axes
 from medssl.engine.optim import FineTuning
 from medssl.engine.targets import targets_of
+from medssl.evaluate.bootstrap import mean_of_known, subject_means
 from medssl.evaluate.classification import auroc, score_cases
 from medssl.evaluate.multi_label import mean_of_findings
 from medssl.evaluate.regression import r2
@@ -184,13 +184,9 @@ class Validation(lightning.Callback):
         held = self.store.records
         if schema.name != "mask":
             return scan_verdict(schema, found, targets_of([held.values(number) for number, _ in found], schema).numpy())
-        of_subject = defaultdict(list)
-        for number, row in found:
-            dice = [value for value in row if value is not None]
-            if dice:
-                of_subject[held.subject[number]].append(sum(dice) / len(dice))
-        means = [sum(values) / len(values) for _, values in sorted(of_subject.items())]
-        return "dice", sum(means) / max(1, len(means))
+        names = [held.tables["subject"][held.subject[number]] for number, _ in found]
+        means = subject_means([mean_of_known(row) for _, row in found], names)
+        return "dice", mean_of_known(list(means.values())) or 0.0
 
 
 def scan_verdict(schema: LabelSchema, found: list[tuple[int, list[Any]]], truth: np.ndarray) -> tuple[str, float]:

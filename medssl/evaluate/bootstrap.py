@@ -51,11 +51,20 @@ class Interval:
 
 def subject_means(values: Sequence[float | None], subjects: Sequence[str]) -> dict[str, float | None]:
     """Mean of each subject's scans, without those that have no value; None where none has one."""
-    of_subject: dict[str, list[float]] = {subject: [] for subject in sorted(set(subjects))}
+    of_subject: dict[str, list[float | None]] = {subject: [] for subject in sorted(set(subjects))}
     for value, subject in zip(values, subjects, strict=True):
-        if value is not None:
-            of_subject[subject].append(value)
-    return {subject: sum(found) / len(found) if found else None for subject, found in of_subject.items()}
+        of_subject[subject].append(value)
+    return {subject: mean_of_known(found) for subject, found in of_subject.items()}
+
+
+def mean_of_known(values: Sequence[float | None]) -> float | None:
+    """Mean without the values that are None; None where there is no other.
+
+    >>> mean_of_known([0.5, None, 1.0]), mean_of_known([None])
+    (0.75, None)
+    """
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def mean_interval(

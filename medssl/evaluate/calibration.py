@@ -53,7 +53,7 @@ def temperature(probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, 
     logits = _logits(probabilities)
 
     def loss(logarithm: float) -> float:  # convex in 1 / T, so it has one valley in log T, too
-        own = _log_softmax(logits / math.exp(logarithm))
+        own = log_softmax(logits / math.exp(logarithm))
         return float(-np.take_along_axis(own, truth[:, None], 1).mean())
 
     bounds = (math.log(COLDEST), math.log(WARMEST))
@@ -63,7 +63,7 @@ def temperature(probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, 
 
 def scaled(probabilities: Float[np.ndarray, "N K"], temperature: float) -> Float[np.ndarray, "N K"]:
     """Probabilities [N, K] at a temperature, above 0; 1 leaves them as they are."""
-    result: Float[np.ndarray, "N K"] = np.exp(_log_softmax(_logits(probabilities) / temperature))
+    result: Float[np.ndarray, "N K"] = np.exp(log_softmax(_logits(probabilities) / temperature))
     return result
 
 
@@ -72,7 +72,8 @@ def _logits(probabilities: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]
     return result
 
 
-def _log_softmax(logits: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:
+def log_softmax(logits: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:
+    """Logarithms of probabilities, row by row, without overflow."""
     shifted = logits - logits.max(1, keepdims=True)
     result: Float[np.ndarray, "N K"] = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     return result

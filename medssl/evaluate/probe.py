@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medssl.evaluate.bootstrap import RESAMPLES, Interval, statistic_interval
+from medssl.evaluate.calibration import log_softmax
 from medssl.evaluate.classification import metrics
 from medssl.ops.draws import keyed_generator
 from medssl.types import UserError
@@ -176,7 +177,7 @@ def fit_logistic(
             flat: Float[np.ndarray, "P"], penalty: float = penalty, unit: Float[np.ndarray, "D1 1"] = unit
         ) -> tuple[float, Float[np.ndarray, "P"]]:
             at = flat.reshape(len(unit), -1) * unit
-            logarithms = _log_softmax(x @ at[:-1] + at[-1])
+            logarithms = log_softmax(x @ at[:-1] + at[-1])
             rest = (np.exp(logarithms) - target) / len(x)
             value = -(logarithms * target).sum() / len(x) + penalty / 2 * (at[:-1] ** 2).sum()
             return value, (np.vstack([x.T @ rest + penalty * at[:-1], rest.sum(0)]) * unit).ravel()
@@ -192,7 +193,7 @@ def fit_logistic(
 
 def softmaxed(linear: Linear) -> Answer:
     """Probabilities by a logistic regression."""
-    return lambda features: np.exp(_log_softmax(linear(features)))
+    return lambda features: np.exp(log_softmax(linear(features)))
 
 
 def fit_ridge(
@@ -225,7 +226,7 @@ def prototypes(train: Group, classes: int, shots: int, *, draws: int, seed: int)
     def drawn(draw: int) -> Answer:
         generator = keyed_generator(seed, draw, f"{shots} shots")
         means = np.stack([held[generator.choice(own, shots, replace=False)].mean(0) for own in places])
-        return lambda features: np.exp(_log_softmax(-_distances(_unit(features - centre), means)))
+        return lambda features: np.exp(log_softmax(-_distances(_unit(features - centre), means)))
 
     return [drawn(draw) for draw in range(draws)]
 
@@ -334,9 +335,3 @@ def _distances(features: Features, means: Float[np.ndarray, "K D"]) -> Scores:
     """Squared Euclidean distances [N, K]."""
     found: Scores = ((features**2).sum(1)[:, None] - 2 * features @ means.T) + (means**2).sum(1)
     return found
-
-
-def _log_softmax(scores: Scores) -> Scores:
-    shifted = scores - scores.max(1, keepdims=True)
-    result: Scores = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    return result

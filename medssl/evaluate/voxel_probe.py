@@ -12,7 +12,6 @@ between, so the prior is chosen as the penalty is: by the Dice on the validation
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from medssl.evaluate.bootstrap import mean_of_known, subject_means
 from medssl.evaluate.probe import fit_logistic
 from medssl.heads.segmentation import VoxelLinear
 from medssl.types import LabelSchema, UserError
@@ -220,14 +220,10 @@ def choose(scores: Sequence[Scores], subjects: Sequence[str]) -> tuple[int, list
     """
     means = []
     for own in zip(*scores, strict=True):
-        of_subject = defaultdict(list)
-        for row, subject in zip(own, subjects, strict=True):
-            known = [value for value in row if value is not None]
-            if known:
-                of_subject[subject].append(sum(known) / len(known))
-        means.append([sum(values) / len(values) for _, values in sorted(of_subject.items())])
-    if not means or not all(means):
+        found = subject_means([mean_of_known(row) for row in own], subjects)
+        means.append(mean_of_known(list(found.values())))
+    dice = [round(mean, 12) for mean in means if mean is not None]
+    if not means or len(dice) < len(means):
         message = "no validation scan has a class to score: choose another split"
         raise UserError(message)
-    dice = [round(sum(values) / len(values), 12) for values in means]
     return max(range(len(dice)), key=lambda place: (dice[place], -place)), dice

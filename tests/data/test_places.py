@@ -45,7 +45,7 @@ def store(tmp_path_factory):
     }
     with pytest.MonkeyPatch.context() as patch:
         made = fill_store(tmp_path_factory.mktemp("places") / "store", held, patch)
-    made.schema = LabelSchema("mask", ((0, "background"), (1, "lesion"), (2, "organ")), 9)
+    made.schema = LabelSchema("mask", ((0, "background"), (1, "lesion"), (2, "organ"), (9, "unsure")), 9)
     return made
 
 
