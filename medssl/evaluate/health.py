@@ -13,9 +13,10 @@ their thresholds (figures of broken and of healthy runs: ``docs/guides/pretrain.
     collapse     embedding_spread below 0.003, twice in a row: networks in training start at 0.03 to 0.5 and stay there
                  while they learn (0.006 untrained in evaluation mode); half precision alone makes 0.001
     narrowing    embedding_rank below half of the highest so far, twice in a row: runs that learn keep three quarters of
-                 it, learning rates 100 times too high leave a fifth. Until a run has settled, below a quarter where its
-                 loss is below 90 % of chance: masked autoencoders narrow to half of it in their first 100 steps and
-                 widen again, while their loss comes down to 85 %; of runs that narrow for good it stays at 94 % or more
+                 it, learning rates 100 times too high leave a fifth. Where voxels are predicted (chance, but no
+                 uniformity) once the run has settled, and where its loss is below 90 % of chance against the highest
+                 since it came there: transformers with random weights spread embeddings in many directions of noise,
+                 and masked autoencoders leave them before they learn; runs that narrow for good stay above 94 %
     sharpness    the first loss is 10 times chance or more: random weights give 1 to 1.7 at temperatures of 0.1 to 0.5,
                  1.2 where voxels are predicted; over when the loss comes below twice chance
     flatness     loss within 0.3 % of chance three times in a row while embeddings spread (uniformity below -0.5): the
@@ -135,7 +136,7 @@ def alarms(history: Sequence[Measures], *, settled: int) -> list[Alarm]:
         )
         return [Alarm("nothing", message)]
     rules = (_collapse, _sharpness, _flatness, _divergence)
-    found = [_not_finite(now), *(rule(history) for rule in rules), _narrowing(history, young=now["step"] < settled)]
+    found = [_not_finite(now), *(rule(history) for rule in rules), _narrowing(history, settled)]
     if now["step"] >= settled:
         found += [_stuck(history), _teacher(now)]
     kinds = {alarm.kind for alarm in found if alarm}
@@ -167,13 +168,18 @@ def _collapse(history: Sequence[Measures]) -> Alarm | None:
     return Alarm("collapse", message)
 
 
-def _narrowing(history: Sequence[Measures], *, young: bool) -> Alarm | None:
-    known = [row for row in history[1:] if "embedding_rank" in row]
+def _narrowing(history: Sequence[Measures], settled: int) -> Alarm | None:
+    known, now = [row for row in history[1:] if "embedding_rank" in row], history[-1]
+    if "chance" in now and "uniformity" not in now:
+        if now["step"] < settled:
+            return None
+        if _share(now) < LEARNING:
+            first = next((place for place, row in enumerate(known) if _share(row) < LEARNING), len(known))
+            known = known[first:]
     if len(known) < 3:
         return None
     widest, now = max(known, key=lambda row: row["embedding_rank"]), known[-1]
-    least = widest["embedding_rank"] * (NARROW / 2 if young and _share(now) < LEARNING else NARROW)
-    if max(row["embedding_rank"] for row in known[-2:]) >= least:
+    if max(row["embedding_rank"] for row in known[-2:]) >= NARROW * widest["embedding_rank"]:
         return None
     message = (
         f"embeddings use ever fewer directions: {now['embedding_rank']:.1f}, down from {widest['embedding_rank']:.1f} "

@@ -151,13 +151,26 @@ def test_a_rank_that_falls_by_half_is_a_high_learning_rate():
     assert kinds(history({}, {"embedding_rank": 4.6}, {"embedding_rank": 4.6}, loss=3.1)) == []
 
 
-def test_a_rank_that_falls_while_the_loss_comes_down_takes_a_quarter_until_the_run_has_settled():
-    """3.0 of 3.4 is 88 %: masked autoencoders narrow so while they begin to learn."""
-    for rank, expected in ((4.4, []), (2.3, []), (2.2, ["narrowing"])):
-        rows = history({}, {}, *[{"embedding_rank": rank}] * 2, loss=3.0)
-        assert kinds(rows) == expected
-        assert kinds(rows, settled=81) == expected
-        assert kinds(rows, settled=80) == ["narrowing"]
+def predicting(*rows: dict, loss: float) -> list[dict]:
+    """A history of an objective that predicts voxels."""
+    return [{name: value for name, value in row.items() if name != "uniformity"} for row in history(*rows, loss=loss)]
+
+
+def test_where_voxels_are_predicted_a_rank_is_judged_once_the_run_has_settled():
+    rows = predicting({"embedding_rank": 32.0}, {}, *[{"embedding_rank": 4.4}] * 2, loss=3.1)
+    assert kinds(rows, settled=81) == []
+    assert kinds(rows, settled=80) == ["narrowing"]
+
+
+def test_a_rank_is_compared_with_those_since_the_loss_came_down():
+    """3.0 of 3.4 is 88 %: what came before is the noise of random weights."""
+    before, after = {"embedding_rank": 32.0}, {"embedding_rank": 10.0, "loss": 3.0}
+    narrow = after | {"embedding_rank": 4.9}
+    assert kinds(predicting(before, before, *[after] * 3, loss=3.3), settled=0) == []
+    assert kinds(predicting(before, before, *[after] * 2, *[narrow] * 2, loss=3.3), settled=0) == ["narrowing"]
+    assert kinds(history(before, before, *[after] * 3, loss=3.1)) == ["narrowing"]  # of what is compared, from the first
+    unmeasured = [*predicting(before, before, loss=3.3), {"step": 60, "loss": 3.0, "chance": 3.4}]
+    assert kinds(unmeasured, settled=0) == []
 
 
 def test_a_first_loss_far_above_chance_is_a_low_temperature():
