@@ -168,7 +168,7 @@ def test_a_rank_is_compared_with_those_since_the_loss_came_down():
     narrow = after | {"embedding_rank": 4.9}
     assert kinds(predicting(before, before, *[after] * 3, loss=3.3), settled=0) == []
     assert kinds(predicting(before, before, *[after] * 2, *[narrow] * 2, loss=3.3), settled=0) == ["narrowing"]
-    assert kinds(history(before, before, *[after] * 3, loss=3.1)) == ["narrowing"]  # of what is compared, from the first
+    assert kinds(history(before, before, *[after] * 3, loss=3.1)) == ["narrowing"]  # where views are compared
     unmeasured = [*predicting(before, before, loss=3.3), {"step": 60, "loss": 3.0, "chance": 3.4}]
     assert kinds(unmeasured, settled=0) == []
 
