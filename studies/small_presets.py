@@ -1,6 +1,7 @@
 """Does every objective learn? The small preset of each, 300 steps on real scans, with probes before and after.
 
     python studies/small_presets.py --data DATA --work WORK --rows docs/results/small_presets.csv [--jobs 2]
+    python studies/small_presets.py --data DATA --work WORK --rows docs/results/small_presets.csv --seconds
 
 Each row is one preset and one probe: seconds a step, the loss over the first and the last 20 steps beside that of a
 network that knows nothing ("chance"), what health says at the end, and the probe of the encoder and of its random twin
@@ -11,6 +12,9 @@ each. Rows that are there are kept.
 Sizes are those of the data: volumes of the hippocampus hold 36x50x36 voxels, images of ultrasound lie at 128x128, of
 which views take 96x96. Each preset trains in bfloat16 on one thread. The second stage of global and local contrast
 leaves the encoder as it is: its row has the probes of its first stage.
+
+With --seconds each trains for 30 steps, alone and on two threads, once the rows are there: NAME_seconds.csv has the
+median of its last 20, for a quiet machine of two cores.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import statistics
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -29,6 +34,7 @@ from few_labels import append, read
 from medssl.report.curves import Point, Series, line_chart
 
 STEPS, ENDS, MEAN_OF = 300, 20, 10
+TIMED, COUNTED = 30, 20
 PROBES = {"mask": ("voxel_logistic",), "class": ("knn", "logistic")}
 MEASURES = {"mask": "dice", "class": "auroc"}
 RUN = ("preset",)
@@ -79,7 +85,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--jobs", type=int, default=1, help="presets at a time")
+    parser.add_argument("--seconds", action="store_true", help="measure how long a step takes, and nothing else")
     given = parser.parse_args()
+    if given.seconds:
+        for name in PRESETS:
+            row = {"preset": name, "seconds_a_step": timed(given.work, name)}
+            append(given.rows.with_name(f"{given.rows.stem}_seconds.csv"), tuple(row), [row], RUN)
+            print(row, flush=True)
+        return
     for name in dict.fromkeys(preset.data for preset in PRESETS.values()):
         prepare(name, given.data, given.work / name)
     there = {row["preset"] for row in read(given.rows)}
@@ -98,13 +111,8 @@ def one(work: Path, name: str) -> tuple[list[dict[str, object]], list[dict[str, 
     """Pretrains, probes the encoder and its twin, and returns the rows of the preset and of its curve."""
     preset = PRESETS[name]
     store, run = work / preset.data / "store", work / preset.data / "presets" / name
-    start = ("--init", str(run.parent / preset.start)) if preset.start else ()
     log = run.with_suffix(".log")
-    medssl(
-        "pretrain", "--config", name, *preset.words, *start, "--store", str(store), "--run", str(run),
-        "--training.steps", str(STEPS), "--training.precision", "bf16", "--training.output.log_every", "1",
-        "--training.output.health_every", "20", threads="1", log=log,
-    )  # fmt: skip
+    pretrain(work, name, run, steps=STEPS, threads="1")
     for twin in ((), ("--from-scratch",)):
         medssl(
             "probe", str(run), *twin, "--store", str(store), "--target", preset.target, "--out",
@@ -127,6 +135,26 @@ def one(work: Path, name: str) -> tuple[list[dict[str, object]], list[dict[str, 
     means = [steps[place : place + MEAN_OF] for place in range(0, len(steps), MEAN_OF)]
     curve = [(part[-1]["step"], statistics.mean(row["loss"] for row in part)) for part in means]
     return rows, [dict(zip(CURVES, (name, step, round(value, 5)), strict=True)) for step, value in curve]
+
+
+def pretrain(work: Path, name: str, run: Path, *, steps: int, threads: str) -> None:
+    """Trains a preset; the second stage starts from the run of the first."""
+    preset = PRESETS[name]
+    start = ("--init", str(work / preset.data / "presets" / preset.start)) if preset.start else ()
+    medssl(
+        "pretrain", "--config", name, *preset.words, *start, "--store", str(work / preset.data / "store"), "--run",
+        str(run), "--training.steps", str(steps), "--training.precision", "bf16", "--training.output.log_every", "1",
+        "--training.output.health_every", "20", threads=threads, log=run.with_suffix(".log"),
+    )  # fmt: skip
+
+
+def timed(work: Path, name: str) -> float:
+    """Median seconds of a step on two threads."""
+    run = work / PRESETS[name].data / "timed" / name
+    shutil.rmtree(run, ignore_errors=True)
+    pretrain(work, name, run, steps=TIMED, threads="2")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return float(round(statistics.median(row["seconds"] for row in rows[-COUNTED:]), 3))
 
 
 def draw(folder: Path, row: dict[str, object], curve: list[dict[str, object]]) -> None:
