@@ -25,12 +25,13 @@ COMMON = (
     "--training.precision", "bf16", "--training.output.checkpoint_every", "100",
     "--training.output.picture_every", "500",
 )  # fmt: skip
+WHOLE = ("--objective.view.scale", "[0.8,1.3]")  # 128 pixels see 205 to 333 mm: two views share most of a slice
 FIRST = {
     "spark": ("--config", "spark_2d_small", "--objective.decoder_width", "64"),
     "mae": ("--config", "mae_resenc_3d_small", "--objective", "mae_resenc_2d", "--training.batch_size", "16"),
-    "simclr": ("--config", "simclr_2d_small", "--objective.sampling.distinct_subjects", "false"),
-    "graph_match": ("--config", "graph_match_2d_small", "--objective.sampling.distinct_subjects", "false"),
-    "global": ("--config", "global_2d_small"),
+    "simclr": ("--config", "simclr_2d_small", *WHOLE, "--objective.sampling.distinct_subjects", "false"),
+    "graph_match": ("--config", "graph_match_2d_small", *WHOLE, "--objective.sampling.distinct_subjects", "false"),
+    "global": ("--config", "global_2d_small", *WHOLE),
 }
 SECOND = {"global_local": ("--config", "local_2d_small")}
 COMPARE = (
