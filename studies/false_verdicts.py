@@ -25,10 +25,10 @@ from medssl.evaluate.compare import (
     FEWEST_RUNS,
     FEWEST_SUBJECTS,
     LEVEL,
-    _effects,
-    _standard_error,
     corrected,
     difference,
+    estimated_effects,
+    standard_error,
 )
 
 
@@ -117,7 +117,7 @@ def tell_looks(parts: list[Parts], given: argparse.Namespace, looks: list[int]) 
 def sure(tables: list[np.ndarray], seed: int) -> bool:
     """Whether any of some comparisons gives a verdict; signs are turned only where Student's t, the floor, is small."""
     for table in tables:
-        mean, error, freedom = _standard_error(table)
+        mean, error, freedom = standard_error(table)
         floor = 2 * stdtr(float(freedom), -abs(float(mean)) / float(error))
         if floor * len(tables) > LEVEL:
             continue
@@ -146,7 +146,7 @@ def read_differences(cases: Path, arm: str, twin: str) -> dict[int, np.ndarray]:
 def components(labels: int, table: np.ndarray) -> Parts:
     """Deviations behind a table of differences, by mean squares (Searle et al. 1992); 0 where one comes out below."""
     runs, subjects = table.shape
-    _, of_run, of_subject, rest = (np.square(part).sum() for part in _effects(table))
+    _, of_run, of_subject, rest = (np.square(part).sum() for part in estimated_effects(table))
     rest /= (runs - 1) * (subjects - 1)
     run = max(0.0, of_run * subjects / (runs - 1) - rest) / subjects
     subject = max(0.0, of_subject * runs / (subjects - 1) - rest) / runs

@@ -171,7 +171,9 @@ class Feed:
         for axis, n in zip(axes, self.size, strict=True):
             size[axis] = n
         cells = held.cells(number) if self.sampling.foreground > 0 else None
-        around = self.places.draw(self.seed, sample, number, self.sampling.labelled)
+        around = None
+        if self.sampling.labelled > 0:
+            around = self.places.draw(self.seed, sample, number, self.sampling.labelled)
         start = region_at(self.seed, sample, shape, tuple(size), self.sampling, cells=cells, around=around)
         for read, out in ((self.store.read, image), (self.store.read_label, labels)):
             if out is not None:

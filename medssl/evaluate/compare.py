@@ -202,7 +202,7 @@ def pseudo_values(
     }
 
 
-def _effects(
+def estimated_effects(
     table: Float[np.ndarray, "*B R S"],
 ) -> tuple[Float[np.ndarray, "*B 1 1"], Float[np.ndarray, "*B R 1"], Float[np.ndarray, "*B 1 S"], np.ndarray]:
     """Mean, effects of runs, effects of subjects, and the rest."""
@@ -212,14 +212,14 @@ def _effects(
     return mean, runs, subjects, table - mean - runs - subjects
 
 
-def _standard_error(table: Float[np.ndarray, "*B R S"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def standard_error(table: Float[np.ndarray, "*B R S"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, its standard error over runs and subjects, and the degrees of freedom of that.
 
     Satterthwaite's degrees of freedom are estimated too, and are highest by chance just where the error is too small;
     half way from there to those of the runs alone, false verdicts stay rare (``studies/false_verdicts.py``).
     """
     runs, subjects = table.shape[-2:]
-    mean, of_run, of_subject, rest = _effects(table)
+    mean, of_run, of_subject, rest = estimated_effects(table)
     first = subjects * np.square(of_run).sum((-1, -2)) / (runs - 1)
     second = runs * np.square(of_subject).sum((-1, -2)) / (subjects - 1)
     third = np.square(rest).sum((-1, -2)) / ((runs - 1) * (subjects - 1))
@@ -241,7 +241,7 @@ def _interval(table: Float[np.ndarray, "R S"], generator: np.random.Generator) -
         generator.multinomial(count, np.full(count, 1 / count), RESAMPLES) for count in (runs, subjects)
     )
     means = np.einsum("br,rs,bs->b", of_runs, table, of_subjects, optimize=True) / (runs * subjects)
-    mean, error, freedom = _standard_error(table)
+    mean, error, freedom = standard_error(table)
     spread = float(means.std())
     if spread == 0 or error == 0:
         return float(mean), float(mean)
@@ -258,10 +258,10 @@ def _p_value(table: Float[np.ndarray, "R S"], generator: np.random.Generator) ->
     runs, subjects = table.shape
     from scipy.special import stdtr
 
-    mean, error, freedom = _standard_error(table)
+    mean, error, freedom = standard_error(table)
     if error == 0:
         return 1.0 if mean == 0 else 1 / (FLIPS + 1)
-    _, of_run, of_subject, rest = _effects(table)
+    _, of_run, of_subject, rest = estimated_effects(table)
     # estimated effects are smaller than true ones by what the mean took
     of_run, of_subject = of_run * np.sqrt(runs / (runs - 1)), of_subject * np.sqrt(subjects / (subjects - 1))
     rest = rest * np.sqrt(runs * subjects / ((runs - 1) * (subjects - 1)))
@@ -273,7 +273,7 @@ def _p_value(table: Float[np.ndarray, "R S"], generator: np.random.Generator) ->
             + _signs(generator, count, 1, subjects) * of_subject
             + _signs(generator, count, runs, subjects) * rest
         )
-        means, errors, _ = _standard_error(flipped)
+        means, errors, _ = standard_error(flipped)
         as_far += int((np.abs(means) >= (seen - 1e-12) * errors).sum())
     return max((1 + as_far) / (FLIPS + 1), 2 * float(stdtr(float(freedom), -seen)))
 

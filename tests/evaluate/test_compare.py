@@ -41,7 +41,7 @@ def test_the_standard_error_is_that_of_a_two_way_table():
     ) / ((runs - 1) * (subjects - 1))
     expected = (between_runs + between_subjects - rest) / (runs * subjects)
     assert expected > max(between_runs, between_subjects) / (runs * subjects)  # no floor in this example
-    _, error, _ = compare._standard_error(table)
+    _, error, _ = compare.standard_error(table)
     assert float(error) == pytest.approx(expected**0.5)
 
 
