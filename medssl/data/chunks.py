@@ -6,14 +6,13 @@ mapped into memory, and a pack of small arrays, each one blosc2 buffer. Blosc2: 
 
 from __future__ import annotations
 
-import errno
 import io
-import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from medssl.files import FULL, whole
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -133,28 +132,20 @@ def layout(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return (1, *chunks), (1, *_box(chunks, block))
 
 
-def write_whole(path: Path, parts: Iterable[bytes | NDArray[np.uint8]]) -> int:
-    """Writes a file beside its place, flushes it to disk and moves it there; returns its bytes.
+def write_parts(path: Path, parts: Iterable[bytes | NDArray[np.uint8]]) -> int:
+    """Writes a file of the store whole or not at all; returns its bytes.
 
     Raises:
-        UserError: The disk is full; nothing of the file is left.
+        DiskFull: No room; nothing of the file is left.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with beside.open("wb") as file:
-            for part in parts:
-                file.write(part.data if isinstance(part, np.ndarray) else part)
-            size = file.tell()
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
+        with whole(path) as (file,):
+            return sum(file.write(part.data if isinstance(part, np.ndarray) else part) for part in parts)
     except OSError as error:
-        beside.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             raise DiskFull from error
         raise
-    return size
 
 
 class DiskFull(UserError):

@@ -197,7 +197,7 @@ def _write_own(filling: Filling, scan: Scan, prepared: Prepared) -> tuple[Any, .
     for part, array in (("label", prepared.label), ("", prepared.image)):
         if array is not None:
             parts = chunks.raw_parts(array) if filling.tier == "raw" else (chunks.chunked_bytes(array),)
-            sizes.append(chunks.write_whole(scan_file(filling.store, key, part, filling.tier), parts))
+            sizes.append(chunks.write_parts(scan_file(filling.store, key, part, filling.tier), parts))
     return records.row(scan, key, prepared, records.Place(sizes=tuple(reversed(sizes))), content_digest(prepared))
 
 
@@ -219,7 +219,7 @@ def _published(filling: Filling, rows: list[tuple[Any, ...]], pack: list[bytes])
     for data in pack:
         digest.update(data)
     name = f"{digest.hexdigest()}.pack"
-    chunks.write_whole(filling.store / "packs" / name, pack)
+    chunks.write_parts(filling.store / "packs" / name, pack)
     place = records.COLUMNS.index("pack")
     for row in rows:
         yield (*row[:place], name if row[place] else "", *row[place + 1 :])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from medssl.data.phantoms import Modality, Phantom, phantom
+from medssl.files import whole
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -71,6 +71,8 @@ def write_phantoms(folder: Path, recipe: Recipe, *, written: Callable[[str], obj
         UserError: The recipe cannot be, or the folder holds phantoms of another recipe or other files.
     """
     _claim(folder, recipe)
+    for part in folder.rglob(".*.part"):  # of a call that was killed
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
     new = 0
     for number in range(recipe.count):
         name = f"PHANTOM-{number:04d}"
@@ -96,7 +98,7 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     asked = {"version": _RECIPE_VERSION, **asdict(recipe), "shape": list(recipe.shape)}
     file = folder / _RECIPE_FILE
     if not file.exists():
-        if folder.exists() and (not folder.is_dir() or any(path != _partial(file) for path in folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(path.suffix != ".part" for path in folder.iterdir())):
             message = f"{folder} is not an empty folder: phantoms are written into a folder of their own"
             raise UserError(message)
         folder.mkdir(parents=True, exist_ok=True)
@@ -140,20 +142,11 @@ def _write(folder: Path, recipe: Recipe, number: int) -> None:
     _put(destination, encode(scan.image, scan))
 
 
-def _partial(path: Path) -> Path:
-    """Where a file or folder is while it is not complete."""
-    return path.with_name(f".{path.name}.part")
-
-
 def _put(file: Path, content: bytes) -> None:
-    """Write a file beside its place and move it there."""
+    """Write a file whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = _partial(file)
-    with partial.open("wb") as stream:
+    with whole(file) as (stream,):
         stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
 
 
 def _png(array: np.ndarray, _: Phantom) -> bytes:
@@ -189,8 +182,7 @@ def _nifti(array: np.ndarray, scan: Phantom, *, turned: bool) -> bytes:
 
 def _put_series(folder: Path, scan: Phantom, modality: Modality, key: tuple[int, int]) -> None:
     """Write a series of axial slices as ``STUDY0/SERIES0/IM0000``...; the folder appears when all are written."""
-    partial = _partial(folder)
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = folder.with_name(f".{folder.name}.part")
     series = partial / "STUDY0" / "SERIES0"
     series.mkdir(parents=True)
     shift = 1024 if modality == "CT" else 0

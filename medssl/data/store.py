@@ -86,7 +86,7 @@ class Store:
             "schema": schema and dataclasses.asdict(schema),
             "index": index_digest,
         }
-        chunks.write_whole(path / "store.json", [json.dumps(description, indent=1).encode()])
+        chunks.write_parts(path / "store.json", [json.dumps(description, indent=1).encode()])
         return cls(path, json.loads(json.dumps(description)))
 
     @classmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import struct
 import warnings
@@ -19,6 +18,7 @@ import torch
 
 from medssl.encoders.adapt import adapted, is_table
 from medssl.encoders.base import Encoder
+from medssl.files import refusals, whole
 from medssl.types import Card, Imported, UserError
 
 if TYPE_CHECKING:
@@ -47,21 +47,9 @@ def save_encoder(folder: Path, encoder: nn.Module, card: Card) -> None:
     text = json.dumps(asdict(replace(card, encoder=replace(card.encoder, init_args=own))), indent=2, default=str)
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in encoder.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {WEIGHTS: save(tensors, metadata={"format": "pt"}), CARD: text.encode() + b"\n"}
-    parts = {name: folder / f".{name}.part" for name in contents}
-    try:
-        for name, part in parts.items():
-            with part.open("wb") as file:
-                file.write(contents[name])
-                file.flush()
-                os.fsync(file.fileno())
-        for name, part in parts.items():
-            part.replace(folder / name)
-    except OSError as error:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
-        message = f"{WEIGHTS} could not be written ({error.strerror or error}): the files there before are intact"
-        raise UserError(message) from error
+    with refusals(folder / WEIGHTS), whole(folder / WEIGHTS, folder / CARD) as (weights, written):
+        weights.write(save(tensors, metadata={"format": "pt"}))
+        written.write(text.encode() + b"\n")
 
 
 def load_card(folder: Path) -> Card:

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from medssl.engine import describe
-from medssl.engine.checkpoint import FREE_KEYS, differing, write_whole
+from medssl.engine.checkpoint import FREE_KEYS, differing
 from medssl.engine.report import named
 from medssl.evaluate.tables import SUMMARY
+from medssl.files import write_whole
 from medssl.report.parts import METRICS, read_log
 from medssl.types import UserError
 

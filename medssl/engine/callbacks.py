@@ -12,8 +12,8 @@ import lightning.pytorch as lightning
 import torch
 from tqdm import tqdm
 
-from medssl.engine.checkpoint import write_whole
 from medssl.engine.pictures import draw
+from medssl.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable

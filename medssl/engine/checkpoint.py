@@ -10,19 +10,19 @@ import contextlib
 import fcntl
 import os
 import pickle
-import shutil
 import zipfile
 import zlib
 from dataclasses import asdict, dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
+from medssl.files import write_whole
 from medssl.types import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 # These change what is written or how fast, not what is learnt; the two sizes are held to their product.
@@ -62,45 +62,9 @@ class Progress:
 # --- one file
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes a file beside its place, makes sure that it is on the disk, and renames it: a kill leaves the old one.
-
-    Raises:
-        UserError: The disk is full or refuses the file; the former file is untouched.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch wraps a failing write into a RuntimeError
-        part.unlink(missing_ok=True)
-        cause = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(cause, OSError):
-            raise
-        free = shutil.disk_usage(path.parent).free / 2**20
-        message = (
-            f"{path.name} could not be written ({cause.strerror or cause}; {free:.0f} MiB free): the file that was "
-            "there before is intact; make room and run the same command to continue"
-        )
-        raise UserError(message) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def link(source: Path, target: Path) -> None:
     """Gives a finished file a second name that outlives the first; copies where the disk knows no links."""
-    part = target.with_name(f".{target.name}.part")
+    part = target.with_name(f".{target.name}.link.part")
     part.unlink(missing_ok=True)
     try:
         os.link(source, part)
@@ -193,8 +157,9 @@ class RunFolder:
             UserError: Another configuration's folder, no run folder, or in use.
         """
         stored = self.path / "config.yaml"
-        own = {".lock", ".config.yaml.part", self.checkpoints.name}  # all that a kill at the very start leaves
-        if not stored.exists() and self.path.is_dir() and any(file.name not in own for file in self.path.iterdir()):
+        own = {".lock", self.checkpoints.name}  # all that a kill at the very start leaves, with parts of config.yaml
+        there = [file.name for file in self.path.iterdir()] if self.path.is_dir() else []
+        if not stored.exists() and any(name not in own and not name.endswith(".part") for name in there):
             message = f"{self.path.name}/ holds files but no config.yaml, so it is no run folder: choose an empty one"
             raise UserError(message)
         self.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)

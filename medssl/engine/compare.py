@@ -26,7 +26,6 @@ from medssl.encoders.base import Encoder
 from medssl.encoders.weights import CARD
 from medssl.engine import describe, start
 from medssl.engine.arms import TEST, Run, Study, arms_of, encoders_of, hold, read_kept, study_of
-from medssl.engine.checkpoint import write_whole
 from medssl.engine.children import Failure, Job, alone, run_jobs
 from medssl.engine.evaluate import labelled
 from medssl.engine.inference import Windows
@@ -36,6 +35,7 @@ from medssl.engine.settings import Examples, Training
 from medssl.engine.start import Allowed, Start
 from medssl.engine.targets import schema_for
 from medssl.evaluate.scored import FEWEST, judged
+from medssl.files import write_whole
 from medssl.heads.base import Head
 from medssl.types import LabelSchema, UserError
 from medssl.views.mixing import Mixing

@@ -18,7 +18,6 @@ from medssl.data.split import overlap
 from medssl.engine import describe
 from medssl.engine.answers import score_answers, score_classes
 from medssl.engine.calibrate import fit_scaling, refuse_calibration, refuse_shared
-from medssl.engine.checkpoint import write_whole
 from medssl.engine.finished import Finished
 from medssl.engine.inference import Windows, classify, device_of, load_fitted, reason_of, segment
 from medssl.evaluate import cases, tables
@@ -26,6 +25,7 @@ from medssl.evaluate.cases import ClassificationRow, SegmentationRow
 from medssl.evaluate.classification import SPECIFICITY, refuse_specificity
 from medssl.evaluate.segmentation import NSD_TOLERANCE_MM, ClassScore, Further, refuse_tolerance, score_case
 from medssl.evaluate.subgroups import columns_of, subgroups, values_of
+from medssl.files import write_whole
 from medssl.report.overlay import overlay
 from medssl.types import UserError
 

@@ -6,7 +6,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from medssl.engine.checkpoint import write_whole
+from medssl.files import write_whole
 from medssl.types import UserError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medssl.engine.checkpoint import write_whole
 from medssl.evaluate.cases import PROBABILITY
+from medssl.files import write_whole
 from medssl.report.overlay import colour_of
 from medssl.types import UserError
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from medssl.engine.checkpoint import write_whole
+from medssl.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,7 @@ from medssl.data.store import Store
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import save_encoder
 from medssl.engine import describe, running
-from medssl.engine.checkpoint import Progress, RunFolder, write_whole
+from medssl.engine.checkpoint import Progress, RunFolder
 from medssl.engine.continuing import REST, Begin, begin
 from medssl.engine.health import Health, settled_after
 from medssl.engine.module import TrainingLoop, keyed_seed
@@ -24,6 +24,7 @@ from medssl.engine.online_probe import ProbeWhileTraining
 from medssl.engine.optim import Optimization
 from medssl.engine.parallel import layout
 from medssl.engine.settings import Loading, OnlineProbe, Training
+from medssl.files import write_whole
 from medssl.objectives.base import Objective
 from medssl.types import Card
 

@@ -15,7 +15,6 @@ from medssl.data.labelled import MASK, class_number, classes_of, subjects_of
 from medssl.data.store import Store
 from medssl.encoders.base import Encoder
 from medssl.engine import describe, start
-from medssl.engine.checkpoint import write_whole
 from medssl.engine.frozen import Frozen, Splits, begin_of, freeze, scan_key, split_scans, subject_names
 from medssl.engine.inference import Windows
 from medssl.engine.kept import Kept
@@ -26,6 +25,7 @@ from medssl.evaluate import health
 from medssl.evaluate import probe as probes
 from medssl.evaluate.classification import undefined
 from medssl.evaluate.probe_tables import entry, table, write_table
+from medssl.files import write_whole
 from medssl.types import LabelSchema, UserError
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from medssl.data.store import Store
 from medssl.engine import describe
 from medssl.engine.inference import Fitted, Windows, device_of, load_fitted
 from medssl.engine.supervised import StoredScan
+from medssl.files import refusals, whole, write_whole
 from medssl.heads.sliding import slide
 from medssl.ops.draws import keyed_generator
 from medssl.types import UserError
@@ -207,7 +208,7 @@ def begin(out: Path, facts: dict[str, Any]) -> None:
         message = f"{out} is a folder with other files: give an empty or a new one for the labels"
         raise UserError(message)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    chunks.write_whole(file, [json.dumps(facts, indent=1).encode()])
+    write_whole(file, lambda stream: stream.write(json.dumps(facts, indent=1).encode()))
 
 
 def label_all(
@@ -223,7 +224,8 @@ def label_all(
             there += 1
             continue
         label = labelled_by(teacher, store, number, confidence, windows)
-        chunks.write_whole(file, [chunks.chunked_bytes(label[None])])
+        with refusals(file), whole(file) as (stream,):
+            stream.write(chunks.chunked_bytes(label[None]))
     return there
 
 

@@ -13,9 +13,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from medssl.data.chunks import DiskFull, write_whole
 from medssl.evaluate.classification import SUM_TOLERANCE
 from medssl.evaluate.segmentation import FURTHER, ClassScore, Further
+from medssl.files import refusals, write_whole
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -369,9 +369,6 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: The disk refuses the file; a former file is untouched.
     """
-    try:
-        write_whole(path, [text.encode()])
-    except (OSError, DiskFull) as error:
-        reason = "the disk is full" if isinstance(error, DiskFull) else error.strerror or error
-        message = f"{path} could not be written ({reason}): make room or choose another place and run it again"
-        raise UserError(message) from error
+    with refusals(path):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(path, lambda file: file.write(text.encode()))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from medssl.encoders.weights import CARD, load_card, load_encoder, save_encoder
+from medssl.files import write_whole
 from medssl.heads.base import Head, Network
 from medssl.types import Card, UserError
 
@@ -29,17 +29,7 @@ def save_network(folder: Path, network: Network, card: Card) -> None:
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in network.head.state_dict().items()}
     content = save(tensors, metadata={"format": "pt", "step": str(card.step)})
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{HEAD}.part"
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(folder / HEAD)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        message = f"{HEAD} could not be written ({error.strerror or error}): the files there before are intact"
-        raise UserError(message) from error
+    write_whole(folder / HEAD, lambda file: file.write(content))
     save_encoder(folder, network.encoder, card)
 
 

@@ -126,15 +126,15 @@ def test_a_full_disk_stops_with_one_line_and_loses_nothing(tmp_path, capfd, monk
         volume(folder, name)
     index = index_folder(folder, tmp_path / "index.sqlite")
     assert main(["cache", str(index), str(tmp_path / "whole"), "--workers", "0"]) == 0
-    fsync, count = chunks.os.fsync, []
+    fsync, count = os.fsync, []
 
     def full(descriptor):
         count.append(descriptor)
-        if len(count) == 4:  # the description, two scans, then the disk is full
+        if len(count) == 7:  # the description, two scans, each with its folder, then the disk is full
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(descriptor)
 
-    monkeypatch.setattr(chunks.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     capfd.readouterr()
     assert main(["cache", str(index), str(tmp_path / "store"), "--workers", "0"]) == 2
     out, err = capfd.readouterr()

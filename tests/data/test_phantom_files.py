@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import nibabel
 import numpy as np
@@ -102,7 +103,7 @@ def test_an_interrupted_call_is_completed(folder, tmp_path, monkeypatch, stop):
         return wrapped
 
     with monkeypatch.context() as patched:
-        patched.setattr(phantom_files.os, "fsync", failing(phantom_files.os.fsync))
+        patched.setattr("os.fsync", failing(os.fsync))
         patched.setattr(phantom_files, "_header", failing(phantom_files._header))
         with pytest.raises(InterruptedError, match="power failed"):
             write_phantoms(target, SMALL)

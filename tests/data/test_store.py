@@ -210,7 +210,7 @@ def test_a_hundred_thousand_scans_load_fast_and_small(tmp_path):
 
 def test_writing_is_whole_or_not_at_all(tmp_path):
     target = tmp_path / "deep" / "file"
-    assert chunks.write_whole(target, [b"one", np.arange(4, dtype=np.uint8)]) == 7
+    assert chunks.write_parts(target, [b"one", np.arange(4, dtype=np.uint8)]) == 7
     assert target.read_bytes() == b"one\x00\x01\x02\x03"
 
     def breaking():
@@ -218,7 +218,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(chunks.DiskFull, match="store's disk is full"):
-        chunks.write_whole(target, breaking())
+        chunks.write_parts(target, breaking())
     assert target.read_bytes() == b"one\x00\x01\x02\x03"
     assert [p.name for p in target.parent.iterdir()] == ["file"]
     assert str(pickle.loads(pickle.dumps(chunks.DiskFull()))) == str(chunks.DiskFull())

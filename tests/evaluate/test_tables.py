@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medssl.data import chunks
 from medssl.evaluate.bootstrap import mean_interval
 from medssl.evaluate.calibration import Scaling, scaled
 from medssl.evaluate.classification import BINS, SENSITIVITY, score_cases
@@ -216,13 +215,15 @@ def test_what_cannot_be_read_or_written_is_said(tmp_path, monkeypatch):
         read_classification(tmp_path / "binary.csv")
     path = tmp_path / "cases.csv"
     write_segmentation(path, segmented()[:2])
-    for number, reason in ((errno.ENOSPC, "the disk is full"), (errno.EIO, "broken")):
+    for number, advice in ((errno.ENOSPC, "make room"), (errno.EIO, "check the folder")):
 
         def fail(descriptor, number=number):
             raise OSError(number, "broken")
 
-        monkeypatch.setattr(chunks.os, "fsync", fail)
-        with pytest.raises(UserError, match=rf"cases.csv could not be written \({reason}\): make room or choose"):
+        monkeypatch.setattr("os.fsync", fail)
+        with pytest.raises(
+            UserError, match=rf"cases.csv could not be written \(broken.*\): .*{advice} and run the same"
+        ):
             write_segmentation(path, segmented())
     assert read_segmentation(path) == segmented()[:2]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["binary.csv", "cases.csv"]
