@@ -1,9 +1,10 @@
 """What a step of each objective costs, beside the plain dense step of the same encoder; MAE beside SimMIM (goal G11).
 
 One table for each small encoder, with the shipped fragments of the objectives on views of one size and batches of one
-number of synthetic crops. A step is loss, backward pass and AdamW in float32, without reading. The dense step encodes
-the same crops once and asks for small features at all depths: what an objective adds to it are views, decoders,
-projections, matching. With --large instead ViT-B on one crop of 160^3 voxels (1000 tokens of 16^3), once in bfloat16.
+number of synthetic crops; decoders are as wide as small recipes have them. A step is loss, backward pass and AdamW in
+float32, without reading. The dense step encodes the same crops once and asks for small features at all depths: what an
+objective adds to it are views, decoders, projections, matching. With --large instead ViT-B on one crop of 160^3 voxels
+(1000 tokens of 16^3), once in bfloat16.
 
 Methods take turns in random order. Each turn is a process of its own on one thread; a time is that of the processor,
 not of the clock, so that other programs on the machine count less. Memory is the growth of the largest resident set
@@ -30,7 +31,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 Row = dict[str, object]
 DENSE = "dense"
 CONVOLUTIONAL = ("spark", "mae_resenc", "simclr", "global_contrast", "local_contrast", "graph_match")
-GOALS = {"mae_3d": "2.7 of simmim_3d", "mae_3d, bf16": "5 of simmim_3d"}
+SMALL = {
+    "spark_2d": ("--objective.decoder_width=64",),
+    "mae_2d": ("--objective.decoder_width=192", "--objective.decoder_depth=2"),
+    "mae_3d": ("--objective.decoder_width=192",),
+}
+LARGE = "vit_3d"
+GOALS = {"mae_3d": "2.7", "mae_3d, bf16": "5"}  # of the large table, in steps of SimMIM in float32
 
 
 @dataclass(frozen=True)
@@ -45,10 +52,10 @@ class Table:
 
 TABLES = {
     "resenc_small_2d": Table((128, 128), 16, tuple(f"{name}_2d" for name in CONVOLUTIONAL)),
-    "resenc_small_3d": Table((48, 48, 48), 16, tuple(f"{name}_3d" for name in CONVOLUTIONAL)),
+    "resenc_small_3d": Table((32, 32, 32), 16, tuple(f"{name}_3d" for name in CONVOLUTIONAL)),
     "vit_small_2d": Table((160, 160), 16, ("mae_2d", "simmim_2d")),
     "vit_small_3d": Table((48, 48, 48), 16, ("mae_3d", "simmim_3d")),
-    "vit_3d": Table((160, 160, 160), 1, ("mae_3d", "simmim_3d"), ("--encoder.patch=[16,16,16]",)),
+    LARGE: Table((160, 160, 160), 1, ("mae_3d", "simmim_3d"), ("--encoder.patch=[16,16,16]",)),
 }
 
 
@@ -57,15 +64,16 @@ def build(encoder: str, name: str):  # type: ignore[no-untyped-def]
     from medssl import cli
 
     table, parser = TABLES[encoder], cli.make_parser(cli.find_verb("pretrain"), "pretrain")
-    words = ["--encoder", encoder, *table.options, "--objective", table.methods[0] if name == DENSE else name]
-    words += [f"--objective.view.size={list(table.size)}", "--store=s", "--run=r"]
+    objective = table.methods[0] if name == DENSE else name
+    words = ["--encoder", encoder, *table.options, "--objective", objective, "--store=s", "--run=r"]
+    words += [f"--objective.view.size={list(table.size)}", *(SMALL.get(objective, ()) if encoder != LARGE else ())]
     values = parser.instantiate(parser.parse_args(cli.expand(words)))
     network = values["encoder"]()
     return network if name == DENSE else values["objective"](network)
 
 
 def turn(encoder: str, name: str, *, half: bool, steps: int) -> dict[str, float]:
-    """Seconds a step and growth of memory in MB, in this process."""
+    """Seconds a step, of these in AdamW, and growth of memory in MB, in this process."""
     import torch
 
     from medssl.objectives.contract import example_batch
@@ -78,7 +86,7 @@ def turn(encoder: str, name: str, *, half: bool, steps: int) -> dict[str, float]
     needs = ViewPlan((ViewSpec(table.size),), Sampling()) if name == DENSE else module.needs
     batch, step = example_batch(needs, 1, scans=table.rows // needs.sampling.regions_per_scan)
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-4)
-    times = []
+    times, updates = [], []
     for _ in range(steps + 1):
         start = time.process_time()
         optimizer.zero_grad()
@@ -88,9 +96,12 @@ def turn(encoder: str, name: str, *, half: bool, steps: int) -> dict[str, float]
             else:
                 loss = module(batch, step).total
         loss.backward()
+        backward = time.process_time()
         optimizer.step()
         times.append(time.process_time() - start)
-    return {"seconds": statistics.median(times[1:]), "megabytes": peak_megabytes() - before}
+        updates.append(time.process_time() - backward)
+    update = statistics.median(updates[1:])
+    return {"seconds": statistics.median(times[1:]), "update": update, "megabytes": peak_megabytes() - before}
 
 
 def peak_megabytes() -> float:
@@ -120,10 +131,11 @@ def in_turns(encoder: str, methods: list[tuple[str, bool]], turns: int, steps: i
                 "peer": methods[0][0],
                 "ratio": median / base,
                 "faster": base / median,
-                "goal": GOALS.get(label, ""),
+                "goal": GOALS.get(label, "") if encoder == LARGE else "",
                 "median": median,
                 "min": min(seconds),
                 "max": max(seconds),
+                "update": statistics.median(run["update"] for run in runs),
                 "megabytes": statistics.median(run["megabytes"] for run in runs),
                 "n": len(runs),
             }
@@ -133,12 +145,13 @@ def in_turns(encoder: str, methods: list[tuple[str, bool]], turns: int, steps: i
 
 def show(rows: list[Row]) -> None:
     """Prints the table."""
-    head = f"{'encoder':16} {'name':22} {'peer':10} {'ratio':>6} {'faster':>6}  {'median [min, max] s':24}"
+    head = f"{'encoder':16} {'name':22} {'peer':10} {'ratio':>6} {'faster':>6}  {'median [min, max] s':24} {'AdamW':>6}"
     print(f"{head} {'MB':>6} {'n':>2}  goal")
     for row in rows:
         span = f"{row['median']:.3f} [{row['min']:.3f}, {row['max']:.3f}]"
         print(
             f"{row['table']:16} {row['name']:22} {row['peer']:10} {row['ratio']:6.2f} {row['faster']:6.2f}  {span:24} "
+            f"{row['update']:6.3f} "
             f"{row['megabytes']:6.0f} {row['n']:2}  {row['goal']}"
         )
 
@@ -156,11 +169,9 @@ def main() -> None:
         return
     turns, steps = (1, 1) if options.quick else (3, 3)
     if options.large:
-        rows = in_turns(
-            "vit_3d", [(name, half) for half in (False, True) for name in ("simmim_3d", "mae_3d")], turns, 1
-        )
+        rows = in_turns(LARGE, [(name, half) for half in (False, True) for name in ("simmim_3d", "mae_3d")], turns, 1)
     else:
-        small = [name for name in TABLES if name != "vit_3d"][: 1 if options.quick else None]
+        small = [name for name in TABLES if name != LARGE][: 1 if options.quick else None]
         plans = {name: [(method, False) for method in (DENSE, *TABLES[name].methods)] for name in small}
         rows = [row for name, methods in plans.items() for row in in_turns(name, methods, turns, steps)]
     print(json.dumps(rows, indent=1)) if options.json else show(rows)
