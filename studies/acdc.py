@@ -35,8 +35,9 @@ FIRST = {
 }
 SECOND = {"global_local": ("--config", "local_2d_small")}
 COMPARE = (
-    "--config", "segment_2d_small", "--labels", "[1,8]", "--runs", "3", "--training.steps", "400",
-    "--training.precision", "bf16", "--training.output.validate_every", "40",
+    "--config", "segment_2d_small", "--labels", "[1,8]", "--runs", "3", "--training.steps", "600",
+    "--training.batch_size", "8", "--optimizer.learning_rate", "2.0e-3", "--data.sampling.labelled", "0.33",
+    "--training.precision", "bf16", "--training.output.validate_every", "100",
 )  # fmt: skip
 TABLES = ("summary.json", "runs.csv", "cases.csv", "efficiency.svg")
 

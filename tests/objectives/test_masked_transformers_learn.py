@@ -33,13 +33,13 @@ def simmim(patch: int) -> SimMIM:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("make", [mae, simmim])
-def test_the_loss_falls_and_neighbours_gain(make, seed):
-    """1875 steps: the loss ends below 0.85, of what a constant costs below 0.9; 20 neighbours gain 5 points."""
+@pytest.mark.parametrize(("make", "gain"), [(mae, 5), (simmim, 3)])
+def test_the_loss_falls_and_neighbours_gain(make, gain, seed):
+    """1875 steps: the loss ends below 0.85, of what a constant costs below 0.9; 20 neighbours gain so many points."""
     found = learnt(partial(make, 4), seed, epochs=15, data=parts)
     assert found.end < 0.85
     assert found.share < 0.9
-    assert found.neighbours[1] >= found.neighbours[0] + 5
+    assert found.neighbours[1] >= found.neighbours[0] + gain
 
 
 @pytest.mark.slow
