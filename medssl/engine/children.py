@@ -36,6 +36,7 @@ for words in json.loads(sys.argv[2]):
 """
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SLURM sends SIGUSR1 before time is up
 PARENT_DIED = 1  # prctl's PR_SET_PDEATHSIG
+REMINDER_S = 5.0
 PATIENCE_S = 120.0  # how long the processes of a killed parent may take to save
 
 
@@ -69,25 +70,20 @@ def run_jobs(jobs: Sequence[Job], done: Callable[[Job, Failure | None], None], *
         0, or the number of the signal that stopped it: then every process was told, and has saved what it can.
     """
     waiting, running = deque(jobs), dict[subprocess.Popen[bytes], tuple[Job, int, int]]()
-    free, heard = list(range(at_once)), list[int]()
-
-    def hear(number: int, frame: object) -> None:
-        heard.append(number)
-        for process in running:
-            process.send_signal(signal.SIGTERM)
-
-    former = {number: signal.signal(number, hear) for number in SIGNALS}
+    free, heard, tell_at = list(range(at_once)), list[int](), 0.0
+    former = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in SIGNALS}
     try:
         while running or (waiting and not heard):
             while waiting and free and not heard:
                 slot = free.pop(0)
                 job = waiting.popleft()
                 before = job.log.stat().st_size if job.log.exists() else 0  # what earlier attempts said
-                process = start(job, slot, at_once, lock)
-                running[process] = job, slot, before
-                if heard:  # while it started: the ear did not know it yet
-                    process.send_signal(signal.SIGTERM)
+                running[start(job, slot, at_once, lock)] = job, slot, before
             time.sleep(0.1)
+            if heard and time.monotonic() >= tell_at:  # again and again: the next command of a job has heard nothing
+                for process in running:
+                    process.send_signal(signal.SIGTERM)
+                tell_at = time.monotonic() + REMINDER_S
             for process in [process for process in running if process.poll() is not None]:
                 job, slot, before = running.pop(process)
                 free.append(slot)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import threading
+import time
 
 import pytest
 
@@ -58,3 +60,28 @@ def test_a_signal_that_comes_while_a_process_starts_reaches_it(tmp_path, monkeyp
     with (tmp_path / "lock").open("w") as lock:
         assert children.run_jobs(jobs, lambda *_: None, at_once=1, lock=lock) == signal.SIGTERM
     assert [process.returncode for process in started] == [-signal.SIGTERM]
+
+
+def test_a_job_whose_first_command_ends_with_the_signal_does_not_go_on_with_the_second(tmp_path, monkeypatch):
+    """A signal during the last step is heard by a run that has nothing left to stop."""
+    monkeypatch.setattr(children, "REMINDER_S", 0.5)
+    script = "trap 'touch first' TERM; touch ready; sleep 1 & wait; trap - TERM; touch second; exec sleep 30"
+    ran = []
+
+    def begin(*_):
+        ran.append(subprocess.Popen(["bash", "-c", script], cwd=tmp_path))
+        return ran[0]
+
+    def tell():
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(children, "start", begin)
+    teller = threading.Thread(target=tell)
+    teller.start()
+    with (tmp_path / "lock").open("w") as lock:
+        assert children.run_jobs([Job("a", (), tmp_path / "a.log")], lambda *_: None, at_once=1, lock=lock)
+    teller.join()
+    assert (tmp_path / "first").exists()
+    assert ran[0].returncode == -signal.SIGTERM
