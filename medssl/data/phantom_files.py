@@ -98,7 +98,9 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     asked = {"version": _RECIPE_VERSION, **asdict(recipe), "shape": list(recipe.shape)}
     file = folder / _RECIPE_FILE
     if not file.exists():
-        if folder.exists() and (not folder.is_dir() or any(path.suffix != ".part" for path in folder.iterdir())):
+        if folder.exists() and (
+            not folder.is_dir() or any(not path.name.startswith(f".{_RECIPE_FILE}.") for path in folder.iterdir())
+        ):
             message = f"{folder} is not an empty folder: phantoms are written into a folder of their own"
             raise UserError(message)
         folder.mkdir(parents=True, exist_ok=True)

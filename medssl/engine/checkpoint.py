@@ -159,7 +159,7 @@ class RunFolder:
         stored = self.path / "config.yaml"
         own = {".lock", self.checkpoints.name}  # all that a kill at the very start leaves, with parts of config.yaml
         there = [file.name for file in self.path.iterdir()] if self.path.is_dir() else []
-        if not stored.exists() and any(name not in own and not name.endswith(".part") for name in there):
+        if not stored.exists() and any(name not in own and not name.startswith(".config.yaml.") for name in there):
             message = f"{self.path.name}/ holds files but no config.yaml, so it is no run folder: choose an empty one"
             raise UserError(message)
         self.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)

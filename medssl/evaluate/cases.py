@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from medssl.evaluate.classification import SUM_TOLERANCE
 from medssl.evaluate.segmentation import FURTHER, ClassScore, Further
-from medssl.files import refusals, write_whole
+from medssl.files import refusals, whole
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -371,4 +371,5 @@ def write_text(path: Path, text: str) -> None:
     """
     with refusals(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_whole(path, lambda file: file.write(text.encode()))
+        with whole(path) as (file,):
+            file.write(text.encode())

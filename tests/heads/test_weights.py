@@ -138,7 +138,9 @@ def test_a_disk_that_refuses_leaves_the_former_files(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(UserError, match=r"head\.safetensors could not be written \(No space left on device"):
+    with pytest.raises(
+        UserError, match=r"head\.safetensors could not be written \(No space left on device; \d+ MiB free\)"
+    ):
         save_network(tmp_path, network, replace(card, step=80))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

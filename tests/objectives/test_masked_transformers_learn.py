@@ -31,15 +31,17 @@ def simmim(patch: int) -> SimMIM:
     return SimMIM(small, view=ViewSpec(size=(8 * patch, 8 * patch)))
 
 
+MISSED = pytest.param(simmim, 2, marks=pytest.mark.xfail(strict=True, reason="gains 3.5 points: 93.6 to 97.1 %"))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("make", "gain"), [(mae, 5), (simmim, 3)])
-def test_the_loss_falls_and_neighbours_gain(make, gain, seed):
-    """1875 steps: the loss ends below 0.85, of what a constant costs below 0.9; 20 neighbours gain so many points."""
+@pytest.mark.parametrize(("make", "seed"), [*((mae, seed) for seed in range(3)), (simmim, 0), (simmim, 1), MISSED])
+def test_the_loss_falls_and_neighbours_gain(make, seed):
+    """1875 steps: the loss ends below 0.85, of what a constant costs below 0.9; 20 neighbours gain 5 points."""
     found = learnt(partial(make, 4), seed, epochs=15, data=parts)
     assert found.end < 0.85
     assert found.share < 0.9
-    assert found.neighbours[1] >= found.neighbours[0] + gain
+    assert found.neighbours[1] >= found.neighbours[0] + 5
 
 
 @pytest.mark.slow
