@@ -27,12 +27,17 @@ COMMON = (
 )  # fmt: skip
 WHOLE = ("--objective.view.scale", "[0.8,1.3]")  # 128 pixels see 205 to 333 mm: two views share most of a slice
 FIRST = {
-    "spark": ("--config", "spark_2d_small", "--objective.decoder_width", "64"),
-    "mae": ("--config", "mae_resenc_3d_small", "--objective", "mae_resenc_2d", "--training.batch_size", "16"),
+    "spark": (
+        "--config", "spark_2d_small", "--objective.decoder_width", "64", "--objective.view.scale", "[0.8,1.0]",
+    ),
+    "mae": (
+        "--config", "mae_resenc_3d_small", "--objective", "mae_resenc_2d", "--objective.view.scale", "[0.71,1.0]",
+        "--training.batch_size", "16",
+    ),
     "simclr": ("--config", "simclr_2d_small", *WHOLE, "--objective.sampling.distinct_subjects", "false"),
     "graph_match": ("--config", "graph_match_2d_small", *WHOLE, "--objective.sampling.distinct_subjects", "false"),
     "global": ("--config", "global_2d_small", *WHOLE),
-}
+}  # fmt: skip
 SECOND = {"global_local": ("--config", "local_2d_small")}
 COMPARE = (
     "--config", "segment_2d_small", "--labels", "[1,8]", "--runs", "3", "--training.steps", "600",

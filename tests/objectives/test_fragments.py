@@ -9,9 +9,11 @@ import pytest
 import torch
 import yaml
 from objectives.small import CONFIGS, view_spec
+from views.made import raw_crops
 
 from medssl.objectives.spark import SparK
-from medssl.types import UserError, ViewSpec
+from medssl.types import UserError, ViewPlan, ViewSpec
+from medssl.views.plan import make_batch, read_size
 
 ENCODERS = sorted((CONFIGS / "encoders").glob("*.yaml"))
 
@@ -46,6 +48,30 @@ def test_every_encoder_fits_the_objectives_of_its_masks_and_axes(path):
         assert objective.mask_ratio == arguments["mask_ratio"]
         # at least 8 visible cells, so that statistics over them mean something
         assert round(torch.Size(objective.cells).numel() * (1 - objective.mask_ratio)) >= 8
+
+
+AREAS = {  # of the image, as published or as the page of the objective says
+    "mae_cxr": (0.5, 1.0), "mae_2d": (0.5, 1.0), "mae_resenc_2d": (0.5, 1.0), "simmim_2d": (0.67, 1.0),
+    "spark_2d": (0.67, 1.0), "simclr_2d": (0.2, 1.0), "graph_match_2d": (0.2, 1.0),
+    "mae_2d_small": (0.5, 1.0), "simmim_2d_small": (0.67, 1.0), "spark_2d_small": (0.67, 1.0),
+    "simclr_2d_small": (0.2, 1.0), "graph_match_2d_small": (0.2, 1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AREAS)
+def test_views_of_images_as_they_are_stored_show_the_published_share_of_them(name):
+    stored = yaml.safe_load((CONFIGS / "data" / "image.yaml").read_text())["image_size"]
+    recipe = CONFIGS / "recipes" / f"{name}.yaml"
+    small = yaml.safe_load(recipe.read_text())["objective"] if name.endswith("small") else {"base": name}
+    fragment = yaml.safe_load((CONFIGS / "objectives" / f"{small['base']}.yaml").read_text())
+    view = view_spec(fragment["init_args"]["view"] | small.get("init_args", {}).get("view", {}))
+    plan = ViewPlan((view,))
+    batch = make_batch(raw_crops(torch.zeros(300, 1, *read_size(plan))), plan, seed=0, device="cpu").views[0]
+    factors = batch.affine[:, :2, :2].norm(dim=1)  # stored pixels per pixel of the view
+    areas = (factors * torch.tensor(view.size) / torch.tensor(stored)).prod(dim=1)
+    least, most = AREAS[name]
+    assert least - 0.01 < areas.min() < least + 0.05
+    assert most - 0.05 < areas.max() < most + 0.01
 
 
 def test_transformers_are_refused_by_spark_in_one_line():
