@@ -297,11 +297,19 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """What an objective needs: its views, how to sample them, and whether their coordinates must stay true."""
+    """What an objective needs.
+
+    Attributes:
+        views: Its views.
+        sampling: How they are sampled.
+        true_coordinates: Whether their coordinates must stay true.
+        centred: Whether a scan that is no larger than a view lies in its middle, rather than anywhere in it.
+    """
 
     views: tuple[ViewSpec, ...]
     sampling: Sampling = field(default_factory=Sampling)
     true_coordinates: bool = False
+    centred: bool = False
 
 
 @dataclass(frozen=True)

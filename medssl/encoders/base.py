@@ -69,7 +69,8 @@ class Encoder(nn.Module, ABC):
     def layers(self) -> dict[str, int]:
         """Which layer each parameter belongs to, by its name: 0 at the image, one more for each block behind it.
 
-        What fine-tuning with layer-wise decay goes by. An encoder that does not say is one layer.
+        What fine-tuning with layer-wise decay goes by. A parameter that is left out goes with the head; an encoder that
+        does not say is one layer.
         """
         return {name: 0 for name, _ in self.named_parameters()}
 

@@ -165,11 +165,12 @@ class ViT(Encoder):
         return found
 
     def layers(self) -> dict[str, int]:
-        """The patch embedding and learned tokens are layer 0, each block one more; the last norm is of the last."""
+        """The patch embedding and learned tokens are layer 0, each block one more; the last norm goes with the head."""
         layers = {}
         for name, _ in self.named_parameters():
             block = re.match(r"blocks\.(\d+)\.", name)
-            layers[name] = int(block.group(1)) + 1 if block else len(self.blocks) * name.startswith("norm.")
+            if not name.startswith("norm."):
+                layers[name] = int(block.group(1)) + 1 if block else 0
         return layers
 
 

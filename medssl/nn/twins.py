@@ -59,10 +59,17 @@ class MaskedBatchNorm(Masked, _BatchNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises by the statistics of the visible positions, or by the running ones in evaluation mode."""
+        """Normalises by the statistics of the visible positions, or by the running ones in evaluation mode.
+
+        Raises:
+            UserError: There is one position in one crop: it would be its own mean.
+        """
         frame = self.frame_for(x)
         training = self.training or self.running_mean is None
         if not training or (frame is None and world_size() == 1):
+            if training and len(x) * x.shape[2:].numel() == 1:
+                message = "the coarsest map has one position, too few for batch norm of one crop: larger views, or batches"
+                raise UserError(message)
             y: Tensor = super().forward(x)
             return y if frame is None else frame.hide(y)
         self._check_input_dim(x)  # type: ignore[no-untyped-call]

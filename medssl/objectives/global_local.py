@@ -36,7 +36,7 @@ from medssl.ops.collectives import gather
 from medssl.ops.limits import expect
 from medssl.ops.regions import counted_regions, nearest_regions, region_corners, rows_of
 from medssl.ops.similarity import contrast
-from medssl.ops.tags import tags
+from medssl.ops.tags import refuse_flat, tags
 from medssl.types import Geometry, Intensity, Loss, Sampling, UserError, ViewPlan
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class GlobalContrast(Objective):
         view: How views are cut and changed.
         cues: What counts as the same part.
         negatives: "all" other crops, or those of "other_part" only.
-        original: A third view that is only cropped.
+        original: A third view that is only cropped, at the largest scale.
         temperature: Divides the cosine similarity.
         projection: Channels of the hidden layer and of the output.
 
@@ -112,7 +112,7 @@ class GlobalContrast(Objective):
         self.fits(encoder, view)
         expect(temperature > 0, "temperature", temperature, "above 0")
         self.encoder = encoder
-        plain = replace(view, scale=(1.0, 1.0), geometry=Geometry(flip="none"), intensity=Intensity())
+        plain = replace(view, scale=(view.scale[1],) * 2, geometry=Geometry(flip="none"), intensity=Intensity())
         views = (view, view, plain) if original else (view, view)
         self.needs = ViewPlan(views, cues.sampling)
         self.cues, self.negatives, self.temperature = cues, negatives, temperature
@@ -124,29 +124,16 @@ class GlobalContrast(Objective):
         features = self.encoder(torch.cat([view.image for view in batch.views]))
         z = self.projection(features.pooled)
         own = tags(batch, step, self.cues.parts)
+        if self.cues.cross or self.negatives == "other_part":
+            refuse_flat(own, self.cues.parts, self.cues.axis)
         every = own.of_all()
         apart = ~own.itself(every)
         positive = own.same(every) & apart
         if self.cues.cross:
             positive |= own.across(every)
         negative = ~own.same(every) if self.negatives == "all" else own.part[:, None] != every.part
-        if self.cues.parts > 1 and not negative.any():
-            self.refuse_one_part(batch)
         loss, terms = contrast(z, positive, negative, apart=apart, temperature=self.temperature)
         return Loss(loss, terms, embedding=features.pooled[: len(step.samples)].detach())
-
-    def refuse_one_part(self, batch: Batch) -> None:
-        """Refuses a batch whose crops have nothing to be told from.
-
-        Raises:
-            UserError: All lie in one part of their volumes.
-        """
-        message = (
-            f"all {len(batch.origin.samples)} crops lie in one of {self.cues.parts} parts of their volumes, so that "
-            f"none has a negative: volumes need {self.cues.parts} voxels or more along axis {self.cues.axis}; choose "
-            "the objective's cues.parts and cues.axis, or other scans"
-        )
-        raise UserError(message)
 
 
 class LocalContrast(Objective):
@@ -155,7 +142,8 @@ class LocalContrast(Objective):
     Args:
         encoder: The encoder of the first stage. It has no gradient, and its statistics do not move.
         view: How crops are cut; both views are the same crop, they differ in intensity alone.
-        cues: What counts as the same part; ``cross`` then makes the same region of other volumes a positive.
+        cues: What counts as the same part; ``cross`` makes the same region of other volumes a positive, and scans that
+            are smaller than the view lie in its middle.
         steps: Steps of the decoder that learn, from the coarsest map on; the rest is left to fine-tuning.
         regions: What is compared on the decoder's map.
         temperature: Divides the cosine similarity.
@@ -188,7 +176,7 @@ class LocalContrast(Objective):
             )
             raise UserError(message)
         self.encoder = encoder.requires_grad_(False)
-        self.needs = ViewPlan((view, replace(view, nested_in=0)), cues.sampling)
+        self.needs = ViewPlan((view, replace(view, nested_in=0)), cues.sampling, centred=cues.cross)
         self.cues, self.regions, self.temperature = cues, regions, temperature
         self.decoder = UNetDecoder(encoder.channels, encoder.strides, steps=steps, norm=norm)
         factors = [factor for factor, _ in upsampling_path(encoder.strides)[:steps]]
@@ -209,7 +197,10 @@ class LocalContrast(Objective):
         z = rows_of(found, corners, self.regions.side).flatten(0, 1)
         usable = torch.cat([view.valid & view.scored for view in batch.views])
         counted = counted_regions(usable, found.shape[2:], corners, self.regions.side).flatten()
-        own = tags(batch, step, self.cues.parts).each(len(corners))
+        own = tags(batch, step, self.cues.parts)
+        if self.cues.cross:
+            refuse_flat(own, self.cues.parts, self.cues.axis)
+        own = own.each(len(corners))
         every = own.of_all()
         near = nearest_regions(corners, self.regions.nearest).to(z.device)
         here = torch.arange(len(corners), device=z.device).repeat(len(found))

@@ -151,7 +151,8 @@ class GraphMatch(Objective):
         order = sorted(range(rows), key=step.samples.__getitem__)
         batch, step = take(batch, step, order)
         features = self.encoder(torch.cat([view.image for view in batch.views]))
-        affinities, embeddings = self.compare(features, batch.views)
+        with torch.autocast(features.pooled.device.type, enabled=False):  # nodes are alike: differences want precision
+            affinities, embeddings = self.compare(features, batch.views)
         noise = self._noise(step).to(affinities.vertex)
         of_edges = noise[..., nodes:].reshape(len(noise), nodes * self.graphs.neighbours, -1)
         losses, found = matching_loss(
@@ -186,7 +187,7 @@ class GraphMatch(Objective):
             views: Both.
         """
         nodes = self.graphs.nodes
-        z = self.projection(features.pooled)
+        z = self.projection(features.pooled.to(self.projection.layers[0].weight.dtype))
         z = z.view(-1, nodes, z.shape[1])
         edges = neighbour_edges(z, self.graphs.neighbours)
         heard = self.messages(z, edges)

@@ -9,6 +9,7 @@ import torch
 
 from medssl.ops.collectives import gather
 from medssl.ops.coordinates import part_along
+from medssl.types import UserError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
@@ -56,3 +57,25 @@ def tags(batch: Batch, step: Step, parts: int) -> Tags:
     part = part_along(origin.along.to(device), parts)
     view = torch.arange(views, device=device).repeat_interleave(len(crop))
     return Tags(crop.repeat(views), volume.repeat(views), part.repeat(views), view)
+
+
+def refuse_flat(own: Tags, parts: int, axis: int) -> None:
+    """Refuses volumes whose crops all lie in one part: they would be alike, or told apart, for no reason.
+
+    Args:
+        own: The crops of this process; those of all are looked at.
+        parts: Number of parts of a volume.
+        axis: Stored axis that is parted.
+
+    Raises:
+        UserError: Says what volumes must be like.
+    """
+    every = own.of_all()
+    same = every.volume[:, None] == every.volume
+    several, spread = same & ~every.same(every), same & (every.part[:, None] != every.part)
+    if parts > 1 and bool((several.any(dim=1) & ~spread.any(dim=1)).any()):
+        message = (
+            f"all crops of a volume lie in the same of its {parts} parts: volumes need {parts} voxels or more along "
+            f"axis {axis}, which flat images lack; choose the objective's cues.parts and cues.axis, or other scans"
+        )
+        raise UserError(message)

@@ -57,6 +57,7 @@ class Frame:
         left_right: The array's axis that runs from left to right.
         parts: Where views are to lie along the stratified axis; None where they lie anywhere.
         shown: Raw voxel that a view must show, NaN where any may be; None where that is so everywhere.
+        centred: Whether a scan that is no larger than the view lies in its middle.
     """
 
     size: tuple[int, ...]
@@ -66,6 +67,7 @@ class Frame:
     left_right: Int[Tensor, " B"]
     parts: Parts | None = None
     shown: Float[Tensor, "B n"] | None = None
+    centred: bool = False
 
 
 def left_right_axis(world_affine: Float[Tensor, "B n+1 n+1"]) -> Int[Tensor, " B"]:
@@ -94,7 +96,7 @@ def draw_geometry(
     """Draws where and how each sample's view is read from its raw crop.
 
     The centre is uniform among the places where the view reads stored voxels only; where the scan is smaller than the
-    view, among those where the view holds all of the scan. Along the axis of ``frame.parts`` it is where it is wanted,
+    view, among those where the view holds all of the scan, or in the scan's middle (``frame.centred``). Along the axis of ``frame.parts`` it is where it is wanted,
     moved inwards as far as the part allows until the view fits (tilted corners may reach over the end). What
     ``frame.shown`` names lies in the middle half of the view, or nearer to its border where it is near the scan's. With
     neither rotation nor scale the view lies on whole voxels. A nested view is shrunk where it would not fit into its
@@ -130,6 +132,8 @@ def draw_geometry(
     spare = BEYOND * linear.abs().sum(dim=2) if parent is None and turned else torch.zeros_like(reach)
     scan = _scan_in(frame, inward)
     first, last = _room_for_centres(scan, (reach, spare), room)
+    if frame.centred and parent is None:
+        first, last = _in_the_middle(scan, reach, first, last)
     held = parent is None and frame.parts is not None
     if frame.parts is not None and held:
         _hold_in_part(frame, frame.parts, first, last, thick=((size - 1) * factors)[:, frame.parts.axis])
@@ -243,6 +247,18 @@ def _room_for_centres(
     lowest = torch.where(fits, reach + spare, end / 2)
     highest = torch.where(fits, end - reach - spare, end / 2)
     return torch.minimum(torch.maximum(first, lowest), highest), torch.maximum(torch.minimum(last, highest), lowest)
+
+
+def _in_the_middle(
+    scan: tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]],
+    reach: Float[Tensor, "B n"],
+    first: Float[Tensor, "B n"],
+    last: Float[Tensor, "B n"],
+) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
+    """Narrows the range of centres to the middle of the scan, along axes where the view holds all of it."""
+    middle, half = scan
+    nearest, held = torch.minimum(torch.maximum(middle, first), last), half <= reach + 1e-9
+    return torch.where(held, nearest, first), torch.where(held, nearest, last)
 
 
 def _hold_in_part(

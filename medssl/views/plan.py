@@ -163,6 +163,7 @@ def _frame(crops: Crops, plan: ViewPlan) -> geometry.Frame:
         left_right=geometry.left_right_axis(placement.world_affine),
         parts=_parts(crops, plan),
         shown=None if placement.shown is None else placement.shown.cpu().to(torch.float64) - start,
+        centred=plan.centred,
     )
 
 

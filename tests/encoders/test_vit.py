@@ -11,7 +11,7 @@ from medssl.encoders.base import ContractError, check_encoder
 from medssl.encoders.timm2d import Timm2d
 from medssl.encoders.vit import ViT
 from medssl.encoders.weights import load
-from medssl.engine.optim import FineTuning, layer_shares
+from medssl.engine.optim import FineTuning, layer_shares, make_optimizer
 from medssl.nn.transformer import sincos_positions
 from medssl.ops.patches import patchify
 from medssl.types import Features, UserError
@@ -153,12 +153,19 @@ def test_layers_for_layer_wise_decay():
     layers = encoder.layers()
     assert layers["patch_embed.proj.weight"] == layers["cls_token"] == layers["reg_token"] == layers["mask_token"] == 0
     assert layers["blocks.0.attn.qkv.weight"] == 1
-    assert layers["blocks.2.mlp.fc2.bias"] == layers["norm.weight"] == 3
+    assert layers["blocks.2.mlp.fc2.bias"] == 3
     module = torch.nn.Module()
     module.encoder = encoder
     shares = layer_shares(module, FineTuning(layer_decay=0.5))
     assert shares["encoder.patch_embed.proj.weight"] == 0.5**4
     assert shares["encoder.blocks.2.mlp.fc1.weight"] == 0.5
+    rates = {
+        id(parameter): group["share"]
+        for group in make_optimizer(module, FineTuning(layer_decay=0.5)).param_groups
+        for parameter in group["params"]
+    }
+    assert rates[id(encoder.norm.weight)] == rates[id(encoder.norm.bias)] == 1.0  # He et al.: as the head
+    assert rates[id(encoder.blocks[2].norm1.weight)] == 0.5
     assert layer_shares(module, FineTuning()) == {}
 
 

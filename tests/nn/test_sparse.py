@@ -47,6 +47,15 @@ def test_instance_norm_of_one_position_is_refused(training):
     assert layer(torch.randn(2, 6, 1, 1, 2)).shape == (2, 6, 1, 1, 2)
 
 
+def test_batch_norm_of_one_position_of_one_crop_is_refused():
+    layer = sparsify(nn.BatchNorm2d(6))
+    message = "the coarsest map has one position, too few for batch norm of one crop: larger views, or batches"
+    with pytest.raises(UserError, match=f"^{message}$"):
+        layer(torch.randn(1, 6, 1, 1))
+    assert layer(torch.randn(2, 6, 1, 1)).shape == (2, 6, 1, 1)
+    assert layer.eval()(torch.randn(1, 6, 1, 1)).shape == (1, 6, 1, 1)
+
+
 def layer_of(name):
     """A layer whose parameters are neither one nor zero, its twin, an input and a mask of 4 cells a side."""
     torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -13,17 +14,17 @@ from views.made import raw_crops
 
 from medssl.objectives.global_local import Cues, GlobalContrast, LocalContrast, Regions
 from medssl.ops.regions import nearest_regions, region_corners, rows_of
-from medssl.ops.similarity import info_nce
 from medssl.ops.tags import tags
-from medssl.types import Geometry, UserError, ViewSpec
-from medssl.views.plan import make_batch
+from medssl.types import Geometry, Intensity, UserError, ViewSpec
+from medssl.views.plan import make_batch, read_size
 
 STILL = Geometry(flip="none")
 
 
 def global_contrast(ndim: int = 2, **arguments) -> GlobalContrast:
     torch.manual_seed(0)
-    return GlobalContrast(encoder(ndim), view=ViewSpec(SIZES[ndim]), projection=(16, 8), **arguments)
+    view = arguments.pop("view", ViewSpec(SIZES[ndim]))
+    return GlobalContrast(encoder(ndim), view=view, projection=(16, 8), **arguments)
 
 
 def local_contrast(ndim: int = 2, **arguments) -> LocalContrast:
@@ -84,21 +85,16 @@ def test_one_volume_and_one_part():
 
 
 def test_the_same_part_of_another_volume_is_no_negative():
-    """G^D-: changing crops of the same part changes nothing for an anchor; of another part it does."""
-    objective = global_contrast(cues=Cues(parts=2, cross=False)).eval()
-    batch, step = batch_of(objective, scans=2)
-    images = [view.image.clone().requires_grad_() for view in batch.views]
-    changed = replace(batch, views=tuple(replace(v, image=i) for v, i in zip(batch.views, images, strict=True)))
-    own, z = tags(changed, step, 2), []
-    objective.projection.register_forward_hook(lambda *call: z.append(call[2]))
-    objective(changed, step)
-    anchor = 0  # crop 0 is part 0 of volume 0; crop 2 is part 0 of volume 1
-    only = torch.zeros(len(own.crop), len(own.crop), dtype=torch.bool)
-    only[anchor] = True
-    positive, negative = own.same(own) & ~own.itself(own) & only, (own.part[:, None] != own.part) & only
-    (gradient,) = torch.autograd.grad(info_nce(z[0], z[0], positive, negative, temperature=0.1), z[0])
-    assert float(gradient[2].abs().max()) == 0
-    assert float(gradient[1].abs().max()) > 0
+    """G^D-: crops of one part, each of another volume, have nothing to be told from; one of another part changes that."""
+    objective = global_contrast(cues=Cues(parts=2, cross=False))
+    batch, step = batch_of(objective, scans=2, names=("a", "b", "c", "d"))
+
+    def loss(along: list[float]) -> float:
+        origin = replace(batch.origin, along=torch.tensor(along))
+        return float(objective(replace(batch, origin=origin), step).total.detach())
+
+    assert loss([0.25, 0.25, 0.25, 0.25]) == 0
+    assert loss([0.25, 0.25, 0.25, 0.75]) > 0
 
 
 def test_parts_come_from_the_place_along_the_axis():
@@ -286,12 +282,88 @@ def test_regions_of_a_thin_slab_lie_in_its_middle():
     assert len(region_corners((20, 28, 7), 3)) == 35
 
 
-def test_crops_that_all_lie_in_one_part_are_refused():
-    objective = global_contrast(cues=Cues(parts=4, cross=False))
+@pytest.mark.parametrize(("axis", "refused"), [(0, True), (1, True), (2, False)])
+def test_slabs_want_whole_volumes_but_along_their_axis(axis, refused):
+    objective = local_contrast(3, cues=Cues(parts=4, axis=2, cross=True))
     batch, step = batch_of(objective, scans=2)
-    origin = replace(batch.origin, along=torch.full((len(step.samples),), 0.4))
-    with pytest.raises(UserError, match=r"all 8 crops lie in one of 4 parts of their volumes.*4 voxels or more along"):
-        objective(replace(batch, origin=origin), step)
+    more = torch.eye(3, dtype=torch.long)[axis]
+    batch = replace(batch, views=tuple(replace(view, source_shape=view.source_shape + more) for view in batch.views))
+    if not refused:
+        objective(batch, step)
+        return
+    with pytest.raises(UserError, match="^cues.cross compares regions of different volumes by their place in the view"):
+        objective(batch, step)
+
+
+def test_the_global_projection_has_no_norm():
+    assert len(global_contrast().projection.norms) == 0
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: global_contrast(cues=Cues(parts=4, cross=False)),
+        lambda: global_contrast(cues=Cues(parts=4, cross=True), negatives="all"),
+        lambda: local_contrast(cues=Cues(parts=4, cross=True)),
+    ],
+    ids=["G^D-", "mixed", "L^D"],
+)
+@pytest.mark.parametrize("flat", [1, 2])
+def test_volumes_whose_crops_all_lie_in_one_part_are_refused(made, flat):
+    objective = made()
+    batch, step = batch_of(objective, scans=2)
+    objective(batch, step)
+    along = batch.origin.along.clone()
+    along[: 4 * flat] = 0.4
+    message = (
+        "all crops of a volume lie in the same of its 4 parts: volumes need 4 voxels or more along axis 2, which flat "
+        "images lack; choose the objective's cues.parts and cues.axis, or other scans"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        objective(replace(batch, origin=replace(batch.origin, along=along)), step)
+
+
+def test_flat_images_are_told_apart_where_their_place_says_nothing():
+    for objective in (global_contrast(cues=Cues(parts=4), negatives="all"), local_contrast(cues=Cues(parts=4))):
+        batch, step = batch_of(objective, scans=2)
+        origin = replace(batch.origin, along=torch.full((len(step.samples),), 0.4))
+        assert objective(replace(batch, origin=origin), step).total > 0
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("cross", [False, True])
+def test_where_volumes_are_compared_by_place_small_scans_lie_in_the_middle(ndim, cross):
+    objective = local_contrast(ndim, cues=Cues(parts=2, axis=2, cross=cross))
+    size = objective.needs.views[0].size
+    flat = [axis for axis in range(ndim) if axis != 2]
+    read = read_size(objective.needs)
+    places = set()
+    for inside in (1, 6, 11):
+        shape = torch.tensor([side - inside if axis in flat else 20 for axis, side in enumerate(size)])
+        crops = raw_crops(torch.zeros(40, 1, *read))
+        start = -((torch.tensor(read) - shape) // 2)
+        placement = replace(crops.placement, start=start.expand(40, -1), source_shape=shape.expand(40, -1))
+        origin = replace(crops.origin, along=torch.tensor([0.25, 0.75] * 20))
+        batch = make_batch(replace(crops, placement=placement, origin=origin), objective.needs, seed=3, device="cpu")
+        for view in batch.views:
+            before = -view.affine[:, flat, -1]  # voxels of the view before the scan's first
+            after = torch.tensor([size[axis] for axis in flat]) - shape[flat] - before
+            assert (before >= 0).all()
+            assert (after >= 0).all()
+            places |= {(inside, int(place)) for place in before.flatten()}
+            if cross:
+                assert ((before - after).abs() <= 1).all()
+    assert len(places) == 3 if cross else len(places) > 10
+
+
+def test_the_original_is_plain_and_shows_the_most():
+    view = ViewSpec(
+        size=(32, 48), scale=(0.6, 1.7), geometry=Geometry(flip="all", rotation_degrees=(20.0,)),
+        intensity=Intensity(noise=(1.0, 0.3), gamma=(1.0, 0.5, 2.0)),
+    )  # fmt: skip
+    *changed, original = global_contrast(view=view, original=True).needs.views
+    assert changed == [view, view]
+    assert original == ViewSpec(size=(32, 48), scale=(1.7, 1.7), geometry=Geometry(flip="none"))
 
 
 def test_regions_of_different_volumes_want_whole_slices():

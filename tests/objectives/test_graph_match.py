@@ -333,6 +333,33 @@ def test_noise_belongs_to_the_samples_and_the_seed():
     assert values[0] == values[1]
 
 
+def test_half_precision_ends_with_the_encoder(monkeypatch):
+    """Nodes are alike: differences of embeddings that are rounded to bfloat16 are mostly rounding."""
+    objective = objective_of().float()
+    batch, step = batch_of(objective)
+    kept, features = seen(monkeypatch), []
+    objective.encoder.register_forward_hook(lambda *call: features.append(call[2]))
+    with torch.autocast("cpu", torch.bfloat16):
+        objective(batch, step)
+    assert features[0].maps[-1].dtype == torch.bfloat16
+    whole = Features(tuple(each.float() for each in features[0].maps), features[0].pooled.float())
+    expected, _ = objective.compare(whole, batch.views)
+    for found, wanted in zip(kept[0], expected, strict=True):
+        assert found.dtype == wanted.dtype
+        torch.testing.assert_close(found, wanted)
+
+
+def test_what_nodes_heard_is_added_to_what_they_are():
+    with_own, heard_alone = (objective_of(graphs=replace(FOUR, residual=residual)) for residual in (True, False))
+    heard_alone.load_state_dict(with_own.state_dict())
+    batch, step = batch_of(with_own)
+    features = with_own.eval().encoder(torch.cat([view.image for view in precise(batch).views]))
+    _, (both, _) = with_own.compare(features, batch.views)
+    _, (heard, _) = heard_alone.eval().compare(features, batch.views)
+    own = with_own.projection(features.pooled)[: len(step.samples)]
+    torch.testing.assert_close(both - heard, own.detach())
+
+
 @pytest.mark.parametrize("rows", [2, 6])
 def test_an_incomplete_graph_is_refused(rows):
     objective = objective_of()

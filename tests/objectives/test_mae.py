@@ -12,6 +12,7 @@ from torch import nn
 from medssl.encoders.vit import ViT
 from medssl.heads.segmentation import UNet
 from medssl.nn.transformer import gather_tokens, sincos_positions, visible_numbers
+from medssl.nn.twins import MaskedBatchNorm, MaskedInstanceNorm
 from medssl.objectives.base import check_objective
 from medssl.objectives.contract import example_batch
 from medssl.objectives.mae import MAE, TokenDecoder, UNetMAE
@@ -206,6 +207,14 @@ def test_cells_of_the_unet_may_be_finer_or_coarser_than_the_stride(cell):
     assert objective.cells == (32 // cell[0], 48 // cell[1])
     batch, step = example_batch(objective.needs, 1)
     assert objective(batch, step).total.isfinite()
+
+
+@pytest.mark.parametrize(("norm", "kind"), [("instance", MaskedInstanceNorm), ("batch", MaskedBatchNorm)])
+def test_the_decoder_takes_the_norm_of_the_head_that_goes_on_with_it(norm, kind):
+    both = (MaskedInstanceNorm, MaskedBatchNorm)
+    norms = [layer for layer in unet_mae(2, norm=norm).decoder.modules() if isinstance(layer, both)]
+    assert norms
+    assert all(isinstance(layer, kind) for layer in norms)
 
 
 def test_the_unet_takes_a_transformer_too():

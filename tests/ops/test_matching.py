@@ -176,6 +176,7 @@ def test_never_below_the_linear_assignment_and_no_exchange_helps(graphs, nodes, 
     found = match(given)
     high = score(found, given)
     assert (high >= score(linear_assignment(given.vertex), given) - 1e-9).all()
+    assert (high >= score(torch.arange(nodes).expand(graphs, nodes), given) - 1e-9).all()  # gold
     for x in range(nodes):
         for y in range(x):
             other = found.clone()
