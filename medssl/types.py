@@ -181,16 +181,13 @@ class Preprocess:
 # --- crops and views
 @dataclass(frozen=True)
 class Origin:
-    """Who the rows of a batch are: identifiers, global sample numbers, crop centre as a share (0..1) of the scan.
-
-    ``along`` is a share along the axis that slices lie across or regions are spread along: where views lie; else 0.5.
-    """
+    """Who the rows of a batch are: identifiers, global sample numbers, crop centre as a share (0..1) of the scan."""
 
     scan_ids: tuple[str, ...]
     subject_ids: tuple[str, ...]
     samples: tuple[int, ...]
     positions: Float[Tensor, "B n"]
-    along: Float[Tensor, "B"]
+    along: Float[Tensor, "B"]  # share along the axis of slices, or of spread regions: where views lie; else 0.5
 
 
 @dataclass(frozen=True)
@@ -297,19 +294,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """What an objective needs.
-
-    Attributes:
-        views: Its views.
-        sampling: How they are sampled.
-        true_coordinates: Whether their coordinates must stay true.
-        centred: Whether a scan that is no larger than a view lies in its middle, rather than anywhere in it.
-    """
+    """What an objective needs: views, how to sample them, and what must be true of their coordinates and places."""
 
     views: tuple[ViewSpec, ...]
     sampling: Sampling = field(default_factory=Sampling)
     true_coordinates: bool = False
-    centred: bool = False
+    centred: bool = False  # a scan that is no larger than a view lies in its middle, rather than anywhere in it
 
 
 @dataclass(frozen=True)

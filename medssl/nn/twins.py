@@ -68,7 +68,9 @@ class MaskedBatchNorm(Masked, _BatchNorm):
         training = self.training or self.running_mean is None
         if not training or (frame is None and world_size() == 1):
             if training and len(x) * x.shape[2:].numel() == 1:
-                message = "the coarsest map has one position, too few for batch norm of one crop: larger views, or batches"
+                message = (
+                    "the coarsest map has one position, too few for batch norm of one crop: larger views, or batches"
+                )
                 raise UserError(message)
             y: Tensor = super().forward(x)
             return y if frame is None else frame.hide(y)

@@ -187,7 +187,8 @@ class GraphMatch(Objective):
             views: Both.
         """
         nodes = self.graphs.nodes
-        z = self.projection(features.pooled.to(self.projection.layers[0].weight.dtype))
+        pooled = features.pooled
+        z = self.projection(pooled.to(torch.promote_types(pooled.dtype, torch.float32)))
         z = z.view(-1, nodes, z.shape[1])
         edges = neighbour_edges(z, self.graphs.neighbours)
         heard = self.messages(z, edges)

@@ -96,11 +96,11 @@ def draw_geometry(
     """Draws where and how each sample's view is read from its raw crop.
 
     The centre is uniform among the places where the view reads stored voxels only; where the scan is smaller than the
-    view, among those where the view holds all of the scan, or in the scan's middle (``frame.centred``). Along the axis of ``frame.parts`` it is where it is wanted,
-    moved inwards as far as the part allows until the view fits (tilted corners may reach over the end). What
-    ``frame.shown`` names lies in the middle half of the view, or nearer to its border where it is near the scan's. With
-    neither rotation nor scale the view lies on whole voxels. A nested view is shrunk where it would not fit into its
-    parent.
+    view, among those where the view holds all of the scan, or in the scan's middle (``frame.centred``). Along the axis
+    of ``frame.parts`` it is where it is wanted, moved inwards as far as the part allows until the view fits (tilted
+    corners may reach over the end). What ``frame.shown`` names lies in the middle half of the view, or nearer to its
+    border where it is near the scan's. With neither rotation nor scale the view lies on whole voxels. A nested view is
+    shrunk where it would not fit into its parent.
 
     Args:
         spec: The view.

@@ -336,7 +336,7 @@ def test_noise_belongs_to_the_samples_and_the_seed():
 def test_half_precision_ends_with_the_encoder(monkeypatch):
     """Nodes are alike: differences of embeddings that are rounded to bfloat16 are mostly rounding."""
     objective = objective_of().float()
-    batch, step = batch_of(objective)
+    batch, step = batch_of(objective, scans=8)
     kept, features = seen(monkeypatch), []
     objective.encoder.register_forward_hook(lambda *call: features.append(call[2]))
     with torch.autocast("cpu", torch.bfloat16):
@@ -352,7 +352,7 @@ def test_half_precision_ends_with_the_encoder(monkeypatch):
 def test_what_nodes_heard_is_added_to_what_they_are():
     with_own, heard_alone = (objective_of(graphs=replace(FOUR, residual=residual)) for residual in (True, False))
     heard_alone.load_state_dict(with_own.state_dict())
-    batch, step = batch_of(with_own)
+    batch, step = batch_of(with_own, scans=8)
     features = with_own.eval().encoder(torch.cat([view.image for view in precise(batch).views]))
     _, (both, _) = with_own.compare(features, batch.views)
     _, (heard, _) = heard_alone.eval().compare(features, batch.views)
