@@ -15,7 +15,7 @@ import torch
 from torch import distributed
 
 from medssl.engine.optim import Optimization, drop_unmoved, make_optimizer, set_rates
-from medssl.types import Step
+from medssl.types import Loss, Step, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from medssl.engine.checkpoint import Progress
     from medssl.objectives.base import Objective
-    from medssl.types import Batch, Crops, Loss, Origin
+    from medssl.types import Batch, Crops, Origin
 
 SMOOTHING = 0.98
 
@@ -166,6 +166,10 @@ class TrainingLoop(lightning.LightningModule):
         with contextlib.nullcontext() if number == self.feed.accumulate - 1 else alone():
             with self.trainer.precision_plugin.forward_context():
                 loss: Loss = self.objective(batch, self.step_of(batch.origin.samples))
+            if not isinstance(loss, Loss):
+                name, kind = type(self.objective).__name__, type(loss).__name__
+                message = f"{name}.forward returns a {kind}, expected a medssl.types.Loss: try check_objective on it"
+                raise UserError(message)
             self.manual_backward(loss.total / self.feed.accumulate)
         if self.watch is not None:
             self.watch(batch, loss)

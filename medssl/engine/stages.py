@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pydoc
 import signal
 import subprocess
 import sys
@@ -11,8 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
+from medssl.data.labelled import labelled_scans
+from medssl.data.store import Store
 from medssl.engine.children import SIGNALS
 from medssl.engine.parallel import layout
+from medssl.engine.targets import schema_for
 from medssl.types import UserError
 
 START = {"pretrain": "init", "finetune": "pretrained"}
@@ -51,11 +57,15 @@ def stages(*, stages: tuple[Stage, ...], store: Path, out: Path, settings: dict[
         0, or the exit code of the stage that ended otherwise.
 
     Raises:
-        UserError: Two stages of one name, a start that is no earlier stage, or settings for a stage that is not there.
+        UserError: Two stages of one name, a start that is no earlier stage, settings for a stage that is not there, or
+            labels that a stage lacks: nothing has begun then.
     """
     refuse(stages, settings or {})
-    for number, stage in enumerate(stages, 1):
-        words = words_of(stage, store, out, settings or {})
+    commands = [words_of(stage, store, out, settings or {}) for stage in stages]
+    for stage, words in zip(stages, commands, strict=True):
+        if not (out / stage.name).exists() and (code := check(stage, words, store)):
+            return code
+    for number, (stage, words) in enumerate(zip(stages, commands, strict=True), 1):
         if layout().first:
             print(f"stage {number} of {len(stages)}, {stage.name}: medssl {' '.join(words)}", flush=True)
         if code := run(words):
@@ -99,6 +109,32 @@ def words_of(stage: Stage, store: Path, out: Path, settings: dict[str, Any]) -> 
         given |= {key.partition(".")[2]: value for key, value in settings.items() if key.partition(".")[0] == name}
     words = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
     return [stage.verb, f"--config={stage.config}", *(f"--{key}={value}" for key, value in keys.items()), *words]
+
+
+def check(stage: Stage, words: list[str], store: Path) -> int:
+    """Reads the command of a stage without doing it: a mistake in the last is found before the first takes a day.
+
+    Returns:
+        0, or the exit code of a command that cannot be read; it has said why.
+
+    Raises:
+        UserError: The store lacks the labels that the stage wants to learn from.
+    """
+    code, text = read(words)
+    if code == 0 and stage.verb == "finetune":
+        config, opened = yaml.safe_load(text), Store.open(store)
+        data = config["data"]
+        schema = schema_for(opened, data["target"], pydoc.locate(config["head"]["class_path"]))
+        for split in (data["train"], data["validation"]):
+            labelled_scans(opened, len(data["view"]["size"]), split, schema)
+    return code
+
+
+def read(words: list[str]) -> tuple[int, str]:
+    """The exit code of a command that is read and not done, and its whole configuration in YAML."""
+    command = [sys.executable, "-m", "medssl.cli", *words, "--print_config"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    return done.returncode, done.stdout
 
 
 def run(words: list[str]) -> int:

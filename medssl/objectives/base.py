@@ -127,8 +127,8 @@ def check_objective(make: Callable[[], Objective], *, scans: int = 4, steps: int
 
     Checked: the plan; a finite loss with detached terms; a gradient for every trainable parameter and none elsewhere;
     the batch left as it was; same seed, same value; the state dict; no influence of the order of scans in a batch;
-    bfloat16; refusal of other batches; a loss for a batch with NaN, not an error; pictures that disturb nothing; and
-    that the measure of progress falls.
+    bfloat16; refusal of other batches; a loss for a batch with NaN, not an error; pictures that disturb nothing; an
+    ``after_step`` that moves nothing that the optimizer trains; and that the measure of progress falls.
 
     Args:
         make: Builds a fresh, small objective, with the same weights after the same ``torch.manual_seed``. Check once

@@ -94,6 +94,12 @@ def _require(clause: str, kept: bool, found: object = "") -> None:
         raise ContractError(message)
 
 
+def _described(term: object) -> str:
+    if not isinstance(term, torch.Tensor):
+        return f"a {type(term).__name__}"
+    return f"of shape {tuple(term.shape)}{', with a gradient' if term.requires_grad else ''}"
+
+
 def _fresh(make: Callable[[], Objective]) -> Objective:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -110,17 +116,21 @@ def _run(objective: Objective, batch: Batch, step: Step) -> Loss:
 
 def _check_loss(objective: Objective, batch: Batch, step: Step) -> None:
     before = [view.image.clone() for view in batch.views]
-    for half in (True, False):
+    for half in (False, True):
         objective.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             loss = _run(objective, batch, step)
-        where = " under bfloat16 autocast" if half else ""
-        _require(f"the loss is one finite number{where}", loss.total.shape == () and bool(loss.total.isfinite()))
+        _require("forward returns a medssl.types.Loss", isinstance(loss, Loss), f"got {type(loss).__name__}")
+        where, value = " under bfloat16 autocast" if half else "", loss.total.detach()
+        shape = f"got shape {tuple(value.shape)}" if value.shape else f"got {value.item()}"
+        _require(f"the loss is one finite number{where}", value.shape == () and bool(value.isfinite()), shape)
         torch.autograd.backward(loss.total)
         for name, p in objective.named_parameters():
             _require("trainable parameters, no others, have a gradient", p.requires_grad == (p.grad is not None), name)
             _require(f"gradients are finite{where}", p.grad is None or bool(p.grad.isfinite().all()), name)
-    _require("terms are detached scalars", all(t.shape == () and not t.requires_grad for t in loss.terms.values()))
+    for name, term in loss.terms.items():
+        scalar = isinstance(term, torch.Tensor) and term.shape == () and not term.requires_grad
+        _require("terms are detached tensors of one number", scalar, f"{name} is {_described(term)}")
     _require(f'terms hold the measure of progress "{objective.progress}"', objective.progress in loss.terms)
     if (rows := loss.embedding) is not None:
         kept = rows.ndim == 2 and len(rows) == len(step.samples) and not rows.requires_grad
@@ -151,7 +161,11 @@ def _check_refusals(objective: Objective, batch: Batch, step: Step) -> None:
             objective(replace(batch, views=views), step)
         except UserError:
             continue
-        _require(f"a batch with other {what} is refused with UserError", False)
+        except Exception as error:
+            clause = f"broken clause: a batch with other {what} is refused"
+            message = f"{clause}; {type(error).__name__}: {error}; let forward begin with self.require"
+            raise ContractError(message) from error
+        _require(f"a batch with other {what} is refused", False, "it is taken; let forward begin with self.require")
 
 
 def _check_not_finite(objective: Objective, batch: Batch, step: Step) -> None:
@@ -178,6 +192,18 @@ def _check_pictures(objective: Objective, batch: Batch, step: Step) -> None:
     _require("pictures leave weights, statistics, modes and random state as they were", same)
 
 
+def _check_after_step(objective: Objective, step: Step) -> None:
+    """What the optimizer trains is not a teacher, too: a second call moves nothing (a norm that is kept stays so)."""
+    state = {name: value.clone() for name, value in objective.state_dict().items()}
+    trained = {name: p.detach().clone() for name, p in objective.named_parameters() if p.requires_grad}
+    objective.after_step(step)
+    for name, p in objective.named_parameters():
+        still = name not in trained or torch.allclose(p, trained[name], rtol=1e-6, atol=1e-9)
+        hint = f"{name}; a teacher has requires_grad_(False) and runs under torch.no_grad()"
+        _require("after_step moves nothing that the optimizer trains", still, hint)
+    objective.load_state_dict(state)
+
+
 def _check_progress(objective: Objective, batch: Batch, step: Step, *, steps: int, rate: float) -> None:
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=rate)
     values = []
@@ -187,6 +213,8 @@ def _check_progress(objective: Objective, batch: Batch, step: Step, *, steps: in
         torch.autograd.backward(loss.total)
         optimizer.step()
         objective.after_step(now)
+        if now.index == 0:
+            _check_after_step(objective, now)
         values.append(loss.terms[objective.progress].item())
     few = max(1, steps // 6)
     first, last = sum(values[:few]) / few, sum(values[-few:]) / few

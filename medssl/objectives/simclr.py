@@ -22,7 +22,7 @@ from medssl.objectives.base import Objective
 from medssl.ops.limits import expect
 from medssl.ops.similarity import contrast
 from medssl.ops.tags import tags
-from medssl.types import Loss, Sampling, ViewPlan
+from medssl.types import Loss, Sampling, UserError, ViewPlan
 
 if TYPE_CHECKING:
     from medssl.encoders.base import Encoder
@@ -68,6 +68,9 @@ class SimCLR(Objective):
         z = self.projection(features.pooled)
         own = tags(batch, step, parts=1)
         every = own.of_all()
+        if len(every.crop) < 4:
+            message = "SimCLR tells crops from each other, and the batch has one: take a larger training.batch_size"
+            raise UserError(message)
         apart = ~own.itself(every)
         loss, terms = contrast(z, own.same(every) & apart, apart, apart=apart, temperature=self.temperature)
         return Loss(loss, terms, embedding=features.pooled[: len(step.samples)].detach())

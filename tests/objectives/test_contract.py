@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -149,6 +152,76 @@ class Users(Objective):
         image = batch.views[0].image
         total = (self.head(self.encoder(image).pooled)[:, 0] - image.flatten(1).mean(1)).square().mean()
         return Loss(total=total, terms={"loss": total.detach()})
+
+
+class WithTeacher(Users):
+    """A user's own objective with a teacher, right or wrong, or with a forward that goes wrong."""
+
+    def __init__(self, encoder, view, fault: str = "") -> None:
+        super().__init__(encoder, view)
+        self.fault = fault
+        self.teacher = copy.deepcopy(self.head).requires_grad_(fault == "trained teacher")
+
+    def forward(self, batch, step):
+        loss = super().forward(batch, step)
+        wrong = {
+            "tensor": loss.total, "nothing": None, "four": replace(loss, total=loss.total.repeat(4)),
+            "infinite": replace(loss, total=loss.total / 0), "number": replace(loss, terms={"loss": 1.0}),
+            "vector": replace(loss, terms={"loss": loss.total.detach(), "each": torch.ones(3)}),
+        }  # fmt: skip
+        if self.fault in wrong:
+            return wrong[self.fault]
+        pooled = self.encoder(batch.views[0].image).pooled
+        with contextlib.nullcontext() if self.fault == "trained teacher" else torch.no_grad():
+            wanted = self.teacher(pooled)
+        return replace(loss, total=loss.total + 0.1 * (self.head(pooled) - wanted).square().mean())
+
+    def after_step(self, step):
+        with torch.no_grad():
+            for mine, its in zip(self.head.parameters(), self.teacher.parameters(), strict=True):
+                its.lerp_(mine, 0.004)
+            if self.fault == "norm":  # of what is trained: kept, not moved on
+                self.head.weight.div_(self.head.weight.norm())
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("tensor", "forward returns a medssl.types.Loss; got Tensor"),
+        ("nothing", "forward returns a medssl.types.Loss; got NoneType"),
+        ("four", "the loss is one finite number; got shape (4,)"),
+        ("infinite", "the loss is one finite number; got inf"),
+        ("number", "terms are detached tensors of one number; loss is a float"),
+        ("vector", "terms are detached tensors of one number; each is of shape (3,)"),
+        (
+            "trained teacher",
+            "after_step moves nothing that the optimizer trains; teacher.weight; a teacher has requires_grad_(False) "
+            "and runs under torch.no_grad()",
+        ),
+    ],
+)
+def test_the_suite_says_what_is_wrong(fault, message):
+    view = spark(2).needs.views[0]
+    with pytest.raises(ContractError, match=f"^broken clause: {re.escape(message)}$"):
+        check_objective(lambda: WithTeacher(spark(2).encoder, view, fault))
+
+
+@pytest.mark.parametrize("fault", ["", "norm"])
+def test_a_teacher_that_is_right_and_norms_that_are_kept_pass(fault):
+    view = spark(2).needs.views[0]
+    check_objective(lambda: WithTeacher(spark(2).encoder, view, fault), rate=5e-3)
+
+
+def test_whoever_forgets_require_is_told():
+    class Forgetful(Users):
+        def require(self, batch, step):
+            torch.cat([view.image for view in batch.views])
+
+    message = (
+        r"^broken clause: a batch with other views is refused; .*non-empty.*; let forward begin with self\.require$"
+    )
+    with pytest.raises(ContractError, match=message):
+        check_objective(lambda: Forgetful(spark(2).encoder, spark(2).needs.views[0]))
 
 
 def test_a_users_own_class_is_checked():
