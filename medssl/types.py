@@ -82,10 +82,11 @@ class LabelSchema:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of one scan: files of a segmentation, and scan-level values by name."""
+    """Labels of one scan: a segmentation, scan-level values by name, and a mask of the voxels that no loss looks at."""
 
     mask: tuple[Part, ...] = ()
     values: tuple[tuple[str, str], ...] = ()
+    excluded: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,8 @@ class Crops:
 
     ``intensity`` holds, per sample and channel, (scale, offset, low, high, shift, divisor): the network's input is
     ``(clip(raw * scale + offset, low, high) - shift) / divisor``. Voxels outside the scan hold the code of the lowest
-    value. ``labels`` has one channel of integers (-1 on padding); ``values`` are scan-level labels by name.
+    value, as excluded ones do, where ``scored`` is False (None: every voxel counts). ``labels`` has one channel of
+    integers (-1 on padding); ``values`` are scan-level labels by name.
     """
 
     image: Shaped[Tensor, "B C *s"]
