@@ -89,7 +89,8 @@ class _Work:
         if self.excluded.all():
             message = "all voxels of the scan are excluded: leave the scan out, or repair its mask of excluded voxels"
             raise UserError(message)
-        return ~self.excluded[0]
+        kept: NDArray[np.bool_] = ~self.excluded[0]
+        return kept
 
     def foreground(self, preprocess: Preprocess, domain: ValueDomain) -> NDArray[np.bool_]:
         """The voxels [*s] that are not background; excluded ones are none of them."""

@@ -188,7 +188,8 @@ class Store:
         """Which voxels [1, *s] of what was read of a scan [C, *s] a loss may look at: all that are not excluded."""
         if not self.records.facts[number]["excluded"]:
             return np.ones((1, *codes.shape[1:]), bool)
-        return codes[:1] != EXCLUDED
+        kept: NDArray[np.bool_] = codes[:1] != EXCLUDED
+        return kept
 
     def with_labels(self, files: dict[int, Path], dtype: np.dtype[Any]) -> Store:
         """The same store in which some scans have labels from elsewhere instead of their own or none.

@@ -217,8 +217,7 @@ def test_excluded_voxels_decode_to_the_lower_bound(rule, dtype):
     codes, numbers = coding.encode(image, rule, kept, kept=kept)
     lowest, step = image[:, kept].min(1), numbers.intensity[:, 0]
     plain = coding.decode(codes, numbers.intensity, normalise=False)[:, ~kept]
-    assert (plain <= lowest[:, None]).all()
-    first = np.maximum(lowest, numbers.intensity[:, 2]) if dtype == np.float32 else lowest
+    first = np.maximum(lowest, numbers.intensity[:, 2]) if dtype == np.float32 else lowest  # real ones are clipped
     np.testing.assert_allclose(plain, np.broadcast_to((first - step)[:, None], plain.shape), atol=2e-3)
     seen = coding.decode(codes, numbers.intensity)
     assert (seen[:, ~kept] <= seen[:, kept].min(1)[:, None]).all()

@@ -87,12 +87,9 @@ def test_stored_voxels_are_exact_and_marked_where_they_are_excluded(store):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("size", [(32, 32, 16), (16, 24)])
-@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize(("size", "axis"), [((32, 32, 16), 2), ((16, 24), 0), ((16, 24), 1), ((16, 24), 2)])
 def test_batches_are_scored_where_voxels_are_not_excluded(store, workers, size, axis):
     """The labels of the excluded voxels come by a road of their own."""
-    if len(size) == 3 and axis:
-        pytest.skip("volumes have no slices")
     seen = set()
     for crops in batches(store, 4, size, workers=workers, sampling=Sampling(slice_axis=axis)):
         assert crops.scored.dtype == torch.bool
@@ -161,7 +158,7 @@ def test_keys_and_content_know_the_mask(tmp_path, monkeypatch):
     contents = [
         content("plain", volume(lowest)),
         content("masked", volume(image, None, None, mask)),
-        content("more", volume(image, None, None, mask | (image > 990))),
+        content("more", volume(image, None, None, mask | (image < -1900))),
     ]
     assert len(set(contents)) == 3
     np.testing.assert_array_equal(
