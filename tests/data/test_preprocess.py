@@ -245,6 +245,18 @@ def test_excluded_voxels_are_no_foreground():
     np.testing.assert_allclose(whole.coding.intensity[0, 4:], [900, 1])
 
 
+def test_blank_voxels_are_no_foreground_where_everything_else_is():
+    image = numbered((40, 32, 32)) + 50  # all above the -500 HU of air
+    mask = np.zeros_like(image, bool)
+    mask[0, :18] = True
+    prepared = prepare(volume(image, None, None, mask), PLAIN, domain="hu")
+    np.testing.assert_array_equal(prepared.cells, coding.foreground_cells(~mask[0]))
+    inside = image[~mask].clip(-1000, 1000)
+    np.testing.assert_allclose(prepared.coding.intensity[0, 4:], [inside.mean(), inside.std()], rtol=1e-5)
+    cropped = prepare(volume(image, None, None, mask), Preprocess(orientation=None), domain="hu")
+    assert (cropped.undo.crop_start, cropped.undo.crop_size) == ((18, 0, 0), (22, 32, 32))
+
+
 def test_a_mask_that_is_false_everywhere_is_as_none():
     image = numbered((9, 8, 7), dtype=np.uint8)
     bare = prepare(volume(image), PLAIN, domain="gray")

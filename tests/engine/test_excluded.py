@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from data.make_scans import write_nifti
-from data.stores import PLAIN, fill_store, volume
+from data.stores import PLAIN, fill_store, scan_of, volume
 from heads.made import network, schema
 from objectives.small import SIZES, mae
 
@@ -22,6 +22,7 @@ from medssl.data.coding import EXCLUDED
 from medssl.data.index import Index
 from medssl.data.loader import make_loader
 from medssl.data.store import Store
+from medssl.engine.evaluate import nameless
 from medssl.engine.settings import Examples
 from medssl.engine.supervised import Supervised
 from medssl.heads.segmentation import UNet
@@ -112,6 +113,12 @@ def test_labels_are_not_learnt_where_voxels_are_excluded(pair):
     assert torch.equal(objective(dataclasses.replace(batch, targets=(wrong,)), STEP).total, total)
     learnt = dataclasses.replace(with_everything_scored(batch), targets=(wrong,))
     assert objective(learnt, STEP).total != total
+
+
+def test_a_reason_that_may_be_passed_on_names_no_mask():
+    held = volume(np.zeros((1, 4, 4, 4), np.int16), None, None, np.ones((1, 4, 4, 4), bool))
+    reason = "mask of excluded voxels a.excluded.nii has 2 channels: expected one, holding 0 where voxels count"
+    assert nameless(reason, scan_of("a", held), Path("scans")) == reason.replace("a.excluded.nii", "the file")
 
 
 # --- the command line
