@@ -26,7 +26,7 @@ class UserError(ValueError):
     """Something the user can put right: the command line prints it as one line and exits with 2."""
 
 
-# --- scans
+# --- scans, and what is done to them before they are stored
 @dataclass(frozen=True)
 class Part:
     """One file (or one frame of it) of a scan; ``path`` is relative to the index root."""
@@ -82,10 +82,11 @@ class LabelSchema:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of one scan: files of a segmentation, and scan-level values by name."""
+    """Labels of one scan: a segmentation, scan-level values by name, and a mask of the voxels that no loss looks at."""
 
     mask: tuple[Part, ...] = ()
     values: tuple[tuple[str, str], ...] = ()
+    excluded: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,6 @@ class Scan:
     status: Status = field(default_factory=Status)
 
 
-# --- preprocess
 @dataclass(frozen=True)
 class IntensityRule:
     """Numbers that turn stored values into the network's input: clip, then shift and divide.
@@ -210,8 +210,8 @@ class Crops:
     """A batch of raw crops as the loader sends it: integers where the store has integers.
 
     ``intensity`` holds, per sample and channel, (scale, offset, low, high, shift, divisor): the network's input is
-    ``(clip(raw * scale + offset, low, high) - shift) / divisor``. Voxels outside the scan hold the code of the lowest
-    value. ``labels`` has one channel of integers (-1 on padding); ``values`` are scan-level labels by name.
+    ``(clip(raw * scale + offset, low, high) - shift) / divisor``. Outside the scan is the code of the lowest value, and
+    ``labels`` are -1; ``scored`` (None: all) is False at excluded voxels; ``values`` are scan-level labels by name.
     """
 
     image: Shaped[Tensor, "B C *s"]

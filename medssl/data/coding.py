@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from medssl.types import IntensityRule, ValueDomain
 
-CODES = 65535  # steps between the lowest and the highest int16
+EXCLUDED = -32768  # code of voxels that no loss looks at, in scans that have such voxels and nowhere else
 SAMPLE = 1 << 20  # voxels that statistics look at
 CELLS = 512  # cells at most in the map of the foreground
 
@@ -30,12 +30,14 @@ class Coding:
         fill: [C] code of the lowest value, for voxels outside the scan.
         error: Largest difference between a stored value and the prepared one, in the scan's own unit; 0 is exact.
         clipped: Voxels beyond the clip bounds of the intensity rule that were stored as the bound.
+        excluded: Voxels of the grid that hold ``EXCLUDED``.
     """
 
     intensity: NDArray[np.float32]
     fill: NDArray[np.int32]
     error: float = 0.0
     clipped: int = 0
+    excluded: int = 0
 
 
 def refuse_unusable(image: NDArray[Any]) -> None:
@@ -56,8 +58,18 @@ def refuse_unusable(image: NDArray[Any]) -> None:
         raise UserError(message)
 
 
-def thresholds(image: NDArray[Any], domain: ValueDomain, background: float | None) -> NDArray[np.float64]:
-    """Returns per channel the highest value that counts as background.
+def blanked(image: NDArray[Any], kept: NDArray[np.bool_]) -> NDArray[Any]:
+    """Returns a copy of [C, *s] in which all but the kept voxels [*s] hold the lowest kept value of their channel."""
+    image = image.copy()
+    for channel in image:
+        channel[~kept] = channel[kept].min()
+    return image
+
+
+def thresholds(
+    image: NDArray[Any], domain: ValueDomain, background: float | None, kept: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
+    """Returns per channel the highest value that counts as background; only kept voxels [*s] have a say.
 
     Without a rule of the user's: -500 HU in CT; 10 of 255 in colour; elsewhere a quarter of the way from the dark to
     Otsu's threshold (Otsu 1979), low enough to keep dim tissue and high enough to drop the noise of air.
@@ -68,7 +80,7 @@ def thresholds(image: NDArray[Any], domain: ValueDomain, background: float | Non
         background = 10.0
     if background is not None:
         return np.full(len(image), background)
-    return np.array([_towards_otsu(_sampled(channel)) for channel in image])
+    return np.array([_towards_otsu(_sampled_of(channel, kept)) for channel in image])
 
 
 def foreground_mask(image: NDArray[Any], limits: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -113,7 +125,12 @@ def foreground_cells(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def encode(
-    image: NDArray[Any], rule: IntensityRule, mask: NDArray[np.bool_], *, whole: bool = False
+    image: NDArray[Any],
+    rule: IntensityRule,
+    mask: NDArray[np.bool_],
+    *,
+    whole: bool = False,
+    kept: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.uint8] | NDArray[np.int16], Coding]:
     """Turns values into the integers that are stored.
 
@@ -121,24 +138,36 @@ def encode(
     not fit). Everything else is spread over all int16 codes between the bounds of the rule: the error is at most the
     range / 131070, and voxels beyond the bounds are counted.
 
+    With excluded voxels all values become int16 and one code is theirs: the lowest value gets the next one, so that
+    ``EXCLUDED`` decodes to one step below it, and to the lower bound where values are clipped. Whole numbers are exact
+    that span less than 65535; the error of everything else is at most the range / 131068.
+
     Args:
         image: Prepared values [C, *s].
         rule: The intensity rule of the scan's value domain.
         mask: Foreground [*s]: percentiles, mean and deviation are taken over it (sub-sampled in large scans).
         whole: Round to whole units first (resampled HU and resampled 8-bit images), which is counted as error.
+        kept: False at excluded voxels [*s], whatever they hold; None where there are none.
 
     Returns:
         Codes [C, *s] and the numbers that decode them.
     """
-    eight = image.dtype == np.uint8
+    eight = image.dtype == np.uint8 and kept is None
     codes: NDArray[Any] = np.empty(image.shape, np.uint8 if eight else np.int16)
-    rows = [_encode_channel(x, rule, _foreground_values(x, mask), codes[c], whole) for c, x in enumerate(image)]
+    image = image if kept is None else blanked(image, kept)
+    rows = [
+        _encode_channel(values, rule, _foreground_values(values, mask, kept), out, whole, kept)
+        for values, out in zip(image, codes, strict=True)
+    ]
     coding = Coding(
         intensity=np.array([row[0] for row in rows], np.float32),
         fill=np.array([int(channel.min()) for channel in codes], np.int32),
         error=max(row[1] for row in rows),
         clipped=sum(row[2] for row in rows),
+        excluded=0 if kept is None else int(kept.size - np.count_nonzero(kept)),
     )
+    if kept is not None:
+        codes[:, ~kept] = EXCLUDED
     return codes, coding
 
 
@@ -151,18 +180,26 @@ def decode(codes: NDArray[Any], intensity: NDArray[np.float32], *, normalise: bo
 
 
 def _encode_channel(
-    values: NDArray[Any], rule: IntensityRule, sample: NDArray[np.float64], out: NDArray[Any], whole: bool
+    values: NDArray[Any],
+    rule: IntensityRule,
+    sample: NDArray[np.float64],
+    out: NDArray[Any],
+    whole: bool,
+    kept: NDArray[np.bool_] | None,
 ) -> tuple[tuple[float, ...], float, int]:
     """Writes the codes of one channel; returns (its six numbers, error, clipped voxels)."""
+    first_code = -32768 if kept is None else EXCLUDED + 1
+    steps = 32767 - first_code
     lowest, highest = float(values.min()), float(values.max())
     low, high = _bounds(rule, sample, lowest, highest)
     error, clipped = 0.0, 0
     if out.dtype == np.uint8:
         scale, offset = 1.0, 0.0
         out[...] = values
-    elif highest - lowest <= CODES and (whole or _is_whole(values)):
+    elif highest - lowest <= steps and (whole or _is_whole(values)):
         scale = 1.0
-        offset = 0.0 if -32768 <= np.rint(lowest) and np.rint(highest) <= 32767 else float(np.rint(lowest)) + 32768.0
+        fits = kept is None and -32768 <= np.rint(lowest) and np.rint(highest) <= 32767
+        offset = 0.0 if fits else float(np.rint(lowest)) - first_code
         error = 0.5 if whole and not _is_whole(values) else 0.0
         largest = max(abs(lowest), abs(highest))
         error += float(np.spacing(np.float32(largest))) if largest > 1 << 24 else 0.0  # values come back in float32
@@ -172,11 +209,12 @@ def _encode_channel(
             _by_plane(values, out, lambda plane: np.rint(plane - offset))
     else:
         first, last = max(lowest, min(low, highest)), min(highest, max(high, lowest))
-        scale = (last - first) / CODES or 1.0
-        offset = first + 32768.0 * scale
+        scale = (last - first) / steps or 1.0
+        offset = first - first_code * scale
         error = scale / 2 + float(np.spacing(np.float32(max(abs(first), abs(last)))))
-        clipped = int(np.count_nonzero(values < first) + np.count_nonzero(values > last))
-        _by_plane(values, out, lambda plane: np.clip(np.rint((plane - offset) / scale), -32768, 32767))
+        beyond = (values < first) | (values > last)
+        clipped = int(np.count_nonzero(beyond if kept is None else beyond & kept))
+        _by_plane(values, out, lambda plane: np.clip(np.rint((plane - offset) / scale), first_code, 32767))
     shift, divisor = _normalisation(rule, np.clip(sample, low, high), low, high)
     return (scale, offset, low, high, shift, divisor), error, clipped
 
@@ -217,9 +255,19 @@ def _sampled(values: NDArray[Any]) -> NDArray[Any]:
     return values[(slice(None, None, step),) * values.ndim]
 
 
-def _foreground_values(values: NDArray[Any], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _sampled_of(values: NDArray[Any], kept: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """A sample of the kept voxels; all of them where the sample meets none."""
+    if kept is None:
+        return _sampled(values)
+    found = _sampled(values)[_sampled(kept)]
+    return found if found.size else values[kept]
+
+
+def _foreground_values(
+    values: NDArray[Any], mask: NDArray[np.bool_], kept: NDArray[np.bool_] | None
+) -> NDArray[np.float64]:
     inside = _sampled(values)[_sampled(mask)]
-    return (inside if inside.size else _sampled(values).ravel()).astype(np.float64)
+    return (inside if inside.size else _sampled_of(values, kept).ravel()).astype(np.float64)
 
 
 def _towards_otsu(values: NDArray[Any]) -> float:

@@ -88,6 +88,8 @@ class Feed:
     Attributes:
         image: Shape and dtype of the voxels of a batch, [B, C, *size].
         label: Shape and dtype of its labels, [B, 1, *size], or None.
+        scored: Shape and dtype of what a loss may look at, [B, 1, *size]; None where no scan of the store has excluded
+            voxels, so that all batches of a store are alike.
     """
 
     def __init__(
@@ -115,6 +117,8 @@ class Feed:
         if options.get("with_labels", False) and facts["label"].any():
             small = np.isin(facts["label"], narrow).all()
             self.label = (batch_size, 1, *self.size), np.dtype(np.int16 if small else np.int32)
+        some = bool(store.records.facts["excluded"].any())
+        self.scored = ((batch_size, 1, *self.size), np.dtype(np.bool_)) if some else None
         if self.sampling.labelled > 0 and self.label is None:
             message = (
                 f"sampling.labelled is {self.sampling.labelled}, but no masks are read here (pretraining, values of "
@@ -123,8 +127,10 @@ class Feed:
             raise UserError(message)
         self.places = Places(store)
 
-    def packet(self, batch: int, images: NDArray[Any], labels: NDArray[Any] | None) -> Packet:
-        """Reads a micro-batch into ``images`` and ``labels`` (of the shapes and types that the feed names)."""
+    def packet(
+        self, batch: int, images: NDArray[Any], labels: NDArray[Any] | None, scored: NDArray[np.bool_] | None = None
+    ) -> Packet:
+        """Reads a micro-batch into ``images``, ``labels`` and ``scored`` (of the feed's shapes and types)."""
         world, rank = self.options.get("world_size", 1), self.options.get("rank", 0)
         first = (batch * world + rank) * self.batch_size
         samples = tuple(range(first, first + self.batch_size))
@@ -133,6 +139,9 @@ class Feed:
             self.fill(sample, number, images[row], None if labels is None else labels[row])
             for row, (sample, number) in enumerate(zip(samples, numbers, strict=True))
         ]
+        if scored is not None:
+            for row, number in enumerate(numbers):
+                scored[row] = self.store.scored(number, images[row])
         held = self.store.records
         start, extent, spacing, world_affine, along, shown = (np.stack(column) for column in zip(*places, strict=True))
         arrays = {

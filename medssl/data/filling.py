@@ -139,7 +139,7 @@ def expected_bytes(filling: Filling, scan: Scan) -> int:
         shape = shape * np.asarray(scan.grid.spacing_mm) / np.where(new > 0, new, scan.grid.spacing_mm)
     elif len(shape) == 3 and rules.spacing_mm and all(rules.spacing_mm):
         shape = shape * np.prod(scan.grid.spacing_mm) ** (1 / 3) / np.prod(rules.spacing_mm) ** (1 / 3)
-    narrow = scan.source.value_domain == "rgb"
+    narrow = scan.source.value_domain == "rgb" and not scan.labels.excluded
     return int(np.prod(np.maximum(shape, 1)) * max(1, len(scan.source.channels)) * (1 if narrow else 2))
 
 

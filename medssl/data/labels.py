@@ -13,16 +13,88 @@ from medssl.types import LabelSchema, UserError
 
 _FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 _FOLDERS |= {"test": "test", "testing": "test"}
+NOUNS = {"mask": "label", "excluded": "mask of excluded voxels"}
+EXAMPLES = {"mask": "labels", "excluded": "excluded"}
 STARTS, SIGNS, CALLS = frozenset("=@\t\r"), frozenset("+-"), "(|!"  # of formulas: grades such as "++" are none
 
 
 @dataclass(frozen=True)
-class LabelOptions:
-    """Where the labels of a data set are.
+class PathRule:
+    """Leads from an image's path to that of a mask of its own, and back (paths below the data set).
+
+    Attributes:
+        role: What the mask is: "mask" (of classes) or "excluded".
+        option: Where the user says the rule.
+        text: The rule: TEXT=TEXT, several with commas; every left side is replaced.
+    """
+
+    role: Literal["mask", "excluded"]
+    option: str
+    text: str
+
+    @property
+    def noun(self) -> str:
+        """What messages call such a mask."""
+        return NOUNS[self.role]
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The replacements, in order.
+
+        Raises:
+            UserError: A side is missing, or both are the same.
+        """
+        pairs = [(left, right) for left, _, right in (pair.partition("=") for pair in self.text.split(",") if pair)]
+        if any(not left or not right or left == right for left, right in pairs):
+            message = f"{self.option} {self.text!r}: expected TEXT=TEXT, as in images={EXAMPLES[self.role]}"
+            raise UserError(message)
+        return pairs
+
+    def mask_of(self, path: str) -> str:
+        """Path of the mask of the image at ``path``; nothing where the rule does not fit."""
+        pairs = self.pairs()
+        if not pairs or any(left not in path for left, _ in pairs):
+            return ""
+        for left, right in pairs:
+            path = path.replace(left, right)
+        return path
+
+    def image_of(self, path: str) -> str:
+        """Path of the image that the mask at ``path`` would belong to, or nothing where it cannot be a mask."""
+        pairs = self.pairs()
+        if not pairs or any(right not in path for _, right in pairs):
+            return ""
+        for left, right in reversed(pairs):
+            path = path.replace(right, left)
+        return path
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """Which files are masks of which images.
 
     Attributes:
         masks: Text of an image's path = text of its mask's path, several with commas ("images=labels" or
             "imagesTr=labelsTr,_0000.nii.gz=.nii.gz"); every left side is replaced.
+        excluded: The same for masks of voxels that no loss looks at (defaced, burned-in text): all that is not zero.
+    """
+
+    masks: str = ""
+    excluded: str = ""
+
+    def rules(self) -> tuple[PathRule, ...]:
+        """The rules that were given, each with its role."""
+        given: tuple[PathRule, ...] = (
+            PathRule("mask", "--labels.masks", self.masks),
+            PathRule("excluded", "--labels.excluded", self.excluded),
+        )
+        return tuple(rule for rule in given if rule.pairs())
+
+
+@dataclass(frozen=True)
+class LabelOptions(MaskOptions):
+    """Where the labels of a data set are.
+
+    Attributes:
         classes: "folder" takes the folder that holds the file as the value "class".
         values: A CSV table with a header row.
         key: Its column that names the scan (file name with or without ending, or path) or the subject.
@@ -33,7 +105,6 @@ class LabelOptions:
             "column:NAME" of the table.
     """
 
-    masks: str = ""
     classes: Literal["", "folder"] = ""
     values: str = ""
     key: str = ""
@@ -43,21 +114,13 @@ class LabelOptions:
     split: str = "train=0.8,val=0.1,test=0.1"
 
     def __post_init__(self) -> None:
-        self.pairs()
+        self.rules()
         self.schema()
         if self.split != "folder" and not self.split.startswith("column:"):
             parse_shares(self.split)
         if self.values and not self.key:
             message = f"--labels.values {self.values}: say with --labels.key which column names the scan or the subject"
             raise UserError(message)
-
-    def pairs(self) -> list[tuple[str, str]]:
-        """The replacements that lead from an image's path to its mask's."""
-        pairs = [(left, right) for left, _, right in (pair.partition("=") for pair in self.masks.split(",") if pair)]
-        if any(not left or not right or left == right for left, right in pairs):
-            message = f"--labels.masks {self.masks!r}: expected TEXT=TEXT, as in images=labels"
-            raise UserError(message)
-        return pairs
 
     def schema(self) -> LabelSchema | None:
         """The class map of the masks, or None where no names were given."""
@@ -76,24 +139,6 @@ class LabelOptions:
             raise UserError(message)
         named = [pair for pair in sorted(classes) if pair[0] != self.ignore]  # no network learns to say "ignore"
         return LabelSchema("mask", tuple(named), self.ignore)
-
-    def mask_of(self, path: str) -> str:
-        """Path of the mask of the image at ``path`` (both below the data set); nothing where the rule does not fit."""
-        pairs = self.pairs()
-        if not pairs or any(left not in path for left, _ in pairs):
-            return ""
-        for left, right in pairs:
-            path = path.replace(left, right)
-        return path
-
-    def image_of(self, path: str) -> str:
-        """Path of the image that the mask at ``path`` would belong to, or nothing where it cannot be a mask."""
-        pairs = self.pairs()
-        if not pairs or any(right not in path for _, right in pairs):
-            return ""
-        for left, right in reversed(pairs):
-            path = path.replace(right, left)
-        return path
 
 
 def is_formula(text: str) -> bool:

@@ -20,12 +20,14 @@ from medssl.data.regions import slice_axes
 from medssl.types import Crops, Origin, Placement, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from medssl.data.store import Store
     from medssl.types import ViewPlan
+
+    Layout = tuple[tuple[int, ...], np.dtype[Any]]
 
 PREFETCH = 2  # batches that a worker is ahead
 POOLED = 4  # buffers of batches that are gone, kept for the next
@@ -94,19 +96,17 @@ class CropLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Crops]:  # type: ignore[override]
         """Batches from ``first_batch`` on, without end."""
         source, feed = self.dataset, self.dataset.feed
-        images = _Buffers(*feed.image)
-        labels = None if feed.label is None else _Buffers(*feed.label)
+        buffers = [None if layout is None else _Buffers(*layout) for layout in _layouts(feed)]
         if not self.num_workers:
             for batch in itertools.count(feed.options.get("first_batch", 0)):
-                image, label = images.take(), None if labels is None else labels.take()
-                yield _crops(feed.packet(batch, image.numpy(), None if label is None else label.numpy()), image, label)
+                taken = [None if buffer is None else buffer.take() for buffer in buffers]
+                yield _crops(_read(feed, batch, taken), taken)
         for item in super().__iter__():
             if isinstance(item, str):
                 raise UserError(item)
             packet, slot = item
-            label = None if labels is None or source.labels is None else labels.take().copy_(source.labels[slot])
-            assert source.images is not None
-            yield _crops(packet, images.take().copy_(source.images[slot]), label)
+            pairs = zip(buffers, source.shared, strict=True)
+            yield _crops(packet, [None if b is None or s is None else b.take().copy_(s[slot]) for b, s in pairs])
 
 
 class Source(IterableDataset[Any]):
@@ -115,20 +115,17 @@ class Source(IterableDataset[Any]):
     def __init__(self, feed: Feed, workers: int) -> None:
         self.feed = feed
         slots = (workers, PREFETCH + 1)
-        self.images = _shared(slots, *feed.image) if workers else None
-        self.labels = _shared(slots, *feed.label) if workers and feed.label is not None else None
+        self.shared = [_shared(slots, *layout) if workers and layout else None for layout in _layouts(feed)]
 
     def __iter__(self) -> Iterator[tuple[Packet, tuple[int, int]] | str]:
         """Batches of this worker; a text instead of a batch says what went wrong and is the last item."""
         worker = get_worker_info()
         assert worker is not None
-        assert self.images is not None
         first = self.feed.options.get("first_batch", 0) + worker.id
         for turn, batch in enumerate(itertools.count(first, worker.num_workers)):
             slot = (worker.id, turn % (PREFETCH + 1))
-            labels = None if self.labels is None else self.labels[slot].numpy()
             try:
-                yield self.feed.packet(batch, self.images[slot].numpy(), labels), slot
+                yield _read(self.feed, batch, [None if whole is None else whole[slot] for whole in self.shared]), slot
             except UserError as error:
                 yield str(error)
                 return
@@ -156,12 +153,26 @@ class _Buffers:
             self.free.append(memory)
 
 
-def _crops(packet: Packet, image: torch.Tensor, labels: torch.Tensor | None) -> Crops:
+def _layouts(feed: Feed) -> tuple[Layout | None, ...]:
+    """Shape and dtype of images, labels and what is scored: the order in which they go through this module."""
+    return feed.image, feed.label, feed.scored
+
+
+def _read(feed: Feed, batch: int, tensors: Sequence[torch.Tensor | None]) -> Packet:
+    """Reads a micro-batch into tensors of the feed's layouts."""
+    images, labels, scored = (None if tensor is None else tensor.numpy() for tensor in tensors)
+    assert images is not None
+    return feed.packet(batch, images, labels, scored)
+
+
+def _crops(packet: Packet, read: Sequence[torch.Tensor | None]) -> Crops:
+    image, labels, scored = read
+    assert image is not None
     tensors = {name: torch.from_numpy(array) for name, array in packet.arrays.items()}
     intensity, positions, along = (tensors.pop(name) for name in ("intensity", "positions", "along"))
     scan_ids, subject_ids, samples = packet.origin
     origin = Origin(scan_ids, subject_ids, samples, positions, along)
-    return Crops(image, intensity, Placement(**tensors), origin, labels, values=packet.values)
+    return Crops(image, intensity, Placement(**tensors), origin, labels, scored, values=packet.values)
 
 
 def _shared(slots: tuple[int, int], shape: tuple[int, ...], dtype: np.dtype[Any]) -> torch.Tensor:

@@ -76,8 +76,11 @@ class Places:
             values = [value for value in np.unique(label).tolist() if value > 0]
         else:
             values = [value for value, _ in schema.classes[1:] if value != schema.ignore]
+        counted: NDArray[np.bool_] | np.bool_ = np.True_
+        if self.store.records.facts[number]["excluded"]:  # no loss would look at what such crops are to show
+            counted = self.store.scored(number, self.store.read(number, (0,) * len(shape), shape)).ravel()
         generator = keyed_generator(0, number, "places")  # of no run: whoever reads finds the same
-        found = (_spread(np.flatnonzero(label == value), generator) for value in values)
+        found = (_spread(np.flatnonzero((label == value) & counted), generator) for value in values)
         return tuple(own.astype(np.min_scalar_type(label.size)) for own in found if len(own))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,15 +65,38 @@ class _Work:
     image: NDArray[Any]
     affine: NDArray[np.float64]
     label: NDArray[Any] | None = None
+    excluded: NDArray[np.bool_] | None = None
     undo: Undo = field(default_factory=lambda: Undo((), (), (), ()))
 
     def move(self, step: Callable[..., tuple[NDArray[Any], NDArray[np.float64]]], *arguments: object) -> None:
-        """Takes image and label through the same change of grid."""
+        """Takes image and masks through the same change of grid."""
         affine = self.affine
+        nearest = {"nearest": True} if step in (grid.resample, grid.resize_image) else {}
         self.image, self.affine = step(self.image, affine, *arguments)
         if self.label is not None:
-            nearest = {"nearest": True} if step in (grid.resample, grid.resize_image) else {}
             self.label, _ = step(self.label, affine, *arguments, **nearest)
+        if self.excluded is not None:
+            self.excluded, _ = step(self.excluded, affine, *arguments, **nearest)
+
+    def kept(self) -> NDArray[np.bool_] | None:
+        """The voxels [*s] that are not excluded; None where none is.
+
+        Raises:
+            UserError: All are.
+        """
+        if self.excluded is None or not self.excluded.any():
+            return None
+        if self.excluded.all():
+            message = "all voxels of the scan are excluded: leave the scan out, or repair its mask of excluded voxels"
+            raise UserError(message)
+        kept: NDArray[np.bool_] = ~self.excluded[0]
+        return kept
+
+    def foreground(self, preprocess: Preprocess, domain: ValueDomain) -> NDArray[np.bool_]:
+        """The voxels [*s] that are not background; excluded ones are none of them."""
+        kept = self.kept()
+        mask = coding.foreground_mask(self.image, coding.thresholds(self.image, domain, preprocess.background, kept))
+        return mask if kept is None else mask & kept
 
 
 def check(preprocess: Preprocess) -> None:
@@ -108,7 +131,8 @@ def prepare(volume: Volume, preprocess: Preprocess, *, domain: ValueDomain) -> P
     """Applies every rule of ``preprocess`` to a scan that was read.
 
     Args:
-        volume: Image [C, *s] in its own type, affine, and label [1, *s] or None; two spatial axes are an image.
+        volume: Image [C, *s] in its own type, affine, label [1, *s] or None, and excluded voxels [1, *s] or None; two
+            spatial axes are an image. What excluded voxels hold reaches nothing: not even what is interpolated.
         preprocess: The rules.
         domain: What the values are, which decides the intensity rule and the foreground.
 
@@ -116,13 +140,16 @@ def prepare(volume: Volume, preprocess: Preprocess, *, domain: ValueDomain) -> P
         Codes, geometry and the numbers to decode them.
 
     Raises:
-        UserError: The scan is empty, holds NaN or infinite voxels, or a rule does not fit it.
+        UserError: The scan is empty, holds NaN or infinite voxels or excluded ones alone, or a rule does not fit it.
     """
     image = _plain_type(np.asarray(volume.image))
     coding.refuse_unusable(image)
     source_whole = image.dtype == np.uint8 or domain == "hu"
     work = _Work(image, np.asarray(volume.affine, np.float64))
     work.label = None if volume.label is None else whole_numbers(volume.label)
+    work.excluded = volume.excluded
+    if (kept := work.kept()) is not None:
+        work.image = coding.blanked(image, kept)
     if image.ndim == 4 and preprocess.orientation:
         work.move(grid.orient, preprocess.orientation)
     _crop_foreground(work, preprocess, domain)
@@ -179,13 +206,13 @@ def _plain_type(image: NDArray[Any]) -> NDArray[Any]:
 
 
 def _crop_foreground(work: _Work, preprocess: Preprocess, domain: ValueDomain) -> None:
-    """Cuts the background border away; a labelled voxel counts as foreground, so no label is lost."""
+    """Cuts the background border away; a labelled voxel counts as foreground, so no label that is learnt is lost."""
     shape = tuple(work.image.shape[1:])
     start, stop = (0,) * len(shape), shape
     if preprocess.foreground_crop:
-        mask = coding.foreground_mask(work.image, coding.thresholds(work.image, domain, preprocess.background))
+        mask, kept = work.foreground(preprocess, domain), work.kept()
         if work.label is not None:
-            mask |= work.label[0] > 0
+            mask |= work.label[0] > 0 if kept is None else (work.label[0] > 0) & kept
         start, stop = coding.bounding_box(mask)
     affine = tuple(tuple(float(x) for x in row) for row in work.affine)
     work.undo = Undo(shape, affine, start, tuple(b - a for a, b in zip(start, stop, strict=True)))
@@ -224,27 +251,33 @@ def _apply_users(work: _Work, imported: tuple[Imported, ...]) -> None:
         except Exception as error:  # whatever the user's own code raises
             message = f"{step.class_path} failed: {type(error).__name__}: {error}"
             raise UserError(message) from error
-    axes = work.image.ndim
+    shape, affine = work.image.shape, work.affine
     work.image = np.asarray(data["image"])
     work.affine = np.asarray(getattr(data["image"], "affine", work.affine), np.float64)
     work.label = None if work.label is None else whole_numbers(np.asarray(data["label"]))
-    if work.image.ndim != axes or (work.label is not None and work.label.shape != (1, *work.image.shape[1:])):
+    if work.image.ndim != len(shape) or (work.label is not None and work.label.shape != (1, *work.image.shape[1:])):
         label = "" if work.label is None else f" and a label of shape {work.label.shape}"
         message = (
             f"preprocess.transforms leave an image of shape {work.image.shape}{label}: expected channel first, as many "
             "axes as before, and the same grid for both (keys image and label)"
         )
         raise UserError(message)
+    if work.kept() is not None and (work.image.shape[1:] != shape[1:] or not np.allclose(work.affine, affine)):
+        message = (
+            "preprocess.transforms move the voxels of a scan of which some are excluded: change the grid with "
+            "preprocess.orientation, spacing_mm or image_size, which take the mask of excluded voxels along"
+        )
+        raise UserError(message)
     coding.refuse_unusable(work.image)
 
 
 def _finish(work: _Work, preprocess: Preprocess, domain: ValueDomain, *, whole: bool, error: float = 0.0) -> Prepared:
-    mask = coding.foreground_mask(work.image, coding.thresholds(work.image, domain, preprocess.background))
-    codes, numbers = coding.encode(work.image, getattr(preprocess.intensity, domain), mask, whole=whole)
+    mask, rule = work.foreground(preprocess, domain), getattr(preprocess.intensity, domain)
+    codes, numbers = coding.encode(work.image, rule, mask, whole=whole, kept=work.kept())
     return Prepared(
         image=codes,
         affine=work.affine,
-        coding=coding.Coding(numbers.intensity, numbers.fill, max(error, numbers.error), numbers.clipped),
+        coding=replace(numbers, error=max(error, numbers.error)),
         cells=coding.foreground_cells(mask),
         undo=work.undo,
         label=None if work.label is None else _smallest(work.label),

@@ -1,4 +1,4 @@
-"""One scan of the index -> its array, its affine and its label, as they lie on disk.
+"""One scan of the index -> its array, its affine and its masks, as they lie on disk.
 
 nibabel, SimpleITK, Pillow and tifffile are called directly: the readers of MONAI that wrap them turn integers into
 float32, never look at the check sum of a gzip file, and cost seconds of import in every process.
@@ -31,7 +31,7 @@ from medssl.data.headers import (
 from medssl.types import Grid, LabelSchema, Part, Scan, UserError
 
 if TYPE_CHECKING:
-    from jaxtyping import Shaped
+    from jaxtyping import Bool, Shaped
 
 _SAME_AFFINE_MM = 1e-2
 
@@ -45,7 +45,8 @@ class Volume:
     """A scan as it lies on disk.
 
     ``image`` is [C, i, j, k] or [C, H, W] in the file's own number type (float32 where the file asks for scaling that
-    leaves the whole numbers), ``affine`` voxel -> world mm, ``label`` [1, *s] of whole numbers, ``notes`` what is odd.
+    leaves the whole numbers), ``affine`` voxel -> world mm, ``label`` [1, *s] of whole numbers, ``notes`` what is odd,
+    ``excluded`` [1, *s] True where no loss may look (None: nowhere).
     """
 
     image: Shaped[np.ndarray, "C *s"]
@@ -53,10 +54,11 @@ class Volume:
     spacing_mm: tuple[float, ...]
     label: Shaped[np.ndarray, "1 *s"] | None = None
     notes: tuple[str, ...] = ()
+    excluded: Bool[np.ndarray, "1 *s"] | None = None
 
 
 def read(scan: Scan, root: Path, *, with_label: bool = True) -> Volume:
-    """Read a scan and its label.
+    """Read a scan, its label and its mask of excluded voxels.
 
     Args:
         scan: A scan of the index.
@@ -64,7 +66,7 @@ def read(scan: Scan, root: Path, *, with_label: bool = True) -> Volume:
         with_label: Read the label too, where there is one.
 
     Raises:
-        ReadError: Missing, truncated or damaged file, or a label whose shape differs from the image's.
+        ReadError: Missing, truncated or damaged file, or a mask whose shape differs from the image's.
     """
     image, grid = _read_parts(scan.source.parts, root, scan.grid)
     if len(image) != len(scan.source.channels) or grid.shape != scan.grid.shape:
@@ -75,10 +77,16 @@ def read(scan: Scan, root: Path, *, with_label: bool = True) -> Volume:
         raise ReadError(message)
     affine = np.array(grid.affine)
     notes: list[str] = []
-    label = None
+    label = excluded = None
     if with_label and scan.labels.mask:
-        label, notes = _read_label(scan, root, grid)
-    return Volume(image, affine, grid.spacing_mm, label, tuple(notes))
+        mask = _Mask("label", scan.labels.mask, "the number of the class")
+        label = whole_numbers(_read_mask(mask, scan, root, grid, notes), _first(scan.labels.mask))
+    if scan.labels.excluded:
+        mask = _Mask("mask of excluded voxels", scan.labels.excluded, "0 where voxels count")
+        excluded = _read_mask(mask, scan, root, grid, notes) != 0
+    if excluded is not None and not excluded.any():
+        excluded = None
+    return Volume(image, affine, grid.spacing_mm, label, tuple(notes), excluded)
 
 
 def check_label(label: np.ndarray, schema: LabelSchema) -> None:
@@ -123,22 +131,32 @@ def whole_numbers(label: np.ndarray, name: str = "") -> np.ndarray:
     raise ReadError(message)
 
 
-def _read_label(scan: Scan, root: Path, grid: Grid) -> tuple[np.ndarray, list[str]]:
-    """The label of a scan, of the image's shape and in whole numbers, and what is odd about it."""
-    label, its_grid = _read_parts(scan.labels.mask, root, scan.grid)
-    name = _first(scan.labels.mask)
+@dataclass(frozen=True)
+class _Mask:
+    """What messages call a mask, its files, and what its only channel holds."""
+
+    noun: str
+    parts: tuple[Part, ...]
+    holds: str
+
+
+def _read_mask(mask: _Mask, scan: Scan, root: Path, grid: Grid, notes: list[str]) -> np.ndarray:
+    """A mask of the image's shape [1, *s]; what is odd about it joins ``notes``."""
+    array, its_grid = _read_parts(mask.parts, root, scan.grid)
+    name = f"{mask.noun} {_first(mask.parts)}"
     if its_grid.shape != grid.shape:
         message = (
-            f"label {name} has shape {_times(its_grid.shape)}, its image {_first(scan.source.parts)} "
+            f"{name} has shape {_times(its_grid.shape)}, its image {_first(scan.source.parts)} "
             f"{_times(grid.shape)}: they must be equal"
         )
         raise ReadError(message)
-    if len(label) != 1:
-        message = f"label {name} has {len(label)} channels: expected one, holding the number of the class"
+    if len(array) != 1:
+        message = f"{name} has {len(array)} channels: expected one, holding {mask.holds}"
         raise ReadError(message)
-    label = whole_numbers(label, name)
     off = float(np.abs(np.array(its_grid.affine) - np.array(grid.affine)).max())
-    return label, [f"label {name} lies up to {off:.3g} mm off its image"] if off > _SAME_AFFINE_MM else []
+    if off > _SAME_AFFINE_MM:
+        notes.append(f"{name} lies up to {off:.3g} mm off its image")
+    return array
 
 
 def _read_parts(parts: tuple[Part, ...], root: Path, place: Grid) -> tuple[np.ndarray, Grid]:

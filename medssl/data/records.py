@@ -31,6 +31,7 @@ TABLES = f"""
 CREATE TABLE IF NOT EXISTS scans ({", ".join(COLUMNS)}, PRIMARY KEY (scan_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS failures (scan_id PRIMARY KEY, key) WITHOUT ROWID;
 """
+MARKED = "int16 excluded"  # dtype of a scan in which one code marks voxels that no loss looks at
 LABELS = {"": 0, "uint8": 1, "int8": 2, "uint16": 3, "int16": 4, "int32": 5, "uint32": 6, "int64": 7}
 
 
@@ -50,8 +51,9 @@ class Place:
 class Records:
     """The scans of a store in the order of their identifiers, as arrays (N scans; about 250 bytes each).
 
-    ``facts`` has one fixed row a scan (``FACTS``); its codes point into ``tables``, its positions into ``numbers`` and
-    ``blobs``, which hold one scan after the other what differs in length.
+    ``facts`` has one fixed row a scan (``FACTS``): ``wide`` says that it is stored as int16, ``excluded`` that
+    ``coding.EXCLUDED`` marks voxels of it that no loss looks at; its codes point into ``tables``, its positions into
+    ``numbers`` and ``blobs``, which hold one scan after the other what differs in length.
     """
 
     scan_id: NDArray[np.bytes_]
@@ -111,9 +113,10 @@ class Records:
 
 FACTS = np.dtype(
     [
-        ("shape", "<i4", 3), ("ndim", "u1"), ("channels", "u1"), ("wide", "?"), ("label", "u1"), ("split", "u1"),
-        ("domain", "u1"), ("cells", "<u2"), ("text", "<u4"), ("pack", "<i4"), ("first", "<i8"), ("nbytes", "<i8"),
-        ("label_first", "<i8"), ("label_nbytes", "<i8"), ("numbers", "<i8"), ("blobs", "<i8"), ("content", "<u8"),
+        ("shape", "<i4", 3), ("ndim", "u1"), ("channels", "u1"), ("wide", "?"), ("excluded", "?"), ("label", "u1"),
+        ("split", "u1"), ("domain", "u1"), ("cells", "<u2"), ("text", "<u4"), ("pack", "<i4"), ("first", "<i8"),
+        ("nbytes", "<i8"), ("label_first", "<i8"), ("label_nbytes", "<i8"), ("numbers", "<i8"), ("blobs", "<i8"),
+        ("content", "<u8"),
     ]
 )  # fmt: skip
 
@@ -154,10 +157,11 @@ def row(scan: Scan, key: str, prepared: Prepared, place: Place, content: str) ->
         "source": {"shape": undo.shape, "affine": undo.affine, "crop": [undo.crop_start, undo.crop_size]},
     }
     label = "" if prepared.label is None else prepared.label.dtype.name
+    kind = MARKED if numbers.excluded else prepared.image.dtype.name
     return (
         *described(scan, key),
         np.asarray(prepared.image.shape, "<i4").tobytes(), prepared.affine.astype("<f8").tobytes(),
-        prepared.image.dtype.name, label, numbers.intensity.astype("<f4").tobytes(),
+        kind, label, numbers.intensity.astype("<f4").tobytes(),
         numbers.fill.astype("<i4").tobytes(), np.packbits(prepared.cells).tobytes(),
         place.pack, place.first, place.nbytes, place.label_first, place.label_nbytes, content, json.dumps(details),
     )  # fmt: skip
@@ -208,7 +212,8 @@ def _arrays(table: dict[str, tuple[Any, ...]]) -> Records:
         joined = b"".join(table["shape"][i] for i in chosen)
         shapes[chosen, :width] = np.frombuffer(joined, "<i4").reshape(-1, width)
     facts["channels"], facts["shape"], facts["ndim"] = shapes[:, 0], shapes[:, 1:], sizes - 1
-    facts["wide"] = [x == "int16" for x in table["dtype"]]
+    facts["wide"] = [x in ("int16", MARKED) for x in table["dtype"]]
+    facts["excluded"] = [x == MARKED for x in table["dtype"]]
     facts["label"] = [LABELS[x] for x in table["label_dtype"]]
     for name in ("first", "nbytes", "label_first", "label_nbytes"):
         facts[name] = table[name]

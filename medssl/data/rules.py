@@ -14,7 +14,7 @@ from typing import Any
 
 from medssl.data.identity import SubjectRule, named_digest, patient_digest
 from medssl.data.index import Index
-from medssl.data.labels import LabelOptions, Table, folder_split, names_of, read_table, refuse_formula
+from medssl.data.labels import LabelOptions, PathRule, Table, folder_split, names_of, read_table, refuse_formula
 from medssl.data.split import parse_shares, split_of
 
 _PAGE = 1000
@@ -66,7 +66,7 @@ class _Ruled:
     split: str
     values: dict[str, str]
     status: tuple[str, str]
-    mask: sqlite3.Row | None = None
+    masks: tuple[tuple[PathRule, sqlite3.Row], ...] = ()
 
 
 class _Ruler:
@@ -113,12 +113,8 @@ class _Ruler:
     def _rule(self, row: sqlite3.Row) -> _Ruled:
         found: dict[str, Any] = json.loads(row["found"])
         path = os.path.relpath(row["path"], self.prefix)
-        image = self.labels.image_of(path)
-        if image and image != path:
-            if self._file(image) is None:
-                return _Ruled("", False, "", {}, ("rejected", "label without an image"))
-            if self.labels.mask_of(image) == path:
-                return _Ruled("", False, "", {}, ("label", ""))
+        if its_image := self._belongs(path):
+            return _Ruled("", False, "", {}, its_image)
         name = self.subject.name_in(path)
         values = self.table.row([*names_of(path), name, self.patients.get(found["subject"], "")])
         subject, known = self._who(row, found, name, values.get(self.subject.column, ""))
@@ -126,9 +122,23 @@ class _Ruler:
         if self.labels.classes == "folder":
             kept["class"] = PurePosixPath(path).parent.name
             refuse_formula(kept["class"], "--labels.classes folder")
-        mask, status = self._mask(path, row, (found["status"], found["reason"]))
-        self._count(known, kept, values, mask)
-        return _Ruled(subject, known, self._split(path, subject, values.get(self.split_column, "")), kept, status, mask)
+        masks, status = self._masks(path, row, (found["status"], found["reason"]))
+        self._count(known, values, masks)
+        split = self._split(path, subject, values.get(self.split_column, ""))
+        return _Ruled(subject, known, split, kept, status, masks)
+
+    def _belongs(self, path: str) -> tuple[str, str] | None:
+        """Status of a file that is no scan of its own: a mask, or one whose image is missing; None for all others."""
+        missing = None
+        for rule in self.labels.rules():
+            image = rule.image_of(path)
+            if not image or image == path:
+                continue
+            if self._file(image) is None:
+                missing = missing or ("rejected", f"{rule.noun} without an image")
+            elif rule.mask_of(image) == path:
+                return "label", ""
+        return missing
 
     def _who(self, row: sqlite3.Row, found: dict[str, Any], name: str, told: str) -> tuple[str, bool]:
         """The subject: by the rule; else its study, else the scan itself stands for it."""
@@ -153,43 +163,46 @@ class _Ruler:
         found = self.connection.execute(query, (os.path.normpath(f"{self.prefix}/{path}"),)).fetchone()
         return None if found is None else found
 
-    def _mask(self, path: str, row: sqlite3.Row, status: tuple[str, str]) -> tuple[sqlite3.Row | None, tuple[str, str]]:
-        """The mask of the image at ``path``; one that is damaged or of another shape makes the scan fail."""
-        wanted = self.labels.mask_of(path)
-        mask = self._file(wanted) if wanted and wanted != path else None
-        if mask is None:
-            return None, status
-        name = PurePosixPath(wanted).name
-        if mask["scan_id"] is None or json.loads(mask["found"])["status"] != "ok":
-            return None, ("failed", f"label unusable: {name} {mask['reason'] or 'is no image'}")
-        shapes = [tuple(one[f"size_{axis}"] for axis in "ijk" if one[f"size_{axis}"]) for one in (row, mask)]
-        if shapes[0] != shapes[1]:
-            ours, its = ("x".join(map(str, shape)) for shape in shapes)
-            return None, ("failed", f"label shape differs: {name} has {its}, its image {ours}")
-        return mask, status
+    def _masks(
+        self, path: str, row: sqlite3.Row, status: tuple[str, str]
+    ) -> tuple[tuple[tuple[PathRule, sqlite3.Row], ...], tuple[str, str]]:
+        """The masks of the image at ``path``; one that is damaged or of another shape makes the scan fail."""
+        masks = []
+        for rule in self.labels.rules():
+            wanted = rule.mask_of(path)
+            mask = self._file(wanted) if wanted and wanted != path else None
+            if mask is None:
+                continue
+            if problem := _unusable(rule, PurePosixPath(wanted).name, row, mask):
+                status = ("failed", problem)
+            else:
+                masks.append((rule, mask))
+        return tuple(masks), status
 
-    def _count(self, known: bool, kept: dict[str, str], values: Any, mask: sqlite3.Row | None) -> None:
+    def _count(self, known: bool, values: Any, masks: tuple[tuple[PathRule, sqlite3.Row], ...]) -> None:
         self.told["scans"] += 1
         self.told["unknown"] += not known
         self.told["without row"] += bool(self.table.rows) and not values
-        self.told["without mask"] += bool(self.labels.masks) and mask is None
+        for rule in self.labels.rules():
+            self.told[f"without {rule.role}"] += all(rule != other for other, _ in masks)
 
     def _write(self, scan_id: str, one: _Ruled) -> None:
         row = self.connection.execute("SELECT found FROM scans WHERE scan_id = ?", (scan_id,)).fetchone()
         digest = json.loads(row["found"])["digest"]
-        if one.mask is not None:
-            digest = hashlib.blake2b(f"{digest} {one.mask['source_digest']}".encode(), digest_size=8).hexdigest()
+        for rule, mask in one.masks:
+            role = "" if rule.role == "mask" else f"{rule.role} "
+            digest = hashlib.blake2b(f"{digest} {role}{mask['source_digest']}".encode(), digest_size=8).hexdigest()
         self.connection.execute(
             "UPDATE scans SET subject_id = ?, subject_known = ?, split = ?, labels = ?, has_mask = ?, status = ?, "
             "reason = ?, source_digest = ? WHERE scan_id = ?",
             (
                 one.subject, int(one.known), one.split, json.dumps(one.values, sort_keys=True),
-                int(one.mask is not None), *one.status, digest, scan_id,
+                int(any(rule.role == "mask" for rule, _ in one.masks)), *one.status, digest, scan_id,
             ),
         )  # fmt: skip
-        self.connection.execute("DELETE FROM parts WHERE scan_id = ? AND role = 'mask'", (scan_id,))
-        if one.mask is not None:
-            self.connection.execute("INSERT INTO parts VALUES (?, 'mask', 0, ?, NULL)", (scan_id, one.mask["id"]))
+        self.connection.execute("DELETE FROM parts WHERE scan_id = ? AND role <> 'image'", (scan_id,))
+        rows = [(scan_id, rule.role, mask["id"]) for rule, mask in one.masks]
+        self.connection.executemany("INSERT INTO parts VALUES (?, ?, 0, ?, NULL)", rows)
 
     def _notes(self) -> list[str]:
         """What the user should know, with counts."""
@@ -211,4 +224,17 @@ class _Ruler:
             notes.append(f"{self.table.unused:,} rows of {Path(self.labels.values).name} fit no scan")
         if told["without mask"]:
             notes.append(f"{told['without mask']:,} scans have no usable mask")
+        if told["without excluded"]:
+            notes.append(f"{told['without excluded']:,} scans have no usable mask of excluded voxels: all theirs count")
         return notes
+
+
+def _unusable(rule: PathRule, name: str, row: sqlite3.Row, mask: sqlite3.Row) -> str:
+    """Why a scan cannot be used with its mask, or nothing."""
+    if mask["scan_id"] is None or json.loads(mask["found"])["status"] != "ok":
+        return f"{rule.noun} unusable: {name} {mask['reason'] or 'is no image'}"
+    shapes = [tuple(one[f"size_{axis}"] for axis in "ijk" if one[f"size_{axis}"]) for one in (row, mask)]
+    if shapes[0] != shapes[1]:
+        ours, its = ("x".join(map(str, shape)) for shape in shapes)
+        return f"{rule.noun} shape differs: {name} has {its}, its image {ours}"
+    return ""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from medssl.data import chunks, records
+from medssl.data.coding import EXCLUDED
 from medssl.types import Imported, IntensityRule, IntensityRules, LabelSchema, Preprocess, UserError
 
 if TYPE_CHECKING:
@@ -183,6 +184,13 @@ class Store:
             self._fill(number, "label", (1, *self.records.shape(number)), start, out)
         return out
 
+    def scored(self, number: int, codes: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which voxels [1, *s] of what was read of a scan [C, *s] a loss may look at: all that are not excluded."""
+        if not self.records.facts[number]["excluded"]:
+            return np.ones((1, *codes.shape[1:]), bool)
+        kept: NDArray[np.bool_] = codes[:1] != EXCLUDED
+        return kept
+
     def with_labels(self, files: dict[int, Path], dtype: np.dtype[Any]) -> Store:
         """The same store in which some scans have labels from elsewhere instead of their own or none.
 
@@ -251,9 +259,10 @@ class Store:
 
 
 def scan_key(scan: Scan, preprocess: Preprocess, tier: Tier) -> str:
-    """Digest of everything that decides a scan's stored bytes: its files, its label's files, the rules."""
+    """Digest of everything that decides a scan's stored bytes: its files, those of its masks, the rules."""
     parts = [scan.scan_id, scan.digests.source, preprocess.digest(), tier, FORMAT]
     parts += [f"{part.path}#{part.frame}" for part in scan.labels.mask]
+    parts += [f"excluded {part.path}#{part.frame}" for part in scan.labels.excluded]
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
 
 
@@ -268,6 +277,8 @@ def content_digest(prepared: Prepared) -> str:
     digest = hashlib.blake2b(digest_size=12)
     digest.update(f"{prepared.image.shape}{prepared.image.dtype}".encode())
     digest.update(prepared.coding.intensity[:, :2].tobytes())
+    if prepared.coding.excluded:
+        digest.update(b"excluded")  # the same code can be a value like any other
     digest.update(np.ascontiguousarray(prepared.image).data)
     if prepared.label is not None:
         digest.update(prepared.label.dtype.name.encode())

@@ -120,7 +120,7 @@ def scan_of(row: sqlite3.Row, parts: Sequence[sqlite3.Row]) -> Scan:
     sizes = tuple(row[name] for name in ("size_i", "size_j", "size_k") if row[name] is not None)
     spacing = tuple(row[f"spacing_{axis}_mm"] for axis in "ijk" if row[f"spacing_{axis}_mm"] is not None)
     values: dict[str, str] = json.loads(row["labels"])
-    by_role: dict[str, list[Part]] = {"image": [], "mask": []}
+    by_role: dict[str, list[Part]] = {"image": [], "mask": [], "excluded": []}
     for part in parts:
         by_role[part["role"]].append(Part(part["path"], part["frame"]))
     channels = row["channels"] or 1
@@ -139,6 +139,6 @@ def scan_of(row: sqlite3.Row, parts: Sequence[sqlite3.Row]) -> Scan:
         ),
         grid=Grid(sizes, spacing, tuple(tuple(line) for line in json.loads(row["affine"]))),
         digests=Digests(row["source_digest"], row["pixels_digest"]),
-        labels=Labels(tuple(by_role["mask"]), tuple(sorted(values.items()))),
+        labels=Labels(tuple(by_role["mask"]), tuple(sorted(values.items())), tuple(by_role["excluded"])),
         status=Status(row["status"], row["reason"]),
     )

@@ -252,7 +252,7 @@ def score_of(kept: Mapping[str, Any]) -> ClassScore:
 
 def nameless(reason: str, scan: Scan, root: Path) -> str:
     """A reason without the names of files, for tables that may be passed on."""
-    paths = [part.path for part in (*scan.source.parts, *scan.labels.mask)]
+    paths = [part.path for part in (*scan.source.parts, *scan.labels.mask, *scan.labels.excluded)]
     words = {str(root), *paths, *(str(root / path) for path in paths), *(PurePosixPath(path).name for path in paths)}
     for word in sorted(words, key=len, reverse=True):
         reason = reason.replace(word, "the file" if word != str(root) else "the folder")

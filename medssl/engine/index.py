@@ -104,6 +104,7 @@ def _summary(opened: Index, done: Update, directories: Sequence[Path]) -> int:
     query = """
         SELECT dataset, kind, modality, count(*) AS scans, count(DISTINCT subject_id) AS subjects,
         sum(has_mask) AS masks, min(channels) AS fewest, max(channels) AS most,
+        sum(scan_id IN (SELECT scan_id FROM parts WHERE role = 'excluded')) AS excluded,
         min(size_i), max(size_i), min(size_j), max(size_j), min(size_k), max(size_k)
         FROM scans WHERE status = 'ok' GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
     """
@@ -112,12 +113,13 @@ def _summary(opened: Index, done: Update, directories: Sequence[Path]) -> int:
     print(f"scans: {total:,}")
     for row in rows:
         sizes = [
-            f"{low}-{high}" if low != high else f"{low}" for low, high in zip(row[8::2], row[9::2], strict=True) if low
+            f"{low}-{high}" if low != high else f"{low}" for low, high in zip(row[9::2], row[10::2], strict=True) if low
         ]
         channels = f", {row['fewest']} to {row['most']} channels" if row["most"] > row["fewest"] else ""
         channels = channels or (f", {row['most']} channels" if row["most"] > 1 else "")
         size = " x ".join(sizes) + channels
         masks = f", {row['masks']:,} with a mask" if row["masks"] else ""
+        masks += f", {row['excluded']:,} with excluded voxels" if row["excluded"] else ""
         kind = f"{row['modality']} {row['kind']}".strip()
         print(f"  {row['dataset']}: {row['scans']:,} {kind}, {size}, {row['subjects']:,} subjects{masks}")
     splits = opened.connection.execute("SELECT split, count(*) FROM scans WHERE status = 'ok' GROUP BY 1 ORDER BY 1")
@@ -193,7 +195,8 @@ def _show_scan(opened: Index, scan_id: str) -> int:
     )
     for name, value in scan.labels.values:
         print(f"  {name}: {value}")
-    for role, parts in (("file", source.parts), ("mask", scan.labels.mask)):
+    roles = (("file", source.parts), ("mask", scan.labels.mask), ("excluded", scan.labels.excluded))
+    for role, parts in roles:
         for part in parts:
             frame = "" if part.frame is None else f" frame {part.frame}"
             print(f"  {role} {opened.root / part.path}{frame}")

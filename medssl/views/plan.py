@@ -79,7 +79,7 @@ def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device 
     Geometry is drawn from ``Draws(seed, samples, "view<k>.geometry")``, intensity from ``"view<k>.intensity"``: a
     sample's view does not depend on the batch it is in. Views that only crop and flip are exact copies of the stored
     voxels. Voxels of a view outside the scan (or outside the crop) hold the lowest value and are neither ``valid`` nor
-    ``scored``; labels are -1 there. A missing channel is 0 everywhere.
+    ``scored``; labels are -1 where a view is not ``scored``. A missing channel is 0 everywhere.
 
     Args:
         crops: As the loader sends them.
@@ -116,7 +116,7 @@ def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device 
         views.append(_view(moved, spec, affines[-1], frame, draws))
         if moved.labels is not None:
             labels = sample(moved.labels, affines[-1], spec.size, "nearest")
-            targets.append(torch.where(views[-1].valid, labels, labels.new_full((), -1)))
+            targets.append(torch.where(views[-1].scored, labels, labels.new_full((), -1)))
     origin = crops.origin
     origin = replace(origin, positions=origin.positions.to(device), along=origin.along.to(device))
     return Batch(tuple(views), origin, tuple(targets) if moved.labels is not None else None, crops.values)

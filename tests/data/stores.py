@@ -16,10 +16,10 @@ from medssl.types import Digests, Grid, Labels, Part, Preprocess, Scan, Source, 
 PLAIN = Preprocess(orientation=None, foreground_crop=False)
 
 
-def volume(image, affine=None, label=None):
+def volume(image, affine=None, label=None, excluded=None):
     """A scan as ``read`` gives it; ``image`` [C, *s]."""
     affine = np.eye(image.ndim) if affine is None else np.asarray(affine, float)
-    return Volume(image, affine, tuple(np.linalg.norm(affine[:-1, :-1], axis=0)), label)
+    return Volume(image, affine, tuple(np.linalg.norm(affine[:-1, :-1], axis=0)), label, (), excluded)
 
 
 def scan_of(scan_id, held, *, subject=None, split="train", domain="mr", source="v1", values=(), dataset="set"):
@@ -33,7 +33,11 @@ def scan_of(scan_id, held, *, subject=None, split="train", domain="mr", source="
         Source(dataset, kind, "MR", domain, (Part(f"{scan_id}.nii"),), ("",) * len(image)),
         Grid(tuple(image.shape[1:]), held.spacing_mm, affine),
         Digests(source),
-        Labels((Part(f"{scan_id}.label.nii"),) if held.label is not None else (), tuple(values)),
+        Labels(
+            (Part(f"{scan_id}.label.nii"),) if held.label is not None else (),
+            tuple(values),
+            (Part(f"{scan_id}.excluded.nii"),) if held.excluded is not None else (),
+        ),
     )
 
 

@@ -73,6 +73,15 @@ def label_shape(folder: Path) -> None:
     write_nifti(folder / "labels" / "bad.nii.gz", np.ones((70, 60, 41), np.uint8))
 
 
+def excluded(folder: Path) -> None:
+    volume(folder, "bad")
+    write_nifti(folder / "faces" / "bad.nii.gz", np.ones((70, 60, 40), np.uint8))
+
+
+def excluded_shape(folder: Path) -> None:
+    write_nifti(folder / "faces" / "bad.nii.gz", np.ones((70, 60, 41), np.uint8))
+
+
 @dataclass(frozen=True)
 class Row:
     """One bad scan beside a good one: ``before`` is built before the index is made, ``after`` after it."""
@@ -89,6 +98,17 @@ ROWS = {
     "changed since it was indexed": Row("the index says 1x70x60x40", lambda f: volume(f, "bad"), shrunk),
     "gone since it was indexed": Row("no such file", lambda f: volume(f, "bad"), gone),
     "label value not in the class map": Row("label value not in the class map .* 7 \\(168,000 voxels\\)", label_value),
+    "all voxels excluded": Row(
+        "skipped [0-9a-f]+: all voxels of the scan are excluded: leave the scan out, or repair its mask of excluded "
+        "voxels$",
+        excluded,
+    ),
+    "mask of excluded voxels of another shape": Row(
+        "skipped [0-9a-f]+: mask of excluded voxels bad.nii.gz has shape 70x60x41, its image bad.nii.gz 70x60x40: they "
+        "must be equal$",
+        excluded,
+        excluded_shape,
+    ),
     "label of another shape": Row("has shape 70x60x41, its image", labelled, label_shape),
 }
 
@@ -99,7 +119,8 @@ def test_a_bad_scan_is_listed_and_the_others_are_stored(row, tmp_path, capfd):
     volume(folder, "good")
     if row.before:
         row.before(folder)
-    index = index_folder(folder, tmp_path / "index.sqlite", masks="images=labels", class_names="0=a,1=b")
+    rules = {"masks": "images=labels", "excluded": "images=faces", "class_names": "0=a,1=b"}
+    index = index_folder(folder, tmp_path / "index.sqlite", **rules)
     if row.after:
         row.after(folder)
     assert main(["cache", str(index), str(tmp_path / "store"), "--workers", "0"]) == 0

@@ -139,6 +139,17 @@ def label_damaged(folder: Path) -> None:
     truncate(folder / "labels" / "bad.nii.gz")
 
 
+def excluded_of_another_shape(folder: Path) -> None:
+    good(folder / "images")
+    write_nifti(folder / "images" / "bad.nii.gz", noise((5, 5, 5)))
+    write_nifti(folder / "faces" / "bad.nii.gz", noise((5, 5, 6), np.uint8, high=2))
+
+
+def excluded_damaged(folder: Path) -> None:
+    excluded_of_another_shape(folder)
+    truncate(folder / "faces" / "bad.nii.gz")
+
+
 def empty(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
 
@@ -227,6 +238,16 @@ ROWS = [
     Row(zero_size, r"failed: 1 .*\n  1 zero-size$"),
     Row(label_of_another_shape, r"failed: 1 .*\n  1 label shape differs$", words=("--labels.masks", "images=labels")),
     Row(label_damaged, r"failed: 2 .*\n  1 label unusable$", words=("--labels.masks", "images=labels")),
+    Row(
+        excluded_of_another_shape,
+        r"failed: 1 .*\n  1 mask of excluded voxels shape differs$",
+        words=("--labels.excluded", "images=faces"),
+    ),
+    Row(
+        excluded_damaged,
+        r"failed: 2 .*\n  1 mask of excluded voxels unusable$",
+        words=("--labels.excluded", "images=faces"),
+    ),
     Row(empty, r"error: nothing readable in .*scans$", 1),
     Row(only_notes, r"error: nothing readable in .*scans$", 1),
     Row(wrong_content, r"failed: 1 .*\n  1 not readable as a PNG picture$"),
@@ -241,6 +262,13 @@ ROWS = [
     Row(good, r"error: --subject 'p' has 0 groups, expected one", 2, words=("--subject", "p"), id="subject no group"),
     Row(good, r"error: column:x needs a table", 2, words=("--subject", "column:x"), id="subject without table"),
     Row(good, r"error: --labels.masks 'x': expected TEXT=TEXT", 2, words=("--labels.masks", "x"), id="masks"),
+    Row(
+        good,
+        r"^error: --labels.excluded 'x': expected TEXT=TEXT, as in images=excluded$",
+        2,
+        words=("--labels.excluded", "x"),
+        id="excluded",
+    ),
     Row(good, r"error: .*class_names 'a': expected VALUE=NAME", 2, words=("--labels.class_names", "a"), id="names"),
     Row(
         good,

@@ -16,6 +16,7 @@ import pytest
 from data.make_scans import noise, write_nifti, write_picture
 
 from medssl.cli import main
+from medssl.data.coding import EXCLUDED, decode
 from medssl.data.index import FileOptions, Index, IndexOptions
 from medssl.data.labels import LabelOptions
 from medssl.data.store import Store
@@ -150,6 +151,34 @@ def test_changed_missing_and_damaged_files_are_stored_again(scans, tmp_path, cap
     assert cache(index, store, workers=0) == 0
     assert "(1 new, 5 there already, 0 skipped)" in capsys.readouterr().out
     assert len(list((store / "scans").rglob("*.b2nd"))) == len(files)  # the old chunks are gone
+
+
+def test_a_mask_of_excluded_voxels_that_comes_changes_or_goes_is_stored_again(scans, tmp_path, capsys):
+    rules = Preprocess(foreground_crop=False)
+    store, file, mask = tmp_path / "store", tmp_path / "index.sqlite", np.zeros((70, 60, 41), np.uint8)
+
+    def cached():
+        options = {"masks": "images=labels", "excluded": "images=faces", "class_names": "0=a,1=b,2=c"}
+        assert cache(index_folder(scans, file, **options), store, preprocess=rules, workers=0) == 0
+        return capsys.readouterr().out, Store.open(store)
+
+    assert "(6 new, 0 there already, 0 skipped)" in cached()[0]
+    before = content(store)
+    for step in (1, 2):
+        mask[:, :20, 5 * step : 30] = step
+        write_nifti(scans / "faces" / "s1.nii.gz", mask)
+        said, opened = cached()
+        assert "(1 new, 5 there already, 0 skipped)" in said
+        (number,) = np.flatnonzero(opened.records.facts["excluded"])
+        codes = opened.read(int(number), (0, 0, 0), (70, 60, 41))
+        np.testing.assert_array_equal(codes[0] == EXCLUDED, mask != 0)
+        values = decode(codes, opened.records.intensity(int(number)), normalise=False)[0]
+        np.testing.assert_array_equal(values[mask == 0], noise((70, 60, 41), np.int16, seed=1)[mask == 0])
+    files = {str(p.relative_to(store)) for p in (store / "scans").rglob("*.b2nd")}
+    assert len(files) == 10  # those of the masks before are gone
+    (scans / "faces" / "s1.nii.gz").unlink()
+    assert "(1 new, 5 there already, 0 skipped)" in cached()[0]
+    assert content(store) == before
 
 
 def test_new_splits_reach_the_store_without_new_voxels(scans, tmp_path, capsys):

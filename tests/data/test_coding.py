@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -159,3 +161,106 @@ def test_whole_numbers_beyond_single_precision_state_their_error():
     codes, numbers = coding.encode(image, NONE, everywhere(image))
     error = np.abs(coding.decode(codes, numbers.intensity, normalise=False).astype(np.float64) - image).max()
     assert 0 < error <= numbers.error <= 256
+
+
+# --- excluded voxels
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    dtype=st.sampled_from([np.uint8, np.int8, np.int16, np.uint16]),
+    channels=st.sampled_from([1, 3]),
+    data=st.data(),
+)
+def test_integers_beside_excluded_voxels_are_exact_where_one_code_is_left(dtype, channels, data):
+    image = data.draw(arrays.arrays(dtype, (channels, 3, 4, 2)))
+    kept = data.draw(arrays.arrays(bool, (3, 4, 2)).filter(np.any))
+    codes, numbers = coding.encode(image, NONE, kept, kept=kept)
+    decoded = coding.decode(codes, numbers.intensity, normalise=False).astype(np.float64)[:, kept]
+    truth = image[:, kept].astype(np.float64)
+    exact = np.ptp(truth, axis=1) <= 65_534
+    assert codes.dtype == np.int16
+    np.testing.assert_array_equal(codes == coding.EXCLUDED, np.broadcast_to(~kept, codes.shape))
+    np.testing.assert_array_equal(decoded[exact], truth[exact])
+    assert np.abs(decoded - truth).max() <= numbers.error
+    assert (numbers.error == 0) == exact.all()
+    np.testing.assert_array_equal(numbers.fill, codes[:, kept].min(1))
+    assert (numbers.clipped, numbers.excluded) == (0, np.count_nonzero(~kept))
+
+
+@pytest.mark.parametrize(("highest", "error"), [(32_766, 0.0), (32_767, 0.51)])
+def test_whole_numbers_are_exact_beside_excluded_ones_to_the_last_code(highest, error):
+    image = np.array([[[-32_768, 0, 5, highest]]], np.int16)
+    kept = np.array([[True, True, False, True]])
+    codes, numbers = coding.encode(image, NONE, kept, kept=kept)
+    assert codes[0, 0, [0, 2, 3]].tolist() == [-32_767, coding.EXCLUDED, 32_767]
+    decoded = coding.decode(codes, numbers.intensity, normalise=False)
+    assert np.abs(decoded - image)[0, kept].max() <= numbers.error <= error
+
+
+RULES = {
+    "none": NONE,
+    "range": IntensityRule("range", -1000.0, 1000.0),
+    "percentile": IntensityRule("percentile", 2.0, 98.0),
+    "unit": IntensityRule("range", 0.0, 255.0, "unit"),
+}
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.float32])
+def test_excluded_voxels_decode_to_the_lower_bound(rule, dtype):
+    generator = np.random.default_rng(0)
+    image = generator.integers(3, 250, (2, 9, 8, 7)).astype(dtype)
+    image[1] *= dtype(0.5) if dtype == np.float32 else dtype(1)
+    image += dtype(0.25) if dtype == np.float32 else dtype(0)
+    kept = generator.random((9, 8, 7)) > 0.3
+    codes, numbers = coding.encode(image, rule, kept, kept=kept)
+    lowest, step = image[:, kept].min(1), numbers.intensity[:, 0]
+    plain = coding.decode(codes, numbers.intensity, normalise=False)[:, ~kept]
+    first = np.maximum(lowest, numbers.intensity[:, 2]) if dtype == np.float32 else lowest  # real ones are clipped
+    np.testing.assert_allclose(plain, np.broadcast_to((first - step)[:, None], plain.shape), atol=2e-3)
+    seen = coding.decode(codes, numbers.intensity)
+    assert (seen[:, ~kept] <= seen[:, kept].min(1)[:, None]).all()
+    assert (seen[:, ~kept] >= coding.decode(codes, numbers.intensity).min()).all()
+
+
+def test_real_values_beside_excluded_ones_err_by_no_more_than_is_stated_and_only_theirs_are_clipped():
+    image = np.random.default_rng(0).normal(size=(1, 10, 10, 10)).astype(np.float32)
+    kept = np.random.default_rng(1).random((10, 10, 10)) > 0.4
+    rule = IntensityRule("percentile", 1.0, 99.0)
+    codes, numbers = coding.encode(image, rule, kept, kept=kept)
+    low, high, shift, divisor = numbers.intensity[0, 2:]
+    truth = image[0, kept]
+    np.testing.assert_allclose([low, high], np.percentile(truth, [1, 99]), rtol=1e-5)
+    clipped = np.clip(truth, low, high)
+    np.testing.assert_allclose([shift, divisor], [clipped.mean(), clipped.std()], rtol=1e-3, atol=1e-3)
+    assert numbers.clipped == int((truth < low).sum() + (truth > high).sum())
+    assert numbers.error <= (high - low) / 131_068 + 1e-6
+    decoded = coding.decode(codes, numbers.intensity, normalise=False)[0, kept]
+    assert np.abs(decoded - clipped).max() <= numbers.error + 1e-6
+    image[0, ~kept] = 1e9
+    other, others = coding.encode(image, rule, kept, kept=kept)
+    np.testing.assert_array_equal(codes, other)
+    np.testing.assert_array_equal(numbers.intensity, others.intensity)
+
+
+def test_excluded_voxels_have_no_say_in_the_threshold():
+    image = np.zeros((1, 40, 40, 20), np.int16)
+    image[0, 10:30, 8:32, 3:17] = np.random.default_rng(0).integers(400, 800, (20, 24, 14))
+    kept = np.ones((40, 40, 20), bool)
+    kept[:8] = False
+    alone = coding.thresholds(image[:, 8:], "mr", None)
+    image[:, :8] = 30_000
+    np.testing.assert_array_equal(coding.thresholds(image, "mr", None, kept), alone)
+    assert coding.thresholds(image, "mr", None)[0] > alone[0]
+
+
+def test_scans_without_excluded_voxels_are_stored_as_ever():
+    """Codes and numbers of fixed scans, as they were before there were excluded voxels."""
+    digest = hashlib.blake2b(digest_size=8)
+    for dtype, high in ((np.uint8, 255), (np.int16, 3000), (np.uint16, 65_535), (np.int32, 100_000)):
+        image = (np.arange(2 * 7 * 6 * 5, dtype=np.int64) * 7919 % high).reshape(2, 7, 6, 5).astype(dtype)
+        codes, numbers = coding.encode(image, IntensityRule("range", 5.0, 200.0, "unit"), everywhere(image))
+        digest.update(codes.tobytes() + numbers.intensity.tobytes() + numbers.fill.tobytes())
+        digest.update(f"{codes.dtype} {numbers.error} {numbers.clipped} {numbers.excluded}".encode())
+    assert digest.hexdigest() == "95043000c6b46b36"

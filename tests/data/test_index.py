@@ -345,6 +345,93 @@ def test_a_changed_mask_changes_the_digest_of_its_scan(tmp_path, file):
     assert sum(before[scan_id] != after[scan_id] for scan_id in after) == 1
 
 
+def write_excluded(folder: Path) -> Path:
+    """Labelled scans, four of which have a mask of excluded voxels."""
+    write_labelled(folder)
+    for number in range(4):
+        mask = noise((4, 5, 6), np.uint8, seed=number, high=2)
+        write_nifti(folder / "labels" / "excluded" / f"p{number}_v0.nii.gz", mask)
+    return folder
+
+
+EXCLUDED = {
+    "subject": r"(p\d+)_v",
+    "labels": LabelOptions(masks="images=labels", excluded="images/=labels/excluded/"),
+}
+
+
+def test_masks_of_excluded_voxels_belong_to_their_images(tmp_path, file):
+    done = run(file, write_excluded(tmp_path / "d"), **EXCLUDED)
+    assert done.notes == ("d: 8 scans have no usable mask of excluded voxels: all theirs count",)
+    with Index.open(file) as index:
+        scans = list(index.scans())
+        assert len(scans) == 12  # none of the masks is a scan
+        for scan in scans:
+            name = Path(scan.source.parts[0].path).name
+            masked = name[1] in "0123" and name.endswith("v0.nii.gz")
+            assert [part.path for part in scan.labels.excluded] == ([f"d/labels/excluded/{name}"] if masked else [])
+            assert [part.path for part in scan.labels.mask] == [f"d/labels/{name}"]
+
+
+def test_a_mask_of_excluded_voxels_leaves_digests_of_other_scans_alone(tmp_path, file):
+    """Whatever comes, changes or goes is seen at the scan that it belongs to, and nowhere else."""
+    folder = write_labelled(tmp_path / "d")
+    place = folder / "labels" / "excluded" / "p3_v1.nii.gz"
+
+    def digests():
+        with Index.open(file) as index:
+            return {Path(s.source.parts[0].path).name: s.digests.source for s in index.scans()}, index.digest()
+
+    def changed(one, other):
+        return {name for name in one[0] if one[0][name] != other[0][name]}
+
+    run(file, folder, subject=r"(p\d+)_v", labels=LabelOptions(masks="images=labels"))
+    without = digests()
+    run(file, folder, **EXCLUDED)
+    assert digests() == without  # a rule that fits no file changes nothing
+    write_nifti(place, noise((4, 5, 6), np.uint8, high=2))
+    run(file, folder, **EXCLUDED)
+    there = digests()
+    assert changed(without, there) == {"p3_v1.nii.gz"}
+    assert there[1] != without[1]
+    write_nifti(place, noise((4, 5, 6), np.uint8, seed=3, high=2))
+    os.utime(place, ns=(1, 1))
+    run(file)  # by the rules that the index keeps
+    assert changed(there, digests()) == {"p3_v1.nii.gz"}
+    place.unlink()
+    run(file)
+    assert digests() == without
+
+
+def test_a_mask_of_excluded_voxels_without_an_image_is_rejected(tmp_path, file):
+    folder = write_excluded(tmp_path / "d")
+    write_nifti(folder / "labels" / "excluded" / "p9_v0.nii.gz", noise((4, 5, 6), np.uint8))
+    write_nifti(folder / "labels" / "p9_v1.nii.gz", noise((4, 5, 6), np.uint8))
+    run(file, folder, **EXCLUDED)
+    with Index.open(file) as index:
+        reasons = sorted(scan.status.reason for scan in index.scans(status="rejected"))
+        assert reasons == ["label without an image"] * 2  # by the rule that is asked first
+        assert len(list(index.scans())) == 12
+    run(file, folder, subject=r"(p\d+)_v", labels=LabelOptions(excluded="images/=labels/excluded/"))
+    with Index.open(file) as index:
+        (one,) = index.scans(status="rejected")
+        assert one.status.reason == "mask of excluded voxels without an image"
+
+
+def test_an_index_of_before_masks_of_excluded_voxels_is_read(tmp_path, file):
+    folder = write_labelled(tmp_path / "d")
+    run(file, folder, subject=r"(p\d+)_v", labels=LabelOptions(masks="images=labels"))
+    before = content(file)["scans"]
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE datasets SET options = replace(options, '\"excluded\": \"\", ', '')")
+        assert "excluded" not in connection.execute("SELECT options FROM datasets").fetchone()[0]
+        connection.execute("DELETE FROM meta WHERE name = 'ruled'")
+    run(file)
+    assert content(file)["scans"] == before
+    with Index.open(file) as index:
+        assert all(scan.labels.excluded == () for scan in index.scans())
+
+
 def test_folders_name_classes_and_splits(tmp_path, file):
     for split in ("train", "validation"):
         for name in ("benign", "malignant"):

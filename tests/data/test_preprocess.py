@@ -167,3 +167,133 @@ def test_preprocess_survives_json():
 
 def test_build_makes_what_is_named():
     assert build(Imported("fractions.Fraction", {"numerator": 3, "denominator": 4})) == 0.75
+
+
+# --- excluded voxels
+
+
+def blob(shape, seed=0):
+    """A mask [1, *s] of a few boxes, one of them at a border."""
+    generator = np.random.default_rng(seed)
+    mask = np.zeros((1, *shape), bool)
+    mask[:, -3:] = True
+    for _ in range(6):
+        start = [int(generator.integers(0, n - 2)) for n in shape]
+        mask[(0, *(slice(a, a + int(generator.integers(1, 4))) for a in start))] = True
+    return mask
+
+
+@pytest.mark.parametrize("rules", [{"orientation": "RAS"}, {"orientation": "PIR", "spacing_mm": (1.31, 2.83, 0.77)}])
+def test_excluded_voxels_go_where_the_nearest_voxel_of_the_source_is_one(rules):
+    shape = (17, 13, 11)
+    mask, rules = blob(shape), dataclasses.replace(PLAIN, **rules)
+    prepared = prepare(volume(numbered(shape), LPS, mask.astype(np.uint8), mask), rules, domain="mr")
+    found = prepared.image[0] == coding.EXCLUDED
+    places = np.stack(np.meshgrid(*map(np.arange, found.shape), indexing="ij"), -1).reshape(-1, 3)
+    back = np.linalg.inv(LPS) @ prepared.affine
+    source = np.rint(places @ back[:3, :3].T + back[:3, 3]).astype(int).clip(0, np.array(shape) - 1)
+    np.testing.assert_array_equal(found.ravel(), mask[0][tuple(source.T)])
+    np.testing.assert_array_equal(found, prepared.label[0] == 1)
+    assert prepared.coding.excluded == found.sum() > 0
+
+
+CASES = {
+    "mr": ("mr", np.int16, (18, 16, 14), Preprocess(spacing_mm=(1.3, 0.8, 3.0))),
+    "hu": ("hu", np.int16, (18, 16, 14), Preprocess(spacing_mm=(1.3, 0.8, 3.0))),
+    "real": ("gray", np.float32, (18, 16, 14), Preprocess()),
+    "8 bits": ("gray", np.uint8, (18, 16, 14), Preprocess()),
+    "8 bits resized": ("rgb", np.uint8, (40, 36), dataclasses.replace(PLAIN, image_size=(31, 29))),
+    "smoothed": (
+        "mr", np.float32, (18, 16, 14),
+        Preprocess(transforms=(Imported("monai.transforms.GaussianSmoothd", {"keys": ["image"], "sigma": 0.7}),)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_what_excluded_voxels_hold_reaches_nothing(case):
+    domain, dtype, shape, rules = case
+    mask = blob(shape)
+    image = numbered(shape, 3 if domain == "rgb" else 1, dtype)
+    image = np.where(mask, 0, image).astype(dtype)
+    affine = LPS if len(shape) == 3 else None
+    one = prepare(volume(image, affine, None, mask), rules, domain=domain)
+    loud = np.where(mask, 250 if dtype == np.uint8 else 30_000, image).astype(dtype)
+    other = prepare(volume(loud, affine, None, mask), rules, domain=domain)
+    assert one.image.dtype == np.int16
+    np.testing.assert_array_equal(one.image, other.image)
+    np.testing.assert_array_equal(one.coding.intensity, other.coding.intensity)
+    np.testing.assert_array_equal(one.coding.fill, other.coding.fill)
+    np.testing.assert_array_equal(one.cells, other.cells)
+    assert (one.coding.error, one.coding.clipped, one.undo) == (other.coding.error, other.coding.clipped, other.undo)
+    assert (prepare(volume(loud, affine), rules, domain=domain).coding.intensity != one.coding.intensity).any()
+
+
+def test_excluded_voxels_are_no_foreground():
+    image = np.zeros((1, 40, 40, 40), np.int16)
+    image[0, 18:24, 10:20, 12:30] = 900
+    image[0, 30:34, 30:36, 34:38] = 900
+    mask = np.zeros_like(image, bool)
+    mask[0, 28:36, 28:38, 32:40] = True
+    label = mask.astype(np.uint8)
+    prepared = prepare(volume(image, None, label, mask), Preprocess(orientation=None), domain="mr")
+    assert (prepared.undo.crop_start, prepared.undo.crop_size) == ((18, 10, 12), (6, 10, 18))
+    assert prepared.coding.excluded == 0  # none is left in the box: a scan like any other
+    assert not (prepared.label > 0).any()
+    whole = prepare(volume(image, None, None, mask), PLAIN, domain="mr")
+    np.testing.assert_array_equal(whole.cells, coding.foreground_cells((image[0] > 0) & ~mask[0]))
+    np.testing.assert_allclose(whole.coding.intensity[0, 4:], [900, 1])
+
+
+def test_blank_voxels_are_no_foreground_where_everything_else_is():
+    image = numbered((40, 32, 32)) + 50  # all above the -500 HU of air
+    mask = np.zeros_like(image, bool)
+    mask[0, :18] = True
+    prepared = prepare(volume(image, None, None, mask), PLAIN, domain="hu")
+    np.testing.assert_array_equal(prepared.cells, coding.foreground_cells(~mask[0]))
+    inside = image[~mask].clip(-1000, 1000)
+    np.testing.assert_allclose(prepared.coding.intensity[0, 4:], [inside.mean(), inside.std()], rtol=1e-5)
+    cropped = prepare(volume(image, None, None, mask), Preprocess(orientation=None), domain="hu")
+    assert (cropped.undo.crop_start, cropped.undo.crop_size) == ((18, 0, 0), (22, 32, 32))
+
+
+def test_a_mask_that_is_false_everywhere_is_as_none():
+    image = numbered((9, 8, 7), dtype=np.uint8)
+    bare = prepare(volume(image), PLAIN, domain="gray")
+    masked = prepare(volume(image, None, None, np.zeros(image.shape, bool)), PLAIN, domain="gray")
+    assert masked.image.dtype == np.uint8
+    np.testing.assert_array_equal(masked.image, bare.image)
+    np.testing.assert_array_equal(masked.coding.intensity, bare.coding.intensity)
+
+
+def test_a_scan_of_excluded_voxels_alone_is_refused():
+    message = "^all voxels of the scan are excluded: leave the scan out, or repair its mask of excluded voxels$"
+    held = volume(numbered((4, 4, 4)), None, None, np.ones((1, 4, 4, 4), bool))
+    with pytest.raises(UserError, match=message):
+        prepare(held, PLAIN, domain="mr")
+    mask = np.ones((1, 9, 4, 4), bool)
+    mask[0, 1] = False  # nearest neighbours two voxels apart pass it by
+    with pytest.raises(UserError, match=message):
+        prepare(
+            volume(numbered((9, 4, 4)), None, None, mask), dataclasses.replace(PLAIN, spacing_mm=(2, 0, 0)), domain="mr"
+        )
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Imported("monai.transforms.Flipd", {"keys": ["image"], "spatial_axis": 0}),
+        Imported("monai.transforms.SpatialPadd", {"keys": ["image"], "spatial_size": [6, 6, 6]}),
+    ],
+)
+def test_transforms_that_move_excluded_voxels_are_refused(step):
+    mask = np.zeros((1, 5, 5, 5), bool)
+    mask[0, 1, 1, 1] = True
+    message = (
+        "^preprocess.transforms move the voxels of a scan of which some are excluded: change the grid with "
+        "preprocess.orientation, spacing_mm or image_size, which take the mask of excluded voxels along$"
+    )
+    with pytest.raises(UserError, match=message):
+        prepare(
+            volume(numbered((5, 5, 5)), None, None, mask), dataclasses.replace(PLAIN, transforms=(step,)), domain="mr"
+        )

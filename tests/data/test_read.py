@@ -272,3 +272,45 @@ def test_gzip_in_two_members_reads_whole(tmp_path):
     (tmp_path / "d" / "x.nii.gz").write_bytes(gzip.compress(content[:700]) + gzip.compress(content[700:]))
     scan, root = scan_in(tmp_path / "d")
     np.testing.assert_array_equal(read(scan, root).image[0], array)
+
+
+# --- masks of excluded voxels
+
+
+def excluded_in(folder: Path, mask: np.ndarray, affine: np.ndarray | None = None) -> tuple[Scan, Path]:
+    write_nifti(folder / "images" / "x.nii.gz", noise((4, 5, 6)))
+    write_nifti(folder / "excluded" / "x.nii.gz", mask, affine)
+    return scan_in(folder, labels=LabelOptions(excluded="images=excluded"))
+
+
+@pytest.mark.parametrize("value", [1, 255, -3, 0.25])
+def test_what_is_not_zero_in_the_mask_is_excluded(tmp_path, value):
+    mask = np.zeros((4, 5, 6), np.float32)
+    mask[1:3, 2, 4:] = value
+    scan, root = excluded_in(tmp_path / "d", mask)
+    for volume in (read(scan, root), read(scan, root, with_label=False)):
+        assert volume.excluded.dtype == bool
+        np.testing.assert_array_equal(volume.excluded, mask[None] != 0)
+        assert volume.label is None
+        assert volume.notes == ()
+
+
+def test_a_mask_of_zeros_excludes_nothing(tmp_path):
+    assert read(*excluded_in(tmp_path / "d", np.zeros((4, 5, 6), np.uint8))).excluded is None
+
+
+def test_a_mask_of_excluded_voxels_that_lies_elsewhere_is_said(tmp_path):
+    volume = read(*excluded_in(tmp_path / "d", np.ones((4, 5, 6), np.uint8), np.diag([1.0, 1.5, 2.5, 1.0])))
+    assert volume.notes == ("mask of excluded voxels x.nii.gz lies up to 0.5 mm off its image",)
+
+
+def test_a_mask_of_excluded_voxels_of_another_shape_is_refused(tmp_path):
+    scan, root = excluded_in(tmp_path / "d", np.ones((4, 5, 6), np.uint8))
+    write_nifti(tmp_path / "d" / "excluded" / "x.nii.gz", np.ones((4, 5, 7), np.uint8))
+    message = r"^mask of excluded voxels x\.nii\.gz has shape 4x5x7, its image x\.nii\.gz 4x5x6: they must be equal$"
+    with pytest.raises(ReadError, match=message):
+        read(scan, root)
+    write_nifti(tmp_path / "d" / "excluded" / "x.nii.gz", np.ones((4, 5, 6, 2), np.uint8))
+    message = r"^mask of excluded voxels x\.nii\.gz has 2 channels: expected one, holding 0 where voxels count$"
+    with pytest.raises(ReadError, match=message):
+        read(scan, root)
