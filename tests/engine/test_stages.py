@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from engine import labelled
 
 from medssl import cli
@@ -60,7 +63,16 @@ def here(monkeypatch):
             os.umask(mask)
             torch.set_num_threads(threads)
 
+    def read(words):
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            try:
+                return cli.main([*words, "--print_config"]), ""
+            except SystemExit as end:
+                return end.code, text.getvalue()
+
     monkeypatch.setattr(verb, "run", run)
+    monkeypatch.setattr(verb, "read", read)
 
 
 def test_the_shipped_list_in_three_dimensions(store, here, tmp_path, capsys):
@@ -84,8 +96,44 @@ def test_the_shipped_list_in_three_dimensions(store, here, tmp_path, capsys):
     assert capsys.readouterr().out.count("all 2 steps are done already") == 3
 
 
+MISTAKES = {
+    "an unknown key": (
+        {"tuned.trainin.steps": 2}, "unknown key 'trainin.steps' (did you mean 'training.steps'?)",
+    ),
+    "no such value": (
+        {"tuned.data.target": "grade"}, "no scan of STORE has a value 'grade'; values there are: ",
+    ),
+    "a split without labels": (
+        {"tuned.data.validation": "unseen"}, "no scan with 3 axes in split 'unseen' of STORE; scans by split: ",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_the_last_stage_is_found_before_the_first_begins(mistake, store, here, tmp_path, capsys):
+    settings, message = MISTAKES[mistake]
+    words = ["stages", "--config=global_local_3d_small", f"--store={store}", f"--out={tmp_path}"]
+    assert cli.main([*words, f"--settings={json.dumps(settings)}"]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: " + message.replace("STORE", str(store)))
+    assert said.err.count("\n") == 1
+    assert "stage 1" not in said.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_command_is_read_in_a_process_of_its_own(store, tmp_path, capfd):
+    words = ["finetune", "--config=segment_3d_small", f"--store={store}", f"--run={tmp_path / 'run'}"]
+    code, text = verb.read(words)
+    assert code == 0
+    assert yaml.safe_load(text)["data"]["target"] == "mask"
+    assert verb.read([*words, "--labls=3"])[0] == 2
+    assert capfd.readouterr().err.strip() == "error: unknown key 'labls' (did you mean 'labels'?)"
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_stage_that_fails_stops_the_rest(monkeypatch, tmp_path):
     done = []
+    monkeypatch.setattr(verb, "check", lambda *given: 0)
     monkeypatch.setattr(verb, "run", lambda words: done.append(words[0]) or (3 if len(done) == 2 else 0))
     assert stages(stages=LIST, store=tmp_path, out=tmp_path) == 3
     assert done == ["pretrain", "pretrain"]
