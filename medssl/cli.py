@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medssl import __version__
+from medssl.messages import explain, nearest, trouble
 from medssl.types import Imported, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from jsonargparse import ArgumentParser
 
@@ -33,18 +35,6 @@ VERBS = {
     "predict": ("medssl.engine.predict:predict", "segment or classify scans with a fine-tuned network"),
     "report": ("medssl.engine.report:report", "write runs and evaluations on one page"),
 }
-PARSER_WORDS = (  # what the parser says of its own workings, and what the user reads instead
-    (r"Does not validate against .*|Subtypes: .*|Errors:|Given value type: .*|Given value: NestedArg.*", ""),
-    (
-        r"- Expected a <class 'NoneType'>|Type collections.abc.Callable.* callable class:|\.? Got value: Namespace\(.*",
-        "",
-    ),
-    (r"(- )?Expected a <class 'tuple'>", "Expected a list in brackets"),
-    (r"(- )?Expected a typing\.Literal(\[.*?\])", r"Expected one of \2"),
-    (r"(- )?Expected a <class '(.*?)'>", r"Expected a value of type \2"),
-    (r"Not of type Imported:.*", "Expected an import path, or class_path and init_args"),
-    (r"\s+Given value:", ". Got value:"),
-)
 FRAGMENTS = {
     **{"encoder": "encoders", "objective": "objectives", "preprocess": "data"},
     **{"head": "heads", "optimizer": "optimizers"},
@@ -88,7 +78,11 @@ def overview() -> str:
     lines = ["usage: medssl VERB [--config NAME|PATH] [--key value ...]", "", "verbs:"]
     lines += [f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()]
     lines += ["", "medssl VERB --help lists the keys of a verb, medssl --version the version.", ""]
-    lines += ["recipes for --config: " + ", ".join(config_names("recipes"))]
+    by_verb: dict[str, list[str]] = {}
+    for name in config_names("recipes"):
+        by_verb.setdefault(verb_of(name), []).append(name)
+    for verb in filter(by_verb.__contains__, VERBS):
+        lines += textwrap.wrap(f"recipes of {verb}: {', '.join(by_verb[verb])}", 100, subsequent_indent="  ")
     return "\n".join(lines)
 
 
@@ -121,7 +115,7 @@ def run_verb(function: Callable[..., int | None], verb: str, words: list[str]) -
     try:
         parsed = parser.parse_args(expanded)
     except argparse.ArgumentError as error:
-        raise UserError(explain(str(error), parser)) from error
+        raise UserError(of_another_verb(words, verb) or explain(str(error), parser)) from error
     parsed.pop("config", None)
     values = dict(parser.instantiate(parsed).items(branches=True, nested=False))
     return function(**values) or 0
@@ -140,6 +134,9 @@ def make_parser(function: Callable[..., Any], verb: str) -> ArgumentParser:
     register_type(Imported, serializer=dataclasses.asdict, deserializer=imported)
     document = docstring_parser.parse(inspect.getdoc(function) or "")
     helps = {parameter.arg_name: parameter.description for parameter in document.params}
+    for name in {"encoder", "objective", "head"} & set(helps):
+        names = ", ".join(config_names(FRAGMENTS[name]))
+        helps[name] = f"{helps[name]} Names: {names}; --{name}.help NAME lists the keys of one."
     about = document.short_description
     parser = ArgumentParser(prog=f"medssl {verb}", description=about, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="name of a shipped recipe, or a YAML file")
@@ -176,6 +173,32 @@ def config_folder() -> Path:
 def config_names(kind: str) -> list[str]:
     """Names of the shipped files of one kind ("recipes", "encoders", ...)."""
     return sorted(path.stem for path in (config_folder() / kind).glob("*.yaml"))
+
+
+def verb_of(recipe: str) -> str:
+    """The verb that a recipe is for, as its own first lines say; empty where they do not."""
+    import re
+
+    path = Path(recipe)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = config_folder() / "recipes" / f"{recipe}.yaml"
+    if not path.is_file():
+        return ""
+    found = re.search(r"^#.* medssl(?:\.cli)? (\w+) --config", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else ""
+
+
+def of_another_verb(words: Sequence[str], verb: str) -> str:
+    """One line on a recipe that is for another verb; empty where there is none (``compare`` takes any that tune)."""
+    if verb not in {"pretrain", "finetune", "stages"}:
+        return ""
+    for number, word in enumerate(words):
+        flag, _, value = word.partition("=")
+        name = value or "".join(words[number + 1 : number + 2])
+        own = verb_of(name) if flag == "--config" else verb
+        if own not in {"", verb}:
+            return f"{name} is a recipe of medssl {own}, not of medssl {verb}"
+    return ""
 
 
 def load_config(name: str, kind: str) -> Any:
@@ -248,17 +271,23 @@ def spelled_out(words: Sequence[str], function: Callable[..., Any]) -> list[str]
 def expand(words: Sequence[str]) -> list[str]:
     """Folds ``--config NAME`` and ``--encoder NAME`` into one configuration that stands first: overrides win.
 
-    So do fragments, wherever they stand: they change what the recipes together say.
+    So do fragments, wherever they stand: they change what the recipes together say. A class by import path stands
+    before its own keys. ``--objective.help NAME`` lists the keys of a fragment's class, without NAME of the recipe's.
     """
     import json
 
     recipes: list[dict[str, Any]] = []
     fragments: list[dict[str, Any]] = []
+    classes: list[str] = []
+    asked: dict[str, str] = {}
     kept: list[str] = []
-    remaining = iter(words)
+    remaining = iter(with_questions_joined(words))
     for word in remaining:
         flag, separator, value = word.partition("=")
         path = flag.removeprefix("--").split(".")
+        if path[0] in FRAGMENTS and path[1:] == ["help"]:
+            asked[path[0]] = value
+            continue
         if not flag.startswith("--") or (flag != "--config" and path[-1] not in FRAGMENTS):
             kept.append(word)
             continue
@@ -271,11 +300,31 @@ def expand(words: Sequence[str]) -> list[str]:
                 content = {key: content}
             fragments.append(content)
         else:
-            kept.append(f"{flag}={value}")
+            classes.append(f"{flag}={value}")
     base: dict[str, Any] = {}
     for change in (*recipes, *fragments):
         base = merged(base, change)
+    kept = [*classes, *(f"--{key}.help={class_for(key, name, base)}" for key, name in asked.items()), *kept]
     return [f"--config={json.dumps(base)}", *kept] if base else kept
+
+
+def with_questions_joined(words: Sequence[str]) -> list[str]:
+    """Joins ``--objective.help`` with the name behind it, if there is one."""
+    result: list[str] = []
+    for word in words:
+        before = result[-1] if result else ""
+        asks = before.startswith("--") and before.endswith(".help") and before[2:-5] in FRAGMENTS
+        if asks and not word.startswith("--"):
+            result[-1] = f"{before}={word}"
+        else:
+            result.append(word)
+    return result
+
+
+def class_for(key: str, name: str, base: dict[str, Any]) -> str:
+    """Import path of a class whose keys are asked for: by its own path, as a fragment, or that of the recipe."""
+    content = load_config(name, FRAGMENTS[key]) if is_fragment(key, name) else base.get(key) if not name else name
+    return str(content.get("class_path", "") if isinstance(content, dict) else content or "")
 
 
 def load_recipe(name: str) -> dict[str, Any]:
@@ -300,75 +349,6 @@ def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         inside = isinstance(former, dict) and isinstance(value, dict) and not whole
         result[key] = merged(former or {}, value) if inside else value
     return result
-
-
-# --- messages
-
-
-def trouble(error: OSError | sqlite3.OperationalError) -> str:
-    """One line on what the system refused (a full disk, a folder without permission), or nothing for other errors."""
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror}" if error.errno else ""
-    refused = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
-    if error.sqlite_errorcode & 0xFF not in (*refused, sqlite3.SQLITE_BUSY):
-        return ""
-    return f"SQLite says: {error}; check the room on the disk, the permissions, and who else works in that folder"
-
-
-def nearest(word: str, known: Any) -> str:
-    """`` (did you mean 'x'?)`` or nothing."""
-    import difflib
-
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def explain(message: str, parser: ArgumentParser) -> str:
-    """Turns the parser's message into one line that names the key, and the nearest known one where it is unknown."""
-    import re
-
-    patterns = (
-        r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'",
-        r"Option '(?P<key>[^']+)' is not accepted",
-        r"unrecognized arguments: --(?P<key>[^\s=]+)",
-    )
-    where = re.search(r'Parser key "(?P<parent>[^"]+)"', message)
-    for pattern in patterns:
-        found = re.search(pattern, message)
-        if found is None:
-            continue
-        parts = (where and where["parent"], found.groupdict().get("group"), found["key"])
-        key = ".".join(part for part in parts if part)
-        class_path = re.search(r"class_path[= ]'([^']+)'", message)
-        known = set(parser.get_defaults().keys())
-        if class_path is not None:
-            known |= {f"{parts[0]}.{name}" for name in argument_names(class_path[1])}
-        return f"unknown key {key!r}{nearest(key, sorted(known))}"
-    *_, reason = re.split(r'Parser key "[^"]+":', message)
-    keys = re.findall(r'Parser key "([^"]+)"', message)
-    for pattern, replacement in PARSER_WORDS:
-        reason = re.sub(pattern, replacement, reason)
-    return " ".join([f'key "{".".join(keys)}":' if keys else "", *reason.split()]).strip()
-
-
-def argument_names(class_path: str) -> Iterator[str]:
-    """Names that a class accepts, those of its dataclass arguments with a dot."""
-    import dataclasses
-    import importlib
-    import inspect
-    import typing
-
-    module, _, name = class_path.rpartition(".")
-    try:
-        initialiser = getattr(importlib.import_module(module), name).__init__
-        hints = typing.get_type_hints(initialiser)
-    except (ImportError, AttributeError, NameError, ValueError):
-        return
-    for argument in inspect.signature(initialiser).parameters:
-        yield argument
-        if dataclasses.is_dataclass(hints.get(argument)):
-            yield from (f"{argument}.{field.name}" for field in dataclasses.fields(hints[argument]))
 
 
 if __name__ == "__main__":

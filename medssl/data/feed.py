@@ -121,8 +121,8 @@ class Feed:
         self.scored = ((batch_size, 1, *self.size), np.dtype(np.bool_)) if some else None
         if self.sampling.labelled > 0 and self.label is None:
             message = (
-                f"sampling.labelled is {self.sampling.labelled}, but no masks are read here (pretraining, values of "
-                "whole scans, or scans without masks): set it to 0"
+                f"data.sampling.labelled is {self.sampling.labelled}, but no masks are read here (pretraining, values "
+                "of whole scans, or scans without masks): set it to 0"
             )
             raise UserError(message)
         self.places = Places(store)
@@ -202,8 +202,8 @@ class Feed:
         sampling, groups = self.sampling, self.options.get("groups")
         if sampling.balance != "none":
             if groups is None or sampling.distinct_subjects:
-                why = "scans have no classes here" if groups is None else "sampling.distinct_subjects is true"
-                message = f"sampling.balance is {sampling.balance}, but {why}: set it to none"
+                why = "scans have no classes here" if groups is None else "data.sampling.distinct_subjects is true"
+                message = f"data.sampling.balance is {sampling.balance}, but {why}: set it to none"
                 raise UserError(message)
             group_of = dict(zip(self.options.get("scans") or (), groups, strict=True))
             own = np.array([group_of[number] for number in numbers.tolist()])
@@ -214,7 +214,7 @@ class Feed:
         if together % sampling.regions_per_scan:
             message = (
                 f"a global batch of {together} does not hold whole scans of {sampling.regions_per_scan} regions: "
-                "make the batch a multiple of sampling.regions_per_scan, or set sampling.distinct_subjects to false"
+                "make the batch a multiple of that, or set data.sampling.distinct_subjects to false"
             )
             raise UserError(message)
         subjects = self.store.records.subject[numbers]

@@ -131,7 +131,7 @@ def _batches(counts: NDArray[np.int64], per_batch: int) -> int:
     if len(counts) < per_batch:
         message = (
             f"a batch takes {per_batch} scans of different subjects, but there are only {len(counts)} subjects: "
-            "make the batch smaller, or set sampling.distinct_subjects to false"
+            f"make the batch smaller ({len(counts)} scans at most), or set data.sampling.distinct_subjects to false"
         )
         raise UserError(message)
     low, high = 1, int(counts.sum()) // per_batch

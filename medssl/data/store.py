@@ -143,6 +143,18 @@ class Store:
         """Integer type of a stored scan: uint8 or int16."""
         return np.dtype(np.int16 if self.records.facts[number]["wide"] else np.uint8)
 
+    @property
+    def channels(self) -> int:
+        """Channels of the scans.
+
+        Raises:
+            UserError: The store holds no scan.
+        """
+        if not len(self):
+            message = f"{self.path} holds no scan: run medssl cache again, which lists what it skips"
+            raise UserError(message)
+        return int(self.records.facts["channels"][0])
+
     def label_dtype(self, number: int) -> np.dtype[Any] | None:
         """Integer type of a stored label, or None where the scan has none."""
         name = list(records.LABELS)[int(self.records.facts[number]["label"])]

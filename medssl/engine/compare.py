@@ -138,7 +138,7 @@ def begin_of(name: str, folder: Path, store: Store, optimizer: FineTuning, allow
         assert begin.card is not None  # a folder has one, or it was refused
         if "preprocess" not in allow:
             Store.open(store.path, preprocess=begin.card.preprocess)
-        begin = start.with_channels(begin, int(store.records.facts["channels"][0]), allow)
+        begin = start.with_channels(begin, store.channels, allow)
         note = start.refuse_seen(store, begin, allow)
     except UserError as error:
         message = f"{name}: {error}"

@@ -78,7 +78,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     begin = start.with_drop_path(start.start_of(pretrained, encoder, from_scratch=from_scratch), optimizer.drop_path)
     held_to = None if begin.card is None or "preprocess" in allow else begin.card.preprocess
     opened = Store.open(store, preprocess=held_to)
-    begin = start.with_channels(begin, int(opened.records.facts["channels"][0]), allow)
+    begin = start.with_channels(begin, opened.channels, allow)
     schema = schema_for(opened, data.target, head)
     chosen = choose(opened, schema, data, labels, training.seed)
     digest = describe.store_digest(opened)

@@ -165,7 +165,7 @@ class TrainingLoop(lightning.LightningModule):
         alone = getattr(self.trainer.strategy, "block_backward_sync", contextlib.nullcontext)
         with contextlib.nullcontext() if number == self.feed.accumulate - 1 else alone():
             with self.trainer.precision_plugin.forward_context():
-                loss: Loss = self.objective(batch, self.step_of(batch.origin.samples))
+                loss: Any = self.objective(batch, self.step_of(batch.origin.samples))
             if not isinstance(loss, Loss):
                 name, kind = type(self.objective).__name__, type(loss).__name__
                 message = f"{name}.forward returns a {kind}, expected a medssl.types.Loss: try check_objective on it"

@@ -95,7 +95,7 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
     begin = begin_of(run, encoder, from_scratch=from_scratch)
     held_to = None if begin.card is None or "preprocess" in allow else begin.card.preprocess
     opened = Store.open(store, preprocess=held_to)
-    begin = start.with_channels(begin, int(opened.records.facts["channels"][0]), allow)
+    begin = start.with_channels(begin, opened.channels, allow)
     schema = classes_of(opened, target)
     refuse_kind(schema)
     frozen, loaded = freeze(begin, opened, windows, window=window, slice_axis=slice_axis, seed=seed)

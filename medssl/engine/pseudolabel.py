@@ -136,7 +136,7 @@ def refuse_teacher(teacher: Fitted, store: Store, *, allow_seen: bool) -> list[s
             f"the run answers for {teacher.schema.name!r} of whole scans: pseudo-labels are masks, take a segmentation"
         )
         raise UserError(message)
-    held, takes = int(store.records.facts["channels"][0]), teacher.network.encoder.in_channels
+    held, takes = store.channels, teacher.network.encoder.in_channels
     if held != takes:
         message = (
             f"the network takes {takes} channel(s), the scans of the store have {held}: choose another run or store"

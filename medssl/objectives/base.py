@@ -81,7 +81,7 @@ class Objective(nn.Module, ABC):
             if channels != self.encoder.in_channels:
                 message = (
                     f"view {number} has {channels} channels, the encoder takes {self.encoder.in_channels}: "
-                    f"set the encoder's in_channels to {channels}, or choose scans with {self.encoder.in_channels}"
+                    f"set encoder.in_channels to {channels}, or choose scans with {self.encoder.in_channels}"
                 )
                 raise UserError(message)
             if tuple(size) != tuple(spec.size):

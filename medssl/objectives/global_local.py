@@ -34,7 +34,7 @@ from medssl.nn.unet import UNetDecoder
 from medssl.objectives.base import Objective, undisturbed
 from medssl.ops.collectives import gather
 from medssl.ops.limits import expect
-from medssl.ops.regions import counted_regions, nearest_regions, region_corners, rows_of
+from medssl.ops.regions import counted_regions, nearest_regions, refuse_padding, region_corners, rows_of
 from medssl.ops.similarity import contrast
 from medssl.ops.tags import refuse_flat, tags
 from medssl.types import Geometry, Intensity, Loss, Sampling, UserError, ViewPlan
@@ -196,7 +196,9 @@ class LocalContrast(Objective):
         corners = region_corners(found.shape[2:], self.regions.side)
         z = rows_of(found, corners, self.regions.side).flatten(0, 1)
         usable = torch.cat([view.valid & view.scored for view in batch.views])
-        counted = counted_regions(usable, found.shape[2:], corners, self.regions.side).flatten()
+        counted = counted_regions(usable, found.shape[2:], corners, self.regions.side)
+        refuse_padding(counted, batch.views[0])
+        counted = counted.flatten()
         own = tags(batch, step, self.cues.parts)
         if self.cues.cross:
             refuse_flat(own, self.cues.parts, self.cues.axis)

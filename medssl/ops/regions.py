@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import interpolate
 
+from medssl.ops.collectives import reduce_sum
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
     from jaxtyping import Bool, Float
     from torch import Tensor
+
+    from medssl.types import View
 
 APART = 4  # voxels between the first and the last region along an axis, at least: fewer would be nearly the same
 
@@ -59,6 +62,22 @@ def counted_regions(
     """
     share = interpolate(usable.float(), tuple(size), mode="area")
     return rows_of(share, corners, side).mean(2) >= 0.5
+
+
+def refuse_padding(counted: Bool[Tensor, "B A"], view: View) -> None:
+    """Refuses views that are so much larger than their scans that no region of any process can be compared.
+
+    Raises:
+        UserError: Names the view and the largest scan.
+    """
+    size, largest = list(view.image.shape[2:]), view.source_shape.amax(0).tolist()
+    none = int(reduce_sum(counted.sum())) == 0
+    if none and any(scan < side for scan, side in zip(largest, size, strict=True)):
+        message = (
+            f"every region is mostly padding: views have {size} voxels, the largest scan of this batch {largest}: make "
+            "the objective's view.size smaller"
+        )
+        raise UserError(message)
 
 
 def nearest_regions(corners: Sequence[tuple[int, ...]], count: int) -> Bool[Tensor, "A A"]:

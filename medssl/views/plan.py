@@ -62,7 +62,7 @@ def check_plan(plan: ViewPlan) -> None:
     }
     for name, good in limits.items():
         if not good:
-            message = f"sampling.{name} is out of range: {getattr(sampling, name)}"
+            message = f"data.sampling.{name} is out of range: {getattr(sampling, name)}"
             raise UserError(message)
     _check_labelled(sampling)
     for number, spec in enumerate(plan.views):
@@ -259,13 +259,13 @@ def _check_labelled(sampling: Sampling) -> None:
     """Refuses crops around labels that something else has a say in."""
     if sampling.labelled > 0 and sampling.stratified_axis is not None:
         message = (
-            f"sampling.labelled {sampling.labelled} and sampling.stratified_axis {sampling.stratified_axis} both say "
+            f"data.sampling.labelled {sampling.labelled} and stratified_axis {sampling.stratified_axis} both say "
             "where crops lie: leave one of them out"
         )
         raise UserError(message)
     if sampling.labelled + sampling.foreground > 1:
         message = (
-            f"sampling.labelled {sampling.labelled} and sampling.foreground {sampling.foreground} are shares of the "
+            f"data.sampling.labelled {sampling.labelled} and foreground {sampling.foreground} are shares of the "
             "same crops: make their sum at most 1"
         )
         raise UserError(message)

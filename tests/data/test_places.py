@@ -178,6 +178,6 @@ def test_many_places_are_thinned_out_evenly():
 
 
 def test_where_there_are_no_masks_it_is_refused(store):
-    message = r"sampling.labelled is 0.5, but no masks are read here \(pretraining, values .*: set it to 0"
+    message = r"data.sampling.labelled is 0.5, but no masks are read here \(pretraining, values .*: set it to 0"
     with pytest.raises(UserError, match=message):
         batches(store, 1, (16, 16, 16), labelled=0.5, with_labels=False)

@@ -231,8 +231,12 @@ def test_balanced_batches_do_not_depend_on_processes(patients):
 @pytest.mark.parametrize(
     ("sampling", "groups", "message"),
     [
-        (Sampling(balance="root"), None, "sampling.balance is root, but scans have no classes here: set it to none"),
-        (Sampling(balance="equal", distinct_subjects=True), (0, 1), "but sampling.distinct_subjects is true"),
+        (
+            Sampling(balance="root"),
+            None,
+            "data.sampling.balance is root, but scans have no classes here: set it to none",
+        ),
+        (Sampling(balance="equal", distinct_subjects=True), (0, 1), "but data.sampling.distinct_subjects is true"),
     ],
 )
 def test_balance_that_cannot_be(patients, sampling, groups, message):

@@ -86,6 +86,12 @@ BAD = [
     ("no scan in the split", ["--data.split=test"], 2, r"no scan with 3 axes in split 'test'.*4 'train', 1 'val'"),
     ("NaN loss", ["--objective.fail_at=1"], 1, r"the loss is not finite at step 2: samples 4, 5, 6, 7 of scans scan"),
     (
+        "no Loss",
+        ["--objective.fail_at=0", "--objective.fail=tensor"],
+        2,
+        r"error: ToyObjective.forward returns a Tensor, expected a medssl.types.Loss: try check_objective on it",
+    ),
+    (
         "no memory",
         ["--objective.fail_at=0", "--objective.fail=memory"],
         2,

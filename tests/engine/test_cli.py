@@ -118,6 +118,69 @@ def test_standing_arguments_and_exit_code(call):
     assert got == {"directories": [Path("a"), Path("b")], "index": Path("i")}
 
 
+def test_a_class_by_path_stands_before_its_keys_wherever_it_stands(call):
+    keys = [
+        "--objective.share=0.25",
+        "--objective",
+        "engine.verbs.Park",
+        "--encoder.lives=3",
+        "--encoder=engine.verbs.Cat",
+    ]
+    _, _, got = call("stroll", *keys, "--objective.walk.minutes=1", "--store", "there")
+    assert (got["park"].share, got["park"].walk.minutes, got["park"].encoder.lives) == (0.25, 1, 3)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--objective.help", "park"],
+        ["--objective.help=park"],
+        ["--config", "tour", "--objective.help"],
+        ["--objective.help", "--config=tour"],
+        ["--objective.help", "engine.verbs.Park"],
+    ],
+)
+def test_the_keys_of_a_fragment_are_listed(call, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["stroll", *words])
+    assert ended.value.code == 0
+    assert "--objective.walk.minutes" in capsys.readouterr().out
+
+
+OTHERS = [
+    ("pretrain", "segment_3d_small", "segment_3d_small is a recipe of medssl finetune, not of medssl pretrain"),
+    ("pretrain", "global_local_3d", "global_local_3d is a recipe of medssl stages, not of medssl pretrain"),
+    ("stages", "spark_3d_small", "spark_3d_small is a recipe of medssl pretrain, not of medssl stages"),
+]
+
+
+@pytest.mark.parametrize(("verb", "recipe", "message"), OTHERS)
+def test_a_recipe_of_another_verb_is_called_so(verb, recipe, message, capsys):
+    assert cli.main([verb, f"--config={recipe}", "--store=s"]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_every_recipe_says_which_verb_it_is_for():
+    found = {name: cli.verb_of(name) for name in cli.config_names("recipes")}
+    assert set(found.values()) == {"pretrain", "finetune", "stages"}
+    assert (found["segment_2d"], found["global_local_2d_small"]) == ("finetune", "stages")
+    shown = " ".join(cli.overview().split())
+    assert "recipes of finetune: classify_2d_small, classify_2d_vit_small, segment_2d," in shown
+
+
+KEYS = [
+    ("--objective.mask_ratoi=0.5", "unknown key 'objective.mask_ratoi' (did you mean 'objective.mask_ratio'?)"),
+    ("--objective.view.sizes=[1]", "unknown key 'objective.view.sizes' (did you mean 'objective.view.size'?)"),
+    ("--encoder.chanels=[1]", "unknown key 'encoder.chanels' (did you mean 'encoder.channels'?)"),
+]
+
+
+@pytest.mark.parametrize(("word", "message"), KEYS)
+def test_the_nearest_key_of_the_recipes_own_class_is_named(word, message, capsys):
+    assert cli.main(["pretrain", "--config=spark_3d_small", "--store=s", "--run=r", word]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
 BAD = [
     (("strol",), r"unknown verb 'strol' \(did you mean 'stroll'\?\)"),
     (("stroll", "--config", "tuor"), r"no configuration 'tuor' in recipes \(did you mean 'tour'\?\); there are"),
@@ -161,6 +224,7 @@ BAD = [
     (("stroll", "--store", "s", "--config", "tour", "--encoder.class_path", "engine.verbs.Cow"), "Cow"),
     (("gather",), "required: directories"),
     (("gather", "a", "--indx", "i"), r"unknown key 'indx' \(did you mean 'index'\?\)"),
+    (("gather", "a", "--directories", "b"), r"'directories' stands without a flag: leave --directories out, not its v"),
     (("fail", "user"), "two lines"),
 ]
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -319,6 +322,17 @@ def test_bad_input_is_one_line(call, words, message):
     assert said.startswith("error: ")
 
 
+def test_a_store_that_was_never_filled(call, place, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(place / "volumes/store", bare)
+    with closing(sqlite3.connect(bare / "records.sqlite")) as table:
+        table.execute("DELETE FROM scans")
+        table.commit()
+    code, said = call(f"--store={bare}")
+    assert code == 2
+    assert said == f"error: {bare} holds no scan: run medssl cache again, which lists what it skips\n"
+
+
 def test_one_sample_cannot_be_mixed(call):
     code, said = call("--mixing.mixup=0.4", "--training.batch_size=1")
     assert code == 2
@@ -328,7 +342,7 @@ def test_one_sample_cannot_be_mixed(call):
 def test_crops_around_labels_need_masks(call):
     code, said = call("--data.target=class", "--data.sampling.labelled=0.5", data="pictures")
     assert code == 2
-    assert "error: sampling.labelled is 0.5, but no masks are read here" in said
+    assert "error: data.sampling.labelled is 0.5, but no masks are read here" in said
 
 
 def test_test_subjects_that_pretraining_saw_are_counted_and_refused(call, place):

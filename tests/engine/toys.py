@@ -56,7 +56,7 @@ class ToyEncoder(Encoder):
 
 
 class ToyObjective(Objective):
-    """Fills in voxels that were set to zero; optionally turns its loss into NaN, or asks for endless memory."""
+    """Fills in voxels that were set to zero; optionally its loss is NaN or no Loss, or it asks for endless memory."""
 
     def __init__(self, encoder: Encoder, *, view: ViewSpec, share: float = 0.5, fail_at: int = -1, fail: str = "nan"):
         super().__init__()
@@ -77,6 +77,8 @@ class ToyObjective(Objective):
         if step.index == self.fail_at:
             if self.fail == "memory":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            if self.fail == "tensor":
+                return total
             total = total * torch.nan
         return Loss(total, {"loss": total.detach(), "hidden": hidden.float().mean()}, features.pooled.detach())
 

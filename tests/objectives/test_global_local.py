@@ -174,6 +174,27 @@ def test_a_batch_of_padding_costs_nothing(which, cross):
     assert float(whole.total.detach()) > 0
 
 
+def test_views_much_larger_than_their_scans_are_refused():
+    objective = local_contrast()
+    batch, step = batch_of(objective, scans=2)
+    batch = with_usable(batch)
+    for view in batch.views:
+        view.valid[:, :, 20:] = False
+        view.valid[..., 30:] = False
+    small = tuple(
+        replace(view, source_shape=torch.tensor((20, 30)).expand(len(view.image), -1)) for view in batch.views
+    )
+    assert objective(replace(batch, views=small), step).total > 0  # some regions are inside
+    for view in batch.views:
+        view.valid[:, :, 2:] = False
+    message = (
+        "every region is mostly padding: views have [32, 48] voxels, the largest scan of this batch [20, 30]: make the "
+        "objective's view.size smaller"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        objective(replace(batch, views=small), step)
+
+
 @pytest.mark.parametrize(("places", "takes_part"), [(slice(0, 3), False), (slice(3, None), True)])
 def test_regions_mostly_in_padding_take_no_part(places, takes_part):
     """Their features may be anything; those of regions inside may not."""

@@ -11,6 +11,7 @@ from objectives.contrast import batch_of, by_loops
 from objectives.small import SIZES, encoder
 
 from medssl.nn.heads import Projection
+from medssl.objectives.base import take
 from medssl.objectives.simclr import SimCLR
 from medssl.types import UserError, ViewSpec
 
@@ -66,6 +67,15 @@ def test_what_views_do_not_share_costs():
     same, step = batch_of(objective, scans=4, views="same")
     apart, _ = batch_of(objective, scans=4)
     assert float(objective(same, step).total.detach()) < float(objective(apart, step).total.detach())
+
+
+def test_one_crop_has_none_to_be_told_from():
+    objective = simclr()
+    batch, step = batch_of(objective, scans=2)
+    objective(batch, step)
+    message = "SimCLR tells crops from each other, and the batch has one: take a larger training.batch_size"
+    with pytest.raises(UserError, match=f"^{message}$"):
+        objective(*take(batch, step, [0]))
 
 
 def test_no_subject_is_told_from_itself():

@@ -89,12 +89,12 @@ def test_the_label_of_a_batch_is_in_its_target():
 
 
 CONTRADICTIONS = [
-    (Sampling(labelled=0.5, foreground=0.6), "labelled 0.5 and sampling.foreground 0.6 are shares of the same"),
-    (Sampling(2, stratified_axis=1, labelled=0.5), "labelled 0.5 and sampling.stratified_axis 1 both say where"),
+    (Sampling(labelled=0.5, foreground=0.6), "labelled 0.5 and foreground 0.6 are shares of the same"),
+    (Sampling(2, stratified_axis=1, labelled=0.5), "labelled 0.5 and stratified_axis 1 both say where"),
 ]
 
 
 @pytest.mark.parametrize(("sampling", "message"), CONTRADICTIONS)
 def test_a_sampling_that_contradicts_itself_is_refused(sampling, message):
-    with pytest.raises(UserError, match=f"^sampling.{message}"):
+    with pytest.raises(UserError, match=f"^data.sampling.{message}"):
         read_size(ViewPlan((ViewSpec((8, 8, 8)),), sampling))
