@@ -33,6 +33,9 @@ VERBS = {
     "predict": ("medssl.engine.predict:predict", "segment or classify scans with a fine-tuned network"),
     "report": ("medssl.engine.report:report", "write runs and evaluations on one page"),
 }
+GONE = {  # keys that were once there, and what does their work
+    "pretrained_file": "weights of a file are loaded, and reported, by medssl pretrain --init or finetune --pretrained",
+}
 PARSER_WORDS = (  # what the parser says of its own workings, and what the user reads instead
     (r"Does not validate against .*|Subtypes: .*|Errors:|Given value type: .*|Given value: NestedArg.*", ""),
     (
@@ -341,6 +344,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
         parts = (where and where["parent"], found.groupdict().get("group"), found["key"])
         key = ".".join(part for part in parts if part)
         class_path = re.search(r"class_path[= ]'([^']+)'", message)
+        if remedy := GONE.get(key.rpartition(".")[2]):
+            return f"unknown key {key!r}: {remedy}"
         known = set(parser.get_defaults().keys())
         if class_path is not None:
             known |= {f"{parts[0]}.{name}" for name in argument_names(class_path[1])}

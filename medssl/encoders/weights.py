@@ -19,6 +19,7 @@ import torch
 from medssl.encoders.adapt import adapted, is_table
 from medssl.encoders.base import Encoder
 from medssl.files import refusals, whole
+from medssl.seen import as_written
 from medssl.types import Card, Imported, UserError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def save_encoder(folder: Path, encoder: nn.Module, card: Card) -> None:
     """
     from safetensors.torch import save
 
-    own = {k: v for k, v in card.encoder.init_args.items() if k not in ("pretrained", "pretrained_file")}
+    own = {k: v for k, v in card.encoder.init_args.items() if k != "pretrained"}
     text = json.dumps(asdict(replace(card, encoder=replace(card.encoder, init_args=own))), indent=2, default=str)
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in encoder.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,6 +68,8 @@ def load_card(folder: Path) -> Card:
     except ValueError as error:
         message = f"{file}: not JSON ({error})"
         raise UserError(message) from error
+    if isinstance(data, dict) and "subjects" in data:
+        data["subjects"] = as_written(data["subjects"])
     card: Card = _build(Card, data, str(file))
     return card
 

@@ -26,6 +26,7 @@ from medssl.engine.parallel import layout
 from medssl.engine.settings import Loading, OnlineProbe, Training
 from medssl.files import write_whole
 from medssl.objectives.base import Objective
+from medssl.seen import Seen
 from medssl.types import Card
 
 if TYPE_CHECKING:
@@ -104,13 +105,12 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
 
 def make_card(config: dict[str, Any], opened: Store, begun: Begin, step: int) -> Card:
     """What the weights of a step are; whoever the first weights have seen counts as seen."""
-    subjects = {*describe.subjects(opened, config["data"]["split"]), *(begun.subjects or ())}
     return Card(
         encoder=describe.imported(config["encoder"]),
         preprocess=opened.preprocess,
         objective=describe.imported(config["objective"]),
         index_digest=opened.index_digest,
-        subjects=None if begun.subjects is None else tuple(sorted(subjects)),
+        subjects=begun.seen | Seen(describe.subjects(opened, config["data"]["split"])),
         step=step,
         versions=describe.versions(),
     )

@@ -18,9 +18,10 @@ from medssl.data.store import Store
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import load_card
 from medssl.engine import describe
-from medssl.engine.continuing import Begin, begin
+from medssl.engine.continuing import OWN, Begin, begin
 from medssl.objectives.base import Objective
 from medssl.objectives.global_local import LocalContrast
+from medssl.seen import Seen
 from medssl.types import Batch, Geometry, Imported, Loss, Preprocess, Step, UserError, ViewPlan, ViewSpec
 
 ENCODER = {
@@ -161,9 +162,9 @@ def test_a_decoder_is_not_trained_on_an_encoder_that_stays_random(place, tmp_pat
 
 def test_an_encoder_that_was_made_with_weights_may_stay_as_it_is():
     frozen = LocalContrast(ToyEncoder().requires_grad_(False), view=ViewSpec((16, 16, 8), geometry=STILL), steps=1)
-    for given in ({"pretrained": True}, {"pretrained_file": "weights.safetensors"}):
-        assert begin(frozen, None, 0.9, Imported("Made", given)) == Begin()
-    for given in ({}, {"pretrained": False, "pretrained_file": None}):
+    own = Begin((OWN,), seen=Seen(complete=False))
+    assert begin(frozen, None, 0.9, Imported("Made", {"pretrained": True})) == own
+    for given in ({}, {"pretrained": False}):
         with pytest.raises(UserError, match="LocalContrast leaves the encoder as it is, and its weights are random"):
             begin(frozen, None, 0.9, Imported("Made", given))
 
@@ -194,11 +195,51 @@ def test_whoever_the_first_weights_have_seen_counts_as_seen(place, tmp_path):
     assert code == 0, said
     store = Store.open(place / "store")
     both = {*describe.subjects(store, "train"), *describe.subjects(store, "val")}
-    assert set(load_card(tmp_path / "val").subjects) == both
+    assert load_card(tmp_path / "val").subjects == Seen(tuple(sorted(both)))
+    beside, _ = pretrain(place, tmp_path / "beside", GLOBAL, f"--init={place / 'global/encoder.safetensors'}",
+                         "--data.split=val")  # fmt: skip
+    assert beside == 0
+    assert load_card(tmp_path / "beside").subjects == load_card(tmp_path / "val").subjects
+    rest = [load_file(tmp_path / run / "objective.safetensors") for run in ("val", "beside")]
+    assert all(torch.equal(rest[0][key], rest[1][key]) for key in rest[0])
+
+
+def test_whom_a_run_itself_has_seen_is_known_whatever_its_first_weights_were(place, tmp_path):
+    """Of first weights that tell nothing, only their own part stays unknown."""
     save_file(load_file(place / "global/encoder.safetensors"), tmp_path / "foreign.safetensors")
-    code, said = pretrain(place, tmp_path / "foreign", GLOBAL, f"--init={tmp_path / 'foreign.safetensors'}")
+    code, said = pretrain(place, tmp_path / "all", GLOBAL, f"--init={tmp_path / 'foreign.safetensors'}",
+                          "--data.split=null")  # fmt: skip
     assert code == 0, said
-    assert load_card(tmp_path / "foreign").subjects is None
+    store = Store.open(place / "store")
+    everyone = tuple(sorted(describe.subjects(store, None)))
+    assert load_card(tmp_path / "all").subjects == Seen(everyone, complete=False)
+    words = [
+        "--config=segment_3d_small", f"--store={place / 'store'}", f"--run={tmp_path / 'tuned'}",
+        f"--pretrained={tmp_path / 'all'}", "--data.view.size=[16,16,8]", "--training.steps=1", "--labels=2",
+        "--data.workers=0", "--training.output.validate_every=1",
+    ]  # fmt: skip
+    code, said = call("finetune", words)
+    assert (code, said) == (2, (
+        "error: pretraining has seen 3 of the 3 subjects of split 'test': results there would be too good; pretrain "
+        "with --data.split train, or say --allow '[seen]'\n"
+    ))  # fmt: skip
+    code, said = call("finetune", [*words, "--allow=[seen]"])
+    assert code == 0, said
+    assert (
+        "3 of the 3 subjects of split 'test' were seen in pretraining (allowed); not all subjects that pretraining has "
+        "seen are known: a test subject may be among the others"
+    ) in said
+    assert load_card(tmp_path / "tuned").subjects == Seen(everyone, complete=False)
+
+
+def test_a_run_without_the_rest_of_its_objective_says_so(place, tmp_path):
+    import shutil
+
+    shutil.copytree(place / "global", tmp_path / "former")
+    (tmp_path / "former/objective.safetensors").unlink()
+    code, said = pretrain(place, tmp_path / "more", GLOBAL, f"--init={tmp_path / 'former'}", steps=1)
+    assert code == 0, said
+    assert "; nothing else is taken over: the run has no objective.safetensors" in said.splitlines()[0]
 
 
 def test_kernels_of_images_and_other_channels_are_made_to_fit(place, tmp_path):
