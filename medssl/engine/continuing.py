@@ -6,7 +6,8 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from medssl.encoders.weights import CARD, WEIGHTS, Report, load, load_card, misfit, read_tensors
+from medssl.encoders.tensors import read_tensors, refuse_strange
+from medssl.encoders.weights import CARD, WEIGHTS, Report, load, load_card, misfit
 from medssl.engine.start import brings_weights, run_of, seen_by, tell_keys
 from medssl.seen import Seen
 from medssl.types import Card, Imported, UserError
@@ -119,6 +120,7 @@ def fill_rest(objective: Objective, file: Path, card: Card) -> str:
         return "the objective has nothing but its encoder"
     shared = [key for key in own if key in tensors]
     fitting = {key: tensors[key] for key in shared if own[key].shape == tensors[key].shape}
+    refuse_strange(file, {key: (tensors[key], own[key]) for key in fitting})
     objective.load_state_dict(fitting, strict=False)
     report = Report(
         loaded=tuple(fitting),

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from medssl.data.split import overlap
-from medssl.encoders.weights import CARD, WEIGHTS, encoder_class, load, load_card, read_tensors
+from medssl.encoders.tensors import read_tensors
+from medssl.encoders.weights import CARD, WEIGHTS, encoder_class, load, load_card
 from medssl.engine import describe
 from medssl.engine.parallel import layout
 from medssl.seen import Seen
@@ -171,7 +172,8 @@ def tell_keys(report: Report, where: str = "") -> None:
     """Prints each key that was not simply loaded, and shapes that do not fit, in the first process."""
     for name, keys in (("adapted", report.adapted), ("missing", report.missing), ("unexpected", report.unexpected)):
         for key in keys if layout().first else ():
-            print(f"{name}{where}: {key}" + (f" ({report.unfit[key]})" if key in report.unfit else ""))
+            more = report.unfit.get(key) or report.assumed.get(key)
+            print(f"{name}{where}: {key}" + (f" ({more})" if more else ""))
 
 
 def fill_decoder(head: Head, start: Start) -> str:

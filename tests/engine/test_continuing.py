@@ -232,6 +232,21 @@ def test_whom_a_run_itself_has_seen_is_known_whatever_its_first_weights_were(pla
     assert load_card(tmp_path / "tuned").subjects == Seen(everyone, complete=False)
 
 
+def test_heads_that_are_not_finite_are_refused(place, tmp_path):
+    import shutil
+
+    shutil.copytree(place / "global", tmp_path / "former")
+    file = tmp_path / "former/objective.safetensors"
+    tensors = load_file(file)
+    weights = [key for key in tensors if tensors[key].is_floating_point()]
+    save_file(tensors | {weights[-1]: tensors[weights[-1]] * torch.inf}, file)
+    code, said = pretrain(place, tmp_path / "more", GLOBAL, f"--init={tmp_path / 'former'}", steps=1)
+    assert code == 2
+    count = tensors[weights[-1]].numel()
+    assert f"objective.safetensors: 1 of {len(tensors)} tensors are no weights, the first is {weights[-1]} (" in said
+    assert re.search(rf"\((\d+) of {count} numbers are NaN or infinite\): expected dense, finite floating-point", said)
+
+
 def test_a_run_without_the_rest_of_its_objective_says_so(place, tmp_path):
     import shutil
 

@@ -393,7 +393,8 @@ def test_no_such_run_and_a_file_without_an_encoder(call, tmp_path):
     assert code == 2
     assert said.endswith("nowhere: there is no such folder or file\n")
     assert "--pretrained" not in said
-    code, said = call(encoder_of(tmp_path / "run") / "encoder.safetensors")
+    (encoder_of(tmp_path / "run") / "card.json").unlink()
+    code, said = call(tmp_path / "run/encoder.safetensors")
     assert code == 2
     assert "encoder.safetensors is a file of weights: say with --encoder which encoder they fit" in said
 

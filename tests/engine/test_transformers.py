@@ -17,9 +17,10 @@ from objectives.small import encoder
 
 from medssl import cli
 from medssl.data.store import Store
+from medssl.encoders.tensors import read_tensors
 from medssl.encoders.timm2d import Timm2d
 from medssl.encoders.vit import ViT
-from medssl.encoders.weights import read_tensors, save_encoder
+from medssl.encoders.weights import save_encoder
 from medssl.engine import describe, lora
 from medssl.engine.callbacks import Checkpoints
 from medssl.engine.optim import FineTuning
