@@ -6,8 +6,11 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import yaml
+
 from medssl.encoders.tensors import read_tensors, refuse_strange
 from medssl.encoders.weights import CARD, WEIGHTS, Report, load, load_card, misfit
+from medssl.engine.checkpoint import checkpoints
 from medssl.engine.start import brings_weights, run_of, seen_by, tell_keys
 from medssl.seen import Seen
 from medssl.types import Card, Imported, UserError
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from medssl.engine.checkpoint import RunFolder
     from medssl.objectives.base import Objective
     from medssl.types import Preprocess
 
@@ -39,6 +43,36 @@ class Begin:
     digest: str | None = None
     seen: Seen = field(default_factory=Seen)
     preprocess: Preprocess | None = None
+
+
+def begin_again(folder: RunFolder, init: Path | None) -> Begin | None:
+    """What a run that has a checkpoint began with: its weights are in there, and its source need not be there still.
+
+    Args:
+        folder: Of the run.
+        init: As of the command line; the run itself stands for what it began with.
+
+    Returns:
+        None where there is no checkpoint, or it began with no other weights.
+
+    Raises:
+        UserError: The source has changed.
+    """
+    file = folder.path / "config.yaml"
+    if init is None or not file.exists() or not checkpoints(folder.checkpoints):
+        return None
+    former = yaml.safe_load(file.read_text(encoding="utf-8")).get("init")
+    if former is None:
+        return None
+    source, itself = run_of(init), init.resolve() == folder.path.resolve()
+    if source.exists() and not itself and (now := digest_of(source)) != former:
+        message = (
+            f"--init {init} is not what {folder.path.name}/ began with ({former} there, {now} here): it has changed, "
+            f"or is another; --init {folder.path} goes on from the run's own checkpoint, another --run begins anew"
+        )
+        raise UserError(message)
+    card = load_card(folder.path) if (folder.path / CARD).exists() else None
+    return Begin((f"first weights: {former}",), former, seen_by(card))
 
 
 def begin(objective: Objective, init: Path | None, minimum: float, made: Imported) -> Begin:

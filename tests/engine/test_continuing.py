@@ -94,7 +94,48 @@ def test_of_the_same_objective_everything_is_taken_over(place, tmp_path):
     assert yaml.safe_load((place / "global/config.yaml").read_text())["init"] is None
     code, said = pretrain(place, tmp_path / "more", GLOBAL, steps=1)
     assert code == 2
-    assert "more/ is a run of another configuration: init" in said
+    former = config["init"]
+    assert said == (
+        f"error: more/ is a run of another configuration: init: {former} there, None here; optimizer.learning_rate: "
+        "1e-12 there, 0.001 here; choose another --run (--init with the run's own folder goes on from its checkpoint)\n"
+    )
+
+
+def test_a_run_goes_on_without_the_weights_that_it_began_with(place, tmp_path):
+    """They are in its checkpoint; weights that have changed since are refused, with how to go on."""
+    import shutil
+
+    source, run = shutil.copytree(place / "global", tmp_path / "source"), tmp_path / "run"
+    words = (f"--init={source}", "--data.split=val", "--training.extend=true")
+    assert pretrain(place, run, GLOBAL, *words)[0] == 0
+    config, seen = yaml.safe_load((run / "config.yaml").read_text()), load_card(run).subjects
+    save_file({"other": torch.zeros(3)}, source / "encoder.safetensors")
+    code, said = pretrain(place, run, GLOBAL, *words, steps=3)
+    assert code == 2
+    assert re.fullmatch(
+        rf"error: --init {re.escape(str(source))} is not what run/ began with \({config['init']} there, [0-9a-f]{{16}} "
+        rf"here\): it has changed, or is another; --init {re.escape(str(run))} goes on from the run's own checkpoint, "
+        "another --run begins anew\n",
+        said,
+    )
+    code, said = pretrain(place, run, GLOBAL, f"--init={run}", *words[1:], steps=3)
+    assert (code, "going on after step 2" in said) == (0, True), said
+    shutil.rmtree(source)
+    code, said = pretrain(place, run, GLOBAL, *words, steps=4)
+    assert (code, "going on after step 3" in said) == (0, True), said
+    assert f"; first weights: {config['init']}" in said.splitlines()[0]
+    assert load_card(run).subjects == seen == Seen(tuple(sorted(seen.known)))
+    assert yaml.safe_load((run / "config.yaml").read_text())["init"] == config["init"]
+
+
+def test_weights_of_scans_that_other_rules_stored_are_noted(place, tmp_path):
+    file = place.parent / "place/index.sqlite"
+    labelled.stored(file, tmp_path / "store", Preprocess(foreground_crop=False))
+    code, said = pretrain(place, tmp_path / "run", GLOBAL, f"--init={place / 'global'}",
+                          f"--store={tmp_path / 'store'}", steps=1)  # fmt: skip
+    assert code == 0, said
+    assert "; the first weights are of scans that other rules stored: orientation None -> RAS" in said
+    assert "other rules" not in pretrain(place, tmp_path / "same", GLOBAL, f"--init={place / 'global'}", steps=1)[1]
 
 
 def test_every_key_of_the_rest_that_is_not_taken_over_is_named(place, tmp_path):
