@@ -8,6 +8,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from medssl.evaluate.cases import scan_scores
+from medssl.evaluate.health import FEWEST
 from medssl.report.calibration import calibration_chart
 from medssl.report.comparison import Comparison, compare, title
 from medssl.report.curves import Point, Series, line_chart
@@ -248,6 +249,8 @@ def _health(run: Run) -> str:
     """How often training looked unwell; "" where nothing was measured."""
     found = run.log.values("alarms")
     unwell = [step for step, count in found if count]
+    if not unwell and 0 < len(found) < FEWEST:
+        return f"not judged: {len(found)} of the {FEWEST} measurements that this takes"
     if not unwell:
         return f"well at all {len(found)} measurements" if found else ""
     return (
