@@ -284,7 +284,7 @@ class Collapsed(toys.ToyObjective):
     [
         (
             20,
-            r"not judged: 1 of the 3 measurements that this takes \(a lower training\.output\.health_every gives more\)",
+            r"not judged: 1 of the 3 measurements that this takes \(a lower training\.output\.health_every gives .*\)",
         ),
         (2, r"not well: collapse \(steps 4 to 8\)"),
     ],
