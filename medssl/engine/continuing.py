@@ -110,6 +110,7 @@ def begin(objective: Objective, init: Path | None, minimum: float, made: Importe
         raise UserError(message)
     report = load(objective.encoder, weights, minimum=minimum)
     tell_keys(report)
+    objective.after_load()
     seen = seen_by(card) | Seen(complete=not brings_weights(made))
     if card is None:
         return Begin((f"encoder: {report}",), digest_of(init), seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -220,6 +221,31 @@ class Bare(Objective):
     def forward(self, batch: Batch, step: Step) -> Loss:
         loss = self.encoder(batch.views[0].image).pooled.square().mean()
         return Loss(loss, {"loss": loss.detach()})
+
+
+class Copied(Bare):
+    """A user's objective whose teacher begins as a copy of the encoder."""
+
+    def __init__(self, encoder: Encoder, *, view: ViewSpec) -> None:
+        super().__init__(encoder, view=view)
+        self.teacher = copy.deepcopy(encoder).requires_grad_(requires_grad=False)
+
+    def after_load(self) -> None:
+        self.teacher.load_state_dict(self.encoder.state_dict())
+
+
+def test_a_teacher_can_begin_with_the_weights_that_were_loaded(place, tmp_path):
+    copied = {"class_path": "engine.test_continuing.Copied", "init_args": {"view": VIEW}}
+    words = (f"--init={place / 'global'}", "--optimizer.learning_rate=1e-12")
+    code, said = pretrain(place, tmp_path / "run", copied, *words, steps=1)
+    assert code == 0, said
+    teacher, former = load_file(tmp_path / "run/objective.safetensors"), load_file(place / "global/encoder.safetensors")
+    assert all(torch.equal(teacher[f"teacher.{key}"], value) for key, value in former.items())
+    former = load_file(tmp_path / "run/objective.safetensors")
+    code, said = pretrain(place, tmp_path / "more", copied, f"--init={tmp_path / 'run'}", words[1], steps=1)
+    assert code == 0, said  # the teacher of a run of the same objective is its own
+    after = load_file(tmp_path / "more/objective.safetensors")
+    assert all(torch.equal(after[key], value) for key, value in former.items())
 
 
 def test_an_objective_without_weights_of_its_own_is_continued(place, tmp_path):
