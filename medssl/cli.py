@@ -34,7 +34,7 @@ VERBS = {
     "report": ("medssl.engine.report:report", "write runs and evaluations on one page"),
 }
 GONE = {  # keys that were once there, and what does their work
-    "pretrained_file": "weights of a file are loaded, and reported, by medssl pretrain --init or finetune --pretrained",
+    "pretrained_file": "leave it out; weights of a file are loaded by medssl pretrain --init, finetune --pretrained",
 }
 PARSER_WORDS = (  # what the parser says of its own workings, and what the user reads instead
     (r"Does not validate against .*|Subtypes: .*|Errors:|Given value type: .*|Given value: NestedArg.*", ""),

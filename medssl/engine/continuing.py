@@ -11,7 +11,7 @@ import yaml
 from medssl.encoders.tensors import read_tensors, refuse_strange
 from medssl.encoders.weights import CARD, WEIGHTS, Report, load, load_card, misfit
 from medssl.engine.checkpoint import checkpoints
-from medssl.engine.start import brings_weights, run_of, seen_by, tell_keys
+from medssl.engine.start import brings_weights, run_of, seen_by, seen_by_file, tell_keys
 from medssl.seen import Seen
 from medssl.types import Card, Imported, UserError
 
@@ -71,8 +71,9 @@ def begin_again(folder: RunFolder, init: Path | None) -> Begin | None:
             f"or is another; --init {folder.path} goes on from the run's own checkpoint, another --run begins anew"
         )
         raise UserError(message)
-    card = load_card(folder.path) if (folder.path / CARD).exists() else None
-    return Begin((f"first weights: {former}",), former, seen_by(card))
+    card = folder.path / CARD  # lacks where the run was killed between its first checkpoint and the card
+    seen = load_card(folder.path).subjects if card.exists() else Seen(complete=False)
+    return Begin((f"first weights: {former}",), former, seen)
 
 
 def begin(objective: Objective, init: Path | None, minimum: float, made: Imported) -> Begin:
@@ -111,11 +112,11 @@ def begin(objective: Objective, init: Path | None, minimum: float, made: Importe
     report = load(objective.encoder, weights, minimum=minimum)
     tell_keys(report)
     objective.after_load()
-    seen = seen_by(card) | Seen(complete=not brings_weights(made))
+    own = Seen(complete=not brings_weights(made))
     if card is None:
-        return Begin((f"encoder: {report}",), digest_of(init), seen)
+        return Begin((f"encoder: {report}",), digest_of(init), own | seen_by_file(init))
     notes = (f"encoder of step {card.step}: {report}", fill_rest(objective, init / REST, card))
-    return Begin(notes, digest_of(init), seen, card.preprocess)
+    return Begin(notes, digest_of(init), own | seen_by(card), card.preprocess)
 
 
 def digest_of(init: Path) -> str:

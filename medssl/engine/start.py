@@ -49,7 +49,9 @@ class Start:
     def seen(self) -> Seen:
         """Subjects that the weights have seen, with labels or without."""
         own = Seen(complete=not brings_weights(self.encoder))
-        return own if self.weights is None else own | seen_by(self.card)
+        if self.weights is None:
+            return own
+        return own | (seen_by(self.card) if self.card else seen_by_file(self.weights))
 
     @property
     def labelled(self) -> tuple[str, ...]:
@@ -104,15 +106,20 @@ def brings_weights(encoder: Imported) -> bool:
 
 def run_of(path: Path) -> Path:
     """The run folder of an ``encoder.safetensors`` or a card that have each other; any other path is itself."""
-    pair = (path.with_name(WEIGHTS), path.with_name(CARD))
-    return path.parent if path in pair and all(file.exists() for file in pair) else path
+    pair = (WEIGHTS, CARD)
+    return path.parent if path.name in pair and all((path.parent / name).exists() for name in pair) else path
 
 
-def seen_by(card: Card | None) -> Seen:
-    """Whom the weights of a card have seen, with labels or without; a file without one does not tell."""
-    if card is None:
-        return Seen(complete=False)
+def seen_by(card: Card) -> Seen:
+    """Whom the weights of a card have seen, with labels or without."""
     return card.subjects | Seen(card.tuned.subjects if card.tuned else ())
+
+
+def seen_by_file(file: Path) -> Seen:
+    """Whom the weights of a file have seen: never known, but in a run folder whoever its card names is among them."""
+    folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+    unknown = Seen(complete=False)
+    return unknown | seen_by(load_card(folder)) if (folder / CARD).exists() else unknown
 
 
 def decoder_of(weights: Path | None) -> Path | None:

@@ -267,6 +267,10 @@ def test_whoever_the_first_weights_have_seen_counts_as_seen(place, tmp_path):
                          "--data.split=val")  # fmt: skip
     assert beside == 0
     assert load_card(tmp_path / "beside").subjects == load_card(tmp_path / "val").subjects
+    checkpoint, _ = pretrain(place, tmp_path / "checkpoint", GLOBAL, f"--init={place / 'global/checkpoints/last.pt'}",
+                             "--data.split=val")  # fmt: skip
+    assert checkpoint == 0
+    assert load_card(tmp_path / "checkpoint").subjects == Seen(tuple(sorted(both)), complete=False)
     rest = [load_file(tmp_path / run / "objective.safetensors") for run in ("val", "beside")]
     assert all(torch.equal(rest[0][key], rest[1][key]) for key in rest[0])
 
@@ -342,6 +346,7 @@ def test_kernels_of_images_and_other_channels_are_made_to_fit(place, tmp_path):
 
 BAD = [
     ("no such run", ["--init=nowhere"], r"--init nowhere: there is no such folder or file"),
+    ("an empty path", ["--init="], r"card\.json: no card could be read"),
     ("no share", ["--init_minimum=3"], r"init_minimum must be a share from 0 to 1, got 3"),
     ("too little fits", ["--init={other}"], r"too few weights fit ResEnc: .*expected at least 90%"),
     ("a folder without a card", ["--init={empty}"], r"no card could be read"),

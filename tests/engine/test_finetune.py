@@ -23,6 +23,7 @@ from medssl.encoders.resenc import ResEnc
 from medssl.encoders.timm2d import Timm2d
 from medssl.encoders.weights import load_card, save_encoder
 from medssl.engine import describe, finetune
+from medssl.engine.checkpoint import differing
 from medssl.engine.start import Start, first_weights, start_of
 from medssl.heads.segmentation import UNet
 from medssl.heads.weights import load_network
@@ -238,9 +239,12 @@ def test_a_key_that_is_gone_says_what_does_its_work(call, tmp_path):
         "--encoder=timm_resnet18", "--encoder.pretrained_file=some.pth", "--data.target=class", data="pictures"
     )
     assert (code, said) == (2, (
-        "error: unknown key 'encoder.pretrained_file': weights of a file are loaded, and reported, by medssl pretrain "
-        "--init or finetune --pretrained\n"
+        "error: unknown key 'encoder.pretrained_file': leave it out; weights of a file are loaded by medssl pretrain "
+        "--init, finetune --pretrained\n"
     ))  # fmt: skip
+    older = {"encoder": {"init_args": {"model": "resnet18", "pretrained_file": None}}}
+    now = {"encoder": {"init_args": {"model": "resnet18"}}}
+    assert differing(older, now, ()) == ""
 
 
 def test_labels_that_were_seen_are_known_where_the_subjects_of_pretraining_are_not(call, place, tmp_path):
