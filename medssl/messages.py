@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+GONE = {  # keys that were once there, and what does their work
+    "pretrained_file": "leave it out; weights of a file are loaded by medssl pretrain --init, finetune --pretrained",
+}
 PARSER_WORDS = (  # what the parser says of its own workings, and what the user reads instead
     (r"Does not validate against .*|Subtypes: .*|Errors:|Given value type: .*|Given value: NestedArg.*", ""),
     (
@@ -61,6 +64,8 @@ def explain(message: str, parser: ArgumentParser) -> str:
         known = set(parser.get_defaults().keys())
         if class_path is not None and parts[0]:
             known |= argument_names(class_path[1], parts[0])
+        if remedy := GONE.get(key.rpartition(".")[2]):
+            return f"unknown key {key!r}: {remedy}"
         if key in known:
             return f"{key!r} stands without a flag: leave --{key} out, not its value"
         return f"unknown key {key!r}{nearest(key, sorted(known))}"

@@ -12,6 +12,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from medssl.seen import Seen
+
 if TYPE_CHECKING:  # the index and the command line's help must not pay for torch
     from jaxtyping import Bool, Float, Int, Shaped
     from torch import Tensor
@@ -384,15 +386,15 @@ class Tuned:
 class Card:
     """What the encoder's weights are: JSON beside the safetensors.
 
-    ``encoder`` and ``objective`` are import paths with arguments; ``subjects`` are keyed digests of those seen in
-    pretraining, None when left out on purpose; ``step`` counts optimizer steps; ``tuned`` waits for a head.
+    ``encoder`` and ``objective`` are import paths with arguments; ``subjects`` are those seen in pretraining; ``step``
+    counts optimizer steps; ``tuned`` waits for a head.
     """
 
     encoder: Imported
     preprocess: Preprocess
     objective: Imported | None
     index_digest: str
-    subjects: tuple[str, ...] | None
+    subjects: Seen
     step: int
     versions: dict[str, str]
     tuned: Tuned | None = None

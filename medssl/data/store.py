@@ -108,7 +108,7 @@ class Store:
             raise UserError(message)
         if preprocess is not None and preprocess.digest() != description["digest"]:
             wanted = json.loads(json.dumps(dataclasses.asdict(preprocess)))
-            keys = ", ".join(sorted(_differences(description["preprocess"], wanted)))
+            keys = ", ".join(sorted(differences(description["preprocess"], wanted)))
             message = (
                 f"the store {path} was made by another Preprocess ({description['digest']}, asked for "
                 f"{preprocess.digest()}): {keys}; take another folder or the same rules"
@@ -308,9 +308,9 @@ def preprocess_from(data: dict[str, Any]) -> Preprocess:
     return Preprocess(**data, intensity=IntensityRules(**rules), transforms=steps)
 
 
-def _differences(found: Any, wanted: Any, name: str = "") -> list[str]:
+def differences(found: Any, wanted: Any, name: str = "") -> list[str]:
     """Names of the keys in which two nested dictionaries differ, each with both values."""
     if isinstance(found, dict) and isinstance(wanted, dict):
         keys = sorted(found.keys() | wanted.keys())
-        return [x for k in keys for x in _differences(found.get(k), wanted.get(k), f"{name}.{k}".strip("."))]
+        return [x for k in keys for x in differences(found.get(k), wanted.get(k), f"{name}.{k}".strip("."))]
     return [] if found == wanted else [f"{name} {found} -> {wanted}"]

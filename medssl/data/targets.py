@@ -36,12 +36,15 @@ def refuse_unknown(target: str, held: Iterable[Values], where: str) -> None:
     """Refuses the name of a value that no scan has.
 
     Raises:
-        UserError: Lists the names there are, and which one may be meant.
+        UserError: It is empty everywhere; or lists the names there are, and which one may be meant.
     """
     rows = list(held)
     if any(values.get(target) for values in rows):
         return
     known = sorted({name for values in rows for name in values})
+    if target in known:
+        message = f"{target!r} is empty for all {len(rows)} scans of {where}: fill it in, then index and cache again"
+        raise UserError(message)
     near = difflib.get_close_matches(target, known, 1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     message = f"no scan of {where} has a value {target!r}; values there are: {', '.join(known) or 'none'}{hint}"

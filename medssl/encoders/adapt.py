@@ -21,8 +21,8 @@ def adapted(value: Tensor, wanted: Tensor, *, first: bool, name: str, axes: tupl
     is [row, column], its columns lie along left-right; a volume is stored with axis 0 nearest to left-right and slices
     across axis 2. So a volume of equal slices gets, far from its ends, the response of the slice as
     ``data.regions.slice_axes`` cuts it; other orders of axes (``Preprocess.orientation``) do not. Tables of positions
-    are interpolated (Dosovitskiy et al., ICLR 2021) where all sides of their grids are equal (of other grids the number
-    of rows does not tell the sides), and go from images to volumes as kernels do, undivided.
+    are interpolated (Dosovitskiy et al., ICLR 2021) where a grid of equal sides has as many rows, which is then assumed
+    (512 rows are 8 x 8 x 8, or 16 x 16 x 2), and go from images to volumes as kernels do, undivided.
 
     Args:
         value: What the file holds.
@@ -69,6 +69,11 @@ def positions(table: Tensor, count: int, axes: tuple[int, int]) -> Tensor | None
         resized = in_planes(resized, new) if own < wanted else resized
         return torch.cat((table[:, :before], resized.flatten(2).mT), 1)
     return None
+
+
+def assumed(axes: int) -> str:
+    """What a table that was made to fit was taken for: its number of rows does not tell the sides of its grid."""
+    return f"positions: assuming a {'square' if axes == 2 else 'cubic'} grid of patches"
 
 
 def is_table(name: str, value: Tensor, wanted: Tensor) -> bool:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import warnings
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from medssl.encoders.base import Encoder
-from medssl.encoders.weights import load
 from medssl.nn.sparse import sparsify, visible, visible_mean
 from medssl.types import Features, MaskMode, UserError
 
@@ -29,11 +27,10 @@ class Timm2d(Encoder):
         model: Name of the model in timm.
         in_channels: Channels of the image; weights for another number are adapted.
         pretrained: Take timm's weights from the network or its local cache. Nothing is downloaded unless this is True.
-        pretrained_file: Local file of weights instead (safetensors, or a checkpoint that holds nothing but tensors).
         drop_path: Probability of dropping a residual branch, for models that know it.
 
     Raises:
-        UserError: timm has no such model, the model gives no maps, or the weights do not fit.
+        UserError: timm has no such model, or the model gives no maps.
     """
 
     def __init__(
@@ -42,13 +39,9 @@ class Timm2d(Encoder):
         *,
         in_channels: int = 3,
         pretrained: bool = False,
-        pretrained_file: Path | str | None = None,
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        if pretrained and pretrained_file:
-            message = "pretrained and pretrained_file exclude each other: give one of them"
-            raise UserError(message)
         self.ndims = frozenset({2})
         self.in_channels = in_channels
         self.model = _create(model, in_channels, pretrained=pretrained, drop_path=drop_path)
@@ -56,8 +49,6 @@ class Timm2d(Encoder):
         self.channels = tuple(int(entry["num_chs"]) for entry in info)
         self.strides = tuple((int(entry["reduction"]),) * 2 for entry in info)
         self.mask_cell = self.strides[-1]
-        if pretrained_file:
-            load(self.model, pretrained_file)
         self.mask_modes: frozenset[MaskMode] = frozenset()
         try:
             sparsify(self.model, twins=_twins(), strict=True)

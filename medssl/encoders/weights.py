@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-import pickle
-import struct
-import warnings
+import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import torch
-
-from medssl.encoders.adapt import adapted, is_table
+from medssl.encoders.adapt import adapted, assumed, is_table
 from medssl.encoders.base import Encoder
+from medssl.encoders.tensors import read_tensors, refuse_strange
 from medssl.files import refusals, whole
+from medssl.seen import as_written
 from medssl.types import Card, Imported, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS, CARD = "encoder.safetensors", "card.json"
+BLOCK = re.compile(r"(\d+)\.(?=[^.]+\.)")  # a numbered part of a network that has parts itself
 ENOUGH = 0.9  # share of the keys that a file must fill where nothing else is asked for
-DAMAGED = (ValueError, LookupError, TypeError, AssertionError, struct.error)  # what damaged torch files raise
 
 
 # --- our own folders
@@ -43,7 +41,7 @@ def save_encoder(folder: Path, encoder: nn.Module, card: Card) -> None:
     """
     from safetensors.torch import save
 
-    own = {k: v for k, v in card.encoder.init_args.items() if k not in ("pretrained", "pretrained_file")}
+    own = {k: v for k, v in card.encoder.init_args.items() if k != "pretrained"}
     text = json.dumps(asdict(replace(card, encoder=replace(card.encoder, init_args=own))), indent=2, default=str)
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in encoder.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,8 +63,10 @@ def load_card(folder: Path) -> Card:
         message = f"{file}: no card could be read ({error.strerror}): expected a folder that pretraining wrote"
         raise UserError(message) from error
     except ValueError as error:
-        message = f"{file}: not JSON ({error})"
+        message = f"{file}: not JSON ({error}): expected the card that pretraining wrote beside its weights"
         raise UserError(message) from error
+    if isinstance(data, dict) and "subjects" in data:
+        data["subjects"] = as_written(data["subjects"])
     card: Card = _build(Card, data, str(file))
     return card
 
@@ -128,8 +128,8 @@ class Report:
     """What became of every key; names are the module's, those of ``unexpected`` the file's.
 
     ``adapted`` weights were made to fit another number of input channels, of axes, or of patches. ``unfit`` says of
-    missing keys that the file has in another shape which shapes these are; ``unread`` is the layer that reads the
-    image, where nothing filled it.
+    missing keys that the file has in another shape which shapes these are; ``assumed`` of adapted tables of positions
+    which grid they were taken for; ``unread`` is the layer that reads the image, where nothing filled it.
     """
 
     loaded: tuple[str, ...]
@@ -137,6 +137,7 @@ class Report:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     unfit: Mapping[str, str] = field(default_factory=dict)
+    assumed: Mapping[str, str] = field(default_factory=dict)
     unread: str = ""
 
     @property
@@ -147,6 +148,7 @@ class Report:
 
     def __str__(self) -> str:
         line = f"{self.matched:.0%} of the keys filled: {len(self.loaded)} loaded, {len(self.adapted)} adapted"
+        line += f" ({next(iter(self.assumed.values()))})" if self.assumed else ""
         for name, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
             line += f", {len(keys)} {name}" + (f" ({_some(keys)})" if keys else "")
         if self.unread:
@@ -158,8 +160,9 @@ class Report:
 def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Report:
     """Loads weights whose keys may carry another prefix; those of other channels, axes or patches are made to fit.
 
-    The layer that reads the image must be filled, too: it is one key of many, and all others build on it. Who asks for
-    less than 90 % of the keys gets along without, and the report says so.
+    The layer that reads the image must be filled, too: it is one key of many, and all others build on it; and the file
+    must end where the module does, not in further blocks: what was learnt for those says little without them. Who asks
+    for less than 90 % of the keys gets along without, and the report says so.
 
     Args:
         module: Gets the weights; on error it is left as it was.
@@ -170,7 +173,8 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
         What became of every key.
 
     Raises:
-        UserError: The file cannot be read, fills fewer keys than ``minimum``, or not the layer that reads the image.
+        UserError: The file cannot be read, has tensors that are no weights, fills fewer keys than ``minimum``, or not
+            the layer that reads the image, or is of a deeper network.
     """
     file = Path(file)
     source, target = read_tensors(file), module.state_dict()
@@ -183,10 +187,10 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
     new: dict[str, Tensor] = {}
     fitted: list[str] = []
     unfit: dict[str, str] = {}
-    for key, old in target.items():
-        value = source[renamed[key]] if key in renamed else None
-        if value is None:
-            continue
+    shared = {key: source[renamed[key]] for key in target if key in renamed}
+    refuse_strange(file, {key: (value, target[key]) for key, value in shared.items()})
+    for key, value in shared.items():
+        old = target[key]
         fitting = adapted(value, old, first=key in same, name=key, axes=axes)
         if fitting is None:
             unfit[key] = misfit(key, value, old)
@@ -201,10 +205,19 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
         missing=tuple(key for key in target if key not in new),
         unexpected=tuple(key for key in source if key not in told),
         unfit=unfit,
+        assumed={key: assumed(axes[0]) for key in fitted if is_table(key, source[renamed[key]], target[key])},
         unread="" if any(key in new for key in same) else stem,
     )
+    beyond = [add + key[len(strip) :] for key in report.unexpected if key.startswith(strip)]
     if report.matched < minimum:
         message = f"{file}: too few weights fit {type(module).__name__}: {report}; expected at least {minimum:.0%}"
+        raise UserError(message)
+    if minimum >= ENOUGH and (deeper := _deeper(beyond, target)):
+        message = (
+            f"{file}: the weights are those of a deeper network: {len(deeper)} of their keys go on where "
+            f"{type(module).__name__} ends ({_some(deeper)}); make the encoder as deep as that of the file was, or "
+            "choose another file"
+        )
         raise UserError(message)
     if report.unread and minimum >= ENOUGH:
         message = (
@@ -214,40 +227,6 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
         raise UserError(message)
     module.load_state_dict(new, strict=False)
     return report
-
-
-def read_tensors(file: Path, *, allow_empty: bool = False) -> dict[str, Tensor]:
-    """All tensors of a file by key, without ever running code from it.
-
-    Raises:
-        UserError: The file cannot be read, is damaged, holds more than tensors, or none where that is not allowed.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        with warnings.catch_warnings(action="ignore"):  # torch comments on the pickle protocol; the error says enough
-            content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        message = f"{file}: holds more than tensors and is not opened: save its state dict alone, best as safetensors"
-        raise UserError(message) from error
-    except (OSError, SafetensorError, EOFError, RuntimeError, *DAMAGED) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        message = f"{file}: weights could not be read ({reason})"
-        raise UserError(message) from error
-    tensors = _tensors_in(content)
-    if not tensors and not allow_empty:
-        message = f"{file}: holds no state dict: expected tensors by name"
-        raise UserError(message)
-    return tensors
-
-
-def _tensors_in(content: object) -> dict[str, Tensor]:
-    """The state dict of a checkpoint: its own entries, or those of the nested container with the most tensors."""
-    if not isinstance(content, Mapping):
-        return {}
-    own = {str(key): value for key, value in content.items() if isinstance(value, torch.Tensor)}
-    return max([own, *map(_tensors_in, content.values())], key=len)
 
 
 def _prefixes(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[str, str]:
@@ -269,6 +248,19 @@ def _common(keys: Mapping[str, Tensor]) -> list[str]:
         names = key.split(".")
         counts.update(".".join(names[:depth]) + "." for depth in range(1, min(4, len(names) - 1) + 1))
     return ["", *(prefix for prefix, count in counts.items() if count >= len(keys) / 10)]
+
+
+def _deeper(unexpected: Iterable[str], own: Iterable[str]) -> tuple[str, ...]:
+    """Keys of numbered blocks that go on where the module's own end, as ``stages.4.`` after ``stages.3.`` does."""
+    last: dict[str, int] = {}
+    for key in own:
+        for found in BLOCK.finditer(key):
+            last[key[: found.start(1)]] = max(int(found[1]), last.get(key[: found.start(1)], 0))
+    return tuple(
+        key
+        for key in unexpected
+        if any(int(found[1]) > last.get(key[: found.start(1)], int(found[1])) for found in BLOCK.finditer(key))
+    )
 
 
 def misfit(key: str, value: Tensor, old: Tensor) -> str:
@@ -316,9 +308,9 @@ def _build_dataclass(kind: type, data: Any, where: str) -> Any:
         got = f"unknown key {unknown[0]}" if isinstance(data, dict) else repr(data)
         message = f"{where}: {got}; a {kind.__name__} has {', '.join(names)}"
         raise UserError(message)
+    needed = [own.name for own in fields(kind) if own.default is MISSING and own.default_factory is MISSING]
+    if lacking := [name for name in needed if name not in data]:
+        message = f"{where}: without {', '.join(lacking)} this is no {kind.__name__}: expected what medssl wrote there"
+        raise UserError(message)
     hints = get_type_hints(kind)
-    try:
-        return kind(**{key: _build(hints[key], value, f"{where}: {key}") for key, value in data.items()})
-    except TypeError as error:
-        message = f"{where}: {error}"
-        raise UserError(message) from error
+    return kind(**{key: _build(hints[key], value, f"{where}: {key}") for key, value in data.items()})

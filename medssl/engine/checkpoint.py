@@ -31,6 +31,7 @@ FREE_KEYS = (
     "training.batch_size", "training.accumulate", "training.accelerator", "data.workers", "training.extend", "probe",
     *(f"training.output.{name}" for name in WRITING),
 )  # fmt: skip
+GONE = (".pretrained_file",)  # ends of keys that older configurations hold as null
 LATER = {".sampling.labelled": 0.0}  # ends of keys, and what they are in configurations that are older than the keys
 DAMAGE = (
     RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile,
@@ -185,6 +186,8 @@ def refuse_other(stored: dict[str, Any], config: dict[str, Any], name: str) -> N
     if not found:
         return
     hint = " (--training.extend true goes on with more steps)" if found.startswith("training.steps") else ""
+    if stored.get("init") and not config.get("init"):
+        hint = " (--init with the run's own folder goes on from its checkpoint)"
     message = f"{name}/ is a run of another configuration: {found}; choose another --run{hint}"
     raise UserError(message)
 
@@ -193,7 +196,7 @@ def differing(stored: dict[str, Any], config: dict[str, Any], free: Sequence[str
     """The first five keys that differ and are not free, with both values; "" where none does."""
     now = dict(flat(config))
     older = {key: value for key in now for end, value in LATER.items() if key.endswith(end)}
-    then = older | dict(flat(stored))
+    then = older | {key: value for key, value in flat(stored) if value is not None or not key.endswith(GONE)}
     found = [
         f"{key}: {then.get(key, 'absent')} there, {now.get(key, 'absent')} here"
         for key in sorted({*then, *now})

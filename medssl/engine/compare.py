@@ -193,7 +193,7 @@ def known_subjects(store: Store, data: Examples, starts: Mapping[str, Start]) ->
         f"in split {data.validation!r}, which validates": describe.subjects(store, data.validation),
     }
     for name, begin in starts.items():
-        found[f"known to {name} from pretraining"] = begin.labelled if begin.subjects is None else begin.subjects
+        found[f"known to {name} from pretraining"] = begin.seen.known
     return found
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from medssl.encoders.weights import CARD, WEIGHTS, Report, load, load_card, misfit, read_tensors
-from medssl.engine.start import tell_keys
+import yaml
+
+from medssl.encoders.tensors import read_tensors, refuse_strange
+from medssl.encoders.weights import CARD, WEIGHTS, Report, load, load_card, misfit
+from medssl.engine.checkpoint import checkpoints
+from medssl.engine.start import brings_weights, run_of, seen_by, seen_by_file, tell_keys
+from medssl.seen import Seen
 from medssl.types import Card, Imported, UserError
 
 if TYPE_CHECKING:
@@ -15,9 +20,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from medssl.engine.checkpoint import RunFolder
     from medssl.objectives.base import Objective
+    from medssl.types import Preprocess
 
 REST = "objective.safetensors"
+OWN = "first weights: those that the encoder brings (pretrained), of which nothing tells whom they have seen"
 
 
 @dataclass(frozen=True)
@@ -27,12 +35,45 @@ class Begin:
     Attributes:
         notes: What became of them, for the first line of the run.
         digest: Names them in ``config.yaml`` without a path; None where they are random.
-        subjects: Subjects that they have seen; None where that is not known.
+        seen: Subjects that they have seen.
+        preprocess: Rules that their scans were stored by, where that is known.
     """
 
     notes: tuple[str, ...] = ()
     digest: str | None = None
-    subjects: tuple[str, ...] | None = ()
+    seen: Seen = field(default_factory=Seen)
+    preprocess: Preprocess | None = None
+
+
+def begin_again(folder: RunFolder, init: Path | None) -> Begin | None:
+    """What a run that has a checkpoint began with: its weights are in there, and its source need not be there still.
+
+    Args:
+        folder: Of the run.
+        init: As of the command line; the run itself stands for what it began with.
+
+    Returns:
+        None where there is no checkpoint, or it began with no other weights.
+
+    Raises:
+        UserError: The source has changed.
+    """
+    file = folder.path / "config.yaml"
+    if init is None or not file.exists() or not checkpoints(folder.checkpoints):
+        return None
+    former = yaml.safe_load(file.read_text(encoding="utf-8")).get("init")
+    if former is None:
+        return None
+    source, itself = run_of(init), init.resolve() == folder.path.resolve()
+    if source.exists() and not itself and (now := digest_of(source)) != former:
+        message = (
+            f"--init {init} is not what {folder.path.name}/ began with ({former} there, {now} here): it has changed, "
+            f"or is another; --init {folder.path} goes on from the run's own checkpoint, another --run begins anew"
+        )
+        raise UserError(message)
+    card = folder.path / CARD  # lacks where the run was killed between its first checkpoint and the card
+    seen = load_card(folder.path).subjects if card.exists() else Seen(complete=False)
+    return Begin((f"first weights: {former}",), former, seen)
 
 
 def begin(objective: Objective, init: Path | None, minimum: float, made: Imported) -> Begin:
@@ -46,7 +87,7 @@ def begin(objective: Objective, init: Path | None, minimum: float, made: Importe
         objective: With fresh weights.
         init: Run folder, or a file of weights; None leaves the weights as they are.
         minimum: Smallest share of the encoder's keys that must be filled.
-        made: What the encoder was made of; it may have read weights itself (``pretrained``, ``pretrained_file``).
+        made: What the encoder was made of; it may bring weights of its own (``pretrained``).
 
     Raises:
         UserError: There is no such folder or file, too few keys are filled, or the encoder would stay random.
@@ -55,8 +96,11 @@ def begin(objective: Objective, init: Path | None, minimum: float, made: Importe
         message = f"init_minimum must be a share from 0 to 1, got {minimum}"
         raise UserError(message)
     if init is None:
-        refuse_random(objective, made)
-        return Begin()
+        if not brings_weights(made):
+            refuse_random(objective)
+            return Begin()
+        return Begin((OWN,), seen=Seen(complete=False))
+    init = run_of(init)
     if not init.exists():
         message = f"--init {init}: there is no such folder or file"
         raise UserError(message)
@@ -67,22 +111,30 @@ def begin(objective: Objective, init: Path | None, minimum: float, made: Importe
         raise UserError(message)
     report = load(objective.encoder, weights, minimum=minimum)
     tell_keys(report)
-    digest = hashlib.sha256(weights.read_bytes())
-    notes = [f"encoder of step {card.step}: {report}" if card else f"encoder: {report}"]
-    if card is not None and (init / REST).exists():
-        notes.append(fill_rest(objective, init / REST, card))
-        digest.update((init / REST).read_bytes())
-    return Begin(tuple(notes), digest.hexdigest()[:16], seen_by(card))
+    objective.after_load()
+    own = Seen(complete=not brings_weights(made))
+    if card is None:
+        return Begin((f"encoder: {report}",), digest_of(init), own | seen_by_file(init))
+    notes = (f"encoder of step {card.step}: {report}", fill_rest(objective, init / REST, card))
+    return Begin(notes, digest_of(init), own | seen_by(card), card.preprocess)
 
 
-def refuse_random(objective: Objective, made: Imported) -> None:
+def digest_of(init: Path) -> str:
+    """Names a file of weights, or those of a run folder, by what is in them."""
+    digest = hashlib.sha256()
+    for file in (init / WEIGHTS, init / REST) if init.is_dir() else (init,):
+        digest.update(file.read_bytes() if file.exists() else b"")
+    return digest.hexdigest()[:16]
+
+
+def refuse_random(objective: Objective) -> None:
     """Refuses to train on top of an encoder that knows nothing and is not to learn anything.
 
     Raises:
-        UserError: No parameter of the encoder learns, and it was not made with weights.
+        UserError: No parameter of the encoder learns.
     """
     learns = [parameter.requires_grad for parameter in objective.encoder.parameters()]
-    if learns and not any(learns) and not any(made.init_args.get(key) for key in ("pretrained", "pretrained_file")):
+    if learns and not any(learns):
         message = (
             f"{type(objective).__name__} leaves the encoder as it is, and its weights are random: give --init RUN (the "
             "run of the stage before, or a file of weights)"
@@ -95,6 +147,8 @@ def fill_rest(objective: Objective, file: Path, card: Card) -> str:
     kind = f"{type(objective).__module__}.{type(objective).__qualname__}"
     former = "none" if card.objective is None else card.objective.class_path
     own = {name: value for name, value in objective.state_dict().items() if not name.startswith("encoder.")}
+    if not file.exists():
+        return f"nothing else is taken over: the run has no {REST}"
     if kind != former:
         return f"nothing else is taken over: that run's objective was {former.rpartition('.')[2]}"
     tensors: dict[str, Tensor] = read_tensors(file, allow_empty=True)
@@ -102,6 +156,7 @@ def fill_rest(objective: Objective, file: Path, card: Card) -> str:
         return "the objective has nothing but its encoder"
     shared = [key for key in own if key in tensors]
     fitting = {key: tensors[key] for key in shared if own[key].shape == tensors[key].shape}
+    refuse_strange(file, {key: (tensors[key], own[key]) for key in fitting})
     objective.load_state_dict(fitting, strict=False)
     report = Report(
         loaded=tuple(fitting),
@@ -115,10 +170,3 @@ def fill_rest(objective: Objective, file: Path, card: Card) -> str:
         f"{len(fitting)} of {len(own)} keys of the rest of the objective: {len(report.missing)} missing, "
         f"{len(report.unfit)} of them of another shape, {len(report.unexpected)} unexpected"
     )
-
-
-def seen_by(card: Card | None) -> tuple[str, ...] | None:
-    """Subjects that the weights of a card have seen, with labels or without; None where that is not known."""
-    if card is None or card.subjects is None:
-        return None
-    return (*card.subjects, *(card.tuned.subjects if card.tuned else ()))

@@ -163,7 +163,7 @@ def refuse_seen(fitted: Fitted, scans: Sequence[Scan], *, allow_seen: bool) -> l
     asked = {scan.subject.subject_id for scan in scans}
     known = {
         "trained or validated on with labels": overlap(asked, fitted.tuned.subjects),
-        "pretrained on": overlap(asked, fitted.card.subjects or ()),
+        "pretrained on": overlap(asked, fitted.card.subjects.known),
     }
     found = [f"{len(subjects)} of the {len(asked)} subjects were {how}" for how, subjects in known.items() if subjects]
     if found and not allow_seen:
@@ -173,9 +173,9 @@ def refuse_seen(fitted: Fitted, scans: Sequence[Scan], *, allow_seen: bool) -> l
         )
         raise UserError(message)
     notes = [f"{line}: scores may be too good" for line in found]
-    if fitted.card.subjects is None:
+    if not fitted.card.subjects.complete:
         notes.append(
-            "the card does not say which subjects pretraining has seen: whether these are among them is unknown"
+            "the card does not name all subjects that pretraining has seen: whether these are among them is unknown"
         )
     if not all(scan.subject.known for scan in scans):
         notes.append("nothing tells the subjects of some scans apart, each stands for itself: leaks are possible")

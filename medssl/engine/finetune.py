@@ -172,7 +172,7 @@ def build(
     network = Network(encoder, head(encoder, schema))
     report = start.fill(encoder, begin)
     if report is None:
-        return network, "random weights"
+        return network, start.first_weights(begin)
     start.tell_keys(report)
     step = f" of step {begin.card.step}" if begin.card else ""
     decoder = start.fill_decoder(network.head, begin)
@@ -233,15 +233,12 @@ def make_card(
     size, axis = config["data"]["view"]["size"], config["data"]["sampling"]["slice_axis"]
     scans = (*chosen.learnt, *chosen.drawn, *chosen.validated)
     labelled = {*subjects_of(store, scans), *teacher.labelled, *begin.labelled}
-    known = None
-    if begin.subjects is not None and teacher.pretrained is not None:
-        known = tuple(sorted({*begin.subjects, *teacher.pretrained}))
     return Card(
         encoder=Imported(**config["encoder"]),
         preprocess=store.preprocess,
         objective=begin.card.objective if begin.card and begin.weights else None,
         index_digest=store.index_digest,
-        subjects=known,
+        subjects=begin.seen | teacher.pretrained,
         step=0,
         versions=describe.versions(),
         tuned=Tuned(describe.imported(config["head"]), schema, tuple(size), axis, tuple(sorted(labelled))),

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from medssl.engine.start import Start
     from medssl.types import Features, LabelSchema
 
-FILES = ("pretrained", "pretrained_file")  # arguments of encoders that say where weights came from
-
 
 @dataclass(frozen=True)
 class Frozen:
@@ -98,9 +96,8 @@ def begin_of(run: Path, encoder: Callable[[], Encoder] | None, *, from_scratch: 
     Raises:
         UserError: As ``start.start_of``.
     """
-    folder = run.parent if run.name == CARD else run
     try:
-        return start.start_of(folder, encoder, from_scratch=from_scratch)
+        return start.start_of(run, encoder, from_scratch=from_scratch)
     except UserError as error:
         raise UserError(str(error).replace("--pretrained ", "")) from error
 
@@ -122,9 +119,9 @@ def freeze(
     encoder = make_encoder(begin.encoder, "--encoder" if begin.card is None else CARD)
     refuse_misfit(encoder, window)
     report = start.fill(encoder, begin)
-    own = {key: value for key, value in begin.encoder.init_args.items() if key not in FILES}
+    own = {key: value for key, value in begin.encoder.init_args.items() if key != "pretrained"}
     made_by: dict[str, Any] = {
-        "weights": begin.digest if report is not None else f"random, seed {seed}",
+        "weights": f"random, seed {seed}" if begin.digest == "random" else begin.digest,
         "encoder": {"class_path": begin.encoder.class_path, "init_args": describe.plain(own)},
         "window": list(window),
         "slice_axis": axis,
@@ -132,7 +129,7 @@ def freeze(
         "preprocess": store.preprocess.digest(),
     }
     step = f" of step {begin.card.step}" if begin.card else ""
-    loaded = "random weights" if report is None else f"weights{step}: {report}"
+    loaded = start.first_weights(begin) if report is None else f"weights{step}: {report}"
     encoder.to(device_of(windows.accelerator)).eval().requires_grad_(requires_grad=False)
     return Frozen(encoder, window, axis, windows, made_by), loaded
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from medssl.engine.module import TrainingLoop
-    from medssl.types import Batch, Loss
+    from medssl.types import Batch, Crops, Loss
 
 WINDOW = 256  # embeddings that are measured together: the newest of all micro-batches and processes
 KEPT = 100  # measurements that a verdict looks back on, besides the first
@@ -81,9 +81,11 @@ class Health(lightning.Callback):
     # --- collecting
 
     @torch.no_grad()
-    def look(self, batch: Batch, loss: Loss) -> None:
+    def look(self, batch: Batch, loss: Loss, crops: Crops | None = None) -> None:
         """Keeps the embeddings of a micro-batch, and which of its samples hold nothing; waits for no device."""
         flat = torch.stack([is_flat(view.image, view.valid) for view in batch.views]).float().mean(0)
+        if crops is not None:
+            flat = flat.maximum(holds_nothing(crops).to(flat, non_blocking=True))
         samples = torch.tensor(batch.origin.samples, device=flat.device)
         rows = flat.new_zeros(len(flat), 0) if loss.embedding is None else loss.embedding.detach().float()
         self.pending.append((samples, flat, rows))
@@ -138,6 +140,11 @@ class Health(lightning.Callback):
 
     def summary(self, step: int) -> str:
         """What the last line of a run says."""
+        if not self.told and (count := len(self.history) - 1) < health.FEWEST:
+            return (
+                f"not judged: {max(0, count)} of the {health.FEWEST} measurements that this takes (a lower "
+                "training.output.health_every gives more)"
+            )
         if not self.told:
             young = step < self.settled and bool(self.history) and "chance" in self.history[0]
             return f"well so far (the loss is judged from step {self.settled} on)" if young else "well"
@@ -152,6 +159,15 @@ class Health(lightning.Callback):
 def settled_after(steps: int, warmup: float) -> int:
     """Step from which on a loss must have moved: some hundred steps after the warm-up of the learning rate."""
     return round(warmup * steps) + health.SETTLING
+
+
+def holds_nothing(crops: Crops) -> Bool[Tensor, "B"]:
+    """Which raw crops hold one value only, up to 0.0001 after normalising, in every channel: noise would hide it."""
+    codes = crops.image.flatten(2)
+    ends = torch.stack((codes.amin(2), codes.amax(2)), -1).float()  # all others lie between, also when they are clipped
+    scale, offset, low, high, _, divisor = crops.intensity.cpu()[..., None].unbind(2)
+    values = (ends.cpu() * scale + offset).clamp(low, high) / divisor
+    return ((values[..., 1] - values[..., 0]).abs() <= CONSTANT).all(1)
 
 
 def is_flat(image: Float[Tensor, "B C *s"], valid: Bool[Tensor, "B 1 *s"]) -> Bool[Tensor, "B"]:

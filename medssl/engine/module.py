@@ -78,7 +78,7 @@ class TrainingLoop(lightning.LightningModule):
         self.origins: list[Origin] = []
         self.validated: bool | None = None  # whether this step was validated; None: the loss judges
         self.measured = False  # whether this step has measures that belong into the log
-        self.watch: Callable[[Batch, Loss], None] | None = None  # sees every micro-batch with its loss
+        self.watch: Callable[[Batch, Loss, Crops], None] | None = None  # sees every micro-batch with its loss
         self.outcome = "encoder.safetensors is written"  # what the last line of the run says
 
     # --- what Lightning asks for
@@ -172,7 +172,7 @@ class TrainingLoop(lightning.LightningModule):
                 raise UserError(message)
             self.manual_backward(loss.total / self.feed.accumulate)
         if self.watch is not None:
-            self.watch(batch, loss)
+            self.watch(batch, loss, crops)
         return loss
 
     def step_of(self, samples: tuple[int, ...]) -> Step:

@@ -58,10 +58,9 @@ class ProbeWhileTraining(lightning.Callback):
         self.windows = Windows(precision="bf16" if half else "fp32")
         self.schema = classes_of(store, settings.target)
         refuse_kind(self.schema)
-        axes = len(self.window)
+        self.asked = {"target": settings.target, "subjects": settings.subjects, "seed": settings.seed}
         self.learnt, self.judged = (
-            bounded(store, labelled_scans(store, axes, split, self.schema), self.schema, settings)
-            for split in ("train", "val")
+            bounded(store, len(self.window), split, self.schema, settings) for split in ("train", "val")
         )
         if shared := overlap(subjects_of(store, self.learnt), subjects_of(store, self.judged)):
             message = (
@@ -70,9 +69,6 @@ class ProbeWhileTraining(lightning.Callback):
             )
             raise UserError(message)
         self.names = [name for _, name in self.schema.classes]
-        for split, scans in (("training", self.learnt), ("validation", self.judged)):
-            truth = [class_number(store.records.values(scan), self.schema) for scan in scans]
-            probes.refuse_lacking(split, np.array(truth), self.names)
         self.start: dict[str, float] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: TrainingLoop) -> None:
@@ -95,12 +91,12 @@ class ProbeWhileTraining(lightning.Callback):
             self.tell(step, found)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the encoder was worth before its first step."""
-        return {"start": self.start}
+        """What the encoder was worth before its first step, to the probe that was asked for."""
+        return {"start": self.start, "asked": self.asked}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it over."""
-        self.start = dict(state_dict["start"])
+        """Takes it over where the probe is the same."""
+        self.start = dict(state_dict["start"]) if state_dict.get("asked") == self.asked else {}
 
     # --- one look
 
@@ -127,7 +123,20 @@ class ProbeWhileTraining(lightning.Callback):
         sys.stdout.flush()
 
 
-def bounded(store: Store, scans: tuple[int, ...], schema: LabelSchema, settings: OnlineProbe) -> tuple[int, ...]:
-    """The scans of at most so many subjects."""
-    number = min(settings.subjects, len(subjects_of(store, scans)))
-    return few(store, scans, schema, subjects=number, seed=settings.seed)
+def bounded(store: Store, axes: int, split: str, schema: LabelSchema, settings: OnlineProbe) -> tuple[int, ...]:
+    """The labelled scans of a split, of at most so many subjects.
+
+    Raises:
+        UserError: There are none, or a class is lacking; names the split and the settings.
+    """
+    try:
+        scans = labelled_scans(store, axes, split, schema)
+        number = min(settings.subjects, len(subjects_of(store, scans)))
+        chosen = few(store, scans, schema, subjects=number, seed=settings.seed)
+        truth = [class_number(store.records.values(scan), schema) for scan in chosen]
+        probes.refuse_lacking("labelled", np.array(truth), [name for _, name in schema.classes])
+    except UserError as error:
+        asked = f"probe.target {schema.name} in split {split!r}, probe.subjects {settings.subjects}"
+        message = f"{asked}: {error}".replace("take more --labels", "raise probe.subjects")
+        raise UserError(message) from error
+    return chosen

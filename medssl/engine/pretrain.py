@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save as to_safetensors
 
 from medssl.data.loader import small_scans
-from medssl.data.store import Store
+from medssl.data.store import Store, differences
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import save_encoder
 from medssl.engine import describe, running
 from medssl.engine.checkpoint import Progress, RunFolder
-from medssl.engine.continuing import REST, Begin, begin
+from medssl.engine.continuing import REST, Begin, begin, begin_again
 from medssl.engine.health import Health, settled_after
 from medssl.engine.module import TrainingLoop, keyed_seed
 from medssl.engine.online_probe import ProbeWhileTraining
@@ -26,6 +26,7 @@ from medssl.engine.parallel import layout
 from medssl.engine.settings import Loading, OnlineProbe, Training
 from medssl.files import write_whole
 from medssl.objectives.base import Objective
+from medssl.seen import Seen
 from medssl.types import Card
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     running.refuse_hardware(training)
     torch.manual_seed(keyed_seed(training.seed))
     network = objective(encoder())  # refuses sizes that do not fit, before any data is touched
-    begun = begin(network, init, init_minimum, describe.imported(config["encoder"]))
+    begun = begin_again(folder, init) or begin(network, init, init_minimum, describe.imported(config["encoder"]))
     config |= {"init": begun.digest, "probe": describe.plain(probe)}
     opened = Store.open(store, preprocess=data.preprocess)
     if data.sampling is not None:
@@ -98,19 +99,26 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     if probe.target is not None:
         watching.append(ProbeWhileTraining(opened, plan, probe, half=training.precision != "fp32"))
     notes = [f"{small} scans are smaller than the view and are padded"] if small else []
-    notes = [*begun.notes, *notes]
+    notes = [*begun.notes, *other_rules(begun, opened), *notes]
     return running.run(module, folder, config, training, data=data, notes=notes, export=export, watching=watching)
+
+
+def other_rules(begun: Begin, opened: Store) -> list[str]:
+    """A note where the first weights are of scans that other rules stored."""
+    if begun.preprocess is None or begun.preprocess.digest() == opened.preprocess.digest():
+        return []
+    keys = "; ".join(differences(asdict(begun.preprocess), asdict(opened.preprocess)))
+    return [f"the first weights are of scans that other rules stored: {keys}"]
 
 
 def make_card(config: dict[str, Any], opened: Store, begun: Begin, step: int) -> Card:
     """What the weights of a step are; whoever the first weights have seen counts as seen."""
-    subjects = {*describe.subjects(opened, config["data"]["split"]), *(begun.subjects or ())}
     return Card(
         encoder=describe.imported(config["encoder"]),
         preprocess=opened.preprocess,
         objective=describe.imported(config["objective"]),
         index_digest=opened.index_digest,
-        subjects=None if begun.subjects is None else tuple(sorted(subjects)),
+        subjects=begun.seen | Seen(describe.subjects(opened, config["data"]["split"])),
         step=step,
         versions=describe.versions(),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from medssl.engine.supervised import StoredScan
 from medssl.files import refusals, whole, write_whole
 from medssl.heads.sliding import slide
 from medssl.ops.draws import keyed_generator
+from medssl.seen import Seen, as_written
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -65,11 +66,11 @@ class Behind:
 
     Attributes:
         labelled: Those that the teacher was trained or validated on.
-        pretrained: Those that its pretraining saw; None where that is not known.
+        pretrained: Those that its pretraining saw.
     """
 
     labelled: tuple[str, ...] = ()
-    pretrained: tuple[str, ...] | None = ()
+    pretrained: Seen = field(default_factory=Seen)
 
 
 def pseudolabel(
@@ -113,8 +114,7 @@ def pseudolabel(
     facts = {"teacher": teacher.digest, "confidence": confidence, "overlap": windows.overlap}
     facts |= {"precision": windows.precision, "store": describe.store_digest(opened)}
     facts |= {"classes": [list(pair) for pair in teacher.schema.classes], "axes": len(teacher.tuned.window)}
-    known = teacher.card.subjects
-    facts |= {"labelled": sorted(teacher.tuned.subjects), "pretrained": None if known is None else sorted(known)}
+    facts |= {"labelled": sorted(teacher.tuned.subjects), "pretrained": _written(teacher.card.subjects)}
     begin(out, facts)
     scans = population(opened, len(teacher.tuned.window), split).tolist()
     there = label_all(teacher, opened, scans, out, confidence, windows)
@@ -145,6 +145,10 @@ def refuse_teacher(teacher: Fitted, store: Store, *, allow_seen: bool) -> list[s
     return refuse_seen(store, Behind(teacher.tuned.subjects, teacher.card.subjects), allowed=allow_seen)
 
 
+def _written(seen: Seen) -> dict[str, Any]:
+    return {"known": sorted(seen.known), "complete": seen.complete}
+
+
 def behind(pseudo: PseudoLabels) -> Behind:
     """The subjects behind pseudo-labels; not known of a folder that does not tell them.
 
@@ -154,8 +158,8 @@ def behind(pseudo: PseudoLabels) -> Behind:
     if pseudo.labels is None:
         return Behind()
     facts = facts_of(pseudo.labels)
-    pretrained = facts.get("pretrained")
-    return Behind(tuple(facts.get("labelled", ())), None if pretrained is None else tuple(pretrained))
+    pretrained = as_written(facts.get("pretrained"))
+    return Behind(tuple(facts.get("labelled", ())), Seen(tuple(pretrained["known"]), pretrained["complete"]))
 
 
 def refuse_seen(store: Store, subjects: Behind, *, allowed: bool) -> list[str]:
@@ -168,7 +172,7 @@ def refuse_seen(store: Store, subjects: Behind, *, allowed: bool) -> list[str]:
         UserError: Counts the subjects.
     """
     test = describe.subjects(store, "test")
-    seen = overlap(test, (*subjects.labelled, *(subjects.pretrained or ())))
+    seen = overlap(test, (*subjects.labelled, *subjects.pretrained.known))
     if seen and not allowed:
         message = (
             f"the network that labels has seen {len(seen)} of the {len(test)} subjects of split 'test', and its labels "
@@ -182,10 +186,10 @@ def refuse_seen(store: Store, subjects: Behind, *, allowed: bool) -> list[str]:
             f"the network that labels has seen {len(seen)} of the {len(test)} subjects of split 'test' (allowed): "
             "scores there of whoever learns from its labels may be too good"
         )
-    if subjects.pretrained is None and test:
+    if test and not subjects.pretrained.complete:
         notes.append(
-            "which subjects the network that labels has seen in pretraining is not known: a test subject may be among "
-            "them"
+            "not all subjects that the network that labels has seen in pretraining are known: a test subject may be "
+            "among the others"
         )
     return notes
 
@@ -199,6 +203,7 @@ def begin(out: Path, facts: dict[str, Any]) -> None:
     file = out / FACTS
     if file.exists():
         then = json.loads(file.read_text())
+        then["pretrained"] = as_written(then.get("pretrained"))
         differing = sorted(key for key in {*then, *facts} if then.get(key) != facts.get(key))
         if differing:
             message = f"{out} holds labels of another command ({', '.join(differing)} differ): choose another --out"

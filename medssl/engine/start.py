@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from medssl.data.split import overlap
-from medssl.encoders.weights import CARD, WEIGHTS, encoder_class, load, load_card, read_tensors
+from medssl.encoders.tensors import read_tensors
+from medssl.encoders.weights import CARD, WEIGHTS, encoder_class, load, load_card
 from medssl.engine import describe
 from medssl.engine.parallel import layout
+from medssl.seen import Seen
 from medssl.types import Card, Imported, UserError
 
 if TYPE_CHECKING:
@@ -32,9 +34,10 @@ class Start:
 
     Attributes:
         encoder: Import path and arguments.
-        weights: File of weights; None starts from random ones.
+        weights: File of weights; None starts from those that the encoder is made with.
         card: Card of the run that the weights come from, or that the twin is a twin of.
-        digest: Names the weights in ``config.yaml`` without a path: a digest of the file, or "random".
+        digest: Names the weights in ``config.yaml`` without a path: a digest of the file, "random", or "pretrained"
+            where the encoder brings its own.
     """
 
     encoder: Imported
@@ -43,13 +46,12 @@ class Start:
     digest: str
 
     @property
-    def subjects(self) -> tuple[str, ...] | None:
-        """Subjects that the weights have seen, with labels or without; None where that is not known."""
+    def seen(self) -> Seen:
+        """Subjects that the weights have seen, with labels or without."""
+        own = Seen(complete=not brings_weights(self.encoder))
         if self.weights is None:
-            return ()
-        if self.card is None or self.card.subjects is None:
-            return None
-        return tuple(sorted({*self.card.subjects, *self.labelled}))
+            return own
+        return own | (seen_by(self.card) if self.card else seen_by_file(self.weights))
 
     @property
     def labelled(self) -> tuple[str, ...]:
@@ -62,14 +64,19 @@ def start_of(pretrained: Path | None, encoder: Callable[[], Encoder] | None, *, 
     """Reads what the command line says about the start; no weights are loaded yet.
 
     Raises:
-        UserError: Neither an encoder nor a run to take it from, no such file, or a run folder without a card.
+        UserError: Neither an encoder nor a run to take it from, no such file, a run folder without a card, or an
+            encoder from scratch that brings weights.
     """
     given = None if encoder is None else describe.imported(describe.plain(encoder, "encoder"))
+    if from_scratch and given is not None and brings_weights(given):
+        message = "--from-scratch, and encoder.pretrained true: the encoder would bring weights; leave one of them out"
+        raise UserError(message)
     if pretrained is None:
         if given is None:
             message = "say what to start from: --pretrained RUN, or --encoder NAME for random weights"
             raise UserError(message)
-        return Start(given, None, None, "random")
+        return Start(given, None, None, "pretrained" if brings_weights(given) else "random")
+    pretrained = run_of(pretrained)
     if not pretrained.exists():
         message = f"--pretrained {pretrained}: there is no such folder or file"
         raise UserError(message)
@@ -90,6 +97,29 @@ def start_of(pretrained: Path | None, encoder: Callable[[], Encoder] | None, *, 
     if (file := decoder_of(weights)) is not None:
         digest.update(file.read_bytes())
     return Start(wanted, weights, card, digest.hexdigest()[:16])
+
+
+def brings_weights(encoder: Imported) -> bool:
+    """Whether an encoder is made with weights of its own, of which nothing tells whom they have seen."""
+    return bool(encoder.init_args.get("pretrained"))
+
+
+def run_of(path: Path) -> Path:
+    """The run folder of an ``encoder.safetensors`` or a card that have each other; any other path is itself."""
+    pair = (WEIGHTS, CARD)
+    return path.parent if path.name in pair and all((path.parent / name).exists() for name in pair) else path
+
+
+def seen_by(card: Card) -> Seen:
+    """Whom the weights of a card have seen, with labels or without."""
+    return card.subjects | Seen(card.tuned.subjects if card.tuned else ())
+
+
+def seen_by_file(file: Path) -> Seen:
+    """Whom the weights of a file have seen: never known, but in a run folder whoever its card names is among them."""
+    folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+    unknown = Seen(complete=False)
+    return unknown | seen_by(load_card(folder)) if (folder / CARD).exists() else unknown
 
 
 def decoder_of(weights: Path | None) -> Path | None:
@@ -140,11 +170,17 @@ def fill(encoder: Encoder, start: Start) -> Report | None:
     return None if start.weights is None else load(encoder, start.weights, minimum=0.9)
 
 
+def first_weights(start: Start) -> str:
+    """What the first line says of a start without a file."""
+    return "the encoder's own pretrained weights" if brings_weights(start.encoder) else "random weights"
+
+
 def tell_keys(report: Report, where: str = "") -> None:
     """Prints each key that was not simply loaded, and shapes that do not fit, in the first process."""
     for name, keys in (("adapted", report.adapted), ("missing", report.missing), ("unexpected", report.unexpected)):
         for key in keys if layout().first else ():
-            print(f"{name}{where}: {key}" + (f" ({report.unfit[key]})" if key in report.unfit else ""))
+            more = report.unfit.get(key) or report.assumed.get(key)
+            print(f"{name}{where}: {key}" + (f" ({more})" if more else ""))
 
 
 def fill_decoder(head: Head, start: Start) -> str:
@@ -186,15 +222,15 @@ def refuse_seen(store: Store, start: Start, allow: Sequence[Allowed]) -> str:
         UserError: Counts the subjects.
     """
     test = describe.subjects(store, "test")
-    seen = overlap(test, start.labelled if start.subjects is None else start.subjects)
-    if not seen and start.subjects is None and test:
-        return "which subjects pretraining has seen is not known: a test subject may be among them"
-    if not seen:
-        return ""
-    if "seen" not in allow:
+    seen = overlap(test, start.seen.known)
+    if seen and "seen" not in allow:
         message = (
             f"pretraining has seen {len(seen)} of the {len(test)} subjects of split 'test': results there would be too "
             "good; pretrain with --data.split train, or say --allow '[seen]'"
         )
         raise UserError(message)
-    return f"{len(seen)} of the {len(test)} subjects of split 'test' were seen in pretraining (allowed)"
+    told = f"{len(seen)} of the {len(test)} subjects of split 'test' were seen in pretraining (allowed)"
+    notes = [told] if seen else []
+    if test and not start.seen.complete:
+        notes.append("not all subjects that pretraining has seen are known: a test subject may be among the others")
+    return "; ".join(notes)

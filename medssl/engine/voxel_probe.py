@@ -214,7 +214,7 @@ def card_of(frozen: Frozen, voxels: Voxels, splits: Splits, begin: Start) -> Car
         preprocess=voxels.store.preprocess,
         objective=begin.card.objective if begin.card and begin.weights else None,
         index_digest=voxels.store.index_digest,
-        subjects=begin.subjects,
+        subjects=begin.seen,
         step=begin.card.step if begin.card and begin.weights else 0,
         versions=describe.versions(),
         tuned=Tuned(head, voxels.schema, frozen.window, frozen.slice_axis, subjects),

@@ -7,7 +7,8 @@ embeddings "input_flat", "embedding_spread", "embedding_rank" and "embedding_not
 their thresholds (figures of broken and of healthy runs: ``docs/guides/pretrain.md``):
 
     nothing      chance is 0: no pair of a batch is to be told apart
-    input        half of the views or more hold one value: crops of air alone are fewer in any store worth training on
+    input        half of the views or more hold one value, or their crops did before noise came on top: crops of air
+                 alone are fewer in any store worth training on
     not finite   embedding_not_finite above 0: rows that hold NaN or infinity while the loss does not; no measure counts
                  them
     collapse     embedding_spread below 0.003, twice in a row: networks in training start at 0.03 to 0.5 and stay there
@@ -16,13 +17,15 @@ their thresholds (figures of broken and of healthy runs: ``docs/guides/pretrain.
                  it, learning rates 100 times too high leave a fifth. Where voxels are predicted (chance, but no
                  uniformity) once the run has settled, and where its loss is below 90 % of chance against the highest
                  since it came there: transformers with random weights spread embeddings in many directions of noise,
-                 and masked autoencoders leave them before they learn; runs that narrow for good stay above 94 %
+                 and masked autoencoders leave them before they learn; runs that narrow for good stay above 94 %. At
+                 98 % or more nothing has been learnt that could narrow: such a run is stuck
     sharpness    the first loss is 10 times chance or more: random weights give 1 to 1.7 at temperatures of 0.1 to 0.5,
                  1.2 where voxels are predicted; over when the loss comes below twice chance
     flatness     loss within 0.3 % of chance three times in a row while embeddings spread (uniformity below -0.5): the
                  loss does not feel them. A run that learns crosses this band once
-    divergence   loss 10 times the lowest so far and twice chance; or a gradient 100 times the median so far and 10
-                 times the first one (a run that leaves a plateau passes the former, not the latter)
+    divergence   loss 10 times the lowest so far and twice chance (where that is not known, above the first: near 0 ten
+                 times is nothing); or a gradient 100 times the median so far and 10 times the first one (a run that
+                 leaves a plateau passes the former, not the latter)
     stuck        loss not below 98 % of chance once the run has settled (200 steps after the warm-up): runs that learn
                  are at 95 % or less there, runs on views that have nothing in common at 99.9 % or more
     teacher      teacher_entropy at 99 % of chance or more (log K for a teacher that names one of K), once settled
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
 EPSILON = 1e-7  # as in RankMe
 GROUP = 16  # rows whose spread is taken together
 DEAD = 1e-3  # deviation of a feature, as a share of the embeddings' root mean square
+FEWEST = 3  # measurements that a run is judged by: what is wrong must be seen twice or three times
 SETTLING = 200  # steps after the warm-up from which on the loss is judged
 FLAT_INPUT, COLLAPSED, SHARP, UNFELT, STUCK, UNIFORM = 0.5, 0.003, 10.0, 0.003, 0.98, 0.99
 NARROW, LEARNING = 0.5, 0.9
@@ -171,7 +175,7 @@ def _collapse(history: Sequence[Measures]) -> Alarm | None:
 def _narrowing(history: Sequence[Measures], settled: int) -> Alarm | None:
     known, now = [row for row in history[1:] if "embedding_rank" in row], history[-1]
     if "chance" in now and "uniformity" not in now:
-        if now["step"] < settled:
+        if now["step"] < settled or _share(now) >= STUCK:
             return None
         if _share(now) < LEARNING:
             first = next((place for place, row in enumerate(known) if _share(row) < LEARNING), len(known))
@@ -221,7 +225,8 @@ def _divergence(history: Sequence[Measures]) -> Alarm | None:
         return None
     lowest = min(before, key=lambda row: row["loss"])
     norms = [row["gradient_norm"] for row in before if "gradient_norm" in row]
-    jumped = now["loss"] > 10 * abs(lowest["loss"]) and _share(now) > 2
+    risen = _share(now) > 2 if "chance" in now else now["loss"] > before[0]["loss"]
+    jumped = now["loss"] > 10 * abs(lowest["loss"]) and risen
     grown = bool(norms) and now.get("gradient_norm", 0.0) > max(100 * median(norms), 10 * norms[0])
     if not jumped and not grown:
         return None

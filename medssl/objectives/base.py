@@ -46,6 +46,9 @@ class Objective(nn.Module, ABC):
     def forward(self, batch: Batch, step: Step) -> Loss:
         """Returns the loss of one micro-batch; with several processes its value is that of the whole batch."""
 
+    def after_load(self) -> None:
+        """Called once the encoder has been filled with other weights (a teacher that is a copy is copied anew here)."""
+
     def after_step(self, step: Step) -> None:
         """Called once after each optimizer step (a teacher moves here)."""
 

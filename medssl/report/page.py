@@ -8,6 +8,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from medssl.evaluate.cases import scan_scores
+from medssl.evaluate.health import FEWEST
 from medssl.report.calibration import calibration_chart
 from medssl.report.comparison import Comparison, compare, title
 from medssl.report.curves import Point, Series, line_chart
@@ -226,11 +227,14 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         facts.append(("classes", ", ".join(name for _, name in card.tuned.schema.classes)))
         facts.append(("labelled subjects, of training and validation", str(len(card.tuned.subjects))))
         start = run.config.get("start", "")
-        facts.append(("first weights", "random" if start == "random" else f"pretrained (digest {start})"))
+        own = {"random": "random", "pretrained": "pretrained, those that the encoder brings"}
+        facts.append(("first weights", own.get(start, f"pretrained (digest {start})")))
     elif card.objective:
         facts.append(("objective", _described(card.objective)))
-    seen = "not told by the card" if card.subjects is None else str(len(card.subjects))
-    facts.append(("subjects seen in pretraining", seen))
+    seen = card.subjects
+    count = str(len(seen.known)) if seen.complete or seen.known else "not told by the card"
+    more = ", and others that are not known" if seen.known and not seen.complete else ""
+    facts.append(("subjects seen in pretraining", count + more))
     facts.append(("weights of step", f"{card.step} of {training.get('steps', '?')}"))
     told = [f"{name} {training[key]}" for key, name in (("batch_size", "batch"), ("precision", "")) if key in training]
     rate = run.config.get("optimizer", {}).get("learning_rate")
@@ -245,6 +249,8 @@ def _health(run: Run) -> str:
     """How often training looked unwell; "" where nothing was measured."""
     found = run.log.values("alarms")
     unwell = [step for step, count in found if count]
+    if not unwell and 0 < len(found) < FEWEST:
+        return f"not judged: {len(found)} of the {FEWEST} measurements that this takes"
     if not unwell:
         return f"well at all {len(found)} measurements" if found else ""
     return (

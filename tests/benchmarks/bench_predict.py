@@ -56,6 +56,7 @@ def write_network(folder: Path, spacing: float) -> None:
     from medssl.heads.base import Network
     from medssl.heads.segmentation import UNet
     from medssl.heads.weights import save_network
+    from medssl.seen import Seen
     from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned
 
     torch.manual_seed(0)
@@ -64,7 +65,7 @@ def write_network(folder: Path, spacing: float) -> None:
     schema = LabelSchema("mask", tuple((n, name) for n, name in enumerate(("background", "a", "b", "c", "d"))))
     tuned = Tuned(Imported("medssl.heads.segmentation.UNet"), schema, WINDOW, 2, ())
     preprocess = Preprocess(spacing_mm=(spacing,) * 3 if spacing else None)
-    card = Card(Imported(fragment["class_path"], fragment["init_args"]), preprocess, None, "", (), 1, {}, tuned)
+    card = Card(Imported(fragment["class_path"], fragment["init_args"]), preprocess, None, "", Seen(), 1, {}, tuned)
     save_network(folder, Network(encoder, UNet(encoder, schema)), card)
 
 

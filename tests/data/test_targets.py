@@ -63,6 +63,12 @@ def test_numbers_and_their_quarters():
 
 BAD = [
     ("findings", "effusoin", [{"effusion": "1"}], r"no scan of it has a value 'effusoin'.*did you mean 'effusion'\?"),
+    (
+        "findings",
+        "a",
+        [{"a": ""}, {"a": "", "b": "1"}],
+        r"^'a' is empty for all 2 scans of it: fill it in, then index and cache again$",
+    ),
     ("findings", "a,a", [{"a": "1"}], r"the target 'a,a' names 'a' twice"),
     ("findings", "a,b", [{"a": "maybe", "b": "1"}], r"a has the value 'maybe': expected yes or no"),
     ("findings", "a", [{"a": "1"}, {"a": "yes"}, {}], r"finding 'a' is yes in all 2 scans where it is known"),

@@ -1,7 +1,6 @@
 """The shipped encoders keep the contract; their keys are those of their makers; the suite finds broken ones."""
 
 import copy
-from pathlib import Path
 
 import pytest
 import torch
@@ -189,8 +188,6 @@ def test_timm2d_refuses_what_timm_does_not_have():
         Timm2d("vgg11", drop_path=0.1)
     with pytest.raises(UserError, match="gives no feature maps"):
         Timm2d("densenet121")
-    with pytest.raises(UserError, match="exclude each other"):
-        Timm2d("resnet18", pretrained=True, pretrained_file=Path("weights.safetensors"))
 
 
 def test_copies_of_a_masked_encoder():

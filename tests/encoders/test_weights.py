@@ -1,8 +1,11 @@
 """Folders of weights and card, and files of others."""
 
 import contextlib
+import io
 import json
 import pickle
+import re
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,13 +15,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from medssl.encoders.adapt import positions
 from medssl.encoders.resenc import ResEnc
+from medssl.encoders.tensors import read_tensors
 from medssl.encoders.timm2d import Timm2d
 from medssl.encoders.vit import ViT
-from medssl.encoders.weights import Report, load, load_card, load_encoder, read_tensors, save_encoder
+from medssl.encoders.weights import Report, load, load_card, load_encoder, save_encoder
+from medssl.seen import Seen
 from medssl.types import Card, Imported, IntensityRule, IntensityRules, Preprocess, UserError
 
 ARGUMENTS = {"channels": [4, 8], "blocks": [1, 1], "ndim": 2, "norm": "batch", "in_channels": 1}
@@ -31,7 +37,7 @@ CARD = Card(
     ),
     objective=Imported("medssl.objectives.spark.SparK", {"mask_ratio": 0.6}),
     index_digest="0123456789abcdef",
-    subjects=("aa", "bb"),
+    subjects=Seen(("aa", "bb")),
     step=500,
     versions={"torch": "2.8"},
 )
@@ -70,7 +76,9 @@ def test_any_program_can_load_the_file_strictly(tmp_path):
     same_state(other, encoder_of())
 
 
-@pytest.mark.parametrize("change", [{"subjects": None, "objective": None}, {"preprocess": Preprocess()}])
+@pytest.mark.parametrize(
+    "change", [{"subjects": Seen(("aa",), complete=False), "objective": None}, {"preprocess": Preprocess()}]
+)
 def test_cards_with_nothing_in_places(tmp_path, change):
     card = replace(CARD, **change)
     save_encoder(tmp_path, encoder_of(), card)
@@ -78,10 +86,18 @@ def test_cards_with_nothing_in_places(tmp_path, change):
     assert load_card(tmp_path).preprocess.digest() == card.preprocess.digest()
 
 
+@pytest.mark.parametrize("told", [["aa", "bb"], None, {"known": ["aa"], "complete": False}])
+def test_cards_of_earlier_versions_tell_whom_weights_have_seen(tmp_path, told):
+    save_encoder(tmp_path, encoder_of(), CARD)
+    change_card(tmp_path, lambda data: data.update(subjects=told))
+    expected = {0: Seen(complete=False), 1: Seen(("aa",), complete=False), 2: Seen(("aa", "bb"))}
+    count = 0 if told is None else 2 if isinstance(told, list) else 1
+    assert load_card(tmp_path).subjects == expected[count]
+
+
 def test_where_pretrained_weights_came_from_is_left_out(tmp_path):
-    arguments = {**ARGUMENTS, "pretrained_file": "shelf/somebody/weights.pth", "pretrained": False}
+    arguments = {**ARGUMENTS, "pretrained": True}
     save_encoder(tmp_path, encoder_of(), replace(CARD, encoder=Imported(CARD.encoder.class_path, arguments)))
-    assert "somebody" not in (tmp_path / "card.json").read_text()
     assert load_encoder(tmp_path)[1].encoder.init_args == ARGUMENTS
 
 
@@ -113,7 +129,11 @@ def change_card(folder, change):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: d.pop("step"), r"card\.json: .*missing 1 required .*'step'"),
+        (lambda d: d.pop("step"), r"card\.json: without step this is no Card: expected what medssl wrote there$"),
+        (
+            lambda d: d.clear(),
+            r"card\.json: without encoder, preprocess, objective, index_digest, subjects, step, versions this is no",
+        ),
         (lambda d: d.update(step="many"), r"card\.json: step holds 'many': expected int"),
         (lambda d: d.update(step=True), "step holds True: expected int"),
         (lambda d: d.update(colour="blue"), "unknown key colour; a Card has encoder, preprocess,"),
@@ -147,7 +167,7 @@ def test_folders_that_are_no_runs(tmp_path):
     save_encoder(tmp_path, encoder_of(), CARD)
     file = tmp_path / "encoder.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"encoder\.safetensors: weights could not be read"):
+    with pytest.raises(UserError, match=r"encoder\.safetensors: is cut off or damaged: copy or download it again$"):
         load_encoder(tmp_path)
 
 
@@ -196,11 +216,12 @@ def test_timm_weights_from_a_file(tmp_path):
 
     theirs = timm.create_model("resnet18", num_classes=10)
     save_file(theirs.state_dict(), tmp_path / "resnet18.safetensors")
-    ours = Timm2d("resnet18", in_channels=1, pretrained_file=tmp_path / "resnet18.safetensors")
+    ours = Timm2d("resnet18", in_channels=1)
+    assert load(ours, tmp_path / "resnet18.safetensors").matched == 1
     assert torch.equal(ours.model.layer4[1].conv2.weight, theirs.layer4[1].conv2.weight)
     torch.testing.assert_close(ours.model.conv1.weight, theirs.conv1.weight.sum(1, keepdim=True))
-    with pytest.raises(UserError, match=r"too few weights fit ConvNeXt: .*expected at least 90%"):
-        Timm2d("convnext_atto", pretrained_file=tmp_path / "resnet18.safetensors")
+    with pytest.raises(UserError, match=r"too few weights fit Timm2d: .*expected at least 90%"):
+        load(Timm2d("convnext_atto"), tmp_path / "resnet18.safetensors")
 
 
 def test_too_few_weights_leave_a_module_as_it_was(tmp_path):
@@ -267,6 +288,21 @@ def test_a_table_that_rises_along_each_axis_still_does(axes, old, new, before):
     assert all((grid.diff(dim=axis)[..., axis] > 0).all() for axis in range(axes))
 
 
+def test_a_grid_that_is_guessed_is_said(tmp_path):
+    """16 rows may be 4 x 4, and 2 x 8 as well."""
+    import timm
+
+    theirs = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=(32, 128))
+    save_file(theirs.state_dict(), tmp_path / "wide.safetensors")
+    report = load(Timm2d("vit_tiny_patch16_224", in_channels=3), tmp_path / "wide.safetensors")
+    assert report.assumed == {"model.pos_embed": "positions: assuming a square grid of patches"}
+    assert re.fullmatch(
+        r"100% of the keys filled: \d+ loaded, 1 adapted \(positions: assuming a square grid of patches\), 0 missing, "
+        r"\d+ unexpected.*",
+        str(report),
+    )
+
+
 @pytest.mark.parametrize(("rows", "count", "axes"), [(4 * 6, 8 * 12, 2), (16, 24, 2), (4 * 4 * 2, 8, 3), (64, 16, 3)])
 def test_tables_of_grids_that_are_not_known_are_not_guessed(rows, count, axes):
     assert positions(torch.zeros(1, rows, 8), count, (axes, axes)) is None
@@ -303,16 +339,133 @@ def test_files_that_hold_more_than_tensors_are_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
+EXPECTED = "expected tensors by name, as safetensors or as a state dict that torch saved"
+CUT = "is cut off or damaged: copy or download it again"
+
+
+def archive(name: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as made:
+        made.writestr(name, b"x")
+    return stream.getvalue()
+
+
+def torch_file(*, old: bool = False) -> bytes:
+    stream = io.BytesIO()
+    torch.save({"a": torch.arange(900.0)}, stream, _use_new_zipfile_serialization=not old)
+    return stream.getvalue()
+
+
+STRANGE = {
+    "not there": (None, f"weights could not be read (No such file or directory): {EXPECTED}"),
+    "empty": (b"", f"is empty, no file of weights: {EXPECTED}"),
+    "text": (b"This is a readme.\n" * 20, f"is text, no file of weights: {EXPECTED}"),
+    "a table": (b"name;age\nA;3\n", f"is text, no file of weights: {EXPECTED}"),
+    "json": (b'{"a": [1, 2, 3], "b": 4}', f"is text, no file of weights: {EXPECTED}"),
+    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(90), f"is a PNG picture, no file of weights: {EXPECTED}"),
+    "bytes": (b"\x00\x01\x02\xfe" * 9, f"is nothing known, no file of weights: {EXPECTED}"),
+    "another archive": (archive("a.npy"), f"is an archive that torch did not save, no file of weights: {EXPECTED}"),
+    "a program": (
+        archive("net/constants.pkl"),
+        "is a TorchScript archive, a program that is not run: save the state dict of its module alone, best as "
+        "safetensors",
+    ),
+    "half of a torch file": (torch_file()[:900], CUT),
+    "half of an old torch file": (torch_file(old=True)[:900], CUT),
+    "less of an old torch file": (torch_file(old=True)[:60], CUT),
+    "half of safetensors": (to_safetensors({"a": torch.arange(900.0)})[:40], CUT),
+    "most of safetensors": (to_safetensors({"a": torch.arange(900.0)})[:900], CUT),
+    "a pickle": (pickle.dumps([1.0]), f"is a pickle that torch did not save, no file of weights: {EXPECTED}"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(("content", "message"), STRANGE.values(), ids=STRANGE)
+def test_what_is_no_file_of_weights_is_called_what_it_is(tmp_path, content, message, suffix):
+    file = tmp_path / f"x{suffix}"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{re.escape(f'{file}: {message}')}$"):
+        read_tensors(file)
+
+
+def test_what_a_file_is_does_not_hang_on_its_name(tmp_path):
+    (tmp_path / "a.bin").write_bytes(to_safetensors({"a": torch.ones(3)}))
+    (tmp_path / "b.safetensors").write_bytes(torch_file())
+    assert [list(read_tensors(tmp_path / name)) for name in ("a.bin", "b.safetensors")] == [["a"], ["a"]]
+
+
+def test_a_checkpoint_that_holds_itself_is_read(tmp_path):
+    state: dict = {"state_dict": {"a": torch.ones(1), "b": torch.ones(1)}}
+    state["self"] = state
+    torch.save(state, tmp_path / "x.pth")
+    assert sorted(read_tensors(tmp_path / "x.pth")) == ["a", "b"]
+
+
+def with_nan(value: torch.Tensor) -> torch.Tensor:
+    value = value.clone()
+    value.view(-1)[0] = torch.nan
+    return value
+
+
+NO_WEIGHTS = {
+    "NaN": (with_nan, r"1 of \d+ numbers are NaN or infinite"),
+    "beyond float32": (lambda value: value.double() * 1e300, r"\d+ of \d+ numbers are NaN or infinite"),
+    "sparse": (torch.Tensor.to_sparse, "sparse"),
+    "meta": (lambda value: value.to("meta"), "without numbers"),
+    "complex": (lambda value: value.to(torch.complex64), "complex64"),
+    "int8": (lambda value: value.to(torch.int8), "int8"),
+    "quantized": (lambda value: torch.quantize_per_tensor(value, 0.1, 0, torch.qint8), "quantized"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(("change", "what"), NO_WEIGHTS.values(), ids=NO_WEIGHTS)
+def test_tensors_that_are_no_weights_are_refused(tmp_path, change, what):
+    state, other = encoder_of().state_dict(), encoder_of(seed=1)
+    changed = {key: change(value) if value.ndim == 4 else value for key, value in state.items()}
+    torch.save(changed, tmp_path / "x.pth")
+    count, first = sum(value.ndim == 4 for value in state.values()), "encoder.stem.convs.0.conv.weight"
+    begin = re.escape(f"{tmp_path / 'x.pth'}: {count} of {len(state)} tensors are no weights, the first is {first} (")
+    end = re.escape("): expected dense, finite floating-point numbers; save them so, or choose another file")
+    with pytest.raises(UserError, match=f"^{begin}{what}{end}$"):
+        load(other, tmp_path / "x.pth")
+    same_state(other, encoder_of(seed=1))
+
+
+def test_statistics_that_are_not_finite_are_refused_too(tmp_path):
+    state = encoder_of().state_dict()
+    broken = {key: value * torch.nan if "running_" in key else value.clone() for key, value in state.items()}
+    save_file(broken, tmp_path / "x.safetensors")
+    with pytest.raises(
+        UserError, match=r"tensors are no weights, the first is .*running_mean \(4 of 4 numbers are NaN"
+    ):
+        load(encoder_of(seed=1), tmp_path / "x.safetensors")
+
+
+def test_half_precision_is_loaded_with_its_counters(tmp_path):
+    save_file({key: value.half() for key, value in encoder_of().state_dict().items()}, tmp_path / "x.safetensors")
+    assert load(encoder_of(seed=1), tmp_path / "x.safetensors").matched == 1
+
+
 @pytest.mark.parametrize(
-    ("content", "words"),
-    [(None, "could not be read"), (b"", "could not be read"), (b"nonsense", "could not be read|more than tensors")],
+    ("blocks", "first"), [([1, 3], "encoder.stages.1.blocks.1."), ([1, 1, 1], "encoder.stages.2.")]
 )
-def test_files_that_cannot_be_read(tmp_path, content, words):
-    for name in ("x.pth", "x.safetensors"):
-        if content is not None:
-            (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"{name}: .*({words})"):
-            read_tensors(tmp_path / name)
+def test_weights_of_a_deeper_network_are_refused(tmp_path, blocks, first):
+    channels = [4, 8, 16][: len(blocks)]
+    strides = [[1, 1], [2, 2], [2, 2]][: len(blocks)]
+    deeper = encoder_of(blocks=blocks, channels=channels, strides=strides)
+    torch.save(deeper.state_dict(), tmp_path / "deep.pth")
+    own = encoder_of(seed=1, strides=[[1, 1], [2, 2]])
+    count = len(deeper.state_dict()) - len(own.state_dict())
+    key = re.escape(first) + "[^ ]+"
+    words = (
+        rf"deep\.pth: the weights are those of a deeper network: {count} of their keys go on where ResEnc ends "
+        rf"\({key}, {key}, {key}, \.\.\.\); make the encoder as deep as that of the file was, or choose another file$"
+    )
+    with pytest.raises(UserError, match=words):
+        load(own, tmp_path / "deep.pth")
+    assert len(load(own, tmp_path / "deep.pth", minimum=0.8).unexpected) == count
 
 
 @settings(deadline=None, max_examples=150, derandomize=True)

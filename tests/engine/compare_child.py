@@ -22,6 +22,7 @@ from medssl.data.store import Store
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.weights import save_encoder
 from medssl.engine import children, describe
+from medssl.seen import Seen
 from medssl.types import Card, Imported, Preprocess
 
 ENCODER = {"in_channels": 1, "ndim": 3, "channels": (4, 8), "strides": ((1, 1, 1), (2, 2, 2)), "blocks": (1, 1)}
@@ -81,7 +82,7 @@ def made(folder: Path) -> Path:
         torch.manual_seed(number)
         card = Card(
             Imported("medssl.encoders.resenc.ResEnc", ENCODER), store.preprocess, None, "digest",
-            describe.subjects(store, "train"), 7, {},
+            Seen(describe.subjects(store, "train")), 7, {},
         )  # fmt: skip
         save_encoder(below / name, ResEnc(**ENCODER), card)
     return below

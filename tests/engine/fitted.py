@@ -7,6 +7,7 @@ import torch
 from medssl.encoders.base import Encoder
 from medssl.heads.base import Head, Network
 from medssl.heads.weights import save_network
+from medssl.seen import Seen
 from medssl.types import Card, Features, Imported, IntensityRule, IntensityRules, LabelSchema, Preprocess, Tuned
 
 TISSUES = LabelSchema("mask", ((0, "background"), (5, "tissue"), (9, "bone")))
@@ -81,7 +82,7 @@ def bands(array):
 
 def save(folder, head=Bands, *, schema=TISSUES, window=(8, 8, 8), preprocess=RAW, subjects=(), **more):
     """A run folder; ``more``: slice_axis, channels, seen (subjects of pretraining), arguments of the head."""
-    slice_axis, channels, seen = more.pop("slice_axis", 2), more.pop("channels", 1), more.pop("seen", ())
+    slice_axis, channels, seen = more.pop("slice_axis", 2), more.pop("channels", 1), more.pop("seen", Seen())
     ndim = len(window)
     encoder = Imported("engine.fitted.Plain", {"ndim": ndim, "in_channels": channels})
     tuned = Tuned(Imported(f"engine.fitted.{head.__name__}", more), schema, window, slice_axis, tuple(subjects))

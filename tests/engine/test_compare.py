@@ -22,6 +22,7 @@ from medssl.encoders.resenc import ResEnc
 from medssl.encoders.weights import save_encoder
 from medssl.engine import children, compare, describe
 from medssl.engine.optim import FineTuning
+from medssl.seen import Seen
 from medssl.types import Card, Imported, Preprocess
 
 TESTS = Path(__file__).parent.parent
@@ -100,7 +101,7 @@ def place(tmp_path_factory):
     ):
         card = Card(
             Imported("medssl.encoders.resenc.ResEnc", ENCODER), preprocess, None, "digest",
-            describe.subjects(store, split), 7, {},
+            Seen(describe.subjects(store, split)), 7, {},
         )  # fmt: skip
         torch.manual_seed(0)
         save_encoder(below / name, ResEnc(**ENCODER), card)
@@ -153,14 +154,15 @@ def test_bad_input_is_one_line_before_anything_is_trained(place, tmp_path, capsy
 def test_what_is_not_known_of_pretraining_is_said_before_anything_is_trained(place, tmp_path, capsys):
     store = Store.open(place / "store")
     card = Card(
-        Imported("medssl.encoders.resenc.ResEnc", ENCODER), store.preprocess, None, "digest", None, 7, {}
+        Imported("medssl.encoders.resenc.ResEnc", ENCODER), store.preprocess, None, "digest",
+        Seen(complete=False), 7, {},
     )  # fmt: skip
     save_encoder(tmp_path / "unknown", ResEnc(**ENCODER), card)
     compare.begin_of("spark", tmp_path / "unknown", store, FineTuning(), ())
     compare.begin_of("seen", place / "seen", store, FineTuning(), ("seen",))
     compare.begin_of("good", place / "good", store, FineTuning(), ())
     assert capsys.readouterr().out.splitlines() == [
-        "note: spark: which subjects pretraining has seen is not known: a test subject may be among them",
+        "note: spark: not all subjects that pretraining has seen are known: a test subject may be among the others",
         "note: seen: 3 of the 3 subjects of split 'test' were seen in pretraining (allowed)",
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -18,9 +19,10 @@ from medssl.data.store import Store
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import load_card
 from medssl.engine import describe
-from medssl.engine.continuing import Begin, begin
+from medssl.engine.continuing import OWN, Begin, begin
 from medssl.objectives.base import Objective
 from medssl.objectives.global_local import LocalContrast
+from medssl.seen import Seen
 from medssl.types import Batch, Geometry, Imported, Loss, Preprocess, Step, UserError, ViewPlan, ViewSpec
 
 ENCODER = {
@@ -93,7 +95,48 @@ def test_of_the_same_objective_everything_is_taken_over(place, tmp_path):
     assert yaml.safe_load((place / "global/config.yaml").read_text())["init"] is None
     code, said = pretrain(place, tmp_path / "more", GLOBAL, steps=1)
     assert code == 2
-    assert "more/ is a run of another configuration: init" in said
+    former = config["init"]
+    assert said == (
+        f"error: more/ is a run of another configuration: init: {former} there, None here; optimizer.learning_rate: "
+        "1e-12 there, 0.001 here; choose another --run (--init with the run's own folder goes on from its checkpoint)\n"
+    )
+
+
+def test_a_run_goes_on_without_the_weights_that_it_began_with(place, tmp_path):
+    """They are in its checkpoint; weights that have changed since are refused, with how to go on."""
+    import shutil
+
+    source, run = shutil.copytree(place / "global", tmp_path / "source"), tmp_path / "run"
+    words = (f"--init={source}", "--data.split=val", "--training.extend=true")
+    assert pretrain(place, run, GLOBAL, *words)[0] == 0
+    config, seen = yaml.safe_load((run / "config.yaml").read_text()), load_card(run).subjects
+    save_file({"other": torch.zeros(3)}, source / "encoder.safetensors")
+    code, said = pretrain(place, run, GLOBAL, *words, steps=3)
+    assert code == 2
+    assert re.fullmatch(
+        rf"error: --init {re.escape(str(source))} is not what run/ began with \({config['init']} there, [0-9a-f]{{16}} "
+        rf"here\): it has changed, or is another; --init {re.escape(str(run))} goes on from the run's own checkpoint, "
+        "another --run begins anew\n",
+        said,
+    )
+    code, said = pretrain(place, run, GLOBAL, f"--init={run}", *words[1:], steps=3)
+    assert (code, "going on after step 2" in said) == (0, True), said
+    shutil.rmtree(source)
+    code, said = pretrain(place, run, GLOBAL, *words, steps=4)
+    assert (code, "going on after step 3" in said) == (0, True), said
+    assert f"; first weights: {config['init']}" in said.splitlines()[0]
+    assert load_card(run).subjects == seen == Seen(tuple(sorted(seen.known)))
+    assert yaml.safe_load((run / "config.yaml").read_text())["init"] == config["init"]
+
+
+def test_weights_of_scans_that_other_rules_stored_are_noted(place, tmp_path):
+    file = place.parent / "place/index.sqlite"
+    labelled.stored(file, tmp_path / "store", Preprocess(foreground_crop=False))
+    code, said = pretrain(place, tmp_path / "run", GLOBAL, f"--init={place / 'global'}",
+                          f"--store={tmp_path / 'store'}", steps=1)  # fmt: skip
+    assert code == 0, said
+    assert "; the first weights are of scans that other rules stored: orientation None -> RAS" in said
+    assert "other rules" not in pretrain(place, tmp_path / "same", GLOBAL, f"--init={place / 'global'}", steps=1)[1]
 
 
 def test_every_key_of_the_rest_that_is_not_taken_over_is_named(place, tmp_path):
@@ -161,9 +204,9 @@ def test_a_decoder_is_not_trained_on_an_encoder_that_stays_random(place, tmp_pat
 
 def test_an_encoder_that_was_made_with_weights_may_stay_as_it_is():
     frozen = LocalContrast(ToyEncoder().requires_grad_(False), view=ViewSpec((16, 16, 8), geometry=STILL), steps=1)
-    for given in ({"pretrained": True}, {"pretrained_file": "weights.safetensors"}):
-        assert begin(frozen, None, 0.9, Imported("Made", given)) == Begin()
-    for given in ({}, {"pretrained": False, "pretrained_file": None}):
+    own = Begin((OWN,), seen=Seen(complete=False))
+    assert begin(frozen, None, 0.9, Imported("Made", {"pretrained": True})) == own
+    for given in ({}, {"pretrained": False}):
         with pytest.raises(UserError, match="LocalContrast leaves the encoder as it is, and its weights are random"):
             begin(frozen, None, 0.9, Imported("Made", given))
 
@@ -180,6 +223,31 @@ class Bare(Objective):
         return Loss(loss, {"loss": loss.detach()})
 
 
+class Copied(Bare):
+    """A user's objective whose teacher begins as a copy of the encoder."""
+
+    def __init__(self, encoder: Encoder, *, view: ViewSpec) -> None:
+        super().__init__(encoder, view=view)
+        self.teacher = copy.deepcopy(encoder).requires_grad_(requires_grad=False)
+
+    def after_load(self) -> None:
+        self.teacher.load_state_dict(self.encoder.state_dict())
+
+
+def test_a_teacher_can_begin_with_the_weights_that_were_loaded(place, tmp_path):
+    copied = {"class_path": "engine.test_continuing.Copied", "init_args": {"view": VIEW}}
+    words = (f"--init={place / 'global'}", "--optimizer.learning_rate=1e-12")
+    code, said = pretrain(place, tmp_path / "run", copied, *words, steps=1)
+    assert code == 0, said
+    teacher, former = load_file(tmp_path / "run/objective.safetensors"), load_file(place / "global/encoder.safetensors")
+    assert all(torch.equal(teacher[f"teacher.{key}"], value) for key, value in former.items())
+    former = load_file(tmp_path / "run/objective.safetensors")
+    code, said = pretrain(place, tmp_path / "more", copied, f"--init={tmp_path / 'run'}", words[1], steps=1)
+    assert code == 0, said  # the teacher of a run of the same objective is its own
+    after = load_file(tmp_path / "more/objective.safetensors")
+    assert all(torch.equal(after[key], value) for key, value in former.items())
+
+
 def test_an_objective_without_weights_of_its_own_is_continued(place, tmp_path):
     bare = {"class_path": "engine.test_continuing.Bare", "init_args": {"view": VIEW}}
     for run, *init in (("first",), ("more", f"--init={tmp_path / 'first'}")):
@@ -194,11 +262,70 @@ def test_whoever_the_first_weights_have_seen_counts_as_seen(place, tmp_path):
     assert code == 0, said
     store = Store.open(place / "store")
     both = {*describe.subjects(store, "train"), *describe.subjects(store, "val")}
-    assert set(load_card(tmp_path / "val").subjects) == both
+    assert load_card(tmp_path / "val").subjects == Seen(tuple(sorted(both)))
+    beside, _ = pretrain(place, tmp_path / "beside", GLOBAL, f"--init={place / 'global/encoder.safetensors'}",
+                         "--data.split=val")  # fmt: skip
+    assert beside == 0
+    assert load_card(tmp_path / "beside").subjects == load_card(tmp_path / "val").subjects
+    checkpoint, _ = pretrain(place, tmp_path / "checkpoint", GLOBAL, f"--init={place / 'global/checkpoints/last.pt'}",
+                             "--data.split=val")  # fmt: skip
+    assert checkpoint == 0
+    assert load_card(tmp_path / "checkpoint").subjects == Seen(tuple(sorted(both)), complete=False)
+    rest = [load_file(tmp_path / run / "objective.safetensors") for run in ("val", "beside")]
+    assert all(torch.equal(rest[0][key], rest[1][key]) for key in rest[0])
+
+
+def test_whom_a_run_itself_has_seen_is_known_whatever_its_first_weights_were(place, tmp_path):
+    """Of first weights that tell nothing, only their own part stays unknown."""
     save_file(load_file(place / "global/encoder.safetensors"), tmp_path / "foreign.safetensors")
-    code, said = pretrain(place, tmp_path / "foreign", GLOBAL, f"--init={tmp_path / 'foreign.safetensors'}")
+    code, said = pretrain(place, tmp_path / "all", GLOBAL, f"--init={tmp_path / 'foreign.safetensors'}",
+                          "--data.split=null")  # fmt: skip
     assert code == 0, said
-    assert load_card(tmp_path / "foreign").subjects is None
+    store = Store.open(place / "store")
+    everyone = tuple(sorted(describe.subjects(store, None)))
+    assert load_card(tmp_path / "all").subjects == Seen(everyone, complete=False)
+    words = [
+        "--config=segment_3d_small", f"--store={place / 'store'}", f"--run={tmp_path / 'tuned'}",
+        f"--pretrained={tmp_path / 'all'}", "--data.view.size=[16,16,8]", "--training.steps=1", "--labels=2",
+        "--data.workers=0", "--training.output.validate_every=1",
+    ]  # fmt: skip
+    code, said = call("finetune", words)
+    assert (code, said) == (2, (
+        "error: pretraining has seen 3 of the 3 subjects of split 'test': results there would be too good; pretrain "
+        "with --data.split train, or say --allow '[seen]'\n"
+    ))  # fmt: skip
+    code, said = call("finetune", [*words, "--allow=[seen]"])
+    assert code == 0, said
+    assert (
+        "3 of the 3 subjects of split 'test' were seen in pretraining (allowed); not all subjects that pretraining has "
+        "seen are known: a test subject may be among the others"
+    ) in said
+    assert load_card(tmp_path / "tuned").subjects == Seen(everyone, complete=False)
+
+
+def test_heads_that_are_not_finite_are_refused(place, tmp_path):
+    import shutil
+
+    shutil.copytree(place / "global", tmp_path / "former")
+    file = tmp_path / "former/objective.safetensors"
+    tensors = load_file(file)
+    weights = [key for key in tensors if tensors[key].is_floating_point()]
+    save_file(tensors | {weights[-1]: tensors[weights[-1]] * torch.inf}, file)
+    code, said = pretrain(place, tmp_path / "more", GLOBAL, f"--init={tmp_path / 'former'}", steps=1)
+    assert code == 2
+    count = tensors[weights[-1]].numel()
+    assert f"objective.safetensors: 1 of {len(tensors)} tensors are no weights, the first is {weights[-1]} (" in said
+    assert re.search(rf"\((\d+) of {count} numbers are NaN or infinite\): expected dense, finite floating-point", said)
+
+
+def test_a_run_without_the_rest_of_its_objective_says_so(place, tmp_path):
+    import shutil
+
+    shutil.copytree(place / "global", tmp_path / "former")
+    (tmp_path / "former/objective.safetensors").unlink()
+    code, said = pretrain(place, tmp_path / "more", GLOBAL, f"--init={tmp_path / 'former'}", steps=1)
+    assert code == 0, said
+    assert "; nothing else is taken over: the run has no objective.safetensors" in said.splitlines()[0]
 
 
 def test_kernels_of_images_and_other_channels_are_made_to_fit(place, tmp_path):
@@ -219,6 +346,7 @@ def test_kernels_of_images_and_other_channels_are_made_to_fit(place, tmp_path):
 
 BAD = [
     ("no such run", ["--init=nowhere"], r"--init nowhere: there is no such folder or file"),
+    ("an empty path", ["--init="], r"card\.json: no card could be read"),
     ("no share", ["--init_minimum=3"], r"init_minimum must be a share from 0 to 1, got 3"),
     ("too little fits", ["--init={other}"], r"too few weights fit ResEnc: .*expected at least 90%"),
     ("a folder without a card", ["--init={empty}"], r"no card could be read"),

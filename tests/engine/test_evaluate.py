@@ -22,6 +22,7 @@ from medssl.engine.evaluate import evaluate
 from medssl.engine.inference import Windows, segment
 from medssl.evaluate import cases, tables
 from medssl.evaluate.calibration import temperature
+from medssl.seen import Seen
 from medssl.types import LabelSchema, Preprocess, UserError
 
 NAMES = "0=background,5=tissue,9=bone"
@@ -170,7 +171,7 @@ def test_a_classification(tmp_path, out):
     with pytest.raises(UserError, match="none of the 6 scans of split 'test' is labelled with 'diagnosis'"):
         evaluate(fitted.save(tmp_path / "run", fitted.Mean, schema=KINDS, window=(8, 8)), index=file, out=out)
     kinds = LabelSchema("class", KINDS.classes)
-    run = fitted.save(tmp_path / "run2", fitted.Mean, schema=kinds, window=(8, 8), seen=None)
+    run = fitted.save(tmp_path / "run2", fitted.Mean, schema=kinds, window=(8, 8), seen=Seen(complete=False))
     file.unlink()
     with Index.open(file, create=True, root=tmp_path) as index:
         labels = LabelOptions(classes="folder", split="test=1.0")
@@ -181,7 +182,7 @@ def test_a_classification(tmp_path, out):
     assert [(row.truth, row.predicted) for row in rows].count(("dark", "dark")) == 2
     summary = tables.read_summary(out / "summary.json")
     assert summary["metrics"]["accuracy"]["value"] == 0.5
-    assert any("the card does not say which subjects pretraining has seen" in note for note in summary["notes"])
+    assert any("the card does not name all subjects that pretraining has seen" in note for note in summary["notes"])
     other = fitted.save(
         tmp_path / "run3", fitted.Mean, schema=LabelSchema("class", ((0, "dark"), (1, "light"))), window=(8, 8)
     )

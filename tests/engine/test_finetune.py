@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -22,12 +23,15 @@ from engine import labelled
 from medssl import cli
 from medssl.data.store import Store
 from medssl.encoders.resenc import ResEnc
+from medssl.encoders.timm2d import Timm2d
 from medssl.encoders.weights import load_card, save_encoder
 from medssl.engine import describe, finetune
-from medssl.engine.start import start_of
+from medssl.engine.checkpoint import differing
+from medssl.engine.start import Start, first_weights, start_of
 from medssl.heads.segmentation import UNet
 from medssl.heads.weights import load_network
-from medssl.types import Card, Imported, LabelSchema, Preprocess
+from medssl.seen import Seen
+from medssl.types import Card, Imported, LabelSchema, Preprocess, UserError
 
 TESTS = Path(__file__).parent.parent
 ENCODER = {"in_channels": 1, "ndim": 3, "channels": (4, 8), "strides": ((1, 1, 1), (2, 2, 2)), "blocks": (1, 1)}
@@ -54,7 +58,8 @@ def encoder_for(below: Path, *, name: str = "pretrained", subjects=None, **chang
     torch.manual_seed(5)
     seen = describe.subjects(store, "train") if subjects is None else subjects
     described = Imported("medssl.encoders.resenc.ResEnc", arguments)
-    save_encoder(below / name, ResEnc(**arguments), Card(described, store.preprocess, None, "digest", seen, 7, {}))
+    card = Card(described, store.preprocess, None, "digest", Seen(seen), 7, {})
+    save_encoder(below / name, ResEnc(**arguments), card)
     return below / name
 
 
@@ -132,7 +137,7 @@ def test_the_card_says_what_the_network_is(call, place, tmp_path):
 def test_the_twin_has_the_same_recipe_and_head_but_random_weights(place):
     with_weights = start_of(place / "volumes/pretrained", None, from_scratch=False)
     twin = start_of(place / "volumes/pretrained", None, from_scratch=True)
-    assert (twin.encoder, twin.digest, twin.subjects) == (with_weights.encoder, "random", ())
+    assert (twin.encoder, twin.digest, twin.seen) == (with_weights.encoder, "random", Seen())
     schema = LabelSchema("mask", ((0, "background"), (1, "left")))
     networks = [finetune.build(begin, UNet, schema, 3)[0] for begin in (with_weights, twin, twin)]
     states = [network.state_dict() for network in networks]
@@ -214,8 +219,35 @@ def test_a_file_of_weights_reports_every_key(call, place, tmp_path):
     assert code == 0, said
     assert f"missing: {dropped}" in said
     assert "unexpected: extra.weight" in said
-    assert "which subjects pretraining has seen is not known" in said
-    assert load_card(tmp_path / "run").subjects is None
+    assert "not all subjects that pretraining has seen are known: a test subject may be among the others" in said
+    assert load_card(tmp_path / "run").subjects == Seen(complete=False)
+
+
+TIMM = Imported("medssl.encoders.timm2d.Timm2d", {"model": "resnet10t", "in_channels": 1, "pretrained": True})
+
+
+def test_weights_that_an_encoder_brings_are_not_called_random(place):
+    begin = start_of(None, functools.partial(Timm2d, **TIMM.init_args), from_scratch=False)
+    assert begin == Start(TIMM, None, None, "pretrained")
+    assert begin.seen == Seen(complete=False)
+    assert first_weights(begin) == "the encoder's own pretrained weights"
+    message = "--from-scratch, and encoder.pretrained true: the encoder would bring weights; leave one of them out"
+    for run in (None, place / "pictures/pretrained"):
+        with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+            start_of(run, functools.partial(Timm2d, **TIMM.init_args), from_scratch=True)
+
+
+def test_a_key_that_is_gone_says_what_does_its_work(call, tmp_path):
+    code, said = call(
+        "--encoder=timm_resnet18", "--encoder.pretrained_file=some.pth", "--data.target=class", data="pictures"
+    )
+    assert (code, said) == (2, (
+        "error: unknown key 'encoder.pretrained_file': leave it out; weights of a file are loaded by medssl pretrain "
+        "--init, finetune --pretrained\n"
+    ))  # fmt: skip
+    older = {"encoder": {"init_args": {"model": "resnet18", "pretrained_file": None}}}
+    now = {"encoder": {"init_args": {"model": "resnet18"}}}
+    assert differing(older, now, ()) == ""
 
 
 def test_labels_that_were_seen_are_known_where_the_subjects_of_pretraining_are_not(call, place, tmp_path):
@@ -225,7 +257,7 @@ def test_labels_that_were_seen_are_known_where_the_subjects_of_pretraining_are_n
     (tmp_path / "first/card.json").write_text(json.dumps(card))
     code, said = call(f"--pretrained={tmp_path / 'first'}", "--training.seed=1", folder=tmp_path / "second")
     assert code == 0, said
-    assert "which subjects pretraining has seen is not known" in said
+    assert "not all subjects that pretraining has seen are known: a test subject may be among the others" in said
     assert set(card["tuned"]["subjects"]) <= set(load_card(tmp_path / "second").tuned.subjects)
 
     card["tuned"]["subjects"] = list(describe.subjects(Store.open(place / "volumes/store"), "test"))

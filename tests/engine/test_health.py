@@ -99,13 +99,24 @@ def test_constant_scans_raise_one_alarm_and_stop_nothing(train, tmp_path, monkey
     assert said.splitlines()[-1].endswith("encoder.safetensors is written; health: not well: input (steps 2 to 8)")
 
 
+def test_constant_scans_are_known_beneath_noise(train, tmp_path, monkeypatch):
+    same = {f"scan{number}": volume(np.full((1, 20, 18, 12), 7, np.int16)) for number in range(4)}
+    made = fill_store(tmp_path / "same", same, monkeypatch)
+    _, said = train(made.path, "run", "--training.output.health_every=2", "--objective.view.intensity.noise=[1.0,0.3]")
+    (line,) = [line for line in said.splitlines() if line.startswith("health, ")]
+    assert line.startswith("health, step 2: the input is constant: 100% of the views hold one value: look at pictures/")
+
+
 def test_a_checkpoint_from_before_health_was_measured_goes_on(train, store):
-    run, _ = train(store, "run", "--training.steps=4")
+    run, said = train(store, "run", "--training.steps=4")
+    assert said.splitlines()[-1].endswith(
+        "health: not judged: 1 of the 3 measurements that this takes (a lower training.output.health_every gives more)"
+    )
     path = run / "checkpoints/last.pt"
     state = torch.load(path, weights_only=True)
     del state["callbacks"]
     torch.save(state, path)
-    _, said = train(store, "run", "--training.steps=8", "--training.extend=true")
+    _, said = train(store, "run", "--training.steps=8", "--training.extend=true", "--training.output.health_every=1")
     assert said.splitlines()[-1].endswith("health: well")
 
 
@@ -254,9 +265,34 @@ def test_an_alarm_is_told_once_until_it_was_absent_three_times():
 def test_a_young_run_says_that_its_loss_is_not_judged_yet():
     watch = Health(every=20, settled=settled_after(1000, 0.05))
     watch.look(*batch_of((0, 1)))
-    watch.follow({"step": 1, "loss": 1.0, "gradient_norm": 1.0, "chance": 1.0}, due=True)
+    for step in (1, 2, 3):
+        watch.follow({"step": step, "loss": 1.0, "gradient_norm": 1.0, "chance": 1.0}, due=True)
     assert watch.summary(249) == "well so far (the loss is judged from step 250 on)"
     assert watch.summary(250) == "well"
+
+
+class Collapsed(toys.ToyObjective):
+    """Its embeddings are one and the same."""
+
+    def forward(self, batch: Batch, step: Step) -> Loss:
+        loss = super().forward(batch, step)
+        return replace(loss, embedding=torch.ones_like(loss.embedding))
+
+
+@pytest.mark.parametrize(
+    ("every", "verdict"),
+    [
+        (
+            20,
+            r"not judged: 1 of the 3 measurements that this takes \(a lower training\.output\.health_every gives .*\)",
+        ),
+        (2, r"not well: collapse \(steps 4 to 8\)"),
+    ],
+)
+def test_a_run_with_few_measurements_is_not_called_well(train, store, every, verdict):
+    words = ("--objective=engine.test_health.Collapsed", "--objective.view.size=[8,8,6]")
+    _, said = train(store, "run", *words, f"--training.output.health_every={every}")
+    assert re.search(rf"is written; health: {verdict}$", said.splitlines()[-1])
 
 
 def test_an_objective_without_embeddings_is_watched_by_its_loss():

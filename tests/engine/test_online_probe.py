@@ -136,6 +136,16 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(train, monkeypatch):
     assert "(before training " in said
 
 
+def test_what_another_probe_said_before_training_is_not_told(train):
+    words = ("--probe.target=class", "--probe.every=3")
+    code, _, said = train("run", *words, "--training.steps=3")
+    assert (code, said.count("(before training ")) == (0, 1), said
+    for more, told in (("--probe.every=2", 1), ("--probe.seed=1", 0)):
+        steps = "4" if told else "5"
+        code, _, said = train("run", *words, more, f"--training.steps={steps}", "--training.extend=true")
+        assert (code, said.count("(before training ")) == (0, told), said
+
+
 def test_features_that_are_not_finite_stop_nothing(train, monkeypatch):
     look = ProbeWhileTraining.look
 
@@ -169,7 +179,16 @@ def test_few_subjects_are_always_the_same_and_of_all_classes(store):
         (["--probe.target=class", "--probe.every=0"], "probe.every must be at least 1, got 0"),
         (["--probe.target=class", "--probe.subjects=0"], "probe.subjects must be at least 1, got 0"),
         (["--probe.target=class", "--probe.seed=-1"], "probe.seed must be at least 0, got -1"),
-        (["--probe.target=class", "--probe.subjects=2"], "none of the 2 training scans is"),
+        (
+            ["--probe.target=class", "--probe.subjects=2"],
+            "error: probe.target class in split 'train', probe.subjects 2: none of the 2 labelled scans is right: a "
+            "probe needs scans of every class to learn from and to choose by; raise probe.subjects, or split anew\n",
+        ),
+        (
+            ["--probe.target=class", "--probe.subjects=1"],
+            "error: probe.target class in split 'train', probe.subjects 1: all 1 labelled scans are 'left': one class "
+            "only cannot be told from others\n",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_training(train, words, message):

@@ -24,6 +24,7 @@ from medssl.evaluate.cases import ClassificationRow, SegmentationRow, write_clas
 from medssl.evaluate.scored import LEAKS
 from medssl.evaluate.segmentation import ClassScore
 from medssl.evaluate.tables import KEYS, write_summary
+from medssl.seen import Seen
 from medssl.types import Labels, LabelSchema, UserError, ViewSpec
 
 ARMS = (Arm("scratch", Path("a")), Arm("spark", Path("a"), "scratch", 3.0))
@@ -215,7 +216,7 @@ def test_notes_on_the_recipe():
 
 def test_leaks_and_skipped_scans_are_told_once(tmp_path):
     study = made(tmp_path, labels=(2,))
-    leak = "the card does not say which subjects pretraining has seen: whether these are among them is unknown"
+    leak = "the card does not name all subjects that pretraining has seen: whether these are among them is unknown"
     skipped = [{"scan_id": "scan9", "reason": "the file cannot be read"}]
     for run in study.asked:
         notes = [leak] if run.arm.twin else []
@@ -228,14 +229,14 @@ def test_leaks_and_skipped_scans_are_told_once(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("pretrained", [("s1",), None])
+@pytest.mark.parametrize("pretrained", [Seen(("s1",)), Seen(("s1",), complete=False), Seen(complete=False)])
 def test_every_note_of_an_evaluation_on_leaks_is_known_as_one(pretrained):
     fitted = SimpleNamespace(tuned=SimpleNamespace(subjects=("s0",)), card=SimpleNamespace(subjects=pretrained))
     asked = scans({}, {})
     for scan in asked:
         scan.subject.known = False
     notes = evaluate.refuse_seen(fitted, asked, allow_seen=True)
-    assert len(notes) == 3
+    assert len(notes) == 2 + bool(pretrained.known) + (not pretrained.complete)
     assert all(note.endswith(LEAKS) for note in notes)
 
 

@@ -92,7 +92,7 @@ def test_the_encoder_comes_back_from_its_card(finished):
     state = torch.load(run / "checkpoints/last.pt", weights_only=True)["objective"]
     for name, value in encoder.state_dict().items():
         assert torch.equal(value, state[f"encoder.{name}"])
-    assert (card.step, card.index_digest, len(card.subjects)) == (8, "toy", 5)
+    assert (card.step, card.index_digest, len(card.subjects.known)) == (8, "toy", 5)
     assert card.objective.class_path == "engine.toys.ToyObjective"
     assert {"medssl", "torch"} <= set(card.versions)
 

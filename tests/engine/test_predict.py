@@ -28,6 +28,7 @@ from medssl.evaluate.calibration import Scaling
 from medssl.evaluate.cases import ClassificationRow
 from medssl.heads.base import Network
 from medssl.heads.weights import save_network
+from medssl.seen import Seen
 from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned, UserError
 
 TURN = np.linalg.qr(np.array([[-1.0, 0.2, 0.1], [0.1, 1.0, 0.3], [0.0, -0.3, 1.0]]))[0]
@@ -172,7 +173,7 @@ def test_a_real_network_of_encoder_and_decoder(tmp_path, files, out):
     torch.manual_seed(0)
     encoder = ResEnc(**arguments)
     tuned = Tuned(Imported("medssl.heads.segmentation.UNet"), TISSUES, (8, 8, 8), 2, ())
-    card = Card(Imported("medssl.encoders.resenc.ResEnc", arguments), Preprocess(), None, "", (), 1, {}, tuned)
+    card = Card(Imported("medssl.encoders.resenc.ResEnc", arguments), Preprocess(), None, "", Seen(), 1, {}, tuned)
     save_network(tmp_path / "run", Network(encoder, UNet(encoder, TISSUES)), card)
     write_nifti(tmp_path / "scans" / "a.nii", noise((11, 9, 10)), OBLIQUE)
     windows = Windows(overlap=0.25, batch_size=3, precision="bf16")

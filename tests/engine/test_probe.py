@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ from medssl.engine.start import start_of
 from medssl.evaluate import probe as probes
 from medssl.heads.classification import Linear
 from medssl.heads.weights import load_network
+from medssl.seen import Seen
 from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned, UserError
 
 TESTS = Path(__file__).parent.parent
@@ -57,7 +59,8 @@ def encoder_of(folder: Path, name: str = "fitted.Plain", *, ndim=3, seen=(), pre
     module, _, kind = path.rpartition(".")
     torch.manual_seed(5)
     made = getattr(sys.modules[module] if module in sys.modules else __import__(module, fromlist=[kind]), kind)
-    card = Card(described, preprocess, more.pop("objective", None), "digest", seen, 7, {}, more.pop("tuned", None))
+    whom = Seen(seen)
+    card = Card(described, preprocess, more.pop("objective", None), "digest", whom, 7, {}, more.pop("tuned", None))
     save_encoder(folder, made(**arguments), card)
     return folder
 
@@ -237,11 +240,14 @@ def test_a_folder_holds_the_features_of_one_encoder(call, tmp_path):
 
 def test_a_card_a_file_of_weights_and_a_fine_tuned_run_are_taken(call, place, tmp_path):
     run = encoder_of(tmp_path / "run", "asked.Halves", ndim=2)
-    assert call(run / "card.json", data="pictures")[0] == 0
+    for name in ("card.json", "encoder.safetensors"):  # beside each other they are the run
+        code, said = call(run / name, data="pictures")
+        assert (code, "are known" in said) == (0, False), said
+    shutil.copy(run / "encoder.safetensors", tmp_path / "foreign.safetensors")
     described = json.dumps({"class_path": "engine.asked.Halves", "init_args": {"ndim": 2}})
-    code, said = call(run / "encoder.safetensors", f"--encoder={described}", data="pictures", out="file")
+    code, said = call(tmp_path / "foreign.safetensors", f"--encoder={described}", data="pictures", out="file")
     assert code == 0, said
-    assert "note: which subjects pretraining has seen is not known" in said
+    assert "note: not all subjects that pretraining has seen are known" in said
     assert measured(tmp_path / "file") == measured(tmp_path / "out")
     tuned = Tuned(
         Imported("medssl.heads.classification.Linear"), LabelSchema("c", ((0, "a"), (1, "b"))), (16, 16), 1, ()
@@ -387,7 +393,8 @@ def test_no_such_run_and_a_file_without_an_encoder(call, tmp_path):
     assert code == 2
     assert said.endswith("nowhere: there is no such folder or file\n")
     assert "--pretrained" not in said
-    code, said = call(encoder_of(tmp_path / "run") / "encoder.safetensors")
+    (encoder_of(tmp_path / "run") / "card.json").unlink()
+    code, said = call(tmp_path / "run/encoder.safetensors")
     assert code == 2
     assert "encoder.safetensors is a file of weights: say with --encoder which encoder they fit" in said
 

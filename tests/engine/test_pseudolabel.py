@@ -23,6 +23,7 @@ from medssl.encoders.resenc import ResEnc
 from medssl.encoders.weights import load_card, save_encoder
 from medssl.engine import describe, pseudolabel
 from medssl.engine.pseudolabel import PseudoLabels, taught
+from medssl.seen import Seen
 from medssl.types import Card, Imported, Sampling, UserError, ViewPlan, ViewSpec
 
 ENCODER = {"in_channels": 1, "ndim": 3, "channels": (4, 8), "strides": ((1, 1, 1), (2, 2, 2)), "blocks": (1, 1)}
@@ -37,7 +38,7 @@ def place(tmp_path_factory):
     labelled.stored(file, folder / "store", replace(fitted.RAW, orientation=None, foreground_crop=False))
     store = Store.open(folder / "store")
     described = Imported("medssl.encoders.resenc.ResEnc", ENCODER)
-    card = Card(described, store.preprocess, None, "digest", describe.subjects(store, "train"), 7, {})
+    card = Card(described, store.preprocess, None, "digest", Seen(describe.subjects(store, "train")), 7, {})
     save_encoder(folder / "pretrained", ResEnc(**ENCODER), card)
     teacher(folder)
     return folder
@@ -203,13 +204,13 @@ def finetuned(place, run, labels, *more):
 def test_whom_the_teacher_has_seen_the_student_has_seen(place, call, tmp_path):
     store = Store.open(place / "store")
     train, val, test = (describe.subjects(store, split) for split in ("train", "val", "test"))
-    run, labels = teacher(place, "saw", subjects=(*val, test[0]), seen=test[1:]), tmp_path / "labels"
+    run, labels = teacher(place, "saw", subjects=(*val, test[0]), seen=Seen(test[1:])), tmp_path / "labels"
     made = ("pseudolabel", run, "--store", place / "store", "--out", labels)
     code, said = call(*made, "--allow_seen", "true")
     assert code == 0, said
     assert "note: the network that labels has seen 3 of the 3 subjects of split 'test' (allowed): scores there" in said
     facts = json.loads((labels / pseudolabel.FACTS).read_text())
-    assert (facts["labelled"], facts["pretrained"]) == (sorted((*val, test[0])), sorted(test[1:]))
+    assert (facts["labelled"], facts["pretrained"]["known"]) == (sorted((*val, test[0])), sorted(test[1:]))
     code, said = call("finetune", *finetuned(place, tmp_path / "student", labels))
     assert code == 2
     assert re.search(r"the network that labels has seen 3 of the 3 subjects of split 'test'.*--allow '\[seen\]'", said)
@@ -217,7 +218,7 @@ def test_whom_the_teacher_has_seen_the_student_has_seen(place, call, tmp_path):
     assert code == 0, said
     assert "has seen 3 of the 3 subjects of split 'test' (allowed)" in said
     card = load_card(tmp_path / "student")
-    assert {*card.subjects} == {*train, *test[1:]}
+    assert {*card.subjects.known} == {*train, *test[1:]}
     assert test[0] in card.tuned.subjects
     judged = ("evaluate", tmp_path / "student", "--index", place / "index.sqlite", "--out", tmp_path / "scores")
     code, said = call(*judged)
@@ -231,20 +232,20 @@ def test_whom_the_teacher_has_seen_the_student_has_seen(place, call, tmp_path):
 
 
 def test_what_the_teacher_does_not_tell_stays_unknown(place, call, tmp_path):
-    run, labels = teacher(place, "silent", seen=None), tmp_path / "labels"
-    unknown = "which subjects the network that labels has seen in pretraining is not known"
+    run, labels = teacher(place, "silent", seen=Seen(complete=False)), tmp_path / "labels"
+    unknown = "not all subjects that the network that labels has seen in pretraining are known"
     code, said = call("pseudolabel", run, "--store", place / "store", "--out", labels)
     assert (code, f"note: {unknown}" in said) == (0, True)
-    assert json.loads((labels / pseudolabel.FACTS).read_text())["pretrained"] is None
+    assert json.loads((labels / pseudolabel.FACTS).read_text())["pretrained"] == {"known": [], "complete": False}
     code, said = call("finetune", *finetuned(place, tmp_path / "student", labels))
     assert (code, unknown in said) == (0, True)
     card = load_card(tmp_path / "student")
-    assert card.subjects is None
+    assert not card.subjects.complete
     assert {*describe.subjects(Store.open(place / "store"), "val")} <= {*card.tuned.subjects}
     facts = json.loads((labels / pseudolabel.FACTS).read_text())
     del facts["pretrained"], facts["labelled"]
     (labels / pseudolabel.FACTS).write_text(json.dumps(facts))
-    assert pseudolabel.behind(PseudoLabels(labels)) == pseudolabel.Behind((), None)
+    assert pseudolabel.behind(PseudoLabels(labels)) == pseudolabel.Behind((), Seen(complete=False))
 
 
 def bad_facts(folder, **changes):
@@ -295,7 +296,7 @@ BAD = [
 @pytest.mark.parametrize(("changes", "more", "message"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
 def test_bad_teachers_are_one_line(place, call, tmp_path, changes, more, message):
     if changes.get("seen") == "test":
-        changes = {"seen": describe.subjects(Store.open(place / "store"), "test")}
+        changes = {"seen": Seen(describe.subjects(Store.open(place / "store"), "test"))}
     run = teacher(place, f"bad{abs(hash(message))}", **changes)
     code, said = call("pseudolabel", run, "--store", place / "store", "--out", tmp_path / "labels", *more)
     assert code == 2

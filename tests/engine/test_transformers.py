@@ -17,9 +17,10 @@ from objectives.small import encoder
 
 from medssl import cli
 from medssl.data.store import Store
+from medssl.encoders.tensors import read_tensors
 from medssl.encoders.timm2d import Timm2d
 from medssl.encoders.vit import ViT
-from medssl.encoders.weights import read_tensors, save_encoder
+from medssl.encoders.weights import save_encoder
 from medssl.engine import describe, lora
 from medssl.engine.callbacks import Checkpoints
 from medssl.engine.optim import FineTuning
@@ -27,6 +28,7 @@ from medssl.engine.start import Start, with_drop_path
 from medssl.heads.base import Network
 from medssl.heads.transformer import FeaturePyramid
 from medssl.heads.weights import load_network
+from medssl.seen import Seen
 from medssl.types import Card, Imported, Preprocess, UserError
 
 NEEDS_PEFT = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
@@ -50,7 +52,7 @@ def place(tmp_path_factory):
         store = Store.open(below / "store")
         torch.manual_seed(5)
         described = Imported("medssl.encoders.vit.ViT", ARGUMENTS[name])
-        card = Card(described, store.preprocess, None, "digest", describe.subjects(store, "train"), 7, {})
+        card = Card(described, store.preprocess, None, "digest", Seen(describe.subjects(store, "train")), 7, {})
         save_encoder(below / "pretrained", ViT(**ARGUMENTS[name]), card)
     return folder
 

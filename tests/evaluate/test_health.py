@@ -162,6 +162,13 @@ def test_where_voxels_are_predicted_a_rank_is_judged_once_the_run_has_settled():
     assert kinds(rows, settled=80) == ["narrowing"]
 
 
+def test_where_voxels_are_predicted_what_has_learnt_nothing_is_stuck():
+    """Embeddings that leave the noise of random weights before the loss moves."""
+    ranks = [{"embedding_rank": 32.0}, {}, *[{"embedding_rank": 4.4}] * 9]
+    assert kinds(predicting(*ranks, loss=3.4 * 0.985)) == ["stuck"]
+    assert kinds(predicting(*ranks, loss=3.4 * 0.975)) == ["narrowing"]
+
+
 def test_a_rank_is_compared_with_those_since_the_loss_came_down():
     """3.0 of 3.4 is 88 %: what came before is the noise of random weights."""
     before, after = {"embedding_rank": 32.0}, {"embedding_rank": 10.0, "loss": 3.0}
@@ -210,6 +217,14 @@ def test_leaving_a_plateau_is_no_divergence():
     """A gradient of nothing that grows a thousandfold, up to that of the start; a loss near 0 that rises tenfold."""
     assert kinds(history({"gradient_norm": 0.01}, {"gradient_norm": 0.01}, {"gradient_norm": 12.0})) == []
     assert kinds(history({"loss": 0.01}, {"loss": 0.2})) == []
+
+
+@pytest.mark.parametrize("lowest", [0.001, -0.0001, -3.0])
+def test_where_chance_is_not_known_a_rise_is_one_above_the_first_loss(lowest):
+    losses = (1.0, 0.1, lowest)
+    rows = [{"step": 20 * n + 1, "loss": loss, "gradient_norm": 1.0} for n, loss in enumerate(losses)]
+    assert kinds([*rows, {"step": 80, "loss": 0.9, "gradient_norm": 1.0}]) == []
+    assert kinds([*rows, {"step": 80, "loss": 31.0, "gradient_norm": 1.0}]) == ["divergence"]
 
 
 @pytest.mark.parametrize(

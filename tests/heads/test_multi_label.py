@@ -18,6 +18,7 @@ from medssl.heads.multi_label import MultiLabel
 from medssl.heads.regression import Regression
 from medssl.heads.weights import load_network, save_network
 from medssl.ops.collectives import world_size
+from medssl.seen import Seen
 from medssl.types import Card, Features, Imported, LabelSchema, Preprocess, Tuned, UserError
 
 TARGET = torch.tensor([[1, 0, -1], [-1, -1, 0], [1, 1, -1], [-1, -1, -1]])
@@ -162,7 +163,7 @@ def test_mean_and_deviation_come_back_from_the_files(tmp_path):
     own.prepare(torch.tensor([40.0, 50.0, 90.0]))
     tuned = Tuned(Imported("medssl.heads.regression.Regression", {"error": "squared"}), schema, (32, 32), 2, ())
     network_ = Network(made, own).eval()
-    save_network(tmp_path, network_, Card(described, Preprocess(), None, "d", (), 3, {}, tuned))
+    save_network(tmp_path, network_, Card(described, Preprocess(), None, "d", Seen(), 3, {}, tuned))
     back, card = load_network(tmp_path)
     assert card.tuned.schema == schema
     text = (tmp_path / "card.json").read_text()

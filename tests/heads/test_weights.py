@@ -15,6 +15,7 @@ from medssl.heads.base import Network
 from medssl.heads.classification import AttentivePool, Linear
 from medssl.heads.segmentation import UNet
 from medssl.heads.weights import load_network, save_network
+from medssl.seen import Seen
 from medssl.types import Card, Imported, Preprocess, Tuned, UserError
 
 ENCODER = {"in_channels": 1, "ndim": 2, "channels": [4, 8, 12], "blocks": [1, 1, 1], "norm": "batch"}
@@ -38,7 +39,7 @@ def made(name: str) -> tuple[Network, Card]:
         preprocess=Preprocess(),
         objective=None,
         index_digest="0123456789abcdef",
-        subjects=None,
+        subjects=Seen(complete=False),
         step=40,
         versions={},
         tuned=tuned,

@@ -15,6 +15,7 @@ from medssl.evaluate import cases, tables
 from medssl.evaluate.cases import ClassificationRow, SegmentationRow
 from medssl.evaluate.segmentation import ClassScore
 from medssl.evaluate.subgroups import subgroups
+from medssl.seen import Seen
 from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned
 
 SCHEMA = LabelSchema("mask", ((0, "background"), (1, "liver"), (2, "spleen")))
@@ -42,7 +43,7 @@ def run(
         preprocess=Preprocess(),
         objective=Imported("medssl.objectives.spark.SparK", {"share": 0.6}),
         index_digest="d1",
-        subjects=("s1", "s2", "s3", "s4", "s5"),
+        subjects=Seen(("s1", "s2", "s3", "s4", "s5")),
         step=steps,
         versions={},
         tuned=head,

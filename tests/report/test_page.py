@@ -137,7 +137,8 @@ def test_the_health_of_a_pretraining_is_told(tmp_path):
     def told(name, alarms):
         return read(make_page([read_part("run", made.run(tmp_path / name, alarms=alarms))])).text
 
-    assert "health well at all 2 measurements" in told("well", {10: 0, 20: 0})
+    assert "health well at all 3 measurements" in told("well", {5: 0, 10: 0, 20: 0})
+    assert "health not judged: 2 of the 3 measurements that this takes" in told("short", {10: 0, 20: 0})
     assert "health alarms at 2 of 4 measurements, first at step 5, last at 15" in told(
         "ill", {5: 1, 10: 0, 15: 2, 20: 0}
     )

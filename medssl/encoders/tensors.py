@@ -1,0 +1,159 @@
+"""Files of tensors: read without running what is in them, and refused in words that say what they are."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+DAMAGED = (  # what damaged torch files raise
+    ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+KNOWN = {b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"\x89HDF": "an HDF5 file"}
+KNOWN |= {b"\x1f\x8b": "a compressed file", b"\x93NUMPY": "a NumPy array", b"%PDF": "a PDF"}
+KNOWN |= {b"\x80": "a pickle that torch did not save"}
+MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # of torch's former form, a row of pickles
+EXPECTED = "expected tensors by name, as safetensors or as a state dict that torch saved"
+LONGEST_HEADER = 100_000_000  # bytes; safetensors reads no longer one
+
+
+def read_tensors(file: Path, *, allow_empty: bool = False) -> dict[str, Tensor]:
+    """All tensors of a file by key, without ever running code from it; its first bytes say what it is, not its name.
+
+    Raises:
+        UserError: The file cannot be read, is no file of weights or cut off, holds more than tensors, or none where
+            that is not allowed.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    cut = f"{file}: is cut off or damaged: copy or download it again"
+    try:
+        kind = _kind_of(file)
+        # torch comments on the pickle protocol, the error says enough; by a name it would choose by the suffix
+        with warnings.catch_warnings(action="ignore"), file.open("rb") as stream:
+            content = load_file(file) if kind == "safetensors" else torch.load(stream, "cpu", weights_only=True)
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        more = f"{file}: holds more than tensors and is not opened: save its state dict alone, best as safetensors"
+        raise UserError(cut if "truncated" in str(error) else more) from error
+    except OSError as error:
+        message = f"{file}: weights could not be read ({error.strerror}): {EXPECTED}"
+        raise UserError(message if error.strerror else cut) from error
+    except (SafetensorError, EOFError, RuntimeError, *DAMAGED) as error:  # torch advises to trust the file: not told
+        raise UserError(cut) from error
+    tensors = _tensors_in(content)
+    if not tensors and not allow_empty:
+        message = f"{file}: holds no state dict: {EXPECTED}"
+        raise UserError(message)
+    return tensors
+
+
+def _kind_of(file: Path) -> str:
+    """What a file of weights is by its first bytes: "safetensors" or "torch".
+
+    Raises:
+        UserError: It is something else, or ends too early.
+        OSError: It cannot be read.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        head = stream.read(64)
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and length <= LONGEST_HEADER:
+        if 8 + length <= size:
+            return "safetensors"
+    elif head.startswith(b"PK"):
+        if zipfile.is_zipfile(file):
+            return _kind_of_archive(file)
+    elif MAGIC in head:
+        return "torch"
+    else:
+        what = next((what for start, what in KNOWN.items() if head.startswith(start)), "")
+        what = what or ("text" if head and all(9 <= byte < 128 for byte in head) else "nothing known")
+        message = f"{file}: is {what if size else 'empty'}, no file of weights: {EXPECTED}"
+        raise UserError(message)
+    message = f"{file}: is cut off or damaged: copy or download it again"
+    raise UserError(message)
+
+
+def _kind_of_archive(file: Path) -> str:
+    """Returns "torch" where an archive is one that torch saved.
+
+    Raises:
+        UserError: It is a program (TorchScript), or no archive of torch's.
+    """
+    with zipfile.ZipFile(file) as archive:
+        names = {name.rpartition("/")[2] for name in archive.namelist()}
+    if "constants.pkl" in names:
+        message = (
+            f"{file}: is a TorchScript archive, a program that is not run: save the state dict of its module alone, "
+            "best as safetensors"
+        )
+        raise UserError(message)
+    if "data.pkl" not in names:
+        message = f"{file}: is an archive that torch did not save, no file of weights: {EXPECTED}"
+        raise UserError(message)
+    return "torch"
+
+
+def _tensors_in(content: object) -> dict[str, Tensor]:
+    """The state dict of a checkpoint: its own entries, or those of the nested container with the most tensors."""
+    found: dict[str, Tensor] = {}
+    waiting, known = [content], set[int]()  # a container may hold itself
+    while waiting:
+        held = waiting.pop(0)
+        if isinstance(held, Mapping) and id(held) not in known:
+            known.add(id(held))
+            own = {str(key): value for key, value in held.items() if isinstance(value, torch.Tensor)}
+            found = max(found, own, key=len)
+            waiting += held.values()
+    return found
+
+
+def refuse_strange(file: Path, given: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Refuses tensors that cannot stand for a network's own.
+
+    Args:
+        file: Where they are from.
+        given: By key, what the file holds and what the network holds.
+
+    Raises:
+        UserError: Some are not dense, are of another kind of number, or hold NaN or infinity where the network's own do
+            not; names the first.
+    """
+    strange = {key: what for key, (value, own) in given.items() if (what := _strange(value, own))}
+    if strange:
+        key, what = next(iter(strange.items()))
+        message = (
+            f"{file}: {len(strange)} of {len(given)} tensors are no weights, the first is {key} ({what}): expected "
+            "dense, finite floating-point numbers; save them so, or choose another file"
+        )
+        raise UserError(message)
+
+
+def _strange(value: Tensor, own: Tensor) -> str:
+    """Why a tensor cannot stand for a network's own; "" where it can."""
+    if value.is_quantized:
+        return "quantized"
+    if value.layout != torch.strided:
+        return "sparse"
+    if value.is_meta:
+        return "without numbers"
+    if value.is_complex() or (own.is_floating_point() and not value.is_floating_point()):
+        return str(value.dtype).removeprefix("torch.")
+    lost = int((~value.to(own.dtype).isfinite()).sum()) if bool(own.isfinite().all()) else 0
+    return f"{lost} of {value.numel()} numbers are NaN or infinite" if lost else ""
