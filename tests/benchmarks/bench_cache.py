@@ -206,8 +206,8 @@ def writers() -> dict[str, tuple[str, Callable[[Path, np.ndarray], object], bool
         )
 
     forms: dict[str, tuple[str, Callable[[Path, np.ndarray], object], bool]] = {
-        "medssl": (".b2nd", lambda path, x: chunks.write_whole(path, [chunks.chunked_bytes(x[None])]), False),
-        "medssl raw": (".npy", lambda path, x: chunks.write_whole(path, chunks.raw_parts(x[None])), False),
+        "medssl": (".b2nd", lambda path, x: chunks.write_parts(path, [chunks.chunked_bytes(x[None])]), False),
+        "medssl raw": (".npy", lambda path, x: chunks.write_parts(path, chunks.raw_parts(x[None])), False),
         "nnssl": (".nnssl.b2nd", nnssl, True),
         ".nii.gz": (
             ".copy.nii.gz", lambda path, x: nibabel.save(nibabel.Nifti1Image(x, np.eye(4)), path), False,
