@@ -38,7 +38,16 @@ HEAVY = {
 }  # fmt: skip
 SUBCLASSES = {"medssl/engine/": {"lightning"}, "medssl/encoders/timm_twins.py": {"timm"}}  # of those packages' classes
 MONAI_CLASSES = "data/monai.py"  # this subclasses MONAI's reader and is imported only by those who use MONAI
-WITHOUT_TORCH = ["types", "cli", "ops.draws", "data.index", "data.dicom", "data.split", "data.order", "data.phantoms"]
+WITHOUT_TORCH = [
+    "types",
+    "cli",
+    "ops.draws",
+    "data.index",
+    "data.formats.recognition",
+    "data.split",
+    "data.order",
+    "data.phantoms",
+]
 
 
 def relative(path: Path) -> str:

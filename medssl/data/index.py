@@ -32,7 +32,8 @@ class FileOptions:
     Attributes:
         dataset: Name of the data set; empty takes the directory's name.
         modality: Modality of files that do not say theirs (all but DICOM), such as CT or MR.
-        channels_4d: Take the fourth axis of a NIfTI file as channels (8 at most); otherwise such files are rejected.
+        frames: Files of several volumes or pictures (a fourth axis of NIfTI, pages of TIFF): "refuse" them, take each
+            as one of the "scans" of its subject, or take up to 8 of them as "channels".
         burned_in: Take DICOM pictures that declare text burned into their pixels.
         below: Look into the folders below, too.
         workers: Processes that read headers; 0 reads in this one.
@@ -41,7 +42,7 @@ class FileOptions:
 
     dataset: str = ""
     modality: str = ""
-    channels_4d: bool = False
+    frames: Literal["refuse", "scans", "channels"] = "refuse"
     burned_in: bool = False
     below: bool = True
     workers: int = 2

@@ -1,33 +1,19 @@
 """One scan of the index -> its array, its affine and its masks, as they lie on disk.
 
-nibabel, SimpleITK, Pillow and tifffile are called directly: the readers of MONAI that wrap them turn integers into
-float32, never look at the check sum of a gzip file, and cost seconds of import in every process.
+The modules of ``formats`` do the work: the readers of MONAI turn integers into float32, never look at the checksum of
+a gzip file, and cost seconds of import in every process.
 """
 
 from __future__ import annotations
 
-import gzip
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medssl.data.headers import (
-    DAMAGE,
-    HeaderError,
-    format_of,
-    itk_layout,
-    itk_reader,
-    itk_reason,
-    nifti_damage,
-    nifti_layout,
-    picture_grid,
-    picture_layout,
-    silent,
-    tiff_layout,
-)  # fmt: skip
+from medssl.data.formats.base import FormatError, Reading
+from medssl.data.formats.recognition import FORMATS, format_of
 from medssl.types import Grid, LabelSchema, Part, Scan, UserError
 
 if TYPE_CHECKING:
@@ -142,7 +128,7 @@ class _Mask:
 
 def _read_mask(mask: _Mask, scan: Scan, root: Path, grid: Grid, notes: list[str]) -> np.ndarray:
     """A mask of the image's shape [1, *s]; what is odd about it joins ``notes``."""
-    array, its_grid = _read_parts(mask.parts, root, scan.grid)
+    array, its_grid = _read_parts(mask.parts, root, scan.grid, label=True)
     name = f"{mask.noun} {_first(mask.parts)}"
     if its_grid.shape != grid.shape:
         message = (
@@ -159,22 +145,21 @@ def _read_mask(mask: _Mask, scan: Scan, root: Path, grid: Grid, notes: list[str]
     return array
 
 
-def _read_parts(parts: tuple[Part, ...], root: Path, place: Grid) -> tuple[np.ndarray, Grid]:
+def _read_parts(parts: tuple[Part, ...], root: Path, place: Grid, *, label: bool = False) -> tuple[np.ndarray, Grid]:
     """Array [C, *s] and grid of a scan or a label, by the format of its first file; DICOM lies at ``place``."""
     if not parts:
         message = "a scan without files: run medssl index again"
         raise ReadError(message)
     file = root / parts[0].path
     try:
-        form = format_of(file)
+        form, problem = format_of(file)
         if form == "dicom":
             return _dicom(parts, root, place)
-        readers: Mapping[str, Any] = {"nifti": _nifti, "itk": _itk, "picture": _picture, "tiff": _tiff}
-        if form not in readers:
-            message = f"{file.name}: {form}"
+        if problem:
+            message = f"{file.name}: {problem}"
             raise ReadError(message)
-        image, grid = readers[form](file)
-    except HeaderError as error:
+        image, grid = FORMATS[form].read_pixels(file, parts[0].frame, Reading(label=label))
+    except FormatError as error:
         message = f"{file.name}: {error}"
         raise ReadError(message) from error
     except FileNotFoundError as error:
@@ -197,122 +182,10 @@ def _times(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-# --- one reader for each format: array [C, *s] and grid
-
-
-def _nifti(file: Path) -> tuple[np.ndarray, Grid]:
-    """Whole numbers as they are stored; scaled ones in float32 (computed in float64)."""
-    import nibabel
-
-    try:
-        with silent():
-            image: Any = nibabel.load(file)
-        header, proxy = nifti_layout(tuple(image.shape), image.affine), image.dataobj
-        stored: np.ndarray = np.empty(int(np.prod(image.shape)), dtype=image.get_data_dtype())
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-            _fill(stored, stream, int(proxy.offset))
-    except nifti_damage() as error:
-        message = f"truncated or damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        raise HeaderError(message) from error
-    values = stored if stored.dtype.isnative else stored.byteswap(inplace=True).view(stored.dtype.newbyteorder("="))
-    values = _scaled(values, float(proxy.slope), float(proxy.inter))
-    shape = tuple(image.shape) + (1,) * (3 - len(image.shape))
-    array = values.reshape(*shape[:3], header.channels, order="F")  # i, j, k, C
-    if header.kind == "image":
-        return array[:, :, 0].transpose(2, 1, 0), header.grid  # rows are j, columns i
-    return np.moveaxis(array, -1, 0), header.grid
-
-
-def _fill(stored: np.ndarray, stream: Any, offset: int) -> None:
-    """Read the voxels in place and on to the end of the file, where gzip checks its sum."""
-    stream.seek(offset)
-    target = stored.view(np.uint8).data
-    done = 0
-    while done < len(target):
-        count = stream.readinto(target[done : done + (1 << 24)])
-        if not count:
-            message = f"truncated: {done:,} of {len(target):,} bytes of voxels"
-            raise HeaderError(message)
-        done += count
-    if isinstance(stream, gzip.GzipFile):
-        while stream.read(1 << 20):
-            pass
-
-
-def _scaled(values: np.ndarray, slope: float, inter: float) -> np.ndarray:
-    """Apply NIfTI's scl_slope and scl_inter; a whole shift keeps whole numbers where int32 holds them."""
-    if not np.isfinite(slope) or slope == 0 or (slope == 1 and inter == 0):
-        return values
-    if slope == 1 and inter == round(inter) and values.dtype.kind in "iu" and values.size:
-        lowest, highest = int(values.min()) + int(inter), int(values.max()) + int(inter)
-        for dtype in (np.uint8, np.int16, np.uint16, np.int32):
-            if np.iinfo(dtype).min <= lowest and highest <= np.iinfo(dtype).max:
-                return np.asarray((values.astype(np.int64) + int(inter)).astype(dtype))
-    return np.asarray((values.astype(np.float64) * slope + inter).astype(np.float32))
-
-
-def _itk(file: Path) -> tuple[np.ndarray, Grid]:
-    """SimpleITK gives (k, j, i[, C])."""
-    import SimpleITK
-
-    try:
-        reader = itk_reader(file)
-        reader.ReadImageInformation()
-        header, image = itk_layout(reader), reader.Execute()
-    except RuntimeError as error:
-        message = f"truncated or damaged: {itk_reason(error)}"
-        raise HeaderError(message) from error
-    array = SimpleITK.GetArrayFromImage(image)
-    if header.channels == 1:
-        array = array[..., None]
-    if header.kind == "image":
-        return np.moveaxis(array, -1, 0), header.grid
-    return array.transpose(3, 2, 1, 0), header.grid
-
-
-def _picture(file: Path) -> tuple[np.ndarray, Grid]:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            domain, _ = picture_layout(image.mode)
-            if domain == "rgb":
-                array = np.asarray(image.convert("RGB"))
-            else:
-                array = np.asarray(image.convert("L") if image.mode in ("1", "LA") else image)
-    except HeaderError:
-        raise
-    except (OSError, *DAMAGE, Image.DecompressionBombError) as error:
-        message = f"truncated or damaged: {str(error).splitlines()[0].replace(str(file), file.name)}"
-        raise HeaderError(message) from error
-    array = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-    channels = array.transpose(2, 0, 1) if array.ndim == 3 else array[None]
-    return channels, picture_grid(*channels.shape[1:])
-
-
-def _tiff(file: Path) -> tuple[np.ndarray, Grid]:
-    import tifffile
-
-    try:
-        with silent(), tifffile.TiffFile(file) as opened:
-            series = opened.series[0]
-            header = tiff_layout(series.axes, tuple(series.shape), series.dtype)
-            axes = series.axes
-            others = (number for number, letter in enumerate(axes) if letter not in "YX")
-            order = (*others, axes.index("Y"), axes.index("X"))
-            array = series.asarray().transpose(order).reshape(header.channels, *header.grid.shape)
-    except HeaderError:
-        raise
-    except (OSError, *DAMAGE, tifffile.TiffFileError) as error:
-        message = f"truncated or damaged: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-        raise HeaderError(message) from error
-    return array, header.grid
-
-
 def _dicom(parts: tuple[Part, ...], root: Path, grid: Grid) -> tuple[np.ndarray, Grid]:
     """A stack (column, row, slice) or one picture (row, column); the index knows where its slices lie."""
-    from medssl.data.dicom import DicomError
-    from medssl.data.pixels import read_stack
+    from medssl.data.formats.dicom.header import DicomError
+    from medssl.data.formats.dicom.pixels import read_stack
 
     try:
         stack = read_stack(root, parts)  # slice, row, column, sample

@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
-from medssl.data.dicom import Slice, from_json
+from medssl.data.formats.dicom.header import Slice, from_json
+from medssl.data.formats.dicom.pixels import same_pixels
+from medssl.data.formats.dicom.volumes import Stack, stacks_of
 from medssl.data.identity import keyed_digest
 from medssl.data.index import Index
-from medssl.data.pixels import same_pixels
-from medssl.data.series import Stack, stacks_of
 from medssl.types import Grid, Part, Status
 
-_CHANNELS_4D = 8
+_MOST_CHANNELS = 8  # of frames that are taken as channels
 _ABOUT = (
     "manufacturer", "model", "field_strength_t", "slice_thickness_mm", "body_part", "sequence", "kernel",
     "echo_time_ms", "repetition_time_ms", "kvp", "sex", "age_band",
@@ -46,7 +46,9 @@ def regroup(index: Index, series: str, key: bytes) -> None:
         for file in files:
             if file["state"] == "scan":
                 below = _below(file["path"], index.root, Path(folder))
-                _add(connection, keyed_digest(key, "scan", dataset, below), _single(file, options), base, [file])
+                for frame, row in _of_file(file, options):
+                    words = (dataset, below) if frame is None else (dataset, below, str(frame))
+                    _add(connection, keyed_digest(key, "scan", *words), row, base, [file], [frame])
         _add_left_out(connection, left_out, base, key)
         return
     damaged = [file for file in left_out if file["state"] == "failed"]
@@ -92,21 +94,30 @@ def _stacks(slices: list[Slice], root: Path, *, burned_in: bool) -> list[Stack]:
     return stacks
 
 
-def _single(file: sqlite3.Row, options: dict[str, Any]) -> dict[str, Any]:
-    """Row of a file that is a scan by itself."""
+def _of_file(file: sqlite3.Row, options: dict[str, Any]) -> Iterator[tuple[int | None, dict[str, Any]]]:
+    """Rows of a file that is a scan by itself, or of its frames where these are to be scans, each with its frame."""
     header = json.loads(file["header"])
     modality, domain = str(options["modality"]).upper(), header["value_domain"]
     if domain == "gray":
         domain = {"CT": "hu", "MR": "mr"}.get(modality, "gray")
     status = Status("ok", file["reason"])
-    if header["four_d"] and not (options["channels_4d"] and header["channels"] <= _CHANNELS_4D):
+    count, channels = header["frames"]["count"], header["channels"]
+    if count > 1 and options["frames"] == "channels":
+        channels *= count
+    if count > 1 and (options["frames"] == "refuse" or channels > _MOST_CHANNELS):
         reason = (
-            f"4D file: {header['channels']} volumes; --files.channels_4d true takes up to {_CHANNELS_4D} as channels"
+            f"4D file: {count} {header['frames']['noun']}; take them as scans of their own with --files.frames scans, "
+            f"or up to {_MOST_CHANNELS} of them as channels with --files.frames channels"
         )
         status = Status("rejected", reason)
     grid = Grid(**{name: header["grid"][name] for name in ("shape", "spacing_mm", "affine")})
-    row = {"kind": header["kind"], "modality": modality, "value_domain": domain, "channels": header["channels"]}
-    return row | _place(grid) | {"volume": 1, "volumes": 1} | _found(status, "", "")
+    row = {"kind": header["kind"], "modality": modality, "value_domain": domain, "channels": channels}
+    row |= _place(grid) | {"volume": 1, "volumes": 1} | _found(status, "", "")
+    if count == 1 or options["frames"] != "scans":
+        yield None, row
+        return
+    for frame in range(count):
+        yield frame, row | {"volume": frame + 1, "volumes": count}
 
 
 def _from_stack(stack: Stack) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from medssl.types import Digests, Grid, Labels, Part, Scan, Source, Status, Subject, UserError
 
-VERSION = 1
+VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -88,7 +88,10 @@ def connect(file: Path, *, writable: bool) -> sqlite3.Connection:
         message = f"{file} is no index: {error}"
         raise UserError(message) from error
     if version is None or version[0] != str(VERSION):
-        message = f"{file} has index version {version and version[0]}, this program reads {VERSION}: index again"
+        message = (
+            f"{file} has index version {version and version[0]}, this program reads {VERSION}: make a new index with "
+            "medssl index DIRECTORY --index NEW_FILE"
+        )
         raise UserError(message)
     connection.row_factory = sqlite3.Row
     return connection

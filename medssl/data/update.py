@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Self
 
 from medssl.data import rules
-from medssl.data.dicom import DicomError, read_slices, to_json
-from medssl.data.headers import HeaderError, format_of, read_header
+from medssl.data.formats.base import FormatError
+from medssl.data.formats.dicom.header import DicomError, read_slices, to_json
+from medssl.data.formats.recognition import format_of, read_header
 from medssl.data.identity import fingerprint, keyed_digest
 from medssl.data.index import Index, IndexOptions
 from medssl.data.processes import follow_parent
@@ -335,18 +336,19 @@ def _entry(one: Found, root: Path, of_path: Callable[..., str], digest: Callable
     if one.problem:
         return Entry(path, "ignored" if "met before" in one.problem else "failed", one.problem, of_path(path))
     try:
-        form = format_of(file)
-        if form not in ("nifti", "itk", "picture", "tiff", "dicom"):
-            return Entry(path, "ignored", form)
+        form, problem = format_of(file)
+        if problem:
+            return Entry(path, "ignored", problem)
         if form == "dicom":
             series, slices = read_slices(file, path, digest)
             return Entry(path, "slice", "", digest("dicom", dataset, series), *to_json(slices))
-        header = read_header(file, form)  # type: ignore[arg-type]
-        return Entry(path, "scan", header.note, of_path(path), json.dumps(asdict(header), separators=(",", ":")))
+        header = read_header(file, form)
+        notes = "; ".join(header.notes)
+        return Entry(path, "scan", notes, of_path(path), json.dumps(asdict(header), separators=(",", ":")))
     except DicomError as error:
         series = digest("dicom", dataset, error.series) if error.series else of_path(path)
         return Entry(path, "rejected" if error.rejected else "failed", str(error), series)
-    except HeaderError as error:
+    except FormatError as error:
         return Entry(path, "failed", str(error), of_path(path))
     except OSError as error:
         return Entry(path, "failed", f"cannot be opened: {error.strerror}", of_path(path))

@@ -496,7 +496,7 @@ def test_4d_files_are_channels_only_if_asked(tmp_path, file):
     run(file, tmp_path / "d")
     with Index.open(file) as index:
         assert [scan.status.reason[:18] for scan in index.scans(status="rejected")] == ["4D file: 3 volumes"]
-    run(file, tmp_path / "d", files=FileOptions(channels_4d=True))
+    run(file, tmp_path / "d", files=FileOptions(frames="channels"))
     with Index.open(file) as index:
         (scan,) = index.scans()
     assert scan.source.channels == ("0", "1", "2")

@@ -95,7 +95,7 @@ def test_flat_nifti_is_an_image_with_rows_along_j(tmp_path):
 def test_fourth_axis_becomes_channels(tmp_path):
     array = noise((4, 5, 6, 3))
     write_nifti(tmp_path / "d" / "x.nii.gz", array)
-    scan, root = scan_in(tmp_path / "d", files=FileOptions(channels_4d=True))
+    scan, root = scan_in(tmp_path / "d", files=FileOptions(frames="channels"))
     np.testing.assert_array_equal(read(scan, root).image, array.transpose(3, 0, 1, 2))
 
 

@@ -14,8 +14,8 @@ from pathlib import PurePath
 
 import numpy as np
 
-from medssl.data.dicom import Slice
-from medssl.data.headers import LPS_TO_RAS, make_grid, picture_grid
+from medssl.data.formats.base import LPS_TO_RAS, make_grid, picture_grid
+from medssl.data.formats.dicom.header import Slice
 from medssl.types import Grid, Status
 
 SAME_DIRECTION = 1e-3  # difference of direction cosines that is rounding

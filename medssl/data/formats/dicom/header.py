@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from medssl.data.headers import DAMAGE
+from medssl.data.formats.base import DAMAGE
 from medssl.types import Kind, UserError, ValueDomain
 
 if TYPE_CHECKING:

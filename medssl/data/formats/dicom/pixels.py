@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medssl.data.dicom import PIXEL_TAGS, DicomError, damage, frame_bytes, parse, pixel_place, plain, quiet
+from medssl.data.formats.dicom.header import (
+    PIXEL_TAGS,
+    DicomError,
+    damage,
+    frame_bytes,
+    parse,
+    pixel_place,
+    plain,
+    quiet,
+)
 from medssl.types import Part
 
 if TYPE_CHECKING:

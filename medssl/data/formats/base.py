@@ -1,0 +1,135 @@
+"""What the module of a format gives to the index and to the reader of scans.
+
+A format module has
+
+- ``SUFFIXES``: lower-case endings of file names, with the dot;
+- ``matches(first)``: whether the first 352 bytes of a file are of this format;
+- ``read_header(path) -> FileHeader``: no pixel is decoded unless only decoding can tell that the file is whole;
+- ``read_pixels(path, frame, reading) -> (array [C, *s], Grid)``: the values as the file defines them;
+- ``companions(path)``: other files that hold part of the scan (a detached ``.raw``); may be missing.
+
+All raise ``FormatError`` (one line, without the path) for files that cannot be a scan.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from medssl.types import Grid, Kind, ValueDomain
+
+FIRST_BYTES = 352  # bytes of a file that decide what it is: a NIfTI header, a DICOM preamble
+LPS_TO_RAS = (-1.0, -1.0, 1.0)
+DAMAGE = (
+    ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, SyntaxError, EOFError,
+    struct.error, zlib.error, gzip.BadGzipFile,
+)  # fmt: skip
+# what the libraries raise on files whose bytes make no sense: one such file must not end the reading of a million
+
+
+class FormatError(ValueError):
+    """A file of a known format that cannot be a scan: damaged, or of a layout that is not read."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Several arrays of one grid in one file: ``count`` of them; ``noun`` says what they are ("points in time")."""
+
+    count: int = 1
+    noun: str = ""
+
+
+@dataclass(frozen=True)
+class FileHeader:
+    """What a file says about itself.
+
+    Attributes:
+        kind: Volume or image.
+        value_domain: What the values mean, as far as the file says; "gray" where it does not.
+        channels: Values of one voxel of one frame (3 for RGB, the components of a vector).
+        grid: Grid of one frame, in mm.
+        frames: Several volumes or pictures in the file; options of the data set decide what becomes of them.
+        dtype: Number type of the values as numpy names it.
+        notes: What the user should know: what was guessed, what was left out.
+        details: Facts for single formats, such as "companions", "intent", "palette"; JSON.
+    """
+
+    kind: Kind
+    value_domain: ValueDomain
+    channels: int
+    grid: Grid
+    frames: Frames = Frames()
+    dtype: str = ""
+    notes: tuple[str, ...] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How pixels are to be read where the file alone does not decide it.
+
+    Attributes:
+        label: The file is a mask: palette indices are classes, nothing is converted to colors.
+        axes: Arrays only: what each axis is, slowest first ("kji", "ckji", "ji", "jic", "tkji").
+        member: Arrays only: name of the array in an ``.npz`` or ``.h5`` file.
+    """
+
+    label: bool = False
+    axes: str = ""
+    member: str = ""
+
+
+def check_grid(header: FileHeader) -> FileHeader:
+    """Refuse a header without voxels or with a grid that no world position follows from.
+
+    Raises:
+        FormatError: Says which.
+    """
+    if 0 in header.grid.shape:
+        message = f"zero-size: shape {'x'.join(map(str, header.grid.shape))}"
+        raise FormatError(message)
+    affine = np.array(header.grid.affine)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-15:
+        message = "geometry unusable: the affine in the header cannot be inverted"
+        raise FormatError(message)
+    return header
+
+
+def make_grid(shape: tuple[int, ...], affine: np.ndarray) -> Grid:
+    """Grid from a voxel -> world affine (n+1, n+1); the spacing is the length of its columns."""
+    spacing = np.linalg.norm(affine[:-1, :-1], axis=0)
+    rows = tuple(tuple(float(value) for value in row) for row in affine)
+    return Grid(tuple(int(length) for length in shape), tuple(float(step) for step in spacing), rows)
+
+
+def picture_grid(height: int, width: int, spacing_mm: tuple[float, float] = (1.0, 1.0)) -> Grid:
+    """Grid of an image: (row, column) -> millimeters from the first pixel."""
+    return make_grid((height, width), np.diag([*spacing_mm, 1.0]))
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error's text, or its kind where it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Keeps nibabel and tifffile quiet about what is odd in a file: what matters is raised, and is one line here."""
+    loggers = [logging.getLogger(name) for name in ("nibabel.global", "tifffile")]
+    former = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, disabled in zip(loggers, former, strict=True):
+            logger.disabled = disabled
