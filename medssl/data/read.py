@@ -184,7 +184,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 def _dicom(parts: tuple[Part, ...], root: Path, grid: Grid) -> tuple[np.ndarray, Grid]:
     """A stack (column, row, slice) or one picture (row, column); the index knows where its slices lie."""
-    from medssl.data.formats.dicom.header import DicomError
+    from medssl.data.formats.dicom.elements import DicomError
     from medssl.data.formats.dicom.pixels import read_stack
 
     try:

@@ -23,7 +23,8 @@ from typing import Self
 
 from medssl.data import rules
 from medssl.data.formats.base import FormatError
-from medssl.data.formats.dicom.header import DicomError, read_slices, to_json
+from medssl.data.formats.dicom.elements import DicomError
+from medssl.data.formats.dicom.header import read_slices, to_json
 from medssl.data.formats.recognition import format_of, read_header
 from medssl.data.identity import fingerprint, keyed_digest
 from medssl.data.index import Index, IndexOptions

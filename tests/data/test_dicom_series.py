@@ -12,7 +12,8 @@ from data.make_scans import CORONAL, SAGITTAL, Series, slice_dataset, truncate, 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medssl.data.formats.dicom.header import DicomError, from_json, read_slices, to_json
+from medssl.data.formats.dicom.elements import DicomError
+from medssl.data.formats.dicom.header import from_json, read_slices, to_json
 from medssl.data.formats.dicom.pixels import read_stack, same_pixels
 from medssl.data.formats.dicom.volumes import Stack, stacks_of
 from medssl.data.identity import keyed_digest

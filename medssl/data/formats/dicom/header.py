@@ -7,17 +7,16 @@ Identifiers never leave this room in the clear: they are hashed as they are read
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medssl.data.formats.base import DAMAGE
-from medssl.types import Kind, UserError, ValueDomain
+from medssl.data.formats.dicom.elements import DicomError, damage, parse, quiet
+from medssl.data.formats.dicom.extent import check_length
+from medssl.types import Kind, ValueDomain
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -32,26 +31,11 @@ _TAGS = (
     "DiffusionBValue", "TriggerTime", "AcquisitionNumber", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence", "RescaleSlope", "RescaleIntercept",
 )  # fmt: skip
-PIXEL_TAGS = (
-    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
-    "PixelRepresentation", "PlanarConfiguration", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-)  # fmt: skip
-_PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit little endian
 _NO_PICTURE = (
     "SR", "PR", "KO", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "REG", "FID", "AU", "ECG", "HD", "EPS", "PLAN"
 )  # fmt: skip
 _STACKED = ("CT", "MR", "PT", "NM")
 _COLOUR = ("US", "ES", "XC", "GM", "SM", "OP", "IVUS", "IVOCT", "OPT", "DMS")
-
-
-class DicomError(UserError):
-    """A DICOM file that cannot be used; ``rejected`` tells what is no scan from what is damaged."""
-
-    def __init__(self, message: str, *, rejected: bool = False, series: str = "") -> None:
-        super().__init__(message)
-        self.rejected = rejected
-        self.series = series
 
 
 @dataclass(frozen=True)
@@ -139,39 +123,13 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
             reason = _rejection(dataset)
             if reason:
                 raise DicomError(reason, rejected=True)
-            _check_length(dataset, stream, file.stat().st_size)
+            check_length(dataset, stream, file.stat().st_size)
             return series, _slices(dataset, path, digest)
         except DicomError as error:
             raise DicomError(str(error), rejected=error.rejected, series=series) from error
         except damage() as error:
             message = f"header not understood: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
             raise DicomError(message, series=series) from error
-
-
-def damage() -> tuple[type[Exception], ...]:
-    """What pydicom raises on damaged files: elements are decoded when they are asked for, so anywhere."""
-    from pydicom.errors import BytesLengthException, InvalidDicomError
-
-    return (BytesLengthException, InvalidDicomError, OSError, *DAMAGE)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Odd values in headers are common and no news; what matters is checked here."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-def parse(stream: BinaryIO, tags: Sequence[str]) -> Dataset:
-    """The wanted elements; the stream then stands at the pixel data."""
-    import pydicom
-
-    try:
-        return pydicom.dcmread(stream, specific_tags=list(tags), stop_before_pixels=True, force=True)
-    except damage() as error:
-        message = f"not readable as DICOM: {str(error).splitlines()[0] if str(error) else 'header ends early'}"
-        raise DicomError(message) from error
 
 
 def _rejection(dataset: Dataset) -> str:
@@ -199,66 +157,6 @@ def _rejection(dataset: Dataset) -> str:
     if modality not in _COLOUR and int(dataset.get("SamplesPerPixel") or 1) > 1:
         return f"screenshot or colour overlay ({modality or 'no modality'} in colour)"
     return ""
-
-
-def _check_length(dataset: Dataset, stream: BinaryIO, size: int) -> None:
-    """Truncation is seen from lengths alone, without reading pixels."""
-    if "Rows" not in dataset or "Columns" not in dataset:
-        message = (
-            "not DICOM, or truncated in the header" if len(dataset) < 4 else "truncated in the header, or no picture"
-        )
-        raise DicomError(message)
-    if 0 in (int(dataset.Rows), int(dataset.Columns)):
-        message = f"zero-size: {dataset.Rows} rows, {dataset.Columns} columns"
-        raise DicomError(message)
-    start, length = pixel_place(dataset, stream)
-    if start is None:
-        message = f"truncated: no pixels after the header ({size:,} bytes)"
-        raise DicomError(message)
-    if length is None:
-        return
-    if not plain(dataset) and _syntax(dataset) != "1.2.840.10008.1.2.2":
-        return
-    expected = frame_bytes(dataset) * int(dataset.get("NumberOfFrames") or 1)
-    if size - start < expected:
-        message = f"truncated: {size - start:,} of {expected:,} bytes of pixels"
-        raise DicomError(message)
-
-
-def pixel_place(dataset: Dataset, stream: BinaryIO) -> tuple[int | None, int | None]:
-    """Where the pixels start and how many bytes they claim (None: encapsulated); (None, None) without pixels."""
-    place = stream.tell()
-    head = stream.read(12)
-    little = _syntax(dataset) != "1.2.840.10008.1.2.2"
-    order: Literal["little", "big"] = "little" if little else "big"
-    if len(head) < 8 or int.from_bytes(head[:2], order) != 0x7FE0:
-        return (place, None) if _syntax(dataset) == "1.2.840.10008.1.2.1.99" else (None, None)  # deflated: unknown
-    explicit = head[4:6] in (b"OW", b"OB", b"OF", b"OD", b"OV")
-    start = place + (12 if explicit else 8)
-    length = int.from_bytes(head[8:12] if explicit else head[4:8], order)
-    return start, None if length == 0xFFFFFFFF else length
-
-
-def _syntax(dataset: Dataset) -> str:
-    meta = getattr(dataset, "file_meta", None)
-    named = str(meta.get("TransferSyntaxUID", "")) if meta is not None else ""
-    return named or ("1.2.840.10008.1.2" if dataset.original_encoding[0] else "1.2.840.10008.1.2.1")
-
-
-def plain(dataset: Dataset) -> bool:
-    """Whether the pixels lie in the file as they are, little endian."""
-    return _syntax(dataset) in _PLAIN_SYNTAXES
-
-
-def frame_bytes(dataset: Dataset) -> int:
-    """Bytes of one frame, uncompressed."""
-    return (
-        int(dataset.Rows)
-        * int(dataset.Columns)
-        * int(dataset.get("SamplesPerPixel") or 1)
-        * int(dataset.BitsAllocated)
-        // 8
-    )
 
 
 def _slices(dataset: Dataset, path: str, digest: Callable[..., str]) -> list[Slice]:

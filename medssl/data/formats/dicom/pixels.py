@@ -10,16 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medssl.data.formats.dicom.header import (
-    PIXEL_TAGS,
-    DicomError,
-    damage,
-    frame_bytes,
-    parse,
-    pixel_place,
-    plain,
-    quiet,
-)
+from medssl.data.formats.dicom.elements import PIXEL_TAGS, DicomError, damage, parse, plain, quiet
+from medssl.data.formats.dicom.extent import frame_bytes, pixel_place
 from medssl.types import Part
 
 if TYPE_CHECKING:

@@ -1,0 +1,68 @@
+"""DICOM data elements: what is read of a file, and what its faults are called."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO
+
+from medssl.data.formats.base import DAMAGE
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+PIXEL_TAGS = (
+    "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
+    "PixelRepresentation", "PlanarConfiguration", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+)  # fmt: skip
+_PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit little endian
+
+
+class DicomError(UserError):
+    """A DICOM file that cannot be used; ``rejected`` tells what is no scan from what is damaged."""
+
+    def __init__(self, message: str, *, rejected: bool = False, series: str = "") -> None:
+        super().__init__(message)
+        self.rejected = rejected
+        self.series = series
+
+
+def damage() -> tuple[type[Exception], ...]:
+    """What pydicom raises on damaged files: elements are decoded when they are asked for, so anywhere."""
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    return (BytesLengthException, InvalidDicomError, OSError, *DAMAGE)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Odd values in headers are common and no news; what matters is checked here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def parse(stream: BinaryIO, tags: Sequence[str]) -> Dataset:
+    """The wanted elements; the stream then stands at the pixel data."""
+    import pydicom
+
+    try:
+        return pydicom.dcmread(stream, specific_tags=list(tags), stop_before_pixels=True, force=True)
+    except damage() as error:
+        message = f"not readable as DICOM: {str(error).splitlines()[0] if str(error) else 'header ends early'}"
+        raise DicomError(message) from error
+
+
+def syntax_of(dataset: Dataset) -> str:
+    """Transfer syntax of the file; without meta information, the one that its elements are written in."""
+    meta = getattr(dataset, "file_meta", None)
+    named = str(meta.get("TransferSyntaxUID", "")) if meta is not None else ""
+    return named or ("1.2.840.10008.1.2" if dataset.original_encoding[0] else "1.2.840.10008.1.2.1")
+
+
+def plain(dataset: Dataset) -> bool:
+    """Whether the pixels lie in the file as they are, little endian."""
+    return syntax_of(dataset) in _PLAIN_SYNTAXES
