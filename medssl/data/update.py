@@ -25,7 +25,7 @@ from medssl.data import rules
 from medssl.data.formats.base import FormatError
 from medssl.data.formats.dicom.elements import DicomError
 from medssl.data.formats.dicom.header import read_slices, to_json
-from medssl.data.formats.recognition import format_of, read_header
+from medssl.data.formats.recognition import read_header, recognize
 from medssl.data.identity import fingerprint, keyed_digest
 from medssl.data.index import Index, IndexOptions
 from medssl.data.processes import follow_parent
@@ -337,14 +337,14 @@ def _entry(one: Found, root: Path, of_path: Callable[..., str], digest: Callable
     if one.problem:
         return Entry(path, "ignored" if "met before" in one.problem else "failed", one.problem, of_path(path))
     try:
-        form, problem = format_of(file)
-        if problem:
-            return Entry(path, "ignored", problem)
-        if form == "dicom":
+        kind = recognize(file)
+        if kind.state:
+            return Entry(path, kind.state, kind.reason, "" if kind.state == "ignored" else of_path(path))
+        if kind.form == "dicom":
             series, slices = read_slices(file, path, digest)
-            return Entry(path, "slice", "", digest("dicom", dataset, series), *to_json(slices))
-        header = read_header(file, form)
-        notes = "; ".join(header.notes)
+            return Entry(path, "slice", kind.note, digest("dicom", dataset, series), *to_json(slices))
+        header = read_header(file, kind.form)
+        notes = "; ".join(filter(None, (kind.note, *header.notes)))
         return Entry(path, "scan", notes, of_path(path), json.dumps(asdict(header), separators=(",", ":")))
     except DicomError as error:
         series = digest("dicom", dataset, error.series) if error.series else of_path(path)

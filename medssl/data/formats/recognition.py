@@ -1,65 +1,190 @@
-"""Which format a file is of: by its name, or by its first bytes where the name says nothing."""
+"""Which format a file is of: by its first bytes, and by its name where these do not say."""
 
 from __future__ import annotations
 
+import os
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from medssl.data.formats import itk, nifti, picture, tiff
-from medssl.data.formats.base import FIRST_BYTES, FileHeader, FormatError, check_grid
+from medssl.data.formats import itk, nifti, picture, tiff, unread
+from medssl.data.formats.base import FIRST_BYTES, FileHeader, check_grid
 
 FORMATS: dict[str, Any] = {"nifti": nifti, "itk": itk, "picture": picture, "tiff": tiff}  # DICOM: see ``dicom``
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_NAMES = {"nifti": "a NIfTI file", "tiff": "a TIFF picture", "dicom": "a DICOM file"}
 _OTHER_FILES = tuple(
     (
-        ".txt .json .csv .tsv .xml .html .htm .pdf .md .log .yaml .yml .xlsx .xls .doc .docx .zip .tar .gz .raw .zraw "
-        ".bval .bvec .py .sqlite .db .npy .npz .pt .pth .safetensors .ipynb .sh .ini .cfg"
+        ".txt .json .csv .tsv .xml .html .htm .pdf .md .log .yaml .yml .xlsx .xls .doc .docx .bval .bvec .py .sqlite "
+        ".db .npy .npz .pt .pth .safetensors .ipynb .sh .ini .cfg .pptx .rtf .exe .dll .js .css .xsl .rst .toml .pkl"
     ).split()
 )
-_SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".bif", ".qptiff", ".ome.tif", ".ome.tiff")
+_UNOPENED = (".zip", ".tar", ".tgz", ".7z", ".rar", ".tar.gz", ".mp4", ".avi", ".mov", ".mkv", ".wmv")
+_TEXT_HEADERS = (".mha", ".mhd")  # text without a signature of its own
+_READ = 4096  # holds FIRST_BYTES of a gzip file, too
+_GZIP = b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """What a file is.
+
+    Attributes:
+        form: A key of ``FORMATS``, or "dicom"; empty where the file is not read.
+        state: Empty where the file is read; else "ignored", "rejected" (a scan that is not read) or "failed".
+        reason: Why it is not read.
+        note: What the user should know of a file that is read.
+    """
+
+    form: str = ""
+    state: Literal["", "ignored", "rejected", "failed"] = ""
+    reason: str = ""
+    note: str = ""
 
 
 def format_of(path: Path) -> tuple[str, str]:
     """Format of a file.
 
     Returns:
-        Name of the format (a key of ``FORMATS``, or "dicom") and nothing; or nothing and why the file is no image.
+        Name of the format (a key of ``FORMATS``, or "dicom") and nothing; or nothing and why the file is not read.
+    """
+    found = recognize(path)
+    return found.form, found.reason
+
+
+def recognize(path: Path) -> Recognition:
+    """Say what a file is.
+
+    Raises:
+        OSError: The file cannot be opened.
     """
     name = path.name.lower()
-    if name.startswith("._"):
-        return "", "not an image: AppleDouble file"
-    if name.startswith("."):
-        return "", "not an image: hidden file"
-    if name.endswith(_SLIDES):
-        return "", "whole slide: not read by this version"
-    for form, module in FORMATS.items():
-        if name.endswith(module.SUFFIXES):
-            return form, ""
-    if name.endswith(DICOM_SUFFIXES):
-        return "dicom", ""
-    suffix = Path(name).suffix
-    if suffix in _OTHER_FILES:
-        return "", f"not an image: {suffix} file"
-    with path.open("rb") as stream:
-        first = stream.read(FIRST_BYTES)
-    if first[128:132] == b"DICM" or _bare_dicom(first):
-        return "dicom", ""
-    other = suffix and not suffix[1:].isdigit()
-    return "", f"not an image: {suffix} file" if other else "not an image: no known format"
+    if found := _by_name_alone(name):
+        return found
+    first = _first_bytes(path)
+    named = _form_of_name(name)
+    suffix = _suffix(name)
+    if not first:
+        return (
+            Recognition("", "failed", "empty file") if named else Recognition("", "ignored", "not an image: empty file")
+        )
+    if reason := unread.pointer(first):
+        return Recognition("", "failed", reason)
+    packed = first.startswith(_GZIP)
+    inside = _unpacked(first) if packed else first
+    if packed and named == "nifti" and not inside:
+        return Recognition(named)  # its reader says where the gzip stream is damaged
+    form = _form_of_content(inside, named)
+    if form and packed and form != "nifti":
+        return Recognition("", "rejected", f"{_described(form, inside)[2:]} packed with gzip; unpack it first")
+    if form:
+        note = f"named {suffix}, but is {_described(form, inside)}" if named and form != named else ""
+        return Recognition(form, note=note)
+    return _of_no_content(name, named, suffix, inside if packed and inside else first)
 
 
 def read_header(path: Path, form: str) -> FileHeader:
     """Read the header of a file (all formats but DICOM).
 
     Raises:
-        FormatError: Truncated, empty, of another content than its name says, or of a layout that is no scan.
+        FormatError: Truncated, of another content than its name says, or of a layout that is no scan.
         OSError: The file cannot be opened.
     """
-    if path.stat().st_size == 0:
-        message = "empty file"
-        raise FormatError(message)
     header: FileHeader = FORMATS[form].read_header(path)
     return check_grid(header)
+
+
+def _by_name_alone(name: str) -> Recognition | None:
+    """What the name of a file says so well that nobody needs to open it."""
+    if name.startswith("._"):
+        return Recognition("", "ignored", "not an image: AppleDouble file")
+    if name.startswith("."):
+        return Recognition("", "ignored", "not an image: hidden file")
+    if name.endswith(unread.SLIDES):
+        return Recognition("", "rejected", unread.SLIDE)
+    if name.endswith(_UNOPENED):
+        return Recognition("", "ignored", unread.by_name(name)[1])
+    if name.endswith(_OTHER_FILES):
+        return Recognition("", "ignored", f"not an image: {Path(name).suffix} file")
+    return None
+
+
+def _first_bytes(path: Path) -> bytes:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(file, _READ)
+    finally:
+        os.close(file)
+
+
+def _unpacked(first: bytes) -> bytes:
+    """The first bytes inside a gzip file; none where it is damaged."""
+    try:
+        return zlib.decompressobj(wbits=31).decompress(first, FIRST_BYTES)
+    except zlib.error:
+        return b""
+
+
+def _form_of_name(name: str) -> str:
+    """The format that a name promises, or nothing."""
+    for form, module in FORMATS.items():
+        if name.endswith(module.SUFFIXES):
+            return form
+    return "dicom" if name.endswith(DICOM_SUFFIXES) else ""
+
+
+def _form_of_content(first: bytes, named: str) -> str:
+    """The format that first bytes are of; the one that the name promises is asked first."""
+    if first[128:132] == b"DICM":
+        return "dicom"
+    if named in FORMATS and FORMATS[named].matches(first):
+        return named
+    for form, module in FORMATS.items():
+        if form != named and module.matches(first) and not _by_chance(first):
+            return form
+    return "dicom" if _bare_dicom(first) else ""
+
+
+def _by_chance(first: bytes) -> bool:
+    """Whether bytes begin with the two letters of BMP and go on otherwise: numbers of a raw file may."""
+    return first[:2] == b"BM" and first[6:10] != bytes(4)
+
+
+def _of_no_content(name: str, named: str, suffix: str, first: bytes) -> Recognition:
+    """What a file is whose first bytes are of no format that is read."""
+    what = unread.by_content(first)
+    if name.endswith(".hdr") and what:
+        return Recognition("", "ignored", f"not an image: .hdr file that is {what}")
+    if named and what and not (what == "text" and name.endswith(_TEXT_HEADERS)):
+        return Recognition("", "failed", f"named {suffix}, but is {what}")
+    if named:
+        return Recognition(named)  # its reader says what is wrong with it
+    state, reason = unread.by_name(name)
+    if state == "rejected":
+        return Recognition("", "rejected", reason)
+    if what not in ("", "text"):
+        return Recognition("", "ignored", f"not an image: {what}")
+    if state == "ignored":
+        return Recognition("", "ignored", reason)
+    other = suffix and not suffix[1:].isdigit()
+    return Recognition("", "ignored", f"not an image: {suffix} file" if other else "not an image: no known format")
+
+
+def _suffix(name: str) -> str:
+    return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
+
+
+def _described(form: str, first: bytes) -> str:
+    """A format in words, with its article."""
+    if form in _NAMES:
+        return _NAMES[form]
+    signatures = {b"NRRD": "an NRRD file", b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture"}
+    signatures |= {b"BM": "a BMP picture"}
+    other = {"itk": "a MetaImage file", "metaimage": "a MetaImage file", "nrrd": "an NRRD file"}
+    return next(
+        (what for start, what in signatures.items() if first.startswith(start)), other.get(form, f"a {form} file")
+    )
 
 
 def _bare_dicom(first: bytes) -> bool:
