@@ -17,12 +17,13 @@ from medssl.types import Grid, ValueDomain
 
 _ENDINGS = (".nii", ".hdr", ".img")
 _PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
-SUFFIXES = tuple(ending + packed for ending in _ENDINGS for packed in _PACKED)
+SUFFIXES = tuple(ending + packed for ending in (".nii", ".hdr") for packed in _PACKED)  # .img: see ``companions``
 
 _LABEL, _VECTOR, _RGB_VECTOR, _RGBA_VECTOR = (1002, 1003), 1007, 2003, 2004
 _NO_SCAN = {
-    1004: "a matrix in each voxel", 1005: "a tensor in each voxel", 1006: "a displacement field", 1008: "a set of points",
-    1009: "a set of triangles", 1010: "a quaternion in each voxel", 2001: "a time series of a surface",
+    1004: "a matrix in each voxel", 1005: "a tensor in each voxel", 1006: "a displacement field",
+    1008: "a set of points", 1009: "a set of triangles", 1010: "a quaternion in each voxel",
+    2001: "a time series of a surface",
     2002: "nodes of a surface", 2005: "a shape of a surface", 2006: "a displacement field of FNIRT",
     2007: "spline coefficients of FNIRT", 2008: "transform coefficients of FNIRT", 2009: "spline coefficients of FNIRT",
     2016: "spline coefficients of TOPUP", 2017: "spline coefficients of TOPUP", 2018: "a field of TOPUP",
@@ -42,13 +43,6 @@ def companions(path: Path) -> tuple[Path, ...]:
     except FormatError:
         return ()
     return () if voxels is None else (voxels,)
-
-
-def part_of(path: Path) -> str:
-    """Name of the ``.hdr`` that a file with voxels belongs to; nothing for all others."""
-    stem, ending, _ = _split(path.name)
-    header = _beside(path.parent, stem, ".hdr") if ending == ".img" else None
-    return header.name if header is not None else ""
 
 
 def read_header(path: Path) -> FileHeader:
@@ -164,9 +158,6 @@ def _grid(header: NiftiHeader, affine: np.ndarray) -> Grid:
 def _open(path: Path) -> tuple[NiftiHeader, Source]:
     """The header of a file, and where its voxels are."""
     raw, packing = first_bytes(path, HEADER_BYTES)
-    if _split(path.name)[1] == ".img" and not matches(raw):
-        message = "voxels without a header: its .hdr is missing"
-        raise FormatError(message)
     header = parse(raw)
     if not header.separate:
         return header, _source(path, packing, header.start, companion=False)

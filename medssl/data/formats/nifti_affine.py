@@ -128,9 +128,10 @@ def _compare(sform: np.ndarray, qform: np.ndarray, header: NiftiHeader, factor: 
         raise FormatError(message)
     if (cosines < _NEAR).any():
         axis = int(np.argmin(cosines)) + 1
+        degrees = np.degrees(np.arccos(np.clip(cosines.min(), -1, 1)))
         message = (
-            f"qform and sform disagree: axis {axis} points to different sides ({np.degrees(np.arccos(cosines.min())):.0f} "
-            "degrees apart); repair one, or set its code to 0"
+            f"qform and sform disagree: axis {axis} points to different sides ({degrees:.0f} degrees apart); repair "
+            "one, or set its code to 0"
         )
         raise FormatError(message)
     ends = np.array(header.shape[:3]) - 1

@@ -120,7 +120,9 @@ def _analyze(raw: bytes) -> NiftiHeader:
     fields = _fields(raw, _ANALYZE, 348)
     if fields["orient"] in _PLANES:
         plane = _PLANES[fields["orient"]]
-        message = f"Analyze file with orient code {fields['orient']} ({plane}): only transverse is read; convert to NIfTI"
+        message = (
+            f"Analyze file with orient code {fields['orient']} ({plane}): only transverse is read; convert to NIfTI"
+        )
         raise FormatError(message)
     dtype, samples = _type(fields)
     if samples > 1:
@@ -175,8 +177,10 @@ def _type(fields: dict[str, Any]) -> tuple[np.dtype[Any], int]:
     code = fields["datatype"]
     if code not in TYPES:
         what = _UNREAD_TYPES.get(code, "a type that NIfTI does not define")
-        message = f"voxels of datatype {code} ({what}): expected whole or real numbers, or RGB"
-        raise FormatError(f"not readable as NIfTI: {message}")
+        message = (
+            f"not readable as NIfTI: voxels of datatype {code} ({what}): expected whole or real numbers, or RGB colors"
+        )
+        raise FormatError(message)
     form, samples = TYPES[code]
     return np.dtype(form).newbyteorder(fields["order"]), samples
 

@@ -246,7 +246,9 @@ def _check_possible(source: Source, size: int, needed: int) -> None:
     else:
         possible = needed if source.packing else size - source.offset
     if needed > possible:
-        message = f"too short: {source.words}the header asks for {needed:,} bytes, the file of {size:,} cannot hold them"
+        message = (
+            f"too short: {source.words}the header asks for {needed:,} bytes, the file of {size:,} cannot hold them"
+        )
         raise FormatError(message)
 
 
