@@ -251,7 +251,7 @@ ROWS = [
     Row(empty, r"error: nothing readable in .*scans$", 1),
     Row(only_notes, r"error: nothing readable in .*scans$", 1),
     Row(wrong_content, r"failed: 1 .*\n  1 named \.png, but is an HTML page$"),
-    Row(truncated_picture, r"failed: 1 .*\n  1 not readable as a PNG picture$"),
+    Row(truncated_picture, r"failed: 1 .*\n  1 truncated$"),
     Row(truncated_tiff, r"failed: 1 .*\n  1 truncated$"),
     Row(damaged_nrrd, r"failed: 1 .*\n  1 not readable$"),
     Row(not_dicom, r"failed: 1 .*\n  1 named \.dcm, but is text$"),
@@ -408,7 +408,7 @@ def test_channels_are_told_where_there_are_several(tmp_path, capsys):
     (tmp_path / "scans").mkdir()
     for name, channels in (("a", 7), ("b", 64)):
         values = noise((channels, 9, 8), np.uint16)
-        tifffile.imwrite(tmp_path / "scans" / f"{name}.tif", values, photometric="minisblack")
+        tifffile.imwrite(tmp_path / "scans" / f"{name}.tif", values, photometric="minisblack", metadata={"axes": "CYX"})
     assert index(tmp_path, "{scans}") == 0
     assert "scans: 2 image, 9 x 8, 7 to 64 channels, 2 subjects" in capsys.readouterr().out
 

@@ -24,9 +24,25 @@ _REJECTED = {
     (".czi", ".lif", ".nd2", ".oib", ".oif", ".lsm", ".ims", ".vsi", ".dv", ".zvi"): (
         "microscopy file, which is not read; convert it to TIFF with Bio-Formats"
     ),
-    (".jp2", ".j2k", ".jpx", ".webp", ".gif", ".heic", ".tga", ".exr"): (
-        "picture of a format that is not read; convert it to PNG"
-    ),
+    (
+        ".jp2",
+        ".j2k",
+        ".jpx",
+        ".jls",
+        ".jxl",
+        ".webp",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".avif",
+        ".tga",
+        ".exr",
+        ".psd",
+        ".pgm",
+        ".ppm",
+        ".pbm",
+        ".pnm",
+    ): ("picture of a format that is not read; convert it to PNG"),
     (".mat",): "MATLAB file, which is not read; save the array as NIfTI",
 }
 _IGNORED = {
@@ -78,6 +94,12 @@ _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"GIF8", "a GIF picture; convert it to PNG"),
     (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 picture; convert it to PNG"),
     (0, b"\xff\x4f\xff\x51", "a JPEG 2000 codestream; convert it to PNG"),
+    (4, b"ftyphei", "an HEIF picture; convert it to PNG"),
+    (4, b"ftypmif1", "an HEIF picture; convert it to PNG"),
+    (4, b"ftypavif", "an AVIF picture; convert it to PNG"),
+    (4, b"JXL \r\n", "a JPEG XL picture; convert it to PNG"),
+    (0, b"\xff\x0a", "a JPEG XL picture; convert it to PNG"),
+    (0, b"8BPS", "a Photoshop picture; convert it to PNG"),
     (4, b"ftyp", "a video; export its frames as pictures"),
     (8, b"AVI ", "a video; export its frames as pictures"),
     (8, b"WEBP", "a WebP picture; convert it to PNG"),

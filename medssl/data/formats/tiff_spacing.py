@@ -1,0 +1,90 @@
+"""How large the pixels of a TIFF picture are: OME-XML, ImageJ, the resolution tags."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_MM = {
+    "m": 1e3, "dm": 1e2, "cm": 10.0, "centimeter": 10.0, "mm": 1.0, "millimeter": 1.0, "um": 1e-3, "micron": 1e-3,
+    "microns": 1e-3, "micrometer": 1e-3, "micrometers": 1e-3, "nm": 1e-6, "nanometer": 1e-6, "pm": 1e-9,
+    "inch": 25.4, "in": 25.4, "meter": 1e3, "å": 1e-7,
+}  # fmt: skip
+_FINER_THAN_PRINT_MM = 0.02  # no display, printer or film scanner has pixels as small
+_LARGEST_MM = 100.0
+_DISPLAY_DPI = (72, 96, 120, 150, 300, 600)  # what programs write that know of no size
+
+Spacing = tuple[tuple[float, float], tuple[str, ...]]  # of (rows, columns) in mm, and what to say of it
+
+
+def spacing_of(file: Any, page: Any) -> Spacing:
+    """Spacing in mm by the first of OME-XML, ImageJ and the resolution tags that says it; else 1 mm."""
+    if file.is_ome and (found := _ome(file.ome_metadata or "")):
+        return found
+    across, down = (_ratio(page.tags.valueof(code)) for code in (282, 283))  # pixels per unit
+    if file.is_imagej and (found := _imagej(str((file.imagej_metadata or {}).get("unit", "")), across, down)):
+        return found
+    return _resolution(across, down, page.tags.valueof(296))
+
+
+def _ome(text: str) -> Spacing | None:
+    """PhysicalSizeX and PhysicalSizeY of the first picture; micrometers where no unit is given."""
+    sizes = []
+    for axis in "YX":
+        size = re.search(rf'PhysicalSize{axis}="([^"]*)"', text)
+        unit = re.search(rf'PhysicalSize{axis}Unit="([^"]*)"', text)
+        factor = _factor(unit.group(1) if unit else "um")
+        try:
+            sizes.append(float(size.group(1)) * factor if size and factor else 0.0)
+        except ValueError:
+            sizes.append(0.0)
+    return _said((sizes[0], sizes[1]), "OME-XML")
+
+
+def _imagej(unit: str, across: float, down: float) -> Spacing | None:
+    """Resolution in the unit that ImageJ names in its description."""
+    factor = _factor(unit)
+    if not factor or not across or not down:
+        return None
+    return _said((factor / down, factor / across), "ImageJ")
+
+
+def _resolution(across: float, down: float, unit: object) -> Spacing:
+    """The resolution tags; TIFF 6 takes inches where no unit is given."""
+    if not across or not down:
+        return (1.0, 1.0), ()
+    notes: tuple[str, ...] = ()
+    length = {"None": 25.4, "2": 25.4, "3": 10.0}.get(str(unit if unit is None else int(str(unit))), 0.0)
+    if length and not across == down == 1:
+        sizes, inches = (length / down, length / across), across * 25.4 / length
+        shown = length == 25.4 or any(abs(inches / usual - 1) < 0.005 for usual in _DISPLAY_DPI)
+        if (not shown or max(sizes) < _FINER_THAN_PRINT_MM) and (found := _said(sizes, "its resolution")):
+            return found
+        notes = (f"{inches:.4g} dots per inch are not taken as the size of pixels",)
+    ratio = across / down
+    if abs(ratio - 1) >= 0.01:
+        return (ratio, 1.0), (*notes, f"pixels are not square: {ratio:.4g} times as high as wide")
+    return (1.0, 1.0), notes
+
+
+def _said(sizes: tuple[float, float], source: str) -> Spacing | None:
+    """A spacing that makes sense, with where it comes from."""
+    if not all(0 < size <= _LARGEST_MM for size in sizes):
+        return None
+    text = f"{sizes[0]:.4g}" if abs(sizes[0] / sizes[1] - 1) < 1e-6 else f"{sizes[0]:.4g} x {sizes[1]:.4g}"
+    return sizes, (f"pixels of {text} mm by {source}",)
+
+
+def _factor(unit: str) -> float:
+    """Millimeters of a unit of length, 0 for what is none."""
+    text = unit.strip().replace("\\u00B5", "u").replace("\\u00b5", "u")
+    text = text.replace("\u00b5", "u").replace("\u03bc", "u").replace("&#181;", "u").replace("&#xB5;", "u")
+    return _MM.get(text if text in ("M", "Mm") else text.lower(), 0.0)
+
+
+def _ratio(value: object) -> float:
+    """A rational number of a tag; 0 where it is missing or makes no sense."""
+    if not isinstance(value, tuple) or len(value) != 2 or not value[1]:
+        return 0.0
+    number = float(value[0]) / float(value[1])
+    return number if 0 < number < 1e12 else 0.0
