@@ -230,7 +230,11 @@ def test_heavy_packages_are_imported_where_they_are_used():
 
 
 def test_light_modules_do_not_load_torch():
-    modules = [f"medssl.{name}" for name in WITHOUT_TORCH if (PACKAGE / f"{name.replace('.', '/')}.py").exists()]
+    modules = [
+        f"medssl.{name}"
+        for name in WITHOUT_TORCH
+        if (PACKAGE / f"{name.replace('.', '/')}.py").exists() or (PACKAGE / name / "__init__.py").exists()
+    ]
     assert "medssl.types" in modules
     loaded = run_python(
         f"import sys, importlib\nfor name in {modules}:\n    importlib.import_module(name)\n"

@@ -6,8 +6,8 @@ import contextlib
 import hashlib
 import math
 import time
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as lightning
@@ -141,7 +141,7 @@ class TrainingLoop(lightning.LightningModule):
         optimizer = self.optimizers()
         rates = set_rates(optimizer.optimizer, self.settings, self.progress.step / max(1, self.steps))
         with torch.autocast(self.device.type, enabled=False):
-            losses = [self.micro_step(micro_batches, number) for number in range(self.feed.accumulate)]
+            losses = self.losses(micro_batches)
             values = torch.stack([loss.total.detach().float() for loss in losses])
             self.agree(values)
             optimizer.step()  # on_before_optimizer_step measures and clips
@@ -150,8 +150,30 @@ class TrainingLoop(lightning.LightningModule):
         self.progress.step += 1
         self.note(losses, float(values.mean()), rates, time.monotonic() - started)
 
-    def micro_step(self, micro_batches: Iterator[Crops], number: int) -> Loss:
-        """Loss and gradient of one micro-batch; processes add their gradients up with the last one of a step."""
+    def losses(self, micro_batches: Iterator[Crops]) -> list[Loss]:
+        """Loss and gradient of every micro-batch of a step.
+
+        Where the objective counts the terms of its means, all batches are made before the first forward pass, so that
+        each is weighed by the counts of the whole step.
+        """
+        accumulate = self.feed.accumulate
+        first = self.micro_batch(micro_batches, 0)
+        counts = self.objective.counts(first[1], self.step_of(first[1].origin.samples)) if accumulate > 1 else None
+        if counts is None:
+            rest = (self.micro_batch(micro_batches, number) for number in range(1, accumulate))
+            return [self.micro_step(*one, number, None) for number, one in enumerate(chain([first], rest))]
+        batches = [first, *(self.micro_batch(micro_batches, number) for number in range(1, accumulate))]
+        for _, batch in batches[1:]:
+            more = self.objective.counts(batch, self.step_of(batch.origin.samples))
+            assert more is not None
+            counts = counts + more
+        if self.trainer.world_size > 1:
+            distributed.all_reduce(counts)
+        counts = counts.double() / accumulate
+        return [self.micro_step(*one, number, counts) for number, one in enumerate(batches)]
+
+    def micro_batch(self, micro_batches: Iterator[Crops], number: int) -> tuple[Crops, Batch]:
+        """The next micro-batch, on the device."""
         asked = time.monotonic()
         crops = next(micro_batches, None)
         if crops is None:
@@ -159,13 +181,21 @@ class TrainingLoop(lightning.LightningModule):
             raise RuntimeError(message)
         self.waited += time.monotonic() - asked
         self.origins.append(crops.origin)
+        self.seed_micro_batch(number)
+        return crops, self.feed.batch(crops, self.device)
+
+    def seed_micro_batch(self, number: int) -> None:
+        """Sets the global random state to what belongs to a micro-batch of this process."""
         micro = self.progress.step * self.feed.accumulate + number
         torch.manual_seed(keyed_seed(self.feed.seed, micro, self.global_rank))
-        batch = self.feed.batch(crops, self.device)
+
+    def micro_step(self, crops: Crops, batch: Batch, number: int, counts: Tensor | None) -> Loss:
+        """Loss and gradient of one micro-batch; processes add their gradients up with the last one of a step."""
+        self.seed_micro_batch(number)
         alone = getattr(self.trainer.strategy, "block_backward_sync", contextlib.nullcontext)
         with contextlib.nullcontext() if number == self.feed.accumulate - 1 else alone():
             with self.trainer.precision_plugin.forward_context():
-                loss: Any = self.objective(batch, self.step_of(batch.origin.samples))
+                loss: Any = self.objective(batch, replace(self.step_of(batch.origin.samples), counts=counts))
             if not isinstance(loss, Loss):
                 name, kind = type(self.objective).__name__, type(loss).__name__
                 message = f"{name}.forward returns a {kind}, expected a medssl.types.Loss: try check_objective on it"

@@ -72,9 +72,19 @@ class Supervised(Objective):
         with undisturbed(self.encoder) if step.progress < self.optimizer.head_first else nullcontext():
             features = self.encoder(mixed.image)
         prediction = self.head(features, mixed.image.shape[2:])
-        losses = [weight * self.head.loss(prediction, target) for weight, target in mixed.targets]
+        counts = [None] * len(mixed.targets) if step.counts is None else step.counts
+        losses = [
+            weight * self.head.loss(prediction, target, count)
+            for (weight, target), count in zip(mixed.targets, counts, strict=True)
+        ]
         loss = torch.stack(losses).sum()
         return Loss(loss, {"loss": loss.detach()})
+
+    def counts(self, batch: Batch, step: Step) -> Tensor:
+        """Counts of the head's loss, a row for each target of mixed samples."""
+        draws = Draws(step.seed, (step.index,), "mixing")
+        mixed = mix(batch.views[0].image, self.target(batch), self.mixing, draws)
+        return torch.stack([self.head.counts(target) for _, target in mixed.targets])
 
     @property
     def judged(self) -> Network:

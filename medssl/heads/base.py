@@ -51,7 +51,13 @@ class Head(nn.Module, ABC):
         """
 
     @abstractmethod
-    def loss(self, prediction: Tensor | tuple[Tensor, ...], target: Tensor) -> Float[Tensor, ""]:
+    def counts(self, target: Tensor) -> Float[Tensor, "T"]:
+        """How many terms each mean of ``loss`` is over, in this micro-batch of this process."""
+
+    @abstractmethod
+    def loss(
+        self, prediction: Tensor | tuple[Tensor, ...], target: Tensor, counts: Float[Tensor, "T"] | None = None
+    ) -> Float[Tensor, ""]:
         """Loss of what ``forward`` returned.
 
         Args:
@@ -59,6 +65,7 @@ class Head(nn.Module, ABC):
             target: Class numbers (places in ``schema.classes``) [B, *s], ``UNLABELLED`` where nothing is known; of
                 "multi_label" 0, 1 or ``UNLABELLED`` for each finding [B, K]; of "regression" numbers [B], NaN where
                 nothing is known.
+            counts: Those of the whole optimizer step, where it has several micro-batches (``Objective.counts``).
         """
 
     def answer(self, prediction: Float[Tensor, "B K *s"]) -> Float[Tensor, "B K *s"]:

@@ -75,12 +75,25 @@ class Classification(Head):
         balanced = counts.sum() / (len(counts) * counts.clamp(min=1))
         self.class_weights = torch.where(counts > 0, balanced, 1.0).to(self.class_weights)
 
-    def loss(self, prediction: Tensor | tuple[Tensor, ...], target: Int[Tensor, "B"]) -> Float[Tensor, ""]:
+    def counts(self, target: Int[Tensor, "B"]) -> Float[Tensor, "1"]:
+        """Sum of the class weights of the labelled scans."""
+        labelled = target != UNLABELLED
+        if self.class_weights is None:
+            return labelled.sum()[None].double()
+        return torch.where(labelled, self.class_weights[target.clamp(min=0)].double(), 0.0).sum()[None]
+
+    def loss(
+        self,
+        prediction: Tensor | tuple[Tensor, ...],
+        target: Int[Tensor, "B"],
+        counts: Float[Tensor, "1"] | None = None,
+    ) -> Float[Tensor, ""]:
         """Mean cross-entropy, weighted by the class, in float32 at least; 0 where nothing is labelled.
 
         Args:
             prediction: Logits [B, K].
             target: Class numbers, ``UNLABELLED`` where the class is not known.
+            counts: As :class:`Head`.
         """
         assert isinstance(prediction, torch.Tensor)
         labelled = target != UNLABELLED
@@ -95,7 +108,8 @@ class Classification(Head):
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
-        return mean_over(total, torch.where(labelled, weights[target.clamp(min=0)], 0.0).sum())
+        count = torch.where(labelled, weights[target.clamp(min=0)], 0.0).sum()
+        return mean_over(total, count, None if counts is None else counts[0])
 
 
 class Linear(Classification):

@@ -84,12 +84,22 @@ class MultiLabel(Head):
         logits: Tensor = self.linear(self.dropout(features.pooled))
         return logits
 
-    def loss(self, prediction: Tensor | tuple[Tensor, ...], target: Int[Tensor, "B K"]) -> Float[Tensor, ""]:
+    def counts(self, target: Int[Tensor, "B K"]) -> Float[Tensor, "1"]:
+        """Known entries."""
+        return (target != UNLABELLED).sum()[None].double()
+
+    def loss(
+        self,
+        prediction: Tensor | tuple[Tensor, ...],
+        target: Int[Tensor, "B K"],
+        counts: Float[Tensor, "1"] | None = None,
+    ) -> Float[Tensor, ""]:
         """Mean weighted cross-entropy of the known entries of all processes, in float32 at least; 0 without any.
 
         Args:
             prediction: Logits [B, K].
             target: 1 where the finding is there, 0 where it is not, ``UNLABELLED`` where that is not known.
+            counts: As :class:`Head`.
         """
         assert isinstance(prediction, torch.Tensor)
         known = target != UNLABELLED
@@ -98,7 +108,8 @@ class MultiLabel(Head):
         entropy = F.binary_cross_entropy_with_logits(
             logits, (target == 1).to(logits), pos_weight=self.positive_weights.to(logits), reduction="none"
         )
-        return mean_over(torch.where(known, entropy, 0.0).sum(), known.sum())
+        count = None if counts is None else counts[0]
+        return mean_over(torch.where(known, entropy, 0.0).sum(), known.sum(), count)
 
     def answer(self, prediction: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
         """Probability of each finding."""

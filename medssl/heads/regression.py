@@ -78,12 +78,22 @@ class Regression(Head):
         found: Tensor = self.linear(self.dropout(features.pooled))
         return found
 
-    def loss(self, prediction: Tensor | tuple[Tensor, ...], target: Float[Tensor, "B"]) -> Float[Tensor, ""]:
+    def counts(self, target: Float[Tensor, "B"]) -> Float[Tensor, "1"]:
+        """Known numbers."""
+        return (~target.isnan()).sum()[None].double()
+
+    def loss(
+        self,
+        prediction: Tensor | tuple[Tensor, ...],
+        target: Float[Tensor, "B"],
+        counts: Float[Tensor, "1"] | None = None,
+    ) -> Float[Tensor, ""]:
         """Mean error of the known numbers of all processes, in float32 at least; 0 where there are none.
 
         Args:
             prediction: Standardised numbers [B, 1].
             target: Numbers in the label's unit; NaN where they are not known.
+            counts: As :class:`Head`.
         """
         assert isinstance(prediction, torch.Tensor)
         known = ~target.isnan()
@@ -94,7 +104,7 @@ class Regression(Head):
             errors = F.huber_loss(found, wanted, reduction="none")
         else:
             errors = 0.5 * (found - wanted).square()
-        return mean_over(errors.sum(), known.sum())
+        return mean_over(errors.sum(), known.sum(), None if counts is None else counts[0])
 
     def answer(self, prediction: Float[Tensor, "B 1"]) -> Float[Tensor, "B 1"]:
         """Numbers in the unit of the label."""

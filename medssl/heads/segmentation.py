@@ -41,6 +41,7 @@ class SegmentationHead(Head):
 
     Args:
         schema: Classes, the background first.
+        axes: Axes of the image, 2 or 3.
         loss_weights: Weights of the Dice loss and of the cross-entropy.
         batch_dice: Take the Dice over the voxels of the whole batch, of all processes, rather than per sample:
             steadier where many crops lack a class.
@@ -52,7 +53,12 @@ class SegmentationHead(Head):
     kind = "segmentation"
 
     def __init__(
-        self, schema: LabelSchema, *, loss_weights: tuple[float, float] = (1.0, 1.0), batch_dice: bool = False
+        self,
+        schema: LabelSchema,
+        *,
+        axes: int,
+        loss_weights: tuple[float, float] = (1.0, 1.0),
+        batch_dice: bool = False,
     ) -> None:
         super().__init__()
         require_classes(schema, "a segmentation needs the background and at least one class more")
@@ -62,29 +68,55 @@ class SegmentationHead(Head):
         self.schema = schema
         self.loss_weights = tuple(loss_weights)
         self.batch_dice = batch_dice
+        self.level_strides: tuple[tuple[int, ...], ...] = ((1,) * axes,)  # of the predictions while training
 
-    def loss(self, prediction: Tensor | tuple[Tensor, ...], target: Int[Tensor, "B *s"]) -> Float[Tensor, ""]:
+    def counts(self, target: Int[Tensor, "B *s"]) -> Float[Tensor, "T"]:
+        """For each resolution: samples with a labelled voxel times foreground classes, and labelled voxels.
+
+        The Dice over a batch is no mean: it stays that of each micro-batch.
+        """
+        found = []
+        for stride in self.level_strides:
+            size = [length // step for length, step in zip(target.shape[1:], stride, strict=True)]
+            labelled = (target if stride == self.level_strides[0] else coarser(target, size)) != UNLABELLED
+            found += [labelled.flatten(1).any(1).sum() * (len(self.schema.classes) - 1), labelled.sum()]
+        return torch.stack(found).double()
+
+    def loss(
+        self,
+        prediction: Tensor | tuple[Tensor, ...],
+        target: Int[Tensor, "B *s"],
+        counts: Float[Tensor, "T"] | None = None,
+    ) -> Float[Tensor, ""]:
         """Dice loss and cross-entropy over the labelled voxels of all processes; 0 where there are none.
 
         Args:
             prediction: Logits [B, K, *s], or several, the full resolution first.
             target: Class numbers, ``UNLABELLED`` where the loss must not look.
+            counts: As :class:`Head`.
         """
         levels = (prediction,) if isinstance(prediction, torch.Tensor) else prediction
         weights = [0.5**level for level in range(len(levels))]
-        losses = [self._level_loss(logits, coarser(target, logits.shape[2:])) for logits in levels]
+        pairs: Sequence[Tensor | None] = [None] * len(levels) if counts is None else list(counts.reshape(-1, 2))
+        losses = [
+            self._level_loss(logits, coarser(target, logits.shape[2:]), pair)
+            for logits, pair in zip(levels, pairs, strict=False)
+        ]
         return torch.stack([loss * w / sum(weights) for loss, w in zip(losses, weights, strict=True)]).sum()
 
-    def _level_loss(self, logits: Float[Tensor, "B K *s"], target: Int[Tensor, "B *s"]) -> Float[Tensor, ""]:
+    def _level_loss(
+        self, logits: Float[Tensor, "B K *s"], target: Int[Tensor, "B *s"], counts: Float[Tensor, "2"] | None
+    ) -> Float[Tensor, ""]:
         """Loss at one resolution, in float32 at least."""
+        samples, voxels = (None, None) if counts is None else counts.unbind()
         labelled = (target != UNLABELLED)[:, None]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         logarithms = torch.where(labelled, logits, 0.0).log_softmax(1)  # so that nothing flows back elsewhere
         entropy = F.nll_loss(logarithms, target, ignore_index=UNLABELLED, reduction="sum")
         probabilities = torch.where(labelled, logarithms.exp(), 0.0)
-        dice = dice_loss(probabilities, target, batch_dice=self.batch_dice)
+        dice = dice_loss(probabilities, target, batch_dice=self.batch_dice, step_count=samples)
         dice_weight, entropy_weight = self.loss_weights
-        return dice_weight * dice + entropy_weight * mean_over(entropy, labelled.sum())
+        return dice_weight * dice + entropy_weight * mean_over(entropy, labelled.sum(), voxels)
 
 
 class UNet(SegmentationHead):
@@ -116,16 +148,19 @@ class UNet(SegmentationHead):
         loss_weights: tuple[float, float] = (1.0, 1.0),
         batch_dice: bool = False,
     ) -> None:
-        super().__init__(schema, loss_weights=loss_weights, batch_dice=batch_dice)
+        axes = len(encoder.strides[0])
+        super().__init__(schema, axes=axes, loss_weights=loss_weights, batch_dice=batch_dice)
         self.decoder = UNetDecoder(
             encoder.channels, encoder.strides, widths=channels, convolutions=convolutions, norm=norm
         )
         widths = self.decoder.widths
         answering = max(1, len(widths) - 1) if deep_supervision else 1
-        convolution = nn.Conv2d if len(encoder.strides[0]) == 2 else nn.Conv3d
+        convolution = nn.Conv2d if axes == 2 else nn.Conv3d
         self.projections = nn.ModuleList(
             convolution(width, len(schema.classes), 1) for width in reversed(widths[-answering:])
         )
+        for factor in list(reversed(self.decoder.factors))[: answering - 1]:
+            self.level_strides += (tuple(a * b for a, b in zip(self.level_strides[-1], factor, strict=True)),)
 
     def forward(
         self, features: Features, size: Sequence[int]
@@ -174,7 +209,8 @@ class VoxelLinear(SegmentationHead):
         loss_weights: tuple[float, float] = (1.0, 1.0),
         batch_dice: bool = False,
     ) -> None:
-        super().__init__(schema, loss_weights=loss_weights, batch_dice=batch_dice)
+        axes = len(encoder.strides[0])
+        super().__init__(schema, axes=axes, loss_weights=loss_weights, batch_dice=batch_dice)
         volume = len(encoder.strides[0]) == 3
         norm, convolution = (nn.BatchNorm3d, nn.Conv3d) if volume else (nn.BatchNorm2d, nn.Conv2d)
         self.norms = nn.ModuleList(norm(width, affine=False) for width in encoder.channels)
@@ -191,7 +227,11 @@ class VoxelLinear(SegmentationHead):
 
 
 def dice_loss(
-    probabilities: Float[Tensor, "B K *s"], target: Int[Tensor, "B *s"], *, batch_dice: bool
+    probabilities: Float[Tensor, "B K *s"],
+    target: Int[Tensor, "B *s"],
+    *,
+    batch_dice: bool,
+    step_count: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean of 1 - Dice over the classes from 1 up, and over the samples with a labelled voxel.
 
@@ -199,6 +239,7 @@ def dice_loss(
         probabilities: Of each class; 0 for all classes where the target is ``UNLABELLED``.
         target: Class numbers.
         batch_dice: Over all voxels of all samples and processes, rather than per sample.
+        step_count: Labelled samples times classes, where several micro-batches make a step (``mean_over``).
     """
     classes = torch.arange(1, probabilities.shape[1], device=target.device)
     truth = target[:, None] == classes.reshape(-1, *(1,) * (target.ndim - 1))
@@ -211,7 +252,7 @@ def dice_loss(
     if batch_dice:
         return losses.mean()
     labelled = (target != UNLABELLED).flatten(1).any(1).sum()  # samples without a label have a loss of exactly 0
-    return mean_over(losses.sum(), labelled * len(classes))
+    return mean_over(losses.sum(), labelled * len(classes), step_count)
 
 
 def coarser(target: Int[Tensor, "B *s"], size: Sequence[int]) -> Int[Tensor, "B *t"]:

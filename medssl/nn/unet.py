@@ -38,12 +38,14 @@ class UNetDecoder(nn.Module):
 
     Attributes:
         widths: Channels of each step, coarse to fine.
+        factors: By how much each step makes the grid finer per axis.
 
     Raises:
         UserError: No map is coarser than the image, strides that do not nest, or arguments that do not fit.
     """
 
     widths: tuple[int, ...]
+    factors: tuple[tuple[int, ...], ...]
 
     def __init__(
         self,
@@ -70,6 +72,7 @@ class UNetDecoder(nn.Module):
                 "each step from the coarsest map to full resolution, and at least one convolution"
             )
             raise UserError(message)
+        self.factors = tuple(tuple(factor) for factor, _ in path)
         entering = (channels[-1], *self.widths[:-1])
         joining = [0 if number is None else channels[number] for number in self.joined]
         self.steps = nn.ModuleList(

@@ -15,7 +15,7 @@ from medssl.encoders.base import Encoder
 from medssl.ops.draws import draws
 from medssl.ops.masking import mask_cells, random_hidden
 from medssl.ops.patches import cells_of, patchify
-from medssl.ops.reconstruction import compare, pixel_target, reconstruction
+from medssl.ops.reconstruction import compare, counted_voxels, pixel_target, reconstruction
 from medssl.types import Batch, Loss, MaskMode, Step, UserError, View, ViewPlan
 
 if TYPE_CHECKING:
@@ -45,6 +45,15 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch, step: Step) -> Loss:
         """Returns the loss of one micro-batch; with several processes its value is that of the whole batch."""
+
+    def counts(self, batch: Batch, step: Step) -> Tensor | None:
+        """How many terms each mean of the loss is over in a micro-batch of this process; None: always as many.
+
+        The training loop adds them over the micro-batches and processes of an optimizer step and hands them to
+        ``forward`` as ``step.counts``, so that accumulation weighs every term as one large batch does.
+        """
+        del batch, step
+        return None
 
     def after_load(self) -> None:
         """Called once the encoder has been filled with other weights (a teacher that is a copy is copied anew here)."""
@@ -210,8 +219,14 @@ class Reconstruction(Objective):
         hidden = self.hidden(view, step)
         prediction, features = self.reconstruct(view.image, hidden)
         target = pixel_target(view, self.cell, normalise=self.normalise_target)
-        loss, terms = compare(patchify(prediction, self.cell).to(target.values.dtype), target, hidden, self.distance)
+        patches = patchify(prediction, self.cell).to(target.values.dtype)
+        loss, terms = compare(patches, target, hidden, self.distance, step_count=step.counts)
         return Loss(total=loss, terms=terms, embedding=features.pooled.detach())
+
+    def counts(self, batch: Batch, step: Step) -> Tensor:
+        """Hidden scored voxels."""
+        view = batch.views[0]
+        return (counted_voxels(view, self.cell) & self.hidden(view, step).flatten(1)[..., None]).sum()
 
     @torch.no_grad()
     def pictures(self, batch: Batch, step: Step) -> dict[str, Float[Tensor, "B C *s"]]:

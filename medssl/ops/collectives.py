@@ -34,7 +34,9 @@ def reduce_sum(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
     return _ReduceSum.apply(x) if world_size() > 1 else x
 
 
-def mean_over(total: Float[Tensor, ""], count: Tensor | float) -> Float[Tensor, ""]:
+def mean_over(
+    total: Float[Tensor, ""], count: Tensor | float, step_count: Float[Tensor, ""] | None = None
+) -> Float[Tensor, ""]:
     """Global sum over global count, where processes hold unequal counts; 0 where the global count is 0.
 
     Half precision is summed in float32.
@@ -42,11 +44,15 @@ def mean_over(total: Float[Tensor, ""], count: Tensor | float) -> Float[Tensor, 
     Args:
         total: This process's sum; the result has a gradient with respect to it.
         count: How many terms are in it.
+        step_count: The count to divide by instead: that of all processes, as a mean over the micro-batches of an
+            optimizer step. The mean of the results over the micro-batches is then the mean over all terms of the step.
     """
     total = total.to(torch.promote_types(total.dtype, torch.float32))
     number = torch.as_tensor(count, dtype=total.dtype, device=total.device).detach()
     if world_size() > 1:
         total, number = reduce_sum(torch.stack((total, number))).unbind()
+    if step_count is not None:
+        number = step_count.to(total)
     some = number > 0
     return torch.where(some, total / torch.where(some, number, 1.0), 0.0)
 

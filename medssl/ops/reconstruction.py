@@ -30,6 +30,12 @@ class Target(NamedTuple):
     counted: Bool[Tensor, "B N P"]
 
 
+def counted_voxels(view: View, cell: Sequence[int]) -> Bool[Tensor, "B N P"]:
+    """Voxels of each cell that are valid, scored and of a present channel."""
+    present = view.present.reshape(*view.present.shape, *(1,) * len(cell))
+    return patchify(view.valid & view.scored & present, cell)
+
+
 def pixel_target(view: View, cell: Sequence[int], *, normalise: bool = True) -> Target:
     """Voxels of each cell relative to the cell's own mean and deviation (He et al., CVPR 2022), in float32 at least.
 
@@ -42,8 +48,7 @@ def pixel_target(view: View, cell: Sequence[int], *, normalise: bool = True) -> 
         cell: Voxels of one cell per axis.
         normalise: False leaves the voxels as they are (mean 0, deviation 1).
     """
-    present = view.present.reshape(*view.present.shape, *(1,) * len(cell))
-    counted = patchify(view.valid & view.scored & present, cell)
+    counted = counted_voxels(view, cell)
     precise = torch.promote_types(view.image.dtype, torch.float32)
     values = torch.where(counted, patchify(view.image, cell).to(precise), 0.0)
     if not normalise:
@@ -60,6 +65,8 @@ def compare(
     target: Target,
     hidden: Bool[Tensor, "B *cells"],
     distance: Literal["square", "absolute"] = "square",
+    *,
+    step_count: Tensor | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Mean distance over the counted voxels of hidden cells, of all processes together.
 
@@ -68,6 +75,7 @@ def compare(
         target: What :func:`pixel_target` gives.
         hidden: True where a cell is hidden; N in all.
         distance: "square" or "absolute" difference.
+        step_count: Counted voxels of hidden cells, where several micro-batches make a step (``mean_over``).
 
     Returns:
         The loss; and for the log, detached: "loss"; "chance", the loss of the best constant, which is the mean for
@@ -78,14 +86,14 @@ def compare(
     scored = target.counted & hidden.flatten(1)[..., None]
     number = scored.sum()
 
-    def mean(values: Tensor) -> Tensor:
-        return mean_over(torch.where(scored, values, 0.0).sum(), number)
+    def mean(values: Tensor, step_count: Tensor | None = None) -> Tensor:
+        return mean_over(torch.where(scored, values, 0.0).sum(), number, step_count)
 
-    def loss(guess: Tensor) -> Tensor:
+    def loss(guess: Tensor, step_count: Tensor | None = None) -> Tensor:
         difference = guess - target.values
-        return mean(difference.square() if distance == "square" else difference.abs())
+        return mean(difference.square() if distance == "square" else difference.abs(), step_count)
 
-    total = loss(prediction)
+    total = loss(prediction, step_count)
     constant = mean(target.values if distance == "square" else _median(target.values, scored))
     return total, {
         "loss": total.detach(),

@@ -30,8 +30,8 @@ NAMES = re.findall(r"^@case\(.*?^def (\w+)\(", MAKER.read_text(), re.DOTALL | re
 STILL_WRONG = {
     "dixon_same_numbers", "two_acquisitions_interleaved", "enhanced_scrambled_b_values", "two_patients_one_series",
     "same_sop_uid_ct", "float_pixel_data", "modality_lut", "pet_tiny_slopes", "mixed_signedness",
-    "jpeg_extended_12_bits", "pixel_spacing_wrong_vr", "no_preamble", "no_preamble_every_second", "nifti_micrometres",
-    "nifti_upper_case", "nifti_upper_case_smooth", "nifti_no_codes", "mask_mirrored", "nrrd_micrometres",
+    "jpeg_extended_12_bits", "pixel_spacing_wrong_vr", "no_preamble", "no_preamble_every_second", "mask_mirrored",
+    "nrrd_micrometres",
 }  # fmt: skip
 UNCLEAR = re.compile(r"Traceback|object at 0x|_Layout|NoneType|\bdtype\(|<class|not subscriptable|positional argument")
 

@@ -567,6 +567,6 @@ def test_a_mixed_dump_is_grouped_and_its_strays_are_listed(real_data, file):
     run(file, real_data / "dicom_epi_mixed", files=FileOptions(workers=0))
     with Index.open(file) as index:
         scans = list(index.scans())
-        assert len(scans) == 40
-        assert {scan.grid.shape for scan in scans} == {(64, 64, 15)}
-        assert index.counts() == [("ignored", "not an image: .txt file", 10), ("rejected", "Siemens mosaic", 4)]
+        shapes = [scan.grid.shape for scan in scans]
+        assert (shapes.count((64, 64, 15)), shapes.count((72, 72, 5)), len(shapes)) == (40, 8, 48)  # GE, mosaics
+        assert index.counts() == [("ignored", "not an image: .txt file", 10)]

@@ -1,65 +1,83 @@
-"""NIfTI-1 and NIfTI-2 (``.nii``, ``.nii.gz``)."""
+"""NIfTI-1, NIfTI-2 and Analyze 7.5: ``.nii``, pairs of ``.hdr`` and ``.img``, packed or not."""
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from medssl.data.formats.base import (
-    DAMAGE,
-    FileHeader,
-    FormatError,
-    Frames,
-    Reading,
-    first_line,
-    make_grid,
-    picture_grid,
-    silent,
-)
-from medssl.types import Grid
+from medssl.data.formats.base import FileHeader, FormatError, Reading, make_grid, picture_grid
+from medssl.data.formats.nifti_affine import affine_of
+from medssl.data.formats.nifti_header import HEADER_BYTES, NiftiHeader, parse
+from medssl.data.formats.placement import is_left_handed
+from medssl.data.formats.streams import Source, first_bytes, packing_of
+from medssl.data.formats.voxels import Layout, arrange, check_sources, read_values, scaled
+from medssl.types import Grid, ValueDomain
 
-SUFFIXES = (".nii", ".nii.gz")
+_ENDINGS = (".nii", ".hdr", ".img")
+_PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
+SUFFIXES = tuple(ending + packed for ending in (".nii", ".hdr") for packed in _PACKED)  # .img: see ``companions``
+
+_LABEL, _VECTOR, _RGB_VECTOR, _RGBA_VECTOR = (1002, 1003), 1007, 2003, 2004
+_NO_SCAN = {
+    1004: "a matrix in each voxel", 1005: "a tensor in each voxel", 1006: "a displacement field",
+    1008: "a set of points", 1009: "a set of triangles", 1010: "a quaternion in each voxel",
+    2001: "a time series of a surface",
+    2002: "nodes of a surface", 2005: "a shape of a surface", 2006: "a displacement field of FNIRT",
+    2007: "spline coefficients of FNIRT", 2008: "transform coefficients of FNIRT", 2009: "spline coefficients of FNIRT",
+    2016: "spline coefficients of TOPUP", 2017: "spline coefficients of TOPUP", 2018: "a field of TOPUP",
+}  # fmt: skip
 
 
 def matches(first: bytes) -> bool:
     """Whether a file begins with a NIfTI header."""
-    return first[344:347] in (b"n+1", b"ni1") or first[4:7] in (b"n+2", b"ni2")
+    return first[344:348] in (b"n+1\0", b"ni1\0") or first[4:8] in (b"n+2\0", b"ni2\0")
 
 
 def companions(path: Path) -> tuple[Path, ...]:
-    """A NIfTI file is whole by itself."""
-    del path
-    return ()
+    """The ``.img`` of a pair; nothing for a file that is whole by itself."""
+    try:
+        raw, _ = first_bytes(path, HEADER_BYTES)
+        voxels = _voxels_of(path) if parse(raw).separate else None
+    except FormatError:
+        return ()
+    return () if voxels is None else (voxels,)
 
 
 def read_header(path: Path) -> FileHeader:
     """Read type, shape and affine, and compare the length of the voxels with what the file holds.
 
     Raises:
-        FormatError: Truncated, damaged, or voxels of a type that is no scan.
+        FormatError: Truncated, damaged, or voxels of a kind that is no scan.
     """
-    import nibabel
-
-    try:
-        with silent():
-            image: Any = nibabel.load(path)
-    except _damage() as error:
-        message = f"not readable as NIfTI: {first_line(error)}"
-        raise FormatError(message) from error
-    dtype = image.get_data_dtype()
-    if dtype.kind not in "iufb":
-        message = f"not readable as NIfTI: voxels of type {dtype} (color or complex) are no scan"
-        raise FormatError(message)
-    _check_length(path, image)
-    return _header(image)
+    header, source = _open(path)
+    layout = _layout(header)
+    following = check_sources([source], layout)
+    affine, notes = affine_of(header)
+    colors = header.samples > 1 or (header.fields["intent"] in (_RGB_VECTOR, _RGBA_VECTOR) and layout.channels == 3)
+    domain: ValueDomain = "rgb" if colors and layout.dtype.itemsize == 1 else "gray"
+    details: dict[str, Any] = {}
+    if header.fields["intent"] in _LABEL:
+        details["intent"] = "label"
+    if source.companion:
+        details["companions"] = [source.path.name]
+        if header.kind == "analyze" and path.with_name(_split(path.name)[0] + ".mat").exists():
+            notes += ("the .mat file beside it (SPM) is not read: voxels may lie elsewhere",)
+    notes = header.notes + _layout_notes(header, layout) + notes
+    if following:
+        notes += (f"{following:,} bytes after the voxels are not read",)
+    noun = "volumes along the fourth axis" if header.shape[2] > 1 else "pictures along the fourth axis"
+    grid = _grid(header, affine)
+    if len(grid.shape) == 3 and is_left_handed(affine):
+        details["handedness"] = "left"
+    kind: Any = "volume" if len(grid.shape) == 3 else "image"
+    name = layout.dtype.newbyteorder("=").name
+    return FileHeader(kind, domain, layout.channels, grid, layout.frames(noun), name, notes, details)
 
 
 def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.ndarray, Grid]:
-    """Read whole numbers as they are stored and scaled ones in float32 (computed in float64).
+    """Read whole numbers as they are stored, and scaled ones in float32, or float64 where that is too short.
 
     Args:
         path: The file.
@@ -73,102 +91,106 @@ def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.nda
         FormatError: Truncated or damaged.
     """
     del reading
-    import nibabel
-
-    try:
-        with silent():
-            image: Any = nibabel.load(path)
-        header, proxy = _header(image), image.dataobj
-        stored: np.ndarray = np.empty(int(np.prod(image.shape)), dtype=image.get_data_dtype())
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            _fill(stored, stream, int(proxy.offset))
-    except _damage() as error:
-        message = f"truncated or damaged: {first_line(error)}"
-        raise FormatError(message) from error
-    values = stored if stored.dtype.isnative else stored.byteswap(inplace=True).view(stored.dtype.newbyteorder("="))
-    shape = tuple(image.shape) + (1,) * (3 - len(image.shape))
-    array = values.reshape(*shape[:3], header.frames.count, order="F")  # i, j, k, frame
-    array = array if frame is None else array[..., frame : frame + 1]
-    array = _scaled(array, float(proxy.slope), float(proxy.inter))
-    if header.kind == "image":
-        return array[:, :, 0].transpose(2, 1, 0), header.grid  # rows are j, columns i
-    return np.moveaxis(array, -1, 0), header.grid
+    header, source = _open(path)
+    layout = _layout(header)
+    check_sources([source], layout)
+    affine, _ = affine_of(header)
+    values, alone = read_values([source], layout, frame)
+    values = scaled(values, *header.scale)
+    return arrange(values, layout, frame, alone=alone), _grid(header, affine)
 
 
-def _damage() -> tuple[type[Exception], ...]:
-    """What a damaged NIfTI file raises; nibabel's own errors have no base that says so."""
-    from nibabel.filebasedimages import ImageFileError
-    from nibabel.spatialimages import HeaderDataError, HeaderTypeError
-
-    return (ImageFileError, HeaderDataError, HeaderTypeError, *DAMAGE)
+# --- layout
 
 
-def _header(image: Any) -> FileHeader:
-    """Kind, frames and grid of a NIfTI array: (i, j) is an image with rows j, (i, j, k) a volume."""
-    shape = tuple(image.shape) + (1,) * (3 - len(image.shape))
-    count = int(np.prod(shape[3:]))  # 1 for three axes
-    frames = Frames(count, "volumes along the fourth axis") if count > 1 else Frames()
-    dtype = image.get_data_dtype().name
-    if shape[2] == 1:
-        width, height = shape[:2]
-        steps = np.linalg.norm(image.affine[:3, :2], axis=0)
-        grid = picture_grid(height, width, (float(steps[1]), float(steps[0])))
-        return FileHeader("image", "gray", 1, grid, frames, dtype)
-    return FileHeader("volume", "gray", 1, make_grid(shape[:3], image.affine), frames, dtype)
+def _layout(header: NiftiHeader) -> Layout:
+    """Axes of the array: space, then time (4), then values of one voxel (5).
 
-
-def _check_length(path: Path, image: Any) -> None:
-    """Compare the length of the voxels with what the file holds; a gzip file tells its length in its last bytes."""
-    count = int(np.prod(image.shape, dtype=np.int64)) * image.get_data_dtype().itemsize
-    expected = int(image.dataobj.offset) + count
-    if path.suffix != ".gz":
-        found = path.stat().st_size
-    else:
-        with path.open("rb") as stream:
-            stream.seek(-4, 2)
-            if int.from_bytes(stream.read(4), "little") == expected % 2**32:
-                return
-        found = _unpacked_size(path)  # several members, or something after the voxels: count
-    if found < expected:
-        message = f"truncated: {found:,} of {expected:,} bytes"
+    Raises:
+        FormatError: What the header's intent says is no scan, or axes 6 and 7 are in use.
+    """
+    intent = header.fields["intent"]
+    if intent in _NO_SCAN or 3000 <= intent < 3100:
+        what = _NO_SCAN.get(intent, "values of a brain surface (CIFTI)")
+        message = f"no scan: it holds {what} (intent code {intent})"
         raise FormatError(message)
-
-
-def _unpacked_size(path: Path) -> int:
-    total = 0
-    try:
-        with gzip.open(path) as stream:
-            while block := stream.read(1 << 20):
-                total += len(block)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        message = f"truncated or damaged: {first_line(error)}"
-        raise FormatError(message) from error
-    return total
-
-
-def _fill(stored: np.ndarray, stream: Any, offset: int) -> None:
-    """Read the voxels in place and on to the end of the file, where gzip checks its sum."""
-    stream.seek(offset)
-    target = stored.view(np.uint8).data
-    done = 0
-    while done < len(target):
-        count = stream.readinto(target[done : done + (1 << 24)])
-        if not count:
-            message = f"truncated: {done:,} of {len(target):,} bytes of voxels"
+    if header.shape[5] * header.shape[6] > 1:
+        shown = "x".join(map(str, header.shape))
+        message = f"shape {shown}: axes 6 and 7 have no meaning in NIfTI; split the file"
+        raise FormatError(message)
+    spatial = "ijk" if header.shape[2] > 1 else "ij-"
+    shape, roles = header.shape[:5], spatial + "tc"
+    keep = 0
+    if header.samples > 1:
+        if header.shape[4] > 1:
+            message = f"{header.shape[4]} colors in each voxel: expected one"
             raise FormatError(message)
-        done += count
-    if isinstance(stream, gzip.GzipFile):
-        while stream.read(1 << 20):
-            pass
+        shape, roles, keep = (header.samples, *header.shape[:4]), "c" + spatial + "t", 3
+    elif header.shape[4] == 1:
+        shape, roles = header.shape[:4], spatial + "t"
+    elif intent == _RGBA_VECTOR and header.shape[4] == 4:
+        keep = 3
+    return Layout(header.dtype, shape, roles, keep)
 
 
-def _scaled(values: np.ndarray, slope: float, inter: float) -> np.ndarray:
-    """Apply NIfTI's scl_slope and scl_inter; a whole shift keeps whole numbers where int32 holds them."""
-    if not np.isfinite(slope) or slope == 0 or (slope == 1 and inter == 0):
-        return values
-    if slope == 1 and inter == round(inter) and values.dtype.kind in "iu" and values.size:
-        lowest, highest = int(values.min()) + int(inter), int(values.max()) + int(inter)
-        for dtype in (np.uint8, np.int16, np.uint16, np.int32):
-            if np.iinfo(dtype).min <= lowest and highest <= np.iinfo(dtype).max:
-                return np.asarray((values.astype(np.int64) + int(inter)).astype(dtype))
-    return np.asarray((values.astype(np.float64) * slope + inter).astype(np.float32))
+def _layout_notes(header: NiftiHeader, layout: Layout) -> tuple[str, ...]:
+    if layout.keep and layout.length("c") == 4:
+        return ("transparency left out",)
+    if header.shape[4] > 1 and header.fields["intent"] not in (_RGB_VECTOR, _RGBA_VECTOR):
+        return (f"vectors of {header.shape[4]} values taken as channels; a displacement field would be no scan",)
+    if 2 <= header.fields["intent"] <= 24:
+        return (f"a statistical map by its header (intent code {header.fields['intent']}), taken as a scan",)
+    return ()
+
+
+def _grid(header: NiftiHeader, affine: np.ndarray) -> Grid:
+    """(i, j) is an image with rows j, (i, j, k) a volume."""
+    if header.shape[2] > 1:
+        return make_grid(header.shape[:3], affine)
+    width, height = header.shape[:2]
+    steps = np.linalg.norm(affine[:3, :2], axis=0)
+    return picture_grid(height, width, (float(steps[1]), float(steps[0])))
+
+
+# --- files
+
+
+def _open(path: Path) -> tuple[NiftiHeader, Source]:
+    """The header of a file, and where its voxels are."""
+    raw, packing = first_bytes(path, HEADER_BYTES)
+    header = parse(raw)
+    if not header.separate:
+        return header, _source(path, packing, header.start, companion=False)
+    voxels = _voxels_of(path)
+    if voxels is None:
+        message = f"its voxels are missing: no {_split(path.name)[0]}.img beside it"
+        raise FormatError(message)
+    with voxels.open("rb") as stream:
+        packing = packing_of(stream.read(8)) if _split(voxels.name)[2] else ""  # raw voxels may begin in any way
+    return header, _source(voxels, packing, header.start, companion=True)
+
+
+def _source(path: Path, packing: str, start: int, *, companion: bool) -> Source:
+    return Source(path, 0, packing, start, companion) if packing else Source(path, start, "", 0, companion)
+
+
+def _voxels_of(path: Path) -> Path | None:
+    return _beside(path.parent, _split(path.name)[0], ".img")
+
+
+def _beside(folder: Path, stem: str, ending: str) -> Path | None:
+    """The file of that stem and ending, in lower or upper case, packed or not."""
+    for packed in _PACKED:
+        for name in (ending + packed, (ending + packed).upper(), ending.title() + packed):
+            if (folder / (stem + name)).is_file():
+                return folder / (stem + name)
+    return None
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """Stem, ending and ending of the packing ("scan", ".img", ".gz")."""
+    lower = name.lower()
+    packed = next((one for one in _PACKED[1:] if lower.endswith(one)), "")
+    stem = name[: len(name) - len(packed)]
+    ending = next((one for one in _ENDINGS if stem.lower().endswith(one)), "")
+    return stem[: len(stem) - len(ending)], ending, packed

@@ -24,6 +24,7 @@ _UNOPENED = (".zip", ".tar", ".tgz", ".7z", ".rar", ".tar.gz", ".mp4", ".avi", "
 _TEXT_HEADERS = (".mha", ".mhd")  # text without a signature of its own
 _READ = 4096  # holds FIRST_BYTES of a gzip file, too
 _GZIP = b"\x1f\x8b"
+_OTHER_PACKING = (b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # whose contents the reader of NIfTI knows or names
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def recognize(path: Path) -> Recognition:
         return Recognition("", "failed", reason)
     packed = first.startswith(_GZIP)
     inside = _unpacked(first) if packed else first
-    if packed and named == "nifti" and not inside:
-        return Recognition(named)  # its reader says where the gzip stream is damaged
+    if named == "nifti" and (first.startswith(_OTHER_PACKING) or (packed and not inside)):
+        return Recognition(named)  # its reader unpacks it, or says where the stream is damaged
     form = _form_of_content(inside, named)
     if form and packed and form != "nifti":
         return Recognition("", "rejected", f"{_described(form, inside)[2:]} packed with gzip; unpack it first")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 PIXEL_TAGS = (
     "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
     "PixelRepresentation", "PlanarConfiguration", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ImageType",
 )  # fmt: skip
 _PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit little endian
 
@@ -45,7 +45,7 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def parse(stream: BinaryIO, tags: Sequence[str]) -> Dataset:
+def parse(stream: BinaryIO, tags: Sequence[str | int]) -> Dataset:
     """The wanted elements; the stream then stands at the pixel data."""
     import pydicom
 

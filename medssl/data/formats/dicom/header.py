@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medssl.data.formats.dicom import mosaic
 from medssl.data.formats.dicom.elements import DicomError, damage, parse, quiet
 from medssl.data.formats.dicom.extent import check_length
 from medssl.types import Kind, ValueDomain
@@ -124,7 +125,8 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
             if reason:
                 raise DicomError(reason, rejected=True)
             check_length(dataset, stream, file.stat().st_size)
-            return series, _slices(dataset, path, digest)
+            slices = _slices(dataset, path, digest)
+            return series, mosaic.tiles(slices, stream, digest) if mosaic.is_mosaic(dataset) else slices
         except DicomError as error:
             raise DicomError(str(error), rejected=error.rejected, series=series) from error
         except damage() as error:
@@ -148,8 +150,6 @@ def _rejection(dataset: Dataset) -> str:
         return "secondary capture"
     if {"LOCALIZER", "SCOUT", "TOPOGRAM"} & set(image_type):
         return "localiser"
-    if "MOSAIC" in image_type:
-        return "Siemens mosaic (many slices in one picture): convert to NIfTI first"
     if str(dataset.get("PhotometricInterpretation", "")) == "PALETTE COLOR":
         return "palette colours: not read by this version"  # the stored numbers are places in a table, no values
     if {"SCREEN SAVE", "SCREENSAVE", "SCREENSHOT"} & set(image_type):

@@ -12,6 +12,7 @@ import numpy as np
 
 from medssl.data.formats.dicom.elements import PIXEL_TAGS, DicomError, damage, parse, plain, quiet
 from medssl.data.formats.dicom.extent import frame_bytes, pixel_place
+from medssl.data.formats.dicom.mosaic import is_mosaic, read_mosaic, tile_of
 from medssl.types import Part
 
 if TYPE_CHECKING:
@@ -47,13 +48,19 @@ def read_stack(root: Path, parts: Sequence[Part]) -> np.ndarray:
         try:
             with file.open("rb") as stream, quiet():
                 dataset = parse(stream, PIXEL_TAGS)
-                layout = _layout(dataset)
+                side = read_mosaic(stream).side if is_mosaic(dataset) else 1
+                layout = _layout(dataset, side)
                 if stack is None or first is None:
                     first, stack = layout, np.empty((len(parts), *layout.shape), dtype=layout.dtype)
                 if layout != first:
                     message = f"{layout} where the first slice has {first}"
                     raise DicomError(message)
-                _read_frame(dataset, stream, part.frame or 0, stack[number])
+                if side == 1:
+                    _read_frame(dataset, stream, part.frame or 0, stack[number])
+                else:
+                    picture = np.empty((int(dataset.Rows), int(dataset.Columns), layout.shape[2]), layout.dtype)
+                    _read_frame(dataset, stream, 0, picture)
+                    stack[number] = tile_of(picture, part.frame or 0, side)
                 scales.append(_scale(dataset, part.frame))
         except OSError as error:
             message = f"{file.name}: {error.strerror or error}"
@@ -76,7 +83,7 @@ def same_pixels(root: Path, one: Part, other: Part) -> bool:
     return len(digests) == 1
 
 
-def _layout(dataset: Dataset) -> _Layout:
+def _layout(dataset: Dataset, side: int) -> _Layout:
     samples = int(dataset.get("SamplesPerPixel") or 1)
     bits = int(dataset.BitsAllocated)
     if bits not in (8, 16, 32):
@@ -87,7 +94,7 @@ def _layout(dataset: Dataset) -> _Layout:
         message = f"pixels that do not start at bit 0 (high bit {dataset.HighBit}, {stored} bits)"
         raise DicomError(message)
     kind = "i" if int(dataset.get("PixelRepresentation") or 0) else "u"
-    shape = (int(dataset.Rows), int(dataset.Columns), samples)
+    shape = (int(dataset.Rows) // side, int(dataset.Columns) // side, samples)
     return _Layout(shape, f"{kind}{bits // 8}", stored, str(dataset.get("PhotometricInterpretation", "MONOCHROME2")))
 
 

@@ -22,7 +22,7 @@ SAME_DIRECTION = 1e-3  # difference of direction cosines that is rounding
 SAME_PLACE_MM = 1e-2
 FEWEST_SLICES = 3
 UNEVEN = 0.15  # share of the step that a slice may lie off its place
-_TURNS = ("time", "echo", "b_value", "echo_time", "trigger", "part", "acquisition")
+_TURNS = ("time", "echo", "b_value", "echo_time", "trigger", "part", "acquisition", "mosaic")
 
 SamePixels = Callable[[Slice, Slice], bool]
 

@@ -1,0 +1,67 @@
+"""Where voxels lie: units of length, and affines that are no plain box."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from medssl.data.formats.base import FormatError
+
+_MM = {
+    "mm": "mm millimeter millimeters millimetre millimetres",
+    "um": "um µm μm micron microns micrometer micrometers micrometre micrometres",
+    "nm": "nm nanometer nanometers nanometre nanometres",
+    "cm": "cm centimeter centimeters centimetre centimetres",
+    "m": "m meter meters metre metres",
+}
+_FACTORS = {"mm": 1.0, "um": 1e-3, "nm": 1e-6, "cm": 10.0, "m": 1e3}
+_SHEAR = 5e-3  # cosine between two axes that rounding explains
+_FLAT = 1e-4  # volume of a voxel over the product of its edges
+
+
+def millimeters(unit: str) -> float | None:
+    """Millimeters of one ``unit``; None for a name that is not known."""
+    word = unit.strip().strip('"').strip().casefold()
+    return next((_FACTORS[short] for short, names in _MM.items() if word in names.casefold().split()), None)
+
+
+def check_affine(affine: np.ndarray, noun: str) -> tuple[str, ...]:
+    """Refuse an affine that gives voxels no volume, and say where axes are not at right angles.
+
+    Args:
+        affine: Voxel -> world, (n+1, n+1).
+        noun: What messages call it.
+
+    Raises:
+        FormatError: Values that are not finite, or axes that lie in one plane.
+    """
+    steps = affine[:-1, :-1]
+    if not np.isfinite(affine).all():
+        message = f"geometry unusable: {noun} has values that are no finite numbers"
+        raise FormatError(message)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(steps, axis=0)
+    if not np.isfinite(lengths).all() or not (lengths > 0).all():
+        message = f"geometry unusable: {noun} has an axis without length, it cannot be inverted"
+        raise FormatError(message)
+    cosines = steps / lengths
+    if abs(np.linalg.det(cosines)) < _FLAT:
+        message = f"geometry unusable: the axes of {noun} lie in one plane, it cannot be inverted"
+        raise FormatError(message)
+    off = float(np.abs(cosines.T @ cosines - np.eye(len(cosines))).max())
+    if off > _SHEAR:
+        degrees = np.degrees(np.arcsin(min(off, 1.0)))
+        return (f"sheared axes: {noun} is {degrees:.2g} degrees off right angles; distances are those along its axes",)
+    return ()
+
+
+def is_left_handed(affine: np.ndarray) -> bool:
+    """Whether the axes of the array are a mirror image of right-anterior-superior."""
+    return bool(np.linalg.det(affine[:-1, :-1]) < 0)
+
+
+def converted_note(units: Iterable[str]) -> tuple[str, ...]:
+    """Says that lengths were converted, where a unit is not the millimeter."""
+    others = sorted({unit.strip().strip('"') for unit in units if millimeters(unit) not in (None, 1.0)})
+    return (f"lengths converted to mm from {', '.join(others)}",) if others else ()

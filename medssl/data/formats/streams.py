@@ -1,0 +1,265 @@
+"""Bytes of files, packed or plain: what a file is packed with is seen by its first bytes, never by its name.
+
+Checksums of gzip, zlib, bzip2 and xz are verified by reading on to the end of the stream that holds the last byte that
+is needed. What follows that stream in the file is left alone.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import stat
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from medssl.data.formats.base import FormatError
+
+_MAGIC = {
+    b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x9d": "compress",
+    b"PK\x03\x04": "zip", b"7z\xbc\xaf": "7z",
+}  # fmt: skip
+_UNREAD = ("zstd", "compress", "zip", "7z")
+_BLOCK = 1 << 20
+_MOST_GZIP = 1032  # bytes that one packed byte of gzip or zlib can stand for
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where bytes begin: at ``offset`` of a file, then packed as ``packing`` says ("" plain), then after ``skip``.
+
+    ``companion`` is True where the file is not the one with the header, so that messages must name it.
+    """
+
+    path: Path
+    offset: int = 0
+    packing: str = ""
+    skip: int = 0
+    companion: bool = False
+
+    @property
+    def words(self) -> str:
+        """Beginning of what messages say of it."""
+        return f"{self.path.name}: " if self.companion else ""
+
+
+def packing_of(first: bytes) -> str:
+    """What a file is packed with, by its first bytes; nothing where it is plain.
+
+    Raises:
+        FormatError: A packing that is not read.
+    """
+    for magic, name in _MAGIC.items():
+        if first.startswith(magic):
+            if name in _UNREAD:
+                message = f"packed with {name}: only gzip, bzip2 and xz are read; unpack it or pack it with gzip"
+                raise FormatError(message)
+            return name
+    return ""
+
+
+def first_bytes(path: Path, count: int) -> tuple[bytes, str]:
+    """The first bytes of a file after unpacking, at most ``count``, and what it is packed with."""
+    with path.open("rb") as stream:
+        first = stream.read(max(count, 4096))
+    packing = packing_of(first)
+    if not packing:
+        return first[:count], ""
+    if packing == "gzip":
+        try:
+            beginning = zlib.decompressobj(31).decompress(first, count)
+        except zlib.error:
+            beginning = b""  # said below
+        if len(beginning) == count:
+            return beginning, packing
+    found = bytearray()
+    for block in unpacked(Source(path, 0, packing), block=4096):
+        found += block
+        if len(found) >= count:
+            break
+    return bytes(found[:count]), packing
+
+
+def size_of(path: Path) -> int:
+    """Size of a regular file.
+
+    Raises:
+        FormatError: It is missing, or a folder, a pipe or a device.
+    """
+    try:
+        about = path.stat()
+    except FileNotFoundError as error:
+        message = f"{path.name}, which holds its voxels, is missing"
+        raise FormatError(message) from error
+    if not stat.S_ISREG(about.st_mode):
+        message = f"{path.name}, which should hold its voxels, is not a regular file"
+        raise FormatError(message)
+    return about.st_size
+
+
+def check_length(source: Source, count: int) -> int:
+    """Compare the bytes that a header promises with those in the file.
+
+    Args:
+        source: Where they begin.
+        count: How many there must be.
+
+    Returns:
+        Bytes that follow them in a plain file; 0 for packed ones.
+
+    Raises:
+        FormatError: Fewer than that, or a damaged stream.
+    """
+    size, needed = size_of(source.path), source.skip + count
+    if not source.packing:
+        if size < source.offset + needed:
+            message = f"truncated: {source.words}{size:,} of {source.offset + needed:,} bytes"
+            raise FormatError(message)
+        return size - source.offset - needed
+    _check_possible(source, size, needed)
+    if source.packing == "gzip" and _last_length(source.path) == needed % 2**32:
+        return 0
+    total = 0
+    for block in unpacked(source):
+        total += len(block)
+        if total >= needed:
+            return 0
+    raise FormatError(_too_short(source, total, needed))
+
+
+def read_into(source: Source, start: int, target: memoryview) -> None:
+    """Fill ``target`` with the bytes from ``start`` on (after the source's own skip), verifying checksums.
+
+    Raises:
+        FormatError: The file ends before, or is damaged.
+    """
+    start += source.skip
+    if not source.packing:
+        with source.path.open("rb") as stream:
+            stream.seek(source.offset + start)
+            done = _fill(stream, target)
+        if done < len(target):
+            message = f"truncated: {source.words}{done:,} of {len(target):,} bytes of voxels"
+            raise FormatError(message)
+        return
+    position = done = 0
+    for block in unpacked(source):
+        begin = max(0, start + done - position)
+        piece = block[begin : begin + len(target) - done] if done < len(target) else b""
+        target[done : done + len(piece)] = piece
+        done, position = done + len(piece), position + len(block)
+    if done < len(target):
+        raise FormatError(_too_short(source, position, start + len(target)))
+
+
+def allocate(count: int, dtype: np.dtype[Any], source: Source) -> np.ndarray:
+    """Room for ``count`` numbers.
+
+    Raises:
+        FormatError: More than the packed file can hold, or than this machine has memory for.
+    """
+    _check_possible(source, size_of(source.path), source.skip + count * dtype.itemsize)
+    try:
+        return np.empty(count, dtype)
+    except (MemoryError, ValueError) as error:
+        message = f"{count:,} voxels of {dtype.itemsize} bytes do not fit into the memory of this machine"
+        raise FormatError(message) from error
+
+
+def unpacked(source: Source, block: int = _BLOCK) -> Iterator[bytes]:
+    """Blocks of the unpacked bytes; several packed streams in a row are one.
+
+    Raises:
+        FormatError: The packed stream is cut off or damaged.
+    """
+    with source.path.open("rb") as stream:
+        stream.seek(source.offset)
+        raw = stream.read(block)
+        while raw:
+            engine = _engine(source.packing)
+            while not engine.eof:
+                try:
+                    piece = bytes(engine.decompress(raw, 4 * block))  # a small file can unpack to any size
+                except (zlib.error, OSError, lzma.LZMAError, EOFError, ValueError) as error:
+                    message = f"truncated or damaged: {source.words}{_cause(error, source.packing)}"
+                    raise FormatError(message) from error
+                if piece:
+                    yield piece
+                at_end = not raw and not piece and not engine.eof
+                raw = bytes(getattr(engine, "unconsumed_tail", b""))  # zlib's; bz2 and lzma keep theirs inside
+                if not raw and getattr(engine, "needs_input", True) and not engine.eof:
+                    raw = stream.read(block)
+                if at_end and not raw:
+                    message = f"truncated or damaged: {source.words}the {source.packing} stream has no end"
+                    raise FormatError(message)
+            raw = _next_member(source, engine.unused_data, stream, block)
+
+
+# --- one stream
+
+
+def _engine(packing: str) -> Any:
+    if packing == "bzip2":
+        return bz2.BZ2Decompressor()
+    if packing == "xz":
+        return lzma.LZMADecompressor()
+    return zlib.decompressobj(31 if packing == "gzip" else 47)  # 47: zlib, or gzip where its first bytes say so
+
+
+def _next_member(source: Source, rest: bytes, stream: BinaryIO, block: int) -> bytes:
+    """First bytes of the next packed stream of the file; nothing where the rest is padding or something else."""
+    if source.packing == "zlib":
+        return b""
+    rest = rest.lstrip(b"\0") if len(rest) >= block else (rest + stream.read(block)).lstrip(b"\0")
+    kinds = [magic for magic, name in _MAGIC.items() if name == source.packing]
+    return rest if rest.startswith(tuple(kinds)) else b""
+
+
+def _fill(stream: BinaryIO, target: memoryview) -> int:
+    done = 0
+    while done < len(target):
+        count = stream.readinto(target[done : done + (1 << 26)])  # type: ignore[attr-defined]
+        if not count:
+            break
+        done += count
+    return done
+
+
+# --- words
+
+
+def _last_length(path: Path) -> int:
+    """Length of the last stream of a gzip file, as its last bytes tell, modulo 2**32."""
+    with path.open("rb") as stream:
+        stream.seek(-4, 2)
+        return int.from_bytes(stream.read(4), "little")
+
+
+def _check_possible(source: Source, size: int, needed: int) -> None:
+    """Refuse lengths that no file of this size can hold, before anything is allocated."""
+    if source.packing in ("gzip", "zlib"):
+        possible = _MOST_GZIP * size + _BLOCK
+    else:
+        possible = needed if source.packing else size - source.offset
+    if needed > possible:
+        message = (
+            f"too short: {source.words}the header asks for {needed:,} bytes, the file of {size:,} cannot hold them"
+        )
+        raise FormatError(message)
+
+
+def _too_short(source: Source, found: int, needed: int) -> str:
+    return f"too short: {source.words}the header asks for {needed:,} bytes, the unpacked file has {found:,}"
+
+
+def _cause(error: Exception, packing: str) -> str:
+    text = str(error)
+    if "incorrect data check" in text or "CRC" in text or "integrity" in text:
+        return f"CRC of the {packing} stream does not fit its content"
+    if "incorrect length check" in text:
+        return f"length of the {packing} stream does not fit its content"
+    return f"the {packing} stream cannot be unpacked ({text.split(': ')[-1][:100] or 'unknown cause'})"

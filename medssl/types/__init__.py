@@ -1,0 +1,73 @@
+"""The types that the rooms of medssl hand to each other.
+
+Axis letters: B batch, C channels, N tokens, ``*s`` the spatial axes (H W or D H W, in the order of the stored array's
+axes), n their number. Affines map voxel indices (the centre of a voxel is an integer) to what their name says.
+``hidden=True`` always means: the network must not see it. Sizes are in voxels; distances end in ``_mm``.
+"""
+
+from medssl.types.batches import (
+    Batch,
+    Crops,
+    Geometry,
+    Intensity,
+    Origin,
+    Placement,
+    Sampling,
+    View,
+    ViewPlan,
+    ViewSpec,
+)
+from medssl.types.cards import Card, Tuned
+from medssl.types.errors import UserError
+from medssl.types.preprocess import Imported, IntensityRule, IntensityRules, Preprocess
+from medssl.types.scans import (
+    Digests,
+    Grid,
+    Kind,
+    LabelKind,
+    Labels,
+    LabelSchema,
+    Part,
+    Scan,
+    Source,
+    Status,
+    Subject,
+    ValueDomain,
+)
+from medssl.types.training import Features, Loss, MaskMode, Step
+
+__all__ = [
+    "Batch",
+    "Card",
+    "Crops",
+    "Digests",
+    "Features",
+    "Geometry",
+    "Grid",
+    "Imported",
+    "Intensity",
+    "IntensityRule",
+    "IntensityRules",
+    "Kind",
+    "LabelKind",
+    "LabelSchema",
+    "Labels",
+    "Loss",
+    "MaskMode",
+    "Origin",
+    "Part",
+    "Placement",
+    "Preprocess",
+    "Sampling",
+    "Scan",
+    "Source",
+    "Status",
+    "Step",
+    "Subject",
+    "Tuned",
+    "UserError",
+    "ValueDomain",
+    "View",
+    "ViewPlan",
+    "ViewSpec",
+]

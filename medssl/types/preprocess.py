@@ -1,0 +1,68 @@
+"""What is done to a scan once, before it is stored."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class IntensityRule:
+    """Numbers that turn stored values into the network's input: clip, then shift and divide.
+
+    Attributes:
+        clip: "none"; "range" takes ``low`` and ``high`` as values; "percentile" as percentiles (0-100) of foreground.
+        normalise: "zscore" (mean 0, deviation 1 of the clipped foreground), "unit" (bounds to 0..1) or "none".
+    """
+
+    clip: Literal["none", "range", "percentile"] = "none"
+    low: float = 0.0
+    high: float = 0.0
+    normalise: Literal["zscore", "unit", "none"] = "zscore"
+
+
+@dataclass(frozen=True)
+class IntensityRules:
+    """One rule for each value domain: CT in Hounsfield units, MR, other gray images, colour images."""
+
+    hu: IntensityRule = field(default_factory=lambda: IntensityRule("range", -1000.0, 1000.0, "zscore"))
+    mr: IntensityRule = field(default_factory=lambda: IntensityRule("percentile", 0.5, 99.5, "zscore"))
+    gray: IntensityRule = field(default_factory=lambda: IntensityRule("percentile", 0.0, 99.9, "zscore"))
+    rgb: IntensityRule = field(default_factory=lambda: IntensityRule("range", 0.0, 255.0, "unit"))
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A class by import path with its arguments, as in a configuration file."""
+
+    class_path: str
+    init_args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """What is done to a scan once, before it is stored: one contract from pretraining to export.
+
+    Attributes:
+        orientation: Axis codes of the stored volume (for example "RAS"); None keeps the file's axes. Volumes only.
+        spacing_mm: Target spacing per stored axis; a 0 keeps that axis's own; None keeps all. Volumes only.
+        image_size: Height and width that images are resized to (antialiased); None keeps them. Images only.
+        foreground_crop: Cut away the border that is background (air, black) in every channel.
+        background: Highest value that counts as background; None takes a rule by value domain.
+        intensity: Rules by value domain, applied after reading as numbers.
+        transforms: A user's own MONAI dictionary transforms (keys "image", "label"), applied before storing.
+    """
+
+    orientation: str | None = "RAS"
+    spacing_mm: tuple[float, ...] | None = None
+    image_size: tuple[int, int] | None = None
+    foreground_crop: bool = True
+    background: float | None = None
+    intensity: IntensityRules = field(default_factory=IntensityRules)
+    transforms: tuple[Imported, ...] = ()
+
+    def digest(self) -> str:
+        """Hexadecimal digest (16 characters) of every rule above: equal digests mean equal stored voxels."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,50 @@
+"""What encoders and objectives hand to the training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # the index and the command line must not pay for torch
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+MaskMode = Literal["fill", "drop", "sparse"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an encoder returns: ``maps`` from fine to coarse; ``kept`` says which cells the tokens are."""
+
+    maps: tuple[Float[Tensor, "B Cl *sl"], ...]
+    pooled: Float[Tensor, "B C"]
+    tokens: Float[Tensor, "B N C"] | None = None
+    kept: Int[Tensor, "B N"] | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where training stands: ``index`` counts optimizer steps, ``samples`` numbers this micro-batch globally.
+
+    ``counts`` is what ``Objective.counts`` gives, as a mean over the micro-batches of the step; None for one alone.
+    """
+
+    index: int
+    total: int
+    seed: int
+    samples: tuple[int, ...]
+    counts: Tensor | None = None
+
+    @property
+    def progress(self) -> float:
+        """Share of the training done, 0 to 1."""
+        return min(1.0, self.index / max(1, self.total))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """``total`` is minimised; ``terms`` are detached scalars for the log; ``embedding`` is for health measures."""
+
+    total: Float[Tensor, ""]
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    embedding: Float[Tensor, "B C"] | None = None
