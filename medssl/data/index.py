@@ -26,7 +26,22 @@ _PAGE = 500
 
 
 @dataclass(frozen=True)
-class FileOptions:
+class DicomOptions:
+    """How DICOM files are read.
+
+    Attributes:
+        burned_in: Take DICOM pictures that declare text burned into their pixels.
+        slices: Take the slices of a DICOM series as a "volume", or each of them as an "image" of its subject.
+        captures: Take DICOM secondary captures that have position, orientation and spacing as derived volumes.
+    """
+
+    burned_in: bool = False
+    slices: Literal["volume", "image"] = "volume"
+    captures: bool = False
+
+
+@dataclass(frozen=True)
+class FileOptions(DicomOptions):
     """How files are read.
 
     Attributes:
@@ -34,7 +49,6 @@ class FileOptions:
         modality: Modality of files that do not say theirs (all but DICOM), such as CT or MR.
         frames: Files of several volumes or pictures (a fourth axis of NIfTI, pages of TIFF): "refuse" them, take each
             as one of the "scans" of its subject, or take up to 8 of them as "channels".
-        burned_in: Take DICOM pictures that declare text burned into their pixels.
         below: Look into the folders below, too.
         workers: Processes that read headers; 0 reads in this one.
         key: The institution's key file; None takes ``~/.config/medssl/key``.
@@ -43,7 +57,6 @@ class FileOptions:
     dataset: str = ""
     modality: str = ""
     frames: Literal["refuse", "scans", "channels"] = "refuse"
-    burned_in: bool = False
     below: bool = True
     workers: int = 2
     key: Path | None = None

@@ -6,14 +6,16 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
 from medssl.data.formats.dicom.header import Slice, from_json
 from medssl.data.formats.dicom.pixels import same_pixels
-from medssl.data.formats.dicom.volumes import Stack, stacks_of
+from medssl.data.formats.dicom.volumes import Beside, Stack, stacks_of
 from medssl.data.identity import keyed_digest
 from medssl.data.index import Index
+from medssl.data.neighbors import unread_beside
 from medssl.types import Grid, Part, Status
 
 _MOST_CHANNELS = 8  # of frames that are taken as channels
@@ -39,8 +41,8 @@ def regroup(index: Index, series: str, key: bytes) -> None:
     folder, text = connection.execute("SELECT folder, options FROM datasets WHERE name = ?", (dataset,)).fetchone()
     options: dict[str, Any] = json.loads(text)["files"]
     base = {"dataset": dataset, "series": series, "modality": ""}
-    slices = [one for file in files if file["state"] == "slice" for one in _slices(file)]
-    left_out = [file for file in files if file["state"] in ("rejected", "failed", "ignored")]
+    slices = [one for file in files if file["about"] for one in _slices(file)]
+    left_out = [file for file in files if file["state"] in ("rejected", "failed", "ignored") and not file["about"]]
     by_path = {str(file["path"]): file for file in files}
     if not slices:
         for file in files:
@@ -51,21 +53,25 @@ def regroup(index: Index, series: str, key: bytes) -> None:
                     _add(connection, keyed_digest(key, "scan", *words), row, base, [file], [frame])
         _add_left_out(connection, left_out, base, key)
         return
-    damaged = [file for file in left_out if file["state"] == "failed"]
-    if damaged:
-        first = damaged[0]
-        reason = (
-            f"damaged slice: {PurePath(first['path']).name} {first['reason']} ({len(damaged)} of {len(files)} files)"
-        )
-        stacks = [Stack(tuple(slices), Status("failed", reason))]
-    else:
-        stacks = _stacks(slices, index.root, burned_in=bool(options["burned_in"]))
+    lost = [(PurePath(file["path"]).name, str(file["reason"])) for file in left_out if file["state"] == "failed"]
+    beside = Beside(
+        damaged={
+            str(file["path"]): str(file["reason"]) for file in files if file["about"] and file["state"] == "failed"
+        },
+        lost=tuple(lost),
+        unknown=partial(unread_beside, connection, dataset, sorted({one.path for one in slices})),
+        images=options.get("slices", "volume") == "image",
+        files=len(files),
+    )
+    stacks = _stacks(slices, index.root, options, beside)
     for stack in stacks:
         row = _from_stack(stack)
         parts = [by_path[one.path] for one in stack.slices]
         frames = [one.frame for one in stack.slices]
         _add(connection, keyed_digest(key, "scan", series, stack.name), row, base, parts, frames)
-    _add_left_out(connection, [file for file in left_out if file["state"] == "rejected"], base, key)
+    if any(stack.slices[0].kind == "volume" and not beside.images for stack in stacks):
+        left_out = [file for file in left_out if file["state"] == "rejected"]  # what is lost stands with its volumes
+    _add_left_out(connection, left_out, base, key)
 
 
 def _slices(file: sqlite3.Row) -> list[Slice]:
@@ -84,14 +90,24 @@ def path_of(root: Path, path: str) -> str:
     return os.path.normpath(root / path)
 
 
-def _stacks(slices: list[Slice], root: Path, *, burned_in: bool) -> list[Stack]:
-    taken = [one for one in slices if burned_in or not one.about["burned_in"]]
-    marked = [one for one in slices if one.about["burned_in"] and not burned_in]
-    stacks = stacks_of(taken, lambda a, b: same_pixels(root, Part(a.path, a.frame), Part(b.path, b.frame)))
-    if marked:
-        reason = "burned-in annotation: --files.burned_in true takes it all the same"
-        stacks.append(Stack(tuple(marked), Status("rejected", reason), name="burned-in"))
-    return stacks
+def _stacks(slices: list[Slice], root: Path, options: dict[str, Any], beside: Beside) -> list[Stack]:
+    """Volumes and images of a series, and what the options of the data set leave out."""
+    out = {
+        "burned-in": "burned-in annotation: --files.burned_in true takes it all the same",
+        "capture": "secondary capture with a place in space: --files.captures true takes it as a derived volume",
+    }
+    kept: list[Slice] = []
+    left: dict[str, list[Slice]] = {}
+    for one in slices:
+        if one.about["burned_in"] and not options["burned_in"]:
+            left.setdefault("burned-in", []).append(one)
+        elif one.about.get("capture") and not options.get("captures"):
+            left.setdefault("capture", []).append(one)
+        else:
+            kept.append(one)
+    equal = lambda a, b: same_pixels(root, Part(a.path, a.frame), Part(b.path, b.frame))  # noqa: E731
+    stacks = stacks_of(kept, equal, beside)
+    return stacks + [Stack(tuple(some), Status("rejected", out[name]), name=name) for name, some in left.items()]
 
 
 def _of_file(file: sqlite3.Row, options: dict[str, Any]) -> Iterator[tuple[int | None, dict[str, Any]]]:
@@ -124,7 +140,8 @@ def _from_stack(stack: Stack) -> dict[str, Any]:
     """Row of a stack of DICOM slices."""
     first = stack.slices[0]
     row: dict[str, Any] = {name: first.about[name] for name in _ABOUT}
-    row |= {"kind": first.kind, "modality": first.about["modality"], "value_domain": first.value_domain}
+    kind = "image" if stack.grid is not None and len(stack.grid.shape) == 2 else first.kind
+    row |= {"kind": kind, "modality": first.about["modality"], "value_domain": first.value_domain}
     row |= {"channels": first.shape[2], "volume": stack.volume[0], "volumes": stack.volume[1]}
     return row | _place(stack.grid) | _found(stack.status, first.about["subject"], first.about["study"])
 

@@ -28,6 +28,7 @@ from medssl.data.formats.dicom.header import read_slices, to_json
 from medssl.data.formats.recognition import read_header, recognize
 from medssl.data.identity import fingerprint, keyed_digest
 from medssl.data.index import Index, IndexOptions
+from medssl.data.neighbors import mark_beside_unread
 from medssl.data.processes import follow_parent
 from medssl.data.scans import regroup
 from medssl.data.walk import Found, walk
@@ -348,7 +349,8 @@ def _entry(one: Found, root: Path, of_path: Callable[..., str], digest: Callable
         return Entry(path, "scan", notes, of_path(path), json.dumps(asdict(header), separators=(",", ":")))
     except DicomError as error:
         series = digest("dicom", dataset, error.series) if error.series else of_path(path)
-        return Entry(path, "rejected" if error.rejected else "failed", str(error), series)
+        own, about = to_json(error.slices) if error.slices else ("", "")
+        return Entry(path, "rejected" if error.rejected else "failed", str(error), series, own, about)
     except FormatError as error:
         return Entry(path, "failed", str(error), of_path(path))
     except OSError as error:
@@ -360,6 +362,8 @@ def _entry(one: Found, root: Path, of_path: Callable[..., str], digest: Callable
 
 def _group(index: Index, key: bytes, tell: Progress) -> None:
     """Make the scans of every series that changed."""
+    with transaction(index.connection):
+        mark_beside_unread(index.connection)
     while True:
         query = "SELECT series FROM stale ORDER BY series LIMIT ?"
         due = [str(row[0]) for row in index.connection.execute(query, (_SERIES_AT_ONCE,))]

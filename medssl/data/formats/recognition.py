@@ -13,6 +13,7 @@ from medssl.data.formats.base import FIRST_BYTES, FileHeader, check_grid
 
 FORMATS: dict[str, Any] = {"nifti": nifti, "itk": itk, "picture": picture, "tiff": tiff}  # DICOM: see ``dicom``
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+_FIRST_REPRESENTATIONS = (b"UL", b"CS", b"DA", b"TM", b"UI", b"SH", b"LO", b"DT", b"UN")  # of elements of group 0008
 _NAMES = {"nifti": "a NIfTI file", "tiff": "a TIFF picture", "dicom": "a DICOM file"}
 _OTHER_FILES = tuple(
     (
@@ -189,6 +190,10 @@ def _described(form: str, first: bytes) -> str:
 
 
 def _bare_dicom(first: bytes) -> bool:
-    """A data set without the preamble starts with group 0008 and a low element, little endian."""
-    group, element, length = first[:2], int.from_bytes(first[2:4], "little"), int.from_bytes(first[4:8], "little")
-    return group == b"\x08\x00" and element <= 0x18 and (first[4:6].isalpha() or 0 < length <= 256)
+    """A data set without preamble: it starts with group 0002, or without meta information with group 0008."""
+    if first[:2] == b"\x02\x00":
+        return first[2:4] in (b"\0\0", b"\1\0", b"\2\0", b"\3\0", b"\x10\0") and first[4:6] in (b"UL", b"OB", b"UI")
+    order: Literal["little", "big"] = "big" if first[:2] == b"\x00\x08" else "little"
+    group, element, length = (int.from_bytes(first[a:b], order) for a, b in ((0, 2), (2, 4), (4, 8)))
+    written = first[4:6] in _FIRST_REPRESENTATIONS
+    return group == 8 and element <= 0x18 and (written or (order == "little" and 0 < length <= 256))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from medssl.data.formats.base import DAMAGE
 from medssl.types import UserError
@@ -22,12 +22,16 @@ _PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and e
 
 
 class DicomError(UserError):
-    """A DICOM file that cannot be used; ``rejected`` tells what is no scan from what is damaged."""
+    """A DICOM file that cannot be used; ``rejected`` tells what is no scan from what is damaged.
 
-    def __init__(self, message: str, *, rejected: bool = False, series: str = "") -> None:
+    ``slices`` are what its header says, where only its pixels are damaged.
+    """
+
+    def __init__(self, message: str, *, rejected: bool = False, series: str = "", slices: Sequence[Any] = ()) -> None:
         super().__init__(message)
         self.rejected = rejected
         self.series = series
+        self.slices = slices
 
 
 def damage() -> tuple[type[Exception], ...]:

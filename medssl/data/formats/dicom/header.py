@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from medssl.data.formats.dicom import mosaic
+from medssl.data.formats.dicom import fields, mosaic
+from medssl.data.formats.dicom.attributes import VECTORS, attributes_of, divided, of_frames, tags
 from medssl.data.formats.dicom.elements import DicomError, damage, parse, quiet
 from medssl.data.formats.dicom.extent import check_length
+from medssl.data.formats.dicom.geometry import TAGS, picture_spacing, pose_of, spacing_of, vector_poses
 from medssl.types import Kind, ValueDomain
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ _TAGS = (
     "Modality", "ImageType", "BurnedInAnnotation", "Manufacturer", "ManufacturerModelName", "MagneticFieldStrength",
     "SliceThickness", "BodyPartExamined", "ScanningSequence", "EchoTime", "RepetitionTime", "KVP", "ConvolutionKernel",
     "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
-    "PixelRepresentation", "PlanarConfiguration", "NumberOfFrames", "PixelSpacing", "ImagerPixelSpacing",
-    "ImageOrientationPatient", "ImagePositionPatient", "InstanceNumber", "TemporalPositionIdentifier", "EchoNumbers",
-    "DiffusionBValue", "TriggerTime", "AcquisitionNumber", "SharedFunctionalGroupsSequence",
+    "PixelRepresentation", "PlanarConfiguration", "NumberOfFrames", "InstanceNumber", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence", "RescaleSlope", "RescaleIntercept",
 )  # fmt: skip
 _NO_PICTURE = (
@@ -48,8 +46,9 @@ class Slice:
         shape: Rows, columns, samples a pixel.
         spacing_mm: Between rows, between columns; None where nothing says.
         pose: Direction of a row (3), direction of a column (3), position of the first pixel (3), LPS; None without.
-        turn: What may tell volumes of one series apart: time, echo, b_value, trigger, part, acquisition, number.
-        about: Facts of the series, safe to list.
+        turn: Attributes of this slice alone that may tell volumes of one series apart, by keyword; "number" is
+            InstanceNumber.
+        about: Facts of the file, safe to list; "apart" holds more attributes, see ``attributes``.
     """
 
     path: str
@@ -58,8 +57,14 @@ class Slice:
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float] | None
     pose: tuple[float, ...] | None
-    turn: dict[str, float | str]
+    turn: dict[str, Any]
     about: dict[str, Any]
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What may tell this slice's volume from others of its series."""
+        shared: dict[str, Any] = self.about.get("apart", {})
+        return shared | self.turn
 
     @property
     def kind(self) -> Kind:
@@ -71,6 +76,8 @@ class Slice:
         """What the values mean, by modality and samples."""
         if self.shape[2] == 3:
             return "rgb"
+        if self.about.get("capture"):
+            return "gray"  # a derived picture: its values need not be those of its modality
         domains: dict[str, ValueDomain] = {"CT": "hu", "MR": "mr"}
         return domains.get(self.about["modality"], "gray")
 
@@ -117,18 +124,20 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
         DicomError: Rejected or damaged, with the reason; the series where it could be read.
     """
     with file.open("rb") as stream, quiet():
-        dataset = parse(stream, _TAGS)
+        dataset = parse(stream, [*_TAGS, *TAGS, *tags()])
         series = ""
+        slices: tuple[Slice, ...] = ()
         try:
             series = digest("series", str(dataset.get("SeriesInstanceUID", "") or Path(path).parent))
             reason = _rejection(dataset)
             if reason:
                 raise DicomError(reason, rejected=True)
+            if "Rows" in dataset and "Columns" in dataset:
+                slices = tuple(_slices(dataset, path, digest))
             check_length(dataset, stream, file.stat().st_size)
-            slices = _slices(dataset, path, digest)
-            return series, mosaic.tiles(slices, stream, digest) if mosaic.is_mosaic(dataset) else slices
+            return series, mosaic.tiles(slices, stream, digest) if mosaic.is_mosaic(dataset) else list(slices)
         except DicomError as error:
-            raise DicomError(str(error), rejected=error.rejected, series=series) from error
+            raise DicomError(str(error), rejected=error.rejected, series=series, slices=slices) from error
         except damage() as error:
             message = f"header not understood: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
             raise DicomError(message, series=series) from error
@@ -145,9 +154,10 @@ def _rejection(dataset: Dataset) -> str:
     if modality in _NO_PICTURE or sop.startswith("1.2.840.10008.5.1.4.1.1.104"):
         return f"report, plan or other object without a picture ({modality or 'encapsulated document'})"
     if sop.startswith("1.2.840.10008.5.1.4.1.1.77.1.6"):
-        return "whole slide: not read by this version"
-    if sop.startswith("1.2.840.10008.5.1.4.1.1.7") and not sop.startswith("1.2.840.10008.5.1.4.1.1.77"):
-        return "secondary capture"
+        return "whole slide, which is listed for its own reader"
+    if _is_capture(sop):
+        if not all(fields.texts(dataset, tag) for tag in (0x00200032, 0x00200037, 0x00280030)):
+            return "secondary capture"
     if {"LOCALIZER", "SCOUT", "TOPOGRAM"} & set(image_type):
         return "localiser"
     if str(dataset.get("PhotometricInterpretation", "")) == "PALETTE COLOR":
@@ -159,89 +169,76 @@ def _rejection(dataset: Dataset) -> str:
     return ""
 
 
+def _is_capture(sop: str) -> bool:
+    return sop.startswith("1.2.840.10008.5.1.4.1.1.7") and not sop.startswith("1.2.840.10008.5.1.4.1.1.77")
+
+
 def _slices(dataset: Dataset, path: str, digest: Callable[..., str]) -> list[Slice]:
     """One slice for each frame; frames without positions are a film, which is no scan."""
     frames = int(dataset.get("NumberOfFrames") or 1)
-    groups = dataset.get("PerFrameFunctionalGroupsSequence")
+    groups = dataset.get("PerFrameFunctionalGroupsSequence") or ()
+    if groups and len(groups) != frames:
+        message = f"{frames} frames with functional groups of {len(groups)}"
+        raise DicomError(message)
+    shared = dataset.get("SharedFunctionalGroupsSequence")
+    sources = [[group, *(shared or ())[:1]] for group in groups] or [list((shared or ())[:1])]
+    poses = [pose_of(dataset, source) for source in sources]
+    common = attributes_of(dataset, digest)
+    own = of_frames(dataset, groups, digest) if groups else [{}]
     if frames > 1 and not groups:
+        poses, own = _by_vectors(dataset, poses[0], frames)
+    spacings = [spacing_of(dataset, source) for source in sources]
+    spacings = spacings if len(spacings) == frames else spacings * frames
+    picture = picture_spacing(dataset) if None in poses and None in spacings else None
+    file, turns = divided([common | one for one in own])
+    about = _about(dataset, digest) | {"apart": file}
+    uid = str(dataset.get("SOPInstanceUID", "") or path)
+    number = fields.number(dataset, 0x00200013) or 0.0
+    shape = (int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1))
+    return [
+        Slice(
+            path=path,
+            frame=frame if frames > 1 or groups else None,
+            instance=digest("instance", uid, str(frame)),
+            shape=shape,
+            spacing_mm=spacings[frame] or (picture if poses[frame] is None else None),
+            pose=poses[frame],
+            turn=turns[frame] | {"number": number + frame},
+            about=about,
+        )
+        for frame in range(frames)
+    ]
+
+
+def _by_vectors(
+    dataset: Dataset, pose: tuple[float, ...] | None, frames: int
+) -> tuple[list[tuple[float, ...] | None], list[dict[str, Any]]]:
+    """Poses and attributes of the frames of a reconstructed volume of nuclear medicine; other frames are a film."""
+    reconstructed = any(word.upper().startswith("RECON") for word in fields.texts(dataset, 0x00080008))
+    poses = vector_poses(dataset, pose, frames) if reconstructed else None
+    if poses is None:
         message = f"{frames} frames without positions (a film)"
         raise DicomError(message, rejected=True)
-    shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
-    uid = str(dataset.get("SOPInstanceUID", "") or path)
-    about = _about(dataset, digest)
-    shape = (int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1))
-    found = []
-    for frame in range(frames):
-        sources = [groups[frame], shared, dataset] if groups else [dataset]
-        spacing = _numbers(sources, "PixelMeasuresSequence", "PixelSpacing", 2) or _numbers(
-            [dataset], "", "ImagerPixelSpacing", 2
-        )
-        orientation = _numbers(sources, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
-        position = _numbers(sources, "PlanePositionSequence", "ImagePositionPatient", 3)
-        found.append(
-            Slice(
-                path=path,
-                frame=frame if frames > 1 or groups else None,
-                instance=digest("instance", uid, str(frame)),
-                shape=shape,
-                spacing_mm=(spacing[0], spacing[1]) if spacing and min(spacing) > 0 else None,
-                pose=orientation + position if orientation and position else None,
-                turn=_turn(dataset, groups[frame] if groups else None, frame),
-                about=about,
-            )
-        )
-    return found
-
-
-def _numbers(sources: Sequence[Any], sequence: str, name: str, count: int) -> tuple[float, ...] | None:
-    """The first finite value of ``name``, in the functional group ``sequence`` or plain."""
-    for source in sources:
-        if source is None:
-            continue
-        item = source.get(sequence)[0] if sequence and source.get(sequence) else source
-        value = item.get(name)
-        if value is not None and not isinstance(value, str) and len(value) == count:
-            numbers = tuple(float(number) for number in value)
-            return numbers if np.isfinite(numbers).all() else None
-    return None
-
-
-def _turn(dataset: Dataset, group: Any, frame: int) -> dict[str, float | str]:
-    """What may tell the volumes of one series apart, as far as the header says."""
-    turn: dict[str, float | str] = {}
-    names = {
-        "time": "TemporalPositionIdentifier",
-        "echo": "EchoNumbers",
-        "b_value": "DiffusionBValue",
-        "echo_time": "EchoTime",
-        "trigger": "TriggerTime",
-        "acquisition": "AcquisitionNumber",
-    }
-    for word, name in names.items():
-        value = dataset.get(name)
-        if value is not None and str(value) not in ("", "None"):
-            turn[word] = float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
-    image_type = [str(kind) for kind in (dataset.get("ImageType") or ())]
-    if image_type[2:]:
-        turn["part"] = image_type[2]
-    content = group.get("FrameContentSequence") if group is not None else None
-    if content and content[0].get("TemporalPositionIndex") is not None:
-        turn["time"] = float(content[0].TemporalPositionIndex)
-    number = dataset.get("InstanceNumber")
-    turn["number"] = float(number if number not in (None, "") else 0) + frame
-    return turn
+    vectors = {name: dataset.get(name) for name in VECTORS}
+    known = {name: value for name, value in vectors.items() if value is not None and hasattr(value, "__len__")}
+    own = [
+        {name: float(value[frame]) for name, value in known.items() if len(value) == frames} for frame in range(frames)
+    ]
+    return list(poses), own
 
 
 def _about(dataset: Dataset, digest: Callable[..., str]) -> dict[str, Any]:
     """Facts to select scans by; free text stays out, since it may hold names."""
-    patient = str(dataset.get("PatientID", "") or "").strip()
-    study = str(dataset.get("StudyInstanceUID", "") or "")
+    patient, issuer = fields.identifier(dataset, 0x00100020), fields.identifier(dataset, 0x00100021)
+    study, reference = fields.text(dataset, 0x0020000D), fields.text(dataset, 0x00200052)
     sequence = dataset.get("ScanningSequence") or ""
     age = str(dataset.get("PatientAge", "") or "")
     about: dict[str, Any] = {
         "modality": str(dataset.get("Modality", "") or "OT"),
         "subject": digest("patient", patient) if patient else "",
+        "issuer": digest("issuer", issuer) if issuer else "",
         "study": digest("study", study) if study else "",
+        "reference": digest("reference", reference) if reference else "",
         "manufacturer": str(dataset.get("Manufacturer", "") or "").strip(),
         "model": str(dataset.get("ManufacturerModelName", "") or "").strip(),
         "body_part": str(dataset.get("BodyPartExamined", "") or "").strip(),
@@ -249,17 +246,17 @@ def _about(dataset: Dataset, digest: Callable[..., str]) -> dict[str, Any]:
         "kernel": str(dataset.get("ConvolutionKernel", "") or ""),
         "sex": str(dataset.get("PatientSex", "") or ""),
         "age_band": _age_band(age),
+        "capture": _is_capture(fields.text(dataset, 0x00080016)),
         "burned_in": str(dataset.get("BurnedInAnnotation", "")).upper() == "YES",
     }
-    for word, name in (
-        ("field_strength_t", "MagneticFieldStrength"),
-        ("slice_thickness_mm", "SliceThickness"),
-        ("echo_time_ms", "EchoTime"),
-        ("repetition_time_ms", "RepetitionTime"),
-        ("kvp", "KVP"),
+    for word, tag in (
+        ("field_strength_t", 0x00180087),
+        ("slice_thickness_mm", 0x00180050),
+        ("echo_time_ms", 0x00180081),
+        ("repetition_time_ms", 0x00180080),
+        ("kvp", 0x00180060),
     ):
-        value = dataset.get(name)
-        about[word] = float(value) if value not in (None, "") and not isinstance(value, list) else None
+        about[word] = fields.number(dataset, tag)
     return about
 
 

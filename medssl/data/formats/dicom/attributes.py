@@ -1,0 +1,255 @@
+"""What may tell the volumes of one DICOM series apart: attributes of a file or of a frame (DICOM PS3.3 C.7.6.16, C.8).
+
+Two kinds of attributes:
+
+- ``CONTRASTS`` say what a voxel shows (echo, b-value, kernel, kind of image, unit): slices that differ in one of them
+  never share a volume;
+- ``MOMENTS`` say when or in which run a slice was taken (acquisition, point in time, phase of the heart, tube
+  voltage): the slices of one volume may differ in them, so they separate volumes only under the conditions that
+  ``separation`` states.
+
+Identifiers and free text are kept as digests, moments of the clock as seconds from a keyed moment.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from datetime import date
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from medssl.data.formats.dicom import fields
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+Kind = Literal["set", "text", "number", "vector", "digest"]
+Attributes = dict[str, Any]
+
+CONTRASTS: dict[str, Kind] = {
+    "SOPClassUID": "text", "ImageType": "set", "FrameType": "set", "StackID": "text", "ComplexImageComponent": "text",
+    "AcquisitionContrast": "text", "EchoNumbers": "text", "EchoTime": "number", "EffectiveEchoTime": "number",
+    "DiffusionBValue": "number", "DiffusionDirectionality": "text", "DiffusionGradientOrientation": "vector",
+    "InversionTime": "number", "InversionTimes": "vector", "FlipAngle": "number", "VelocityEncodingDirection": "vector",
+    "ASLContext": "text", "ConvolutionKernel": "text", "ConvolutionKernelGroup": "text", 
+    "ReconstructionAlgorithm": "text", "ReconstructionDiameter": "number", "SpacingBetweenSlices": "number", "MonoenergeticEnergyEquivalent": "number",
+    "EnergyWeightingFactor": "number", "RescaleType": "text", "Units": "text", "CorrectedImage": "set",
+    "ContrastBolusAgent": "digest", "ContrastBolusAgentPhase": "text", "Laterality": "text", "ImageLaterality": "text",
+    "FrameLaterality": "text", "LUTLabel": "digest", "MeasurementUnitsCodeSequence": "digest",
+}  # fmt: skip
+MOMENTS: dict[str, Kind] = {
+    "TemporalPositionIdentifier": "number", "TemporalPositionIndex": "number", "TemporalPositionTimeOffset": "number",
+    "NominalPercentageOfCardiacPhase": "number", "NominalCardiacTriggerDelayTime": "number", "TriggerTime": "number",
+    "NominalPercentageOfRespiratoryPhase": "number", "NominalRespiratoryTriggerDelayTime": "number",
+    "FrameReferenceTime": "number", "AcquisitionNumber": "number", "FrameAcquisitionNumber": "number",
+    "AcquisitionUID": "digest", "IrradiationEventUID": "digest", "KVP": "number", "RepetitionTime": "number",
+    "SequenceName": "digest", "SliceThickness": "number", "ActualCardiacTriggerDelayTime": "number",
+    "ActualRespiratoryTriggerDelayTime": "number", "AcquisitionDateTime": "number", "AcquisitionTime": "number",
+}  # fmt: skip
+CLOCKS = (
+    "TriggerTime", "NominalCardiacTriggerDelayTime", "ActualCardiacTriggerDelayTime", "FrameReferenceTime",
+    "AcquisitionDateTime", "AcquisitionTime",
+)  # fmt: skip
+# The vectors of a nuclear medicine object: one value for each frame (PS3.3 C.8.4.8).
+VECTORS = (
+    "EnergyWindowVector", "DetectorVector", "PhaseVector", "RotationVector", "RRIntervalVector", "TimeSlotVector",
+    "AngularViewVector", "TimeSliceVector",
+)  # fmt: skip
+_CODE_VALUE = {"CodeValue": "MeasurementUnitsCodeSequence"}
+# Attributes that differ from slice to slice in sound series: they stay with the slice, the others with the file.
+_OF_SLICES = frozenset({*CLOCKS, "TemporalPositionIdentifier", "AcquisitionNumber"})
+_GROUPS = (
+    "FrameContentSequence", "PixelMeasuresSequence", "MRDiffusionSequence", "DiffusionGradientDirectionSequence",
+    "MREchoSequence", "MRImageFrameTypeSequence", "MRModifierSequence", "MRTimingAndRelatedParametersSequence",
+    "MRVelocityEncodingSequence", "MRArterialSpinLabelingSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence",
+    "XRay3DFrameTypeSequence", "ParametricMapFrameTypeSequence", "CTReconstructionSequence", "CTXRayDetailsSequence",
+    "CTExposureSequence", "ContrastBolusUsageSequence", "CardiacSynchronizationSequence",
+    "RespiratorySynchronizationSequence", "TemporalPositionSequence", "FrameAnatomySequence",
+    "PixelValueTransformationSequence", "RealWorldValueMappingSequence", "MeasurementUnitsCodeSequence",
+)  # fmt: skip
+_OTHER_TAGS = (
+    "AcquisitionDate", "FrameAcquisitionDateTime", "NumberOfTemporalPositions", "DimensionIndexSequence",
+    "FrameOfReferenceUID", "IssuerOfPatientID", "DetectorInformationSequence", "SliceVector", *VECTORS,
+)  # fmt: skip
+# Places inside a stack: no index of them tells volumes apart.
+_PLACES = (0x00200032, 0x00209057, 0x00209301, 0x00201041, 0x00209113, 0x0048021E, 0x0048021F)
+_INDEX = " (index)"
+
+# b-values and directions where public attributes lack: creator, element, how it is written.
+_PRIVATE = (
+    ("SIEMENS MR HEADER", 0x0019, "DiffusionBValue", (0x0019100C,), "text"),
+    ("GEMS_PARM_01", 0x0043, "DiffusionBValue", (0x00431039,), "text"),
+    ("Philips Imaging DD 001", 0x2001, "DiffusionBValue", (0x20011003,), "f"),
+    ("SIEMENS MR HEADER", 0x0019, "DiffusionGradientOrientation", (0x0019100E,), "d"),
+    ("GEMS_ACQU_01", 0x0019, "DiffusionGradientOrientation", (0x001910BB, 0x001910BC, 0x001910BD), "text"),
+    ("Philips MR Imaging DD 001", 0x2005, "DiffusionGradientOrientation", (0x200510B0, 0x200510B1, 0x200510B2), "f"),
+)
+
+
+def is_contrast(name: str) -> bool:
+    """Whether an attribute says what a voxel shows; a dimension index is what it points to."""
+    if name.endswith(_INDEX):
+        return name.removesuffix(_INDEX) not in (*MOMENTS, "FrameAcquisitionDateTime")
+    return name in CONTRASTS or name in VECTORS[:2]
+
+
+@cache
+def tags() -> list[str | int]:
+    """What has to be read of a file for its attributes."""
+    private: list[str | int] = sorted({group << 16 | 0x10 for _, group, *_ in _PRIVATE})
+    private += sorted({element for *_, elements, _ in _PRIVATE for element in elements})
+    return [*CONTRASTS, *MOMENTS, *_OTHER_TAGS, *private]
+
+
+@cache
+def _wanted() -> dict[int, tuple[str, Kind]]:
+    from pydicom.datadict import tag_for_keyword
+
+    names: dict[str, tuple[str, Kind]] = {name: (name, kind) for name, kind in (CONTRASTS | MOMENTS).items()}
+    names |= {word: (name, "digest") for word, name in _CODE_VALUE.items()}
+    for name in ("MeasurementUnitsCodeSequence", "AcquisitionDateTime", "AcquisitionTime"):
+        del names[name]
+    names["NumberOfTemporalPositions"] = ("NumberOfTemporalPositions", "number")
+    return {int(tag_for_keyword(name) or 0): about for name, about in names.items()}
+
+
+@cache
+def _sequences() -> frozenset[int]:
+    from pydicom.datadict import tag_for_keyword
+
+    return frozenset(int(tag_for_keyword(name) or 0) for name in _GROUPS)
+
+
+def attributes_of(dataset: Dataset, digest: Callable[..., str]) -> Attributes:
+    """The attributes that a data set states for all its frames."""
+    found = _collected(dataset, digest)
+    found |= _clock(dataset, digest)
+    for creator, group, name, elements, form in _PRIVATE:
+        if name not in found and fields.text(dataset, group << 16 | 0x10) == creator:
+            values = _private(dataset, elements, form)
+            if values and (name == "DiffusionBValue" or found.get("DiffusionBValue")):
+                found[name] = values[0] if name == "DiffusionBValue" else list(values)
+    shared = dataset.get("SharedFunctionalGroupsSequence")
+    return found | (_collected(shared[0], digest) if shared else {})
+
+
+def of_frames(dataset: Dataset, groups: Sequence[Dataset], digest: Callable[..., str]) -> list[Attributes]:
+    """What each frame states for itself: its functional groups and its dimension indices."""
+    dimensions = _dimensions(dataset)
+    found = []
+    for group in groups:
+        one = _collected(group, digest)
+        content = group.get("FrameContentSequence")
+        if content:
+            one |= _clock(content[0], digest, dataset) | _indices(content[0], dimensions)
+        found.append(one)
+    return found
+
+
+def divided(attributes: Sequence[Attributes]) -> tuple[Attributes, list[Attributes]]:
+    """The attributes of the slices of one file -> those of the file, and what each slice has for itself."""
+    if len(attributes) == 1:
+        (one,) = attributes
+        own = {name: value for name, value in one.items() if name in _OF_SLICES}
+        return {name: value for name, value in one.items() if name not in own}, [own]
+    first = attributes[0]
+    shared = {
+        name: value
+        for name, value in first.items()
+        if all(name in other and other[name] == value for other in attributes)
+    }
+    return shared, [{name: value for name, value in one.items() if name not in shared} for one in attributes]
+
+
+def _collected(source: Dataset, digest: Callable[..., str]) -> Attributes:
+    """The wanted attributes of a data set, or of a functional group and what lies in it."""
+    wanted, sequences = _wanted(), _sequences()
+    found: Attributes = {}
+    for tag in list(source.keys()):
+        number = int(tag)
+        if number in sequences:
+            for item in source[tag].value or ():
+                found |= _collected(item, digest)
+        elif number in wanted:
+            name, kind = wanted[number]
+            value = _value(source, number, kind, digest)
+            if value not in (None, "", []):
+                found[name] = value
+    return found
+
+
+def _value(source: Dataset, tag: int, kind: Kind, digest: Callable[..., str]) -> Any:
+    if kind == "number":
+        return fields.number(source, tag)
+    if kind == "vector":
+        return list(fields.numbers(source, tag) or ())
+    words = fields.texts(source, tag)
+    if kind == "set":
+        return sorted({word.upper() for word in words if word})
+    text = "\\".join(words)
+    return digest("attribute", text) if kind == "digest" and text else text
+
+
+def _clock(source: Dataset, digest: Callable[..., str], dataset: Dataset | None = None) -> Attributes:
+    """When a slice was taken, in seconds from a moment that only the key tells: no date enters the index."""
+    start = int(digest("clock", fields.text(dataset if dataset is not None else source, 0x0020000D)), 16) % 10**9
+    for tag in (0x00189074, 0x0008002A):
+        moment = _seconds(fields.text(source, tag)[:8], fields.text(source, tag)[8:])
+        if moment is not None:
+            return {"AcquisitionDateTime": round(moment - start, 6)}
+    moment = _seconds(fields.text(source, 0x00080022), fields.text(source, 0x00080032))
+    return {} if moment is None else {"AcquisitionTime": round(moment - start, 6)}
+
+
+def _seconds(day: str, time: str) -> float | None:
+    """Seconds of a date (empty: none) and a time of the day, as DICOM writes them."""
+    time = time.split("+")[0].split("-")[0].replace(":", "")
+    day = day.replace(".", "")
+    try:
+        days = date(int(day[:4]), int(day[4:6]), int(day[6:8])).toordinal() if day else 0
+        return days * 86400.0 + int(time[:2]) * 3600 + int(time[2:4] or 0) * 60 + float(time[4:] or 0)
+    except ValueError:
+        return None
+
+
+def _private(dataset: Dataset, elements: Sequence[int], form: str) -> tuple[float, ...] | None:
+    """Numbers of private elements: as text, or as 4 or 8 bytes each."""
+    found: list[float] = []
+    for element in elements:
+        item = dataset.get_item(element)
+        value = item.value if item is not None else None
+        if form in "fd" and isinstance(value, bytes):
+            size = struct.calcsize(form)
+            if not value or len(value) % size:
+                return None
+            found += struct.unpack(f"<{len(value) // size}{form}", value)
+        else:
+            numbers = fields.numbers(dataset, element)
+            if not numbers:
+                return None
+            found += numbers[:1] if form == "text" else numbers
+    return tuple(found)
+
+
+def _dimensions(dataset: Dataset) -> list[str] | None:
+    """What each dimension index stands for: nothing for places; None where the object does not say."""
+    from pydicom.datadict import keyword_for_tag
+
+    sequence = dataset.get("DimensionIndexSequence")
+    if not sequence:
+        return None
+    names = []
+    for item in sequence:
+        pointer = item.get("DimensionIndexPointer")
+        tag = int(pointer) if pointer is not None else 0
+        word = keyword_for_tag(tag) or f"{tag >> 16:04X},{tag & 0xFFFF:04X}"
+        names.append("" if tag in _PLACES else f"{word}{_INDEX}")
+    return names
+
+
+def _indices(content: Dataset, dimensions: list[str] | None) -> Attributes:
+    values = fields.numbers(content, 0x00209157) or ()
+    if dimensions is None:
+        return {f"DimensionIndexValues[{place + 1}]": value for place, value in enumerate(values)}
+    return {name: value for name, value in zip(dimensions, values, strict=False) if name}

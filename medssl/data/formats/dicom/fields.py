@@ -1,0 +1,127 @@
+"""Values of DICOM elements, read from their bytes: a wrong value representation or an odd number costs nothing.
+
+Writers give ``PixelSpacing`` as text of any kind (UT, LO, UN), as binary numbers (FD), with commas for points, with
+spaces, or longer than the standard allows. Identifiers come in letters that their character set does not have.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_BINARY = {
+    "FL": "f", "OF": "f", "FD": "d", "OD": "d", "US": "H", "SS": "h", "UL": "I", "SL": "i", "UV": "Q", "SV": "q",
+}  # fmt: skip
+
+
+def numbers(source: Dataset, tag: int, count: int | None = None) -> tuple[float, ...] | None:
+    """The values of an element as numbers.
+
+    Args:
+        source: Data set or item of a sequence.
+        tag: Tag of the element.
+        count: How many values there must be; None takes any number of them.
+
+    Returns:
+        None where the element is missing or empty, or holds something else than ``count`` numbers.
+    """
+    element = source.get_item(tag)
+    if element is None or element.value is None:
+        return None
+    value: Any = element.value
+    if isinstance(value, bytes):
+        found = (
+            _binary(element, tag, value) if _vr(element, tag) in _BINARY else _texts_to_numbers(_words(value), count)
+        )
+    elif isinstance(value, str):
+        found = _texts_to_numbers(_split(value), count)
+    else:
+        found = _texts_to_numbers([str(one) for one in value] if hasattr(value, "__iter__") else [str(value)], count)
+    if not found or (count is not None and len(found) != count):
+        return None
+    return found
+
+
+def number(source: Dataset, tag: int) -> float | None:
+    """The first value of an element as a finite number."""
+    found = numbers(source, tag)
+    return found[0] if found and math.isfinite(found[0]) else None
+
+
+def texts(source: Dataset, tag: int) -> list[str]:
+    """The values of an element of codes or identifiers, without padding; letters beyond ASCII as Latin-1."""
+    element = source.get_item(tag)
+    if element is None or element.value is None:
+        return []
+    value: Any = element.value
+    if isinstance(value, bytes):
+        vr = _vr(element, tag)
+        return [f"{one:g}" for one in _binary(element, tag, value)] if vr in _BINARY else _words(value)
+    if isinstance(value, str):
+        return _split(value)
+    return [str(one).strip() for one in value] if hasattr(value, "__iter__") else [str(value)]
+
+
+def text(source: Dataset, tag: int) -> str:
+    """All values of an element in one text."""
+    return "\\".join(texts(source, tag))
+
+
+def identifier(dataset: Dataset, tag: int) -> str:
+    """An identifier of a person: as its character set says, or its bytes where these do not fit that set.
+
+    Two identifiers that differ only in letters which cannot be decoded stay two.
+    """
+    element = dataset.get_item(tag)
+    raw = element.value if element is not None and isinstance(element.value, bytes) else b""
+    try:
+        decoded = str(dataset[tag].value or "").strip() if tag in dataset else ""
+    except (LookupError, ValueError):
+        decoded = "\ufffd"
+    if "\ufffd" not in decoded or not raw:
+        return decoded
+    return raw.strip(b" \0").decode("utf-8", "surrogateescape")
+
+
+def _vr(element: Any, tag: int) -> str:
+    vr = getattr(element, "VR", None)
+    if vr not in (None, "UN"):
+        return str(vr)
+    from pydicom.datadict import dictionary_VR
+
+    try:
+        return str(dictionary_VR(tag))
+    except KeyError:
+        return "LO"
+
+
+def _binary(element: Any, tag: int, value: bytes) -> tuple[float, ...]:
+    code = _BINARY[_vr(element, tag)]
+    size = struct.calcsize(code)
+    order = "<" if getattr(element, "is_little_endian", True) else ">"
+    return tuple(
+        float(one) for one in struct.unpack(f"{order}{len(value) // size}{code}", value[: len(value) // size * size])
+    )
+
+
+def _words(value: bytes) -> list[str]:
+    return _split(value.decode("latin-1"))
+
+
+def _split(value: str) -> list[str]:
+    words = [word.strip(" \0\t\r\n") for word in value.split("\\")]
+    return words if any(words) else []
+
+
+def _texts_to_numbers(words: list[str], count: int | None) -> tuple[float, ...] | None:
+    if len(words) == 1 and count not in (None, 1) and "." in words[0]:
+        pieces = words[0].replace(";", ",").split(",")  # "0.8,0.6"
+        words = pieces if len(pieces) == count else words[0].split()
+    try:
+        return tuple(float(word.replace(",", ".")) for word in words)
+    except ValueError:
+        return None
