@@ -28,9 +28,7 @@ FOLDER = Path(os.environ.get("MEDSSL_TEST_CASES", REPOSITORY.parent / "shared" /
 MAKER = FOLDER / "make_cases.py"
 NAMES = re.findall(r"^@case\(.*?^def (\w+)\(", MAKER.read_text(), re.DOTALL | re.MULTILINE) if MAKER.is_file() else []
 STILL_WRONG = {
-    "dixon_same_numbers", "two_acquisitions_interleaved", "enhanced_scrambled_b_values", "two_patients_one_series",
-    "same_sop_uid_ct", "float_pixel_data", "modality_lut", "pet_tiny_slopes", "mixed_signedness",
-    "jpeg_extended_12_bits", "pixel_spacing_wrong_vr", "no_preamble", "no_preamble_every_second", "mask_mirrored",
+    "float_pixel_data", "modality_lut", "pet_tiny_slopes", "mixed_signedness", "jpeg_extended_12_bits", "mask_mirrored",
     "nrrd_micrometres",
 }  # fmt: skip
 UNCLEAR = re.compile(r"Traceback|object at 0x|_Layout|NoneType|\bdtype\(|<class|not subscriptable|positional argument")
