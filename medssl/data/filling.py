@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medssl.data import chunks, records
+from medssl.data.masks import check_label
 from medssl.data.preprocess import prepare
-from medssl.data.read import check_label, read
+from medssl.data.read import read
 from medssl.data.store import SMALL, content_digest, scan_file, scan_key
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def keep(filling: Filling, connection: sqlite3.Connection, outcome: Outcome) -> 
 def _prepared(filling: Filling, scan: Scan) -> tuple[Prepared, tuple[str, ...]]:
     volume = read(scan, filling.root)
     schema = filling.schemas.get(scan.source.dataset)
-    if volume.label is not None and schema is not None:
+    if volume.label is not None:
         check_label(volume.label, schema)
     prepared = prepare(volume, filling.preprocess, domain=scan.source.value_domain)
     return prepared, volume.notes

@@ -250,7 +250,8 @@ class Index:
         for row in self.connection.execute(query, identifiers):
             parts[row["scan_id"]].append(row)
         rows = self.connection.execute(f"SELECT * FROM scans WHERE scan_id IN ({marks}) ORDER BY scan_id", identifiers)
-        return [tables.scan_of(row, parts[row["scan_id"]]) for row in rows]
+        options = {row["name"]: row["options"] for row in self.connection.execute("SELECT name, options FROM datasets")}
+        return [tables.scan_of(row, parts[row["scan_id"]], options[row["dataset"]]) for row in rows]
 
 
 def _by_count(row: tuple[str, str, int]) -> tuple[str, int, str]:

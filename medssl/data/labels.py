@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -14,6 +14,8 @@ from medssl.types import LabelSchema, UserError
 _FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 _FOLDERS |= {"test": "test", "testing": "test"}
 NOUNS = {"mask": "label", "excluded": "mask of excluded voxels"}
+NONE = "none"  # in place of a pair: no file is held back as a label map
+MOST_PATHS = 64  # that a rule of many pairs may lead to
 EXAMPLES = {"mask": "labels", "excluded": "excluded"}
 STARTS, SIGNS, CALLS = frozenset("=@\t\r"), frozenset("+-"), "(|!"  # of formulas: grades such as "++" are none
 
@@ -25,7 +27,7 @@ class PathRule:
     Attributes:
         role: What the mask is: "mask" (of classes) or "excluded".
         option: Where the user says the rule.
-        text: The rule: TEXT=TEXT, several with commas; every left side is replaced.
+        text: The rule: TEXT=TEXT, several with commas.
     """
 
     role: Literal["mask", "excluded"]
@@ -43,29 +45,60 @@ class PathRule:
         Raises:
             UserError: A side is missing, or both are the same.
         """
-        pairs = [(left, right) for left, _, right in (pair.partition("=") for pair in self.text.split(",") if pair)]
+        words = (pair for pair in self.text.split(",") if pair and pair.strip().lower() != NONE)
+        pairs = [(left, right) for left, _, right in (pair.partition("=") for pair in words)]
         if any(not left or not right or left == right for left, right in pairs):
             message = f"{self.option} {self.text!r}: expected TEXT=TEXT, as in images={EXAMPLES[self.role]}"
             raise UserError(message)
         return pairs
 
-    def mask_of(self, path: str) -> str:
-        """Path of the mask of the image at ``path``; nothing where the rule does not fit."""
-        pairs = self.pairs()
-        if not pairs or any(left not in path for left, _ in pairs):
-            return ""
-        for left, right in pairs:
-            path = path.replace(left, right)
-        return path
+    def masks_of(self, path: str) -> list[str]:
+        """Paths that the mask of the image at ``path`` may have, likeliest first; none where the rule does not fit.
 
-    def image_of(self, path: str) -> str:
-        """Path of the image that the mask at ``path`` would belong to, or nothing where it cannot be a mask."""
-        pairs = self.pairs()
-        if not pairs or any(right not in path for _, right in pairs):
-            return ""
-        for left, right in reversed(pairs):
-            path = path.replace(right, left)
-        return path
+        Pairs apply where their left side occurs. Whole folder names come before other text. Of the pairs without a dot
+        at least one must occur (they are alternatives); one with a dot (an ending) may be left out.
+        """
+        return _replaced(path, self.pairs(), all_optional=False)
+
+    def images_of(self, path: str) -> list[str]:
+        """Paths that the image of the mask at ``path`` may have; none where it cannot be a mask."""
+        turned = [(right, left) for left, right in reversed(self.pairs())]
+        return _replaced(path, turned, all_optional=True)
+
+    def names_image(self, path: str) -> bool:
+        """Whether a folder of ``path`` is the left side of a pair: such a file is an image, never a lost mask."""
+        folders = PurePosixPath(path).parts[:-1]
+        return any(left.strip("/") in folders for left, _ in self.pairs())
+
+
+def _replaced(path: str, pairs: Sequence[tuple[str, str]], *, all_optional: bool) -> list[str]:
+    """Every path that the pairs lead to, those with most replacements first."""
+    needed = any("." not in left for left, _ in pairs)
+    states: dict[tuple[str, bool], int] = {(path, not needed): 0}  # path, whether a needed pair was applied -> how many
+    for left, right in pairs:
+        after: dict[tuple[str, bool], int] = {}
+        for (text, met), count in states.items():
+            for changed in _variants(text, left, right):
+                after.setdefault((changed, met or "." not in left), count + 1)
+            if left not in text or all_optional or "." in left:
+                after.setdefault((text, met), count)
+        states = dict(list(after.items())[:MOST_PATHS])
+    found = sorted((item for item in states.items() if item[0][1] and item[1]), key=lambda item: -item[1])
+    return [text for text in dict.fromkeys(text for (text, _), _ in found) if text != path]
+
+
+def _variants(path: str, left: str, right: str) -> list[str]:
+    """``left`` replaced where it is whole folders (all of them, the last), then wherever it stands."""
+    folders, old, new = path.split("/"), left.strip("/").split("/"), right.strip("/").split("/")
+    size = len(old)
+    places = [n for n in range(len(folders) - size + 1) if folders[n : n + size] == old]
+    found = []
+    for chosen in (places, places[-1:]) if places else ():
+        parts = list(folders)
+        for place in reversed(chosen):
+            parts[place : place + size] = new
+        found.append("/".join(parts))
+    return list(dict.fromkeys([*found, *([path.replace(left, right)] if left in path else [])]))
 
 
 @dataclass(frozen=True)
@@ -74,20 +107,30 @@ class MaskOptions:
 
     Attributes:
         masks: Text of an image's path = text of its mask's path, several with commas ("images=labels" or
-            "imagesTr=labelsTr,_0000.nii.gz=.nii.gz"); every left side is replaced.
+            "imagesTr=labelsTr,imagesTs=labelsTs,_0000.nii.gz=.nii.gz"); pairs apply where their left side occurs.
+            "none" takes files that look like label maps as scans.
         excluded: The same for masks of voxels that no loss looks at (defaced, burned-in text): all that is not zero.
+        grid: "check" refuses masks on another grid than their image; "trust" takes those of equal shape as they lie.
+        threshold: Values of label maps from here on are class 1, all others 0: for JPEG masks and probabilities.
     """
 
     masks: str = ""
     excluded: str = ""
+    grid: Literal["check", "trust"] = "check"
+    threshold: float | None = None
 
-    def rules(self) -> tuple[PathRule, ...]:
-        """The rules that were given, each with its role."""
+    @property
+    def all_scans(self) -> bool:
+        """Whether files that look like label maps are taken as scans."""
+        return NONE in (word.strip().lower() for word in self.masks.split(","))
+
+    def rules(self, also: Iterable[str] = ()) -> tuple[PathRule, ...]:
+        """The rules that were given, and those of the roles in ``also``, each with its role."""
         given: tuple[PathRule, ...] = (
             PathRule("mask", "--labels.masks", self.masks),
             PathRule("excluded", "--labels.excluded", self.excluded),
         )
-        return tuple(rule for rule in given if rule.pairs())
+        return tuple(rule for rule in given if rule.role in also or rule.pairs())
 
 
 @dataclass(frozen=True)

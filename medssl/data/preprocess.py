@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medssl.data import coding, grid
-from medssl.data.read import whole_numbers
+from medssl.data.masks import whole_numbers
 from medssl.types import UserError
 
 if TYPE_CHECKING:

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medssl.data import masks
 from medssl.data.formats.base import FormatError, Reading
 from medssl.data.formats.recognition import FORMATS, format_of
-from medssl.types import Grid, LabelSchema, Part, Scan, UserError
+from medssl.types import Grid, Part, Scan, UserError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Shaped
-
-_SAME_AFFINE_MM = 1e-2
 
 
 class ReadError(UserError):
@@ -52,7 +51,7 @@ def read(scan: Scan, root: Path, *, with_label: bool = True) -> Volume:
         with_label: Read the label too, where there is one.
 
     Raises:
-        ReadError: Missing, truncated or damaged file, or a mask whose shape differs from the image's.
+        ReadError: Missing, truncated or damaged file, or a mask that lies elsewhere or holds no classes.
     """
     image, grid = _read_parts(scan.source.parts, root, scan.grid)
     if len(image) != len(scan.source.channels) or grid.shape != scan.grid.shape:
@@ -65,84 +64,60 @@ def read(scan: Scan, root: Path, *, with_label: bool = True) -> Volume:
     notes: list[str] = []
     label = excluded = None
     if with_label and scan.labels.mask:
-        mask = _Mask("label", scan.labels.mask, "the number of the class")
-        label = whole_numbers(_read_mask(mask, scan, root, grid, notes), _first(scan.labels.mask))
+        mask = _Mask("label", scan.labels.mask, "the number of the class", scan.labels.threshold)
+        label = _read_mask(mask, scan, root, grid, notes)
     if scan.labels.excluded:
         mask = _Mask("mask of excluded voxels", scan.labels.excluded, "0 where voxels count")
-        excluded = _read_mask(mask, scan, root, grid, notes) != 0
+        excluded = _read_mask(mask, scan, root, grid, notes)
     if excluded is not None and not excluded.any():
         excluded = None
     return Volume(image, affine, grid.spacing_mm, label, tuple(notes), excluded)
 
 
-def check_label(label: np.ndarray, schema: LabelSchema) -> None:
-    """Compare the values of a label with the class map.
-
-    Raises:
-        UserError: Naming the values that are neither a class nor the value to ignore, and how many voxels hold them.
-    """
-    values, counts = np.unique(label, return_counts=True)
-    known = {value for value, _ in schema.classes} | ({schema.ignore} if schema.ignore is not None else set())
-    strange = {int(value): int(count) for value, count in zip(values, counts, strict=True) if int(value) not in known}
-    if strange:
-        shown = ", ".join(f"{value} ({count:,} voxels)" for value, count in list(strange.items())[:5])
-        classes = ", ".join(f"{value}={name}" for value, name in schema.classes)
-        message = (
-            f"label value not in the class map {classes}: {shown}; name it with --labels.class_names "
-            "or leave it out of the loss with --labels.ignore"
-        )
-        raise UserError(message)
-
-
-def whole_numbers(label: np.ndarray, name: str = "") -> np.ndarray:
-    """A label as integers, every value unchanged.
-
-    Args:
-        label: Values of any number type.
-        name: File that messages name.
-
-    Raises:
-        ReadError: Values that are not whole numbers, or beyond what 32 bits hold.
-    """
-    if label.dtype.kind == "b":
-        return label.astype(np.uint8)
-    limits = np.iinfo(np.int32)
-    if label.dtype.kind == "f" and not np.array_equal(np.rint(label), label):
-        problem = "values that are not whole numbers"
-    elif label.size and not limits.min <= label.min() <= label.max() <= limits.max:
-        problem = f"values from {label.min():.0f} to {label.max():.0f}: a class is a number of at most 32 bits"
-    else:
-        return label.astype(np.int32) if label.dtype.kind == "f" else label
-    message = f"label {name} holds {problem}".replace("  ", " ")
-    raise ReadError(message)
-
-
 @dataclass(frozen=True)
 class _Mask:
-    """What messages call a mask, its files, and what its only channel holds."""
+    """What messages call a mask, its files, what its only channel holds, and where its class 1 begins."""
 
     noun: str
     parts: tuple[Part, ...]
     holds: str
+    threshold: float | None = None
 
 
 def _read_mask(mask: _Mask, scan: Scan, root: Path, grid: Grid, notes: list[str]) -> np.ndarray:
-    """A mask of the image's shape [1, *s]; what is odd about it joins ``notes``."""
+    """A mask on the image's grid [1, *s]: classes, or True where voxels are excluded; what is odd joins ``notes``."""
     array, its_grid = _read_parts(mask.parts, root, scan.grid, label=True)
     name = f"{mask.noun} {_first(mask.parts)}"
-    if its_grid.shape != grid.shape:
+    match = masks.compare(grid, its_grid, trust=scan.labels.trust_grid)
+    if match.problem.startswith("shape differs"):
         message = (
             f"{name} has shape {_times(its_grid.shape)}, its image {_first(scan.source.parts)} "
             f"{_times(grid.shape)}: they must be equal"
         )
         raise ReadError(message)
-    if len(array) != 1:
-        message = f"{name} has {len(array)} channels: expected one, holding {mask.holds}"
+    if match.problem:
+        message = f"{mask.noun} {match.problem.format(name=_first(mask.parts))}"
         raise ReadError(message)
-    off = float(np.abs(np.array(its_grid.affine) - np.array(grid.affine)).max())
-    if off > _SAME_AFFINE_MM:
-        notes.append(f"{name} lies up to {off:.3g} mm off its image")
-    return array
+    if match.note:
+        notes.append(f"{name} {match.note}")
+    try:
+        return _values(mask, match.turn.apply(masks.one_channel(array, name, mask.holds, notes)), name)
+    except masks.MaskError as error:
+        raise ReadError(str(error)) from error
+
+
+def _values(mask: _Mask, array: np.ndarray, name: str) -> np.ndarray:
+    """Whole numbers of a label map, or where a mask of excluded voxels is not zero."""
+    if mask.threshold is not None:
+        return masks.above(array, mask.threshold)
+    if mask.noun == "label":
+        masks.refuse_lossy(array, name, advice="binary masks: --labels.threshold 128; others: save them as PNG")
+        return masks.whole_numbers(array, name)
+    masks.refuse_lossy(array, name, advice="save it as PNG")
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        message = f"{name} holds NaN: expected {mask.holds}"
+        raise masks.MaskError(message)
+    return np.asarray(array != 0)
 
 
 def _read_parts(parts: tuple[Part, ...], root: Path, place: Grid, *, label: bool = False) -> tuple[np.ndarray, Grid]:
@@ -159,6 +134,7 @@ def _read_parts(parts: tuple[Part, ...], root: Path, place: Grid, *, label: bool
             message = f"{file.name}: {problem}"
             raise ReadError(message)
         image, grid = FORMATS[form].read_pixels(file, parts[0].frame, Reading(label=label))
+        image, grid = (image, grid) if len(parts) == 1 else _with_channels(image, grid, parts, root)
     except FormatError as error:
         message = f"{file.name}: {error}"
         raise ReadError(message) from error
@@ -172,6 +148,19 @@ def _read_parts(parts: tuple[Part, ...], root: Path, place: Grid, *, label: bool
         message = f"{file.name}: zero-size, shape {_times(image.shape)}"
         raise ReadError(message)
     return image, grid
+
+
+def _with_channels(image: np.ndarray, grid: Grid, parts: tuple[Part, ...], root: Path) -> tuple[np.ndarray, Grid]:
+    """The channels of further files on the same grid, behind those of the first."""
+    arrays = [image]
+    for part in parts[1:]:
+        more, its_grid = _read_parts((part,), root, grid)
+        match = masks.compare(grid, its_grid)
+        if match.problem:
+            message = f"channel {match.problem.format(name=Path(part.path).name)}"
+            raise ReadError(message)
+        arrays.append(match.turn.apply(more))
+    return np.concatenate(arrays), grid
 
 
 def _first(parts: tuple[Part, ...]) -> str:

@@ -14,10 +14,13 @@ from typing import Any
 
 from medssl.data.identity import SubjectRule, named_digest, patient_digest
 from medssl.data.index import Index
-from medssl.data.labels import LabelOptions, PathRule, Table, folder_split, names_of, read_table, refuse_formula
+from medssl.data.labels import LabelOptions, Table, folder_split, names_of, read_table, refuse_formula
+from medssl.data.pairing import Mask, Pairing
 from medssl.data.split import parse_shares, split_of
+from medssl.types import UserError
 
 _PAGE = 1000
+_SHOWN = 10  # folders that a message names
 
 
 def apply(index: Index, key: bytes) -> tuple[str, ...]:
@@ -25,6 +28,9 @@ def apply(index: Index, key: bytes) -> tuple[str, ...]:
 
     Returns:
         What the user should know: subjects that nothing tells apart, rows of a table that fit no scan, and so on.
+
+    Raises:
+        UserError: A rule fits nothing at all: masks that lie nowhere, folders of splits that there are none of.
     """
     connection = index.connection
     datasets = connection.execute("SELECT name, folder, options FROM datasets ORDER BY name").fetchall()
@@ -32,8 +38,16 @@ def apply(index: Index, key: bytes) -> tuple[str, ...]:
     if index.meta("ruled") == state:
         return tuple(json.loads(index.meta("notes", "[]")))
     notes: list[str] = []
+    failures: list[str] = []
+    connection.execute("CREATE INDEX IF NOT EXISTS parts_by_file ON parts (file)")
     for row in datasets:
-        notes += [f"{row['name']}: {note}" for note in _Ruler(index, row, key).run()]
+        ruler = _Ruler(index, row, key)
+        notes += [f"{row['name']}: {note}" for note in ruler.run()]
+        failures += [f"{row['name']}: {failure}" for failure in ruler.failures()]
+    if failures:  # what was read and ruled stays; the next update says the same until the rules are put right
+        more = f" (and {len(failures) - 1} more data sets)" if len(failures) > 1 else ""
+        message = failures[0] + more
+        raise UserError(message)
     notes += _split_leaks(connection)
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('notes', ?)", (json.dumps(notes),))
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('ruled', ?)", (state,))
@@ -66,7 +80,7 @@ class _Ruled:
     split: str
     values: dict[str, str]
     status: tuple[str, str]
-    masks: tuple[tuple[PathRule, sqlite3.Row], ...] = ()
+    masks: tuple[Mask, ...] = ()
 
 
 class _Ruler:
@@ -86,6 +100,8 @@ class _Ruler:
         by_share = self.labels.split != "folder" and not column
         self.shares = parse_shares(self.labels.split) if by_share else {}
         self.told: Counter[str] = Counter()
+        self.folders: set[str] = set()
+        self.pairing = Pairing(self.connection, self.prefix, self.labels)
 
     def run(self) -> list[str]:
         """Apply the rules, a page of scans at a time."""
@@ -101,7 +117,7 @@ class _Ruler:
         """All scans that their files alone would allow, with the path of their first file."""
         last = ""
         query = """
-            SELECT scans.*, files.path AS path FROM scans
+            SELECT scans.*, files.path AS path, files.state AS state, parts.frame AS frame FROM scans
             JOIN parts ON parts.scan_id = scans.scan_id AND role = 'image' AND number = 0
             JOIN files ON files.id = parts.file
             WHERE scans.dataset = ? AND scans.scan_id > ? ORDER BY scans.scan_id LIMIT ?
@@ -113,7 +129,7 @@ class _Ruler:
     def _rule(self, row: sqlite3.Row) -> _Ruled:
         found: dict[str, Any] = json.loads(row["found"])
         path = os.path.relpath(row["path"], self.prefix)
-        if its_image := self._belongs(path):
+        if its_image := self.pairing.belongs(path):
             return _Ruled("", False, "", {}, its_image)
         name = self.subject.name_in(path)
         values = self.table.row([*names_of(path), name, self.patients.get(found["subject"], "")])
@@ -122,23 +138,11 @@ class _Ruler:
         if self.labels.classes == "folder":
             kept["class"] = PurePosixPath(path).parent.name
             refuse_formula(kept["class"], "--labels.classes folder")
-        masks, status = self._masks(path, row, (found["status"], found["reason"]))
-        self._count(known, values, masks)
+        masks, problem = self.pairing.masks(path, row, {})
+        status = ("failed", problem) if problem else (found["status"], found["reason"])
+        self._count(known, values)
         split = self._split(path, subject, values.get(self.split_column, ""))
-        return _Ruled(subject, known, split, kept, status, masks)
-
-    def _belongs(self, path: str) -> tuple[str, str] | None:
-        """Status of a file that is no scan of its own: a mask, or one whose image is missing; None for all others."""
-        missing = None
-        for rule in self.labels.rules():
-            image = rule.image_of(path)
-            if not image or image == path:
-                continue
-            if self._file(image) is None:
-                missing = missing or ("rejected", f"{rule.noun} without an image")
-            elif rule.mask_of(image) == path:
-                return "label", ""
-        return missing
+        return _Ruled(subject, known, split, kept, status, tuple(masks))
 
     def _who(self, row: sqlite3.Row, found: dict[str, Any], name: str, told: str) -> tuple[str, bool]:
         """The subject: by the rule; else its study, else the scan itself stands for it."""
@@ -151,58 +155,46 @@ class _Ruler:
     def _split(self, path: str, subject: str, told: str) -> str:
         if self.shares:
             return split_of(subject, self.shares)
-        return told if self.split_column else folder_split(path)
+        split = told if self.split_column else folder_split(path)
+        self.told["in a split"] += bool(split)
+        if not split and len(self.folders) < _SHOWN:
+            self.folders.update(PurePosixPath(path).parts[:-1])
+        return split
 
-    def _file(self, path: str) -> sqlite3.Row | None:
-        """The file at ``path`` below the data set, with its scan."""
-        query = """
-            SELECT files.id, files.path, scans.* FROM files
-            LEFT JOIN parts ON parts.file = files.id AND parts.role = 'image' AND parts.number = 0
-            LEFT JOIN scans ON scans.scan_id = parts.scan_id WHERE files.path = ?
-        """
-        found = self.connection.execute(query, (os.path.normpath(f"{self.prefix}/{path}"),)).fetchone()
-        return None if found is None else found
-
-    def _masks(
-        self, path: str, row: sqlite3.Row, status: tuple[str, str]
-    ) -> tuple[tuple[tuple[PathRule, sqlite3.Row], ...], tuple[str, str]]:
-        """The masks of the image at ``path``; one that is damaged or of another shape makes the scan fail."""
-        masks = []
-        for rule in self.labels.rules():
-            wanted = rule.mask_of(path)
-            mask = self._file(wanted) if wanted and wanted != path else None
-            if mask is None:
-                continue
-            if problem := _unusable(rule, PurePosixPath(wanted).name, row, mask):
-                status = ("failed", problem)
-            else:
-                masks.append((rule, mask))
-        return tuple(masks), status
-
-    def _count(self, known: bool, values: Any, masks: tuple[tuple[PathRule, sqlite3.Row], ...]) -> None:
+    def _count(self, known: bool, values: Any) -> None:
         self.told["scans"] += 1
         self.told["unknown"] += not known
         self.told["without row"] += bool(self.table.rows) and not values
-        for rule in self.labels.rules():
-            self.told[f"without {rule.role}"] += all(rule != other for other, _ in masks)
+
+    def failures(self) -> list[str]:
+        """Rules that fit nothing at all."""
+        found = [failure] if (failure := self.pairing.failure()) else []
+        if self.labels.split == "folder" and self.told["scans"] and not self.told["in a split"]:
+            shown = ", ".join(sorted(self.folders)[:_SHOWN]) or "none"
+            found.append(f"--labels.split folder: no folder is named train, val or test; the folders are {shown}")
+        return found
 
     def _write(self, scan_id: str, one: _Ruled) -> None:
         row = self.connection.execute("SELECT found FROM scans WHERE scan_id = ?", (scan_id,)).fetchone()
         digest = json.loads(row["found"])["digest"]
-        for rule, mask in one.masks:
-            role = "" if rule.role == "mask" else f"{rule.role} "
-            digest = hashlib.blake2b(f"{digest} {role}{mask['source_digest']}".encode(), digest_size=8).hexdigest()
+        for mask in one.masks:
+            role = "" if mask.rule.role == "mask" else f"{mask.rule.role} "
+            how = f" threshold {self.labels.threshold}" if self.labels.threshold is not None and not role else ""
+            how += " trust" if self.labels.grid == "trust" else ""
+            digest = hashlib.blake2b(f"{digest} {role}{mask.digest}{how}".encode(), digest_size=8).hexdigest()
         self.connection.execute(
             "UPDATE scans SET subject_id = ?, subject_known = ?, split = ?, labels = ?, has_mask = ?, status = ?, "
             "reason = ?, source_digest = ? WHERE scan_id = ?",
             (
                 one.subject, int(one.known), one.split, json.dumps(one.values, sort_keys=True),
-                int(any(rule.role == "mask" for rule, _ in one.masks)), *one.status, digest, scan_id,
+                int(any(mask.rule.role == "mask" for mask in one.masks)), *one.status, digest, scan_id,
             ),
         )  # fmt: skip
         self.connection.execute("DELETE FROM parts WHERE scan_id = ? AND role <> 'image'", (scan_id,))
-        rows = [(scan_id, rule.role, mask["id"]) for rule, mask in one.masks]
-        self.connection.executemany("INSERT INTO parts VALUES (?, ?, 0, ?, NULL)", rows)
+        rows = [
+            (scan_id, mask.rule.role, number, *part) for mask in one.masks for number, part in enumerate(mask.parts)
+        ]
+        self.connection.executemany("INSERT INTO parts VALUES (?, ?, ?, ?, ?)", rows)
 
     def _notes(self) -> list[str]:
         """What the user should know, with counts."""
@@ -222,19 +214,4 @@ class _Ruler:
             notes.append(f"{told['without row']:,} scans have no row in {Path(self.labels.values).name}")
         if self.table.unused:
             notes.append(f"{self.table.unused:,} rows of {Path(self.labels.values).name} fit no scan")
-        if told["without mask"]:
-            notes.append(f"{told['without mask']:,} scans have no usable mask")
-        if told["without excluded"]:
-            notes.append(f"{told['without excluded']:,} scans have no usable mask of excluded voxels: all theirs count")
-        return notes
-
-
-def _unusable(rule: PathRule, name: str, row: sqlite3.Row, mask: sqlite3.Row) -> str:
-    """Why a scan cannot be used with its mask, or nothing."""
-    if mask["scan_id"] is None or json.loads(mask["found"])["status"] != "ok":
-        return f"{rule.noun} unusable: {name} {mask['reason'] or 'is no image'}"
-    shapes = [tuple(one[f"size_{axis}"] for axis in "ijk" if one[f"size_{axis}"]) for one in (row, mask)]
-    if shapes[0] != shapes[1]:
-        ours, its = ("x".join(map(str, shape)) for shape in shapes)
-        return f"{rule.noun} shape differs: {name} has {its}, its image {ours}"
-    return ""
+        return notes + self.pairing.notes(told["scans"])

@@ -118,14 +118,15 @@ def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def scan_of(row: sqlite3.Row, parts: Sequence[sqlite3.Row]) -> Scan:
-    """A row of ``scans`` and its rows of ``parts`` (role, path, frame) as a Scan."""
+def scan_of(row: sqlite3.Row, parts: Sequence[sqlite3.Row], options: str) -> Scan:
+    """A row of ``scans``, its rows of ``parts`` (role, path, frame) and the options of its data set as a Scan."""
     sizes = tuple(row[name] for name in ("size_i", "size_j", "size_k") if row[name] is not None)
     spacing = tuple(row[f"spacing_{axis}_mm"] for axis in "ijk" if row[f"spacing_{axis}_mm"] is not None)
     values: dict[str, str] = json.loads(row["labels"])
     by_role: dict[str, list[Part]] = {"image": [], "mask": [], "excluded": []}
     for part in parts:
         by_role[part["role"]].append(Part(part["path"], part["frame"]))
+    masks: dict[str, Any] = json.loads(options)["labels"]
     channels = row["channels"] or 1
     domain: Any = row["value_domain"]
     names = ("red", "green", "blue") if domain == "rgb" and channels == 3 else tuple(str(n) for n in range(channels))
@@ -142,6 +143,12 @@ def scan_of(row: sqlite3.Row, parts: Sequence[sqlite3.Row]) -> Scan:
         ),
         grid=Grid(sizes, spacing, tuple(tuple(line) for line in json.loads(row["affine"]))),
         digests=Digests(row["source_digest"], row["pixels_digest"]),
-        labels=Labels(tuple(by_role["mask"]), tuple(sorted(values.items())), tuple(by_role["excluded"])),
+        labels=Labels(
+            tuple(by_role["mask"]),
+            tuple(sorted(values.items())),
+            tuple(by_role["excluded"]),
+            masks.get("threshold"),
+            masks.get("grid") == "trust",
+        ),
         status=Status(row["status"], row["reason"]),
     )

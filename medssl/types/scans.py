@@ -70,6 +70,8 @@ class Labels:
     mask: tuple[Part, ...] = ()
     values: tuple[tuple[str, str], ...] = ()
     excluded: tuple[Part, ...] = ()
+    threshold: float | None = None  # values of the segmentation from here on are class 1, all others 0
+    trust_grid: bool = False  # masks of equal shape lie on the image's grid, whatever their headers say
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from PIL import Image
 
 from medssl.data.index import FileOptions, Index, IndexOptions
 from medssl.data.labels import LabelOptions
-from medssl.data.read import ReadError, check_label, read
+from medssl.data.masks import check_label
+from medssl.data.read import ReadError, read
 from medssl.data.update import update
 from medssl.types import Grid, Labels, LabelSchema, Part, Scan, UserError
 
@@ -229,11 +230,6 @@ def test_labels_are_whole_numbers_of_the_image_shape(tmp_path, dtype):
     assert volume.notes == ()
 
 
-def test_a_label_that_lies_elsewhere_is_said(tmp_path):
-    volume = read(*labelled(tmp_path / "d", noise((4, 5, 6), np.uint8, high=3), np.diag([1.0, 1.5, 2.5, 1.0])))
-    assert volume.notes == ("label x.nii.gz lies up to 0.5 mm off its image",)
-
-
 def test_a_label_with_fractions_is_refused(tmp_path):
     scan, root = labelled(tmp_path / "d", np.full((4, 5, 6), 0.5, np.float32))
     with pytest.raises(ReadError, match=r"label x\.nii\.gz holds values that are not whole numbers"):
@@ -297,11 +293,6 @@ def test_what_is_not_zero_in_the_mask_is_excluded(tmp_path, value):
 
 def test_a_mask_of_zeros_excludes_nothing(tmp_path):
     assert read(*excluded_in(tmp_path / "d", np.zeros((4, 5, 6), np.uint8))).excluded is None
-
-
-def test_a_mask_of_excluded_voxels_that_lies_elsewhere_is_said(tmp_path):
-    volume = read(*excluded_in(tmp_path / "d", np.ones((4, 5, 6), np.uint8), np.diag([1.0, 1.5, 2.5, 1.0])))
-    assert volume.notes == ("mask of excluded voxels x.nii.gz lies up to 0.5 mm off its image",)
 
 
 def test_a_mask_of_excluded_voxels_of_another_shape_is_refused(tmp_path):

@@ -1,0 +1,270 @@
+"""A mask beside its image: does it lie on the image's grid, and does it hold numbers of classes.
+
+All functions are pure: the index calls ``compare`` with headers, the reader calls all of them with pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medssl.types import Grid, UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from medssl.types import LabelSchema
+
+SAME_VOXELS = 0.1  # corners of a mask may lie this far from those of its image (voxels of the image): rounded headers
+SAID_VOXELS = 0.01  # from here on it is said
+WHOLE = 1e-6  # relative: a scaled value this close to a whole number is one (slopes are stored in float32)
+LOSSY = (".jpg", ".jpeg")
+_NEAR = 24  # lossy compression keeps values of a binary mask this close to 0 and 255
+
+
+class MaskError(UserError):
+    """A mask that cannot be used: one line."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How the array of a mask becomes that of its image.
+
+    Attributes:
+        axes: For each axis of the image, the axis of the mask that runs along it.
+        flips: For each axis of the image, whether the mask runs against it.
+        off: Distance of the worst corner after the turn, in voxels of the image; infinite where the sizes differ.
+    """
+
+    axes: tuple[int, ...]
+    flips: tuple[bool, ...]
+    off: float
+
+    @property
+    def moves(self) -> bool:
+        """Whether the array changes at all."""
+        return any(self.flips) or self.axes != tuple(range(len(self.axes)))
+
+    def apply(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
+        """An array [C, *mask axes] as [C, *image axes]."""
+        turned = array.transpose(0, *(axis + 1 for axis in self.axes))
+        flipped = np.flip(turned, tuple(axis + 1 for axis, flip in enumerate(self.flips) if flip))
+        return np.ascontiguousarray(flipped) if self.moves else array
+
+
+@dataclass(frozen=True)
+class Match:
+    """Result of comparing two grids: how to turn the mask; ``problem`` why it cannot be used, ``note`` what is odd."""
+
+    turn: Turn
+    problem: str = ""
+    note: str = ""
+
+
+def compare(image: Grid, mask: Grid, *, trust: bool = False) -> Match:
+    """Compare the grid of a mask with that of its image.
+
+    Args:
+        image: Grid of the image.
+        mask: Grid of the mask.
+        trust: Take masks of equal shape as they are, whatever their position.
+
+    Returns:
+        How to turn the mask. ``problem`` starts with "shape differs" or "on another grid" and holds ``{name}`` where
+        the name of the mask belongs.
+    """
+    turn = turn_of(image, mask)
+    if turn.off <= SAME_VOXELS:
+        far = turn.off > SAID_VOXELS
+        return Match(turn, note=f"lies up to {turn.off:.2g} voxels off its image (taken as rounding)" if far else "")
+    still = Turn(tuple(range(len(image.shape))), (False,) * len(image.shape), turn.off)
+    if sorted(image.shape) != sorted(mask.shape) or len(image.shape) == 2:
+        return Match(still, f"shape differs: {{name}} has {_times(mask.shape)}, its image {_times(image.shape)}")
+    if trust and image.shape == mask.shape:
+        return Match(still, note="is taken to lie on its image's grid, which its header does not say (grid trust)")
+    apart = f"corners up to {turn.off:.3g} voxels apart" if np.isfinite(turn.off) else "the axes do not fit"
+    ways = "resample it to its image"
+    if image.shape == mask.shape:
+        position = "its header gives no position: " if _without_position(mask) else ""
+        ways = f"{position}{ways}, or take equal shapes as equal grids with --labels.grid trust"
+    return Match(still, f"on another grid: {{name}} has {describe(mask)}, its image {describe(image)}; {apart}: {ways}")
+
+
+def turn_of(image: Grid, mask: Grid) -> Turn:
+    """The turn that brings a mask closest to its image. A picture's grid is its pixels: only its shape counts."""
+    count = len(image.shape)
+    still = Turn(tuple(range(count)), (False,) * count, np.inf)
+    if len(mask.shape) != count:
+        return still
+    if count == 2:
+        return Turn(still.axes, still.flips, 0.0 if image.shape == mask.shape else np.inf)
+    inner = np.linalg.solve(np.array(image.affine), np.array(mask.affine))  # mask voxel -> image voxel
+    linear = inner[:count, :count]
+    axes = tuple(int(axis) for axis in np.abs(linear).argmax(axis=1))
+    if sorted(axes) != list(range(count)) or tuple(mask.shape[axis] for axis in axes) != tuple(image.shape):
+        return still
+    flips = tuple(bool(linear[row, axis] < 0) for row, axis in enumerate(axes))
+    exact = np.zeros((count, count + 1))
+    for row, (axis, flip) in enumerate(zip(axes, flips, strict=True)):
+        exact[row, axis] = -1.0 if flip else 1.0
+        exact[row, count] = image.shape[row] - 1 if flip else 0
+    last = np.array(mask.shape) - 1
+    corners = np.stack(np.meshgrid(*((0, length) for length in last), indexing="ij")).reshape(count, -1)
+    off = (inner[:count, :count] - exact[:, :count]) @ corners + (inner[:count, count:] - exact[:, count:])
+    return Turn(axes, flips, float(np.abs(off).max()))
+
+
+def describe(grid: Grid) -> str:
+    """A grid in one phrase: "20x18x10 voxels (LAS) of 0.9x0.8x2.5 mm from 40, -30, 10"."""
+    affine = np.array(grid.affine)
+    if len(grid.shape) != 3:
+        return f"{_times(grid.shape)} pixels"
+    rows = np.abs(affine[:3, :3]).argmax(axis=0)
+    letters = "".join(("RAS" if affine[row, axis] > 0 else "LPI")[row] for axis, row in enumerate(rows))
+    spacing = "x".join(f"{step:.4g}" for step in grid.spacing_mm)
+    origin = ", ".join(f"{value:.4g}" for value in affine[:3, 3] + 0.0)
+    return f"{_times(grid.shape)} voxels ({letters}) of {spacing} mm from {origin}"
+
+
+def one_channel(array: NDArray[np.generic], name: str, holds: str, notes: list[str]) -> NDArray[np.generic]:
+    """A mask with a single channel; equal channels of a picture become one, which joins ``notes``.
+
+    Raises:
+        MaskError: A colored picture, one-hot channels, or other channels.
+    """
+    if len(array) == 1:
+        return array
+    lossy = name.lower().endswith(LOSSY)
+    if array.ndim == 3 and len(array) in (3, 4):
+        colors = array[:3].astype(np.int64)
+        if np.abs(colors - colors[:1]).max() <= (_NEAR if lossy else 0):
+            notes.append(f"{name} has three equal channels: the first is taken")
+            return array[:1]
+        count = len(np.unique(colors[0] * 2**32 + colors[1] * 2**16 + colors[2]))
+        message = f"{name} is a colored picture ({count:,} colors): expected one channel, holding {holds}"
+        raise MaskError(message)
+    message = f"{name} has {len(array)} channels: expected one, holding {holds}"
+    values = np.unique(array[..., :64])
+    if len(values) == 2 and values[0] == 0:
+        message += "; channels of two values look like one class each (one-hot): store the number of the class instead"
+    raise MaskError(message)
+
+
+def whole_numbers(label: NDArray[np.generic], name: str = "label") -> NDArray[np.generic]:
+    """A label as integers, every value unchanged (but for rounding of float32).
+
+    Args:
+        label: Values of any number type.
+        name: What messages call it.
+
+    Raises:
+        MaskError: Values that are not whole numbers, or beyond what 32 bits hold.
+    """
+    if label.dtype.kind == "b":
+        return label.astype(np.uint8)
+    limits = np.iinfo(np.int32)
+    if label.dtype.kind == "f" and (problem := _fractions(label)):
+        pass
+    elif label.size and not limits.min <= label.min() <= label.max() <= limits.max:
+        problem = f"values from {label.min():.0f} to {label.max():.0f}: a class is a number of at most 32 bits"
+    else:
+        return np.rint(label).astype(np.int32) if label.dtype.kind == "f" else label
+    message = f"{name} holds {problem}"
+    raise MaskError(message)
+
+
+def _fractions(label: NDArray[np.generic]) -> str:
+    """What is wrong with real numbers as classes, or nothing."""
+    values = label.astype(np.float64, copy=False)
+    finite = np.isfinite(values)
+    if not finite.all():
+        return f"{int((~finite).sum()):,} voxels that are no number (NaN or infinite)"
+    fractions = np.unique(values[np.abs(np.rint(values) - values) > WHOLE * np.maximum(1, np.abs(values))])
+    if not len(fractions):
+        return ""
+    shown = ", ".join(f"{value:.7g}" for value in fractions[:3]) + (", ..." if len(fractions) > 3 else "")
+    if len(fractions) > 3 and values.min() >= 0 and values.max() <= 1:
+        cause = "probabilities become classes 0 and 1 with --labels.threshold 0.5"
+    elif len(fractions) > 100:
+        cause = "an image, or a mask resampled with interpolation: resample masks to the nearest voxel"
+    else:
+        cause = "a slope in its header (scl_slope) is the likely cause: store class numbers unscaled"
+    return f"values that are not whole numbers ({shown}): {cause}"
+
+
+def above(label: NDArray[np.generic], threshold: float) -> NDArray[np.uint8]:
+    """Classes 0 and 1: values from ``threshold`` on are 1; NaN is 0."""
+    return np.asarray(label >= threshold, np.uint8)  # type: ignore[operator]
+
+
+def refuse_lossy(label: NDArray[np.generic], name: str, *, advice: str) -> None:
+    """Refuse a JPEG mask whose values compression has changed.
+
+    Raises:
+        MaskError: More than two values.
+    """
+    count = len(value_counts(label))
+    if name.lower().endswith(LOSSY) and count > 2:
+        near = np.minimum(label, 255 - label.astype(np.int16)) <= _NEAR
+        kind = "near 0 and 255" if near.mean() > 0.95 else "of any size"
+        message = f"{name} is a JPEG picture with {count} values {kind}: compression changes class numbers; {advice}"
+        raise MaskError(message)
+
+
+def value_counts(label: NDArray[np.generic]) -> dict[int, int]:
+    """Whole numbers of a label with their counts, in order."""
+    if not label.size:
+        return {}
+    low, high = int(label.min()), int(label.max())
+    if high - low > 1 << 20:
+        values, counts = np.unique(label, return_counts=True)
+    else:
+        total = np.zeros(high - low + 1, np.int64)
+        flat = label.ravel()
+        for start in range(0, flat.size, 1 << 22):  # far faster than sorting, in little memory
+            total += np.bincount(flat[start : start + (1 << 22)].astype(np.int64) - low, minlength=len(total))
+        values = np.flatnonzero(total)
+        values, counts = values + low, total[values]
+    return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+
+
+def check_label(label: NDArray[np.generic], schema: LabelSchema | None) -> None:
+    """Compare the values of a label with the class map; without one, only negative values are refused.
+
+    Raises:
+        MaskError: Naming the values that are neither a class nor the value to ignore, and how many voxels hold them.
+    """
+    counts = value_counts(label)
+    if schema is None:
+        known = {value for value in counts if value >= 0}
+    else:
+        known = {value for value, _ in schema.classes} | ({schema.ignore} if schema.ignore is not None else set())
+    strange = {value: count for value, count in counts.items() if value not in known}
+    if not strange:
+        return
+    shown = ", ".join(f"{value} ({count:,} voxels)" for value, count in list(strange.items())[:5])
+    shown += f" and {len(strange) - 5} more values" if len(strange) > 5 else ""
+    if schema is None:
+        message = f"negative label value: {shown}; name it with --labels.class_names or --labels.ignore"
+        raise MaskError(message)
+    classes = ", ".join(f"{value}={name}" for value, name in schema.classes)
+    advice = "name it with --labels.class_names or leave it out of the loss with --labels.ignore"
+    names = dict(schema.classes)
+    if set(strange) == {255} and set(counts) <= {0, 255} and set(names) == {0, 1}:
+        advice = f"the mask holds 0 and 255 only: --labels.class_names 0={names[0]},255={names[1]}"
+    elif len(strange) > 5 and set(names) <= {0, 1, 255}:
+        advice = f"many values for {len(names)} classes: --labels.threshold 128 makes values from 128 on class 1"
+    message = f"label value not in the class map {classes}: {shown}; {advice}"
+    raise MaskError(message)
+
+
+def _without_position(grid: Grid) -> bool:
+    """Whether an affine is what writers put where they know nothing: unit steps from the origin."""
+    affine = np.abs(np.array(grid.affine))
+    return bool(np.allclose(affine, np.eye(len(affine))))
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
