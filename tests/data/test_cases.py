@@ -28,7 +28,7 @@ FOLDER = Path(os.environ.get("MEDSSL_TEST_CASES", REPOSITORY.parent / "shared" /
 MAKER = FOLDER / "make_cases.py"
 NAMES = re.findall(r"^@case\(.*?^def (\w+)\(", MAKER.read_text(), re.DOTALL | re.MULTILINE) if MAKER.is_file() else []
 STILL_WRONG = {
-    "float_pixel_data", "modality_lut", "pet_tiny_slopes", "mixed_signedness", "jpeg_extended_12_bits", "mask_mirrored",
+    "float_pixel_data", "modality_lut", "pet_tiny_slopes", "mixed_signedness", "jpeg_extended_12_bits",
     "nrrd_micrometres",
 }  # fmt: skip
 UNCLEAR = re.compile(r"Traceback|object at 0x|_Layout|NoneType|\bdtype\(|<class|not subscriptable|positional argument")
