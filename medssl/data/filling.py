@@ -14,6 +14,7 @@ from medssl.data.masks import check_label
 from medssl.data.preprocess import prepare
 from medssl.data.read import read
 from medssl.data.store import SMALL, content_digest, scan_file, scan_key
+from medssl.data.unchanged import refuse_changed
 
 if TYPE_CHECKING:
     import sqlite3
@@ -179,6 +180,7 @@ def keep(filling: Filling, connection: sqlite3.Connection, outcome: Outcome) -> 
 
 
 def _prepared(filling: Filling, scan: Scan) -> tuple[Prepared, tuple[str, ...]]:
+    refuse_changed(scan, filling.root)
     volume = read(scan, filling.root)
     schema = filling.schemas.get(scan.source.dataset)
     if volume.label is not None:

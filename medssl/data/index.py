@@ -244,7 +244,9 @@ class Index:
         marks = ",".join("?" * len(identifiers))
         parts: dict[str, list[sqlite3.Row]] = {identifier: [] for identifier in identifiers}
         query = f"""
-            SELECT parts.scan_id, role, path, frame FROM parts JOIN files ON files.id = parts.file
+            SELECT parts.scan_id, role, path, frame, size, modified_ns,
+            CASE WHEN state = 'scan' AND instr(header, '"companions":[[') > 0 THEN header END AS header
+            FROM parts JOIN files ON files.id = parts.file
             WHERE parts.scan_id IN ({marks}) ORDER BY parts.scan_id, role, number
         """
         for row in self.connection.execute(query, identifiers):

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from multiprocessing import parent_process
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import chain, islice
+from multiprocessing import get_context, parent_process
+from typing import Self, TypeVar
+
+T = TypeVar("T")
+S = TypeVar("S")
 
 
 def follow_parent() -> None:
@@ -19,3 +27,38 @@ def _wait(sentinel: int) -> None:
 
     wait([sentinel])
     os._exit(1)
+
+
+class HeaderProcesses:
+    """Processes that read headers: started when there is more than one batch to read, then kept until the end."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self.pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.pool is not None:
+            self.pool.shutdown(cancel_futures=True)
+
+    def map(self, read: Callable[[list[T]], list[S]], batches: Iterator[list[T]]) -> Iterator[tuple[list[T], list[S]]]:
+        """Each batch with what ``read`` makes of it, in order, with few batches under way."""
+        first = list(islice(batches, 2))
+        if self.workers < 1 or (len(first) < 2 and self.pool is None):
+            for batch in chain(first, batches):
+                yield batch, read(batch)
+            return
+        self.pool = self.pool or ProcessPoolExecutor(
+            self.workers, mp_context=get_context("spawn"), initializer=follow_parent
+        )
+        under_way: deque[tuple[list[T], Future[list[S]]]] = deque()
+        for batch in chain(first, batches):
+            under_way.append((batch, self.pool.submit(read, batch)))
+            if len(under_way) > 2 * self.workers:
+                done, future = under_way.popleft()
+                yield done, future.result()
+        while under_way:
+            done, future = under_way.popleft()
+            yield done, future.result()

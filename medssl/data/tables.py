@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from os.path import normpath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medssl.types import Digests, Grid, Labels, Part, Scan, Source, Status, Subject, UserError
@@ -97,6 +99,18 @@ def connect(file: Path, *, writable: bool) -> sqlite3.Connection:
     return connection
 
 
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
 def listing(connection: sqlite3.Connection) -> tuple[str, list[str]]:
     """The query that --where and --export see, and its columns: scans without internals, labels as columns.
 
@@ -119,13 +133,13 @@ def _quoted(name: str) -> str:
 
 
 def scan_of(row: sqlite3.Row, parts: Sequence[sqlite3.Row], options: str) -> Scan:
-    """A row of ``scans``, its rows of ``parts`` (role, path, frame) and the options of its data set as a Scan."""
+    """A row of ``scans``, its rows of ``parts`` and of their files, and the options of its data set as a Scan."""
     sizes = tuple(row[name] for name in ("size_i", "size_j", "size_k") if row[name] is not None)
     spacing = tuple(row[f"spacing_{axis}_mm"] for axis in "ijk" if row[f"spacing_{axis}_mm"] is not None)
     values: dict[str, str] = json.loads(row["labels"])
     by_role: dict[str, list[Part]] = {"image": [], "mask": [], "excluded": []}
     for part in parts:
-        by_role[part["role"]].append(Part(part["path"], part["frame"]))
+        by_role[part["role"]].append(Part(part["path"], part["frame"], _states(part)))
     masks: dict[str, Any] = json.loads(options)["labels"]
     channels = row["channels"] or 1
     domain: Any = row["value_domain"]
@@ -152,3 +166,13 @@ def scan_of(row: sqlite3.Row, parts: Sequence[sqlite3.Row], options: str) -> Sca
         ),
         status=Status(row["status"], row["reason"]),
     )
+
+
+def _states(part: sqlite3.Row) -> tuple[tuple[str, int, int], ...]:
+    """What a part's file and its companions were when they were indexed."""
+    states = [(str(part["path"]), int(part["size"]), int(part["modified_ns"]))]
+    if part["header"]:
+        folder = PurePosixPath(part["path"]).parent
+        for name, size, modified_ns in json.loads(part["header"])["details"]["companions"]:
+            states.append((normpath(folder / name), size, modified_ns))
+    return tuple(states)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +23,15 @@ class Found:
     folder: bool = False
 
 
-def walk(directory: Path, *, below: bool = True) -> Iterator[Found]:
+def walk(directory: Path, *, below: bool = True, names: Sequence[str] = ()) -> Iterator[Found]:
     """Files below ``directory``, sorted within each folder; links are followed, each folder once.
 
-    Without ``below`` only those of the directory itself. Memory grows with the number of folders, not of files.
+    Without ``below`` only those of the directory itself, with ``names`` only these of them. Memory grows with the
+    number of folders, not of files.
     """
+    if names:
+        yield from _named(directory, names)
+        return
     seen: set[tuple[int, int]] = set()
     pending = [str(directory)]
     while pending:
@@ -53,6 +57,21 @@ def walk(directory: Path, *, below: bool = True) -> Iterator[Found]:
             else:
                 yield _file(entry)
         pending.extend(reversed(folders) if below else ())
+
+
+def _named(directory: Path, names: Sequence[str]) -> Iterator[Found]:
+    """These files of a folder, as far as they are there."""
+    for name in sorted(names):
+        path = str(directory / name)
+        try:
+            about = os.stat(path)  # noqa: PTH116
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            yield Found(path, problem=f"cannot be looked at: {error.strerror}")
+            continue
+        regular = stat.S_ISREG(about.st_mode)
+        yield Found(path, about.st_size, about.st_mtime_ns) if regular else Found(path, problem="not a regular file")
 
 
 def _is_text(name: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from medssl.data.datasets import places_of
 from medssl.data.identity import SubjectRule, load_key
 from medssl.data.index import FileOptions, Index, IndexOptions
 from medssl.data.labels import LabelOptions
@@ -28,14 +29,14 @@ def index(
     export: Path | None = None,
     show: str | None = None,
 ) -> int:
-    """Say what every file below some directories is, and which scans they make. Headers are read, pixels are not.
+    """Say what every file below some folders is, and which scans they make. Headers are read, pixels are not.
 
-    With directories, or with no question, the index is brought up to date: only new and changed files are read, and an
-    interrupted update goes on where it stopped. ``--where``, ``--export`` and ``--show`` ask an existing index.
+    With folders or files, or with no question, the index is brought up to date: only new and changed files are read,
+    and an interrupted update goes on where it stopped. ``--where``, ``--export`` and ``--show`` ask an existing index.
 
     Args:
-        directories: Folders with scans; each becomes a data set. Without any: all that the index knows, by their
-            saved rules.
+        directories: Folders with scans, or single files; each folder becomes a data set. Without any: all that the
+            index knows, by their saved rules.
         index: The index file. It names files, so it is readable by its owner alone.
         subject: How a subject is recognised: "dicom" (PatientID), a regular expression with one group that is searched
             in the path below the directory, or "column:NAME" of the table of values.
@@ -68,16 +69,13 @@ def index(
 def _update(directories: Sequence[Path], file: Path, options: IndexOptions) -> int:
     """Update and print what there is now."""
     SubjectRule(options.subject)
-    missing = [directory for directory in directories if not directory.expanduser().is_dir()]
-    if missing:
-        message = f"no such directory: {missing[0]}"
-        raise UserError(message)
+    places = places_of(directories)
     if not directories and not file.exists():
-        message = f"no index at {file}: name the directories to index"
+        message = f"no index at {file}: name the folders or files to index"
         raise UserError(message)
-    folders = [directory.expanduser().resolve() for directory in directories]
-    key = load_key(options.files.key, away_from=[file.parent, *folders])
-    root = folders[0].parent if folders else None
+    key = load_key(options.files.key, away_from=[file.parent, *places.folders])
+    first = next(iter((*places.folders, *places.files)), None)
+    root = first.parent if first else None
     with Index.open(file, create=True, root=root) as opened, counting() as progress:
         done = update(opened, directories, options, key=key, progress=progress)
     with Index.open(file) as opened:

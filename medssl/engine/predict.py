@@ -16,6 +16,7 @@ from medssl.data.identity import load_key
 from medssl.data.index import FileOptions, Index, IndexOptions
 from medssl.data.labels import is_formula, names_of
 from medssl.data.read import read
+from medssl.data.unchanged import refuse_changed
 from medssl.data.update import update
 from medssl.engine import outputs
 from medssl.engine.calibrate import scaling_of
@@ -187,6 +188,7 @@ def _predict_all(
             there += 1
             continue
         try:
+            refuse_changed(scan, root)
             volume = read(scan, root, with_label=False)
             ask = segment if fitted.kind == "segmentation" else classify
             answer = ask(fitted, volume, scan.source.value_domain, windows)

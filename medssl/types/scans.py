@@ -12,10 +12,15 @@ LabelKind = Literal["classes", "findings", "number"]
 
 @dataclass(frozen=True)
 class Part:
-    """One file (or one frame of it) of a scan; ``path`` is relative to the index root."""
+    """One file (or one frame of it) of a scan; ``path`` is relative to the index root.
+
+    ``states``: what the file and those that hold a part of it (a detached ``.raw``) were when they were indexed:
+    path, size in bytes and modification time in nanoseconds of each.
+    """
 
     path: str
     frame: int | None = None
+    states: tuple[tuple[str, int, int], ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)

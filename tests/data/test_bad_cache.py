@@ -94,8 +94,14 @@ class Row:
 ROWS = {
     "NaN voxels": Row("4 of 168000 voxels are NaN or infinite", nan),
     "infinite voxels": Row("2400 of 168000 voxels are NaN or infinite", infinite),
-    "truncated .nii.gz": Row("bad.nii.gz: truncated or damaged", lambda f: volume(f, "bad"), truncated_after_indexing),
-    "changed since it was indexed": Row("the index says 1x70x60x40", lambda f: volume(f, "bad"), shrunk),
+    "truncated .nii.gz": Row(
+        "bad.nii.gz has changed since it was indexed: run medssl index again",
+        lambda f: volume(f, "bad"),
+        truncated_after_indexing,
+    ),
+    "changed since it was indexed": Row(
+        "bad.nii.gz has changed since it was indexed", lambda f: volume(f, "bad"), shrunk
+    ),
     "gone since it was indexed": Row("no such file", lambda f: volume(f, "bad"), gone),
     "label value not in the class map": Row("label value not in the class map .* 7 \\(168,000 voxels\\)", label_value),
     "all voxels excluded": Row(
@@ -104,12 +110,11 @@ ROWS = {
         excluded,
     ),
     "mask of excluded voxels of another shape": Row(
-        "skipped [0-9a-f]+: mask of excluded voxels bad.nii.gz has shape 70x60x41, its image bad.nii.gz 70x60x40: they "
-        "must be equal$",
+        "skipped [0-9a-f]+: bad.nii.gz has changed since it was indexed: run medssl index again$",
         excluded,
         excluded_shape,
     ),
-    "label of another shape": Row("has shape 70x60x41, its image", labelled, label_shape),
+    "label of another shape": Row("bad.nii.gz has changed since it was indexed", labelled, label_shape),
 }
 
 

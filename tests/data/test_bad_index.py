@@ -246,7 +246,7 @@ ROWS = [
     Row(not_dicom, r"failed: 1 .*\n  1 named \.dcm, but is text$"),
     Row(empty_file, r"failed: 1 .*\n  1 empty file$"),
     Row(flat_affine, r"failed: 1 .*\n  1 geometry unusable$"),
-    Row(good, r"error: no such directory: .*nowhere$", 2, words=("{scans}/nowhere",)),
+    Row(good, r"error: no such file or folder: .*nowhere$", 2, words=("{scans}/nowhere",)),
     Row(good, r"error: --subject '\(' is no regular expression", 2, words=("--subject", "("), id="subject no regex"),
     Row(good, r"error: --subject 'p' has 0 groups, expected one", 2, words=("--subject", "p"), id="subject no group"),
     Row(good, r"error: column:x needs a table", 2, words=("--subject", "column:x"), id="subject without table"),
@@ -374,7 +374,7 @@ def test_an_unreadable_file_is_tried_again(tmp_path, capsys, monkeypatch):
         def denied(*_args):
             raise PermissionError(13, "Permission denied")
 
-        patched.setattr("medssl.data.update.read_header", denied)
+        patched.setattr("medssl.data.entries.read_header", denied)
         assert index(tmp_path, str(tmp_path / "scans")) == 1
         assert "1 cannot be opened" in capsys.readouterr().out
     assert index(tmp_path, str(tmp_path / "scans")) == 0

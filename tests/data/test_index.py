@@ -553,7 +553,7 @@ def test_a_folder_that_cannot_be_opened_is_unknown_not_gone(scans, file, monkeyp
         ("scans", "scans/n", {}, "lie inside each other"),
         ("scans", "other/scans", {}, "data set scans is already"),
         ("scans", "scans", {"files": FileOptions(dataset="again")}, "is already data set scans"),
-        ("scans", "nowhere", {}, "no such directory"),
+        ("scans", "nowhere", {}, "no such file or folder"),
     ],
 )
 def test_every_file_belongs_to_one_data_set(scans, tmp_path, file, first, second, options, message):
