@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from medssl.data.formats.recognition import FORMATS
 from medssl.data.index import Index
 from medssl.data.tables import transaction
 from medssl.data.walk import Found
 
 _MISSING = (-1, 0)
 _CLAIMED = "pixels of "
+DETACHED = (".hdr", ".nhdr", ".mhd")  # headers whose pixels may lie beside them: read again until they are there
 
 
-def states_of(file: Path, form: str) -> list[list[Any]]:
-    """Each companion of a file: path from the file's folder, size and modification time (-1 and 0: missing)."""
-    found = getattr(FORMATS[form], "companions", lambda _: ())(file)
-    return [[os.path.relpath(one, file.parent), *_state(os.fspath(one))] for one in found]
+def states_of(folder: Path, names: Sequence[str]) -> list[list[Any]]:
+    """Each companion of a file in ``folder``: its path from there, size, modification time (-1 and 0: missing)."""
+    return [[name, *_state(os.path.join(folder, name))] for name in names]  # noqa: PTH118
 
 
 def outdated(index: Index, dataset: str) -> list[Found]:
@@ -71,7 +70,7 @@ def _owners(index: Index, dataset: str) -> Iterator[tuple[str, list[list[Any]]]]
     """Files that have companions, with what these were."""
     query = """
         SELECT path, header FROM files
-        WHERE dataset = ? AND state IN ('scan', 'failed') AND instr(header, '"companions":[[') > 0 ORDER BY path
+        WHERE dataset = ? AND state = 'scan' AND instr(header, '"companions":[[') > 0 ORDER BY path
     """
     for path, header in index.connection.execute(query, (dataset,)).fetchall():
         yield path, json.loads(header)["details"]["companions"]

@@ -47,22 +47,20 @@ def _entry(one: Found, root: Path, of_path: Callable[..., str], digest: Callable
     file = Path(one.path)
     if one.problem:
         return Entry(path, "ignored" if "met before" in one.problem else "failed", one.problem, of_path(path))
-    form = ""
     try:
         kind = recognize(file)
-        form = kind.form
         if kind.state:
             return Entry(path, kind.state, kind.reason, "" if kind.state == "ignored" else of_path(path))
-        if form == "dicom":
+        if kind.form == "dicom":
             series, slices = read_slices(file, path, digest)
             return Entry(path, "slice", kind.note, digest("dicom", dataset, series), *to_json(slices))
-        return _scan(file, path, form, kind.note, of_path(path))
+        return _scan(file, path, kind.form, kind.note, of_path(path))
     except DicomError as error:
         series = digest("dicom", dataset, error.series) if error.series else of_path(path)
         own, about = to_json(error.slices) if error.slices else ("", "")
         return Entry(path, "rejected" if error.rejected else "failed", str(error), series, own, about)
     except FormatError as error:
-        return Entry(path, "failed", str(error), of_path(path), _header_of_failed(file, form))
+        return Entry(path, "failed", str(error), of_path(path))
     except OSError as error:
         return Entry(path, "failed", f"cannot be opened: {error.strerror}", of_path(path))
 
@@ -70,20 +68,10 @@ def _entry(one: Found, root: Path, of_path: Callable[..., str], digest: Callable
 def _scan(file: Path, path: str, form: str, note: str, series: str) -> Entry:
     """Entry of a file that is a scan by itself."""
     header = asdict(read_header(file, form))
-    header["details"].pop("companions", None)
-    if states := companions.states_of(file, form):
-        header["details"]["companions"] = states
+    if names := header["details"].get("companions"):
+        header["details"]["companions"] = companions.states_of(file.parent, names)
     notes = "; ".join(filter(None, (note, *header["notes"])))
     return Entry(path, "scan", notes, series, _json(header))
-
-
-def _header_of_failed(file: Path, form: str) -> str:
-    """The companions of a file that could not be read: when these change, it is read again."""
-    try:
-        states = companions.states_of(file, form) if form else []
-    except (FormatError, OSError):
-        return ""
-    return _json({"details": {"companions": states}}) if states else ""
 
 
 def _json(value: Any) -> str:

@@ -189,7 +189,8 @@ def _store(connection: sqlite3.Connection, dataset: str, number: int, one: Found
     if entry.shared:
         connection.execute("INSERT OR IGNORE INTO shared (text) VALUES (?)", (entry.shared,))
         shared = connection.execute("SELECT id FROM shared WHERE text = ?", (entry.shared,)).fetchone()[0]
-    unread = entry.state == "failed" and entry.reason.startswith("cannot be opened")  # is tried again next time
+    again = entry.reason.startswith("cannot be opened") or entry.path.lower().endswith(companions.DETACHED)
+    unread = entry.state == "failed" and again  # is tried again next time
     connection.execute(
         """
         INSERT INTO files (path, dataset, size, modified_ns, state, reason, series, header, shared, walk)

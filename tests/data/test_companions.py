@@ -9,31 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.make_scans import noise, write_itk, write_nifti
+from data.make_scans import noise, write_nifti
 from data.test_cache import index_folder
 
 from medssl.cli import main
-from medssl.data import companions
 from medssl.data.index import Index
 from medssl.data.store import Store
 from medssl.data.unchanged import same_time
 
 
-@pytest.fixture(autouse=True)
-def detached(monkeypatch):
-    """Header files whose pixels lie in a ``.raw`` beside them."""
-
-    def raw_of(path: Path) -> tuple[Path, ...]:
-        return (path.with_suffix(".raw"),) if path.suffix == ".mhd" else ()
-
-    for module in companions.FORMATS.values():
-        monkeypatch.setattr(module, "companions", raw_of)
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_itk(tmp_path / "d" / "a.mhd", noise((4, 5, 6)))
-    write_itk(tmp_path / "d" / "b.mhd", noise((4, 5, 6), seed=1))
+    """Two pairs of a header and its voxels."""
+    import nibabel
+
+    (tmp_path / "d").mkdir()
+    for seed, name in enumerate("ab"):
+        image = nibabel.Nifti1Pair(noise((4, 5, 6), seed=seed), np.diag([1.0, 1.5, 2.0, 1.0]))
+        image.to_filename(tmp_path / "d" / f"{name}.hdr")
     return tmp_path / "d"
 
 
@@ -50,16 +43,16 @@ def ignored(file: Path) -> dict[str, str]:
 
 def test_files_of_pixels_are_no_scans_and_say_whose_they_are(tmp_path, folder):
     file = index_folder(folder, tmp_path / "x" / "i")
-    assert ignored(file) == {"a.raw": "pixels of a.mhd", "b.raw": "pixels of b.mhd"}
+    assert ignored(file) == {"a.img": "pixels of a.hdr", "b.img": "pixels of b.hdr"}
 
 
 def test_a_change_of_the_pixels_alone_is_seen(tmp_path, folder):
     file = index_folder(folder, tmp_path / "x" / "i")
     before = digests(file)
     assert digests(index_folder(folder, file)) == before
-    (folder / "b.raw").write_bytes(noise((4, 5, 6), seed=9).tobytes())
+    (folder / "b.img").write_bytes(noise((4, 5, 6), seed=9).tobytes())
     after = digests(index_folder(folder, file))
-    assert {name for name in after if after[name] != before[name]} == {"b.mhd"}
+    assert {name for name in after if after[name] != before[name]} == {"b.hdr"}
     fresh = index_folder(folder, tmp_path / "y" / "i")
     assert digests(fresh) == after
     assert ignored(fresh) == ignored(file)
@@ -67,28 +60,28 @@ def test_a_change_of_the_pixels_alone_is_seen(tmp_path, folder):
 
 def test_pixels_without_their_header_are_named_for_what_they_are(tmp_path, folder):
     file = index_folder(folder, tmp_path / "x" / "i")
-    (folder / "b.mhd").unlink()
+    (folder / "b.hdr").unlink()
     index_folder(folder, file)
-    assert "numbers without a header" in ignored(file)["b.raw"]
+    assert "numbers without a header" in ignored(file)["b.img"]
 
 
 def test_a_header_file_is_read_again_when_its_pixels_come(tmp_path, folder):
-    (folder / "b.raw").rename(tmp_path / "kept.raw")
+    (folder / "b.img").rename(tmp_path / "kept.img")
     file = index_folder(folder, tmp_path / "x" / "i")
     before = digests(file)
-    (tmp_path / "kept.raw").rename(folder / "b.raw")
+    (tmp_path / "kept.img").rename(folder / "b.img")
     after = digests(index_folder(folder, file))
-    assert sorted(after) == ["a.mhd", "b.mhd"]
-    assert before.get("b.mhd") != after["b.mhd"]
+    assert sorted(after) == ["a.hdr", "b.hdr"]
+    assert before.get("b.hdr") != after["b.hdr"]
 
 
 def test_the_cache_refuses_a_scan_whose_pixels_changed_since_it_was_indexed(tmp_path, folder, capfd):
     file = index_folder(folder, tmp_path / "x" / "i")
-    (folder / "b.raw").write_bytes(noise((4, 5, 6), seed=9).tobytes())
+    (folder / "b.img").write_bytes(noise((4, 5, 6), seed=9).tobytes())
     assert main(["cache", str(file), str(tmp_path / "store"), "--workers", "0"]) == 0
     captured = capfd.readouterr()
     assert re.search(
-        r"skipped \w+: b.raw has changed since it was indexed: run medssl index", captured.out + captured.err
+        r"skipped \w+: b.img has changed since it was indexed: run medssl index", captured.out + captured.err
     )
 
 
