@@ -33,7 +33,7 @@ VERBS = {path.replace(".", "/").replace(":", ".py:") for path, _ in cli.VERBS.va
 # what a module may import at its top although it takes long to load; everything else heavy goes inside functions
 HEAVY = {
     "SimpleITK", "blosc2", "distributed", "dynamic_network_architectures", "gdcm", "imagecodecs", "jsonargparse",
-    "lightning", "matplotlib", "monai", "nibabel", "openslide", "pandas", "peft", "pyarrow", "pydicom", "scipy",
+    "lightning", "matplotlib", "monai", "nibabel", "h5py", "openslide", "pandas", "peft", "pyarrow", "pydicom", "scipy",
     "tensorboard", "tifffile", "timm", "torchvision", "transformers",
 }  # fmt: skip
 SUBCLASSES = {"medssl/engine/": {"lightning"}, "medssl/encoders/timm_twins.py": {"timm"}}  # of those packages' classes

@@ -41,6 +41,47 @@ class DicomOptions:
 
 
 @dataclass(frozen=True)
+class ArrayOptions:
+    """What the axes of arrays are (``.npy``, ``.npz``, ``.h5``), which say nothing about themselves.
+
+    Attributes:
+        axes: One letter for each axis, slowest first: i, j, k are the voxel axes of a volume (a picture has rows j and
+            columns i), c channels, t points in time; such as kji, ckji, ji or jic. Empty leaves such files out.
+        spacing_mm: Distances of voxels with commas, for i, j, k in the order that ``axes`` has them; empty takes 1.
+        member: Name of the array in an ``.npz`` or ``.h5`` file; of several with commas the first that a file has.
+    """
+
+    axes: str = ""
+    spacing_mm: str = ""
+    member: str = ""
+
+    def __post_init__(self) -> None:
+        spatial = [letter for letter in self.axes if letter in "ijk"]
+        wrong = len(set(self.axes)) < len(self.axes) or set(self.axes) - set("ijkct") or not set("ij") <= set(spatial)
+        if self.axes and wrong:
+            message = (
+                f"--files.arrays.axes {self.axes!r}: expected each axis once, i and j, and where there are such k, "
+                "c (channels), t (time), as in kji, ckji, ji or jic"
+            )
+            raise UserError(message)
+        if self.spacing_mm and not _are_lengths(self.spacing_mm, len(spatial)):
+            message = (
+                f"--files.arrays.spacing_mm {self.spacing_mm!r}: expected {len(spatial)} lengths above 0 with commas, "
+                f"one for each of {', '.join(spatial) or 'the axes of --files.arrays.axes'}"
+            )
+            raise UserError(message)
+
+
+def _are_lengths(text: str, count: int) -> bool:
+    """Whether a text is as many lengths above 0."""
+    try:
+        lengths = [float(part) for part in text.split(",")]
+    except ValueError:
+        return False
+    return len(lengths) == count and all(0 < length < float("inf") for length in lengths)
+
+
+@dataclass(frozen=True)
 class FileOptions(DicomOptions):
     """How files are read.
 
@@ -52,6 +93,7 @@ class FileOptions(DicomOptions):
         below: Look into the folders below, too.
         workers: Processes that read headers; 0 reads in this one.
         key: The institution's key file; None takes ``~/.config/medssl/key``.
+        arrays: What the axes of arrays without a header are (``.npy``, ``.npz``, ``.h5``).
     """
 
     dataset: str = ""
@@ -60,6 +102,7 @@ class FileOptions(DicomOptions):
     below: bool = True
     workers: int = 2
     key: Path | None = None
+    arrays: ArrayOptions = field(default_factory=ArrayOptions)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ a gzip file, and cost seconds of import in every process.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ def read(scan: Scan, root: Path, *, with_label: bool = True) -> Volume:
     Raises:
         ReadError: Missing, truncated or damaged file, or a mask that lies elsewhere or holds no classes.
     """
-    image, grid = _read_parts(scan.source.parts, root, scan.grid)
+    image, grid = _read_parts(scan.source.parts, root, scan.grid, _reading(scan))
     if len(image) != len(scan.source.channels) or grid.shape != scan.grid.shape:
         message = (
             f"{_first(scan.source.parts)} now has shape {_times(image.shape)}, the index says "
@@ -86,7 +87,7 @@ class _Mask:
 
 def _read_mask(mask: _Mask, scan: Scan, root: Path, grid: Grid, notes: list[str]) -> np.ndarray:
     """A mask on the image's grid [1, *s]: classes, or True where voxels are excluded; what is odd joins ``notes``."""
-    array, its_grid = _read_parts(mask.parts, root, scan.grid, label=True)
+    array, its_grid = _read_parts(mask.parts, root, scan.grid, _reading(scan, label=True))
     name = f"{mask.noun} {_first(mask.parts)}"
     match = masks.compare(grid, its_grid, trust=scan.labels.trust_grid)
     if match.problem.startswith("shape differs"):
@@ -120,7 +121,13 @@ def _values(mask: _Mask, array: np.ndarray, name: str) -> np.ndarray:
     return np.asarray(array != 0)
 
 
-def _read_parts(parts: tuple[Part, ...], root: Path, place: Grid, *, label: bool = False) -> tuple[np.ndarray, Grid]:
+def _reading(scan: Scan, *, label: bool = False) -> Reading:
+    """How the files of a scan and its masks are read where they do not say it themselves."""
+    stated: dict[str, str] = json.loads(scan.source.reading) if scan.source.reading else {}
+    return Reading(label, **stated)
+
+
+def _read_parts(parts: tuple[Part, ...], root: Path, place: Grid, reading: Reading) -> tuple[np.ndarray, Grid]:
     """Array [C, *s] and grid of a scan or a label, by the format of its first file; DICOM lies at ``place``."""
     if not parts:
         message = "a scan without files: run medssl index again"
@@ -133,8 +140,8 @@ def _read_parts(parts: tuple[Part, ...], root: Path, place: Grid, *, label: bool
         if problem:
             message = f"{file.name}: {problem}"
             raise ReadError(message)
-        image, grid = FORMATS[form].read_pixels(file, parts[0].frame, Reading(label=label))
-        image, grid = (image, grid) if len(parts) == 1 else _with_channels(image, grid, parts, root)
+        image, grid = FORMATS[form].read_pixels(file, parts[0].frame, reading)
+        image, grid = (image, grid) if len(parts) == 1 else _with_channels(image, grid, parts, root, reading)
     except FormatError as error:
         message = f"{file.name}: {error}"
         raise ReadError(message) from error
@@ -150,11 +157,13 @@ def _read_parts(parts: tuple[Part, ...], root: Path, place: Grid, *, label: bool
     return image, grid
 
 
-def _with_channels(image: np.ndarray, grid: Grid, parts: tuple[Part, ...], root: Path) -> tuple[np.ndarray, Grid]:
+def _with_channels(
+    image: np.ndarray, grid: Grid, parts: tuple[Part, ...], root: Path, reading: Reading
+) -> tuple[np.ndarray, Grid]:
     """The channels of further files on the same grid, behind those of the first."""
     arrays = [image]
     for part in parts[1:]:
-        more, its_grid = _read_parts((part,), root, grid)
+        more, its_grid = _read_parts((part,), root, grid, reading)
         match = masks.compare(grid, its_grid)
         if match.problem:
             message = f"channel {match.problem.format(name=Path(part.path).name)}"

@@ -6,10 +6,13 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
+from medssl.data.formats.array import lay_out
+from medssl.data.formats.base import FormatError
 from medssl.data.formats.dicom.header import Slice, from_json
 from medssl.data.formats.dicom.pixels import same_pixels
 from medssl.data.formats.dicom.volumes import Beside, Stack, stacks_of
@@ -112,11 +115,18 @@ def _stacks(slices: list[Slice], root: Path, options: dict[str, Any], beside: Be
 
 def _of_file(file: sqlite3.Row, options: dict[str, Any]) -> Iterator[tuple[int | None, dict[str, Any]]]:
     """Rows of a file that is a scan by itself, or of its frames where these are to be scans, each with its frame."""
-    header = json.loads(file["header"])
+    header, reasons, reading = json.loads(file["header"]), file["reason"], ""
+    if arrays := header.get("details", {}).get("arrays"):
+        try:
+            laid, reading = lay_out(arrays, options.get("arrays", {}))
+        except FormatError as error:
+            yield None, {"kind": header["kind"]} | _found(Status("rejected", str(error)), "", "")
+            return
+        header, reasons = asdict(laid), "; ".join(laid.notes)
     modality, domain = str(options["modality"]).upper(), header["value_domain"]
     if domain == "gray":
         domain = {"CT": "hu", "MR": "mr"}.get(modality, "gray")
-    status = Status("ok", file["reason"])
+    status = Status("ok", reasons)
     count, channels = header["frames"]["count"], header["channels"]
     if count > 1 and options["frames"] == "channels":
         channels *= count
@@ -129,6 +139,8 @@ def _of_file(file: sqlite3.Row, options: dict[str, Any]) -> Iterator[tuple[int |
     grid = Grid(**{name: header["grid"][name] for name in ("shape", "spacing_mm", "affine")})
     row = {"kind": header["kind"], "modality": modality, "value_domain": domain, "channels": channels}
     row |= _place(grid) | {"volume": 1, "volumes": 1} | _found(status, "", "")
+    if reading:
+        row["found"] |= {"reading": reading}
     if count == 1 or options["frames"] != "scans":
         yield None, row
         return
@@ -187,6 +199,9 @@ def _add(
     for file in files:
         digest.update(json.dumps([file["size"], file["modified_ns"], file["header"], file["about"]]).encode())
     row |= {"scan_id": scan_id, "source_digest": digest.hexdigest(), "files": len({file["id"] for file in files})}
+    if reading := row["found"].get("reading"):  # stated axes are part of what an array is
+        digest.update(reading.encode())
+        row["source_digest"] = digest.hexdigest()
     row["found"] = json.dumps(row["found"] | {"digest": row["source_digest"]})
     names = list(row)
     connection.execute(

@@ -154,6 +154,7 @@ def scan_of(row: sqlite3.Row, parts: Sequence[sqlite3.Row], options: str) -> Sca
             value_domain=domain,
             parts=tuple(by_role["image"]),
             channels=names if channels > 1 else ("",),
+            reading=json.loads(row["found"]).get("reading", ""),
         ),
         grid=Grid(sizes, spacing, tuple(tuple(line) for line in json.loads(row["affine"]))),
         digests=Digests(row["source_digest"], row["pixels_digest"]),

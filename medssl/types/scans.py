@@ -33,6 +33,7 @@ class Source:
     value_domain: ValueDomain
     parts: tuple[Part, ...]
     channels: tuple[str, ...] = ("",)
+    reading: str = ""  # how files are read that do not say it themselves (arrays): JSON
 
 
 @dataclass(frozen=True)

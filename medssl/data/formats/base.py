@@ -80,11 +80,13 @@ class Reading:
         label: The file is a mask: palette indices are classes, nothing is converted to colors.
         axes: Arrays only: what each axis is, slowest first ("kji", "ckji", "ji", "jic", "tkji").
         member: Arrays only: name of the array in an ``.npz`` or ``.h5`` file.
+        spacing_mm: Arrays only: distances of voxels with commas, for each spatial axis in the order of ``axes``.
     """
 
     label: bool = False
     axes: str = ""
     member: str = ""
+    spacing_mm: str = ""
 
 
 def check_grid(header: FileHeader) -> FileHeader:

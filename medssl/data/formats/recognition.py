@@ -8,19 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from medssl.data.formats import itk, nifti, picture, tiff, unread
+from medssl.data.formats import array, itk, nifti, picture, tiff, unread
 from medssl.data.formats.base import FIRST_BYTES, FileHeader, check_grid
 
-FORMATS: dict[str, Any] = {"nifti": nifti, "itk": itk, "picture": picture, "tiff": tiff}  # DICOM: see ``dicom``
+FORMATS: dict[str, Any] = {
+    "array": array,
+    "nifti": nifti,
+    "itk": itk,
+    "picture": picture,
+    "tiff": tiff,
+}  # DICOM: see ``dicom``
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _FIRST_REPRESENTATIONS = (b"UL", b"CS", b"DA", b"TM", b"UI", b"SH", b"LO", b"DT", b"UN")  # of elements of group 0008
 _NAMES = {"nifti": "a NIfTI file", "tiff": "a TIFF picture", "dicom": "a DICOM file"}
 _OTHER_FILES = tuple(
     (
         ".txt .json .csv .tsv .xml .html .htm .pdf .md .log .yaml .yml .xlsx .xls .doc .docx .bval .bvec .py .sqlite "
-        ".db .npy .npz .pt .pth .safetensors .ipynb .sh .ini .cfg .pptx .rtf .exe .dll .js .css .xsl .rst .toml .pkl"
+        ".db .pt .pth .safetensors .ipynb .sh .ini .cfg .pptx .rtf .exe .dll .js .css .xsl .rst .toml .pkl"
     ).split()
 )
+_BY_NAME = ("array",)  # ZIP and HDF5 files hold many other things
 _UNOPENED = (".zip", ".tar", ".tgz", ".7z", ".rar", ".tar.gz", ".mp4", ".avi", ".mov", ".mkv", ".wmv")
 _TEXT_HEADERS = (".mha", ".mhd")  # text without a signature of its own
 _READ = 4096  # holds FIRST_BYTES of a gzip file, too
@@ -143,7 +150,7 @@ def _form_of_content(first: bytes, named: str) -> str:
     if named in FORMATS and FORMATS[named].matches(first):
         return named
     for form, module in FORMATS.items():
-        if form != named and module.matches(first) and not _by_chance(first):
+        if form not in (named, *_BY_NAME) and module.matches(first) and not _by_chance(first):
             return form
     return "dicom" if _bare_dicom(first) else ""
 
