@@ -64,7 +64,8 @@ def syntax_of(dataset: Dataset) -> str:
     """Transfer syntax of the file; without meta information, the one that its elements are written in."""
     meta = getattr(dataset, "file_meta", None)
     named = str(meta.get("TransferSyntaxUID", "")) if meta is not None else ""
-    return named or ("1.2.840.10008.1.2" if dataset.original_encoding[0] else "1.2.840.10008.1.2.1")
+    implicit, little = dataset.original_encoding
+    return named or ("1.2.840.10008.1.2" + ("" if implicit else ".1" if little is not False else ".2"))
 
 
 def plain(dataset: Dataset) -> bool:

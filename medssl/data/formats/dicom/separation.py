@@ -106,7 +106,7 @@ def _refused(slices: Sequence[Slice], ranks: np.ndarray, names: Sequence[str]) -
     problem = f"two different slices in one place: {times} times, first at {place:.2f} mm ({files}); "
     if names:
         problem += f"no attribute separates them into whole volumes ({_listed(names)} differ)"
-    elif len({one.turn.get("number") for one in slices}) > 1:
+    elif len({(rank, one.turn.get("number")) for one, rank in zip(slices, ranks.tolist(), strict=True)}) > len(counts):
         problem += "no attribute separates them (InstanceNumber differs, but is no proof)"
     else:
         problem += "no attribute of them differs"
