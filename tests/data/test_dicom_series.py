@@ -157,7 +157,7 @@ def test_copies_of_files_are_dropped_and_counted(tmp_path):
     write_series(tmp_path / "b")
     (stack,) = stacks_in(tmp_path)
     assert stack.status.code == "ok"
-    assert stack.status.reason.startswith("5 copies dropped: IM003, IM010, IM017, IM024, IM031")
+    assert stack.status.reason.startswith("5 copies dropped (IM003, IM010, IM017, IM024, IM031)")
     assert len(stack.slices) == 5
 
 

@@ -96,11 +96,11 @@ def is_contrast(name: str) -> bool:
 
 
 @cache
-def tags() -> list[str | int]:
+def tags() -> tuple[str | int, ...]:
     """What has to be read of a file for its attributes."""
     private: list[str | int] = sorted({group << 16 | 0x10 for _, group, *_ in _PRIVATE})
     private += sorted({element for *_, elements, _ in _PRIVATE for element in elements})
-    return [*CONTRASTS, *MOMENTS, *_OTHER_TAGS, *private]
+    return (*CONTRASTS, *MOMENTS, *_OTHER_TAGS, *private)
 
 
 @cache

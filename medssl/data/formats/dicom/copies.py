@@ -42,9 +42,9 @@ def told(copies: Copies, slices: Iterable[Slice]) -> str:
     if not dropped:
         return ""
     total = sum(dropped.values())
-    names = [f"{name} ({count})" if count > 1 else name for name, count in sorted(dropped.items())]
+    names = [f"{name} x{count}" if count > 1 else name for name, count in sorted(dropped.items())]
     shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return f"{total} {'copy' if total == 1 else 'copies'} dropped: {shown}"
+    return f"{total} {'copy' if total == 1 else 'copies'} dropped ({shown})"
 
 
 def _key(one: Slice) -> Hashable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from medssl.data.formats.base import DAMAGE
@@ -54,10 +55,19 @@ def parse(stream: BinaryIO, tags: Sequence[str | int]) -> Dataset:
     import pydicom
 
     try:
-        return pydicom.dcmread(stream, specific_tags=list(tags), stop_before_pixels=True, force=True)
+        wanted: list[Any] = _as_tags(tuple(tags))
+        return pydicom.dcmread(stream, specific_tags=wanted, stop_before_pixels=True, force=True)
     except damage() as error:
         message = f"not readable as DICOM: {str(error).splitlines()[0] if str(error) else 'header ends early'}"
         raise DicomError(message) from error
+
+
+@cache
+def _as_tags(tags: tuple[str | int, ...]) -> list[Any]:
+    """Keywords as tags, looked up once: pydicom does it for every file."""
+    from pydicom.tag import Tag
+
+    return [Tag(tag) for tag in tags]
 
 
 def syntax_of(dataset: Dataset) -> str:

@@ -124,7 +124,7 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
         DicomError: Rejected or damaged, with the reason; the series where it could be read.
     """
     with file.open("rb") as stream, quiet():
-        dataset = parse(stream, [*_TAGS, *TAGS, *tags()])
+        dataset = parse(stream, (*_TAGS, *TAGS, *tags()))
         series = ""
         slices: tuple[Slice, ...] = ()
         try:

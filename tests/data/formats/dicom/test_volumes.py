@@ -109,7 +109,7 @@ def test_copies_are_equal_pixels_in_one_place_whatever_their_identifiers_say(tmp
     write(tmp_path / "third", Series(shape=(8, 6, 1)))
     (stack,) = stacks_in(tmp_path)
     assert stack.status.code == "ok"
-    assert stack.status.reason == "6 copies dropped: IM0 (2), IM1, IM2, IM3, IM4"
+    assert stack.status.reason == "6 copies dropped (IM0 x2, IM1, IM2, IM3, IM4)"
     np.testing.assert_array_equal(array_of(stack, tmp_path), Series().pixels())
 
 
