@@ -14,6 +14,7 @@ from typing import Any
 
 from medssl.data.identity import SubjectRule, named_digest, patient_digest
 from medssl.data.index import Index
+from medssl.data.label_maps import Entry, Recognized, recognize
 from medssl.data.labels import LabelOptions, Table, folder_split, names_of, read_table, refuse_formula
 from medssl.data.pairing import Mask, Pairing
 from medssl.data.split import parse_shares, split_of
@@ -101,10 +102,13 @@ class _Ruler:
         self.shares = parse_shares(self.labels.split) if by_share else {}
         self.told: Counter[str] = Counter()
         self.folders: set[str] = set()
+        self.folder = Path(dataset["folder"])
+        self.maps, self.held = Recognized(), list[str]()
         self.pairing = Pairing(self.connection, self.prefix, self.labels)
 
     def run(self) -> list[str]:
         """Apply the rules, a page of scans at a time."""
+        self.maps = self._label_maps()
         for page in self._pages():
             ruled = [(row["scan_id"], self._rule(row)) for row in page]
             self.connection.execute("BEGIN IMMEDIATE")
@@ -129,7 +133,7 @@ class _Ruler:
     def _rule(self, row: sqlite3.Row) -> _Ruled:
         found: dict[str, Any] = json.loads(row["found"])
         path = os.path.relpath(row["path"], self.prefix)
-        if its_image := self.pairing.belongs(path):
+        if its_image := self.pairing.belongs(path) or self._held_back(path):
             return _Ruled("", False, "", {}, its_image)
         name = self.subject.name_in(path)
         values = self.table.row([*names_of(path), name, self.patients.get(found["subject"], "")])
@@ -143,6 +147,33 @@ class _Ruler:
         self._count(known, values)
         split = self._split(path, subject, values.get(self.split_column, ""))
         return _Ruled(subject, known, split, kept, status, tuple(masks))
+
+    def _label_maps(self) -> Recognized:
+        """Files of the data set that look like label maps and that no rule names."""
+        if self.labels.all_scans:
+            return Recognized()
+        query = """
+            SELECT files.path, json_extract(scans.found, '$.status') AS code, size_i, size_j, size_k,
+            json_extract(files.header, '$.dtype') AS dtype, json_extract(files.header, '$.details.intent') AS intent
+            FROM scans JOIN parts ON parts.scan_id = scans.scan_id AND role = 'image' AND number = 0
+            JOIN files ON files.id = parts.file
+            WHERE scans.dataset = ? AND files.state = 'scan' GROUP BY files.id ORDER BY files.path
+        """
+        entries = []
+        for row in self.connection.execute(query, (self.name,)):
+            path = os.path.relpath(row["path"], self.prefix)
+            if row["code"] == "ok" and self.pairing.belongs(path) is None:
+                shape = tuple(row[f"size_{axis}"] for axis in "ijk" if row[f"size_{axis}"])
+                entries.append(Entry(path, shape, row["dtype"] or "", row["intent"] == "label"))
+        return recognize(entries, self.folder)
+
+    def _held_back(self, path: str) -> tuple[str, str] | None:
+        """Status of a file that looks like a label map."""
+        if path not in self.maps.paths:
+            return None
+        self.held.append(path)
+        way = self.maps.proposal(self.labels.masks) or "TEXT=TEXT"
+        return "rejected", f"looks like a label map: use it with --labels.masks {way}, or --labels.masks none"
 
     def _who(self, row: sqlite3.Row, found: dict[str, Any], name: str, told: str) -> tuple[str, bool]:
         """The subject: by the rule; else its study, else the scan itself stands for it."""
@@ -214,4 +245,11 @@ class _Ruler:
             notes.append(f"{told['without row']:,} scans have no row in {Path(self.labels.values).name}")
         if self.table.unused:
             notes.append(f"{self.table.unused:,} rows of {Path(self.labels.values).name} fit no scan")
+        if self.held:
+            way = self.maps.proposal(self.labels.masks)
+            use = f"Use them with --labels.masks {way}" if way else "Say with --labels.masks TEXT=TEXT whose they are"
+            notes.append(
+                f"{len(self.held):,} files look like label maps and are held back (first: {min(self.held)}). {use}, "
+                "or take them as scans with --labels.masks none"
+            )
         return notes + self.pairing.notes(told["scans"])
