@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -41,7 +42,7 @@ class Entry:
 
     path: str
     shape: tuple[int, ...]
-    dtype: str = ""
+    real: bool = False  # the header says that its values are real numbers
     intent: bool = False  # the header says that it is a label map
 
 
@@ -102,13 +103,22 @@ def _take(found: Recognized, entry: Entry, images: Iterable[Entry]) -> None:
 
 def _word(path: str) -> str:
     """What in a path says "label map": its folder (with all above), or the word in its name; nothing where nothing."""
-    place = PurePosixPath(path)
-    for depth in range(len(place.parts) - 2, -1, -1):
-        if _FOLDER.search(place.parts[depth]):
-            return "/".join(place.parts[: depth + 1])
-    stem = _stem(place.name)
+    folder, _, name = path.rpartition("/")
+    if place := _word_folder(folder):
+        return place
+    stem = _stem(name)
     word = _END.search(stem) or _START.search(stem)
     return f"name {re.sub(r'[0-9]+', '', word.group())}" if word else ""
+
+
+@lru_cache(maxsize=4096)  # files of a folder follow each other
+def _word_folder(folder: str) -> str:
+    """The lowest folder that says "label map", with all above it."""
+    parts = folder.split("/")
+    for depth in range(len(parts) - 1, -1, -1):
+        if _FOLDER.search(parts[depth]):
+            return "/".join(parts[: depth + 1])
+    return ""
 
 
 def _stem(name: str) -> str:
@@ -151,7 +161,9 @@ class _Partners:
             parts = PurePosixPath(one.path).parts
             names = _names(_stem(parts[-1]))
             if depth == len(parts):
-                names += [names[-1].rsplit(sign, 1)[0] for sign in "-_ " if sign in names[-1]]  # case_flair and case_seg
+                names += [
+                    names[-1].rsplit(sign, 1)[0] for sign in "-_ " if sign in names[-1]
+                ]  # case_flair and case_seg
             for name in dict.fromkeys(names):
                 if depth < len(parts) - 1:
                     self.by_key[parts[:depth], parts[depth + 1 : -1], name].append(one)
@@ -161,27 +173,28 @@ class _Partners:
 
 def _unnamed(entries: Sequence[Entry]) -> list[tuple[list[Entry], list[Entry]]]:
     """Groups of files of whole numbers, each with the files of the same name and size beside them."""
-    places: dict[tuple[object, ...], list[tuple[str, Entry]]] = defaultdict(list)
+    places: dict[tuple[str, ...], list[tuple[str, Entry]]] = defaultdict(list)
     for entry in entries:
-        *folders, name = PurePosixPath(entry.path).parts
-        stem, shape = _stem(name), tuple(sorted(entry.shape))
+        *folders, name = entry.path.split("/")
+        stem = _stem(name)
         for depth in range(max(0, len(folders) - 2), len(folders)):
-            others = (*folders[:depth], "*", *folders[depth + 1 :])
-            places[(others, stem, shape)].append((folders[depth], entry))
+            others = "/".join((*folders[:depth], "*", *folders[depth + 1 :]))
+            places[(others, stem)].append((folders[depth], entry))
         base, _, end = stem.rpartition("_")
         for key, variant in ((stem, ""), (base, end)):
             if key and not variant.isdigit():
-                places[(tuple(folders), key, shape, "name")].append((variant, entry))
-    groups: dict[tuple[object, ...], tuple[list[Entry], list[Entry]]] = defaultdict(lambda: ([], []))
-    for key, members in places.items():
+                places[("/".join(folders), key, "name")].append((variant, entry))
+    groups: dict[tuple[str, str], tuple[list[Entry], list[Entry]]] = defaultdict(lambda: ([], []))
+    for place, members in places.items():
         if not 2 <= len(members) <= _VARIANTS:
             continue
         for variant, entry in members:
-            if entry.dtype.startswith(("float", "complex")):
-                continue
-            group = groups[(key[0] if len(key) == 3 else "name", variant)]
-            group[0].append(entry)
-            group[1].extend(other for _, other in members if other is not entry)
+            beside = [other for _, other in members if other is not entry and len(other.shape) == len(entry.shape)]
+            beside = [other for other in beside if sorted(other.shape) == sorted(entry.shape)]
+            if beside and not entry.real:
+                group = groups[(place[0] if len(place) == 2 else "name", variant)]
+                group[0].append(entry)
+                group[1].extend(beside)
     return list(groups.values())
 
 

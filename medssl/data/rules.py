@@ -153,18 +153,20 @@ class _Ruler:
         if self.labels.all_scans:
             return Recognized()
         query = """
-            SELECT files.path, json_extract(scans.found, '$.status') AS code, size_i, size_j, size_k,
-            json_extract(files.header, '$.dtype') AS dtype, json_extract(files.header, '$.details.intent') AS intent
+            SELECT files.path, size_i, size_j, size_k,
+            instr(header, '"dtype":"float'), instr(header, '"intent":"label"')
             FROM scans JOIN parts ON parts.scan_id = scans.scan_id AND role = 'image' AND number = 0
             JOIN files ON files.id = parts.file
-            WHERE scans.dataset = ? AND files.state = 'scan' GROUP BY files.id ORDER BY files.path
+            WHERE scans.dataset = ? AND state = 'scan' AND instr(found, '"status": "ok"') AND ifnull(frame, 0) = 0
+            ORDER BY files.path
         """
-        entries = []
+        entries, ruled, beginning = [], bool(self.labels.rules()), f"{self.prefix}/"
         for row in self.connection.execute(query, (self.name,)):
-            path = os.path.relpath(row["path"], self.prefix)
-            if row["code"] == "ok" and self.pairing.belongs(path) is None:
-                shape = tuple(row[f"size_{axis}"] for axis in "ijk" if row[f"size_{axis}"])
-                entries.append(Entry(path, shape, row["dtype"] or "", row["intent"] == "label"))
+            path = (
+                os.path.relpath(row[0], self.prefix) if not row[0].startswith(beginning) else row[0][len(beginning) :]
+            )
+            if not ruled or self.pairing.belongs(path) is None:
+                entries.append(Entry(path, tuple(filter(None, row[1:4])), bool(row[4]), bool(row[5])))
         return recognize(entries, self.folder)
 
     def _held_back(self, path: str) -> tuple[str, str] | None:

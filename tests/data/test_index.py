@@ -413,7 +413,7 @@ def test_a_mask_of_excluded_voxels_without_an_image_is_rejected(tmp_path, file):
         reasons = sorted(scan.status.reason for scan in index.scans(status="rejected"))
         assert reasons == ["label without an image"] * 2  # by the rule that is asked first
         assert len(list(index.scans())) == 12
-    run(file, folder, subject=r"(p\d+)_v", labels=LabelOptions(excluded="images/=labels/excluded/"))
+    run(file, folder, subject=r"(p\d+)_v", labels=LabelOptions("none", "images/=labels/excluded/"))
     with Index.open(file) as index:
         (one,) = index.scans(status="rejected")
         assert one.status.reason == "mask of excluded voxels without an image"
