@@ -229,11 +229,14 @@ def _bounds(rule: IntensityRule, sample: NDArray[np.float64], lowest: float, hig
 
 
 def _normalisation(rule: IntensityRule, sample: NDArray[np.float64], low: float, high: float) -> tuple[float, float]:
-    """Returns shift and divisor; a constant scan divides by 1."""
+    """Returns shift and divisor; a scan that is constant, but for rounding, divides by 1.
+
+    What counts as rounding is relative to the values: those of a PET scan may be near 1e-8.
+    """
     if rule.normalise == "none":
         return 0.0, 1.0
     shift, divisor = (low, high - low) if rule.normalise == "unit" else (float(sample.mean()), float(sample.std()))
-    return shift, divisor if divisor > 1e-6 * max(1.0, abs(shift)) else 1.0
+    return shift, divisor if divisor > 1e-6 * abs(shift) else 1.0
 
 
 def _by_plane(

@@ -54,7 +54,8 @@ def read(scan: Scan, root: Path, *, with_label: bool = True) -> Volume:
     Raises:
         ReadError: Missing, truncated or damaged file, or a mask that lies elsewhere or holds no classes.
     """
-    image, grid = _read_parts(scan.source.parts, root, scan.grid, _reading(scan))
+    notes: list[str] = []
+    image, grid = _read_parts(scan.source.parts, root, scan.grid, _reading(scan), notes)
     if len(image) != len(scan.source.channels) or grid.shape != scan.grid.shape:
         message = (
             f"{_first(scan.source.parts)} now has shape {_times(image.shape)}, the index says "
@@ -62,7 +63,6 @@ def read(scan: Scan, root: Path, *, with_label: bool = True) -> Volume:
         )
         raise ReadError(message)
     affine = np.array(grid.affine)
-    notes: list[str] = []
     label = excluded = None
     if with_label and scan.labels.mask:
         mask = _Mask("label", scan.labels.mask, "the number of the class", scan.labels.threshold)
@@ -127,7 +127,9 @@ def _reading(scan: Scan, *, label: bool = False) -> Reading:
     return Reading(label, **stated)
 
 
-def _read_parts(parts: tuple[Part, ...], root: Path, place: Grid, reading: Reading) -> tuple[np.ndarray, Grid]:
+def _read_parts(
+    parts: tuple[Part, ...], root: Path, place: Grid, reading: Reading, notes: list[str] | None = None
+) -> tuple[np.ndarray, Grid]:
     """Array [C, *s] and grid of a scan or a label, by the format of its first file; DICOM lies at ``place``."""
     if not parts:
         message = "a scan without files: run medssl index again"
@@ -136,7 +138,7 @@ def _read_parts(parts: tuple[Part, ...], root: Path, place: Grid, reading: Readi
     try:
         form, problem = format_of(file)
         if form == "dicom":
-            return _dicom(parts, root, place)
+            return _dicom(parts, root, place, [] if notes is None else notes)
         if problem:
             message = f"{file.name}: {problem}"
             raise ReadError(message)
@@ -180,14 +182,16 @@ def _times(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _dicom(parts: tuple[Part, ...], root: Path, grid: Grid) -> tuple[np.ndarray, Grid]:
+def _dicom(parts: tuple[Part, ...], root: Path, grid: Grid, notes: list[str]) -> tuple[np.ndarray, Grid]:
     """A stack (column, row, slice) or one picture (row, column); the index knows where its slices lie."""
     from medssl.data.formats.dicom.elements import DicomError
-    from medssl.data.formats.dicom.pixels import read_stack
+    from medssl.data.formats.dicom.pixels import read_values
 
     try:
-        stack = read_stack(root, parts)  # slice, row, column, sample
+        values = read_values(root, parts)  # slice, row, column, sample
     except DicomError as error:
         raise ReadError(str(error)) from error
+    notes.extend(values.notes)
+    stack = values.array
     image = stack.transpose(3, 2, 1, 0) if len(grid.shape) == 3 else stack[0].transpose(2, 0, 1)
     return image, replace(grid, shape=tuple(image.shape[1:]))

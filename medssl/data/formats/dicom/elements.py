@@ -16,10 +16,16 @@ if TYPE_CHECKING:
 
 PIXEL_TAGS = (
     "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
-    "PixelRepresentation", "PlanarConfiguration", "NumberOfFrames", "RescaleSlope", "RescaleIntercept",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "ImageType",
+    "PixelRepresentation", "PlanarConfiguration", "NumberOfFrames", "RescaleSlope", "RescaleIntercept", "RescaleType",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", "Modality", "Units", "ModalityLUTSequence",
+    "RealWorldValueMappingSequence", "PixelPaddingValue", "PixelPaddingRangeLimit", "FloatPixelPaddingValue",
+    "FloatPixelPaddingRangeLimit", "DoubleFloatPixelPaddingValue", "DoubleFloatPixelPaddingRangeLimit",
+    "PresentationLUTShape", "RedPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableDescriptor",
+    "BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData", "GreenPaletteColorLookupTableData",
+    "BluePaletteColorLookupTableData", "SegmentedRedPaletteColorLookupTableData",
+    "SegmentedGreenPaletteColorLookupTableData", "SegmentedBluePaletteColorLookupTableData",
+    "ExtendedOffsetTable", "ImageType", "SOPClassUID",
 )  # fmt: skip
-_PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit little endian
 
 
 class DicomError(UserError):
@@ -78,6 +84,6 @@ def syntax_of(dataset: Dataset) -> str:
     return named or ("1.2.840.10008.1.2" + ("" if implicit else ".1" if little is not False else ".2"))
 
 
-def plain(dataset: Dataset) -> bool:
-    """Whether the pixels lie in the file as they are, little endian."""
-    return syntax_of(dataset) in _PLAIN_SYNTAXES
+def is_capture(sop: str) -> bool:
+    """Whether a SOP class is that of secondary captures."""
+    return sop.startswith("1.2.840.10008.5.1.4.1.1.7") and not sop.startswith("1.2.840.10008.5.1.4.1.1.77")

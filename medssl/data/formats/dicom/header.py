@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from medssl.data.formats.dicom import fields, mosaic
 from medssl.data.formats.dicom.attributes import VECTORS, attributes_of, divided, of_frames, tags
-from medssl.data.formats.dicom.elements import DicomError, damage, parse, quiet
+from medssl.data.formats.dicom.elements import DicomError, damage, is_capture, parse, quiet
 from medssl.data.formats.dicom.extent import check_length
 from medssl.data.formats.dicom.geometry import TAGS, picture_spacing, pose_of, spacing_of, vector_poses
+from medssl.data.formats.dicom.layout import samples_of
+from medssl.data.formats.dicom.values import unit_of
 from medssl.types import Kind, ValueDomain
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ _TAGS = (
     "SliceThickness", "BodyPartExamined", "ScanningSequence", "EchoTime", "RepetitionTime", "KVP", "ConvolutionKernel",
     "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
     "PixelRepresentation", "PlanarConfiguration", "NumberOfFrames", "InstanceNumber", "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence", "RescaleSlope", "RescaleIntercept",
+    "PerFrameFunctionalGroupsSequence", "RescaleSlope", "RescaleIntercept", "RescaleType",
+    "ModalityLUTSequence", "Units",
 )  # fmt: skip
 _NO_PICTURE = (
     "SR", "PR", "KO", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "REG", "FID", "AU", "ECG", "HD", "EPS", "PLAN"
@@ -78,8 +81,9 @@ class Slice:
             return "rgb"
         if self.about.get("capture"):
             return "gray"  # a derived picture: its values need not be those of its modality
-        domains: dict[str, ValueDomain] = {"CT": "hu", "MR": "mr"}
-        return domains.get(self.about["modality"], "gray")
+        if self.about["modality"] == "CT":
+            return "hu" if self.about.get("unit", "HU") == "HU" else "gray"
+        return "mr" if self.about["modality"] == "MR" else "gray"
 
 
 def to_json(slices: Sequence[Slice]) -> tuple[str, str]:
@@ -155,22 +159,16 @@ def _rejection(dataset: Dataset) -> str:
         return f"report, plan or other object without a picture ({modality or 'encapsulated document'})"
     if sop.startswith("1.2.840.10008.5.1.4.1.1.77.1.6"):
         return "whole slide, which is listed for its own reader"
-    if _is_capture(sop):
+    if is_capture(sop):
         if not all(fields.texts(dataset, tag) for tag in (0x00200032, 0x00200037, 0x00280030)):
             return "secondary capture"
     if {"LOCALIZER", "SCOUT", "TOPOGRAM"} & set(image_type):
         return "localiser"
-    if str(dataset.get("PhotometricInterpretation", "")) == "PALETTE COLOR":
-        return "palette colours: not read by this version"  # the stored numbers are places in a table, no values
     if {"SCREEN SAVE", "SCREENSAVE", "SCREENSHOT"} & set(image_type):
         return "screenshot"
-    if modality not in _COLOUR and int(dataset.get("SamplesPerPixel") or 1) > 1:
+    if modality not in _COLOUR and samples_of(dataset) > 1:
         return f"screenshot or colour overlay ({modality or 'no modality'} in colour)"
     return ""
-
-
-def _is_capture(sop: str) -> bool:
-    return sop.startswith("1.2.840.10008.5.1.4.1.1.7") and not sop.startswith("1.2.840.10008.5.1.4.1.1.77")
 
 
 def _slices(dataset: Dataset, path: str, digest: Callable[..., str]) -> list[Slice]:
@@ -194,7 +192,7 @@ def _slices(dataset: Dataset, path: str, digest: Callable[..., str]) -> list[Sli
     about = _about(dataset, digest) | {"apart": file}
     uid = str(dataset.get("SOPInstanceUID", "") or path)
     number = fields.number(dataset, 0x00200013) or 0.0
-    shape = (int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1))
+    shape = (int(dataset.Rows), int(dataset.Columns), samples_of(dataset))
     return [
         Slice(
             path=path,
@@ -235,6 +233,7 @@ def _about(dataset: Dataset, digest: Callable[..., str]) -> dict[str, Any]:
     age = str(dataset.get("PatientAge", "") or "")
     about: dict[str, Any] = {
         "modality": str(dataset.get("Modality", "") or "OT"),
+        "unit": unit_of(dataset),
         "subject": digest("patient", patient) if patient else "",
         "issuer": digest("issuer", issuer) if issuer else "",
         "study": digest("study", study) if study else "",
@@ -246,7 +245,7 @@ def _about(dataset: Dataset, digest: Callable[..., str]) -> dict[str, Any]:
         "kernel": str(dataset.get("ConvolutionKernel", "") or ""),
         "sex": str(dataset.get("PatientSex", "") or ""),
         "age_band": _age_band(age),
-        "capture": _is_capture(fields.text(dataset, 0x00080016)),
+        "capture": is_capture(fields.text(dataset, 0x00080016)),
         "burned_in": str(dataset.get("BurnedInAnnotation", "")).upper() == "YES",
     }
     for word, tag in (

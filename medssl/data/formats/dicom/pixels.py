@@ -1,167 +1,234 @@
-"""Pixels of a DICOM stack: read straight into one array where they are stored plain, decoded by pydicom where not."""
+"""Pixels of a DICOM stack: read straight into one array where they lie plain, decoded slice by slice where not."""
 
 from __future__ import annotations
 
-import hashlib
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from medssl.data.formats.dicom.elements import PIXEL_TAGS, DicomError, damage, parse, plain, quiet
-from medssl.data.formats.dicom.extent import frame_bytes, pixel_place
+from medssl.data.formats.dicom.codecs import decode
+from medssl.data.formats.dicom.colors import palette_of, ybr_to_rgb
+from medssl.data.formats.dicom.elements import PIXEL_TAGS, DicomError, damage, parse, quiet
+from medssl.data.formats.dicom.encapsulated import Fragments, read_fragments, read_frame
+from medssl.data.formats.dicom.extent import (
+    Extent,
+    check_claimed,
+    check_syntax,
+    frame_bits,
+    frames_of,
+    pixel_extent,
+)
+from medssl.data.formats.dicom.layout import Layout, check_fits, layout_of, unpack
 from medssl.data.formats.dicom.mosaic import is_mosaic, read_mosaic, tile_of
-from medssl.types import Part
-
-if TYPE_CHECKING:
-    from io import BufferedReader
-
-    from pydicom import Dataset
+from medssl.data.formats.dicom.stacking import Stacking
+from medssl.data.formats.dicom.syntaxes import BIG_ENDIAN, DEFLATED, family_of, unread
+from medssl.data.formats.dicom.values import meaning_of
+from medssl.types import Part, UserError
 
 
 @dataclass(frozen=True)
-class _Layout:
-    """How the pixels of one file are stored and what they mean."""
+class StackValues:
+    """Values of a stack (slice, row, column, sample), and what the user should know about them."""
 
-    shape: tuple[int, int, int]
-    dtype: str
-    stored_bits: int
-    photometric: str
+    array: np.ndarray
+    notes: tuple[str, ...] = ()
 
 
 def read_stack(root: Path, parts: Sequence[Part]) -> np.ndarray:
+    """The array of ``read_values``."""
+    return read_values(root, parts).array
+
+
+def read_values(root: Path, parts: Sequence[Part]) -> StackValues:
     """Read slices in the order of ``parts``.
 
     Returns:
-        Array (slice, row, column, sample), rescaled: whole numbers stay whole where slope and intercept are.
+        The values as the files define them: whole numbers where slopes and intercepts are.
 
     Raises:
         DicomError: Naming the file that is truncated, of another shape than the first, or cannot be decoded.
     """
-    stack: np.ndarray | None = None
-    first: _Layout | None = None
-    scales: list[tuple[float, float]] = []
-    for number, part in enumerate(parts):
-        file = root / part.path
+    stacking = Stacking(len(parts))
+    layout: Layout | None = None
+    file: _File | None = None
+    with quiet():
         try:
-            with file.open("rb") as stream, quiet():
-                dataset = parse(stream, PIXEL_TAGS)
-                side = read_mosaic(stream).side if is_mosaic(dataset) else 1
-                layout = _layout(dataset, side)
-                if stack is None or first is None:
-                    first, stack = layout, np.empty((len(parts), *layout.shape), dtype=layout.dtype)
-                if layout != first:
-                    message = f"{layout} where the first slice has {first}"
-                    raise DicomError(message)
-                if side == 1:
-                    _read_frame(dataset, stream, part.frame or 0, stack[number])
-                else:
-                    picture = np.empty((int(dataset.Rows), int(dataset.Columns), layout.shape[2]), layout.dtype)
-                    _read_frame(dataset, stream, 0, picture)
-                    stack[number] = tile_of(picture, part.frame or 0, side)
-                scales.append(_scale(dataset, part.frame))
-        except OSError as error:
-            message = f"{file.name}: {error.strerror or error}"
-            raise DicomError(message) from error
+            for part in parts:
+                path = root / part.path
+                if file is None or file.path != path:
+                    if file is not None:
+                        file.close()
+                    file = _File(path)
+                    file.open()
+                layout = _add(file, part.frame or 0, layout, stacking)
         except damage() as error:
-            message = f"{file.name}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+            message = f"{path.name}: {_reason(error)}"
             raise DicomError(message) from error
-    if stack is None or first is None:
+        finally:
+            if file is not None:
+                file.close()
+    if layout is None:
         message = "a scan without files"
         raise DicomError(message)
-    return _rescaled(_clean(stack, first), scales)
+    return StackValues(stacking.finish(layout), tuple(stacking.notes))
 
 
 def same_pixels(root: Path, one: Part, other: Part) -> bool:
     """Whether two slices hold equal values; one that cannot be read equals none."""
     try:
-        digests = {hashlib.sha256(read_stack(root, (part,)).tobytes()).digest() for part in (one, other)}
+        return np.array_equal(read_stack(root, (one,)), read_stack(root, (other,)))
     except DicomError:
         return False
-    return len(digests) == 1
 
 
-def _layout(dataset: Dataset, side: int) -> _Layout:
-    samples = int(dataset.get("SamplesPerPixel") or 1)
-    bits = int(dataset.BitsAllocated)
-    if bits not in (8, 16, 32):
-        message = f"{bits} bits a pixel: only 8, 16 and 32 are read"
+def _reason(error: BaseException) -> str:
+    """What is wrong, without the words of a library."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return error.strerror or "cannot be read"
+    if isinstance(error, AttributeError) and error.name:
+        return f"header not understood: {error.name} is missing"
+    return "header not understood: an element has a value of the wrong kind"
+
+
+def _add(file: _File, frame: int, first: Layout | None, stacking: Stacking) -> Layout:
+    """Read one frame into the stack; returns its layout."""
+    dataset = file.dataset
+    layout = layout_of(dataset, file.extent.element)
+    check_fits(layout, file.syntax)
+    picture = layout
+    if file.side > 1:  # the slices are tiles of one picture
+        rows, columns, samples = layout.shape
+        layout = replace(layout, shape=(rows // file.side, columns // file.side, samples))
+    if first is not None and layout.shape != first.shape:
+        rows, columns, samples = layout.shape
+        message = (
+            f"{rows} rows, {columns} columns, {samples} samples a pixel where the first slice has "
+            f"{first.shape[0]}, {first.shape[1]}, {first.shape[2]}"
+        )
         raise DicomError(message)
-    stored = int(dataset.get("BitsStored") or bits)
-    if samples == 1 and int(dataset.get("HighBit", stored - 1)) != stored - 1:
-        message = f"pixels that do not start at bit 0 (high bit {dataset.HighBit}, {stored} bits)"
-        raise DicomError(message)
-    kind = "i" if int(dataset.get("PixelRepresentation") or 0) else "u"
-    shape = (int(dataset.Rows) // side, int(dataset.Columns) // side, samples)
-    return _Layout(shape, f"{kind}{bits // 8}", stored, str(dataset.get("PhotometricInterpretation", "MONOCHROME2")))
+    notes: list[str] = []
+    meaning = meaning_of(dataset, frame, layout, notes)
+    palette = None
+    if layout.photometric == "PALETTE COLOR":
+        palette = palette_of(dataset, signed=layout.bits.signed)
+    room = stacking.room(layout, meaning)
+    if file.side > 1:
+        room[...] = tile_of(file.picture(picture, notes), frame, file.side)
+    else:
+        file.read_into(room, frame, layout, notes)
+    stacking.add(room, layout, meaning, palette)
+    stacking.notes.extend(note for note in notes if note not in stacking.notes)
+    return layout
 
 
-def _read_frame(dataset: Dataset, stream: BufferedReader, frame: int, out: np.ndarray) -> None:
-    """Read one frame into ``out`` (row, column, sample)."""
-    if plain(dataset) and out.shape[-1] == 1 and np.little_endian:
-        start, _ = pixel_place(dataset, stream)
-        if start is None:
+class _File:
+    """An open file: several frames of it are read with one look at its header."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stream: BinaryIO | None = None
+        self.dataset: Any = None
+        self.extent = Extent("PixelData", 0, 0)
+        self.syntax = ""
+        self.side = 1
+        self._fragments: Fragments | None = None
+        self._picture: np.ndarray | None = None
+
+    def open(self) -> Self:
+        """Read the header and find the pixels."""
+        from medssl.data.formats.dicom.elements import syntax_of
+
+        self.stream = self.path.open("rb")
+        self.dataset = parse(self.stream, PIXEL_TAGS)
+        self.syntax = syntax_of(self.dataset)
+        problem = unread(self.syntax)
+        if problem:
+            raise DicomError(problem)
+        extent = self._inflated() if self.syntax == DEFLATED else pixel_extent(self.dataset, self.stream)
+        if extent is None:
             message = "truncated: no pixels after the header"
             raise DicomError(message)
-        stream.seek(start + frame * frame_bytes(dataset))
-        if stream.readinto(out.reshape(-1).view(np.uint8).data) != out.nbytes:
-            message = f"truncated: fewer than {out.nbytes:,} bytes of pixels"
+        self.extent = extent
+        check_syntax(self.dataset, extent)
+        if extent.length is not None:
+            check_claimed(self.dataset, extent)
+        if is_mosaic(self.dataset):
+            self.side = read_mosaic(self.stream).side
+        return self
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.stream is not None:
+            self.stream.close()
+
+    def _inflated(self) -> Extent | None:
+        """Pixels of a data set that is deflated as a whole."""
+        import pydicom
+
+        with self.path.open("rb") as stream:
+            whole = pydicom.dcmread(stream, force=True)
+        for element in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
+            if element in whole:
+                self.close()
+                self.stream = io.BytesIO(whole[element].value)
+                return Extent(element, 0, len(whole[element].value))
+        return None
+
+    def picture(self, layout: Layout, notes: list[str]) -> np.ndarray:
+        """The only frame of the file, read once."""
+        if self._picture is None:
+            self._picture = np.empty(layout.shape, layout.bits.dtype)
+            self.read_into(self._picture, 0, layout, notes)
+        return self._picture
+
+    def read_into(self, out: np.ndarray, frame: int, layout: Layout, notes: list[str]) -> None:
+        """Read one frame into ``out`` (row, column, sample); colors become RGB."""
+        frames = frames_of(self.dataset)
+        if not 0 <= frame < frames or self.stream is None:
+            message = f"frame {frame + 1} of {frames}: no such frame"
             raise DicomError(message)
-        return
-    import pydicom
+        if self.extent.length is None:
+            out[...] = decode(self._compressed(frame, frames), family_of(self.syntax), layout, notes)
+            return
+        bits = frame_bits(self.dataset)
+        first, rest = divmod(bits * frame, 8)
+        size = -(-(rest + bits) // 8)
+        if self.extent.length > -(-bits * frames // 8) + 1:
+            notes.append(f"{self.extent.length - bits * frames // 8:,} bytes after the pixels were left alone")
+        if layout.simple and self.syntax != BIG_ENDIAN and np.little_endian:
+            self.stream.seek(self.extent.start + first)
+            if self.stream.readinto(out.reshape(-1).view(np.uint8).data) != out.nbytes:  # type: ignore[attr-defined]
+                message = f"truncated: fewer than {out.nbytes:,} bytes of pixels"
+                raise DicomError(message)
+            return
+        array = unpack(self._bytes(first, size), layout, first_bit=rest, big=self.syntax == BIG_ENDIAN)
+        out[...] = ybr_to_rgb(array) if layout.photometric.startswith("YBR") else array
 
-    stream.seek(0)
-    whole: Any = pydicom.dcmread(stream, force=True)
-    if "TransferSyntaxUID" not in whole.file_meta:
-        whole.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-    from pydicom.pixels import pixel_array
+    def _bytes(self, first: int, size: int) -> bytes:
+        """Bytes of the pixels; big endian words of two 8-bit pixels are turned round."""
+        assert self.stream is not None
+        swapped = self.syntax == BIG_ENDIAN and self.extent.vr == "OW" and int(self.dataset.BitsAllocated) <= 8
+        before = first % 2 if swapped else 0
+        self.stream.seek(self.extent.start + first - before)
+        data = self.stream.read(before + size + ((before + size) % 2 if swapped else 0))
+        if len(data) < before + size:
+            message = f"truncated: {max(0, len(data) - before):,} of {size:,} bytes of a frame"
+            raise DicomError(message)
+        if swapped:
+            data = np.frombuffer(data[: len(data) // 2 * 2], "<u2").astype(">u2").tobytes() + data[len(data) // 2 * 2 :]
+        return data[before : before + size]
 
-    index = frame if int(whole.get("NumberOfFrames") or 1) > 1 else None
-    out[...] = np.asarray(pixel_array(whole, index=index)).reshape(out.shape)
-
-
-def _clean(stack: np.ndarray, layout: _Layout) -> np.ndarray:
-    """Drop what is no part of the value above the stored bits (old overlays), and turn inverted gray round."""
-    spare = stack.dtype.itemsize * 8 - layout.stored_bits
-    if spare and layout.shape[2] == 1:
-        low = -(1 << layout.stored_bits - 1) if stack.dtype.kind == "i" else 0
-        if int(stack.max()) > low + (1 << layout.stored_bits) - 1 or int(stack.min()) < low:
-            np.left_shift(stack, spare, out=stack)
-            np.right_shift(stack, spare, out=stack)
-    if layout.photometric == "MONOCHROME1":
-        if stack.dtype.kind == "i":
-            np.invert(stack, out=stack)
-        else:
-            np.subtract((1 << layout.stored_bits) - 1, stack, out=stack, casting="unsafe")
-    return stack
-
-
-def _scale(dataset: Dataset, frame: int | None) -> tuple[float, float]:
-    """Slope and intercept of one frame (PS3.3 C.11.1), from its functional group, the shared one, or the file."""
-    groups, shared = dataset.get("PerFrameFunctionalGroupsSequence"), dataset.get("SharedFunctionalGroupsSequence")
-    for source in ((groups[frame] if groups and frame is not None else None), shared[0] if shared else None):
-        if source is not None and source.get("PixelValueTransformationSequence"):
-            item = source.PixelValueTransformationSequence[0]
-            return float(item.RescaleSlope), float(item.RescaleIntercept)
-    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-    return (1.0 if slope in (None, "") else float(slope), 0.0 if intercept in (None, "") else float(intercept))
-
-
-def _rescaled(stack: np.ndarray, scales: Sequence[tuple[float, float]]) -> np.ndarray:
-    """Apply slope and intercept; the smallest of int16, uint16 and int32 that holds the whole numbers."""
-    if set(scales) == {(1.0, 0.0)}:
-        return stack
-    slopes, intercepts = np.array(scales).T
-    if (slopes == 1).all() and (intercepts == intercepts[0]).all() and intercepts[0] == round(intercepts[0]):
-        shift = int(intercepts[0])
-        lowest, highest = int(stack.min()) + shift, int(stack.max()) + shift
-        for dtype in (np.int16, np.uint16, np.int32):
-            if np.iinfo(dtype).min <= lowest and highest <= np.iinfo(dtype).max:
-                shifted: np.ndarray = stack.astype(dtype, copy=False)
-                return np.asarray(np.add(shifted, np.array(shift).astype(dtype), out=shifted))  # wraps twice: right
-    scaled: np.ndarray = stack.astype(np.float32)
-    scaled *= slopes.astype(np.float32)[:, None, None, None]
-    scaled += intercepts.astype(np.float32)[:, None, None, None]
-    return scaled
+    def _compressed(self, frame: int, frames: int) -> bytes:
+        """Compressed bytes of one frame."""
+        assert self.stream is not None
+        if self._fragments is None:
+            self._fragments = read_fragments(self.stream, self.extent.start, self.path.stat().st_size)
+        table = self.dataset.get("ExtendedOffsetTable") or b""
+        extended = [int(offset) for offset in np.frombuffer(table[: len(table) // 8 * 8], "<u8")]
+        return read_frame(self.stream, self._fragments, frame, frames, extended)
