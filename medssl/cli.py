@@ -213,7 +213,7 @@ def load_config(name: str, kind: str) -> Any:
     if path.suffix not in {".yaml", ".yml"} and not path.is_file():
         path = config_folder() / kind / f"{name}.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), yaml_loader())
     except OSError as error:
         known = config_names(kind)
         message = f"no configuration {name!r} in {kind}{nearest(name, known)}; there are {', '.join(known)}"
@@ -222,6 +222,25 @@ def load_config(name: str, kind: str) -> Any:
         message = f"{path.name} is no valid YAML: {' '.join(str(error).split())}"
         raise UserError(message) from error
     return with_fragments(content)
+
+
+def yaml_loader() -> Any:
+    """YAML's safe loader, which also refuses a key that stands twice in one mapping: the last would win silently."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            lines: dict[str, int] = {}
+            for key, _ in node.value:
+                line = key.start_mark.line + 1
+                if key.value in lines and key.tag != "tag:yaml.org,2002:merge":
+                    problem = f"the key {key.value!r} stands in line {lines[key.value]} and again in line {line}"
+                    raise yaml.constructor.ConstructorError(None, None, problem)
+                lines[key.value] = line
+            mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+            return mapping
+
+    return Loader
 
 
 def with_fragments(content: Any) -> Any:

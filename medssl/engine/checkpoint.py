@@ -50,6 +50,8 @@ class Progress:
         smoothed: Exponentially smoothed loss, None before the first step.
         judged: What ``best.pt`` is chosen by, the lower the better: the smoothed loss, or 1 - the validation metric.
         best: Lowest such value of any checkpoint.
+        steps: Optimizer steps of the whole run; 0 in checkpoints of older versions.
+        together: Samples that meet in one loss, over all processes; 0 in checkpoints of older versions.
     """
 
     step: int
@@ -58,6 +60,8 @@ class Progress:
     smoothed: float | None = None
     judged: float | None = None
     best: float = float("inf")
+    steps: int = 0
+    together: int = 0
 
 
 # --- one file
@@ -181,6 +185,7 @@ class RunFolder:
 
 def refuse_other(stored: dict[str, Any], config: dict[str, Any], name: str) -> None:
     """Refuses a folder of another configuration, naming the keys that differ."""
+    refuse_fewer_steps(stored, config, name)
     free = [*FREE_KEYS, *(["training.steps"] if dict(flat(config)).get("training.extend") else [])]
     found = differing(stored, config, free)
     if not found:
@@ -190,6 +195,17 @@ def refuse_other(stored: dict[str, Any], config: dict[str, Any], name: str) -> N
         hint = " (--init with the run's own folder goes on from its checkpoint)"
     message = f"{name}/ is a run of another configuration: {found}; choose another --run{hint}"
     raise UserError(message)
+
+
+def refuse_fewer_steps(stored: dict[str, Any], config: dict[str, Any], name: str) -> None:
+    """Refuses ``training.extend`` with fewer steps than the run has: a schedule that is over cannot be shortened."""
+    then, now = (dict(flat(one)).get("training.steps") for one in (stored, config))
+    if dict(flat(config)).get("training.extend") and isinstance(then, int) and isinstance(now, int) and now < then:
+        message = (
+            f"training.steps is {now}, and {name}/ is a run of {then} steps: training.extend goes on with more steps, "
+            f"give {then} or more"
+        )
+        raise UserError(message)
 
 
 def differing(stored: dict[str, Any], config: dict[str, Any], free: Sequence[str]) -> str:

@@ -17,10 +17,9 @@ from medssl.data.store import Store
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import CARD, make_encoder
 from medssl.engine import describe, lora, running, start
-from medssl.engine.checkpoint import Progress, RunFolder
+from medssl.engine.checkpoint import RunFolder
 from medssl.engine.module import TrainingLoop, keyed_seed
 from medssl.engine.optim import FineTuning
-from medssl.engine.parallel import layout
 from medssl.engine.pseudolabel import Behind, PseudoLabels, behind, in_configuration, refuse_seen, taught
 from medssl.engine.settings import Examples, Training
 from medssl.engine.start import Allowed, Start
@@ -95,7 +94,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         {"encoder": begin.encoder, "start": begin.digest, "head": head, "labels": labels, "data": data}
         | {"training": training, "optimizer": optimizer, "mixing": mixing, "pseudo": in_configuration(pseudo)}
     )
-    progress = Progress(0, training.batch_size * training.accumulate * layout().world_size, digest)
+    progress = running.first_progress(training, digest)
     feed = running.make_feed(
         opened,
         objective.needs,

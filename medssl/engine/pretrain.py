@@ -16,7 +16,7 @@ from medssl.data.store import Store, differences
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import save_encoder
 from medssl.engine import describe, running
-from medssl.engine.checkpoint import Progress, RunFolder
+from medssl.engine.checkpoint import RunFolder
 from medssl.engine.continuing import REST, Begin, begin, begin_again
 from medssl.engine.health import Health, settled_after
 from medssl.engine.module import TrainingLoop, keyed_seed
@@ -87,7 +87,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     largest = tuple(map(max, zip(*(view.size for view in plan.views), strict=True)))
     small = small_scans(opened, largest, split=data.split, slice_axis=plan.sampling.slice_axis)
     feed = running.make_feed(opened, plan, training, workers=data.workers, split=data.split)
-    progress = Progress(0, training.batch_size * training.accumulate * place.world_size, describe.store_digest(opened))
+    progress = running.first_progress(training, describe.store_digest(opened))
     module = TrainingLoop(network, feed, optimizer, steps=training.steps, progress=progress)
 
     def export() -> None:

@@ -16,8 +16,10 @@ import torch
 
 from medssl.data.loader import make_loader
 from medssl.engine import callbacks, describe
+from medssl.engine.checkpoint import Progress
 from medssl.engine.module import Feed, NotFinite
 from medssl.engine.parallel import layout
+from medssl.ops.schedules import cosine
 from medssl.types import UserError
 from medssl.views.plan import make_batch, read_size
 
@@ -69,7 +71,7 @@ def run(
         folder.opened(config) if place.first else contextlib.nullcontext(),
         explained(training, data, module.objective),
     ):
-        go_on(module, folder)
+        notes = [*go_on(module, folder), *notes]
         if module.progress.step >= training.steps:
             if place.first:
                 print(f"{folder.path}: all {training.steps} steps are done already")
@@ -127,6 +129,12 @@ def make_feed(
     return Feed(crops, batch, training.accumulate, training.seed)
 
 
+def first_progress(training: Training, store: str) -> Progress:
+    """The progress of a run before its first step, on a store of this digest."""
+    together = training.batch_size * layout().world_size
+    return Progress(0, together * training.accumulate, store, steps=training.steps, together=together)
+
+
 def refuse_hardware(training: Training) -> None:
     """Refuses settings that this machine cannot follow, where Lightning would quietly take others.
 
@@ -143,15 +151,18 @@ def refuse_hardware(training: Training) -> None:
         raise UserError(message)
 
 
-def go_on(module: TrainingLoop, folder: RunFolder) -> None:
+def go_on(module: TrainingLoop, folder: RunFolder) -> list[str]:
     """Takes over the state of a run that was stopped.
 
+    Returns:
+        What the first line of the run tells: how a longer run changes the learning rate.
+
     Raises:
-        UserError: The store or the number of samples of a step is another one.
+        UserError: The store, the number of samples of a step, or what a loss compares is another one.
     """
     state = folder.state()
     if state is None:
-        return
+        return []
     former, now = state["progress"], module.progress
     if former.store != now.store:
         message = f"{folder.path.name}/ was trained on another store (or this one has changed): choose another --run"
@@ -162,8 +173,45 @@ def go_on(module: TrainingLoop, folder: RunFolder) -> None:
             "keep training.batch_size x training.accumulate x processes as it was"
         )
         raise UserError(message)
+    refuse_other_comparison(module, former, folder.path.name)
+    notes = stretched(module, former)
+    former.steps, former.together = now.steps, now.together
     module.objective.load_state_dict(state["objective"])
     module.former, module.progress = state, former
+    return notes
+
+
+def refuse_other_comparison(module: TrainingLoop, former: Progress, name: str) -> None:
+    """Refuses another split of a step into micro-batches, where the loss or the order depends on it.
+
+    Raises:
+        UserError: Says how many samples were compared with each other, and how many would be.
+    """
+    sampling, now = module.objective.needs.sampling, module.progress
+    if former.together in (0, now.together) or not (module.objective.compares_samples or sampling.distinct_subjects):
+        return
+    what = "compares the samples of a micro-batch with each other" if module.objective.compares_samples else ""
+    what = what or "takes no subject twice into a micro-batch (distinct_subjects)"
+    message = (
+        f"{type(module.objective).__name__} {what}: {name}/ has {former.together} of them, this command "
+        f"{now.together}; keep training.batch_size x processes as it was"
+    )
+    raise UserError(message)
+
+
+def stretched(module: TrainingLoop, former: Progress) -> list[str]:
+    """What more steps do to the learning rate and the weight decay of a run that goes on."""
+    if former.steps in (0, module.steps):
+        return []
+    settings = module.settings
+    then, now = (former.step / steps for steps in (former.steps, module.steps))
+    rates = [settings.rate(progress, encoder=False) for progress in (then, now)]
+    decays = [cosine(progress, *settings.weight_decay) for progress in (then, now)]
+    note = (
+        f"{module.steps} steps instead of {former.steps} stretch the schedule: the learning rate goes from "
+        f"{rates[0]:.3g} to {rates[1]:.3g}"
+    )
+    return [note + (f", the weight decay from {decays[0]:.3g} to {decays[1]:.3g}" if decays[0] != decays[1] else "")]
 
 
 def first_line(module: TrainingLoop, training: Training, place: Layout) -> str:
@@ -268,9 +316,13 @@ def explained(training: Training, data: Loading | Examples, objective: Objective
         if not (told or isinstance(error, MemoryError)):
             raise
         sizes = ", ".join(str(list(view.size)) for view in objective.needs.views)
+        fewer = f"lower training.batch_size (now {training.batch_size}) "
+        if objective.compares_samples:
+            fewer += "in a new run: each sample is then compared with fewer"
+        else:
+            fewer += f"and raise training.accumulate (now {training.accumulate}) by as much"
         message = (
-            f"out of memory: lower training.batch_size (now {training.batch_size}) and raise training.accumulate "
-            f"(now {training.accumulate}) by as much, or make the views smaller (now {sizes}), "
+            f"out of memory: {fewer}, or make the views smaller (now {sizes}), "
             f"or set training.precision to bf16 (now {training.precision})"
         )
         raise UserError(message) from error

@@ -36,11 +36,14 @@ class Objective(nn.Module, ABC):
         encoder: The encoder that is pretrained.
         needs: The views and the sampling that ``forward`` expects.
         progress: Name of the term of ``Loss.terms`` that falls while the objective learns.
+        compares_samples: Whether the loss compares the samples of a micro-batch with each other: it then depends on
+            how many there are.
     """
 
     encoder: Encoder
     needs: ViewPlan
     progress: str = "loss"
+    compares_samples: bool = False
 
     @abstractmethod
     def forward(self, batch: Batch, step: Step) -> Loss:

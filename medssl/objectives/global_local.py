@@ -97,6 +97,8 @@ class GlobalContrast(Objective):
         UserError: The view does not fit the encoder, or a setting is out of range.
     """
 
+    compares_samples = True
+
     def __init__(
         self,
         encoder: Encoder,
@@ -153,6 +155,8 @@ class LocalContrast(Objective):
         UserError: The view does not fit the encoder or is changed in space, the decoder's map is too small for regions,
             or a setting is out of range.
     """
+
+    compares_samples = True
 
     def __init__(
         self,

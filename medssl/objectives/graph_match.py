@@ -118,6 +118,8 @@ class GraphMatch(Objective):
         UserError: The view does not fit the encoder, or a setting is out of range.
     """
 
+    compares_samples = True
+
     def __init__(
         self,
         encoder: Encoder,

@@ -44,6 +44,8 @@ class SimCLR(Objective):
         UserError: The view does not fit the encoder, or a setting is out of range.
     """
 
+    compares_samples = True
+
     def __init__(
         self,
         encoder: Encoder,

@@ -148,6 +148,56 @@ def test_another_size_of_a_step_is_refused_and_an_equal_one_is_not(call):
     assert call("--training.batch_size=4", "--training.accumulate=1", *extended)[0] == 0
 
 
+def test_fewer_steps_than_the_run_has_are_refused_and_leave_its_configuration(call, tmp_path):
+    assert call("--training.steps=4")[0] == 0
+    before = (tmp_path / "run/config.yaml").read_bytes()
+    code, said = call("--training.steps=2", "--training.extend=true")
+    assert code == 2
+    assert "training.steps is 2, and run/ is a run of 4 steps: training.extend goes on with more steps, give 4" in said
+    assert (tmp_path / "run/config.yaml").read_bytes() == before
+
+
+def test_more_steps_tell_what_becomes_of_rate_and_decay(call):
+    words = ("--optimizer.learning_rate=1e-3", "--optimizer.warmup=0", "--optimizer.final_share=0")
+    assert call("--training.steps=4", *words)[0] == 0
+    code, said = call("--training.steps=8", "--training.extend=true", *words)
+    assert code == 0
+    assert "8 steps instead of 4 stretch the schedule: the learning rate goes from 0 to 0.0005" in said
+
+
+@pytest.mark.parametrize("reason", ["compares", "distinct"])
+def test_another_split_of_a_step_is_refused_where_the_loss_depends_on_it(call, monkeypatch, reason):
+    words = ["--data.sampling.distinct_subjects=true"] if reason == "distinct" else []
+    monkeypatch.setattr(toys.ToyObjective, "compares_samples", reason == "compares")
+    assert call("--training.batch_size=2", "--training.accumulate=2", *words)[0] == 0
+    more = ("--training.steps=3", "--training.extend=true", *words)
+    code, said = call("--training.batch_size=4", "--training.accumulate=1", *more)
+    assert code == 2
+    what = "compares the samples of a micro-batch with each other" if reason == "compares" else "takes no subject twice"
+    assert f"ToyObjective {what}" in said
+    assert "run/ has 2 of them, this command 4; keep training.batch_size x processes as it was" in said
+
+
+def test_a_full_memory_does_not_advise_fewer_negatives_in_silence(call, monkeypatch):
+    monkeypatch.setattr(toys.ToyObjective, "compares_samples", True)
+    code, said = call("--objective.fail_at=0", "--objective.fail=memory")
+    assert code == 2
+    assert (
+        "out of memory: lower training.batch_size (now 2) in a new run: each sample is then compared with fewer" in said
+    )
+    assert "accumulate" not in said
+
+
+def test_a_key_that_stands_twice_is_refused_with_its_lines(call, tmp_path):
+    recipe = tmp_path / "twice.yaml"
+    recipe.write_text(RECIPE.read_text() + "\noptimizer:\n  clip: 1\n  clip: 2\n")
+    code, said = call(recipe=recipe)
+    assert code == 2
+    lines = recipe.read_text().splitlines()
+    first = lines.index("  clip: 1") + 1
+    assert f"the key 'clip' stands in line {first} and again in line {first + 1}" in said
+
+
 def test_a_store_that_changed_is_refused(call, tmp_path):
     assert call()[0] == 0
     other = toys.toy_store(tmp_path / "other", count=6)
