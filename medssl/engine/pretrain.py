@@ -22,7 +22,6 @@ from medssl.engine.health import Health, settled_after
 from medssl.engine.module import TrainingLoop, keyed_seed
 from medssl.engine.online_probe import ProbeWhileTraining
 from medssl.engine.optim import Optimization
-from medssl.engine.parallel import layout
 from medssl.engine.settings import Loading, OnlineProbe, Training
 from medssl.files import write_whole
 from medssl.objectives.base import Objective
@@ -70,7 +69,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
         UserError: Something the user can put right.
     """
     os.umask(0o077)
-    place, folder = layout(), RunFolder(run)
+    folder = RunFolder(run)
     config: dict[str, Any] = describe.plain(
         {"encoder": encoder, "objective": objective, "training": training, "optimizer": optimizer, "data": data}
     )
