@@ -242,7 +242,7 @@ ROWS = [
     Row(wrong_content, r"failed: 1 .*\n  1 named \.png, but is an HTML page$"),
     Row(truncated_picture, r"failed: 1 .*\n  1 truncated$"),
     Row(truncated_tiff, r"failed: 1 .*\n  1 truncated$"),
-    Row(damaged_nrrd, r"failed: 1 .*\n  1 not readable$"),
+    Row(damaged_nrrd, r"failed: 1 .*\n  1 not readable as NRRD$"),
     Row(not_dicom, r"failed: 1 .*\n  1 named \.dcm, but is text$"),
     Row(empty_file, r"failed: 1 .*\n  1 empty file$"),
     Row(flat_affine, r"failed: 1 .*\n  1 geometry unusable$"),

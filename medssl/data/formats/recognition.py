@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from medssl.data.formats import array, itk, nifti, picture, tiff, unread
+from medssl.data.formats import array, metaimage, nifti, nrrd, picture, tiff, unread
 from medssl.data.formats.base import FIRST_BYTES, FileHeader, check_grid
 
 FORMATS: dict[str, Any] = {
     "array": array,
     "nifti": nifti,
-    "itk": itk,
+    "nrrd": nrrd,
+    "metaimage": metaimage,
     "picture": picture,
     "tiff": tiff,
 }  # DICOM: see ``dicom``
@@ -190,7 +191,7 @@ def _described(form: str, first: bytes) -> str:
         return _NAMES[form]
     signatures = {b"NRRD": "an NRRD file", b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture"}
     signatures |= {b"BM": "a BMP picture"}
-    other = {"itk": "a MetaImage file", "metaimage": "a MetaImage file", "nrrd": "an NRRD file"}
+    other = {"metaimage": "a MetaImage file", "nrrd": "an NRRD file"}
     return next(
         (what for start, what in signatures.items() if first.startswith(start)), other.get(form, f"a {form} file")
     )

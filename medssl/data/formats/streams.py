@@ -25,6 +25,7 @@ _MAGIC = {
 }  # fmt: skip
 _UNREAD = ("zstd", "compress", "zip", "7z")
 _BLOCK = 1 << 20
+_MOST_FOLLOWING = 1 << 26  # unpacked bytes after the voxels that are read for the checksum behind them
 _MOST_GZIP = 1032  # bytes that one packed byte of gzip or zlib can stand for
 
 
@@ -120,13 +121,13 @@ def check_length(source: Source, count: int) -> int:
             message = f"truncated: {source.words}{size:,} of {source.offset + needed:,} bytes"
             raise FormatError(message)
         return size - source.offset - needed
-    _check_possible(source, size, needed)
+    check_possible(source, count)
     if source.packing == "gzip" and _last_length(source.path) == needed % 2**32:
         return 0
     total = 0
     for block in unpacked(source):
         total += len(block)
-        if total >= needed:
+        if total >= needed and (not block or total > needed + _MOST_FOLLOWING):
             return 0
     raise FormatError(_too_short(source, total, needed))
 
@@ -152,17 +153,18 @@ def read_into(source: Source, start: int, target: memoryview) -> None:
         piece = block[begin : begin + len(target) - done] if done < len(target) else b""
         target[done : done + len(piece)] = piece
         done, position = done + len(piece), position + len(block)
+        if not block and done == len(target):
+            return
     if done < len(target):
         raise FormatError(_too_short(source, position, start + len(target)))
 
 
-def allocate(count: int, dtype: np.dtype[Any], source: Source) -> np.ndarray:
+def allocate(count: int, dtype: np.dtype[Any]) -> np.ndarray:
     """Room for ``count`` numbers.
 
     Raises:
-        FormatError: More than the packed file can hold, or than this machine has memory for.
+        FormatError: More than this machine has memory for.
     """
-    _check_possible(source, size_of(source.path), source.skip + count * dtype.itemsize)
     try:
         return np.empty(count, dtype)
     except (MemoryError, ValueError) as error:
@@ -170,8 +172,28 @@ def allocate(count: int, dtype: np.dtype[Any], source: Source) -> np.ndarray:
         raise FormatError(message) from error
 
 
+def check_possible(source: Source, count: int) -> None:
+    """Refuse a number of bytes that no file of this size can hold, before anything is allocated.
+
+    Raises:
+        FormatError: Says so.
+    """
+    size, needed = size_of(source.path), source.skip + count
+    if source.packing in ("gzip", "zlib"):
+        possible = _MOST_GZIP * size + _BLOCK
+    else:
+        possible = needed if source.packing else size - source.offset
+    if needed > possible:
+        message = (
+            f"too short: {source.words}the header asks for {needed:,} bytes, the file of {size:,} cannot hold them"
+        )
+        raise FormatError(message)
+
+
 def unpacked(source: Source, block: int = _BLOCK) -> Iterator[bytes]:
-    """Blocks of the unpacked bytes; several packed streams in a row are one.
+    """Blocks of the unpacked bytes, and an empty one where a packed stream ends whose checksum fits.
+
+    Several packed streams in a row are read as one.
 
     Raises:
         FormatError: The packed stream is cut off or damaged.
@@ -196,6 +218,7 @@ def unpacked(source: Source, block: int = _BLOCK) -> Iterator[bytes]:
                 if at_end and not raw:
                     message = f"truncated or damaged: {source.words}the {source.packing} stream has no end"
                     raise FormatError(message)
+            yield b""
             raw = _next_member(source, engine.unused_data, stream, block)
 
 
@@ -237,19 +260,6 @@ def _last_length(path: Path) -> int:
     with path.open("rb") as stream:
         stream.seek(-4, 2)
         return int.from_bytes(stream.read(4), "little")
-
-
-def _check_possible(source: Source, size: int, needed: int) -> None:
-    """Refuse lengths that no file of this size can hold, before anything is allocated."""
-    if source.packing in ("gzip", "zlib"):
-        possible = _MOST_GZIP * size + _BLOCK
-    else:
-        possible = needed if source.packing else size - source.offset
-    if needed > possible:
-        message = (
-            f"too short: {source.words}the header asks for {needed:,} bytes, the file of {size:,} cannot hold them"
-        )
-        raise FormatError(message)
 
 
 def _too_short(source: Source, found: int, needed: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medssl.data.formats.base import FormatError, Frames
-from medssl.data.formats.streams import Source, allocate, check_length, read_into
+from medssl.data.formats.streams import Source, allocate, check_length, check_possible, read_into, size_of
 
 _NARROW = ("u1", "i1", "u2", "i2", "f4")  # scaled values of these need no more than 32 bits
 _SPATIAL = "ijk"
@@ -85,12 +85,45 @@ def read_values(sources: Sequence[Source], layout: Layout, frame: int | None) ->
         total //= layout.length("t")
         start = frame * total
     share = _share(sources, layout) if not alone else total
-    values = allocate(total, layout.dtype, sources[0])
-    target = memoryview(values.view(np.uint8))  # type: ignore[arg-type]
     step = share * layout.dtype.itemsize
+    for source in sources:
+        check_possible(source, step)
+    values = allocate(total, layout.dtype)
+    target = memoryview(values.view(np.uint8))  # type: ignore[arg-type]
     for number, source in enumerate(sources):
         read_into(source, start * layout.dtype.itemsize, target[number * step : (number + 1) * step])
     return native(values), alone
+
+
+def from_text(source: Source, layout: Layout, encoding: str) -> np.ndarray:
+    """Numbers written as text ("text") or as the hexadecimal digits of their bytes ("hex").
+
+    Raises:
+        FormatError: Too few, or no numbers.
+    """
+    size = size_of(source.path) - source.offset
+    least = layout.bytes * 2 if encoding == "hex" else layout.count * 2 - 1
+    if size < least:
+        message = f"truncated: {source.words}{size:,} of at least {least:,} bytes of text"
+        raise FormatError(message)
+    with source.path.open("rb") as stream:
+        stream.seek(source.offset)
+        text = stream.read()
+    try:
+        if encoding == "hex":
+            return native(np.frombuffer(bytes.fromhex(text.decode("ascii")), layout.dtype, layout.count).copy())
+        words = text.replace(b",", b" ").split()
+        dtype = layout.dtype.newbyteorder("=")
+        number: Any = float if dtype.kind == "f" else int
+        if len(words) < layout.count:
+            message = f"truncated: {source.words}{len(words):,} of {layout.count:,} numbers"
+            raise FormatError(message)
+        return np.fromiter((number(word) for word in words), dtype, layout.count)
+    except (ValueError, OverflowError) as error:
+        if isinstance(error, FormatError):
+            raise
+        message = f"damaged: {source.words}voxels that are no numbers of type {layout.dtype.name}"
+        raise FormatError(message) from error
 
 
 def native(values: np.ndarray) -> np.ndarray:

@@ -361,9 +361,6 @@ def test_names_say_nothing_about_packing(tmp_path):
     }  # fmt: skip
     for name, raw in packed.items():
         file = written(tmp_path, raw, name)
-        if name == "second.nii.gz":
-            nifti.read_header(file)
-            continue
         assert nifti.read_header(file).notes == (), name
         np.testing.assert_array_equal(pixels(file)[0], VOLUME, err_msg=name)
 
@@ -379,11 +376,9 @@ def test_other_packing_is_named(tmp_path, raw, name):
 def test_files_cut_off_are_refused(tmp_path, pack, cut):
     raw = pack(scan(noise((20, 20, 20))))
     file = written(tmp_path, raw[: int(len(raw) * cut)], "x.nii.gz")
-    with pytest.raises(FormatError, match=r"truncated|too short"):
-        pixels(file)
-    if cut < 0.99:  # all voxels may be there, and only the checksum after them missing
+    for read in (nifti.read_header, pixels):
         with pytest.raises(FormatError, match=r"truncated|too short"):
-            nifti.read_header(file)
+            read(file)
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])

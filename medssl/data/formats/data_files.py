@@ -1,0 +1,71 @@
+"""Files with voxels that a header names: one, a list, or a pattern with numbers; only in the header's own folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from medssl.data.formats.base import FormatError
+
+_MOST_FILES = 100_000
+_CONVERSION = re.compile(r"%(0?)(\d{0,2})[diu]")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The file of that name in or below a folder.
+
+    Raises:
+        FormatError: The name leads elsewhere.
+    """
+    plain = name.strip().strip('"')
+    posix, windows = PurePosixPath(plain), PureWindowsPath(plain)
+    outside = posix.is_absolute() or bool(windows.anchor) or ".." in posix.parts or ".." in windows.parts
+    if outside or not plain or plain == "-" or "\0" in plain or len(plain) > 1000:
+        shown = re.sub(r"[^ -~]", "?", posix.name or plain)[:60]
+        message = (
+            f"its voxels lie elsewhere ({shown}): only files in the folder of the header are read; move them there"
+        )
+        raise FormatError(message)
+    file = folder / plain
+    if "\\" in plain and not file.exists():
+        file = folder / plain.replace("\\", "/")
+    return file
+
+
+def listed(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
+    """Files that a header lists, one a line.
+
+    Raises:
+        FormatError: None, too many, or one that lies elsewhere.
+    """
+    names = [name for name in names if name.strip()]
+    if not 1 <= len(names) <= _MOST_FILES:
+        message = f"a list of {len(names):,} files with voxels: expected 1 to {_MOST_FILES:,}"
+        raise FormatError(message)
+    return tuple(inside(folder, name) for name in names)
+
+
+def numbered(folder: Path, pattern: str, words: Sequence[str]) -> tuple[Path, ...]:
+    """Files of a pattern such as ``slice%03d.raw``, its numbers from ``words``: first, last, step.
+
+    Raises:
+        FormatError: Another pattern than one of a whole number, or a range of none or too many.
+    """
+    found = list(_CONVERSION.finditer(pattern))
+    if len(found) != 1 or pattern.count("%") != 1:
+        message = "a pattern of file names with other fields than one whole number (such as %03d)"
+        raise FormatError(message)
+    try:
+        first, last, step = (int(word) for word in (*words, "1")[:3])
+    except ValueError as error:
+        message = f"a pattern of file names with the range {' '.join(words)[:60]}: expected first, last and step"
+        raise FormatError(message) from error
+    if not step or not 0 <= (last - first) // step < _MOST_FILES:
+        message = f"a pattern of file names from {first} to {last} by {step}: expected 1 to {_MOST_FILES:,} files"
+        raise FormatError(message)
+    zero, width = found[0].groups()
+    form = f"{zero}{int(width)}d" if width else "d"
+    numbers = range(first, last + (1 if step > 0 else -1), step)
+    names = [f"{pattern[: found[0].start()]}{number:{form}}{pattern[found[0].end() :]}" for number in numbers]
+    return tuple(inside(folder, name) for name in names)

@@ -1,0 +1,117 @@
+"""NRRD (``.nrrd``, ``.nhdr``) by an own decoder.
+
+Libraries open any path that a header names, do not verify checksums, and end the process on some damaged headers.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medssl.data.formats.base import FileHeader, FormatError, Reading, make_grid, picture_grid
+from medssl.data.formats.nrrd_axes import Axes, axes_of, geometry
+from medssl.data.formats.nrrd_header import NrrdHeader, read_text, sources
+from medssl.data.formats.placement import is_left_handed
+from medssl.data.formats.streams import Source
+from medssl.data.formats.voxels import Layout, arrange, check_sources, from_text, read_values
+from medssl.types import Grid, ValueDomain
+
+SUFFIXES = (".nrrd", ".nhdr")
+_SEGMENT = re.compile(r"Segment\d+_(ID|LabelValue)")  # own keys of 3D Slicer's segmentations
+
+
+def matches(first: bytes) -> bool:
+    """Whether a file begins as NRRD does."""
+    return re.match(rb"NRRD000[1-9]\r?\n", first) is not None
+
+
+def companions(path: Path) -> tuple[Path, ...]:
+    """Files with voxels that the header names."""
+    try:
+        header = read_text(path)
+        found = sources(path, header, _layout(header, axes_of(header)))
+    except (FormatError, OSError):
+        return ()
+    return tuple(source.path for source in found if source.companion)
+
+
+def read_header(path: Path) -> FileHeader:
+    """Read shape, type and grid, and compare the length of the voxels with what the files hold.
+
+    Raises:
+        FormatError: Truncated, damaged, or of a layout that is no scan.
+    """
+    header = read_text(path)
+    axes = axes_of(header)
+    layout = _layout(header, axes)
+    affine, notes = geometry(header, axes)
+    grid = _grid(layout, affine)
+    found = sources(path, header, layout)
+    _check(header, layout, found)
+    details: dict[str, Any] = {}
+    if any(source.companion for source in found):
+        details["companions"] = [source.path.relative_to(path.parent).as_posix() for source in found]
+    if any(_SEGMENT.fullmatch(key) for key in header.pairs):
+        details["intent"] = "label"
+    if len(grid.shape) == 3 and is_left_handed(affine):
+        details["handedness"] = "left"
+    domain: ValueDomain = "rgb" if axes.colors and layout.channels == 3 and layout.dtype.itemsize == 1 else "gray"
+    if layout.keep:
+        notes += ("transparency left out",)
+    if {"oldmin", "oldmax"} & set(header.fields):
+        notes += ("values are quantized: old min and old max of the header not applied",)
+    kind: Any = "volume" if len(grid.shape) == 3 else "image"
+    name = layout.dtype.newbyteorder("=").name
+    notes = header.notes + axes.notes + notes
+    return FileHeader(kind, domain, layout.channels, grid, layout.frames(axes.noun), name, notes, details)
+
+
+def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.ndarray, Grid]:
+    """Read an array [C, i, j, k] or [C, row, column] in the file's own number type, and its grid.
+
+    Raises:
+        FormatError: Truncated or damaged.
+    """
+    del reading
+    header = read_text(path)
+    axes = axes_of(header)
+    layout = _layout(header, axes)
+    affine, _ = geometry(header, axes)
+    found = sources(path, header, layout)
+    if header.encoding in ("text", "hex"):
+        values, alone = _from_text(header, layout, found), False
+    else:
+        check_sources(found, layout)
+        values, alone = read_values(found, layout, frame)
+    return arrange(values, layout, frame, alone=alone), _grid(layout, affine)
+
+
+def _check(header: NrrdHeader, layout: Layout, found: tuple[Source, ...]) -> None:
+    if header.encoding in ("text", "hex"):
+        _from_text(header, layout, found)  # only decoding tells how many numbers there are
+    else:
+        check_sources(found, layout)
+
+
+def _from_text(header: NrrdHeader, layout: Layout, found: tuple[Source, ...]) -> np.ndarray:
+    if len(found) != 1:
+        message = f"{len(found)} files of numbers as {header.encoding}: expected one"
+        raise FormatError(message)
+    return from_text(found[0], layout, header.encoding)
+
+
+def _layout(header: NrrdHeader, axes: Axes) -> Layout:
+    layout = Layout(header.dtype, header.sizes, axes.roles)
+    if axes.colors and layout.length("c") == 4:
+        return Layout(header.dtype, header.sizes, axes.roles, 3)
+    return layout
+
+
+def _grid(layout: Layout, affine: np.ndarray) -> Grid:
+    sizes = [layout.length(letter) for letter in "ijk" if letter in layout.roles]
+    if len(sizes) == 3:
+        return make_grid(tuple(sizes), affine)
+    return picture_grid(sizes[1], sizes[0], (float(affine[1, 1]), float(affine[0, 0])))
