@@ -121,8 +121,7 @@ def layout_of(header: MetaHeader) -> Layout:
     if name not in _TYPES:
         message = f"ElementType {header.fields['elementtype'][:40]}: expected whole or real numbers (such as MET_SHORT)"
         raise FormatError(message)
-    order = ">" if header.true("binarydatabyteordermsb") else "<"
-    dtype = np.dtype(_TYPES[name]).newbyteorder(order)
+    dtype = np.dtype(_TYPES[name]).newbyteorder(">" if header.true("binarydatabyteordermsb") else "<")
     roles = "ijkt"[: len(sizes)]
     if channels == 1:
         return Layout(dtype, sizes, roles)
@@ -231,6 +230,9 @@ def sources(path: Path, header: MetaHeader, layout: Layout) -> tuple[Source, ...
     (skip,) = _whole(header, "HeaderSize", 1) if "headersize" in header.fields else (0,)
     if skip < -1 or (skip == -1 and (header.packed or header.as_text)):
         message = f"HeaderSize {skip}: expected 0 or more, or -1 where voxels are neither compressed nor text"
+        raise FormatError(message)
+    if local and 0 < skip < header.end:
+        message = f"HeaderSize {skip}: expected at least the {header.end:,} bytes of the header itself"
         raise FormatError(message)
     found = []
     for file in files:

@@ -11,7 +11,7 @@ from medssl.data.formats.base import FileHeader, FormatError, Reading, make_grid
 from medssl.data.formats.nifti_affine import affine_of
 from medssl.data.formats.nifti_header import HEADER_BYTES, NiftiHeader, parse
 from medssl.data.formats.placement import is_left_handed
-from medssl.data.formats.streams import Source, first_bytes, packing_of
+from medssl.data.formats.streams import Source, first_bytes, packing_of, size_of
 from medssl.data.formats.voxels import Layout, arrange, check_sources, read_values, scaled
 from medssl.types import Grid, ValueDomain
 
@@ -165,8 +165,11 @@ def _open(path: Path) -> tuple[NiftiHeader, Source]:
     if voxels is None:
         message = f"its voxels are missing: no {_split(path.name)[0]}.img beside it"
         raise FormatError(message)
-    with voxels.open("rb") as stream:
-        packing = packing_of(stream.read(8)) if _split(voxels.name)[2] else ""  # raw voxels may begin in any way
+    packing = ""
+    expected = header.start + _layout(header).bytes
+    if _split(voxels.name)[2] or size_of(voxels) < expected:  # raw voxels may begin in any way
+        with voxels.open("rb") as stream:
+            packing = packing_of(stream.read(8))
     return header, _source(voxels, packing, header.start, companion=True)
 
 

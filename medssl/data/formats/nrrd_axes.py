@@ -141,9 +141,8 @@ def _in_space(header: NrrdHeader, directions: list[np.ndarray | None]) -> tuple[
     if dimension == 4 and columns[3].any():
         message = "space directions: an axis that lies in space and in time"
         raise FormatError(message)
-    origin = np.zeros(dimension)
-    if "spaceorigin" in header.fields:
-        origin = _vectors(header, "spaceorigin", dimension, 1)[0]
+    start = _vectors(header, "spaceorigin", dimension, 1)[0] if "spaceorigin" in header.fields else None
+    origin = np.zeros(dimension) if start is None else start
     world = min(dimension, 3)
     if world < columns.shape[1]:
         message = f"{columns.shape[1]} axes in a space of {world} dimensions"
@@ -237,8 +236,6 @@ def _vectors(header: NrrdHeader, name: str, dimension: int, count: int) -> list[
     if _VECTOR.sub("", text).strip() or len(found) != count or lengths - {dimension}:
         message = f"{name} {text[:60]!r}: expected {count} vector{'s' * (count != 1)} of {dimension} numbers"
         raise FormatError(message)
-    if name == "spaceorigin" and found[0] is None:
-        return [np.zeros(dimension)]
     for one in found:
         if one is not None and not np.isfinite(one).all():
             message = f"geometry unusable: {name} has values that are no finite numbers"

@@ -26,6 +26,7 @@ _MAGIC = {
 _UNREAD = ("zstd", "compress", "zip", "7z")
 _BLOCK = 1 << 20
 _MOST_FOLLOWING = 1 << 26  # unpacked bytes after the voxels that are read for the checksum behind them
+_MOST_MEMORY = 1 << 28  # of xz: its streams say how much they need
 _MOST_GZIP = 1032  # bytes that one packed byte of gzip or zlib can stand for
 
 
@@ -118,8 +119,7 @@ def check_length(source: Source, count: int) -> int:
     size, needed = size_of(source.path), source.skip + count
     if not source.packing:
         if size < source.offset + needed:
-            message = f"truncated: {source.words}{size:,} of {source.offset + needed:,} bytes"
-            raise FormatError(message)
+            raise FormatError(_too_few(source, size, source.offset + needed))
         return size - source.offset - needed
     check_possible(source, count)
     if source.packing == "gzip" and _last_length(source.path) == needed % 2**32:
@@ -229,7 +229,7 @@ def _engine(packing: str) -> Any:
     if packing == "bzip2":
         return bz2.BZ2Decompressor()
     if packing == "xz":
-        return lzma.LZMADecompressor()
+        return lzma.LZMADecompressor(memlimit=_MOST_MEMORY)
     return zlib.decompressobj(31 if packing == "gzip" else 47)  # 47: zlib, or gzip where its first bytes say so
 
 
@@ -260,6 +260,17 @@ def _last_length(path: Path) -> int:
     with path.open("rb") as stream:
         stream.seek(-4, 2)
         return int.from_bytes(stream.read(4), "little")
+
+
+def _too_few(source: Source, size: int, needed: int) -> str:
+    """What is wrong with a plain file of fewer bytes than the header asks for."""
+    with source.path.open("rb") as stream:
+        stream.seek(source.offset)
+        first = stream.read(8)
+    name = next((name for magic, name in _MAGIC.items() if first.startswith(magic)), "")
+    if name:
+        return f"packed with {name}: {source.words}the header does not say so; unpack it, or repair the header"
+    return f"truncated: {source.words}{size:,} of {needed:,} bytes"
 
 
 def _too_short(source: Source, found: int, needed: int) -> str:

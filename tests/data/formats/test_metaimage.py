@@ -294,6 +294,15 @@ def test_cut_voxels_are_refused(tmp_path):
     refused(tmp_path, header("x.raw"), r"^x\.raw, which holds its voxels, is missing$", "x.mhd")
 
 
+def test_packed_voxels_that_the_header_does_not_mention_are_not_called_truncated(tmp_path):
+    (tmp_path / "x.raw").write_bytes(gzip.compress(np.zeros(120, np.int16).tobytes()))
+    refused(tmp_path, header("x.raw"), r"^packed with gzip: x\.raw: the header does not say so", "x.mhd")
+
+
+def test_voxels_cannot_begin_inside_the_header(tmp_path):
+    refused(tmp_path, scan(HeaderSize=9), "^HeaderSize 9: expected at least the")
+
+
 @pytest.mark.parametrize(
     ("first", "right"),
     [

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from medssl.data.formats import nifti
 from medssl.data.formats.base import FormatError, Reading, check_grid
+from medssl.data.formats.recognition import recognize
 
 AFFINE = np.array([[-0.9, 0, 0, 40], [0, 0.8, 0, -30], [0, 0, 2.5, 10], [0, 0, 0, 1.0]])
 OFFSETS = {  # of NIfTI-1: format and place
@@ -456,6 +457,22 @@ def test_pairs_are_one_scan(tmp_path, names):
     assert nifti.companions(file) == (tmp_path / names[1],)
     np.testing.assert_array_equal(pixels(file)[0], VOLUME)
     np.testing.assert_allclose(header.grid.affine, AFFINE, rtol=1e-6)
+
+
+def test_packed_voxels_under_a_plain_name_are_unpacked(tmp_path):
+    file = pair(tmp_path, scan(array := noise((9, 9, 9), np.uint8, high=2)))
+    (tmp_path / "x.img").write_bytes(gzip.compress(array.tobytes(order="F")))
+    nifti.read_header(file)
+    np.testing.assert_array_equal(pixels(file)[0], array)
+
+
+@pytest.mark.parametrize("name", ["x.nii.bz2", "x.nii.xz", "X.HDR", "X.NII.GZ"])
+def test_names_and_packing_are_recognized(tmp_path, name):
+    content = scan(VOLUME)
+    packed = bz2.compress(content) if name.endswith("2") else lzma.compress(content) if "xz" in name else content
+    file = written(tmp_path, packed, name)
+    assert recognize(file).form == "nifti"
+    assert nifti.read_header(file).grid.shape == (4, 5, 6)
 
 
 def test_a_pair_without_its_voxels_is_refused(tmp_path):
