@@ -111,17 +111,26 @@ def _kind_of_archive(file: Path) -> str:
 
 
 def _tensors_in(content: object) -> dict[str, Tensor]:
-    """The state dict of a checkpoint: its own entries, or those of the nested container with the most tensors."""
-    found: dict[str, Tensor] = {}
-    waiting, known = [content], set[int]()  # a container may hold itself
+    """The state dict of a checkpoint: its own entries, or those of the nested container with the most tensors.
+
+    Containers with equal keys (a student and its teacher) are given together, each under its name.
+    """
+    found: dict[str, dict[str, Tensor]] = {}
+    waiting: list[tuple[str, object]] = [("", content)]
+    known = set[int]()  # a container may hold itself
     while waiting:
-        held = waiting.pop(0)
+        name, held = waiting.pop(0)
         if isinstance(held, Mapping) and id(held) not in known:
             known.add(id(held))
             own = {str(key): value for key, value in held.items() if isinstance(value, torch.Tensor)}
-            found = max(found, own, key=len)
-            waiting += held.values()
-    return found
+            if own:
+                found[name] = own
+            waiting += [(f"{name}{key}.", value) for key, value in held.items()]
+    largest = max(found.values(), key=len, default={})
+    alike = {name: own for name, own in found.items() if own.keys() == largest.keys()}
+    if len(alike) < 2:
+        return largest
+    return {name + key: value for name, own in alike.items() for key, value in own.items()}
 
 
 def refuse_strange(file: Path, given: Mapping[str, tuple[Tensor, Tensor]]) -> None:

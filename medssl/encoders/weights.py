@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS, CARD = "encoder.safetensors", "card.json"
+AVERAGED = ("teacher", "ema", "target", "momentum")  # of several networks in a file, the one that was averaged
+INDEX = ("num_batches_tracked", "relative_position_index", "attn_mask", "relative_coords_table")  # no weights
 BLOCK = re.compile(r"(\d+)\.(?=[^.]+\.)")  # a numbered part of a network that has parts itself
 ENOUGH = 0.9  # share of the keys that a file must fill where nothing else is asked for
 
@@ -129,7 +131,8 @@ class Report:
 
     ``adapted`` weights were made to fit another number of input channels, of axes, or of patches. ``unfit`` says of
     missing keys that the file has in another shape which shapes these are; ``assumed`` of adapted tables of positions
-    which grid they were taken for; ``unread`` is the layer that reads the image, where nothing filled it.
+    which grid they were taken for; ``unread`` is the layer that reads the image, where nothing filled it; ``chosen`` of
+    several networks in the file says which was taken.
     """
 
     loaded: tuple[str, ...]
@@ -139,6 +142,7 @@ class Report:
     unfit: Mapping[str, str] = field(default_factory=dict)
     assumed: Mapping[str, str] = field(default_factory=dict)
     unread: str = ""
+    chosen: str = ""
 
     @property
     def matched(self) -> float:
@@ -154,7 +158,7 @@ class Report:
         if self.unread:
             why = self.unfit.get(self.unread, "the file has no such key")
             line += f"; the layer that reads the image is not filled: {self.unread} ({why})"
-        return line
+        return f"{line}; {self.chosen}" if self.chosen else line
 
 
 def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Report:
@@ -178,7 +182,7 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
     """
     file = Path(file)
     source, target = read_tensors(file), module.state_dict()
-    strip, add = _prefixes(source, target)
+    strip, add, chosen = _prefixes(source, target, file)
     renamed = {add + key[len(strip) :]: key for key in source if key.startswith(strip)}
     stem = next((key for key, value in target.items() if value.ndim >= 4), "")  # no learned token
     same = [key for key, value in target.items() if stem and value.data_ptr() == target[stem].data_ptr()]
@@ -207,6 +211,7 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
         unfit=unfit,
         assumed={key: assumed(axes[0]) for key in fitted if is_table(key, source[renamed[key]], target[key])},
         unread="" if any(key in new for key in same) else stem,
+        chosen=chosen,
     )
     beyond = [add + key[len(strip) :] for key in report.unexpected if key.startswith(strip)]
     if report.matched < minimum:
@@ -219,6 +224,13 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
             "choose another file"
         )
         raise UserError(message)
+    if minimum >= ENOUGH and (inside := _inside(beyond, target)):
+        message = (
+            f"{file}: the weights are those of another network: {len(inside)} of their keys belong to blocks that "
+            f"{type(module).__name__} has without them ({_some(inside)}); make the encoder as that of the file was "
+            "(with its LayerScale, its norms), or choose another file"
+        )
+        raise UserError(message)
     if report.unread and minimum >= ENOUGH:
         message = (
             f"{file}: {type(module).__name__} would look at images through random weights: {report}; make the encoder "
@@ -229,8 +241,14 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
     return report
 
 
-def _prefixes(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tuple[str, str]:
-    """What to strip from the file's keys and what to put before them so that most keys and shapes agree."""
+def _prefixes(source: Mapping[str, Tensor], target: Mapping[str, Tensor], file: Path) -> tuple[str, str, str]:
+    """What to strip from the file's keys and what to put before them so that most keys and shapes agree.
+
+    Where the file holds several networks that fit alike, the averaged one is taken, and the third value says so.
+
+    Raises:
+        UserError: Several networks fit alike, and no name says which one is averaged.
+    """
     shapes = {(key, value.shape[:1]) for key, value in target.items()}
 
     def agreement(pair: tuple[str, str]) -> tuple[int, int]:
@@ -238,7 +256,25 @@ def _prefixes(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> tup
         found = sum((add + k[len(strip) :], v.shape[:1]) in shapes for k, v in source.items() if k.startswith(strip))
         return found, -len(strip) - len(add)
 
-    return max(((strip, add) for strip in _common(source) for add in _common(target)), key=agreement)
+    pairs = [(strip, add) for strip in _common(source) for add in _common(target)]
+    scores = {pair: agreement(pair) for pair in pairs}
+    strip, add = max(pairs, key=scores.__getitem__)
+    most = scores[strip, add][0]
+    alike = {other for (other, _), (found, _) in scores.items() if found == most}
+    # prefixes of which one begins with the other are one network
+    networks = sorted(one for one in alike if not any(one != other and one.startswith(other) for other in alike))
+    if most == 0 or len(networks) < 2:
+        return strip, add, ""
+    averaged = [one for one in networks if any(word in one.lower() for word in AVERAGED)]
+    if len(averaged) != 1:
+        message = (
+            f"{file}: {len(networks)} networks in it fit ({', '.join(one.rstrip('.') for one in networks)}): save the "
+            "one that is meant in a file of its own"
+        )
+        raise UserError(message)
+    best = max((pair for pair in pairs if pair[0].startswith(averaged[0])), key=scores.__getitem__)
+    others = ", ".join(one.rstrip(".") for one in networks if one not in averaged)
+    return *best, f"taken is {averaged[0].rstrip('.')}, not {others}"
 
 
 def _common(keys: Mapping[str, Tensor]) -> list[str]:
@@ -260,6 +296,16 @@ def _deeper(unexpected: Iterable[str], own: Iterable[str]) -> tuple[str, ...]:
         key
         for key in unexpected
         if any(int(found[1]) > last.get(key[: found.start(1)], int(found[1])) for found in BLOCK.finditer(key))
+    )
+
+
+def _inside(unexpected: Iterable[str], own: Iterable[str]) -> tuple[str, ...]:
+    """Weights of the file in numbered blocks that the module has, but without these weights."""
+    blocks = {key[: found.end()] for key in own for found in BLOCK.finditer(key)}
+    return tuple(
+        key
+        for key in unexpected
+        if not key.endswith(INDEX) and any(key[: found.end()] in blocks for found in BLOCK.finditer(key))
     )
 
 

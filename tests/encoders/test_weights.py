@@ -148,7 +148,7 @@ def change_card(folder, change):
         ),
         (lambda d: d["encoder"]["init_args"].update(depth=3), "does not take its init_args .*depth"),
         (lambda d: d["encoder"]["init_args"].update(channels=[4, 16]), "too few weights fit ResEnc"),
-        (lambda d: d["encoder"]["init_args"].update(norm="instance"), "card and weights do not belong together"),
+        (lambda d: d["encoder"]["init_args"].update(norm="instance"), "the weights are those of another network"),
     ],
 )
 def test_cards_that_are_wrong(tmp_path, change, words):
