@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from medssl.data import layouts
 from medssl.data.index import Index, IndexOptions
 from medssl.data.tables import transaction
 from medssl.types import UserError
@@ -82,6 +83,9 @@ def register(index: Index, paths: Sequence[Path], options: IndexOptions) -> list
     if not paths:
         return list(known.values())
     places = places_of(paths)
+    if options.layout and places.files:
+        message = f"--layout {options.layout} reads whole folders: name the folder of the data set, not its files"
+        raise UserError(message)
     count = len(places.folders) + len(places.files)
     if options.files.dataset and count > 1:
         message = f"--files.dataset {options.files.dataset} names one directory, got {count}"
@@ -110,7 +114,7 @@ def _of_files(folder: Path, names: tuple[str, ...], known: dict[str, Dataset], o
 
 
 def _note(index: Index, dataset: Dataset, options: IndexOptions) -> None:
-    text = json.dumps(_saved(options, dataset), sort_keys=True)
+    text = json.dumps(_saved(layouts.fill(options, dataset.folder).options, dataset), sort_keys=True)
     with transaction(index.connection):
         old = index.connection.execute("SELECT options FROM datasets WHERE name = ?", (dataset.name,)).fetchone()
         row = (dataset.name, str(dataset.folder), text)

@@ -23,6 +23,7 @@ from medssl.data.labels import LabelOptions
 from medssl.types import LabelSchema, Scan, UserError
 
 _PAGE = 500
+LayoutName = Literal["", "nnunet", "bids", "decathlon", "csv"]
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,19 @@ class FileOptions(DicomOptions):
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """All rules of a data set."""
+    """All rules of a data set; ``layout`` names one that tools share, which fills rules left at their defaults."""
 
     subject: str = "dicom"
     labels: LabelOptions = field(default_factory=LabelOptions)
     files: FileOptions = field(default_factory=FileOptions)
+    layout: LayoutName = ""
+
+    def __post_init__(self) -> None:
+        if self.labels.values and not self.labels.key and self.layout != "csv":
+            message = (
+                f"--labels.values {self.labels.values}: say with --labels.key which column names the scan or subject"
+            )
+            raise UserError(message)
 
 
 class Index:

@@ -139,7 +139,7 @@ class LabelOptions(MaskOptions):
 
     Attributes:
         classes: "folder" takes the folder that holds the file as the value "class".
-        values: A CSV table with a header row.
+        values: A table with a header row, CSV or (.tsv) with tabs.
         key: Its column that names the scan (file name with or without ending, or path) or the subject.
         columns: Its columns to keep, with commas. Nothing else of the table enters the index.
         class_names: Values of the mask with their names, "0=background,1=tumour".
@@ -161,9 +161,6 @@ class LabelOptions(MaskOptions):
         self.schema()
         if self.split != "folder" and not self.split.startswith("column:"):
             parse_shares(self.split)
-        if self.values and not self.key:
-            message = f"--labels.values {self.values}: say with --labels.key which column names the scan or the subject"
-            raise UserError(message)
 
     def schema(self) -> LabelSchema | None:
         """The class map of the masks, or None where no names were given."""
@@ -246,7 +243,7 @@ def read_table(options: LabelOptions, *, also: Sequence[str] = ()) -> Table:
     keep = tuple(name.strip() for name in options.columns.split(",") if name.strip())
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
+            reader = csv.DictReader(stream, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
             names = list(reader.fieldnames or ())
             for name in (options.key, *keep, *also):
                 if name not in names:

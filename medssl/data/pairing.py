@@ -6,7 +6,7 @@ import json
 import os.path
 import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -46,7 +46,7 @@ class Pairing:
     tried: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)
 
-    def masks(self, path: str, row: sqlite3.Row, given: dict[str, str]) -> tuple[list[Mask], str]:
+    def masks(self, path: str, row: sqlite3.Row, given: Mapping[str, str]) -> tuple[list[Mask], str]:
         """The masks of the image at ``path``.
 
         Args:
@@ -63,6 +63,7 @@ class Pairing:
             at, rows = self._first(wanted)
             if not rows:
                 self._miss(rule.role, path, wanted)
+                self.matched[f"lost {rule.role}"] += rule.role in given
                 continue
             self.matched[rule.role] += 1
             mask, unusable = self._usable(rule, at, row, rows)
@@ -71,6 +72,19 @@ class Pairing:
                 taken.append(mask)
                 self.matched[f"usable {rule.role}"] += 1
         return taken, problem
+
+    def channels(self, row: sqlite3.Row, paths: Sequence[str]) -> tuple[list[sqlite3.Row], str]:
+        """The scans of further files that are channels of a scan, or why it cannot have them."""
+        taken = []
+        for path in paths:
+            name, rows = PurePosixPath(path).name, self._scans(path)
+            if not rows or rows[0]["scan_id"] is None or json.loads(rows[0]["found"])["status"] != "ok":
+                return [], f"channel missing: {name} {rows[0]['reason'] if rows else 'is not there'}".rstrip()
+            match = masks.compare(_grid(row), _grid(rows[0]))
+            if match.problem:
+                return [], f"channel {match.problem.format(name=name)}"
+            taken.append(rows[0])
+        return taken, ""
 
     def belongs(self, path: str) -> tuple[str, str] | None:
         """Status of a file that is no scan of its own: a mask, or one whose image is missing; None for all others."""
@@ -107,9 +121,13 @@ class Pairing:
             first = f" (first: {tried[0][0]}, tried {tried[0][1]})" if tried else ""
             if lost:
                 notes.append(f"{lost:,} scans have no usable {MASKS[role]}{end}{first}")
-        if turned := sum(self.matched[f"turned {role}"] for role in roles):
+        for role, noun in MASKS.items():
+            if role not in roles and (lost := self.matched[f"lost {role}"]):
+                image, mask = self.tried[role][0]
+                notes.append(f"{lost:,} files named as {noun} are not there (first: {mask} for {image})")
+        if turned := sum(self.matched[f"turned {role}"] for role in MASKS):
             notes.append(f"{turned:,} masks have other axes than their images and are turned to them")
-        if trusted := sum(self.matched[f"trusted {role}"] for role in roles):
+        if trusted := sum(self.matched[f"trusted {role}"] for role in MASKS):
             notes.append(
                 f"{trusted:,} masks lie elsewhere by their headers and are taken as they lie (--labels.grid trust): "
                 "mirrored ones would not be noticed"

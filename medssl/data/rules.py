@@ -8,14 +8,16 @@ import os.path
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medssl.data.identity import SubjectRule, named_digest, patient_digest
-from medssl.data.index import Index
+from medssl.data.index import FileOptions, Index, IndexOptions
 from medssl.data.label_maps import Entry, Recognized, recognize
 from medssl.data.labels import LabelOptions, Table, folder_split, names_of, read_table, refuse_formula
+from medssl.data.layouts import open_layout
+from medssl.data.layouts.base import About
 from medssl.data.pairing import Mask, Pairing
 from medssl.data.split import parse_shares, split_of
 from medssl.types import UserError
@@ -35,7 +37,7 @@ def apply(index: Index, key: bytes) -> tuple[str, ...]:
     """
     connection = index.connection
     datasets = connection.execute("SELECT name, folder, options FROM datasets ORDER BY name").fetchall()
-    state = json.dumps([[list(row), _table_state(row["options"])] for row in datasets])
+    state = json.dumps([[list(row), _table_state(row["options"], row["folder"])] for row in datasets])
     if index.meta("ruled") == state:
         return tuple(json.loads(index.meta("notes", "[]")))
     notes: list[str] = []
@@ -55,11 +57,12 @@ def apply(index: Index, key: bytes) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _table_state(options: str) -> list[int]:
-    """Size and time of the table of values: a changed table is read again."""
-    values = json.loads(options)["labels"]["values"]
-    file = Path(values).expanduser()
-    return [file.stat().st_size, file.stat().st_mtime_ns] if values and file.is_file() else []
+def _table_state(options: str, folder: str) -> list[int]:
+    """Size and time of the table of values and of the layout's list: what has changed is read again."""
+    saved = json.loads(options)
+    files = [Path(saved["labels"]["values"]).expanduser()] if saved["labels"]["values"] else []
+    files += [Path(folder) / "dataset.json"] if saved.get("layout") else []
+    return [number for file in files if file.is_file() for number in (file.stat().st_size, file.stat().st_mtime_ns)]
 
 
 def _split_leaks(connection: sqlite3.Connection) -> list[str]:
@@ -82,6 +85,8 @@ class _Ruled:
     values: dict[str, str]
     status: tuple[str, str]
     masks: tuple[Mask, ...] = ()
+    channels: tuple[sqlite3.Row, ...] = ()
+    about: About = field(default_factory=About)
 
 
 class _Ruler:
@@ -94,6 +99,14 @@ class _Ruler:
         self.prefix = os.path.relpath(dataset["folder"], index.root)
         self.subject = SubjectRule(options["subject"])
         self.labels = LabelOptions(**options["labels"])
+        self.folder = Path(dataset["folder"])
+        whole = IndexOptions(
+            options["subject"], self.labels, FileOptions(modality=options["files"]["modality"]),
+            options.get("layout", ""),
+        )  # fmt: skip
+        self.layout = open_layout(whole, self.folder)
+        if whole.layout == "csv":  # its values come with its rows
+            self.labels = replace(self.labels, values="", columns="")
         column = self.labels.split.removeprefix("column:") if self.labels.split.startswith("column:") else ""
         self.split_column = column
         self.table: Table = read_table(self.labels, also=[name for name in (self.subject.column, column) if name])
@@ -102,13 +115,15 @@ class _Ruler:
         self.shares = parse_shares(self.labels.split) if by_share else {}
         self.told: Counter[str] = Counter()
         self.folders: set[str] = set()
-        self.folder = Path(dataset["folder"])
+        self.laid_out = bool(whole.layout)
         self.maps, self.held = Recognized(), list[str]()
+        self.way = ""
         self.pairing = Pairing(self.connection, self.prefix, self.labels)
 
     def run(self) -> list[str]:
         """Apply the rules, a page of scans at a time."""
         self.maps = self._label_maps()
+        self.way = self.maps.proposal(self.labels.masks)
         for page in self._pages():
             ruled = [(row["scan_id"], self._rule(row)) for row in page]
             self.connection.execute("BEGIN IMMEDIATE")
@@ -133,24 +148,29 @@ class _Ruler:
     def _rule(self, row: sqlite3.Row) -> _Ruled:
         found: dict[str, Any] = json.loads(row["found"])
         path = os.path.relpath(row["path"], self.prefix)
-        if its_image := self.pairing.belongs(path) or self._held_back(path):
-            return _Ruled("", False, "", {}, its_image)
+        about = self.layout.about(path)
+        if no_scan := about.status or self.pairing.belongs(path) or self._held_back(path):
+            return _Ruled("", False, "", {}, no_scan)
         name = self.subject.name_in(path)
         values = self.table.row([*names_of(path), name, self.patients.get(found["subject"], "")])
         subject, known = self._who(row, found, name, values.get(self.subject.column, ""))
+        if who := about.names.get("subject"):
+            subject, known = named_digest(self.key, self.name, who), True
         kept = {column: values[column] for column in self.table.columns if column in values}
         if self.labels.classes == "folder":
             kept["class"] = PurePosixPath(path).parent.name
             refuse_formula(kept["class"], "--labels.classes folder")
-        masks, problem = self.pairing.masks(path, row, {})
+        channels, lost = self.pairing.channels(row, about.channels)
+        masks, problem = self.pairing.masks(path, row, about.masks)
+        problem = lost or problem
         status = ("failed", problem) if problem else (found["status"], found["reason"])
         self._count(known, values)
-        split = self._split(path, subject, values.get(self.split_column, ""))
-        return _Ruled(subject, known, split, kept, status, tuple(masks))
+        split = about.names.get("split") or self._split(path, subject, values.get(self.split_column, ""))
+        return _Ruled(subject, known, split, kept | dict(about.values), status, tuple(masks), tuple(channels), about)
 
     def _label_maps(self) -> Recognized:
         """Files of the data set that look like label maps and that no rule names."""
-        if self.labels.all_scans:
+        if self.labels.all_scans or self.laid_out:
             return Recognized()
         query = """
             SELECT files.path, size_i, size_j, size_k,
@@ -174,8 +194,8 @@ class _Ruler:
         if path not in self.maps.paths:
             return None
         self.held.append(path)
-        way = self.maps.proposal(self.labels.masks) or "TEXT=TEXT"
-        return "rejected", f"looks like a label map: use it with --labels.masks {way}, or --labels.masks none"
+        way = f"use it with --labels.masks {self.way or 'TEXT=TEXT'}, or take it as a scan with --labels.masks none"
+        return "rejected", f"looks like a label map: {way}"
 
     def _who(self, row: sqlite3.Row, found: dict[str, Any], name: str, told: str) -> tuple[str, bool]:
         """The subject: by the rule; else its study, else the scan itself stands for it."""
@@ -201,15 +221,19 @@ class _Ruler:
 
     def failures(self) -> list[str]:
         """Rules that fit nothing at all."""
-        found = [failure] if (failure := self.pairing.failure()) else []
+        found = list(filter(None, (self.layout.failure(), self.pairing.failure())))
         if self.labels.split == "folder" and self.told["scans"] and not self.told["in a split"]:
             shown = ", ".join(sorted(self.folders)[:_SHOWN]) or "none"
             found.append(f"--labels.split folder: no folder is named train, val or test; the folders are {shown}")
         return found
 
     def _write(self, scan_id: str, one: _Ruled) -> None:
-        row = self.connection.execute("SELECT found FROM scans WHERE scan_id = ?", (scan_id,)).fetchone()
-        digest = json.loads(row["found"])["digest"]
+        query = "SELECT found, study_id, modality, value_domain, channels, files FROM scans WHERE scan_id = ?"
+        row = self.connection.execute(query, (scan_id,)).fetchone()
+        found = json.loads(row["found"])
+        digest = found["digest"]
+        for channel in one.channels:
+            digest = hashlib.blake2b(f"{digest} {channel['source_digest']}".encode(), digest_size=8).hexdigest()
         for mask in one.masks:
             role = "" if mask.rule.role == "mask" else f"{mask.rule.role} "
             how = f" threshold {self.labels.threshold}" if self.labels.threshold is not None and not role else ""
@@ -228,6 +252,27 @@ class _Ruler:
             (scan_id, mask.rule.role, number, *part) for mask in one.masks for number, part in enumerate(mask.parts)
         ]
         self.connection.executemany("INSERT INTO parts VALUES (?, ?, ?, ?, ?)", rows)
+        if "base" in found or one.channels or one.about.names:
+            self._describe(scan_id, one, row, found)
+
+    def _describe(self, scan_id: str, one: _Ruled, row: sqlite3.Row, found: dict[str, Any]) -> None:
+        """Study, modality and channels as the layout has them; ``base`` keeps what the file alone says."""
+        columns = ("study_id", "modality", "value_domain", "channels", "files")
+        base = found.setdefault("base", {name: row[name] for name in columns})
+        now = dict(base)
+        if study := one.about.names.get("study"):
+            now["study_id"] = named_digest(self.key, self.name, f"study {study}")
+        if modality := one.about.names.get("modality", "").upper():
+            now["modality"] = modality
+            if base["value_domain"] != "rgb":
+                now["value_domain"] = {"CT": "hu", "MR": "mr"}.get(modality, "gray")
+        now["channels"] += sum(channel["channels"] for channel in one.channels)
+        now["files"] += len(one.channels)
+        changes = ", ".join(f"{name} = ?" for name in columns)
+        values = (*(now[name] for name in columns), json.dumps(found), scan_id)
+        self.connection.execute(f"UPDATE scans SET {changes}, found = ? WHERE scan_id = ?", values)
+        rows = [(scan_id, number, channel["file"], channel["frame"]) for number, channel in enumerate(one.channels)]
+        self.connection.executemany("INSERT INTO parts VALUES (?, 'channel', ?, ?, ?)", rows)
 
     def _notes(self) -> list[str]:
         """What the user should know, with counts."""
@@ -248,10 +293,13 @@ class _Ruler:
         if self.table.unused:
             notes.append(f"{self.table.unused:,} rows of {Path(self.labels.values).name} fit no scan")
         if self.held:
-            way = self.maps.proposal(self.labels.masks)
-            use = f"Use them with --labels.masks {way}" if way else "Say with --labels.masks TEXT=TEXT whose they are"
+            use = (
+                f"Use them with --labels.masks {self.way}"
+                if self.way
+                else "Say with --labels.masks TEXT=TEXT whose they are"
+            )
             notes.append(
                 f"{len(self.held):,} files look like label maps and are held back (first: {min(self.held)}). {use}, "
                 "or take them as scans with --labels.masks none"
             )
-        return notes + self.pairing.notes(told["scans"])
+        return notes + self.layout.notes() + self.pairing.notes(told["scans"])

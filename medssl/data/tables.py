@@ -137,7 +137,7 @@ def scan_of(row: sqlite3.Row, parts: Sequence[sqlite3.Row], options: str) -> Sca
     sizes = tuple(row[name] for name in ("size_i", "size_j", "size_k") if row[name] is not None)
     spacing = tuple(row[f"spacing_{axis}_mm"] for axis in "ijk" if row[f"spacing_{axis}_mm"] is not None)
     values: dict[str, str] = json.loads(row["labels"])
-    by_role: dict[str, list[Part]] = {"image": [], "mask": [], "excluded": []}
+    by_role: dict[str, list[Part]] = {"image": [], "channel": [], "mask": [], "excluded": []}
     for part in parts:
         by_role[part["role"]].append(Part(part["path"], part["frame"], _states(part)))
     masks: dict[str, Any] = json.loads(options)["labels"]
@@ -152,7 +152,7 @@ def scan_of(row: sqlite3.Row, parts: Sequence[sqlite3.Row], options: str) -> Sca
             kind=row["kind"],
             modality=row["modality"],
             value_domain=domain,
-            parts=tuple(by_role["image"]),
+            parts=(*by_role["image"], *by_role["channel"]),
             channels=names if channels > 1 else ("",),
             reading=json.loads(row["found"]).get("reading", ""),
         ),

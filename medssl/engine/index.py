@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from medssl.data import layouts
 from medssl.data.datasets import places_of
 from medssl.data.identity import SubjectRule, load_key
-from medssl.data.index import FileOptions, Index, IndexOptions
+from medssl.data.index import FileOptions, Index, IndexOptions, LayoutName
 from medssl.data.labels import LabelOptions
 from medssl.data.update import Progress, Update, update
 from medssl.types import UserError
@@ -18,13 +19,14 @@ _SHOWN = 20
 _LABELS, _FILES = LabelOptions(), FileOptions()
 
 
-def index(
+def index(  # noqa: PLR0913 (the keys of a command line)
     directories: tuple[Path, ...] = (),
     *,
     index: Path = Path("index.sqlite"),
     subject: str = "dicom",
     labels: LabelOptions = _LABELS,
     files: FileOptions = _FILES,
+    layout: LayoutName = "",
     where: str | None = None,
     export: Path | None = None,
     show: str | None = None,
@@ -42,6 +44,8 @@ def index(
             in the path below the directory, or "column:NAME" of the table of values.
         labels: Where masks, values and splits are.
         files: How files are read, and the institution's key.
+        layout: Read folders as nnU-Net ("nnunet"), BIDS ("bids"), the Medical Segmentation Decathlon ("decathlon") or a
+            table of images ("csv", with --labels.values) lay them out; it fills the rules that are not given.
         where: SQL condition on the columns of the scans, such as "modality='MR' AND size_k > 20".
         export: Write the scans (those of ``--where``) to this .csv or .parquet file.
         show: A scan's identifier, or "failed", "rejected" or "ignored": name the files.
@@ -51,7 +55,7 @@ def index(
     """
     asked = where is not None or export is not None or show is not None
     if directories or not asked:
-        status = _update(list(directories), index, IndexOptions(subject, labels, files))
+        status = _update(list(directories), index, IndexOptions(subject, labels, files, layout))
         if status or not asked:
             return status
     with Index.open(index) as opened:
@@ -70,6 +74,8 @@ def _update(directories: Sequence[Path], file: Path, options: IndexOptions) -> i
     """Update and print what there is now."""
     SubjectRule(options.subject)
     places = places_of(directories)
+    for folder in places.folders if options.layout else ():
+        print(f"{folder.name}: {layouts.fill(options, folder).said}")
     if not directories and not file.exists():
         message = f"no index at {file}: name the folders or files to index"
         raise UserError(message)
