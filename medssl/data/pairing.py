@@ -121,9 +121,9 @@ class Pairing:
             first = f" (first: {tried[0][0]}, tried {tried[0][1]})" if tried else ""
             if lost:
                 notes.append(f"{lost:,} scans have no usable {MASKS[role]}{end}{first}")
-        for role, noun in MASKS.items():
-            if role not in roles and (lost := self.matched[f"lost {role}"]):
-                image, mask = self.tried[role][0]
+        for given, noun in MASKS.items():
+            if given not in roles and (lost := self.matched[f"lost {given}"]):
+                image, mask = self.tried[given][0]
                 notes.append(f"{lost:,} files named as {noun} are not there (first: {mask} for {image})")
         if turned := sum(self.matched[f"turned {role}"] for role in MASKS):
             notes.append(f"{turned:,} masks have other axes than their images and are turned to them")
