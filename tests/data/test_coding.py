@@ -264,3 +264,23 @@ def test_scans_without_excluded_voxels_are_stored_as_ever():
         digest.update(codes.tobytes() + numbers.intensity.tobytes() + numbers.fill.tobytes())
         digest.update(f"{codes.dtype} {numbers.error} {numbers.clipped} {numbers.excluded}".encode())
     assert digest.hexdigest() == "95043000c6b46b36"
+
+
+@pytest.mark.parametrize("size", [1e-14, 1e-8, 1.0, 1e6, 1e9])
+@pytest.mark.parametrize("normalise", ["zscore", "unit"])
+def test_the_size_of_values_does_not_flatten_them(size, normalise):
+    image = (np.random.default_rng(0).random((1, 12, 12, 12)) * size).astype(np.float32)
+    codes, numbers = coding.encode(
+        image, IntensityRule("percentile", 0.5, 99.5, normalise), np.ones((12, 12, 12), bool)
+    )
+    shown = coding.decode(codes, numbers.intensity)
+    reference = (image - image.min()) / size
+    assert np.corrcoef(shown.ravel(), np.clip(reference, *np.percentile(reference, [0.5, 99.5])).ravel())[0, 1] > 0.9999
+    assert 0.2 < shown.std() < 1.1
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-12, 3.7, 1e9])
+def test_constant_scans_divide_by_one(value):
+    image = np.full((1, 8, 8, 8), value, np.float32)
+    _, numbers = coding.encode(image, IntensityRule("percentile", 0.5, 99.5, "zscore"), np.ones((8, 8, 8), bool))
+    assert numbers.intensity[0, 5] == 1.0

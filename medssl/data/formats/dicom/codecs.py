@@ -152,7 +152,7 @@ def _run_lengths(data: bytes, layout: Layout) -> np.ndarray:
         try:
             plane = imagecodecs.packbits_decode(data[starts[number] : starts[number + 1]])
         except (RuntimeError, ValueError) as error:
-            message = "damaged: a segment of the RLE frame cannot be decoded"
+            message = "truncated or damaged: a segment of the RLE frame cannot be decoded"
             raise DicomError(message) from error
         if len(plane) < rows * columns:
             raise early(RLE)
