@@ -87,3 +87,14 @@ def syntax_of(dataset: Dataset) -> str:
 def is_capture(sop: str) -> bool:
     """Whether a SOP class is that of secondary captures."""
     return sop.startswith("1.2.840.10008.5.1.4.1.1.7") and not sop.startswith("1.2.840.10008.5.1.4.1.1.77")
+
+
+def reason_of(error: BaseException) -> str:
+    """What is wrong, without the words of a library."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return error.strerror or "cannot be read"
+    if isinstance(error, AttributeError) and error.name:
+        return f"header not understood: {error.name} is missing"
+    return "header not understood: an element has a value of the wrong kind"

@@ -53,7 +53,7 @@ def check_length(dataset: Dataset, stream: BinaryIO, size: int) -> None:
         return  # where the pixels end is known once all is inflated
     extent = pixel_extent(dataset, stream)
     if extent is None:
-        message = f"truncated: no pixels after the header ({size:,} bytes)"
+        message = f"truncated, or an object without pixels: no pixels after the header ({size:,} bytes)"
         raise DicomError(message)
     check_syntax(dataset, extent)
     if extent.length is None:

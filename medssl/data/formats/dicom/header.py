@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from medssl.data.formats.dicom import fields, mosaic
 from medssl.data.formats.dicom.attributes import VECTORS, attributes_of, divided, of_frames, tags
-from medssl.data.formats.dicom.elements import DicomError, damage, is_capture, parse, quiet
+from medssl.data.formats.dicom.elements import DicomError, damage, is_capture, parse, quiet, reason_of
 from medssl.data.formats.dicom.extent import check_length
 from medssl.data.formats.dicom.geometry import TAGS, picture_spacing, pose_of, spacing_of, vector_poses
 from medssl.data.formats.dicom.layout import samples_of
@@ -143,8 +143,7 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
         except DicomError as error:
             raise DicomError(str(error), rejected=error.rejected, series=series, slices=slices) from error
         except damage() as error:
-            message = f"header not understood: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            raise DicomError(message, series=series) from error
+            raise DicomError(reason_of(error), series=series) from error
 
 
 def _rejection(dataset: Dataset) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from medssl.data.formats.dicom.codecs import decode
 from medssl.data.formats.dicom.colors import palette_of, ybr_to_rgb
-from medssl.data.formats.dicom.elements import PIXEL_TAGS, DicomError, damage, parse, quiet
+from medssl.data.formats.dicom.elements import PIXEL_TAGS, DicomError, damage, parse, quiet, reason_of
 from medssl.data.formats.dicom.encapsulated import Fragments, read_fragments, read_frame
 from medssl.data.formats.dicom.extent import (
     Extent,
@@ -27,7 +27,7 @@ from medssl.data.formats.dicom.mosaic import is_mosaic, read_mosaic, tile_of
 from medssl.data.formats.dicom.stacking import Stacking
 from medssl.data.formats.dicom.syntaxes import BIG_ENDIAN, DEFLATED, family_of, unread
 from medssl.data.formats.dicom.values import meaning_of
-from medssl.types import Part, UserError
+from medssl.types import Part
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def read_values(root: Path, parts: Sequence[Part]) -> StackValues:
                     file.open()
                 layout = _add(file, part.frame or 0, layout, stacking)
         except damage() as error:
-            message = f"{path.name}: {_reason(error)}"
+            message = f"{path.name}: {reason_of(error)}"
             raise DicomError(message) from error
         finally:
             if file is not None:
@@ -83,17 +83,6 @@ def same_pixels(root: Path, one: Part, other: Part) -> bool:
         return np.array_equal(read_stack(root, (one,)), read_stack(root, (other,)))
     except DicomError:
         return False
-
-
-def _reason(error: BaseException) -> str:
-    """What is wrong, without the words of a library."""
-    if isinstance(error, UserError):
-        return str(error)
-    if isinstance(error, OSError):
-        return error.strerror or "cannot be read"
-    if isinstance(error, AttributeError) and error.name:
-        return f"header not understood: {error.name} is missing"
-    return "header not understood: an element has a value of the wrong kind"
 
 
 def _add(file: _File, frame: int, first: Layout | None, stacking: Stacking) -> Layout:
@@ -152,7 +141,7 @@ class _File:
             raise DicomError(problem)
         extent = self._inflated() if self.syntax == DEFLATED else pixel_extent(self.dataset, self.stream)
         if extent is None:
-            message = "truncated: no pixels after the header"
+            message = "truncated, or an object without pixels: no pixels after the header"
             raise DicomError(message)
         self.extent = extent
         check_syntax(self.dataset, extent)
