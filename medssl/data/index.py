@@ -20,6 +20,8 @@ from typing import Any, Literal, Self
 
 from medssl.data import tables
 from medssl.data.labels import LabelOptions
+from medssl.data.modality import modality_of
+from medssl.data.units import LengthUnit
 from medssl.types import LabelSchema, Scan, UserError
 
 _PAGE = 500
@@ -89,6 +91,8 @@ class FileOptions(DicomOptions):
     Attributes:
         dataset: Name of the data set; empty takes the directory's name.
         modality: Modality of files that do not say theirs (all but DICOM), such as CT or MR.
+        length_unit: Unit of the lengths of files that do not say it, or say it wrongly (all but DICOM): um, mm, cm or
+            m; "mm" also takes a spacing that is not believed.
         frames: Files of several volumes or pictures (a fourth axis of NIfTI, pages of TIFF): "refuse" them, take each
             as one of the "scans" of its subject, or take up to 8 of them as "channels".
         below: Look into the folders below, too.
@@ -104,6 +108,10 @@ class FileOptions(DicomOptions):
     workers: int = 2
     key: Path | None = None
     arrays: ArrayOptions = field(default_factory=ArrayOptions)
+    length_unit: LengthUnit = ""
+
+    def __post_init__(self) -> None:
+        modality_of(self.modality)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medssl.data import masks
+from medssl.data import masks, units
 from medssl.data.formats.base import FormatError, Reading
 from medssl.data.formats.recognition import FORMATS, format_of
 from medssl.types import Grid, Part, Scan, UserError
@@ -62,14 +62,16 @@ def read(scan: Scan, root: Path, *, with_label: bool = True) -> Volume:
             f"{_times((len(scan.source.channels), *scan.grid.shape))}: run medssl index again"
         )
         raise ReadError(message)
+    factor = units.factor_between(grid, scan.grid)
+    grid = units.scaled(grid, factor)
     affine = np.array(grid.affine)
     label = excluded = None
     if with_label and scan.labels.mask:
         mask = _Mask("label", scan.labels.mask, "the number of the class", scan.labels.threshold)
-        label = _read_mask(mask, scan, root, grid, notes)
+        label = _read_mask(mask, scan, root, (grid, factor), notes)
     if scan.labels.excluded:
         mask = _Mask("mask of excluded voxels", scan.labels.excluded, "0 where voxels count")
-        excluded = _read_mask(mask, scan, root, grid, notes)
+        excluded = _read_mask(mask, scan, root, (grid, factor), notes)
     if excluded is not None and not excluded.any():
         excluded = None
     return Volume(image, affine, grid.spacing_mm, label, tuple(notes), excluded)
@@ -85,9 +87,14 @@ class _Mask:
     threshold: float | None = None
 
 
-def _read_mask(mask: _Mask, scan: Scan, root: Path, grid: Grid, notes: list[str]) -> np.ndarray:
-    """A mask on the image's grid [1, *s]: classes, or True where voxels are excluded; what is odd joins ``notes``."""
+def _read_mask(mask: _Mask, scan: Scan, root: Path, place: tuple[Grid, float], notes: list[str]) -> np.ndarray:
+    """A mask on the image's grid [1, *s]: classes, or True where voxels are excluded; what is odd joins ``notes``.
+
+    ``place`` is the image's grid, and what the lengths of its file were multiplied by.
+    """
+    grid, factor = place
     array, its_grid = _read_parts(mask.parts, root, scan.grid, _reading(scan, label=True))
+    its_grid = units.like_image(its_grid, grid, factor)
     name = f"{mask.noun} {_first(mask.parts)}"
     match = masks.compare(grid, its_grid, trust=scan.labels.trust_grid)
     if match.problem.startswith("shape differs"):

@@ -18,7 +18,9 @@ from medssl.data.formats.dicom.pixels import same_pixels
 from medssl.data.formats.dicom.volumes import Beside, Stack, stacks_of
 from medssl.data.identity import keyed_digest
 from medssl.data.index import Index
+from medssl.data.modality import normalized
 from medssl.data.neighbors import unread_beside
+from medssl.data.units import in_unit, out_of_range
 from medssl.types import Grid, Part, Status
 
 _MOST_CHANNELS = 8  # of frames that are taken as channels
@@ -123,7 +125,7 @@ def _of_file(file: sqlite3.Row, options: dict[str, Any]) -> Iterator[tuple[int |
             yield None, {"kind": header["kind"]} | _found(Status("rejected", str(error)), "", "")
             return
         header, reasons = asdict(laid), "; ".join(laid.notes)
-    modality, domain = str(options["modality"]).upper(), header["value_domain"]
+    modality, domain = normalized(str(options["modality"])), header["value_domain"]
     if domain == "gray":
         domain = {"CT": "hu", "MR": "mr"}.get(modality, "gray")
     status = Status("ok", reasons)
@@ -136,7 +138,10 @@ def _of_file(file: sqlite3.Row, options: dict[str, Any]) -> Iterator[tuple[int |
             f"or up to {_MOST_CHANNELS} of them as channels with --files.frames channels"
         )
         status = Status("rejected", reason)
-    grid = Grid(**{name: header["grid"][name] for name in ("shape", "spacing_mm", "affine")})
+    grid = Grid(*(_tuples(header["grid"][name]) for name in ("shape", "spacing_mm", "affine")))
+    grid = in_unit(header, grid, unit := options.get("length_unit", ""))
+    if status.code == "ok" and (problem := out_of_range(grid, unit)):
+        status = Status("rejected", problem)
     row = {"kind": header["kind"], "modality": modality, "value_domain": domain, "channels": channels}
     row |= _place(grid) | {"volume": 1, "volumes": 1} | _found(status, "", "")
     if reading:
@@ -146,6 +151,10 @@ def _of_file(file: sqlite3.Row, options: dict[str, Any]) -> Iterator[tuple[int |
         return
     for frame in range(count):
         yield frame, row | {"volume": frame + 1, "volumes": count}
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _from_stack(stack: Stack) -> dict[str, Any]:

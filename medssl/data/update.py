@@ -6,6 +6,7 @@ any moment, and the next one goes on from there.
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from medssl.data import companions, rules
+from medssl.data import companions, modality, rules
 from medssl.data.datasets import Dataset, register
 from medssl.data.entries import Entry, read_files, relative
 from medssl.data.identity import fingerprint
@@ -77,7 +78,7 @@ def update(
                 )
                 raise UserError(message) from error
         _group(index, key, tell)
-        done.notes = rules.apply(index, key)
+        done.notes = (*rules.apply(index, key), *_notes_on_values(index))
     return done
 
 
@@ -204,6 +205,17 @@ def _store(connection: sqlite3.Connection, dataset: str, number: int, one: Found
             entry.series, entry.header, shared, number,
         ),
     )  # fmt: skip
+
+
+def _notes_on_values(index: Index) -> list[str]:
+    """What values and modalities say; a few files are read where anything changed since they were last."""
+    options = [list(row) for row in index.connection.execute("SELECT name, options FROM datasets ORDER BY name")]
+    state = json.dumps([options, index.digest()])
+    known = json.loads(index.meta("values", "{}"))
+    if known.get("state") != state:
+        known = {"state": state, "notes": modality.value_notes(index)}
+        index.connection.execute("INSERT OR REPLACE INTO meta VALUES ('values', ?)", (json.dumps(known),))
+    return [*known["notes"], *modality.unknown_notes(index)]
 
 
 # --- scans

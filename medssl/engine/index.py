@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from medssl.data import layouts
 from medssl.data.datasets import places_of
@@ -136,6 +138,7 @@ def _summary(opened: Index, done: Update, directories: Sequence[Path]) -> int:
             print(f"{status}: {sum(count for _, count in reasons):,} {unit} (--show {status} names them)")
             for reason, count in reasons[:_SHOWN]:
                 print(f"  {count:,} {reason}")
+    _print_notes(opened)
     for note in done.notes:
         print(f"note: {note}")
     if total:
@@ -143,6 +146,32 @@ def _summary(opened: Index, done: Update, directories: Sequence[Path]) -> int:
     where = ", ".join(map(str, directories)) or "the directories of this index"
     print(f"error: nothing readable in {where}", file=sys.stderr)
     return 1
+
+
+def _print_notes(opened: Index) -> None:
+    """What was guessed or left out of scans that are taken, by kind with the first file."""
+    query = """
+        SELECT scans.reason, path FROM scans
+        JOIN parts ON parts.scan_id = scans.scan_id AND role = 'image' AND number = 0
+        JOIN files ON files.id = parts.file WHERE status = 'ok' AND scans.reason <> ''
+        UNION ALL SELECT reason, path FROM files WHERE state = 'slice' AND reason <> '' ORDER BY path
+    """
+    first: dict[str, tuple[str, str]] = {}
+    count: Counter[str] = Counter()
+    for reason, path in opened.connection.execute(query):
+        for note in reason.split("; "):
+            count[kind := _kind_of_note(note)] += 1
+            first.setdefault(kind, (note, PurePosixPath(path).name))
+    if count:
+        print("notes on scans:")
+    for kind, number in count.most_common(_SHOWN):
+        note, name = first[kind]
+        print(f"  {number:,}: {note} ({name})" if number == 1 else f"  {number:,}: {note} (first: {name})")
+
+
+def _kind_of_note(note: str) -> str:
+    """A note without the numbers that differ from scan to scan."""
+    return re.sub(r"\d[\d.,]*(?![\w-])", "#", note.split(" (")[0])
 
 
 # --- questions

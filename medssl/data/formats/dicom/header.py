@@ -19,6 +19,7 @@ from medssl.data.formats.dicom.extent import check_length
 from medssl.data.formats.dicom.geometry import TAGS, picture_spacing, pose_of, spacing_of, vector_poses
 from medssl.data.formats.dicom.layout import samples_of
 from medssl.data.formats.dicom.values import unit_of
+from medssl.data.modality import normalized
 from medssl.types import Kind, ValueDomain
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
 
 def _rejection(dataset: Dataset) -> str:
     """Why the object is no scan, or nothing."""
-    modality, sop = str(dataset.get("Modality", "")), str(dataset.get("SOPClassUID", ""))
+    modality, sop = normalized(str(dataset.get("Modality", ""))), str(dataset.get("SOPClassUID", ""))
     image_type = [str(word).upper() for word in (dataset.get("ImageType") or ())]
     if sop == "1.2.840.10008.1.3.10" or "DirectoryRecordSequence" in dataset:
         return "not an image: DICOMDIR"
@@ -231,7 +232,7 @@ def _about(dataset: Dataset, digest: Callable[..., str]) -> dict[str, Any]:
     sequence = dataset.get("ScanningSequence") or ""
     age = str(dataset.get("PatientAge", "") or "")
     about: dict[str, Any] = {
-        "modality": str(dataset.get("Modality", "") or "OT"),
+        "modality": normalized(str(dataset.get("Modality", "") or "")) or "OT",
         "unit": unit_of(dataset),
         "subject": digest("patient", patient) if patient else "",
         "issuer": digest("issuer", issuer) if issuer else "",

@@ -1,0 +1,67 @@
+"""Lengths of files that do not say their unit, or say it wrongly: which spacings are believed, and how they get mm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from medssl.types import Grid
+
+LengthUnit = Literal["", "um", "mm", "cm", "m"]
+_MM = {"um": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1e3}
+LOWEST_MM, HIGHEST_MM = 1e-3, 100.0
+_SAME = 1e-4  # relative difference of spacings that rounding explains
+_CONVERTED = "lengths converted to mm"  # note of a reader that has followed the unit in the file
+
+
+def in_unit(header: Mapping[str, Any], grid: Grid, unit: LengthUnit) -> Grid:
+    """The grid of a file whose lengths are of ``unit``.
+
+    Files that state another unit than mm were converted by their reader and stay as they are; so do pictures whose
+    pixels are of 1 mm because nothing says how large they are.
+    """
+    stated = any(str(note).startswith(_CONVERTED) for note in header.get("notes", ()))
+    unknown = header["kind"] == "image" and grid.spacing_mm == (1.0, 1.0)
+    return grid if not unit or stated or unknown else scaled(grid, _MM[unit])
+
+
+def scaled(grid: Grid, factor: float) -> Grid:
+    """The same voxels with all lengths times ``factor``."""
+    if factor == 1:
+        return grid
+    rows = [tuple(value * factor for value in row) for row in grid.affine[:-1]]
+    spacing = tuple(step * factor for step in grid.spacing_mm)
+    return replace(grid, spacing_mm=spacing, affine=(*rows, grid.affine[-1]))
+
+
+def out_of_range(grid: Grid, unit: LengthUnit) -> str:
+    """Why a spacing is not believed, or nothing; "mm" confirms every one."""
+    low, high = min(grid.spacing_mm), max(grid.spacing_mm)
+    if unit == "mm" or (low >= LOWEST_MM * (1 - _SAME) and high <= HIGHEST_MM * (1 + _SAME)):
+        return ""
+    shown = " x ".join(f"{step:.3g}" for step in grid.spacing_mm)
+    what = (
+        "--files.length_unit mm takes it as it is"
+        if unit
+        else ("say with --files.length_unit um, mm, cm or m what its lengths are (mm takes them as they are)")
+    )
+    return f"spacing outside {LOWEST_MM:g} to {HIGHEST_MM:g} mm ({shown} mm): {what}"
+
+
+def factor_between(file: Grid, index: Grid) -> float:
+    """What makes the lengths of a file those of the index, where a unit alone differs; else 1."""
+    ratios = [there / here for here, there in zip(file.spacing_mm, index.spacing_mm, strict=False) if here > 0]
+    factors = [factor for factor in _MM.values() if ratios and all(_close(ratio, factor) for ratio in ratios)]
+    return factors[0] if factors else 1.0
+
+
+def like_image(mask: Grid, image: Grid, factor: float) -> Grid:
+    """A mask's grid in the unit of its image: the one that its own spacing says where that fits already."""
+    pairs = zip(sorted(mask.spacing_mm), sorted(image.spacing_mm), strict=False)
+    return mask if all(_close(one, other) for one, other in pairs) else scaled(mask, factor)
+
+
+def _close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=_SAME)
