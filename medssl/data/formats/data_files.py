@@ -12,6 +12,12 @@ _MOST_FILES = 100_000
 _CONVERSION = re.compile(r"%(0?)(\d{0,2})[diu]")
 
 
+def plain_text(line: bytes) -> str:
+    """A line of a header without its end; tabs are spaces, and other control characters question marks."""
+    text = line.decode("utf-8", "replace").rstrip("\r\n").replace("\t", " ")
+    return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", "?", text)
+
+
 def inside(folder: Path, name: str) -> Path:
     """The file of that name in or below a folder.
 
@@ -26,6 +32,9 @@ def inside(folder: Path, name: str) -> Path:
         message = (
             f"its voxels lie elsewhere ({shown}): only files in the folder of the header are read; move them there"
         )
+        raise FormatError(message)
+    if any(len(part.encode()) > 255 for part in posix.parts):
+        message = "the name of the file with its voxels is longer than 255 bytes: repair the header"
         raise FormatError(message)
     file = folder / plain
     if "\\" in plain and not file.exists():

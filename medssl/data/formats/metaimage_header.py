@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medssl.data.formats.base import LPS_TO_RAS, FormatError
-from medssl.data.formats.data_files import inside, listed, numbered
+from medssl.data.formats.data_files import inside, listed, numbered, plain_text
 from medssl.data.formats.placement import check_affine, converted_note, millimeters
 from medssl.data.formats.streams import Source, size_of
 from medssl.data.formats.voxels import Layout
@@ -75,7 +75,7 @@ def read_text(path: Path) -> MetaHeader:
         while line := stream.readline(_LINE):
             if stream.tell() > _MOST_BYTES or (len(line) == _LINE and not line.endswith(b"\n")):
                 break
-            text = line.decode("utf-8", "replace").strip()
+            text = plain_text(line).strip()
             if not text:
                 continue
             name, mark, value = re.fullmatch(r"([^=:]*)([=:]?)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
@@ -95,7 +95,7 @@ def read_text(path: Path) -> MetaHeader:
 
 
 def _listed_names(rest: bytes) -> tuple[str, ...]:
-    return tuple(line.strip() for line in rest.decode("utf-8", "replace").splitlines() if line.strip())
+    return tuple(text for line in rest.split(b"\n") if (text := plain_text(line).strip()))
 
 
 def layout_of(header: MetaHeader) -> Layout:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medssl.data.formats.base import FormatError
-from medssl.data.formats.data_files import inside, listed, numbered
+from medssl.data.formats.data_files import inside, listed, numbered, plain_text
 from medssl.data.formats.streams import Source, size_of
 from medssl.data.formats.voxels import Layout
 
@@ -123,7 +123,7 @@ def read_text(path: Path) -> NrrdHeader:
             if stream.tell() > _MOST_BYTES or (len(line) == _LINE and not line.endswith(b"\n")):
                 message = "not readable as NRRD: the header has no end (an empty line)"
                 raise FormatError(message)
-            text = line.decode("utf-8", "replace").rstrip("\r\n")
+            text = plain_text(line)
             if not text and not files:
                 break
             if fields.get("datafile", "").upper().startswith("LIST"):

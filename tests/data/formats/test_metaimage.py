@@ -299,6 +299,11 @@ def test_packed_voxels_that_the_header_does_not_mention_are_not_called_truncated
     refused(tmp_path, header("x.raw"), r"^packed with gzip: x\.raw: the header does not say so", "x.mhd")
 
 
+def test_control_characters_stay_out_of_messages(tmp_path):
+    refused(tmp_path, scan(ObjectType="Tube\x0b\x1b[2J"), r"^no scan: ObjectType Tube\?\?\[2J: expected Image$")
+    refused(tmp_path, header("n" * 300), "^the name of the file with its voxels is longer than 255 bytes")
+
+
 def test_voxels_cannot_begin_inside_the_header(tmp_path):
     refused(tmp_path, scan(HeaderSize=9), "^HeaderSize 9: expected at least the")
 
