@@ -22,6 +22,7 @@ _DEPTHS = {
     _GRAY: (1, 2, 4, 8, 16), _RGB: (8, 16), _PALETTE: (1, 2, 4, 8), _GRAY_ALPHA: (8, 16), _RGB_ALPHA: (8, 16),
 }  # fmt: skip
 _SAMPLES = {_GRAY: 1, _RGB: 3, _PALETTE: 1, _GRAY_ALPHA: 2, _RGB_ALPHA: 4}
+_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _KEPT = (b"IHDR", b"PLTE", b"tRNS", b"pHYs", b"eXIf", b"acTL")
 _LARGEST_KEPT = 1 << 20  # bytes of a chunk that is looked into
 _DEFLATE_LIMIT = 1032  # bytes out of one byte in
@@ -91,6 +92,9 @@ def _walk(read: Any, size: int, *, sums: bool = False) -> _Chunks:
         length, name = struct.unpack(">I4s", head)
         if start + 12 + length > size:
             message = f"truncated: {size:,} of at least {start + 12 + length:,} bytes"
+            raise FormatError(message)
+        if not name[0] & 0x20 and name not in _CRITICAL:
+            message = f"a chunk {name.decode('latin-1')!r} that must be understood and is not in the standard"
             raise FormatError(message)
         if not packed and name == b"fcTL":
             hidden = False

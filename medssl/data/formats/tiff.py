@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -205,6 +206,9 @@ def _of_series(series: Any, notes: tuple[str, ...]) -> _Stack:
     if "C" in letters:
         step = int(np.prod([length for _, length in outer[letters.index("C") + 1 :]], dtype=np.int64))
     pages = tuple(series.pages[number] for number in range(count))
+    if None in pages and series.dataoffset is None:
+        message = f"pages are missing: {sum(page is None for page in pages)} of {count} that the file describes"
+        raise FormatError(message)
     return _Stack(pages, series.keyframe, count // planes, planes, step, notes)
 
 
@@ -215,6 +219,9 @@ def _header(file: Any, stack: _Stack) -> FileHeader:
         message = f"a page with axes {page.axes}: only flat pages are read"
         raise FormatError(message)
     samples = samples_of(page)
+    if stack.planes > 1 and samples.palette is not None:
+        message = "channels with a palette: whether numbers or colors are meant is not certain; save them as gray"
+        raise FormatError(message)
     _check_compression(page)
     spacing, size = spacing_of(file, page)
     turn = _orientation(page)
@@ -223,7 +230,7 @@ def _header(file: Any, stack: _Stack) -> FileHeader:
     frames = Frames(stack.frames, "pages") if stack.frames > 1 else Frames()
     channels = samples.channels * stack.planes
     domain = samples.value_domain if channels in (1, 3) and stack.planes == 1 else "gray"
-    notes = (*orientation.note(turn), *samples.notes, *stack.notes, *_calibration(file)[1], *size)
+    notes = (*orientation.note(turn), *samples.notes, *stack.notes, *_calibration(file)[1], *size, *_left_alone(page))
     dtype = _calibrated(np.zeros(0, samples.dtype), file).dtype.name
     return FileHeader("image", domain, channels, grid, frames, dtype, notes, _details(page, samples))
 
@@ -232,6 +239,15 @@ def _details(page: Any, samples: Samples) -> dict[str, Any]:
     """What helps to tell a mask from a picture."""
     details: dict[str, Any] = {"bits": int(page.bitspersample)} if int(page.bitspersample) < 8 else {}
     return details | ({} if samples.palette is None else {"palette": len(samples.palette)})
+
+
+def _left_alone(page: Any) -> tuple[str, ...]:
+    """What GDAL says of values, which is not applied."""
+    about, missing = str(page.tags.valueof(42112) or ""), page.tags.valueof(42113)
+    notes = ("scale and offset that GDAL gives are not applied",) if re.search('role="(scale|offset)"', about) else ()
+    return (
+        notes if missing is None else (*notes, f"values {str(missing)[:20].strip()} mark no data (GDAL) and are kept")
+    )
 
 
 def _orientation(page: Any) -> int:

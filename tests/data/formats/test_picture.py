@@ -158,6 +158,12 @@ def test_png_orientation_is_looked_for_before_and_after_the_pixels(tmp_path, whe
     np.testing.assert_array_equal(values(written(tmp_path, content))[0], np.rot90(samples[..., 0], -1))
 
 
+def test_png_chunk_that_must_be_understood_is_refused(tmp_path):
+    content = png(noise((4, 5, 1), np.int64, high=200), 8, 0, chunk(b"QUAL", b"1"))
+    with pytest.raises(FormatError, match=r"^a chunk 'QUAL' that must be understood and is not in the standard$"):
+        picture.read_header(written(tmp_path, content))
+
+
 def test_png_damage_is_seen_by_its_check_sum(tmp_path):
     content = bytearray(png(noise((40, 50, 1), np.int64, high=200), 8, 0))
     content[len(content) // 2] ^= 1
@@ -287,6 +293,12 @@ def test_jpeg_with_bytes_behind_its_end_is_read(tmp_path):
     Image.fromarray(smooth(32, 32)).save(stream, "JPEG")
     plain = values(written(tmp_path, stream.getvalue(), "x.jpg"))
     np.testing.assert_array_equal(values(written(tmp_path, stream.getvalue() + bytes(500), "y.jpg")), plain)
+
+
+def test_jpeg_that_stores_red_green_and_blue_is_not_converted(tmp_path):
+    array = smooth(24, 16)
+    Image.fromarray(array).save(tmp_path / "x.jpg", keep_rgb=True, quality=100)
+    assert np.abs(values(tmp_path / "x.jpg").transpose(1, 2, 0).astype(int) - array).max() <= 3
 
 
 def test_jpeg_of_cmyk_is_refused(tmp_path):

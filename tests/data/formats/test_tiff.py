@@ -306,6 +306,33 @@ def test_axes_that_tifffile_wrote_are_channels(tmp_path):
     np.testing.assert_array_equal(values(file), STACK[:5])
 
 
+def test_pages_that_ome_describes_and_the_file_lacks_are_refused(tmp_path):
+    file = wrote(tmp_path, STACK[:3], ome=True, metadata={"axes": "ZYX"}, photometric="minisblack", compression="lzw")
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b'SizeZ="3"', b'SizeZ="5"'))
+    with pytest.raises(FormatError, match=r"^pages are missing: 2 of 5 that the file describes$"):
+        tiff.read_header(file)
+
+
+def test_colors_in_a_stack_of_imagej_are_frames_of_rgb(tmp_path):
+    array = noise((4, 9, 8, 3), np.uint8, high=255)
+    file = wrote(tmp_path, array, imagej=True, metadata={"axes": "ZYXS"})
+    header = tiff.read_header(file)
+    assert (header.value_domain, header.channels, header.frames.count) == ("rgb", 3, 4)
+    np.testing.assert_array_equal(values(file, frame=2), array[2].transpose(2, 0, 1))
+
+
+def test_what_gdal_says_of_values_is_told(tmp_path):
+    about = '<GDALMetadata><Item name="SCALE" sample="0" role="scale">0.1</Item></GDALMetadata>'
+    extra = [(42112, "s", 0, about, True), (42113, "s", 0, "-9999", True)]
+    file = wrote(tmp_path, GRAY, photometric="minisblack", extratags=extra)
+    assert tiff.read_header(file).notes == (
+        "scale and offset that GDAL gives are not applied",
+        "values -9999 mark no data (GDAL) and are kept",
+    )
+    np.testing.assert_array_equal(values(file)[0], GRAY)
+
+
 def test_a_page_of_voxels_is_refused(tmp_path):
     file = wrote(tmp_path, STACK[:16], volumetric=True, tile=(16, 16, 16), photometric="minisblack")
     with pytest.raises(FormatError, match=r"^a page with axes ZYX: only flat pages are read$"):
