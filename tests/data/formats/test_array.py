@@ -237,6 +237,11 @@ def test_links_and_numbers_in_other_files_are_not_followed(tmp_path):
         opened["image"] = h5py.ExternalLink("../secret.h5", "group/image")
     assert reason_of(tmp_path / "d", axes="kji") == "no array of numbers with at least two axes"
     with h5py.File(tmp_path / "d" / "a.h5", "w") as opened:
+        opened["image"] = ARRAY + 1
+        opened["soft"] = h5py.SoftLink("/image")
+    (scan,) = scans_of(tmp_path / "d", axes="ijk")
+    np.testing.assert_array_equal(read(scan, tmp_path).image[0], ARRAY + 1)
+    with h5py.File(tmp_path / "d" / "a.h5", "w") as opened:
         opened.create_dataset("image", (4, 5, 6), "i2", external=[(str(tmp_path / "secret.h5"), 0, 240)])
     (scan,) = scans_of(tmp_path / "d", axes="kji")
     with pytest.raises(ReadError, match=r"image keeps its numbers in other files, which are not followed"):

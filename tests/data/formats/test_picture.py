@@ -357,6 +357,25 @@ def test_bmp_reads_like_pillow(tmp_path, kind):
         np.testing.assert_array_equal(values(tmp_path / "x.bmp", LABEL)[0], stored)
 
 
+def test_bmp_whose_first_row_is_the_top_one(tmp_path):
+    array = noise((6, 8, 3), np.uint8, high=255)
+    head = b"BM" + struct.pack("<IIIIiiHHIIiiII", 54 + 6 * 24, 0, 54, 40, 8, -6, 1, 24, 0, 0, 0, 0, 0, 0)
+    file = written(tmp_path, head + array[..., ::-1].tobytes(), "x.bmp")
+    np.testing.assert_array_equal(values(file).transpose(1, 2, 0), array)
+
+
+def test_bmp_of_run_lengths_is_unpacked(tmp_path):
+    palette = b"".join(bytes((n, n, n, 0)) for n in range(256))
+    runs = bytes((5, 9, 3, 7, 0, 0)) + bytes((8, 200, 0, 1))  # a row of 5 nines and 3 sevens, above it 8 of 200
+    start = 54 + len(palette)
+    head = b"BM" + struct.pack(
+        "<IIIIiiHHIIiiII", start + len(runs), 0, start, 40, 8, 2, 1, 8, 1, len(runs), 0, 0, 256, 0
+    )
+    np.testing.assert_array_equal(
+        values(written(tmp_path, head + palette + runs, "x.bmp"))[0], [[200] * 8, [9] * 5 + [7] * 3]
+    )
+
+
 def test_bmp_that_is_cut_is_truncated(tmp_path):
     write_picture(tmp_path / "x.bmp", noise((40, 30, 3), np.uint8))
     file = written(tmp_path, (tmp_path / "x.bmp").read_bytes()[:-200], "x.bmp")
