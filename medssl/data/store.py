@@ -305,6 +305,7 @@ def preprocess_from(data: dict[str, Any]) -> Preprocess:
     steps = tuple(Imported(**step) for step in data.pop("transforms"))
     for name in ("spacing_mm", "image_size"):
         data[name] = data[name] and tuple(data[name])
+    data["domains"] = tuple(data.get("domains", ()))  # an older store does not say
     return Preprocess(**data, intensity=IntensityRules(**rules), transforms=steps)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from medssl.data.filling import Filling, Outcome
     from medssl.data.index import Index
-    from medssl.types import LabelSchema, Scan
+    from medssl.types import IntensityRule, LabelSchema, Scan
 
 ABANDONED_SECONDS = 3600.0  # a part file untouched for so long is left from a run that was killed, whoever else works
 
@@ -59,10 +60,17 @@ def cache(
     check(preprocess or Preprocess())
     with Index.open(index) as opened:
         scans = partial(opened.scans, where)
-        names = sorted({scan.source.dataset for scan in scans()})
+        domains: Counter[str] = Counter()
+        datasets: set[str] = set()
+        for scan in scans():
+            domains[scan.source.value_domain] += 1
+            datasets.add(scan.source.dataset)
+        names = sorted(datasets)
         if not names:
             message = f"{index} has no good scan" + (f" that meets --where {where}" if where else "")
             raise UserError(message)
+        if note := check_domains(preprocess or Preprocess(), domains):
+            print(f"note: {note}")
         schemas = {name: opened.schema(name) for name in names}
         made = Store.create(
             store, preprocess or Preprocess(), tier=tier, schema=_one(schemas), index_digest=opened.digest()
@@ -73,6 +81,39 @@ def cache(
             missing = _estimate(plan, scans, connection)
             done = _run(plan, filling.jobs(plan, scans(), connection), connection, missing, workers)
             return _summary(plan, opened, scans, connection, (*done, changed))
+
+
+def check_domains(preprocess: Preprocess, domains: Counter[str]) -> str:
+    """Compare the value domains that rules are meant for with those of the scans.
+
+    Returns:
+        A note where some scans are of other domains: which rule they get; else nothing.
+
+    Raises:
+        UserError: No scan is of a domain that the rules are meant for.
+    """
+    others = {domain: count for domain, count in sorted(domains.items()) if domain not in preprocess.domains}
+    if not preprocess.domains or not others:
+        return ""
+    total, wanted = domains.total(), " and ".join(preprocess.domains)
+    counts = ", ".join(f"{count:,} of {total:,} scans are {domain}" for domain, count in others.items())
+    if len(others) == len(domains):
+        terms = {"hu": "CT", "mr": "MR"}
+        modality = next((terms[domain] for domain in preprocess.domains if domain in terms), "")
+        what = f"index with --files.modality {modality}" if modality else "choose another --preprocess"
+        message = (
+            f"--preprocess sets rules for {wanted}; {counts}: {what}, or say --preprocess.domains "
+            f"[{next(iter(others))}] to take the default rule for them"
+        )
+        raise UserError(message)
+    rules = "; ".join(f"{domain}: {_shown(getattr(preprocess.intensity, domain))}" for domain in others)
+    return f"--preprocess sets rules for {wanted}; {counts} and get the default rule ({rules})"
+
+
+def _shown(rule: IntensityRule) -> str:
+    """An intensity rule in words."""
+    clip = "no clipping" if rule.clip == "none" else f"clipped by {rule.clip} {rule.low:g} to {rule.high:g}"
+    return f"{clip}, {rule.normalise}"
 
 
 def _one(schemas: dict[str, LabelSchema | None]) -> LabelSchema | None:

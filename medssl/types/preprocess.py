@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from medssl.types.scans import ValueDomain
+
 
 @dataclass(frozen=True)
 class IntensityRule:
@@ -53,6 +55,7 @@ class Preprocess:
         background: Highest value that counts as background; None takes a rule by value domain.
         intensity: Rules by value domain, applied after reading as numbers.
         transforms: A user's own MONAI dictionary transforms (keys "image", "label"), applied before storing.
+        domains: Value domains that the rules are meant for; scans of none of them are refused. Empty: all.
     """
 
     orientation: str | None = "RAS"
@@ -62,7 +65,10 @@ class Preprocess:
     background: float | None = None
     intensity: IntensityRules = field(default_factory=IntensityRules)
     transforms: tuple[Imported, ...] = ()
+    domains: tuple[ValueDomain, ...] = ()
 
     def digest(self) -> str:
-        """Hexadecimal digest (16 characters) of every rule above: equal digests mean equal stored voxels."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """Hexadecimal digest (16 characters) of the rules above: equal digests mean equal stored voxels."""
+        rules = asdict(self)
+        del rules["domains"]  # decides which scans are taken, not what becomes of them
+        return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]
