@@ -81,6 +81,7 @@ class Stacking:
                 self._widen(fill, fill)
             voxels = sum(int(np.unpackbits(packed).sum()) for packed in self._padding.values())
             where = "air, -1000 HU" if self._unit == "HU" else f"the lowest value of the rest, {fill:.6g}"
+            where += "" if self._low is not None else " (no voxel is anything else)"
             self._note(f"{voxels:,} voxels of padding in {len(self._padding)} slices were set to {where}")
         return fill
 

@@ -403,3 +403,7 @@ def test_a_missing_element_is_named(tmp_path):
     write(tmp_path / "x.dcm", dataset_of(gray(1, 2), Rows=None))
     with pytest.raises(DicomError, match=r"^x\.dcm: header not understood: Rows is missing$"):
         read_values(tmp_path, [Part("x.dcm", None)])
+
+
+def test_a_stack_of_padding_alone_is_said(tmp_path):
+    assert "no voxel is anything else" in written(tmp_path, dataset_of(gray(7, 7), PixelPaddingValue=7)).notes[0]
