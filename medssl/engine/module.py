@@ -74,6 +74,7 @@ class TrainingLoop(lightning.LightningModule):
         self.asked_to_stop = 0  # number of a signal that this process got
         self.agreed_to_stop = 0  # number of a signal that any process got before the step was done
         self.gradient_norm = math.nan
+        self.gradients_checked = False  # that the loss reaches every parameter, which several processes need
         self.waited = 0.0
         self.origins: list[Origin] = []
         self.validated: bool | None = None  # whether this step was validated; None: the loss judges
@@ -226,6 +227,9 @@ class TrainingLoop(lightning.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Measures and clips the gradient (unscaled by now); an infinite one is the gradient scaler's business."""
+        if self.trainer.world_size > 1 and not self.gradients_checked:
+            require_gradients(self.objective)
+            self.gradients_checked = True
         drop_unmoved(optimizer)
         parameters = [parameter for parameter in self.objective.parameters() if parameter.grad is not None]
         limit = math.inf if self.settings.clip is None else self.settings.clip
@@ -274,6 +278,23 @@ class Steps:
     def __iter__(self) -> Iterator[Iterator[Crops]]:
         while True:
             yield islice(self.crops, self.accumulate)
+
+
+def require_gradients(objective: Objective) -> None:
+    """Refuses trained parameters that the loss does not reach: processes would wait for their gradients for ever.
+
+    Raises:
+        UserError: Names them.
+    """
+    trained = [(name, parameter) for name, parameter in objective.named_parameters() if parameter.requires_grad]
+    without = [name for name, parameter in trained if parameter.grad is None]
+    if without:
+        shown = ", ".join(without[:5]) + (", ..." if len(without) > 5 else "")
+        message = (
+            f"the loss of {type(objective).__name__} gives {len(without)} of {len(trained)} parameters no gradient "
+            f"({shown}), and several processes need one for each: use them in forward, or set requires_grad to False"
+        )
+        raise UserError(message)
 
 
 def keyed_seed(*key: int) -> int:

@@ -11,6 +11,9 @@ import pytest
 import torch
 from engine import toys
 
+from medssl.engine.module import require_gradients
+from medssl.types import UserError, ViewSpec
+
 TESTS = Path(__file__).parent.parent
 RECIPE = Path(__file__).with_name("toys.yaml")
 
@@ -64,3 +67,28 @@ def test_sigterm_to_torchrun_saves_once_and_the_run_goes_on(tmp_path):
     assert said.count("stopped by SIGTERM at step") == 1, said
     state = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
     assert f"at step {state['progress']['step']}: saved" in said
+
+
+def test_parameters_without_a_gradient_are_named():
+    objective = toys.ToyObjective(toys.ToyEncoder(), view=ViewSpec((4, 4, 4)))
+    for parameter in objective.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    require_gradients(objective)
+    objective.other = torch.nn.Linear(2, 3)
+    message = (
+        r"the loss of ToyObjective gives 2 of \d+ parameters no gradient \(other.weight, other.bias\), and several "
+        "processes need one for each"
+    )
+    with pytest.raises(UserError, match=message):
+        require_gradients(objective)
+    objective.other.requires_grad_(False)
+    require_gradients(objective)
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+def test_two_processes_name_parameters_without_a_gradient(tmp_path):
+    store = toys.toy_store(tmp_path / "store")
+    said = start(store, tmp_path / "run", 2, "--objective.spare=true", "--training.steps=2").communicate(timeout=240)[0]
+    assert "error: the loss of ToyObjective gives 1 of" in said
+    assert "(spare)" in said

@@ -58,8 +58,18 @@ class ToyEncoder(Encoder):
 class ToyObjective(Objective):
     """Fills in voxels that were set to zero; optionally its loss is NaN or no Loss, or it asks for endless memory."""
 
-    def __init__(self, encoder: Encoder, *, view: ViewSpec, share: float = 0.5, fail_at: int = -1, fail: str = "nan"):
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        view: ViewSpec,
+        share: float = 0.5,
+        fail_at: int = -1,
+        fail: str = "nan",
+        spare: bool = False,
+    ):
         super().__init__()
+        self.spare = nn.Parameter(torch.zeros(3)) if spare else None
         if any(n % s for n, s in zip(view.size, encoder.strides[-1], strict=True)):
             raise UserError(f"size {list(view.size)} is not divisible by 2: nearest sizes that work")
         self.encoder, self.needs = encoder, ViewPlan((view,))
