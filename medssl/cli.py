@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medssl import __version__
+from medssl.files import read_yaml
 from medssl.messages import explain, nearest, trouble
+from medssl.safe_path import protect_children
+from medssl.trust import names, refuse_config
 from medssl.types import Imported, UserError
 
 if TYPE_CHECKING:
@@ -40,9 +43,13 @@ FRAGMENTS = {
     **{"head": "heads", "optimizer": "optimizers"},
 }
 
+WRITTEN = ("config.yaml", "recipe.yaml", "compare.yaml")  # of runs and comparisons, which may be another's
+BESIDE = ("card.json", "checkpoints", "compare.yaml")  # tells that a file lies in such a folder
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code: 0 good, 1 nothing useful could be done, 2 a mistake of the user."""
+    protect_children()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in {"-h", "--help", "help"}:
         print(overview())
@@ -110,8 +117,9 @@ def run_verb(function: Callable[..., int | None], verb: str, words: list[str]) -
     """
     import argparse
 
+    trusted, words = with_trust(words, function)
     parser = make_parser(function, verb)
-    expanded = expand(spelled_out(words, function))
+    expanded = expand(spelled_out(words, function), trusted)
     try:
         parsed = parser.parse_args(expanded)
     except argparse.ArgumentError as error:
@@ -119,6 +127,22 @@ def run_verb(function: Callable[..., int | None], verb: str, words: list[str]) -
     parsed.pop("config", None)
     values = dict(parser.instantiate(parsed).items(branches=True, nested=False))
     return function(**values) or 0
+
+
+def with_trust(words: list[str], function: Callable[..., Any]) -> tuple[frozenset[str], list[str]]:
+    """Import paths of ``--trust``, which configurations need before they are parsed, and the words for the parser."""
+    import inspect
+
+    text, rest = "", []
+    remaining = iter(words)
+    for word in remaining:
+        flag, separator, value = word.partition("=")
+        if flag == "--trust":
+            text += f",{value if separator else next(remaining, '')}"
+        else:
+            rest.append(word)
+    takes = "trust" in inspect.signature(function).parameters
+    return names(text), [*rest, f"--trust={text.strip(',')}"] if takes and text.strip(",") else rest
 
 
 def make_parser(function: Callable[..., Any], verb: str) -> ArgumentParser:
@@ -201,11 +225,11 @@ def of_another_verb(words: Sequence[str], verb: str) -> str:
     return ""
 
 
-def load_config(name: str, kind: str) -> Any:
+def load_config(name: str, kind: str, trust: frozenset[str] = frozenset()) -> Any:
     """Reads a shipped file by name, or any file by path, and puts fragments in the place of their names.
 
     Raises:
-        UserError: Neither a name nor a file, or no YAML.
+        UserError: Neither a name nor a file, no YAML, or what a run wrote with classes that are not built of others.
     """
     import yaml
 
@@ -213,7 +237,7 @@ def load_config(name: str, kind: str) -> Any:
     if path.suffix not in {".yaml", ".yml"} and not path.is_file():
         path = config_folder() / kind / f"{name}.yaml"
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), yaml_loader())
+        content = with_fragments(read_yaml(path), trust)
     except OSError as error:
         known = config_names(kind)
         message = f"no configuration {name!r} in {kind}{nearest(name, known)}; there are {', '.join(known)}"
@@ -221,29 +245,12 @@ def load_config(name: str, kind: str) -> Any:
     except yaml.YAMLError as error:
         message = f"{path.name} is no valid YAML: {' '.join(str(error).split())}"
         raise UserError(message) from error
-    return with_fragments(content)
+    if path.name in WRITTEN or any((path.parent / name).exists() for name in BESIDE):
+        refuse_config(content, path.name, trust)
+    return content
 
 
-def yaml_loader() -> Any:
-    """YAML's safe loader, which also refuses a key that stands twice in one mapping: the last would win silently."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            lines: dict[str, int] = {}
-            for key, _ in node.value:
-                line = key.start_mark.line + 1
-                if key.value in lines and key.tag != "tag:yaml.org,2002:merge":
-                    problem = f"the key {key.value!r} stands in line {lines[key.value]} and again in line {line}"
-                    raise yaml.constructor.ConstructorError(None, None, problem)
-                lines[key.value] = line
-            mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-            return mapping
-
-    return Loader
-
-
-def with_fragments(content: Any) -> Any:
+def with_fragments(content: Any, trust: frozenset[str] = frozenset()) -> Any:
     """Puts fragments in the place of their names, at any depth.
 
     ``encoder: resenc_3d`` takes a fragment as it is, ``encoder: {base: resenc_3d, init_args: {...}}`` changes it.
@@ -253,12 +260,12 @@ def with_fragments(content: Any) -> Any:
     result = {}
     for key, value in content.items():
         if is_fragment(key, value):
-            result[key] = load_config(value, FRAGMENTS[key])
+            result[key] = load_config(value, FRAGMENTS[key], trust)
         elif key in FRAGMENTS and isinstance(value, dict) and "base" in value:
             changes = {name: item for name, item in value.items() if name != "base"}
-            result[key] = merged(load_config(value["base"], FRAGMENTS[key]), changes)
+            result[key] = merged(load_config(value["base"], FRAGMENTS[key], trust), changes)
         else:
-            result[key] = with_fragments(value)
+            result[key] = with_fragments(value, trust)
     return result
 
 
@@ -287,7 +294,7 @@ def spelled_out(words: Sequence[str], function: Callable[..., Any]) -> list[str]
     return result
 
 
-def expand(words: Sequence[str]) -> list[str]:
+def expand(words: Sequence[str], trust: frozenset[str] = frozenset()) -> list[str]:
     """Folds ``--config NAME`` and ``--encoder NAME`` into one configuration that stands first: overrides win.
 
     So do fragments, wherever they stand: they change what the recipes together say. A class by import path stands
@@ -312,9 +319,9 @@ def expand(words: Sequence[str]) -> list[str]:
             continue
         value = value if separator else next(remaining, "")
         if flag == "--config":
-            recipes.append(load_recipe(value))
+            recipes.append(load_recipe(value, trust))
         elif is_fragment(path[-1], value):
-            content = load_config(value, FRAGMENTS[path[-1]])
+            content = load_config(value, FRAGMENTS[path[-1]], trust)
             for key in reversed(path):
                 content = {key: content}
             fragments.append(content)
@@ -346,13 +353,13 @@ def class_for(key: str, name: str, base: dict[str, Any]) -> str:
     return str(content.get("class_path", "") if isinstance(content, dict) else content or "")
 
 
-def load_recipe(name: str) -> dict[str, Any]:
+def load_recipe(name: str, trust: frozenset[str] = frozenset()) -> dict[str, Any]:
     """A whole recipe.
 
     Raises:
         UserError: The file holds no keys.
     """
-    content = load_config(name, "recipes")
+    content = load_config(name, "recipes", trust)
     if not isinstance(content, dict):
         message = f"{Path(name).name} holds no keys: a recipe is a YAML mapping of arguments"
         raise UserError(message)

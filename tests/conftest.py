@@ -17,3 +17,11 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real scans at {folder.name}: set MEDSSL_TEST_DATA")
     return folder
+
+
+# Cards that tests write name encoders and heads of the tests: such classes run only where somebody trusts them.
+OWN_CLASSES = (
+    "engine.fitted.Plain", "engine.fitted.Bands", "engine.fitted.Sides", "engine.fitted.Mean",
+    "engine.toys.ToyEncoder", "engine.asked.Halves",
+)  # fmt: skip
+os.environ.setdefault("MEDSSL_TRUST", ",".join(OWN_CLASSES))

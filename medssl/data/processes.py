@@ -1,4 +1,4 @@
-"""Worker processes that do not outlive the process that started them, however that one ends."""
+"""Worker processes: started afresh, and ended when the process that started them ends, in whatever way."""
 
 from __future__ import annotations
 
@@ -9,10 +9,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice
 from multiprocessing import get_context, parent_process
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
+
+from medssl.safe_path import protect_children
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnContext
 
 T = TypeVar("T")
 S = TypeVar("S")
+
+
+def spawning() -> SpawnContext:
+    """How worker processes are started: afresh, without the working folder on their path."""
+    protect_children()
+    return get_context("spawn")
 
 
 def follow_parent() -> None:
@@ -51,7 +62,7 @@ class HeaderProcesses:
                 yield batch, read(batch)
             return
         self.pool = self.pool or ProcessPoolExecutor(
-            self.workers, mp_context=get_context("spawn"), initializer=follow_parent
+            self.workers, mp_context=spawning(), initializer=follow_parent
         )
         under_way: deque[tuple[list[T], Future[list[S]]]] = deque()
         for batch in chain(first, batches):

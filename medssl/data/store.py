@@ -18,6 +18,7 @@ import numpy as np
 
 from medssl.data import chunks, records
 from medssl.data.coding import EXCLUDED
+from medssl.files import read_json
 from medssl.types import Imported, IntensityRule, IntensityRules, LabelSchema, Preprocess, UserError
 
 if TYPE_CHECKING:
@@ -99,18 +100,19 @@ class Store:
         """
         path = Path(path)
         try:
-            description = json.loads((path / "store.json").read_text())
+            description = read_json(path / "store.json")
         except (OSError, ValueError) as error:
             message = f"{path} is no store (no readable store.json): make one with medssl cache"
             raise UserError(message) from error
         if description.get("format") != FORMAT:
             message = f"{path} has store format {description.get('format')}, this version reads {FORMAT}: cache again"
             raise UserError(message)
-        if preprocess is not None and preprocess.digest() != description["digest"]:
+        held = preprocess_from(description["preprocess"])
+        if preprocess is not None and preprocess.digest() != held.digest():  # not the digest that the file gives
             wanted = json.loads(json.dumps(dataclasses.asdict(preprocess)))
             keys = ", ".join(sorted(differences(description["preprocess"], wanted)))
             message = (
-                f"the store {path} was made by another Preprocess ({description['digest']}, asked for "
+                f"the store {path} was made by another Preprocess ({held.digest()}, asked for "
                 f"{preprocess.digest()}): {keys}; take another folder or the same rules"
             )
             raise UserError(message)

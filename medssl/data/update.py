@@ -27,6 +27,7 @@ from medssl.data.processes import HeaderProcesses
 from medssl.data.scans import regroup
 from medssl.data.tables import transaction
 from medssl.data.walk import Found, walk
+from medssl.files import open_lock
 from medssl.types import UserError
 
 _FILES_AT_ONCE = 256
@@ -88,7 +89,7 @@ def _alone(index: Index) -> Iterator[None]:
     import fcntl
 
     lock = index.file.with_name(f".{index.file.name}.lock")
-    with os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT, 0o600), "w") as stream:
+    with open_lock(lock) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

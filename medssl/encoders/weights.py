@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 from medssl.encoders.adapt import adapted, assumed, is_table
 from medssl.encoders.base import Encoder
 from medssl.encoders.tensors import read_tensors, refuse_strange
-from medssl.files import refusals, whole
+from medssl.files import read_json, refusals, whole
 from medssl.seen import as_written
+from medssl.trust import network_class, refuse_transforms
 from medssl.types import Card, Imported, UserError
 
 if TYPE_CHECKING:
@@ -52,15 +52,33 @@ def save_encoder(folder: Path, encoder: nn.Module, card: Card) -> None:
         written.write(text.encode() + b"\n")
 
 
-def load_card(folder: Path) -> Card:
-    """Reads ``card.json``.
+def load_card(folder: Path, trust: Collection[str] = ()) -> Card:
+    """Reads ``card.json`` to build what it describes.
+
+    Args:
+        folder: Of a run, which may be another's.
+        trust: Import paths of classes that may be built although they are not on the list (``medssl.trust``).
+
+    Raises:
+        UserError: There is none, it is no card, or it names classes that are not built from files of others.
+    """
+    card, where = read_card(folder), f"{folder.name}/{CARD}"
+    refuse_encoder(card.encoder, where, trust)
+    if card.tuned is not None:
+        network_class(card.tuned.head, f"{where}: tuned.head", trust)
+    refuse_transforms(card.preprocess.transforms, where, trust)
+    return card
+
+
+def read_card(folder: Path) -> Card:
+    """Reads ``card.json`` as data, of which nothing is to be built.
 
     Raises:
         UserError: There is none, or it is no card.
     """
     file = folder / CARD
     try:
-        data = json.loads(file.read_text())
+        data = read_json(file)
     except OSError as error:
         message = f"{file}: no card could be read ({error.strerror}): expected a folder that pretraining wrote"
         raise UserError(message) from error
@@ -73,14 +91,26 @@ def load_card(folder: Path) -> Card:
     return card
 
 
-def load_encoder(folder: Path) -> tuple[Encoder, Card]:
-    """Rebuilds the encoder that a card describes and loads its weights, every key.
+def refuse_encoder(described: Imported, where: str, trust: Collection[str] = ()) -> None:
+    """Refuses the encoder of a card that is not built from files of others, or would fetch weights of its own.
 
     Raises:
-        UserError: Files are missing or damaged, the class cannot be imported or is no encoder, or keys differ.
+        UserError: Names its class, or its argument.
     """
-    card = load_card(folder)
-    encoder = make_encoder(card.encoder, str(folder / CARD))
+    network_class(described, f"{where}: encoder", trust)
+    if described.init_args.get("pretrained"):
+        message = f"{where}: encoder has pretrained true, but its weights lie beside the card: set it to false"
+        raise UserError(message)
+
+
+def load_encoder(folder: Path, trust: Collection[str] = ()) -> tuple[Encoder, Card]:
+    """Rebuilds the encoder that a card describes and loads its weights, every key; ``trust`` as of ``load_card``.
+
+    Raises:
+        UserError: Files are missing or damaged, the class is not one that is built or is no encoder, or keys differ.
+    """
+    card = load_card(folder, trust)
+    encoder = make_encoder(card.encoder, str(folder / CARD), trust)
     report = load(encoder, folder / WEIGHTS, minimum=1.0)
     if report.unexpected:
         message = (
@@ -91,32 +121,27 @@ def load_encoder(folder: Path) -> tuple[Encoder, Card]:
     return encoder, card
 
 
-def make_encoder(described: Imported, where: str) -> Encoder:
+def make_encoder(described: Imported, where: str, trust: Collection[str] = ()) -> Encoder:
     """An encoder with random weights, of its import path and arguments; ``where`` is what messages name.
 
     Raises:
         UserError: The class cannot be imported, is no encoder, or refuses its arguments.
     """
     try:
-        return encoder_class(described, where)(**described.init_args)
+        return encoder_class(described, where, trust)(**described.init_args)
     except TypeError as error:
         message = f"{where}: {described.class_path} does not take its init_args ({error})"
         raise UserError(message) from error
 
 
-def encoder_class(described: Imported, where: str) -> type[Encoder]:
-    """The class of an encoder, of its import path.
+def encoder_class(described: Imported, where: str, trust: Collection[str] = ()) -> type[Encoder]:
+    """The class of an encoder, of its import path, on the list of ``medssl.trust`` or among ``trust``.
 
     Raises:
-        UserError: It cannot be imported, or is no encoder.
+        UserError: It is not built, cannot be imported, or is no encoder.
     """
-    module, _, name = described.class_path.rpartition(".")
-    try:
-        kind = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        message = f"{where}: encoder {described.class_path} cannot be imported ({error})"
-        raise UserError(message) from error
-    if not (isinstance(kind, type) and issubclass(kind, Encoder)):
+    kind = network_class(described, where, trust)
+    if not issubclass(kind, Encoder):
         message = f"{where}: {described.class_path} is no medssl.encoders.base.Encoder"
         raise UserError(message)
     return kind

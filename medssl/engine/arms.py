@@ -21,7 +21,7 @@ from medssl.engine import describe
 from medssl.engine.checkpoint import FREE_KEYS, differing
 from medssl.engine.report import named
 from medssl.evaluate.tables import SUMMARY
-from medssl.files import write_whole
+from medssl.files import read_yaml, write_whole
 from medssl.report.parts import METRICS, read_log
 from medssl.types import UserError
 
@@ -77,7 +77,7 @@ class Run:
         """Whether it started from other weights than those of its arm, or its configuration cannot be read."""
         file = self.folder(out) / "config.yaml"
         try:
-            config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.exists() else {"start": self.arm.digest}
+            config = read_yaml(file) if file.exists() else {"start": self.arm.digest}
         except (yaml.YAMLError, ValueError):
             return True
         return not isinstance(config, dict) or config.get("start") != self.arm.digest
@@ -174,7 +174,7 @@ def read_kept(out: Path) -> dict[str, Any]:
             raise UserError(message)
         return nothing
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = read_yaml(file)
     except (yaml.YAMLError, ValueError):
         found = None
     if not whole(found):
@@ -314,7 +314,7 @@ def _kind_of_runs(out: Path, name: str) -> str:
     """The kind of encoder that an arm's runs began with; "" where none has begun."""
     found = defaultdict(list)
     for file in sorted((out / "runs" / name).glob("*/config.yaml")):
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = read_yaml(file)
         found[kind_of(config["encoder"])].append(file.parent.name)
     if len(found) > 1:
         groups = "; ".join(", ".join(runs) for runs in found.values())

@@ -11,13 +11,13 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medssl.data import chunks, filling, records
-from medssl.data.processes import follow_parent
+from medssl.data.processes import follow_parent, spawning
 from medssl.data.store import Store, Tier
+from medssl.files import open_lock
 from medssl.types import Preprocess, UserError
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _sharing(store: Path) -> Iterator[None]:
     """Several runs may fill one store; the one that finds itself alone clears what a killed run left half written."""
     import fcntl
 
-    with os.fdopen(os.open(store / ".lock", os.O_RDWR | os.O_CREAT, 0o600), "w") as lock:
+    with open_lock(store / ".lock") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:  # others are at work, or a file system without locks
@@ -197,7 +197,7 @@ def _outcomes(plan: Filling, jobs: Iterator[tuple[Scan, ...]], workers: int) -> 
     if workers < 1:
         yield from (filling.fill(plan, job) for job in jobs)
         return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start)
+    pool = ProcessPoolExecutor(workers, mp_context=spawning(), initializer=_start)
     waiting: set[Future[Outcome]] = set()
     try:
         for job in jobs:

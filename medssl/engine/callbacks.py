@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
@@ -13,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from medssl.engine.pictures import draw
-from medssl.files import write_whole
+from medssl.files import open_to_append, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,11 +104,11 @@ class Metrics(lightning.Callback):
         if path.exists():
             rows = [row for row in path.read_text(encoding="utf-8").splitlines() if kept(row, done)]
             write_whole(path, lambda file: file.write("".join(f"{row}\n" for row in rows).encode()))
-        self.lines = path.open("a", encoding="utf-8")
+        self.lines = io.TextIOWrapper(open_to_append(path), encoding="utf-8")
         events = self.folder / "tensorboard"
         events.mkdir(exist_ok=True)
         number = len(list(events.iterdir()))
-        self.events = (events / f"events.out.tfevents.{time.time_ns()}.{number}").open("wb")
+        self.events = (events / f"events.out.tfevents.{time.time_ns()}.{number}").open("xb")
         self.write_event(file_version="brain.Event:2")
         if done:
             from tensorboard.compat.proto.event_pb2 import SessionLog

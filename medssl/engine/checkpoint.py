@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from medssl.files import write_whole
+from medssl.files import open_lock, read_yaml, write_whole
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class RunFolder:
             message = f"{self.path.name}/ holds files but no config.yaml, so it is no run folder: choose an empty one"
             raise UserError(message)
         self.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with (self.path / ".lock").open("w") as lock:
+        with open_lock(self.path / ".lock") as lock:
             try:
                 fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
@@ -177,7 +177,7 @@ class RunFolder:
             for part in self.path.rglob(".*.part"):
                 part.unlink()
             if stored.exists() and checkpoints(self.checkpoints):
-                refuse_other(yaml.safe_load(stored.read_text(encoding="utf-8")), config, self.path.name)
+                refuse_other(read_yaml(stored), config, self.path.name)
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
             write_whole(stored, lambda file: file.write(text.encode()))
             yield

@@ -18,6 +18,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
+from medssl.files import open_lock, open_to_append
+from medssl.safe_path import python_command
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -102,9 +104,9 @@ def start(job: Job, slot: int, at_once: int, lock: IO[str]) -> subprocess.Popen[
     job.log.parent.mkdir(parents=True, exist_ok=True)
     cores = max(1, len(os.sched_getaffinity(0)) // at_once) if hasattr(os, "sched_getaffinity") else 1
     environment = {"OMP_NUM_THREADS": str(cores)} | os.environ | devices(slot)
-    with job.log.open("ab") as log:
+    with open_to_append(job.log) as log:
         return subprocess.Popen(
-            [sys.executable, "-c", CHILD, str(os.getpid()), json.dumps(job.commands)],
+            [*python_command(), "-c", CHILD, str(os.getpid()), json.dumps(job.commands)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -174,7 +176,7 @@ def alone(file: Path, what: str) -> Iterator[IO[str]]:
     Raises:
         UserError: Another process keeps it.
     """
-    with file.open("w") as lock:
+    with open_lock(file) as lock:
         since = time.monotonic()
         while True:
             try:

@@ -37,11 +37,12 @@ from medssl.engine.targets import schema_for
 from medssl.evaluate.scored import FEWEST, judged
 from medssl.files import write_whole
 from medssl.heads.base import Head
+from medssl.trust import names, others_in
 from medssl.types import LabelSchema, UserError
 from medssl.views.mixing import Mixing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from medssl.types import Scan
 
@@ -65,6 +66,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
     windows: Windows = Windows(),  # noqa: B008 (frozen)
     allow: tuple[Allowed, ...] = (),
     jobs: int | None = None,
+    trust: str = "",
 ) -> int:
     """Fine-tunes encoders and their twins from scratch with few labels, and says whether pretraining helped.
 
@@ -87,6 +89,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         windows: How a scan that is scored is gone through.
         allow: "seen" scores subjects that pretraining has seen, "channels" and "preprocess" as in medssl finetune.
         jobs: Runs side by side; null takes one for each GPU, or one.
+        trust: Classes of cards that may run although they are none of medssl's, by import path, several with commas.
 
     Returns:
         0; 1 where no encoder can be compared with its twin; 128 + the signal's number where a signal stopped it.
@@ -99,7 +102,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         message = f"runs is {runs}, jobs {jobs}, labels {list(labels)}: give at least 1 of each"
         raise UserError(message)
     folders, opened = encoders_of(encoders), Store.open(store)
-    starts = {name: begin_of(name, folder, opened, optimizer, allow) for name, folder in folders.items()}
+    starts = {name: begin_of(name, folder, opened, optimizer, allow, names(trust)) for name, folder in folders.items()}
     schema = schema_for(opened, data.target, head)
     counts = counts_of(opened, schema, data, labels, [training.seed + number for number in range(runs)])
     with Index.open(index) as known:
@@ -121,20 +124,22 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         study = replace(study_of(out, kept, arms, plan), notes=first_notes(data, optimizer))
         write_whole(out / "recipe.yaml", lambda file: file.write(yaml.safe_dump(recipe, sort_keys=False).encode()))
         note_edits(study, set_aside(study))
-        words = common_words(out, store, index, split, windows, allow)
+        words = common_words(out, store, index, split, windows, allow, sorted(names(trust) | others_in(recipe)))
         missing = [job_of(run, out, words, training.seed) for run in plan if not run.done(out)]
         failed = finish(missing, study, jobs=jobs, lock=lock, keep=training.output.keep_every is not None)
     return failed if isinstance(failed, int) else tell(study, failed)
 
 
-def begin_of(name: str, folder: Path, store: Store, optimizer: FineTuning, allow: Sequence[Allowed]) -> Start:
+def begin_of(
+    name: str, folder: Path, store: Store, optimizer: FineTuning, allow: Sequence[Allowed], trust: Collection[str] = ()
+) -> Start:
     """How the runs of an encoder begin; says what is not known or allowed of the subjects that it has seen.
 
     Raises:
         UserError: It was pretrained on other preprocessing, has seen test subjects, or takes other channels; names it.
     """
     try:
-        begin = start.with_drop_path(start.start_of(folder, None, from_scratch=False), optimizer.drop_path)
+        begin = start.with_drop_path(start.start_of(folder, None, from_scratch=False, trust=trust), optimizer.drop_path)
         assert begin.card is not None  # a folder has one, or it was refused
         if "preprocess" not in allow:
             Store.open(store.path, preprocess=begin.card.preprocess)
@@ -245,7 +250,7 @@ def digest_of(scans: Sequence[Scan], root: Path) -> str:
 
 
 def common_words(
-    out: Path, store: Path, index: Path, split: str, windows: Windows, allow: Sequence[Allowed]
+    out: Path, store: Path, index: Path, split: str, windows: Windows, allow: Sequence[Allowed], trust: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The words that all runs share: of ``finetune``, and of ``evaluate``; whole paths are seen in what they say."""
     train = ["--config", str(out.absolute() / "recipe.yaml"), "--store", str(store.absolute())]
@@ -253,7 +258,8 @@ def common_words(
     score += [f"--windows.{key}={value}" for key, value in describe.plain(windows).items()]
     train += ["--allow", f"[{','.join(allow)}]"] if allow else []
     score += ["--allow_seen", "true"] if "seen" in allow else []
-    return tuple(train), tuple(score)
+    both = ["--trust", ",".join(trust)] if trust else []
+    return (*train, *both), (*score, *both)
 
 
 def job_of(run: Run, out: Path, words: tuple[tuple[str, ...], tuple[str, ...]], seed: int) -> Job:

@@ -6,12 +6,11 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import yaml
-
 from medssl.encoders.tensors import read_tensors, refuse_strange
-from medssl.encoders.weights import CARD, WEIGHTS, Report, load, load_card, misfit
+from medssl.encoders.weights import CARD, WEIGHTS, Report, load, misfit, read_card
 from medssl.engine.checkpoint import checkpoints
 from medssl.engine.start import brings_weights, run_of, seen_by, seen_by_file, tell_keys
+from medssl.files import read_yaml
 from medssl.seen import Seen
 from medssl.types import Card, Imported, UserError
 
@@ -61,7 +60,7 @@ def begin_again(folder: RunFolder, init: Path | None) -> Begin | None:
     file = folder.path / "config.yaml"
     if init is None or not file.exists() or not checkpoints(folder.checkpoints):
         return None
-    former = yaml.safe_load(file.read_text(encoding="utf-8")).get("init")
+    former = read_yaml(file).get("init")
     if former is None:
         return None
     source, itself = run_of(init), init.resolve() == folder.path.resolve()
@@ -72,7 +71,7 @@ def begin_again(folder: RunFolder, init: Path | None) -> Begin | None:
         )
         raise UserError(message)
     card = folder.path / CARD  # lacks where the run was killed between its first checkpoint and the card
-    seen = load_card(folder.path).subjects if card.exists() else Seen(complete=False)
+    seen = read_card(folder.path).subjects if card.exists() else Seen(complete=False)
     return Begin((f"first weights: {former}",), former, seen)
 
 
@@ -104,7 +103,7 @@ def begin(objective: Objective, init: Path | None, minimum: float, made: Importe
     if not init.exists():
         message = f"--init {init}: there is no such folder or file"
         raise UserError(message)
-    card = load_card(init) if init.is_dir() else None
+    card = read_card(init) if init.is_dir() else None
     weights = init if card is None else init / WEIGHTS
     if not weights.exists():
         message = f"--init {init}: it has {CARD} but no {WEIGHTS}"

@@ -27,6 +27,7 @@ from medssl.evaluate.segmentation import NSD_TOLERANCE_MM, ClassScore, Further, 
 from medssl.evaluate.subgroups import columns_of, subgroups, values_of
 from medssl.files import write_whole
 from medssl.report.overlay import overlay
+from medssl.trust import names
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     calibrate: str | None = None,
     by: str = "",
     windows: Windows = _WINDOWS,
+    trust: str = "",
 ) -> int:
     """Score a fine-tuned network on labelled scans; the same command goes on where it was stopped.
 
@@ -74,6 +76,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         by: Columns of the index, with commas between them (sex, manufacturer, age_band, ...): every measure is also
             given for the scans of each value, or of each of at most five bands where there are more than ten numbers.
         windows: How a scan is gone through.
+        trust: Classes of the card that may run although they are none of medssl's, by import path, several with commas.
 
     Returns:
         0.
@@ -85,7 +88,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     os.umask(0o077)
     refuse_tolerance(nsd_tolerance_mm)
     refuse_specificity(specificity)
-    fitted = load_fitted(run, device_of(windows.accelerator))
+    fitted = load_fitted(run, device_of(windows.accelerator), names(trust))
     refuse_calibration(fitted, calibrate, split)
     with Index.open(index) as opened:
         scans = labelled(opened, fitted.schema, split, where)

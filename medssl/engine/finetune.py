@@ -27,6 +27,7 @@ from medssl.engine.supervised import Supervised, Validation
 from medssl.engine.targets import balanced_groups, prepare, schema_for, target_notes
 from medssl.heads.base import Head, Network
 from medssl.heads.weights import save_network
+from medssl.trust import names
 from medssl.types import Card, Imported, LabelSchema, Tuned, UserError
 from medssl.views.mixing import Mixing
 
@@ -46,6 +47,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     mixing: Mixing = Mixing(),  # noqa: B008 (frozen)
     pseudo: PseudoLabels = PseudoLabels(),  # noqa: B008 (frozen)
     allow: tuple[Allowed, ...] = (),
+    trust: str = "",
 ) -> int:
     """Fine-tunes an encoder with a head on labelled subjects, or goes on with a run that was stopped.
 
@@ -65,6 +67,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         allow: "seen" goes on although pretraining, or the network that made pseudo-labels, has seen subjects of the
             split "test", "channels" spreads the first layer's weights over another number of channels, "preprocess"
             takes a store that other rules made.
+        trust: Classes of a card that may run although they are none of medssl's, by import path, several with commas.
 
     Returns:
         0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped the run after saving.
@@ -74,9 +77,9 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     """
     os.umask(0o077)
     running.refuse_hardware(training)
-    begin = start.with_drop_path(start.start_of(pretrained, encoder, from_scratch=from_scratch), optimizer.drop_path)
-    held_to = None if begin.card is None or "preprocess" in allow else begin.card.preprocess
-    opened = Store.open(store, preprocess=held_to)
+    begin = start.start_of(pretrained, encoder, from_scratch=from_scratch, trust=names(trust))
+    begin = start.with_drop_path(begin, optimizer.drop_path)
+    opened = Store.open(store, None if begin.card is None or "preprocess" in allow else begin.card.preprocess)
     begin = start.with_channels(begin, opened.channels, allow)
     schema = schema_for(opened, data.target, head)
     chosen = choose(opened, schema, data, labels, training.seed)
@@ -111,11 +114,10 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     def export() -> None:
         save_network(run, lora.merged(objective.judged), replace(card, step=module.progress.step))
 
-    validation = Validation(opened, chosen.validated, data, every=training.output.validate_every)
+    watching = [Validation(opened, chosen.validated, data, every=training.output.validate_every)]
     notes = [*first_notes(opened, data, chosen, loaded, schema), *filter(None, (adapted, *seen))]
-    return running.run(
-        module, RunFolder(run), config, training, data=data, notes=notes, export=export, watching=[validation]
-    )
+    folder = RunFolder(run)
+    return running.run(module, folder, config, training, data=data, notes=notes, export=export, watching=watching)
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def build(
     The head is drawn before any weights are loaded: a twin from scratch starts with the same head.
     """
     torch.manual_seed(keyed_seed(seed))
-    encoder = make_encoder(begin.encoder, "--encoder" if begin.card is None else CARD)
+    encoder = make_encoder(begin.encoder, "--encoder" if begin.card is None else CARD, begin.trust)
     network = Network(encoder, head(encoder, schema))
     report = start.fill(encoder, begin)
     if report is None:

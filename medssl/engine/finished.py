@@ -6,7 +6,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from medssl.files import write_whole
+from medssl.files import open_to_append, write_whole
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Finished:
     def add(self, scan: Scan, result: Any) -> None:
         """Keeps a result, on the disk before this returns."""
         row = {"scan_id": scan.scan_id, "source": scan.digests.source, "result": result}
-        with self.path.open("ab") as file:
+        with open_to_append(self.path) as file:
             file.write(json.dumps(row).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())

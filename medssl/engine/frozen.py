@@ -21,7 +21,7 @@ from medssl.heads.sliding import encode
 from medssl.types import UserError, ViewSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -90,14 +90,16 @@ class Splits:
     everything: tuple[int, ...]
 
 
-def begin_of(run: Path, encoder: Callable[[], Encoder] | None, *, from_scratch: bool) -> Start:
+def begin_of(
+    run: Path, encoder: Callable[[], Encoder] | None, *, from_scratch: bool, trust: Collection[str] = ()
+) -> Start:
     """What the command line says of the encoder: a run folder, its card, or a file of weights.
 
     Raises:
         UserError: As ``start.start_of``.
     """
     try:
-        return start.start_of(run, encoder, from_scratch=from_scratch)
+        return start.start_of(run, encoder, from_scratch=from_scratch, trust=trust)
     except UserError as error:
         raise UserError(str(error).replace("--pretrained ", "")) from error
 
@@ -116,7 +118,7 @@ def freeze(
     tuned = begin.card.tuned if begin.card else None
     axis = slice_axis if slice_axis is not None else tuned.slice_axis if tuned else 2
     torch.manual_seed(keyed_seed(seed))
-    encoder = make_encoder(begin.encoder, "--encoder" if begin.card is None else CARD)
+    encoder = make_encoder(begin.encoder, "--encoder" if begin.card is None else CARD, begin.trust)
     refuse_misfit(encoder, window)
     report = start.fill(encoder, begin)
     own = {key: value for key, value in begin.encoder.init_args.items() if key != "pretrained"}

@@ -19,7 +19,7 @@ from medssl.types import UserError
 from medssl.views.intensity import decode, lowest_value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from jaxtyping import Float, Int
@@ -97,13 +97,13 @@ def device_of(accelerator: Literal["auto", "cpu", "gpu"]) -> torch.device:
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def load_fitted(run: Path, device: torch.device) -> Fitted:
-    """Loads what fine-tuning left in a run folder.
+def load_fitted(run: Path, device: torch.device, trust: Collection[str] = ()) -> Fitted:
+    """Loads what fine-tuning left in a run folder; ``trust`` as of ``load_card``.
 
     Raises:
         UserError: No card, a run without a head, or files that do not belong together.
     """
-    network, card = load_network(run)
+    network, card = load_network(run, trust)
     assert card.tuned is not None  # or load_network would have refused
     digest = hashlib.blake2b(digest_size=8)
     for name in (WEIGHTS, HEAD, CARD):

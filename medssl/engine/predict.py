@@ -24,6 +24,7 @@ from medssl.engine.finished import Finished
 from medssl.engine.index import counting
 from medssl.engine.inference import Windows, classify, device_of, load_fitted, reason_of, segment
 from medssl.evaluate.calibration import scaled
+from medssl.trust import names as trusted
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     names: Literal["scan_id", "file"] = "scan_id",
     scaling: Path | None = None,
     windows: Windows = _WINDOWS,
+    trust: str = "",
 ) -> int:
     """Ask a fine-tuned network about scans: NIfTI label maps on the scans' own grids, PNG for images, or a table.
 
@@ -63,6 +65,7 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
         scaling: Folder of the scores of ``medssl evaluate --calibrate``, or its summary.json: the probabilities of
             classes are given at the temperature that was fitted there.
         windows: How a scan is gone through.
+        trust: Classes of the card that may run although they are none of medssl's, by import path, several with commas.
 
     Returns:
         0; 1 if nothing could be predicted.
@@ -71,7 +74,7 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     if bool(scans) == (index is not None):
         message = "say what to predict: files or folders, or else an --index"
         raise UserError(message)
-    fitted = load_fitted(run, device_of(windows.accelerator))
+    fitted = load_fitted(run, device_of(windows.accelerator), trusted(trust))
     fit = None if scaling is None else scaling_of(scaling, fitted)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     made_by: dict[str, Any] = {"weights": fitted.digest, "overlap": windows.overlap, "precision": windows.precision}

@@ -25,7 +25,8 @@ from medssl.evaluate import health
 from medssl.evaluate import probe as probes
 from medssl.evaluate.classification import undefined
 from medssl.evaluate.probe_tables import entry, table, write_table
-from medssl.files import write_whole
+from medssl.files import read_json, write_whole
+from medssl.trust import names
 from medssl.types import LabelSchema, UserError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
     slice_axis: int | None = None,
     windows: Windows = Windows(),  # noqa: B008 (frozen)
     allow: tuple[Allowed, ...] = (),
+    trust: str = "",
 ) -> int:
     """Judge a frozen encoder by what its features tell; the same command goes on where it was stopped.
 
@@ -81,6 +83,7 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
             or 2.
         windows: How a scan is gone through.
         allow: As for ``medssl finetune``: "seen", "channels", "preprocess".
+        trust: Classes of a card that may run although they are none of medssl's, by import path, several with commas.
 
     Returns:
         0.
@@ -92,7 +95,7 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
     least = {"shots": (1, min(shots, default=1)), "draws": (1, draws), "voxels": (1, voxels), "seed": (0, seed)}
     for key, (lowest, value) in least.items():
         refuse_below(lowest, f"--{key}", value)
-    begin = begin_of(run, encoder, from_scratch=from_scratch)
+    begin = begin_of(run, encoder, from_scratch=from_scratch, trust=names(trust))
     held_to = None if begin.card is None or "preprocess" in allow else begin.card.preprocess
     opened = Store.open(store, preprocess=held_to)
     begin = start.with_channels(begin, opened.channels, allow)
@@ -257,7 +260,7 @@ def write(out: Path, summary: dict[str, Any]) -> None:
     """Writes ``probe.json`` and ``probe.csv``; says so where they are those of another question."""
     path = out / RESULT
     if path.exists():
-        then = json.loads(path.read_text())
+        then = read_json(path)
         if {key: then["by"].get(key) for key in summary["by"]} != summary["by"] or then["target"] != summary["target"]:
             print(f"the measures of target {then['target']!r}, labels {then['by'].get('labels')} there are replaced")
     write_table(out / "probe.csv", summary["probes"])

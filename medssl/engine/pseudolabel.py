@@ -19,10 +19,11 @@ from medssl.data.store import Store
 from medssl.engine import describe
 from medssl.engine.inference import Fitted, Windows, device_of, load_fitted
 from medssl.engine.supervised import StoredScan
-from medssl.files import refusals, whole, write_whole
+from medssl.files import read_json, refusals, whole, write_whole
 from medssl.heads.sliding import slide
 from medssl.ops.draws import keyed_generator
 from medssl.seen import Seen, as_written
+from medssl.trust import names
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def pseudolabel(
     confidence: float = 0.0,
     allow_seen: bool = False,
     windows: Windows = _WINDOWS,
+    trust: str = "",
 ) -> int:
     """Segment every stored scan of a split; the same command goes on where it was stopped.
 
@@ -96,6 +98,7 @@ def pseudolabel(
         confidence: Voxels whose best class has a lower probability are left without a label (0 labels all).
         allow_seen: Go on although the teacher has learnt from subjects of the split "test".
         windows: How a scan is gone through.
+        trust: Classes of the card that may run although they are none of medssl's, by import path, several with commas.
 
     Returns:
         0.
@@ -107,7 +110,7 @@ def pseudolabel(
     if not 0 <= confidence < 1:
         message = f"confidence is {confidence}: give a probability from 0 to below 1"
         raise UserError(message)
-    teacher = load_fitted(run, device_of(windows.accelerator))
+    teacher = load_fitted(run, device_of(windows.accelerator), names(trust))
     opened = Store.open(store, preprocess=teacher.card.preprocess)
     for note in refuse_teacher(teacher, opened, allow_seen=allow_seen):
         print(f"note: {note}")
@@ -202,7 +205,7 @@ def begin(out: Path, facts: dict[str, Any]) -> None:
     """
     file = out / FACTS
     if file.exists():
-        then = json.loads(file.read_text())
+        then = read_json(file)
         then["pretrained"] = as_written(then.get("pretrained"))
         differing = sorted(key for key in {*then, *facts} if then.get(key) != facts.get(key))
         if differing:
@@ -342,7 +345,7 @@ def facts_of(folder: Path) -> dict[str, Any]:
         UserError: Not readable.
     """
     try:
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
+        facts: dict[str, Any] = read_json(folder / FACTS)
     except (OSError, ValueError) as error:
         message = f"--pseudo.labels {folder}: it has no readable {FACTS}; make one with medssl pseudolabel"
         raise UserError(message) from error

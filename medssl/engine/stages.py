@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import pydoc
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +17,7 @@ from medssl.data.store import Store
 from medssl.engine.children import SIGNALS
 from medssl.engine.parallel import layout
 from medssl.engine.targets import schema_for
+from medssl.safe_path import python_command
 from medssl.types import UserError
 
 START = {"pretrain": "init", "finetune": "pretrained"}
@@ -132,14 +131,14 @@ def check(stage: Stage, words: list[str], store: Path) -> int:
 
 def read(words: list[str]) -> tuple[int, str]:
     """The exit code of a command that is read and not done, and its whole configuration in YAML."""
-    command = [sys.executable, "-m", "medssl.cli", *words, "--print_config"]
+    command = [*python_command(), "-m", "medssl.cli", *words, "--print_config"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     return done.returncode, done.stdout
 
 
 def run(words: list[str]) -> int:
     """Does one command in a process of its own, which hears the signals that this one gets; returns its exit code."""
-    process = subprocess.Popen([sys.executable, "-m", "medssl.cli", *words], env=os.environ)
+    process = subprocess.Popen([*python_command(), "-m", "medssl.cli", *words])
 
     def pass_on(number: int, frame: object) -> None:
         if number != signal.SIGINT:  # Ctrl-C reaches both

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from medssl.data.split import overlap
 from medssl.encoders.tensors import read_tensors
-from medssl.encoders.weights import CARD, WEIGHTS, encoder_class, load, load_card
+from medssl.encoders.weights import CARD, WEIGHTS, encoder_class, load, read_card, refuse_encoder
 from medssl.engine import describe
 from medssl.engine.parallel import layout
 from medssl.seen import Seen
+from medssl.trust import named_in
 from medssl.types import Card, Imported, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
     from medssl.data.store import Store
@@ -38,12 +39,14 @@ class Start:
         card: Card of the run that the weights come from, or that the twin is a twin of.
         digest: Names the weights in ``config.yaml`` without a path: a digest of the file, "random", or "pretrained"
             where the encoder brings its own.
+        trust: Import paths of classes that may be built: those that the command names, whatever a card says.
     """
 
     encoder: Imported
     weights: Path | None
     card: Card | None
     digest: str
+    trust: frozenset[str] = frozenset()
 
     @property
     def seen(self) -> Seen:
@@ -60,14 +63,21 @@ class Start:
         return () if tuned is None else tuned.subjects
 
 
-def start_of(pretrained: Path | None, encoder: Callable[[], Encoder] | None, *, from_scratch: bool) -> Start:
-    """Reads what the command line says about the start; no weights are loaded yet.
+def start_of(
+    pretrained: Path | None,
+    encoder: Callable[[], Encoder] | None,
+    *,
+    from_scratch: bool,
+    trust: Collection[str] = (),
+) -> Start:
+    """Reads what the command line says about the start; no weights are loaded yet, no class of a card is imported.
 
     Raises:
         UserError: Neither an encoder nor a run to take it from, no such file, a run folder without a card, or an
             encoder from scratch that brings weights.
     """
     given = None if encoder is None else describe.imported(describe.plain(encoder, "encoder"))
+    mine = frozenset(trust) | frozenset(() if given is None else named_in(asdict(given)))
     if from_scratch and given is not None and brings_weights(given):
         message = "--from-scratch, and encoder.pretrained true: the encoder would bring weights; leave one of them out"
         raise UserError(message)
@@ -75,13 +85,15 @@ def start_of(pretrained: Path | None, encoder: Callable[[], Encoder] | None, *, 
         if given is None:
             message = "say what to start from: --pretrained RUN, or --encoder NAME for random weights"
             raise UserError(message)
-        return Start(given, None, None, "pretrained" if brings_weights(given) else "random")
+        return Start(given, None, None, "pretrained" if brings_weights(given) else "random", mine)
     pretrained = run_of(pretrained)
     if not pretrained.exists():
         message = f"--pretrained {pretrained}: there is no such folder or file"
         raise UserError(message)
     if pretrained.is_dir():
-        card = load_card(pretrained)
+        card = read_card(pretrained)
+        if given is None:
+            refuse_encoder(card.encoder, f"{pretrained.name}/{CARD}", trust)
         weights, wanted = pretrained / WEIGHTS, given or card.encoder
         if not from_scratch and not weights.exists():
             message = f"--pretrained {pretrained}: it has {CARD} but no {WEIGHTS}"
@@ -92,11 +104,11 @@ def start_of(pretrained: Path | None, encoder: Callable[[], Encoder] | None, *, 
     else:
         card, weights, wanted = None, pretrained, given
     if from_scratch:
-        return Start(wanted, None, card, "random")
+        return Start(wanted, None, card, "random", mine)
     digest = hashlib.sha256(weights.read_bytes())
     if (file := decoder_of(weights)) is not None:
         digest.update(file.read_bytes())
-    return Start(wanted, weights, card, digest.hexdigest()[:16])
+    return Start(wanted, weights, card, digest.hexdigest()[:16], mine)
 
 
 def brings_weights(encoder: Imported) -> bool:
@@ -119,7 +131,7 @@ def seen_by_file(file: Path) -> Seen:
     """Whom the weights of a file have seen: never known, but in a run folder whoever its card names is among them."""
     folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
     unknown = Seen(complete=False)
-    return unknown | seen_by(load_card(folder)) if (folder / CARD).exists() else unknown
+    return unknown | seen_by(read_card(folder)) if (folder / CARD).exists() else unknown
 
 
 def decoder_of(weights: Path | None) -> Path | None:
@@ -154,7 +166,7 @@ def with_drop_path(start: Start, chance: float | None) -> Start:
     """
     if chance is None:
         return start
-    if "drop_path" not in inspect.signature(encoder_class(start.encoder, "--encoder")).parameters:
+    if "drop_path" not in inspect.signature(encoder_class(start.encoder, "--encoder", start.trust)).parameters:
         name = start.encoder.class_path.rpartition(".")[2]
         message = f"optimizer.drop_path {chance}: {name} has no drop_path, as transformers have; set it to null"
         raise UserError(message)

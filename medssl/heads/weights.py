@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from medssl.encoders.weights import CARD, load_card, load_encoder, save_encoder
+from medssl.encoders.weights import CARD, load_encoder, read_card, save_encoder
 from medssl.files import write_whole
 from medssl.heads.base import Head, Network
+from medssl.trust import network_class
 from medssl.types import Card, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from pathlib import Path
 
     from medssl.encoders.base import Encoder
@@ -33,20 +34,21 @@ def save_network(folder: Path, network: Network, card: Card) -> None:
     save_encoder(folder, network.encoder, card)
 
 
-def load_network(folder: Path) -> tuple[Network, Card]:
-    """Rebuilds the network that a card describes, in evaluation mode.
+def load_network(folder: Path, trust: Collection[str] = ()) -> tuple[Network, Card]:
+    """Rebuilds the network that a card describes, in evaluation mode; ``trust`` as of ``load_card``.
 
     Raises:
-        UserError: No card, a card without a head (the run only pretrained), or files that do not belong together.
+        UserError: No card, one without a head (the run only pretrained) or with classes that are not built from files
+            of others, or files that do not belong together.
     """
     from safetensors import SafetensorError, safe_open
 
-    card = load_card(folder)
+    card = read_card(folder)
     if card.tuned is None:
         message = f"{folder / CARD} has no head: {folder} is a run of pretraining; fine-tune it with medssl finetune"
         raise UserError(message)
-    encoder, card = load_encoder(folder)
-    head = _make_head(card, encoder, folder)
+    encoder, card = load_encoder(folder, trust)
+    head = _make_head(card, encoder, folder, trust)
     try:
         with safe_open(folder / HEAD, "pt") as file:
             step = (file.metadata() or {}).get("step")
@@ -65,16 +67,15 @@ def load_network(folder: Path) -> tuple[Network, Card]:
     return Network(encoder, head).eval(), card
 
 
-def _make_head(card: Card, encoder: Encoder, folder: Path) -> Head:
+def _make_head(card: Card, encoder: Encoder, folder: Path, trust: Collection[str]) -> Head:
     assert card.tuned is not None
     path, arguments = card.tuned.head.class_path, card.tuned.head.init_args
-    module, _, name = path.rpartition(".")
-    try:
-        made = getattr(import_module(module), name)(encoder, card.tuned.schema, **arguments)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        message = f"{folder / CARD}: head {path} cannot be made ({error})"
-        raise UserError(message) from error
-    if not isinstance(made, Head):
+    kind = network_class(card.tuned.head, f"{folder / CARD}: tuned.head", trust)
+    if not issubclass(kind, Head):
         message = f"{folder / CARD}: {path} is no medssl.heads.base.Head"
         raise UserError(message)
-    return made
+    try:
+        return kind(encoder, card.tuned.schema, **arguments)
+    except (ValueError, TypeError) as error:
+        message = f"{folder / CARD}: head {path} cannot be made ({error})"
+        raise UserError(message) from error

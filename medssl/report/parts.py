@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from medssl.encoders.weights import CARD, load_card
+from medssl.encoders.weights import CARD, read_card
 from medssl.evaluate.cases import (
     CASES,
     ClassificationRow,
@@ -21,13 +21,15 @@ from medssl.evaluate.cases import (
     read_segmentation,
 )
 from medssl.evaluate.tables import SUMMARY, read_summary
+from medssl.files import read_yaml
 from medssl.types import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from medssl.types import Card
+    from medssl.files import read_yaml
+from medssl.types import Card
 
 METRICS, CONFIG, PICTURES = "metrics.jsonl", "config.yaml", "pictures"
 
@@ -113,7 +115,7 @@ def read_part(name: str, folder: Path) -> Part:
     config = _read_config(folder / CONFIG)
     found = sorted((folder / PICTURES).glob("step_*.png"), key=lambda file: (len(file.name), file.name))
     picture = Picture(str(int(re.sub(r"\D", "", found[-1].stem))), found[-1].read_bytes()) if found else None
-    return Run(name, load_card(folder), config, read_log(folder / METRICS), picture)
+    return Run(name, read_card(folder), config, read_log(folder / METRICS), picture)
 
 
 def read_log(path: Path) -> Log:
@@ -138,7 +140,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = read_yaml(path)
     except (OSError, yaml.YAMLError) as error:
         message = f"{path} cannot be read ({str(error).splitlines()[0]}): expected what medssl wrote beside {CARD}"
         raise UserError(message) from error

@@ -141,10 +141,10 @@ def change_card(folder, change):
         (lambda d: d["preprocess"]["intensity"]["hu"].update(low=[]), r"low holds \[\]"),
         (lambda d: d.update(encoder=3), r"encoder: 3; a Imported has class_path, init_args"),
         (lambda d: d["encoder"].update(class_path="medssl.encoders.none.None_"), "cannot be imported"),
-        (lambda d: d["encoder"].update(class_path="None_"), "cannot be imported"),
+        (lambda d: d["encoder"].update(class_path="None_"), "names 'None_', which is not on the list of classes"),
         (
             lambda d: d["encoder"].update(class_path="pathlib.Path"),
-            r"pathlib\.Path is no medssl\..*\.Encoder",
+            r"names 'pathlib\.Path', which is not on the list of classes .*; if you know it, say --trust pathlib\.Path",
         ),
         (lambda d: d["encoder"]["init_args"].update(depth=3), "does not take its init_args .*depth"),
         (lambda d: d["encoder"]["init_args"].update(channels=[4, 16]), "too few weights fit ResEnc"),
