@@ -10,6 +10,12 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_state_folder(tmp_path_factory: pytest.TempPathFactory):
+    """Keeps what commands remember for the user away from the home of whoever runs the tests."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of real scans, or a skip that says so."""

@@ -6,10 +6,10 @@ committed stays, and the next update goes on from there.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
+import secrets
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,10 +18,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from medssl.csv_text import as_csv
 from medssl.data import tables
 from medssl.data.labels import LabelOptions
 from medssl.data.modality import modality_of
 from medssl.data.units import LengthUnit
+from medssl.data.reasons import kind_of_reason
 from medssl.types import LabelSchema, Scan, UserError
 
 _PAGE = 500
@@ -264,7 +266,9 @@ class Index:
         return state.hexdigest()
 
     def export(self, file: Path, where: str | None = None) -> int:
-        """Write the scans as a table, CSV or Parquet by the ending, without any path.
+        """Write the scans as a table, CSV or Parquet by the ending, without any path or name of a file.
+
+        Of reasons only the kind is written; ``scan`` and ``medssl index --show`` give the whole ones.
 
         Returns:
             How many rows were written.
@@ -274,18 +278,33 @@ class Index:
         """
         cursor = self.rows(where)
         names = [column[0] for column in cursor.description]
-        rows = [tuple(row) for row in cursor]
+        rows = self._without_names(names, [tuple(row) for row in cursor])
         writers = {".csv": _write_csv, ".parquet": _write_parquet}
         if file.suffix.lower() not in writers:
             message = f"--export {file.name}: expected a name that ends in .csv or .parquet"
             raise UserError(message)
-        beside = file.with_name(f".{file.name}.{os.getpid()}")
+        beside = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
         try:
             writers[file.suffix.lower()](beside, names, rows)
             beside.replace(file)
         finally:
             beside.unlink(missing_ok=True)
         return len(rows)
+
+    def _without_names(self, names: Sequence[str], rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+        """Rows of the listing in which the reason is no more than its kind."""
+        who, why = names.index("scan_id"), names.index("reason")
+        query = """
+            SELECT parts.scan_id, path FROM parts JOIN files ON files.id = parts.file
+            JOIN scans ON scans.scan_id = parts.scan_id WHERE scans.reason <> ''
+        """
+        paths: dict[str, set[str]] = {}
+        for scan_id, path in self.connection.execute(query):
+            paths.setdefault(scan_id, set()).add(path)
+        return [
+            (*row[:why], kind_of_reason(row[why], paths.get(row[who], ())), *row[why + 1 :]) if row[why] else row
+            for row in rows
+        ]
 
     def _select(self, condition: str, values: Sequence[str], *, columns: str = "*") -> sqlite3.Cursor:
         query, names = tables.listing(self.connection)
@@ -310,10 +329,29 @@ class Index:
             WHERE parts.scan_id IN ({marks}) ORDER BY parts.scan_id, role, number
         """
         for row in self.connection.execute(query, identifiers):
+            self._refuse_place(row)
             parts[row["scan_id"]].append(row)
         rows = self.connection.execute(f"SELECT * FROM scans WHERE scan_id IN ({marks}) ORDER BY scan_id", identifiers)
         options = {row["name"]: row["options"] for row in self.connection.execute("SELECT name, options FROM datasets")}
         return [tables.scan_of(row, parts[row["scan_id"]], options[row["dataset"]]) for row in rows]
+
+    def _refuse_place(self, row: sqlite3.Row) -> None:
+        """Refuses a path that leads out of the folders that were indexed.
+
+        Raises:
+            UserError: Names the scan.
+        """
+        path = str(row["path"])
+        if ".." not in path and not path.startswith("/"):
+            return
+        folders = [self.root, *(Path(folder) for (folder,) in self.connection.execute("SELECT folder FROM datasets"))]
+        place = Path(os.path.normpath(self.root / path))
+        if path.startswith("/") or not any(place.is_relative_to(folder) for folder in folders):
+            message = (
+                f"scan {row['scan_id']}: its file lies outside the folders of {self.file.name}: make a new index of "
+                "the scans with medssl index"
+            )
+            raise UserError(message)
 
 
 def _by_count(row: tuple[str, str, int]) -> tuple[str, int, str]:
@@ -323,9 +361,7 @@ def _by_count(row: tuple[str, str, int]) -> tuple[str, int, str]:
 def _write_csv(file: Path, names: list[str], rows: list[tuple[Any, ...]]) -> None:
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(names)
-        writer.writerows(rows)
+        stream.write(as_csv([names, *rows]))
         stream.flush()
         os.fsync(stream.fileno())
 

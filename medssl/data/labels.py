@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from medssl.csv_text import is_formula
 from medssl.data.split import parse_shares
 from medssl.types import LabelSchema, UserError
 
@@ -17,7 +18,6 @@ NOUNS = {"mask": "label", "excluded": "mask of excluded voxels"}
 NONE = "none"  # in place of a pair: no file is held back as a label map
 MOST_PATHS = 64  # that a rule of many pairs may lead to
 EXAMPLES = {"mask": "labels", "excluded": "excluded"}
-STARTS, SIGNS, CALLS = frozenset("=@\t\r"), frozenset("+-"), "(|!"  # of formulas: grades such as "++" are none
 
 
 @dataclass(frozen=True)
@@ -179,15 +179,6 @@ class LabelOptions(MaskOptions):
             raise UserError(message)
         named = [pair for pair in sorted(classes) if pair[0] != self.ignore]  # no network learns to say "ignore"
         return LabelSchema("mask", tuple(named), self.ignore)
-
-
-def is_formula(text: str) -> bool:
-    """Whether a spreadsheet would compute a cell with this text, rather than show it or call it a mistake.
-
-    >>> [is_formula(text) for text in ("=1+1", "@SUM(A1)", "-cmd|x", "-1", "++", "- none", "1=1")]
-    [True, True, True, False, False, False, False]
-    """
-    return text[:1] in STARTS or (text[:1] in SIGNS and any(mark in text for mark in CALLS))
 
 
 def refuse_formula(name: str, where: str) -> None:

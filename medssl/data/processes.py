@@ -61,9 +61,7 @@ class HeaderProcesses:
             for batch in chain(first, batches):
                 yield batch, read(batch)
             return
-        self.pool = self.pool or ProcessPoolExecutor(
-            self.workers, mp_context=spawning(), initializer=follow_parent
-        )
+        self.pool = self.pool or ProcessPoolExecutor(self.workers, mp_context=spawning(), initializer=follow_parent)
         under_way: deque[tuple[list[T], Future[list[S]]]] = deque()
         for batch in chain(first, batches):
             under_way.append((batch, self.pool.submit(read, batch)))

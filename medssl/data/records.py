@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medssl.data.chunks import DiskFull
+from medssl.data.tables import refuse_programs
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ TABLES = f"""
 CREATE TABLE IF NOT EXISTS scans ({", ".join(COLUMNS)}, PRIMARY KEY (scan_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS failures (scan_id PRIMARY KEY, key) WITHOUT ROWID;
 """
+STRANGE = re.compile(r"(^|\0)\.|[^\w.+\-\0]")  # in a name that is one of a file, several with zeros between them
 MARKED = "int16 excluded"  # dtype of a scan in which one code marks voxels that no loss looks at
 LABELS = {"": 0, "uint8": 1, "int8": 2, "uint16": 3, "int16": 4, "int32": 5, "uint32": 6, "int64": 7}
 
@@ -140,6 +143,7 @@ def room() -> Iterator[None]:
 def connect(path: Path) -> sqlite3.Connection:
     """Opens the table of records, made if it is not there; several processes may write (each waits its turn)."""
     connection = sqlite3.connect(path, timeout=120)
+    refuse_programs(connection, path.name)
     connection.execute("PRAGMA synchronous=FULL")
     connection.executescript(TABLES)
     path.chmod(0o600)
@@ -195,11 +199,17 @@ def load(path: Path) -> Records:
     names = ", ".join(COLUMNS[:-1])
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=120)) as connection:
+            refuse_programs(connection, path.name)
             columns = list(zip(*connection.execute(f"SELECT {names} FROM scans ORDER BY scan_id"), strict=True))
     except sqlite3.Error as error:
         message = f"the store's table {path.name} cannot be read ({error}): run medssl cache again"
         raise UserError(message) from error
-    return _arrays(dict(zip(COLUMNS, columns or [()] * len(COLUMNS), strict=False)))
+    table = dict(zip(COLUMNS, columns or [()] * len(COLUMNS), strict=False))
+    for column in ("scan_id", "key", "pack"):  # files are called after them
+        if STRANGE.search("\0".join(map(str, table[column]))):
+            message = f"the store's table {path.name} holds a {column} that medssl does not write: cache the scans anew"
+            raise UserError(message)
+    return _arrays(table)
 
 
 def _arrays(table: dict[str, tuple[Any, ...]]) -> Records:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import secrets
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,13 +50,14 @@ CREATE TABLE parts (
 """
 # ``shared`` holds once what the headers of a series have in common: an index of millions of slices stays small.
 # ``found`` is what the files alone say (status, reason, subject, digest), before the rules of a data set are applied.
+SCAN_ID = re.compile(r"[0-9a-f]{16}")
 _INTERNAL = ("labels", "affine", "series", "found", "source_digest", "pixels_digest")
 
 
 def create(file: Path, root: Path) -> None:
     """Make an empty index, readable by its owner alone, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    beside = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
         connection = sqlite3.connect(beside)
@@ -82,6 +85,7 @@ def connect(file: Path, *, writable: bool) -> sqlite3.Connection:
         fixed = "" if os.access(file.parent, os.W_OK) else "&immutable=1"  # reading WAL needs a file beside it
         address = f"{file.resolve().as_uri()}?mode={mode}{fixed}"
         connection = sqlite3.connect(address, uri=True, isolation_level=None, timeout=60, check_same_thread=False)
+        refuse_programs(connection, file.name)
         version = connection.execute("SELECT value FROM meta WHERE name = 'version'").fetchone()
         if writable:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -111,6 +115,20 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("COMMIT")
 
 
+def refuse_programs(connection: sqlite3.Connection, name: str) -> None:
+    """Refuses a file with views, triggers or virtual tables, which medssl never makes: they run when it is read.
+
+    Raises:
+        UserError: Names the first.
+    """
+    connection.execute("PRAGMA trusted_schema = OFF")
+    query = "SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index') OR sql LIKE 'CREATE VIRTUAL%'"
+    found = connection.execute(query).fetchone()
+    if found is not None:
+        message = f"{name} holds a {found[0]} called {found[1]!r}, which medssl does not make: get it anew, or make it"
+        raise UserError(message)
+
+
 def listing(connection: sqlite3.Connection) -> tuple[str, list[str]]:
     """The query that --where and --export see, and its columns: scans without internals, labels as columns.
 
@@ -134,6 +152,9 @@ def _quoted(name: str) -> str:
 
 def scan_of(row: sqlite3.Row, parts: Sequence[sqlite3.Row], options: str) -> Scan:
     """A row of ``scans``, its rows of ``parts`` and of their files, and the options of its data set as a Scan."""
+    if not SCAN_ID.fullmatch(str(row["scan_id"])):
+        message = f"the index holds a scan called {row['scan_id']!r}: expected 16 hexadecimal digits; make it anew"
+        raise UserError(message)
     sizes = tuple(row[name] for name in ("size_i", "size_j", "size_k") if row[name] is not None)
     spacing = tuple(row[f"spacing_{axis}_mm"] for axis in "ijk" if row[f"spacing_{axis}_mm"] is not None)
     values: dict[str, str] = json.loads(row["labels"])

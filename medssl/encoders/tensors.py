@@ -98,6 +98,10 @@ def _kind_of_archive(file: Path) -> str:
     """
     with zipfile.ZipFile(file) as archive:
         names = {name.rpartition("/")[2] for name in archive.namelist()}
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > file.stat().st_size:  # torch stores tensors as they are
+        message = f"{file}: would be unpacked to {unpacked / 1e6:,.0f} MB, torch does not compress: {EXPECTED}"
+        raise UserError(message)
     if "constants.pkl" in names:
         message = (
             f"{file}: is a TorchScript archive, a program that is not run: save the state dict of its module alone, "

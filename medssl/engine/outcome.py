@@ -7,8 +7,6 @@ from them: they are written anew from the runs, whatever happened to them in bet
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import shutil
@@ -16,6 +14,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from medssl.csv_text import as_csv
 from medssl.engine.arms import TEST, look, training_minutes
 from medssl.evaluate import efficiency
 from medssl.evaluate.cases import write_text
@@ -321,10 +320,3 @@ def drawn(curves: Mapping[str, Sequence[Level]], what: str) -> str:
     ]
     title = f"{what} over labelled subjects"
     return line_chart(series, title=title, x_label="labelled subjects", y_label=f"test {what}", logarithmic=True)
-
-
-def as_csv(rows: Sequence[tuple[Any, ...]]) -> str:
-    """A table as text."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()

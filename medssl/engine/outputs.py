@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medssl.csv_text import as_csv
 from medssl.evaluate.cases import PROBABILITY
 from medssl.files import write_whole
 from medssl.report.overlay import colour_of
@@ -87,13 +86,11 @@ def write_answers(path: Path, rows: Iterable[tuple[str, Sequence[float]]], schem
     """
     names = [name for _, name in schema.classes]
     columns = [PROBABILITY + name for name in names] if schema.kind != "number" else [f"predicted:{schema.name}"]
-    stream = io.StringIO(newline="")
-    table = csv.writer(stream, lineterminator="\n")
     chosen = schema.kind == "classes"
-    table.writerow([first, *(["predicted"] if chosen else []), *columns])
+    table: list[list[object]] = [[first, *(["predicted"] if chosen else []), *columns]]
     for who, values in rows:
-        table.writerow([who, *([names[int(np.argmax(values))]] if chosen else []), *map(repr, values)])
-    write_whole(path, lambda file: file.write(stream.getvalue().encode()))
+        table.append([who, *([names[int(np.argmax(values))]] if chosen else []), *map(repr, values)])
+    write_whole(path, lambda file: file.write(as_csv(table).encode()))
 
 
 def _named(schema: LabelSchema) -> dict[str, Any]:

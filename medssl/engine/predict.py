@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 from collections import Counter
@@ -11,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from medssl.csv_text import is_formula
 from medssl.data.filling import UNREADABLE
 from medssl.data.identity import load_key
 from medssl.data.index import FileOptions, Index, IndexOptions
-from medssl.data.labels import is_formula, names_of
+from medssl.data.labels import names_of
 from medssl.data.read import read
 from medssl.data.unchanged import refuse_changed
 from medssl.data.update import update
@@ -101,14 +103,25 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
             outputs.write_answers(out / "predictions.csv", rows, fitted.schema, first=first)
     elif len(chosen) > len(failed):
         outputs.write_classes(out, fitted.schema)
+    if given is not None and names == "scan_id":
+        print(f"which file a scan_id is: medssl index --index {given.index} --show SCAN_ID")
+    if (out / "index.sqlite").exists():
+        print(f"note: {out}/index.sqlite, of an earlier version, names files: delete it before you pass {out} on")
     return _summary(out, len(chosen) - len(failed), there, skipped)
 
 
+def private_index(out: Path) -> Path:
+    """Where the paths of predicted scans are kept: in the user's state folder, never among what is passed on."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    name = hashlib.blake2b(str(out.resolve()).encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
+    return state / "medssl" / "predict" / name / "index.sqlite"
+
+
 class _Given:
-    """Scans that were named on the command line, found by a private index beside the predictions."""
+    """Scans that were named on the command line, found by a private index of the user."""
 
     def __init__(self, scans: Sequence[Path], out: Path, files: FileOptions) -> None:
-        self.index = out / "index.sqlite"
+        self.index = private_index(out)
         self.folders: set[Path] = set()
         self.files: set[Path] = set()
         for path in scans:
@@ -127,6 +140,7 @@ class _Given:
 
     def _bring_up_to_date(self, files: FileOptions, key: bytes) -> None:
         root = self.places[0][0].parent
+        self.index.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with Index.open(self.index, create=True, root=root) as opened, counting() as progress:
             for folder, below in self.places:
                 options = IndexOptions(files=replace(files, below=below))

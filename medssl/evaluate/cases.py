@@ -7,12 +7,12 @@ defined; numbers have every digit, so that what is read back is what was written
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from medssl.csv_text import as_csv
 from medssl.evaluate.classification import SUM_TOLERANCE
 from medssl.evaluate.segmentation import FURTHER, ClassScore, Further
 from medssl.files import refusals, whole
@@ -356,11 +356,7 @@ def _read_csv(path: Path, needed: Sequence[str], together: Sequence[str] = ()) -
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)  # None is an empty cell, numbers have every digit
-    write_text(path, text.getvalue())
+    write_text(path, as_csv([columns, *rows]))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import TYPE_CHECKING, Any
 
+from medssl.csv_text import as_csv
 from medssl.evaluate.cases import write_text
 
 if TYPE_CHECKING:
@@ -67,15 +66,14 @@ def write_table(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         UserError: The disk refuses the file; a former file is untouched.
     """
-    stream = io.StringIO(newline="")
-    table = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    table.writeheader()
+    rows: list[tuple[object, ...]] = [COLUMNS]
     for found in entries:
         for measure, values in found["metrics"].items():
             own = {key: found[key] for key in ("probe", "chosen", "validation")}
             note = "; ".join(filter(None, [found["note"], values["note"]]))
-            table.writerow({**own, "measure": measure, **values, "note": note})
-    write_text(path, stream.getvalue())
+            row = {**own, "measure": measure, **values, "note": note}
+            rows.append(tuple(row[name] for name in COLUMNS))
+    write_text(path, as_csv(rows))
 
 
 def table(entries: Sequence[Mapping[str, Any]]) -> str:

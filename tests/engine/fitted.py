@@ -45,7 +45,10 @@ class Bands(Head):
         value = features.maps[0].mean(1)
         return torch.stack([0 * value, value - 100, 2 * value - 600], 1) * self.level
 
-    def loss(self, prediction, target):
+    def counts(self, target):
+        raise NotImplementedError
+
+    def loss(self, prediction, target, counts=None):
         raise NotImplementedError
 
 
@@ -71,7 +74,10 @@ class Mean(Head):
         odds = (features.pooled.mean(1) - 100) / 100
         return torch.stack([0 * odds, odds], 1) + self.shift
 
-    def loss(self, prediction, target):
+    def counts(self, target):
+        raise NotImplementedError
+
+    def loss(self, prediction, target, counts=None):
         raise NotImplementedError
 
 

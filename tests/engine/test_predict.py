@@ -22,7 +22,7 @@ from medssl.data.preprocess import prepare
 from medssl.data.update import update
 from medssl.engine import predict as verb
 from medssl.engine.inference import Windows, load_fitted, reader, segment
-from medssl.engine.predict import predict
+from medssl.engine.predict import predict, private_index
 from medssl.evaluate import tables
 from medssl.evaluate.calibration import Scaling
 from medssl.evaluate.cases import ClassificationRow
@@ -54,7 +54,7 @@ def out(tmp_path) -> Path:
 
 def scan_ids(out: Path) -> dict[str, str]:
     """Identifier of the scan of each file, by the name of the file or of the folder of a series."""
-    with Index.open(out / "index.sqlite") as index:
+    with Index.open(private_index(out)) as index:
         return {
             name: scan.scan_id
             for scan in index.scans()
@@ -78,7 +78,7 @@ def test_every_format_comes_back_on_its_own_grid(tmp_path, files, out):
     for name, array in arrays.items():
         image = nibabel.load(out / f"{ids[name]}.nii.gz")
         np.testing.assert_array_equal(np.asarray(image.dataobj), bands(array))
-        with Index.open(out / "index.sqlite") as index:
+        with Index.open(private_index(out)) as index:
             np.testing.assert_allclose(image.affine, index.scan(ids[name]).grid.affine, atol=1e-4)
         header = image.header
         assert (int(header["qform_code"]), int(header["sform_code"])) == (1, 1)
@@ -402,7 +402,7 @@ def test_a_file_stands_for_its_scan_and_its_folder_is_not_searched_below(tmp_pat
     assert sorted(path.name for path in out.glob("*.nii.gz")) == ["a.nii.gz", "series.nii.gz"]
     found = np.asarray(nibabel.load(out / "series.nii.gz").dataobj)
     np.testing.assert_array_equal(found, bands(series.pixels().transpose(2, 1, 0)))
-    with Index.open(out / "index.sqlite") as index:
+    with Index.open(private_index(out)) as index:
         assert not list(index.connection.execute("SELECT path FROM files WHERE path LIKE '%deep%'"))
 
 
@@ -419,7 +419,7 @@ def test_equal_names_have_the_identifier_behind_them(tmp_path, files, out):
     for folder in ("one", "two"):
         write_nifti(tmp_path / "scans" / folder / "brain.nii.gz", noise((8, 8, 4)))
     assert predict(fitted.save(tmp_path / "run"), (tmp_path / "scans",), out=out, files=files, names="file") == 0
-    with Index.open(out / "index.sqlite") as index:
+    with Index.open(private_index(out)) as index:
         wanted = sorted(f"brain-{scan.scan_id}.nii.gz" for scan in index.scans())
     assert sorted(path.name for path in out.glob("*.nii.gz")) == wanted
 
