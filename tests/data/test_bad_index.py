@@ -340,7 +340,11 @@ def test_a_dropped_duplicate_is_said(tmp_path, capsys):
     index(tmp_path, str(tmp_path / "scans"))
     capsys.readouterr()
     index(tmp_path, "--export", str(tmp_path / "x.csv"))
-    assert ",ok,1 copy dropped (IM017)" in (tmp_path / "x.csv").read_text()
+    row = (tmp_path / "x.csv").read_text().splitlines()[1]
+    assert ",ok,1 copy dropped" in row
+    assert "IM017" not in row  # names of files stay in the index
+    index(tmp_path, "--show", row.split(",")[0])
+    assert "1 copy dropped: IM017" in capsys.readouterr().out
 
 
 def test_a_label_of_another_shape_names_both(tmp_path, capsys):
