@@ -344,7 +344,7 @@ def test_a_dropped_duplicate_is_said(tmp_path, capsys):
     assert ",ok,1 copy dropped" in row
     assert "IM017" not in row  # names of files stay in the index
     index(tmp_path, "--show", row.split(",")[0])
-    assert "1 copy dropped: IM017" in capsys.readouterr().out
+    assert "1 copy dropped (IM017)" in capsys.readouterr().out
 
 
 def test_a_label_of_another_shape_names_both(tmp_path, capsys):
