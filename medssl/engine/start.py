@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from medssl.data.split import overlap
@@ -46,7 +46,7 @@ class Start:
     weights: Path | None
     card: Card | None
     digest: str
-    trust: frozenset[str] = frozenset()
+    trust: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def seen(self) -> Seen:

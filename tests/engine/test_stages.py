@@ -153,7 +153,7 @@ def test_a_signal_reaches_the_command_and_its_exit_code_comes_back(tmp_path):
         [
             *(sys.executable, "-c"),
             "import os, sys\nfrom medssl.engine.stages import run\n"
-            f"os.chdir({str(tmp_path)!r})\nsys.exit(run(['pretrain']))",  # where python -m finds the command
+            f"os.environ['PYTHONPATH'] = {str(tmp_path)!r}\nsys.exit(run(['pretrain']))",  # where -m finds the command
         ]
     )
     for _ in range(600):
