@@ -22,8 +22,8 @@ from medssl.csv_text import as_csv
 from medssl.data import tables
 from medssl.data.labels import LabelOptions
 from medssl.data.modality import modality_of
-from medssl.data.units import LengthUnit
 from medssl.data.reasons import kind_of_reason
+from medssl.data.units import LengthUnit
 from medssl.types import LabelSchema, Scan, UserError
 
 _PAGE = 500
