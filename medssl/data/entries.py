@@ -57,7 +57,7 @@ def _entry(one: Found, root: Path, of_path: Callable[..., str], digest: Callable
         return _scan(file, path, kind.form, kind.note, of_path(path))
     except DicomError as error:
         series = digest("dicom", dataset, error.series) if error.series else of_path(path)
-        own, about = to_json(error.slices) if error.slices else ("", "")
+        own, about = to_json(error.slices) if error.slices else (error.label_object, "")
         return Entry(path, "rejected" if error.rejected else "failed", str(error), series, own, about)
     except FormatError as error:
         return Entry(path, "failed", str(error), of_path(path))

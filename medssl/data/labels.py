@@ -112,12 +112,17 @@ class MaskOptions:
         excluded: The same for masks of voxels that no loss looks at (defaced, burned-in text): all that is not zero.
         grid: "check" refuses masks on another grid than their image; "trust" takes those of equal shape as they lie.
         threshold: Values of label maps from here on are class 1, all others 0: for JPEG masks and probabilities.
+        objects: DICOM segmentations and structure sets in the folders are the masks of the scans that they name; their
+            segments are found by the names of ``class_names``.
+        other_segments: What becomes of segments without a class: "refuse" their scans, or take them as "background".
     """
 
     masks: str = ""
     excluded: str = ""
     grid: Literal["check", "trust"] = "check"
     threshold: float | None = None
+    objects: bool = False
+    other_segments: Literal["refuse", "background"] = "refuse"
 
     @property
     def all_scans(self) -> bool:
@@ -166,8 +171,13 @@ class LabelOptions(MaskOptions):
         """The class map of the masks, or None where no names were given."""
         if not self.class_names:
             return None
+        named = [pair for pair in sorted(self.named_values()) if pair[0] != self.ignore]  # "ignore" is nothing to learn
+        return LabelSchema("mask", tuple(named), self.ignore)
+
+    def named_values(self) -> list[tuple[int, str]]:
+        """All values that have a name, that of ``ignore``, too."""
         classes = []
-        for pair in self.class_names.split(","):
+        for pair in self.class_names.split(",") if self.class_names else ():
             value, separator, name = pair.partition("=")
             if not separator or not name.strip() or not value.strip().lstrip("-").isdigit():
                 message = f"--labels.class_names {pair!r}: expected VALUE=NAME, as in 0=background,1=tumour"
@@ -177,8 +187,7 @@ class LabelOptions(MaskOptions):
         if len({value for value, _ in classes}) < len(classes):
             message = f"--labels.class_names {self.class_names!r}: a value stands twice"
             raise UserError(message)
-        named = [pair for pair in sorted(classes) if pair[0] != self.ignore]  # no network learns to say "ignore"
-        return LabelSchema("mask", tuple(named), self.ignore)
+        return classes
 
 
 def refuse_formula(name: str, where: str) -> None:

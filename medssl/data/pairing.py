@@ -20,11 +20,15 @@ MASKS = {"mask": "mask", "excluded": "mask of excluded voxels"}
 
 @dataclass(frozen=True)
 class Mask:
-    """A mask of an image: the rule that led to it, the digest of its files, and these (file, frame) in order."""
+    """A mask of an image: the rule that led to it, the digest of its files, and these (file, frame) in order.
+
+    ``classes`` holds the value of each part where these are segments (``frame``) of DICOM objects.
+    """
 
     rule: PathRule
     digest: str
     parts: tuple[tuple[int, int | None], ...]
+    classes: tuple[int, ...] = ()
 
 
 @dataclass

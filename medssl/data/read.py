@@ -66,7 +66,9 @@ def read(scan: Scan, root: Path, *, with_label: bool = True) -> Volume:
     grid = units.scaled(grid, factor)
     affine = np.array(grid.affine)
     label = excluded = None
-    if with_label and scan.labels.mask:
+    if with_label and scan.labels.classes:
+        label = _read_objects(scan, root, grid, notes)
+    elif with_label and scan.labels.mask:
         mask = _Mask("label", scan.labels.mask, "the number of the class", scan.labels.threshold)
         label = _read_mask(mask, scan, root, (grid, factor), notes)
     if scan.labels.excluded:
@@ -132,6 +134,22 @@ def _reading(scan: Scan, *, label: bool = False) -> Reading:
     """How the files of a scan and its masks are read where they do not say it themselves."""
     stated: dict[str, str] = json.loads(scan.source.reading) if scan.source.reading else {}
     return Reading(label, **stated)
+
+
+def _read_objects(scan: Scan, root: Path, grid: Grid, notes: list[str]) -> np.ndarray:
+    """The label of a scan from segmentation objects and structure sets [1, i, j, k]; what is odd joins ``notes``."""
+    from medssl.data.formats.dicom.elements import DicomError
+    from medssl.data.formats.dicom.objects import read_objects
+
+    try:
+        label, odd = read_objects(scan.labels.mask, scan.labels.classes, root, grid)
+    except DicomError as error:
+        raise ReadError(str(error)) from error
+    except OSError as error:
+        message = f"label {_first(scan.labels.mask)}: {error.strerror or 'cannot be read'}: run medssl index again"
+        raise ReadError(message) from error
+    notes += odd
+    return label
 
 
 def _read_parts(

@@ -18,6 +18,7 @@ from medssl.data.label_maps import Entry, Recognized, recognize
 from medssl.data.labels import LabelOptions, Table, folder_split, names_of, read_table, refuse_formula
 from medssl.data.layouts import open_layout
 from medssl.data.layouts.base import About
+from medssl.data.object_labels import ObjectLabels
 from medssl.data.pairing import Mask, Pairing
 from medssl.data.split import parse_shares, split_of
 from medssl.types import UserError
@@ -119,6 +120,7 @@ class _Ruler:
         self.maps, self.held = Recognized(), list[str]()
         self.way = ""
         self.pairing = Pairing(self.connection, self.prefix, self.labels)
+        self.objects = ObjectLabels(self.connection, self.name, self.labels, key)
 
     def run(self) -> list[str]:
         """Apply the rules, a page of scans at a time."""
@@ -130,6 +132,7 @@ class _Ruler:
             for scan_id, one in ruled:
                 self._write(scan_id, one)
             self.connection.execute("COMMIT")
+        self.objects.finish()
         return self._notes()
 
     def _pages(self) -> Iterator[list[sqlite3.Row]]:
@@ -162,7 +165,12 @@ class _Ruler:
             refuse_formula(kept["class"], "--labels.classes folder")
         channels, lost = self.pairing.channels(row, about.channels)
         masks, problem = self.pairing.masks(path, row, about.masks)
-        problem = lost or problem
+        label, unusable = self.objects.mask(row)
+        problem = lost or problem or unusable
+        if label is not None and any(mask.rule.role == "mask" for mask in masks):
+            problem = "two labels: a file by --labels.masks and an object by --labels.objects; leave one option out"
+        elif label is not None:
+            masks.append(label)
         status = ("failed", problem) if problem else (found["status"], found["reason"])
         self._count(known, values)
         split = about.names.get("split") or self._split(path, subject, values.get(self.split_column, ""))
@@ -221,7 +229,7 @@ class _Ruler:
 
     def failures(self) -> list[str]:
         """Rules that fit nothing at all."""
-        found = list(filter(None, (self.layout.failure(), self.pairing.failure())))
+        found = list(filter(None, (self.layout.failure(), self.pairing.failure(), self.objects.failure())))
         if self.labels.split == "folder" and self.told["scans"] and not self.told["in a split"]:
             shown = ", ".join(sorted(self.folders)[:_SHOWN]) or "none"
             found.append(f"--labels.split folder: no folder is named train, val or test; the folders are {shown}")
@@ -230,7 +238,8 @@ class _Ruler:
     def _write(self, scan_id: str, one: _Ruled) -> None:
         query = "SELECT found, study_id, modality, value_domain, channels, files FROM scans WHERE scan_id = ?"
         row = self.connection.execute(query, (scan_id,)).fetchone()
-        found = json.loads(row["found"])
+        found: dict[str, Any] = json.loads(row["found"])
+        found["classes"] = [value for mask in one.masks for value in mask.classes]
         digest = found["digest"]
         for channel in one.channels:
             digest = hashlib.blake2b(f"{digest} {channel['source_digest']}".encode(), digest_size=8).hexdigest()
@@ -241,10 +250,11 @@ class _Ruler:
             digest = hashlib.blake2b(f"{digest} {role}{mask.digest}{how}".encode(), digest_size=8).hexdigest()
         self.connection.execute(
             "UPDATE scans SET subject_id = ?, subject_known = ?, split = ?, labels = ?, has_mask = ?, status = ?, "
-            "reason = ?, source_digest = ? WHERE scan_id = ?",
+            "reason = ?, source_digest = ?, found = ? WHERE scan_id = ?",
             (
                 one.subject, int(one.known), one.split, json.dumps(one.values, sort_keys=True),
-                int(any(mask.rule.role == "mask" for mask in one.masks)), *one.status, digest, scan_id,
+                int(any(mask.rule.role == "mask" for mask in one.masks)), *one.status, digest, json.dumps(found),
+                scan_id,
             ),
         )  # fmt: skip
         self.connection.execute("DELETE FROM parts WHERE scan_id = ? AND role <> 'image'", (scan_id,))
@@ -302,4 +312,4 @@ class _Ruler:
                 f"{len(self.held):,} files look like label maps and are held back (first: {min(self.held)}). {use}, "
                 "or take them as scans with --labels.masks none"
             )
-        return notes + self.layout.notes() + self.pairing.notes(told["scans"])
+        return notes + self.layout.notes() + self.pairing.notes(told["scans"]) + self.objects.notes()

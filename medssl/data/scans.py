@@ -164,7 +164,9 @@ def _from_stack(stack: Stack) -> dict[str, Any]:
     kind = "image" if stack.grid is not None and len(stack.grid.shape) == 2 else first.kind
     row |= {"kind": kind, "modality": first.about["modality"], "value_domain": first.value_domain}
     row |= {"channels": first.shape[2], "volume": stack.volume[0], "volumes": stack.volume[1]}
-    return row | _place(stack.grid) | _found(stack.status, first.about["subject"], first.about["study"])
+    row |= _place(stack.grid) | _found(stack.status, first.about["subject"], first.about["study"])
+    row["found"]["reference"] = first.about.get("reference", "")
+    return row
 
 
 def _place(grid: Grid | None) -> dict[str, Any]:

@@ -185,6 +185,7 @@ def scan_of(row: sqlite3.Row, parts: Sequence[sqlite3.Row], options: str) -> Sca
             tuple(by_role["excluded"]),
             masks.get("threshold"),
             masks.get("grid") == "trust",
+            tuple(json.loads(row["found"]).get("classes", ())),
         ),
         status=Status(row["status"], row["reason"]),
     )

@@ -242,9 +242,10 @@ def digest_of(scans: Sequence[Scan], root: Path) -> str:
     """Names scans and what is to be found in them: their values and the content of their masks, without a path."""
     state = hashlib.blake2b(digest_size=8)
     for scan in sorted(scans, key=lambda scan: scan.scan_id):
-        state.update(f"{scan.scan_id} {sorted(scan.labels.values)}".encode())
-        for part in scan.labels.mask:
-            file = root / part.path
+        classes = scan.labels.classes or ""  # of segments, whose objects do not say them
+        state.update(f"{scan.scan_id} {sorted(scan.labels.values)}{classes}".encode())
+        for path in dict.fromkeys(part.path for part in scan.labels.mask):
+            file = root / path
             state.update(file.read_bytes() if file.is_file() else b"missing")
     return f"{len(scans)} scans, {state.hexdigest()}"
 

@@ -78,6 +78,7 @@ class Labels:
     excluded: tuple[Part, ...] = ()
     threshold: float | None = None  # values of the segmentation from here on are class 1, all others 0
     trust_grid: bool = False  # masks of equal shape lie on the image's grid, whatever their headers say
+    classes: tuple[int, ...] = ()  # of each part of ``mask``, where these are segments (``frame``) of DICOM objects
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def _check_slices(contours: Sequence[_Contour], number: int) -> list[str]:
     for index in indices:
         planes = [one.plane for one in contours if one.index == index]
         if max(planes) - min(planes) > _PLANE:
-            message = f"region {number} has contours in several planes of one slice: drawn on finer slices than the scan's"
+            message = f"region {number} has contours in several planes of one slice: it was drawn on finer slices"
             raise DicomError(message)
     gaps = np.diff(indices)
     if len(gaps) and gaps.min() > 1:
@@ -191,4 +191,4 @@ def inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         crossing = here[edge, 0] + (row - here[edge, 1]) * slope
         column = np.clip(np.ceil(crossing), 0, columns).astype(int)
         np.add.at(toggles, (column, row), 1)
-    return np.cumsum(toggles, axis=0)[:columns] % 2 == 1
+    return np.asarray(np.cumsum(toggles, axis=0)[:columns] % 2 == 1)

@@ -31,14 +31,24 @@ PIXEL_TAGS = (
 class DicomError(UserError):
     """A DICOM file that cannot be used; ``rejected`` tells what is no scan from what is damaged.
 
-    ``slices`` are what its header says, where only its pixels are damaged.
+    ``slices`` are what its header says, where only its pixels are damaged; ``label_object`` is what it says of the
+    scans that it labels (JSON).
     """
 
-    def __init__(self, message: str, *, rejected: bool = False, series: str = "", slices: Sequence[Any] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        rejected: bool = False,
+        series: str = "",
+        slices: Sequence[Any] = (),
+        label_object: str = "",
+    ) -> None:
         super().__init__(message)
         self.rejected = rejected
         self.series = series
         self.slices = slices
+        self.label_object = label_object
 
 
 def damage() -> tuple[type[Exception], ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medssl.data.formats.dicom import fields, mosaic
+from medssl.data.formats.dicom import fields, mosaic, objects
 from medssl.data.formats.dicom.attributes import VECTORS, attributes_of, divided, of_frames, tags
 from medssl.data.formats.dicom.elements import DicomError, damage, is_capture, parse, quiet, reason_of
 from medssl.data.formats.dicom.extent import check_length
@@ -134,6 +134,9 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
         slices: tuple[Slice, ...] = ()
         try:
             series = digest("series", str(dataset.get("SeriesInstanceUID", "") or Path(path).parent))
+            if form := objects.form_of(dataset):
+                message = f"{form}: not a scan; --labels.objects true takes it as the label of its series"
+                raise DicomError(message, rejected=True, label_object=objects.describe(stream, digest))
             reason = _rejection(dataset)
             if reason:
                 raise DicomError(reason, rejected=True)
@@ -142,7 +145,8 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
             check_length(dataset, stream, file.stat().st_size)
             return series, mosaic.tiles(slices, stream, digest) if mosaic.is_mosaic(dataset) else list(slices)
         except DicomError as error:
-            raise DicomError(str(error), rejected=error.rejected, series=series, slices=slices) from error
+            rejected, about = error.rejected, error.label_object
+            raise DicomError(str(error), rejected=rejected, series=series, slices=slices, label_object=about) from error
         except damage() as error:
             raise DicomError(reason_of(error), series=series) from error
 
@@ -154,7 +158,7 @@ def _rejection(dataset: Dataset) -> str:
     if sop == "1.2.840.10008.1.3.10" or "DirectoryRecordSequence" in dataset:
         return "not an image: DICOMDIR"
     if modality == "SEG":
-        return "segmentation object, not a scan"
+        return "segmentation object of surfaces or another kind that is not read"
     if modality in _NO_PICTURE or sop.startswith("1.2.840.10008.5.1.4.1.1.104"):
         return f"report, plan or other object without a picture ({modality or 'encapsulated document'})"
     if sop.startswith("1.2.840.10008.5.1.4.1.1.77.1.6"):

@@ -25,6 +25,7 @@ _NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99",
 _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
 _OFF_VOXELS = 0.1  # a corner of a frame may lie this far from the voxel it belongs to: rounded positions
+_OFF_SLICES = 0.2  # the slices of a scan may lie this far off even steps
 _MOST_VALUES = 1 << 31
 
 
@@ -175,8 +176,8 @@ def _placed(
             "save it on the grid of its series"
         )
         raise DicomError(message)
-    if off[across[0]] > _OFF_VOXELS:
-        message = f"frame {number + 1} of the segmentation lies between slices of the scan, {off[across[0]]:.2f} steps off"
+    if off[across[0]] > _OFF_SLICES:
+        message = f"frame {number + 1} of the segmentation lies between slices, {off[across[0]]:.2f} steps off"
         raise DicomError(message)
     return np.rint(inner[:, 2]).astype(int), right, down
 

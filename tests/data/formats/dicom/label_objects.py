@@ -87,7 +87,7 @@ def structure_set(sources: Sequence[Any], regions: dict[str, list[tuple[str, np.
     dataset.Modality, dataset.SeriesInstanceUID = "RTSTRUCT", generate_uid()
     for name in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
         setattr(dataset, name, first.get(name))
-    images = [item(ReferencedSOPClassUID=one.SOPClassUID, ReferencedSOPInstanceUID=one.SOPInstanceUID) for one in sources]
+    images = [item(ReferencedSOPInstanceUID=one.SOPInstanceUID) for one in sources]
     series = item(SeriesInstanceUID=first.SeriesInstanceUID, ContourImageSequence=images)
     study = item(ReferencedSOPInstanceUID=first.StudyInstanceUID, RTReferencedSeriesSequence=[series])
     space = item(FrameOfReferenceUID=first.FrameOfReferenceUID, RTReferencedStudySequence=[study])
