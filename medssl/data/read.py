@@ -208,7 +208,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _dicom(parts: tuple[Part, ...], root: Path, grid: Grid, notes: list[str]) -> tuple[np.ndarray, Grid]:
-    """A stack (column, row, slice) or one picture (row, column); the index knows where its slices lie."""
+    """A stack (column, row, slice) or one picture (row, column) whose parts are channels; the index has the grid."""
     from medssl.data.formats.dicom.elements import DicomError
     from medssl.data.formats.dicom.pixels import read_values
 
@@ -218,5 +218,8 @@ def _dicom(parts: tuple[Part, ...], root: Path, grid: Grid, notes: list[str]) ->
         raise ReadError(str(error)) from error
     notes.extend(values.notes)
     stack = values.array
-    image = stack.transpose(3, 2, 1, 0) if len(grid.shape) == 3 else stack[0].transpose(2, 0, 1)
+    if len(grid.shape) == 3:
+        image = stack.transpose(3, 2, 1, 0)
+    else:
+        image = stack.transpose(0, 3, 1, 2).reshape(-1, *stack.shape[1:3])
     return image, replace(grid, shape=tuple(image.shape[1:]))

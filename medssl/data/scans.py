@@ -13,6 +13,7 @@ from typing import Any
 
 from medssl.data.formats.array import lay_out
 from medssl.data.formats.base import FormatError
+from medssl.data.formats.dicom.films import is_film, stacks_of_films
 from medssl.data.formats.dicom.header import Slice, from_json
 from medssl.data.formats.dicom.pixels import same_pixels
 from medssl.data.formats.dicom.volumes import Beside, Stack, stacks_of
@@ -111,7 +112,9 @@ def _stacks(slices: list[Slice], root: Path, options: dict[str, Any], beside: Be
         else:
             kept.append(one)
     equal = lambda a, b: same_pixels(root, Part(a.path, a.frame), Part(b.path, b.frame))  # noqa: E731
-    stacks = stacks_of(kept, equal, beside)
+    films = [one for one in kept if is_film(one)]
+    stacks = stacks_of([one for one in kept if not is_film(one)], equal, beside)
+    stacks += stacks_of_films(films, options["frames"], beside.damaged, equal)
     return stacks + [Stack(tuple(some), Status("rejected", out[name]), name=name) for name, some in left.items()]
 
 
@@ -163,7 +166,8 @@ def _from_stack(stack: Stack) -> dict[str, Any]:
     row: dict[str, Any] = {name: first.about[name] for name in _ABOUT}
     kind = "image" if stack.grid is not None and len(stack.grid.shape) == 2 else first.kind
     row |= {"kind": kind, "modality": first.about["modality"], "value_domain": first.value_domain}
-    row |= {"channels": first.shape[2], "volume": stack.volume[0], "volumes": stack.volume[1]}
+    channels = first.shape[2] * (len(stack.slices) if kind == "image" and stack.status.code == "ok" else 1)
+    row |= {"channels": channels, "volume": stack.volume[0], "volumes": stack.volume[1]}
     row |= _place(stack.grid) | _found(stack.status, first.about["subject"], first.about["study"])
     row["found"]["reference"] = first.about.get("reference", "")
     return row

@@ -32,8 +32,9 @@ _TAGS = (
     "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
     "PixelRepresentation", "PlanarConfiguration", "NumberOfFrames", "InstanceNumber", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence", "RescaleSlope", "RescaleIntercept", "RescaleType",
-    "ModalityLUTSequence", "Units",
+    "ModalityLUTSequence", "Units", "FrameTime",
 )  # fmt: skip
+_MOST_FRAMES = 100_000
 _NO_PICTURE = (
     "SR", "PR", "KO", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "REG", "FID", "AU", "ECG", "HD", "EPS", "PLAN"
 )  # fmt: skip
@@ -73,7 +74,8 @@ class Slice:
     @property
     def kind(self) -> Kind:
         """Slices of CT, MR, PET and all else that has a place in space belong to volumes; the rest are images."""
-        return "volume" if self.pose is not None or self.about["modality"] in _STACKED else "image"
+        located = self.pose is not None or self.about["modality"] in _STACKED
+        return "volume" if located and "frames" not in self.turn else "image"
 
     @property
     def value_domain(self) -> ValueDomain:
@@ -176,8 +178,11 @@ def _rejection(dataset: Dataset) -> str:
 
 
 def _slices(dataset: Dataset, path: str, digest: Callable[..., str]) -> list[Slice]:
-    """One slice for each frame; frames without positions are a film, which is no scan."""
+    """One slice for each frame; frames without positions are a film: one slice for all of them."""
     frames = int(dataset.get("NumberOfFrames") or 1)
+    if not 0 < frames <= _MOST_FRAMES:
+        message = f"{frames:,} frames: expected 1 to {_MOST_FRAMES:,}"
+        raise DicomError(message)
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or ()
     if groups and len(groups) != frames:
         message = f"{frames} frames with functional groups of {len(groups)}"
@@ -197,7 +202,8 @@ def _slices(dataset: Dataset, path: str, digest: Callable[..., str]) -> list[Sli
     uid = str(dataset.get("SOPInstanceUID", "") or path)
     number = fields.number(dataset, 0x00200013) or 0.0
     shape = (int(dataset.Rows), int(dataset.Columns), samples_of(dataset))
-    return [
+    film = frames > 1 and not any(poses)
+    slices = [
         Slice(
             path=path,
             frame=frame if frames > 1 or groups else None,
@@ -208,8 +214,13 @@ def _slices(dataset: Dataset, path: str, digest: Callable[..., str]) -> list[Sli
             turn=turns[frame] | {"number": number + frame},
             about=about,
         )
-        for frame in range(frames)
+        for frame in range(1 if film else frames)
     ]
+    if film:
+        from medssl.data.formats.dicom.films import film_of
+
+        return [film_of(dataset, slices[0], frames)]
+    return slices
 
 
 def _by_vectors(
@@ -219,8 +230,7 @@ def _by_vectors(
     reconstructed = any(word.upper().startswith("RECON") for word in fields.texts(dataset, 0x00080008))
     poses = vector_poses(dataset, pose, frames) if reconstructed else None
     if poses is None:
-        message = f"{frames} frames without positions (a film)"
-        raise DicomError(message, rejected=True)
+        return [None] * frames, [{}] * frames
     vectors = {name: dataset.get(name) for name in VECTORS}
     known = {name: value for name, value in vectors.items() if value is not None and hasattr(value, "__len__")}
     own = [
