@@ -141,6 +141,21 @@ def test_video_streams_are_rejected(tmp_path):
         assert scan.status.reason == "film of 5 frames as a video stream (MPEG): export its frames as pictures"
 
 
+def test_frames_with_functional_groups_but_no_positions_are_a_film(tmp_path):
+    groups = [pydicom.Dataset() for _ in range(5)]  # as enhanced XA has them
+    film = write_film(tmp_path / "scans" / "f.dcm", noise(), Modality="XA", PerFrameFunctionalGroupsSequence=groups)
+    with run(tmp_path / "scans", "refuse") as index:
+        assert index.counts() == [("rejected", "film", 1)]
+    with run(tmp_path / "scans", "scans") as index:
+        np.testing.assert_array_equal(images_of(index), film[:, None])
+
+
+def test_frames_that_share_one_position_are_a_film(tmp_path):
+    write_film(tmp_path / "scans" / "f.dcm", noise(), ImagePositionPatient=[0, 0, 0], Modality="MR")
+    with run(tmp_path / "scans", "refuse") as index:
+        assert index.counts() == [("rejected", "film", 1)]
+
+
 @pytest.mark.parametrize("count", [-3, 2_000_000_000])
 def test_impossible_numbers_of_frames_are_named(tmp_path, count):
     write_film(tmp_path / "scans" / "f.dcm", noise(), NumberOfFrames=count)
