@@ -47,8 +47,12 @@ def regroup(index: Index, series: str, key: bytes) -> None:
     folder, text = connection.execute("SELECT folder, options FROM datasets WHERE name = ?", (dataset,)).fetchone()
     options: dict[str, Any] = json.loads(text)["files"]
     base = {"dataset": dataset, "series": series, "modality": ""}
-    slices = [one for file in files if file["about"] for one in _slices(file)]
-    left_out = [file for file in files if file["state"] in ("rejected", "failed", "ignored") and not file["about"]]
+    readable = [file for file in files if file["state"] == "slice" or (file["state"] == "failed" and file["about"])]
+    slices = [one for file in readable for one in _slices(file)]
+    known = {str(file["path"]) for file in readable}
+    left_out = [
+        file for file in files if file["state"] in ("rejected", "failed", "ignored") and file["path"] not in known
+    ]
     by_path = {str(file["path"]): file for file in files}
     if not slices:
         for file in files:
@@ -61,9 +65,7 @@ def regroup(index: Index, series: str, key: bytes) -> None:
         return
     lost = [(PurePath(file["path"]).name, str(file["reason"])) for file in left_out if file["state"] == "failed"]
     beside = Beside(
-        damaged={
-            str(file["path"]): str(file["reason"]) for file in files if file["about"] and file["state"] == "failed"
-        },
+        damaged={str(file["path"]): str(file["reason"]) for file in readable if file["state"] == "failed"},
         lost=tuple(lost),
         unknown=partial(unread_beside, connection, dataset, sorted({one.path for one in slices})),
         images=options.get("slices", "volume") == "image",

@@ -18,7 +18,7 @@ from typing import Any
 
 from medssl.types import Digests, Grid, Labels, Part, Scan, Source, Status, Subject, UserError
 
-VERSION = 2
+VERSION = 3
 
 _SCHEMA = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -31,6 +31,7 @@ CREATE TABLE files (
 CREATE TABLE shared (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE);
 CREATE INDEX files_by_series ON files (series);
 CREATE INDEX files_by_walk ON files (dataset, walk);
+CREATE INDEX files_unread ON files (path) WHERE state = 'failed' OR reason = 'not an image: no known format';
 CREATE TABLE stale (series TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE scans (
     scan_id TEXT PRIMARY KEY, subject_id TEXT, study_id TEXT, subject_known INTEGER, split TEXT, dataset TEXT,

@@ -33,8 +33,8 @@ CONTRASTS: dict[str, Kind] = {
     "DiffusionBValue": "number", "DiffusionDirectionality": "text", "DiffusionGradientOrientation": "vector",
     "InversionTime": "number", "InversionTimes": "vector", "FlipAngle": "number", "VelocityEncodingDirection": "vector",
     "ASLContext": "text", "ConvolutionKernel": "text", "ConvolutionKernelGroup": "text",
-    "ReconstructionAlgorithm": "text", "ReconstructionDiameter": "number",
-    "SpacingBetweenSlices": "number", "MonoenergeticEnergyEquivalent": "number",
+    "ReconstructionAlgorithm": "text",
+    "MonoenergeticEnergyEquivalent": "number",
     "EnergyWeightingFactor": "number", "RescaleType": "text", "Units": "text", "CorrectedImage": "set",
     "ContrastBolusAgent": "digest", "ContrastBolusAgentPhase": "text", "Laterality": "text", "ImageLaterality": "text",
     "FrameLaterality": "text", "LUTLabel": "digest", "MeasurementUnitsCodeSequence": "digest",
@@ -45,7 +45,8 @@ MOMENTS: dict[str, Kind] = {
     "NominalPercentageOfRespiratoryPhase": "number", "NominalRespiratoryTriggerDelayTime": "number",
     "FrameReferenceTime": "number", "AcquisitionNumber": "number", "FrameAcquisitionNumber": "number",
     "AcquisitionUID": "digest", "IrradiationEventUID": "digest", "KVP": "number", "RepetitionTime": "number",
-    "SequenceName": "digest", "SliceThickness": "number", "ActualCardiacTriggerDelayTime": "number",
+    "SequenceName": "digest", "SliceThickness": "number", "SpacingBetweenSlices": "number",
+    "ReconstructionDiameter": "number", "ActualCardiacTriggerDelayTime": "number",
     "ActualRespiratoryTriggerDelayTime": "number", "AcquisitionDateTime": "number", "AcquisitionTime": "number",
 }  # fmt: skip
 CLOCKS = (
@@ -71,7 +72,7 @@ _GROUPS = (
 )  # fmt: skip
 _OTHER_TAGS = (
     "AcquisitionDate", "FrameAcquisitionDateTime", "NumberOfTemporalPositions", "DimensionIndexSequence",
-    "FrameOfReferenceUID", "IssuerOfPatientID", "DetectorInformationSequence", "SliceVector", *VECTORS,
+    "FrameOfReferenceUID", "IssuerOfPatientID", "PatientName", "DetectorInformationSequence", "SliceVector", *VECTORS,
 )  # fmt: skip
 # Places inside a stack: no index of them tells volumes apart.
 _PLACES = (0x00200032, 0x00209057, 0x00209301, 0x00201041, 0x00209113, 0x0048021E, 0x0048021F)

@@ -49,7 +49,7 @@ def told(copies: Copies, slices: Iterable[Slice]) -> str:
 
 def _key(one: Slice) -> Hashable:
     """Equal for slices that may be copies: pictures without a place must share their identifier, too."""
-    names = ("subject", "issuer", "study", "reference", "modality")
+    names = ("subject", "issuer", "study", "reference", "modality", "name")
     identifier = one.instance if one.pose is None else ""
     place = one.pose and tuple(round(value, 4) for value in one.pose)
     facts = tuple(one.about.get(name) for name in names)

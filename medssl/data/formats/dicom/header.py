@@ -249,6 +249,9 @@ def _about(dataset: Dataset, digest: Callable[..., str]) -> dict[str, Any]:
         "modality": normalized(str(dataset.get("Modality", "") or "")) or "OT",
         "unit": unit_of(dataset),
         "subject": digest("patient", patient) if patient else "",
+        "name": ""
+        if patient
+        else digest("name", fields.identifier(dataset, 0x00100010)),  # tells nameless series apart
         "issuer": digest("issuer", issuer) if issuer else "",
         "study": digest("study", study) if study else "",
         "reference": digest("reference", reference) if reference else "",

@@ -1,11 +1,12 @@
 """Which attributes separate the slices of one grid into volumes.
 
 1. Attributes that say what a voxel shows (``CONTRASTS``) always separate. One exception: a number of the measurement
-   (echo time, inversion time, flip angle, SpacingBetweenSlices) that takes a value of its own on nearly every slice is
-   a fact of the slice, and is said.
+   (echo time, inversion time, flip angle) that takes a value of its own on nearly every slice is a fact of the slice,
+   and is said.
 2. Where places repeat, the other attributes (``MOMENTS``) separate, alone or up to three together, if no place repeats
-   within a group, and one group fills every place or each group is a whole volume of even steps. If none does, the
-   clocks are tried: the n-th slice of each place by time belongs to volume n, where all places hold equally many.
+   within a group and each group fills every place. If none does, the clocks are tried: the n-th slice of each place by
+   time belongs to volume n, where all places hold equally many. Then attributes separate if no place repeats, and one
+   group fills every place (the others are incomplete) or each group is a whole volume of even steps.
 3. Where no place repeats, a moment separates only if each of its groups is a whole volume of even steps and the groups
    cover about the same range (interleaved acquisitions), or if the slices have no even steps together. Slices whose
    header declares their common step (SpacingBetweenSlices; in MR also a thickness that leaves no overlap) stay
@@ -19,7 +20,7 @@ Measured numbers (times of the sequence, angles, lengths, directions) within 0.5
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any
@@ -41,11 +42,11 @@ from medssl.data.formats.dicom.steps import (
 )
 
 _OF_A_SLICE = (
-    "EchoTime", "EffectiveEchoTime", "InversionTime", "InversionTimes", "FlipAngle", "SpacingBetweenSlices",
+    "EchoTime", "EffectiveEchoTime", "InversionTime", "InversionTimes", "FlipAngle",
 )  # fmt: skip
 _MEASURED = (
-    *_OF_A_SLICE, "RepetitionTime", "SliceThickness", "ReconstructionDiameter", "DiffusionGradientOrientation",
-    "VelocityEncodingDirection", "KVP", "MonoenergeticEnergyEquivalent",
+    *_OF_A_SLICE, "RepetitionTime", "SliceThickness", "SpacingBetweenSlices", "ReconstructionDiameter",
+    "DiffusionGradientOrientation", "VelocityEncodingDirection", "KVP", "MonoenergeticEnergyEquivalent",
 )  # fmt: skip
 _ORIGIN = "ImagePositionPatient"
 _EQUAL = 5e-3
@@ -83,17 +84,35 @@ def by_moment(slices: Sequence[Slice]) -> Split:
     order = list(MOMENTS)
     names.sort(key=lambda name: (order.index(name) if name in order else len(order), name))
     counts = Counter(ranks.tolist())
+    levels, names = _with_origins(slices, levels, names)
     if max(counts.values()) == 1:
         return _interleaved(slices, levels, names)
     if len(counts) < FEWEST_SLICES:
         return Split([list(slices)])
-    levels, names = _with_origins(slices, levels, names)
+    return (
+        _by_words(slices, ranks, (levels, names), lambda parts: all(len(part) == len(counts) for part in parts))
+        or _by_clock(slices, ranks)
+        or _by_declared_times(slices, ranks)
+        or _by_words(slices, ranks, (levels, names), lambda parts: _whole(slices, parts, len(counts)))
+        or _refused(slices, ranks, names)
+    )
+
+
+def _by_words(
+    slices: Sequence[Slice],
+    ranks: np.ndarray,
+    attributes: tuple[dict[str, list[int]], list[str]],
+    whole: Callable[[list[list[int]]], bool],
+) -> Split | None:
+    """Separate by the first of few attributes in whose groups no place repeats and that are ``whole``."""
+    levels, names = attributes
     for count in (1, 2, 3)[: 3 if len(slices) < _MANY else 2]:
         for words in combinations(names, count):
             parts = _parts(levels, words, len(slices))
-            if len(parts) > 1 and _whole(slices, parts, ranks, len(counts)):
+            once = all(len(set(ranks[part].tolist())) == len(part) for part in parts)
+            if len(parts) > 1 and once and whole(parts):
                 return Split([[slices[i] for i in part] for part in parts], f"split by {_listed(words)}")
-    return _by_clock(slices, ranks) or _by_declared_times(slices, ranks) or _refused(slices, ranks, names)
+    return None
 
 
 def _refused(slices: Sequence[Slice], ranks: np.ndarray, names: Sequence[str]) -> Split:
@@ -160,10 +179,8 @@ def _sorted(slices: Sequence[Slice]) -> list[Slice]:
 # --- places repeat
 
 
-def _whole(slices: Sequence[Slice], parts: Sequence[Sequence[int]], ranks: np.ndarray, places: int) -> bool:
-    """Whether no place repeats within a group, and one fills all places or each is a volume of even steps."""
-    if any(len(set(ranks[list(part)].tolist())) < len(part) for part in parts):
-        return False
+def _whole(slices: Sequence[Slice], parts: Sequence[Sequence[int]], places: int) -> bool:
+    """Whether one group fills all places, or each is a volume of even steps."""
     if any(len(part) == places for part in parts):
         return True
     return all(len(part) >= FEWEST_SLICES and not unevenness(_sorted([slices[i] for i in part])) for part in parts)

@@ -90,10 +90,11 @@ def step_of(slices: Sequence[Slice]) -> float:
 
 
 def declared(slices: Sequence[Slice], name: str) -> float | None:
-    """A distance that all slices declare alike, and that is above zero."""
-    values = {one.attributes.get(name) for one in slices}
-    value = values.pop() if len(values) == 1 else None
-    return float(value) if value is not None and float(value) > 0 else None
+    """A number above zero that all slices declare alike, but for rounding."""
+    values = sorted(float(value) for one in slices if (value := one.attributes.get(name)) is not None)
+    if len(values) < len(slices) or values[0] <= 0 or values[-1] > 1.01 * values[0]:
+        return None
+    return values[len(values) // 2]
 
 
 def contiguous(slices: Sequence[Slice]) -> bool:

@@ -16,6 +16,7 @@ is filled in: a gap, two different slices in one place or uneven steps make the 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
@@ -48,7 +49,7 @@ _WIDE_GAP = 1.5  # of the thickness
 _AS_IMAGES = "--files.slices image takes each slice as an image"
 _FACTS = {
     "subject": "PatientID", "issuer": "IssuerOfPatientID", "study": "StudyInstanceUID",
-    "reference": "FrameOfReferenceUID", "modality": "Modality",
+    "reference": "FrameOfReferenceUID", "modality": "Modality", "name": "PatientName",
 }  # fmt: skip
 
 
@@ -159,7 +160,11 @@ class _Series:
                 strays.append(cluster)
             else:
                 stacks += self._of_grid(cluster, number)
-        return stacks + [self._stray(cluster, clusters[0], n) for n, cluster in enumerate(strays)]
+        stacks += [self._stray(cluster, clusters[0], n) for n, cluster in enumerate(strays)]
+        issuers = {(one.about["subject"], one.about["issuer"]) for one in slices if one.about.get("issuer")}
+        shared = Counter(subject for subject, _ in issuers)
+        twice = "IssuerOfPatientID differs in this series for one PatientID: one subject is taken for both"
+        return [_noted(stack, twice if shared[stack.slices[0].about["subject"]] > 1 else "") for stack in stacks]
 
     def _of_grid(self, cluster: list[Slice], number: int) -> list[Stack]:
         """Volumes of slices that share shape, direction and spacing."""

@@ -90,14 +90,14 @@ def test_acquisitions_that_only_their_time_tells_apart_stay_apart():
         {"SliceThickness": [2.5, 2.4999, 2.5001] * 4},
         {"FrameReferenceTime": np.arange(12) * 1000.0},
         {"ReconstructionDiameter": [500.0, 500.01] * 6},
+        {"SpacingBetweenSlices": [None] + [2.5, 2.499] * 5 + [2.5]},
+        {"ContentTime": np.arange(12)},
     ],
     ids=str,
 )
 def test_what_differs_within_one_volume_does_not_tear_it(values):
     ((name, row),) = values.items()
-    slices = [
-        slice_at(2.5 * k, **{name: value if isinstance(value, str) else float(value)}) for k, value in enumerate(row)
-    ]
+    slices = [slice_at(2.5 * k, **({} if value is None else {name: float(value)})) for k, value in enumerate(row)]
     (stack,) = grouped(slices)
     assert stack.status.code == "ok"
     assert stack.grid.shape == (8, 6, 12)
@@ -147,6 +147,19 @@ def test_a_phase_that_lacks_a_slice_is_not_filled_from_the_next():
     (stack,) = grouped(slices[:6] + slices[7:])
     assert stack.status.code == "failed"
     assert "no attribute separates them into whole volumes (TriggerTime differ)" in stack.status.reason
+
+
+def test_a_clock_goes_before_groups_that_leave_volumes_incomplete():
+    slices = [
+        slice_at(8 * k, TriggerTime=40.0 * phase + (0.1 * k if phase else 0)) for phase in range(3) for k in range(4)
+    ]
+    stacks = grouped(slices)
+    assert [(stack.status.code, len(stack.slices)) for stack in stacks] == [("ok", 4)] * 3
+
+
+def test_one_identifier_of_two_issuers_is_said():
+    slices = [slice_at(5 * k, about={"issuer": "AB"[n]}) for n in (0, 1) for k in range(4)]
+    assert all("IssuerOfPatientID differs in this series" in stack.status.reason for stack in grouped(slices))
 
 
 def test_numbers_alone_are_no_proof_but_declared_points_in_time_are():
@@ -206,6 +219,7 @@ def test_stacks_side_by_side_are_two_volumes():
         ("study", "StudyInstanceUID"),
         ("reference", "FrameOfReferenceUID"),
         ("modality", "Modality"),
+        ("name", "PatientName"),
     ],
 )
 def test_patients_studies_and_frames_of_reference_never_share_a_volume(fact, word):
