@@ -171,7 +171,7 @@ def _collected(source: Dataset, digest: Callable[..., str]) -> Attributes:
     for tag in list(source.keys()):
         number = int(tag)
         if number in sequences:
-            for item in source[tag].value or ():
+            for item in fields.items(source, tag):
                 found |= _collected(item, digest)
         elif number in wanted:
             name, kind = wanted[number]

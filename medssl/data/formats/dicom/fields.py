@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,6 +70,12 @@ def texts(source: Dataset, tag: int) -> list[str]:
 def text(source: Dataset, tag: int) -> str:
     """All values of an element in one text."""
     return "\\".join(texts(source, tag))
+
+
+def items(source: Dataset, tag: int) -> list[Dataset]:
+    """The items of a sequence; none where the element is no sequence."""
+    value = source[tag].value if tag in source else None
+    return [item for item in value if hasattr(item, "get_item")] if isinstance(value, Iterable) else []
 
 
 def identifier(dataset: Dataset, tag: int) -> str:

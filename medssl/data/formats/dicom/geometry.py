@@ -121,7 +121,7 @@ def _spacing(source: Any, tag: int, name: str) -> Spacing | None:
     values = fields.numbers(source, tag, 2) if source is not None else None
     if values is None:
         if source is not None and fields.texts(source, tag):
-            message = f"{name} {fields.text(source, tag)[:40]}: expected two numbers"
+            message = f"{name} of another form: expected two numbers"
             raise DicomError(message)
         return None
     check_step(name, values)

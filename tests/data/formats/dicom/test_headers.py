@@ -341,3 +341,21 @@ def test_files_without_preamble_are_recognized_and_read(tmp_path, syntax, meta):
     assert one.pose[8] == pytest.approx(-7 + 5.0)
     if meta or not syntax.endswith(".2.2"):
         np.testing.assert_array_equal(read_stack(tmp_path, [Part("IM1", None)])[0, :, :, 0], pixels)
+
+
+@pytest.mark.parametrize(
+    ("found", "put", "says"),
+    [
+        (b"\x28\x00\x00\x01US", b"\x28\x00\x00\x03US", "Bits ?Allocated is missing"),
+        (b"\x28\x00\x30\x00DS", b"\x28\x00\x30\x00US", "PixelSpacing"),
+        (b"\x28\x00\x10\x00US", b"\x28\x00\x10\x00DS", r"wrong kind|bytes|a number is written"),
+    ],
+)
+def test_damaged_elements_are_named_without_words_of_a_library(tmp_path, found, put, says):
+    file = write_slice(tmp_path / "x", dataset_with())
+    raw = file.read_bytes()
+    assert raw.count(found) == 1
+    file.write_bytes(raw.replace(found, put))
+    with pytest.raises(DicomError, match=says) as caught:
+        read_slices(file, "x", DIGEST)
+    assert not any(word in str(caught.value) for word in ("object", "int()", "literal", "b'", "NoneType"))
