@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medssl.data.chunks import DiskFull
+from medssl.data.masks import value_counts
 from medssl.data.tables import refuse_programs
 from medssl.types import UserError
 
@@ -154,12 +155,14 @@ def row(scan: Scan, key: str, prepared: Prepared, place: Place, content: str) ->
     """Returns one row of the table, in the order of ``COLUMNS``."""
     numbers = prepared.coding
     undo = prepared.undo
-    details = {
+    details: dict[str, Any] = {
         "error": numbers.error,
         "clipped": numbers.clipped,
         "bytes": list(place.sizes),
         "source": {"shape": undo.shape, "affine": undo.affine, "crop": [undo.crop_start, undo.crop_size]},
     }
+    if prepared.label is not None:
+        details["classes"] = {str(value): count for value, count in value_counts(prepared.label).items()}
     label = "" if prepared.label is None else prepared.label.dtype.name
     kind = MARKED if numbers.excluded else prepared.image.dtype.name
     return (

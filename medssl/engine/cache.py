@@ -250,8 +250,32 @@ def _summary(
         print(f"  {len(inexact)} hold resampled or real numbers in 8 or 16 bits: rounded by {worst}")
     if clipped:
         print(f"  {clipped} had voxels beyond the clip bounds of their intensity rule, stored as the bound")
+    for line in _label_lines(plan, connection):
+        print(f"  {line}")
     if changed:
         print(f"  {changed} took over a new subject, split or label value from the index")
     if other:
         print(f"  {other} are in the store but not in this selection of the index (kept)")
     return 0 if total else 1
+
+
+def _label_lines(plan: Filling, connection: sqlite3.Connection) -> list[str]:
+    """What is odd about the masks of a store: those without any class, and classes that training never shows."""
+    empty = total = 0
+    held: dict[str, set[int]] = {}
+    for dataset, split, details in connection.execute("SELECT dataset, split, details FROM scans"):
+        counts = json.loads(details).get("classes")  # absent where there is no mask, and in older stores
+        if counts is None:
+            continue
+        values = {int(value) for value in counts}
+        total, empty = total + 1, empty + (values <= {0})
+        held.setdefault(dataset, set())
+        if split in ("train", ""):
+            held[dataset] |= values
+    lines = [f"{empty} of {total} masks hold background (0) only"] if empty else []
+    for dataset, values in sorted(held.items()):
+        schema = plan.schemas.get(dataset)
+        lost = [f"{value}={name}" for value, name in schema.classes if value not in values] if schema else []
+        if lost and values:
+            lines.append(f"{dataset}: no mask of the training split holds {', '.join(lost)}")
+    return lines

@@ -250,3 +250,16 @@ def test_real_scans(real_data, tmp_path):
             values = store.read(number, (0, 0, 0), shape)[0] * scale + offset
             clipped = np.clip(source.get_fdata(), low, high)
             assert np.abs(np.clip(values, low, high) - clipped).max() <= 0.51 * scale + 1e-3 * (scale < 1)
+
+
+def test_empty_masks_and_classes_without_a_mask_are_said(tmp_path, capsys):
+    folder = tmp_path / "scans"
+    for number in range(3):
+        write_nifti(folder / "images" / f"s{number}.nii.gz", noise((6, 5, 4), seed=number))
+        write_nifti(folder / "labels" / f"s{number}.nii.gz", np.full((6, 5, 4), number == 2, np.uint8))
+    names = "0=background,1=organ,2=cyst"
+    index = index_folder(folder, tmp_path / "i.sqlite", masks="images=labels", class_names=names, split="train=1")
+    assert cache(index, tmp_path / "store", workers=0) == 0
+    out = capsys.readouterr().out
+    assert "  2 of 3 masks hold background (0) only\n" in out
+    assert "  scans: no mask of the training split holds 2=cyst\n" in out
