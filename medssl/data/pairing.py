@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+import numpy as np
+
 from medssl.data import masks
+from medssl.data.formats.base import make_grid
 from medssl.data.labels import MaskOptions, PathRule
 from medssl.types import Grid
 
@@ -182,6 +185,8 @@ class Pairing:
         match = masks.compare(_grid(row), _grid(mask), trust=self.options.grid == "trust")
         if match.problem:
             return None, f"{rule.noun} {match.problem.format(name=name)}"
+        if mask["kind"] == "image" and self._runs_otherwise(row, mask):
+            return None, f"{rule.noun} on another grid: {name} is one slice that lies otherwise than its image: turn it"
         if match.turn.moves and mask["state"] == "slice":
             return None, f"{rule.noun} on another grid: {name} is DICOM with other axes than its image: convert it"
         self.matched[f"trusted {rule.role}"] += bool(match.note) and match.turn.off > masks.SAME_VOXELS
@@ -189,6 +194,17 @@ class Pairing:
         query = "SELECT file, frame FROM parts WHERE scan_id = ? AND role = 'image' ORDER BY number"
         parts = tuple((part["file"], part["frame"]) for part in self.connection.execute(query, (mask["scan_id"],)))
         return Mask(rule, str(mask["source_digest"]), parts), ""
+
+    def _runs_otherwise(self, row: sqlite3.Row, mask: sqlite3.Row) -> bool:
+        """Whether two files of one slice with an affine (NIfTI) differ in it: mirrored pictures look like any other."""
+        query = "SELECT json_extract(header, '$.details.plane') FROM files WHERE path = ? AND state = 'scan'"
+        planes = [self.connection.execute(query, (one["path"],)).fetchone() for one in (row, mask)]
+        if not all(plane and plane[0] for plane in planes) or self.options.grid == "trust":
+            return False
+        shape = (row["size_j"], row["size_i"], 1)
+        image, other = (make_grid(shape, np.array(json.loads(plane[0]))) for plane in planes)
+        match = masks.compare(image, other)
+        return bool(match.problem) or match.turn.moves
 
 
 def _grid(row: sqlite3.Row) -> Grid:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os.path
+import shlex
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
@@ -125,7 +126,7 @@ class _Ruler:
     def run(self) -> list[str]:
         """Apply the rules, a page of scans at a time."""
         self.maps = self._label_maps()
-        self.way = self.maps.proposal(self.labels.masks)
+        self.way = shlex.quote(way) if (way := self.maps.proposal(self.labels.masks)) else ""
         for page in self._pages():
             ruled = [(row["scan_id"], self._rule(row)) for row in page]
             self.connection.execute("BEGIN IMMEDIATE")

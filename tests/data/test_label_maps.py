@@ -89,6 +89,13 @@ def test_one_label_map_of_several_images(tmp_path):
     assert all(scan.labels.mask[0].path.endswith("_seg.nii.gz") for scan in scans)
 
 
+def test_a_proposal_can_be_pasted_into_a_shell(tmp_path):
+    image(tmp_path / "d" / "my images" / "a.nii.gz")
+    label(tmp_path / "d" / "my labels" / "a.nii.gz")
+    _, notes = index(tmp_path / "d")
+    assert any("--labels.masks 'my images=my labels', or" in note for note in notes)
+
+
 def test_what_a_rule_leaves_over_is_proposed_beside_it(tmp_path):
     for half in ("Tr", "Ts"):
         image(tmp_path / "d" / f"images{half}" / f"{half}.nii.gz")

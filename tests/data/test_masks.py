@@ -172,6 +172,22 @@ def test_equal_shapes_are_the_grid_of_pictures():
     assert np.isinf(turn_of(square, make_grid((5, 5, 5), np.eye(4))).off)
 
 
+def test_a_mirrored_mask_of_one_slice_is_refused(tmp_path):
+    """Pictures have no axes in the world, but a NIfTI of one slice has."""
+    label = noise((6, 5, 1), np.uint8, high=3)
+    mirrored, affine = turned(label, AFFINE, (0, 1, 2), (True, False, False))
+    for name, array, where in (("same", label, AFFINE), ("mirrored", mirrored, affine)):
+        write_nifti(tmp_path / "d" / "images" / f"{name}.nii.gz", noise((6, 5, 1)), AFFINE)
+        write_nifti(tmp_path / "d" / "labels" / f"{name}.nii.gz", array, where)
+    file, _ = index(tmp_path / "d", masks="images=labels")
+    (scan,), _ = scans_of(file)
+    assert scan.source.parts[0].path.endswith("same.nii.gz")
+    (scan,), _ = scans_of(file, "failed")
+    assert scan.status.reason == (
+        "label on another grid: mirrored.nii.gz is one slice that lies otherwise than its image: turn it"
+    )
+
+
 @pytest.mark.parametrize("frames", ["scans", "channels"])
 def test_masks_of_time_series(tmp_path, frames):
     """Volumes of a 4D file pair with the volumes of a 4D mask; any other number is refused."""

@@ -72,6 +72,8 @@ def read_header(path: Path) -> FileHeader:
     if len(grid.shape) == 3 and is_left_handed(affine):
         details["handedness"] = "left"
     kind: Any = "volume" if len(grid.shape) == 3 else "image"
+    if kind == "image":  # a mask of it must run the same way
+        details["plane"] = affine.tolist()
     name = layout.dtype.newbyteorder("=").name
     return FileHeader(kind, domain, layout.channels, grid, layout.frames(noun), name, notes, details)
 
