@@ -14,6 +14,7 @@ from medssl.data.labelled import few, labelled_scans, subjects_of
 from medssl.data.loader import small_scans
 from medssl.data.split import overlap
 from medssl.data.store import Store
+from medssl.data.trained_on import trained_on
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import CARD, make_encoder
 from medssl.engine import describe, lora, running, start
@@ -242,5 +243,12 @@ def make_card(
         subjects=begin.seen | teacher.pretrained,
         step=0,
         versions=describe.versions(),
-        tuned=Tuned(describe.imported(config["head"]), schema, tuple(size), axis, tuple(sorted(labelled))),
+        tuned=Tuned(
+            head=describe.imported(config["head"]),
+            schema=schema,
+            window=tuple(size),
+            slice_axis=axis,
+            subjects=tuple(sorted(labelled)),
+            trained_on=trained_on(store, (*chosen.learnt, *chosen.drawn)),
+        ),
     )

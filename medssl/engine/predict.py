@@ -18,6 +18,7 @@ from medssl.data.identity import load_key
 from medssl.data.index import FileOptions, Index, IndexOptions
 from medssl.data.labels import names_of
 from medssl.data.read import read
+from medssl.data.trained_on import NAMES, differences
 from medssl.data.unchanged import refuse_changed
 from medssl.data.update import update
 from medssl.engine import outputs
@@ -30,7 +31,7 @@ from medssl.trust import names as trusted
 from medssl.types import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from medssl.engine.inference import Fitted
     from medssl.types import Scan
@@ -50,6 +51,7 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     names: Literal["scan_id", "file"] = "scan_id",
     scaling: Path | None = None,
     windows: Windows = _WINDOWS,
+    allow: str = "",
     trust: str = "",
 ) -> int:
     """Ask a fine-tuned network about scans: NIfTI label maps on the scans' own grids, PNG for images, or a table.
@@ -67,6 +69,8 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
         scaling: Folder of the scores of ``medssl evaluate --calibrate``, or its summary.json: the probabilities of
             classes are given at the temperature that was fitted there.
         windows: How a scan is gone through.
+        allow: Predict scans that differ from those of the training in their "modality", value "domain" or "spacing",
+            several with commas; others that differ are skipped and listed.
         trust: Classes of the card that may run although they are none of medssl's, by import path, several with commas.
 
     Returns:
@@ -76,6 +80,7 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     if bool(scans) == (index is not None):
         message = "say what to predict: files or folders, or else an --index"
         raise UserError(message)
+    allowed = allowed_differences(allow)
     fitted = load_fitted(run, device_of(windows.accelerator), trusted(trust))
     fit = None if scaling is None else scaling_of(scaling, fitted)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -86,6 +91,8 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     with Index.open(given.index if given else index or Path()) as opened:
         chosen = [scan for scan in opened.scans(where) if given is None or given.has(scan, opened.root)]
         skipped = list(given.left_out(opened)) if given else []
+        chosen, others = split_by_training(fitted, chosen, allowed)
+        skipped += others
         called = _names(chosen, names)
         if fitted.kind != "segmentation":
             refuse_formulas(called.values())
@@ -108,6 +115,38 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     if (out / "index.sqlite").exists():
         print(f"note: {out}/index.sqlite, of an earlier version, names files: delete it before you pass {out} on")
     return _summary(out, len(chosen) - len(failed), there, skipped)
+
+
+def allowed_differences(allow: str) -> frozenset[str]:
+    """Names of ``--allow``.
+
+    Raises:
+        UserError: One is not known.
+    """
+    names = frozenset(name.strip() for name in allow.split(",") if name.strip())
+    if unknown := sorted(names - set(NAMES)):
+        message = f"--allow {unknown[0]}: expected {', '.join(NAMES)}, several with commas"
+        raise UserError(message)
+    return names
+
+
+def split_by_training(
+    fitted: Fitted, scans: Sequence[Scan], allowed: Collection[str]
+) -> tuple[list[Scan], list[tuple[str, str]]]:
+    """Scans like those of the training, and the others with the reason."""
+    known = fitted.tuned.trained_on
+    if known is None:
+        print("note: the card does not say which scans the network was trained on: scans are not compared with them")
+        return list(scans), []
+    alike, others = [], []
+    for scan in scans:
+        found = {k: v for k, v in differences(scan, known, fitted.card.preprocess).items() if k not in allowed}
+        if found:
+            reason = f"{'; '.join(found.values())} (--allow {','.join(found)} predicts it all the same)"
+            others.append((scan.scan_id, reason))
+        else:
+            alike.append(scan)
+    return alike, others
 
 
 def private_index(out: Path) -> Path:

@@ -17,7 +17,7 @@ from medssl.types.batches import (
     ViewPlan,
     ViewSpec,
 )
-from medssl.types.cards import Card, Tuned
+from medssl.types.cards import Card, TrainedOn, Tuned
 from medssl.types.errors import UserError
 from medssl.types.preprocess import Imported, IntensityRule, IntensityRules, Preprocess
 from medssl.types.scans import (
@@ -64,6 +64,7 @@ __all__ = [
     "Status",
     "Step",
     "Subject",
+    "TrainedOn",
     "Tuned",
     "UserError",
     "ValueDomain",

@@ -10,11 +10,27 @@ from medssl.types.scans import LabelSchema
 
 
 @dataclass(frozen=True)
+class TrainedOn:
+    """What the scans are like that a network was fine-tuned on.
+
+    Attributes:
+        modalities: Of the index, such as CT; empty where no scan said.
+        domains: What the values mean: "hu", "mr", "gray", "rgb".
+        spacing_mm: Lowest and highest spacing per stored axis, of the scans as they lie on disk; empty for images.
+    """
+
+    modalities: tuple[str, ...]
+    domains: tuple[str, ...]
+    spacing_mm: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Tuned:
     """What fine-tuning put on an encoder.
 
     ``head`` is its import path with arguments, ``schema`` its outputs in order, ``window`` the voxels per stored axis
-    of its crops (two: images, or slices across ``slice_axis``), ``subjects`` digests of those trained or validated on.
+    of its crops (two: images, or slices across ``slice_axis``), ``subjects`` digests of those trained or validated on,
+    ``trained_on`` what their scans are like (None: a card of an older version).
     """
 
     head: Imported
@@ -22,6 +38,7 @@ class Tuned:
     window: tuple[int, ...]
     slice_axis: int
     subjects: tuple[str, ...]
+    trained_on: TrainedOn | None = None
 
 
 @dataclass(frozen=True)

@@ -87,11 +87,14 @@ def bands(array):
 
 
 def save(folder, head=Bands, *, schema=TISSUES, window=(8, 8, 8), preprocess=RAW, subjects=(), **more):
-    """A run folder; ``more``: slice_axis, channels, seen (subjects of pretraining), arguments of the head."""
+    """A run folder; ``more``: slice_axis, channels, seen (in pretraining), trained_on, arguments of the head."""
+    trained_on = more.pop("trained_on", None)
     slice_axis, channels, seen = more.pop("slice_axis", 2), more.pop("channels", 1), more.pop("seen", Seen())
     ndim = len(window)
     encoder = Imported("engine.fitted.Plain", {"ndim": ndim, "in_channels": channels})
-    tuned = Tuned(Imported(f"engine.fitted.{head.__name__}", more), schema, window, slice_axis, tuple(subjects))
+    tuned = Tuned(
+        Imported(f"engine.fitted.{head.__name__}", more), schema, window, slice_axis, tuple(subjects), trained_on
+    )
     card = Card(encoder, preprocess, None, "made", seen, 7, {"medssl": "0"}, tuned)
     made = Plain(ndim, channels)
     save_network(folder, Network(made, head(made, schema, **more)), card)

@@ -71,16 +71,30 @@ def unevenness(slices: Sequence[Slice]) -> str:
         return (
             f"missing slice: a gap of {steps[here]:.2f} mm {where} where the step is {usual:.2f} mm; {missing} missing"
         )
-    line = origins[0] + np.linspace(0, 1, len(origins))[:, None] * (origins[-1] - origins[0])
-    off = float(np.linalg.norm(origins - line, axis=1).max())
+    start, step = line_of(origins)
+    off = float(np.linalg.norm(origins - start - np.arange(len(origins))[:, None] * step, axis=1).max())
     if off > UNEVEN * usual:
         return (
             f"uneven slices: steps of {steps.min():.2f} to {steps.max():.2f} mm, up to {off:.2f} mm off a straight line"
         )
-    mean = float(np.linalg.norm(origins[-1] - origins[0])) / (len(origins) - 1)
+    mean = float(np.linalg.norm(step))
     if not SMALLEST_MM <= mean <= LARGEST_MM:
         return f"slices {mean:g} mm apart: expected {SMALLEST_MM:g} to {LARGEST_MM:g} mm (DICOM measures in mm)"
     return ""
+
+
+def line_of(origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Start and step of the straight line on which the origins of sorted slices lie at even distances, in mm.
+
+    From the first to the last one; where positions are rounded, that which is nearest to all (least squares).
+    """
+    count = len(origins)
+    start, step = origins[0], (origins[-1] - origins[0]) / (count - 1)
+    off = np.abs(origins - start - np.arange(count)[:, None] * step).max()
+    if off <= 1e-3 * np.linalg.norm(step):
+        return start, step
+    fitted = np.polynomial.polynomial.polyfit(np.arange(count), origins, 1)
+    return fitted[0], fitted[1]
 
 
 def step_of(slices: Sequence[Slice]) -> float:

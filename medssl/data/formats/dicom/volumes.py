@@ -33,6 +33,7 @@ from medssl.data.formats.dicom.steps import (
     contiguous,
     declared,
     file_name,
+    line_of,
     normal_of,
     origins_of,
     places_of,
@@ -348,9 +349,9 @@ def _no_volume(clusters: Sequence[Sequence[Slice]]) -> Status | None:
 
 def _with_grid(stack: Stack) -> Stack:
     """Give the stack its grid, and say what is unusual about its steps."""
-    slices, origins = stack.slices, origins_of(stack.slices)
-    step = (origins[-1] - origins[0]) / (len(slices) - 1)
-    stack = replace(stack, grid=_grid(slices, origins[0], step))
+    slices = stack.slices
+    start, step = line_of(origins_of(slices))
+    stack = replace(stack, grid=_grid(slices, start, step))
     tilt = float(np.degrees(np.arccos(np.clip(step @ normal_of(slices[0]) / np.linalg.norm(step), -1, 1))))
     if tilt > 0.5:
         stack = _noted(stack, f"gantry tilt of {tilt:.1f} degrees: the affine is sheared")

@@ -11,7 +11,7 @@ import pytest
 import SimpleITK
 from data.formats.dicom.test_separation import slice_at
 from data.make_scans import CORONAL, SAGITTAL, Series, slice_dataset, truncate, write_series, write_slice
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from medssl.data.formats.dicom.header import read_slices
@@ -301,6 +301,7 @@ def test_every_position_of_the_patient_and_order_of_slices_agrees_with_simpleitk
 
 
 @settings(max_examples=15, deadline=None)
+@example(step=0.625, count=27, digits=1)
 @given(
     step=st.floats(0.5, 3),
     count=st.integers(5, 40),
