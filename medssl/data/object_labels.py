@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import PurePath
 from typing import Any
 
+from medssl.csv_text import is_formula
 from medssl.data.formats.dicom.objects import LabelObject
 from medssl.data.identity import keyed_digest
-from medssl.data.labels import LabelOptions, PathRule, is_formula
+from medssl.data.labels import LabelOptions, PathRule
 from medssl.data.pairing import Mask
 
 _SHOWN = 20  # names that a message lists
