@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 STARTS, SIGNS, CALLS = frozenset("=@\t\r"), frozenset("+-"), "(|!"  # of formulas: grades such as "++" are none
 WIDE = str.maketrans("\uff1d\uff0b\uff0d\uff20", "=+-@")  # signs of full width, which some spreadsheets take alike
-BORDERS = re.compile(r"([;\t\r\n])")  # where spreadsheets of other countries begin a cell
+BORDERS = re.compile(r"([;\t\n])")  # where spreadsheets of other countries begin a cell
 
 
 def is_formula(text: str) -> bool:
@@ -30,7 +30,8 @@ def harmless(value: object) -> object:
     """
     if not isinstance(value, str):
         return value
-    return "".join(f"'{part}" if is_formula(part) and part not in "\t\r" else part for part in BORDERS.split(value))
+    value = value.replace("\r\n", "\n").replace("\r", " ")  # which readers take for the end of a row
+    return "".join(f"'{part}" if is_formula(part) and part != "\t" else part for part in BORDERS.split(value))
 
 
 def as_csv(rows: Iterable[Sequence[object]]) -> str:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 
 CUT = re.compile(r"[:;(\"'`=\[<{]")  # behind these stands what a file is called or holds
+DRIVE = re.compile(r"\b[A-Za-z]:[\\/]\S*")
 PLACE = re.compile(r"\S*[/\\]\S*|\S*\.[A-Za-z]\S*|\S*\d{3,}\S*")  # paths, names with endings, numbers of patients
 
 
@@ -21,8 +22,7 @@ def kind_of_reason(reason: str, paths: Iterable[str] = ()) -> str:
         reason: As the index keeps it.
         paths: Of the scan's files, whose names may stand in the reason.
     """
-    text = CUT.split(reason, maxsplit=1)[0]
-    text = PLACE.sub("a file", text)
+    text = PLACE.sub("a file", CUT.split(DRIVE.sub("a file", reason), maxsplit=1)[0])
     for name in sorted({part for path in paths for part in _names(path)}, key=len, reverse=True):
         text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "a file", text)
     return " ".join(text.split())

@@ -67,6 +67,8 @@ def test_index_and_its_workers(command, planted, tmp_path):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_verb_that_starts_processes(command, planted, tmp_path):
     labelled.volumes(tmp_path / "scans")
+    (tmp_path / "key").mkdir(exist_ok=True)
+    (tmp_path / "place").mkdir()
     file = labelled.indexed(tmp_path / "scans", tmp_path / "place" / "index.sqlite", key=tmp_path / "key" / "key")
     start, store = COMMANDS[command], tmp_path / "store"
     medssl(
