@@ -107,15 +107,26 @@ def parameters(objective: Objective) -> tuple[int, int]:
 
 def memory(objective: Objective, batch_size: int, *, half: bool) -> str:
     """What a step needs at least: weights, gradients, two moments; the encoder's maps, where they can be counted."""
+    needed = step_bytes(objective, half=half)
     states = 16 * parameters(objective)[1]
-    view = objective.needs.views[0]
-    values = activations(objective.encoder, view.size)
-    if values is None:
+    if needed is None:
         return f"at least {size(states)} of memory for weights and optimizer"
-    held = values * batch_size * (2 if half else 4)
+    held = needed[1] * batch_size
     return (
         f"about {size(states + held)} of memory ({size(states)} weights and optimizer, {size(held)} the encoder's maps)"
     )
+
+
+def step_bytes(objective: Objective, *, half: bool) -> tuple[int, int] | None:
+    """Bytes of a step at least: of weights, gradients and two moments, and of the encoder's maps of one sample.
+
+    None where the maps cannot be counted. A transformer that drops hidden patches holds the others alone.
+    """
+    values = activations(objective.encoder, objective.needs.views[0].size)
+    if values is None:
+        return None
+    seen = 1.0 - getattr(objective, "mask_ratio", 0.0) if getattr(objective, "mode", None) == "drop" else 1.0
+    return 16 * parameters(objective)[1], max(1, int(values * seen) * (2 if half else 4))
 
 
 def activations(encoder: Encoder, view: tuple[int, ...]) -> int | None:

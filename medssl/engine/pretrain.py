@@ -15,7 +15,7 @@ from medssl.data.loader import small_scans
 from medssl.data.store import Store, differences
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import save_encoder
-from medssl.engine import describe, running
+from medssl.engine import describe, hardware, running
 from medssl.engine.checkpoint import RunFolder
 from medssl.engine.continuing import REST, Begin, begin, begin_again
 from medssl.engine.health import Health, settled_after
@@ -96,7 +96,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
         Health(every=training.output.health_every, settled=settled_after(training.steps, optimizer.warmup))
     ]
     if probe.target is not None:
-        watching.append(ProbeWhileTraining(opened, plan, probe, half=training.precision != "fp32"))
+        watching.append(ProbeWhileTraining(opened, plan, probe, half=hardware.precision_of(training) != "fp32"))
     notes = [f"{small} scans are smaller than the view and are padded"] if small else []
     notes = [*begun.notes, *other_rules(begun, opened), *notes]
     return running.run(module, folder, config, training, data=data, notes=notes, export=export, watching=watching)

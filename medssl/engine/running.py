@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ import lightning.pytorch as lightning
 import torch
 
 from medssl.data.loader import make_loader
-from medssl.engine import callbacks, describe
+from medssl.engine import callbacks, describe, hardware
 from medssl.engine.checkpoint import Progress
 from medssl.engine.module import Feed, NotFinite
 from medssl.engine.parallel import layout
@@ -76,8 +77,9 @@ def run(
             if place.first:
                 print(f"{folder.path}: all {training.steps} steps are done already")
             return 0
+        hardware.refuse_too_large(module.objective, training)
         if place.first:
-            print("; ".join([first_line(module, training, place), *notes]))
+            print("; ".join([first_line(module, training, place), *hardware.precision_notes(training), *notes]))
         return train(module, trainer_for(module, folder, training, export, watching), folder)
 
 
@@ -217,7 +219,7 @@ def stretched(module: TrainingLoop, former: Progress) -> list[str]:
 def first_line(module: TrainingLoop, training: Training, place: Layout) -> str:
     """What is told before the first step."""
     encoder, everything = describe.parameters(module.objective)
-    needed = describe.memory(module.objective, training.batch_size, half=training.precision != "fp32")
+    needed = describe.memory(module.objective, training.batch_size, half=hardware.precision_of(training) != "fp32")
     done = module.progress.step
     parts = [
         f"{everything / 1e6:.3g} M parameters ({encoder / 1e6:.3g} M encoder)",
@@ -244,7 +246,7 @@ def trainer_for(
 
     return lightning.Trainer(
         accelerator=training.accelerator,
-        precision=PRECISIONS[training.precision],
+        precision=PRECISIONS[hardware.precision_of(training)],
         callbacks=[
             *watching,
             callbacks.Metrics(folder.path, every=output.log_every),
@@ -307,13 +309,13 @@ def explained(training: Training, data: Loading | Examples, objective: Objective
             warnings.filterwarnings("ignore", module="lightning")
             warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")  # where LAMB imports timm
             yield
-    except (MemoryError, RuntimeError) as error:  # torch.OutOfMemoryError is a RuntimeError
+    except (MemoryError, RuntimeError, OSError) as error:  # torch.OutOfMemoryError is a RuntimeError
         text = str(error)
         if "DataLoader worker" in text and "killed" in text:
             message = f"a reading process was killed, probably for memory: lower data.workers (now {data.workers})"
             raise UserError(message) from error
         told = any(words in text.lower() for words in ("out of memory", "not enough memory", "t allocate memory"))
-        if not (told or isinstance(error, MemoryError)):
+        if not (told or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM):
             raise
         sizes = ", ".join(str(list(view.size)) for view in objective.needs.views)
         fewer = f"lower training.batch_size (now {training.batch_size}) "
@@ -323,6 +325,6 @@ def explained(training: Training, data: Loading | Examples, objective: Objective
             fewer += f"and raise training.accumulate (now {training.accumulate}) by as much"
         message = (
             f"out of memory: {fewer}, or make the views smaller (now {sizes}), "
-            f"or set training.precision to bf16 (now {training.precision})"
+            f"or set training.precision to bf16 (now {hardware.precision_of(training)})"
         )
         raise UserError(message) from error

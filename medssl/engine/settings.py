@@ -41,7 +41,8 @@ class Training:
         steps: Optimizer steps of the whole run.
         batch_size: Samples of one micro-batch in one process.
         accumulate: Micro-batches of one step.
-        precision: "bf16" and "fp16" compute in half precision and keep weights in single precision.
+        precision: "bf16" and "fp16" compute in half precision and keep weights in single precision; "auto" is bf16
+            where the device computes in it, else fp32.
         seed: Seed of the order, of every draw and of the first weights.
         accelerator: "auto" takes a GPU where there is one.
         extend: Go on with a run whose configuration differs in ``steps`` alone.
@@ -51,7 +52,7 @@ class Training:
     steps: int = 10_000
     batch_size: int = 4
     accumulate: int = 1
-    precision: Literal["bf16", "fp16", "fp32"] = "fp32"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32"
     seed: int = 0
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     extend: bool = False

@@ -14,6 +14,7 @@ from medssl.data.formats.dicom.header import Slice
 SAME_PLACE_MM = 1e-2
 FEWEST_SLICES = 3
 UNEVEN = 0.15  # share of the step that a slice may lie off its place
+_COARSEST = 0.35  # share of the step that positions may be rounded to
 _GAP = 1.5  # of the step or of the thickness: more is a gap
 
 
@@ -86,15 +87,25 @@ def unevenness(slices: Sequence[Slice]) -> str:
 def line_of(origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Start and step of the straight line on which the origins of sorted slices lie at even distances, in mm.
 
-    From the first to the last one; where positions are rounded, that which is nearest to all (least squares).
+    From the first to the last one; where rounding alone explains what lies off that line, the one that is nearest to
+    all (least squares), since the ends are rounded, too.
     """
     count = len(origins)
     start, step = origins[0], (origins[-1] - origins[0]) / (count - 1)
     off = np.abs(origins - start - np.arange(count)[:, None] * step).max()
-    if off <= 1e-3 * np.linalg.norm(step):
+    unit = _rounded_to(origins)
+    if not 1e-3 * np.linalg.norm(step) < off <= 1.001 * unit < _COARSEST * np.linalg.norm(step):
         return start, step
     fitted = np.polynomial.polynomial.polyfit(np.arange(count), origins, 1)
     return fitted[0], fitted[1]
+
+
+def _rounded_to(origins: np.ndarray) -> float:
+    """The decimal unit that all coordinates are multiples of: 0.1 mm, 0.01 mm or 0.001 mm; 0 where there is none."""
+    for digits in (1, 2, 3):
+        if np.allclose(origins, origins.round(digits), rtol=0, atol=1e-7):
+            return 10.0**-digits
+    return 0.0
 
 
 def step_of(slices: Sequence[Slice]) -> float:
