@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SAMPLE = 4  # files of a group whose pixels are looked at
-_READS = 64  # files of a data set whose pixels are looked at, at most
+_WIDE_SAMPLE = 16  # of folders of one name
+_READS = 64  # files of a data set after which no other group is looked at
 _VARIANTS = 8  # more files of one name and place are subjects or time points, no image with its masks
 _PAIRS = 6  # replacements that a proposal may have
 _WORD = r"(?:labels?|labelmaps?|masks?|segs?|dseg|segmentations?|annot(?:ation)?s?|gts?|ground[-_ ]?truths?|manual\d?)"
@@ -81,10 +82,8 @@ def recognize(entries: Sequence[Entry], root: Path) -> Recognized:
     for entry in entries:
         if word := _word(entry.path):
             groups[word].append(entry)
-    for group in groups.values():
-        if looked.are_label_maps(group, named=True):
-            for entry in group:
-                _take(found, entry, partners.of(entry))
+    for entry in looked.named_label_maps(groups):
+        _take(found, entry, partners.of(entry))
     rest = [entry for entry in others if entry.path not in found.paths]
     for group, images in _unnamed(rest):
         if looked.are_label_maps(group, named=False) and not looked.are_label_maps(images[:1], named=True):
@@ -214,12 +213,37 @@ class _Pixels:
         self.root = root
         self.reads = 0
 
-    def are_label_maps(self, group: Sequence[Entry], *, named: bool) -> bool:
-        """Whether all files that are looked at hold few whole numbers, and one of them more than a constant."""
-        step = max(1, len(group) // SAMPLE)
+    def named_label_maps(self, groups: Mapping[str, Sequence[Entry]]) -> list[Entry]:
+        """The label maps among files that a word tells.
+
+        Args:
+            groups: Files by what tells them: a word, or a folder with all above it ("sub-07/seg"). Folders of one name
+                are judged together, since each subject may have its own; one by one where they differ.
+        """
+        alike: dict[str, list[Sequence[Entry]]] = defaultdict(list)
+        for word in sorted(groups):
+            alike[word.rpartition("/")[2].casefold()].append(groups[word])
+        taken: list[Entry] = []
+        for some in alike.values():
+            together = [entry for group in some for entry in group]
+            if len(some) > 1 and self.are_label_maps(together, named=True, sample=_WIDE_SAMPLE):
+                taken += together
+            else:
+                taken += [entry for group in some if self.are_label_maps(group, named=True) for entry in group]
+        return taken
+
+    def are_label_maps(self, group: Sequence[Entry], *, named: bool, sample: int = SAMPLE) -> bool:
+        """Whether all files that are looked at hold few whole numbers, and one of them more than a constant.
+
+        Where too many files were looked at already, those that a word tells are held back without a look: they are
+        listed then, while label maps that are taken for scans are not.
+        """
+        if self.reads >= _READS:
+            return named
+        step = max(1, len(group) // sample)
         ordered = sorted(group, key=lambda entry: entry.path)
         classes = 0
-        for entry in ordered[::step][:SAMPLE]:
+        for entry in ordered[::step][:sample]:
             array = self._read(entry)
             if array is None or not holds_classes(array, named=named):
                 return False
@@ -228,8 +252,6 @@ class _Pixels:
 
     def _read(self, entry: Entry) -> NDArray[np.generic] | None:
         self.reads += 1
-        if self.reads > _READS:
-            return None
         file = self.root / entry.path
         try:
             form, problem = format_of(file)

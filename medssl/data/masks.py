@@ -205,8 +205,10 @@ def refuse_lossy(label: NDArray[np.generic], name: str, *, advice: str) -> None:
     Raises:
         MaskError: More than two values.
     """
+    if not name.lower().endswith(LOSSY):
+        return
     count = len(value_counts(label))
-    if name.lower().endswith(LOSSY) and count > 2:
+    if count > 2:
         near = np.minimum(label, 255 - label.astype(np.int16)) <= _NEAR
         kind = "near 0 and 255" if near.mean() > 0.95 else "of any size"
         message = f"{name} is a JPEG picture with {count} values {kind}: compression changes class numbers; {advice}"

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -180,8 +181,8 @@ class Pairing:
         if frame is not None and mask["volumes"] != volumes:
             count = mask["volumes"]
             return None, f"{rule.noun} with another number of volumes: {name} has {count}, its image {volumes}"
-        if mask["kind"] == "volume" and mask["channels"] > 1:
-            return None, f"{rule.noun} with several channels: {name} has {mask['channels']}, expected one"
+        if mask["kind"] == "volume" and (count := of_files(mask, "channels")) > 1:
+            return None, f"{rule.noun} with several channels: {name} has {count}, expected one"
         match = masks.compare(_grid(row), _grid(mask), trust=self.options.grid == "trust")
         if match.problem:
             return None, f"{rule.noun} {match.problem.format(name=name)}"
@@ -193,7 +194,7 @@ class Pairing:
         self.matched[f"turned {rule.role}"] += match.turn.moves
         query = "SELECT file, frame FROM parts WHERE scan_id = ? AND role = 'image' ORDER BY number"
         parts = tuple((part["file"], part["frame"]) for part in self.connection.execute(query, (mask["scan_id"],)))
-        return Mask(rule, str(mask["source_digest"]), parts), ""
+        return Mask(rule, of_files(mask, "digest"), parts), ""
 
     def _runs_otherwise(self, row: sqlite3.Row, mask: sqlite3.Row) -> bool:
         """Whether two files of one slice with an affine (NIfTI) differ in it: mirrored pictures look like any other."""
@@ -205,6 +206,12 @@ class Pairing:
         image, other = (make_grid(shape, np.array(json.loads(plane[0]))) for plane in planes)
         match = masks.compare(image, other)
         return bool(match.problem) or match.turn.moves
+
+
+def of_files(row: sqlite3.Row, name: str) -> Any:
+    """What a scan is by its files alone ("digest", "channels"), whatever rules have made of its row."""
+    found: dict[str, Any] = json.loads(row["found"])
+    return found["digest"] if name == "digest" else found.get("base", row)[name]
 
 
 def _grid(row: sqlite3.Row) -> Grid:

@@ -20,7 +20,8 @@ from medssl.data.labels import LabelOptions, Table, folder_split, names_of, read
 from medssl.data.layouts import open_layout
 from medssl.data.layouts.base import About
 from medssl.data.object_labels import ObjectLabels
-from medssl.data.pairing import Mask, Pairing
+from medssl.data.modality import domain_of, normalized
+from medssl.data.pairing import Mask, Pairing, of_files
 from medssl.data.split import parse_shares, split_of
 from medssl.types import UserError
 
@@ -243,7 +244,7 @@ class _Ruler:
         found["classes"] = [value for mask in one.masks for value in mask.classes]
         digest = found["digest"]
         for channel in one.channels:
-            digest = hashlib.blake2b(f"{digest} {channel['source_digest']}".encode(), digest_size=8).hexdigest()
+            digest = hashlib.blake2b(f"{digest} {of_files(channel, 'digest')}".encode(), digest_size=8).hexdigest()
         for mask in one.masks:
             role = "" if mask.rule.role == "mask" else f"{mask.rule.role} "
             how = f" threshold {self.labels.threshold}" if self.labels.threshold is not None and not role else ""
@@ -273,11 +274,11 @@ class _Ruler:
         now = dict(base)
         if study := one.about.names.get("study"):
             now["study_id"] = named_digest(self.key, self.name, f"study {study}")
-        if modality := one.about.names.get("modality", "").upper():
+        if modality := normalized(one.about.names.get("modality", "")):
             now["modality"] = modality
             if base["value_domain"] != "rgb":
-                now["value_domain"] = {"CT": "hu", "MR": "mr"}.get(modality, "gray")
-        now["channels"] += sum(channel["channels"] for channel in one.channels)
+                now["value_domain"] = domain_of(modality)
+        now["channels"] += sum(of_files(channel, "channels") for channel in one.channels)
         now["files"] += len(one.channels)
         changes = ", ".join(f"{name} = ?" for name in columns)
         values = (*(now[name] for name in columns), json.dumps(found), scan_id)

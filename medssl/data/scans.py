@@ -19,7 +19,7 @@ from medssl.data.formats.dicom.pixels import same_pixels
 from medssl.data.formats.dicom.volumes import Beside, Stack, stacks_of
 from medssl.data.identity import keyed_digest
 from medssl.data.index import Index
-from medssl.data.modality import normalized
+from medssl.data.modality import domain_of, normalized
 from medssl.data.neighbors import unread_beside
 from medssl.data.units import in_unit, out_of_range
 from medssl.types import Grid, Part, Status
@@ -132,7 +132,7 @@ def _of_file(file: sqlite3.Row, options: dict[str, Any]) -> Iterator[tuple[int |
         header, reasons = asdict(laid), "; ".join(laid.notes)
     modality, domain = normalized(str(options["modality"])), header["value_domain"]
     if domain == "gray":
-        domain = {"CT": "hu", "MR": "mr"}.get(modality, "gray")
+        domain = domain_of(modality)
     status = Status("ok", reasons)
     count, channels = header["frames"]["count"], header["channels"]
     if count > 1 and options["frames"] == "channels":

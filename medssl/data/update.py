@@ -17,7 +17,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from medssl.data import companions, modality, rules
+from medssl.data import companions, modality_notes, rules
 from medssl.data.datasets import Dataset, register
 from medssl.data.entries import Entry, read_files, relative
 from medssl.data.identity import fingerprint
@@ -214,9 +214,9 @@ def _notes_on_values(index: Index) -> list[str]:
     state = json.dumps([options, index.digest()])
     known = json.loads(index.meta("values", "{}"))
     if known.get("state") != state:
-        known = {"state": state, "notes": modality.value_notes(index)}
+        known = {"state": state, "notes": modality_notes.value_notes(index)}
         index.connection.execute("INSERT OR REPLACE INTO meta VALUES ('values', ?)", (json.dumps(known),))
-    return [*known["notes"], *modality.unknown_notes(index)]
+    return [*known["notes"], *modality_notes.unknown_notes(index)]
 
 
 # --- scans

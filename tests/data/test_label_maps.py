@@ -199,3 +199,23 @@ def test_real_images_are_left_alone(real_data, tmp_path):
             assert not any("label maps" in note for note in notes)
             with_folder = [scan for scan in scans_of(file)[0] if scan.source.dataset == folder]
             assert len(with_folder) == count
+
+
+def test_a_folder_of_label_maps_for_each_subject(tmp_path, monkeypatch):
+    """However many subjects there are, and where the mask of one of them is empty."""
+    monkeypatch.setattr("medssl.data.label_maps._READS", 8)
+    for number in range(20):
+        image(tmp_path / "d" / f"sub-{number}" / "image" / "scan.nii.gz", number)
+        label(tmp_path / "d" / f"sub-{number}" / "seg" / "scan.nii.gz", number)
+    write_nifti(tmp_path / "d" / "sub-7" / "seg" / "scan.nii.gz", np.zeros(SHAPE, np.uint8))
+    file, notes = index(tmp_path / "d")
+    assert {Path(scan.source.parts[0].path).parent.name for scan in scans_of(file)[0]} == {"image"}
+    assert "20 files look like label maps and are held back" in notes[-1]
+
+
+def test_folders_of_one_name_that_hold_other_things_are_told_apart(tmp_path):
+    for number in range(3):
+        label(tmp_path / "d" / "a" / "labels" / f"{number}.nii.gz", number)
+        image(tmp_path / "d" / "b" / "labels" / f"{number}.nii.gz", number)
+    file, _ = index(tmp_path / "d")
+    assert {scan.source.parts[0].path[:10] for scan in scans_of(file)[0]} == {"d/b/labels"}

@@ -343,6 +343,30 @@ def test_a_changed_table_is_read_again(tmp_path):
     assert scan.subject.split == "validation"
 
 
+def test_a_changed_table_gives_what_a_new_index_gives(tmp_path):
+    """What a mask was under the former table, an image with a mask and a modality of its own, leaves no trace."""
+    folder = tmp_path / "d"
+    for name in "abcdef":
+        label(folder / "x" / f"{name}.nii.gz", ord(name))
+        label(folder / "y" / f"{name}.nii.gz", 1 + ord(name))
+    former = "image,mask,modality\n" + "".join(f"y/{name}.nii.gz,x/{name}.nii.gz,MRI\n" for name in "abcdef")
+    later = "image,mask,modality\n" + "".join(f"x/{name}.nii.gz,y/{name}.nii.gz,mr\n" for name in "abcdef")
+    run(folder, "csv", "--labels.values", table(folder, former))
+    file, _ = run(folder, "csv", "--labels.values", table(folder, later))
+    changed = scans_of(file)[0]
+    file.unlink()
+    run(folder, "csv", "--labels.values", table(folder, later))
+    assert changed == scans_of(file)[0]
+
+
+def test_words_for_modalities_are_understood_in_tables(tmp_path):
+    image(tmp_path / "d" / "x.nii.gz")
+    values = table(tmp_path / "d", "image,modality\nx.nii.gz,MRI\n")
+    file, _ = run(tmp_path / "d", "csv", "--labels.values", values)
+    (scan,), _, _ = scans_of(file)
+    assert (scan.source.modality, scan.source.value_domain) == ("MR", "mr")
+
+
 def test_a_table_of_values_still_needs_its_key():
     from medssl.data.index import IndexOptions
     from medssl.data.labels import LabelOptions

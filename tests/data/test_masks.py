@@ -337,6 +337,13 @@ def test_one_hot_masks_are_refused_with_a_hint():
         one_channel(hot, "label x", "the number of the class", [])
 
 
+def test_a_mask_with_nan_is_refused_when_read(tmp_path):
+    label = np.zeros(SHAPE, np.float32)
+    label[0, 0, 0] = np.nan
+    with pytest.raises(ReadError, match=r"^label a\.nii\.gz holds 1 voxels that are no number \(NaN or infinite\)"):
+        read_one(pair(tmp_path / "d", label), masks="images=labels")
+
+
 def test_fractions_of_a_slope_are_refused_when_read(tmp_path):
     folder = pair(tmp_path / "d", noise(SHAPE, np.uint8, high=3), name="a.nii")
     raw = bytearray((folder / "labels" / "a.nii").read_bytes())

@@ -11,7 +11,8 @@ from data.make_scans import Series, noise, write_nifti, write_series
 
 from medssl.cli import main
 from medssl.data.index import FileOptions
-from medssl.data.modality import looks_like_ct, modality_of
+from medssl.data.modality import modality_of, of_channels
+from medssl.data.modality_notes import looks_like_ct
 from medssl.types import UserError
 
 
@@ -33,6 +34,17 @@ def test_an_unknown_word_is_refused_with_the_known_ones(tmp_path, capsys):
         modality_of("CAT5")
     assert main(["index", str(tmp_path), "--files.modality", "xyz"]) == 2
     assert "--files.modality 'xyz' is not known" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "term"),
+    [
+        (["CT"], "CT"), (["ct_win1", "CT_bone"], "CT"), (["T1w", "FLAIR"], "MR"), (["MRI"], "MR"), (["PET"], "PT"),
+        (["xray"], "DX"), (["CT", "PET"], ""), (["ES"], ""), (["noNormalization"], ""), ([], ""),
+    ],
+)  # fmt: skip
+def test_names_of_channels_tell_the_modality_where_they_agree(names, term):
+    assert of_channels(names) == term
 
 
 def body(low: int = -1000, dtype: type = np.int16, seed: int = 0) -> np.ndarray:

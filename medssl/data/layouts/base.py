@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from medssl.data.labels import LabelOptions
+from medssl.data.modality import of_channels
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -165,16 +166,5 @@ def class_names(labels: Mapping[str, Any]) -> tuple[str, int | None]:
 
 
 def modality_of(names: Any) -> str:
-    """CT or MR where all channel names of a ``dataset.json`` agree on it; nothing otherwise."""
-    words = [str(name).strip().upper() for name in (names.values() if isinstance(names, dict) else names or [])]
-    found = {_modality(word) for word in words}
-    return found.pop() if len(found) == 1 else ""
-
-
-def _modality(word: str) -> str:
-    if word == "CT" or word.startswith("CT_"):
-        return "CT"
-    mr = ("MR", "T1", "T2", "FLAIR", "PD", "DWI", "ADC", "FMRI", "CMR", "CINE", "LGE", "SWI")
-    return (
-        "MR" if word.startswith(mr) else {"US": "US", "PET": "PT", "PT": "PT", "XRAY": "XR", "XR": "XR"}.get(word, "")
-    )
+    """The modality that all channel names of a ``dataset.json`` agree on; nothing otherwise."""
+    return of_channels(map(str, names.values() if isinstance(names, dict) else names or []))
