@@ -19,8 +19,8 @@ from medssl.data.label_maps import Entry, Recognized, recognize
 from medssl.data.labels import LabelOptions, Table, folder_split, names_of, read_table, refuse_formula
 from medssl.data.layouts import open_layout
 from medssl.data.layouts.base import About
-from medssl.data.object_labels import ObjectLabels
 from medssl.data.modality import domain_of, normalized
+from medssl.data.object_labels import ObjectLabels
 from medssl.data.pairing import Mask, Pairing, of_files
 from medssl.data.split import parse_shares, split_of
 from medssl.types import UserError
