@@ -43,8 +43,8 @@ FRAGMENTS = {
     **{"head": "heads", "optimizer": "optimizers"},
 }
 
-WRITTEN = ("config.yaml", "recipe.yaml", "compare.yaml")  # of runs and comparisons, which may be another's
-BESIDE = ("card.json", "checkpoints", "compare.yaml")  # tells that a file lies in such a folder
+WRITTEN = ("config.yaml", "compare.yaml")  # of runs and comparisons, which may be another's
+BESIDE = ("card.json", "checkpoints", "compare.yaml", "runs")  # tells that a file lies in such a folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

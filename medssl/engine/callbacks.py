@@ -13,6 +13,7 @@ import lightning.pytorch as lightning
 import torch
 from tqdm import tqdm
 
+from medssl.engine.checkpoint import is_best
 from medssl.engine.pictures import draw
 from medssl.files import open_to_append, write_whole
 
@@ -60,8 +61,9 @@ class Stop(lightning.Callback):
 class Checkpoints(lightning.Callback):
     """Saves at the ends of steps: every ``every`` of them and when the run ends or is stopped.
 
-    ``export`` writes what other people use (the encoder with its card) along with each checkpoint; where a validation
-    judges, along with the best so far.
+    ``export`` writes what other people use (the encoder with its card) before each checkpoint; where a validation
+    judges, before the best so far. A kill between the two leaves a checkpoint that comes to the same weights again; the
+    other order would leave a run that is done with weights of an earlier step.
     """
 
     def __init__(self, folder: RunFolder, *, every: int, keep: int | None, export: Callable[[], None]) -> None:
@@ -74,13 +76,15 @@ class Checkpoints(lightning.Callback):
         """Saves where it is time to."""
         step = pl_module.progress.step
         keep = self.keep is not None and step % self.keep == 0
-        due = keep or step % self.every == 0 or step >= pl_module.steps or pl_module.agreed_to_stop
-        if due or pl_module.validated:
+        due = keep or step % self.every == 0 or step >= pl_module.steps
+        if not (due or pl_module.validated):
+            pl_module.progress.judged = None  # a stop adds a checkpoint, and must not add a candidate for the best
+        if due or pl_module.validated or pl_module.agreed_to_stop:
             state = pl_module.state()
             if trainer.is_global_zero:
-                best = self.folder.save(state, pl_module.progress, keep=keep)
-                if best or pl_module.validated is None:
+                if pl_module.validated is None or is_best(pl_module.progress):
                     self.export()
+                self.folder.save(state, pl_module.progress, keep=keep)
 
 
 class Metrics(lightning.Callback):

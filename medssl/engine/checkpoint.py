@@ -64,6 +64,11 @@ class Progress:
     together: int = 0
 
 
+def is_best(progress: Progress) -> bool:
+    """Whether a run has not been judged better at any checkpoint."""
+    return progress.judged is not None and progress.judged < progress.best
+
+
 # --- one file
 
 
@@ -143,16 +148,16 @@ class RunFolder:
         Returns:
             Whether it is the best so far.
         """
-        is_best = progress.judged is not None and progress.judged < progress.best
-        if is_best and progress.judged is not None:
+        best = is_best(progress)
+        if best and progress.judged is not None:
             progress.best = progress.judged
         last = self.checkpoints / "last.pt"
         write_whole(last, lambda file: torch.save(state | {"progress": asdict(progress)}, file))
         if keep:
             link(last, self.checkpoints / f"step_{progress.step:06d}.pt")
-        if is_best:
+        if best:
             link(last, self.checkpoints / "best.pt")
-        return is_best
+        return best
 
     @contextlib.contextmanager
     def opened(self, config: dict[str, Any]) -> Iterator[None]:

@@ -4,10 +4,12 @@ import errno
 import os
 import resource
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from medssl.engine.callbacks import Checkpoints
 from medssl.engine.checkpoint import Progress, RunFolder, checkpoints, differing, link, load_state
 from medssl.types import UserError
 
@@ -186,3 +188,24 @@ def test_the_newest_checkpoint_is_the_one_of_the_highest_step(tmp_path):
     for step in (999_999, 1_000_000):
         (tmp_path / f"step_{step:06d}.pt").touch()
     assert checkpoints(tmp_path)[0].name == "step_1000000.pt"
+
+
+def test_weights_are_exported_before_the_checkpoint_that_says_they_are_done(tmp_path):
+    """A kill between the two must not leave a run that is done with weights of an earlier step."""
+    order = []
+
+    class Folder:
+        def save(self, state, progress, *, keep):
+            order.append("checkpoint")
+
+    saving = Checkpoints(Folder(), every=1, keep=None, export=lambda: order.append("export"))
+    trainer = SimpleNamespace(is_global_zero=True)
+    module = SimpleNamespace(progress=Progress(3, 4, "s"), steps=3, agreed_to_stop=0, validated=None, state=dict)
+    saving.on_train_batch_end(trainer, module)
+    assert order == ["export", "checkpoint"]
+    module.validated, module.progress = True, Progress(3, 4, "s", judged=0.5, best=0.4)
+    saving.on_train_batch_end(trainer, module)
+    assert order[2:] == ["checkpoint"]
+    module.progress.judged = 0.3
+    saving.on_train_batch_end(trainer, module)
+    assert order[3:] == ["export", "checkpoint"]

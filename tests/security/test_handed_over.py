@@ -270,6 +270,8 @@ def test_the_configuration_of_a_run_is_not_run(content, path, name, canary, run,
 def test_a_recipe_of_ones_own_is_run_as_it_stands(canary, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"encoder": named("stranger.Network")}))
     assert cli.load_recipe(str(tmp_path / "mine.yaml"))["encoder"]["class_path"] == "stranger.Network"
+    (tmp_path / "mine.yaml").rename(tmp_path / "recipe.yaml")
+    assert cli.load_recipe(str(tmp_path / "recipe.yaml"))["encoder"]["class_path"] == "stranger.Network"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"encoder": named("stranger.Network")}))
     with pytest.raises(UserError, match=r"^config\.yaml names 'stranger\.Network', which"):
         cli.load_recipe(str(tmp_path / "config.yaml"))
