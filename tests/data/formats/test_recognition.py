@@ -129,6 +129,15 @@ def test_what_is_not_read_is_named(tmp_path, name, content, reason):
     assert re.search(reason, found.reason), found.reason
 
 
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("a.nii", "nifti"), ("a.dcm", "dicom"), ("a.nrrd", "nrrd"), ("a.mha", "metaimage"), ("a.tif", "tiff")],
+)
+def test_where_first_bytes_say_nothing_the_reader_of_the_name_says_what_is_wrong(tmp_path, name, form):
+    found = recognized(tmp_path, name, bytes(range(1, 200)) * 3)
+    assert (found.form, found.state) == (form, "")
+
+
 def test_packed_scans_of_other_formats_are_named(tmp_path):
     found = recognized(tmp_path, "IM1.dcm.gz", gzip.compress(written(tmp_path, "x.dcm")))
     assert (found.state, found.reason) == ("rejected", "DICOM file packed with gzip; unpack it first")
