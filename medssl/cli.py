@@ -6,18 +6,29 @@ import os
 import sqlite3
 import sys
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medssl import __version__
-from medssl.files import read_yaml
+from medssl.early import check_words, said_when_slow
+from medssl.keys import keys_of
 from medssl.messages import explain, nearest, trouble
+from medssl.recipes import (
+    FRAGMENTS,
+    class_for,
+    config_names,
+    is_fragment,
+    load_config,
+    load_recipe,
+    merged,
+    of_another_verb,
+    verb_of,
+)
 from medssl.safe_path import protect_children
-from medssl.trust import names, refuse_config
+from medssl.trust import names
 from medssl.types import Imported, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from jsonargparse import ArgumentParser
 
@@ -38,13 +49,6 @@ VERBS = {
     "predict": ("medssl.engine.predict:predict", "segment or classify scans with a fine-tuned network"),
     "report": ("medssl.engine.report:report", "write runs and evaluations on one page"),
 }
-FRAGMENTS = {
-    **{"encoder": "encoders", "objective": "objectives", "preprocess": "data"},
-    **{"head": "heads", "optimizer": "optimizers"},
-}
-
-WRITTEN = ("config.yaml", "compare.yaml")  # of runs and comparisons, which may be another's
-BESIDE = ("card.json", "checkpoints", "compare.yaml", "runs")  # tells that a file lies in such a folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_MININTERVAL", "30")  # the log of a batch job wants a line now and then
     try:
-        function = find_verb(words[0])
+        check_early(words[0], words[1:])
+        with said_when_slow(words[0]):
+            function = find_verb(words[0])
         return run_verb(function, words[0], words[1:])
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -93,17 +99,31 @@ def overview() -> str:
     return "\n".join(lines)
 
 
-def find_verb(verb: str) -> Callable[..., int | None]:
-    """Imports the function behind a verb.
+def check_early(verb: str, words: list[str]) -> None:
+    """Checks what needs no import of the verb: its name, its recipe, the names of keys, and which ones are missing.
 
     Raises:
-        UserError: There is no such verb.
+        UserError: Says what is wrong.
     """
-    import importlib
-
     if verb not in VERBS:
         message = f"unknown verb {verb!r}{nearest(verb, VERBS)}; medssl --help lists them"
         raise UserError(message)
+    place = VERBS[verb][0]
+    keys = keys_of(place, {})
+    if keys is None:
+        return
+    trusted, rest = with_trust(words)
+    expanded = expand(spelled_out(rest, keys.switches), trusted)
+    recipes = {name: verb_of(name) for name in config_names("recipes")}
+    own = [name for name, of in recipes.items() if of == ("finetune" if verb == "compare" else verb)]
+    if wrong := check_words(place, verb, expanded, own):
+        raise UserError(of_another_verb(rest, verb) or wrong)
+
+
+def find_verb(verb: str) -> Callable[..., int | None]:
+    """Imports the function behind a verb."""
+    import importlib
+
     module, name = VERBS[verb][0].split(":")
     function: Callable[..., int | None] = getattr(importlib.import_module(module), name)
     return function
@@ -116,10 +136,15 @@ def run_verb(function: Callable[..., int | None], verb: str, words: list[str]) -
         UserError: A key or a value is wrong.
     """
     import argparse
+    import inspect
 
-    trusted, words = with_trust(words, function)
+    trusted, words = with_trust(words)
+    parameters = inspect.signature(function).parameters
+    if trusted and "trust" in parameters:
+        words = [*words, f"--trust={','.join(sorted(trusted))}"]
     parser = make_parser(function, verb)
-    expanded = expand(spelled_out(words, function), trusted)
+    switches = {name for name, item in parameters.items() if item.annotation == "bool"}
+    expanded = expand(spelled_out(words, switches), trusted)
     try:
         parsed = parser.parse_args(expanded)
     except argparse.ArgumentError as error:
@@ -129,10 +154,8 @@ def run_verb(function: Callable[..., int | None], verb: str, words: list[str]) -
     return function(**values) or 0
 
 
-def with_trust(words: list[str], function: Callable[..., Any]) -> tuple[frozenset[str], list[str]]:
-    """Import paths of ``--trust``, which configurations need before they are parsed, and the words for the parser."""
-    import inspect
-
+def with_trust(words: list[str]) -> tuple[frozenset[str], list[str]]:
+    """Import paths of ``--trust``, which configurations need before they are parsed, and the other words."""
     text, rest = "", []
     remaining = iter(words)
     for word in remaining:
@@ -141,8 +164,7 @@ def with_trust(words: list[str], function: Callable[..., Any]) -> tuple[frozense
             text += f",{value if separator else next(remaining, '')}"
         else:
             rest.append(word)
-    takes = "trust" in inspect.signature(function).parameters
-    return names(text), [*rest, f"--trust={text.strip(',')}"] if takes and text.strip(",") else rest
+    return names(text), rest
 
 
 def make_parser(function: Callable[..., Any], verb: str) -> ArgumentParser:
@@ -184,103 +206,11 @@ def imported(value: str | dict[str, Any]) -> Imported:
     return Imported(value) if isinstance(value, str) else Imported(**value)
 
 
-# --- names of shipped files
+# --- words of a command
 
 
-def config_folder() -> Path:
-    """The shipped configurations: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "configs"
-
-
-def config_names(kind: str) -> list[str]:
-    """Names of the shipped files of one kind ("recipes", "encoders", ...)."""
-    return sorted(path.stem for path in (config_folder() / kind).glob("*.yaml"))
-
-
-def verb_of(recipe: str) -> str:
-    """The verb that a recipe is for, as its own first lines say; empty where they do not."""
-    import re
-
-    path = Path(recipe)
-    if path.suffix not in {".yaml", ".yml"}:
-        path = config_folder() / "recipes" / f"{recipe}.yaml"
-    if not path.is_file():
-        return ""
-    found = re.search(r"^#.* medssl(?:\.cli)? (\w+) --config", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return found[1] if found else ""
-
-
-def of_another_verb(words: Sequence[str], verb: str) -> str:
-    """One line on a recipe that is for another verb; empty where there is none (``compare`` takes any that tune)."""
-    if verb not in {"pretrain", "finetune", "stages"}:
-        return ""
-    for number, word in enumerate(words):
-        flag, _, value = word.partition("=")
-        name = value or "".join(words[number + 1 : number + 2])
-        own = verb_of(name) if flag == "--config" else verb
-        if own not in {"", verb}:
-            return f"{name} is a recipe of medssl {own}, not of medssl {verb}"
-    return ""
-
-
-def load_config(name: str, kind: str, trust: frozenset[str] = frozenset()) -> Any:
-    """Reads a shipped file by name, or any file by path, and puts fragments in the place of their names.
-
-    Raises:
-        UserError: Neither a name nor a file, no YAML, or what a run wrote with classes that are not built of others.
-    """
-    import yaml
-
-    path = Path(name)
-    if path.suffix not in {".yaml", ".yml"} and not path.is_file():
-        path = config_folder() / kind / f"{name}.yaml"
-    try:
-        content = with_fragments(read_yaml(path), trust)
-    except OSError as error:
-        known = config_names(kind)
-        message = f"no configuration {name!r} in {kind}{nearest(name, known)}; there are {', '.join(known)}"
-        raise UserError(message) from error
-    except yaml.YAMLError as error:
-        message = f"{path.name} is no valid YAML: {' '.join(str(error).split())}"
-        raise UserError(message) from error
-    if path.name in WRITTEN or any((path.parent / name).exists() for name in BESIDE):
-        refuse_config(content, path.name, trust)
-    return content
-
-
-def with_fragments(content: Any, trust: frozenset[str] = frozenset()) -> Any:
-    """Puts fragments in the place of their names, at any depth.
-
-    ``encoder: resenc_3d`` takes a fragment as it is, ``encoder: {base: resenc_3d, init_args: {...}}`` changes it.
-    """
-    if not isinstance(content, dict):
-        return content
-    result = {}
-    for key, value in content.items():
-        if is_fragment(key, value):
-            result[key] = load_config(value, FRAGMENTS[key], trust)
-        elif key in FRAGMENTS and isinstance(value, dict) and "base" in value:
-            changes = {name: item for name, item in value.items() if name != "base"}
-            result[key] = merged(load_config(value["base"], FRAGMENTS[key], trust), changes)
-        else:
-            result[key] = with_fragments(value, trust)
-    return result
-
-
-def is_fragment(key: str, value: Any) -> bool:
-    """Whether a value names a fragment: a word, or a path to a YAML file, and neither inline YAML nor a class path."""
-    if key not in FRAGMENTS or not isinstance(value, str) or value.lstrip().startswith("{") or value in {"null", ""}:
-        return False
-    return "." not in value or value.endswith((".yaml", ".yml"))
-
-
-def spelled_out(words: Sequence[str], function: Callable[..., Any]) -> list[str]:
+def spelled_out(words: Sequence[str], switches: Collection[str]) -> list[str]:
     """Flags as the parser knows them: ``--from-scratch`` is ``--from_scratch=true``, and so are other switches."""
-    import inspect
-
-    switches = {name for name, item in inspect.signature(function).parameters.items() if item.annotation == "bool"}
     result = []
     for number, word in enumerate(words):
         flag, separator, value = word.partition("=")
@@ -344,36 +274,6 @@ def with_questions_joined(words: Sequence[str]) -> list[str]:
             result[-1] = f"{before}={word}"
         else:
             result.append(word)
-    return result
-
-
-def class_for(key: str, name: str, base: dict[str, Any]) -> str:
-    """Import path of a class whose keys are asked for: by its own path, as a fragment, or that of the recipe."""
-    content = load_config(name, FRAGMENTS[key]) if is_fragment(key, name) else base.get(key) if not name else name
-    return str(content.get("class_path", "") if isinstance(content, dict) else content or "")
-
-
-def load_recipe(name: str, trust: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """A whole recipe.
-
-    Raises:
-        UserError: The file holds no keys.
-    """
-    content = load_config(name, "recipes", trust)
-    if not isinstance(content, dict):
-        message = f"{Path(name).name} holds no keys: a recipe is a YAML mapping of arguments"
-        raise UserError(message)
-    return content
-
-
-def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """A configuration changed by another; a value that names its class replaces the former one as a whole."""
-    result = dict(base)
-    for key, value in change.items():
-        former = result.get(key)
-        whole = isinstance(value, dict) and ("class_path" in value or key == "preprocess")
-        inside = isinstance(former, dict) and isinstance(value, dict) and not whole
-        result[key] = merged(former or {}, value) if inside else value
     return result
 
 

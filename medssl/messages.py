@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
     from jsonargparse import ArgumentParser
 
 GONE = {  # keys that were once there, and what does their work
     "pretrained_file": "leave it out; weights of a file are loaded by medssl pretrain --init, finetune --pretrained",
 }
+LIKE = 0.55  # from here on a known name is worth proposing
 PARSER_WORDS = (  # what the parser says of its own workings, and what the user reads instead
     (r"Does not validate against .*|Subtypes: .*|Errors:|Given value type: .*|Given value: NestedArg.*", ""),
     (
@@ -27,6 +31,12 @@ PARSER_WORDS = (  # what the parser says of its own workings, and what the user 
 
 def trouble(error: OSError | sqlite3.OperationalError) -> str:
     """One line on what the system refused (a full disk, a folder without permission), or nothing for other errors."""
+    if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError) and error.filename:
+        path = Path(error.filename)
+        if isinstance(error, IsADirectoryError):
+            return f"{path} is a folder, a file is expected: name a file in it"
+        file = next((one for one in (path, *path.parents) if one.is_file()), path)
+        return f"{file} is a file, a folder is expected: choose another name"
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}" if error.errno else ""
@@ -36,12 +46,61 @@ def trouble(error: OSError | sqlite3.OperationalError) -> str:
     return f"SQLite says: {error}; check the room on the disk, the permissions, and who else works in that folder"
 
 
-def nearest(word: str, known: Any) -> str:
-    """`` (did you mean 'x'?)`` or nothing."""
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` or nothing: the nearest name, or two that are equally near."""
+    scores = {name: likeness(word, name) for name in known}
+    best = max(scores.values(), default=0.0)
+    if best < LIKE:
+        return ""
+    close = sorted((name for name, score in scores.items() if score == best), key=lambda name: (len(name), name))
+    return f" (did you mean {' or '.join(map(repr, close[:2]))}?)"
+
+
+def likeness(word: str, name: str) -> float:
+    """How near a mistyped key is to a known one, from 0 to 1.
+
+    Of keys below one parent only the last parts are compared, otherwise the parent would make all of them near. An
+    abbreviation is near to what it stands for.
+
+    >>> likeness("optimizer.lr", "optimizer.learning_rate") > likeness("optimizer.lr", "optimizer.clip")
+    True
+    """
     import difflib
 
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    parent, _, last = word.rpartition(".")
+    above, _, end = name.rpartition(".")
+    if parent == above:
+        return _likeness_of_parts(last, end)
+    if last == end or _stands_for(last, end):
+        return 0.9  # the right key below another parent, or without it
+    return 0.9 * difflib.SequenceMatcher(None, name, word).ratio()
+
+
+def _likeness_of_parts(word: str, name: str) -> float:
+    import difflib
+
+    if _stands_for(word, name):
+        return 0.97
+    if len(word) > 2 and name.startswith(word):
+        return 0.95
+    if len(word) > 2 and word in name.split("_"):
+        return 0.9
+    return difflib.SequenceMatcher(None, name, word).ratio()
+
+
+def _stands_for(word: str, name: str) -> bool:
+    """Whether a word is made of the first letters of a name of several words: "lr" of "learning_rate"."""
+    parts = name.split("_")
+    return len(parts) > 1 and word == "".join(part[:1] for part in parts)
+
+
+def unknown_key(key: str, known: Collection[str], standing: Collection[str] = ()) -> str:
+    """One line on a key that a verb does not take; ``standing`` ones are known and take no flag."""
+    if remedy := GONE.get(key.rpartition(".")[2]):
+        return f"unknown key {key!r}: {remedy}"
+    if key in known or key in standing:
+        return f"{key!r} stands without a flag: leave --{key} out, not its value"
+    return f"unknown key {key!r}{nearest(key, sorted(known)) or ': --help lists the keys'}"
 
 
 def explain(message: str, parser: ArgumentParser) -> str:
@@ -64,11 +123,7 @@ def explain(message: str, parser: ArgumentParser) -> str:
         known = set(parser.get_defaults().keys())
         if class_path is not None and parts[0]:
             known |= argument_names(class_path[1], parts[0])
-        if remedy := GONE.get(key.rpartition(".")[2]):
-            return f"unknown key {key!r}: {remedy}"
-        if key in known:
-            return f"{key!r} stands without a flag: leave --{key} out, not its value"
-        return f"unknown key {key!r}{nearest(key, sorted(known))}"
+        return unknown_key(key, known)
     *_, reason = re.split(r'Parser key "[^"]+":', message)
     keys = re.findall(r'Parser key "([^"]+)"', message)
     for pattern, replacement in PARSER_WORDS:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MASK = "mask"
 
 
-def classes_of(store: Store, target: str, kind: LabelKind = "classes") -> LabelSchema:
+def classes_of(store: Store, target: str, kind: LabelKind = "classes", *, key: str = "--data.target") -> LabelSchema:
     """What a target says.
 
     Args:
@@ -38,6 +38,8 @@ def classes_of(store: Store, target: str, kind: LabelKind = "classes") -> LabelS
             of the numbers where all are numbers, else of the alphabet. Findings may be several names, with commas.
         kind: What is made of a scan-level value.
 
+        key: Option of the verb that names the target.
+
     Raises:
         UserError: The store has no such labels, their classes have no names, there is one class only, or the values are
             no findings or numbers.
@@ -45,7 +47,11 @@ def classes_of(store: Store, target: str, kind: LabelKind = "classes") -> LabelS
     facts = store.records.facts
     if target == MASK:
         if not facts["label"].any():
-            message = f"{store.path} has no masks: index with --labels.masks and cache again, or set data.target"
+            values = sorted(
+                {name for number in np.flatnonzero(facts["text"]).tolist() for name in store.records.values(number)}
+            )
+            other = f"; or learn a value of whole scans, {key} NAME, out of {', '.join(values)}" if values else ""
+            message = f"{store.path} has no masks: index with --labels.masks and cache again{other}"
             raise UserError(message)
         if store.schema is None:
             message = (

@@ -78,6 +78,9 @@ def connect(file: Path, *, writable: bool) -> sqlite3.Connection:
     Raises:
         UserError: No such file, not an index, or of another version.
     """
+    if file.is_dir():
+        message = f"{file} is a folder: give the index file that medssl index wrote, such as {file / 'index.sqlite'}"
+        raise UserError(message)
     if not file.is_file():
         message = f"no index at {file}: make one with medssl index DIRECTORY --index {file}"
         raise UserError(message)

@@ -33,7 +33,7 @@ from medssl.types import UserError
 _FILES_AT_ONCE = 256
 _SERIES_AT_ONCE = 64
 
-Progress = Callable[[str, int], None]  # what is being done, and how many more files or series of it are done
+Progress = Callable[[str, int, int], None]  # what is being done, how many more files or series of it, of how many bytes
 
 
 @dataclass
@@ -63,7 +63,7 @@ def update(
         UserError: A file or folder is missing, lies inside another data set, the index was made with another key, or a
             worker process was killed.
     """
-    tell = progress or (lambda _what, _count: None)
+    tell = progress or (lambda _what, _count, _size: None)
     with _alone(index):
         _check_key(index, key)
         datasets = register(index, directories, options)
@@ -121,7 +121,7 @@ def _read_dataset(
     for found, entries in processes.map(read, changed):
         _store_all(index, dataset.name, number, found, entries)
         done.read += len(entries)
-        tell("reading headers", len(entries))
+        tell("reading headers", len(entries), sum(one.size for one in found))
     _forget(index, dataset, number, hidden, done)
     again = companions.outdated(index, dataset.name)
     for start in range(0, len(again), _FILES_AT_ONCE):
@@ -166,7 +166,7 @@ def _changed(
             index.connection.executemany("UPDATE files SET walk = ? WHERE path = ?", [(number, path) for path in same])
         done.unchanged += len(same)
         if same:
-            tell("unchanged files", len(same))
+            tell("unchanged files", len(same), 0)
         seen = set(same)
         pending += [one for one, path in zip(batch, paths, strict=True) if path not in seen]
         while len(pending) >= _FILES_AT_ONCE:
@@ -236,4 +236,4 @@ def _group(index: Index, key: bytes, tell: Progress) -> None:
                 regroup(index, series, key)
             index.connection.executemany("DELETE FROM stale WHERE series = ?", [(series,) for series in due])
             index.connection.execute("DELETE FROM meta WHERE name = 'ruled'")
-        tell("grouping series", len(due))
+        tell("grouping series", len(due), 0)

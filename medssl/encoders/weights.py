@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from medssl.encoders.adapt import adapted, assumed, is_table
 from medssl.encoders.base import Encoder
-from medssl.encoders.tensors import read_tensors, refuse_strange, tensor_bytes
+from medssl.encoders.tensors import read_tensors, refuse_strange
 from medssl.files import read_json, refusals, whole
 from medssl.seen import as_written
 from medssl.trust import network_class, refuse_transforms
@@ -41,11 +41,14 @@ def save_encoder(folder: Path, encoder: nn.Module, card: Card) -> None:
     Raises:
         UserError: The disk refuses the files; former files are untouched.
     """
+    from safetensors.torch import save
+
     own = {k: v for k, v in card.encoder.init_args.items() if k != "pretrained"}
     text = json.dumps(asdict(replace(card, encoder=replace(card.encoder, init_args=own))), indent=2, default=str)
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in encoder.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     with refusals(folder / WEIGHTS), whole(folder / WEIGHTS, folder / CARD) as (weights, written):
-        weights.write(tensor_bytes(encoder.state_dict(), {"format": "pt"}))
+        weights.write(save(tensors, metadata={"format": "pt"}))
         written.write(text.encode() + b"\n")
 
 
@@ -76,6 +79,9 @@ def read_card(folder: Path) -> Card:
     file = folder / CARD
     try:
         data = read_json(file)
+    except NotADirectoryError as error:
+        message = f"{folder} is a file: expected a folder that pretraining wrote"
+        raise UserError(message) from error
     except OSError as error:
         message = f"{file}: no card could be read ({error.strerror}): expected a folder that pretraining wrote"
         raise UserError(message) from error

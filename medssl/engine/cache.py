@@ -14,11 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medssl.data import checksums, chunks, filling, records
+from medssl.data import chunks, filling, records
 from medssl.data.processes import follow_parent, spawning
 from medssl.data.store import Store, Tier
-from medssl.data.verify import mend
-from medssl.data.verify import verify as verify_store
 from medssl.files import open_lock
 from medssl.types import Preprocess, UserError
 
@@ -41,7 +39,6 @@ def cache(
     where: str | None = None,
     tier: Tier = "chunked",
     workers: int = 2,
-    verify: bool = False,
 ) -> int:
     """Preprocess every scan of an index once and keep it in chunks; only what is missing is done.
 
@@ -52,18 +49,15 @@ def cache(
         where: SQL condition on the columns of the index, for example "modality = 'CT'".
         tier: "chunked" (compressed) or "raw" (uncompressed, mapped into memory: for sets that fit in it).
         workers: Processes; 0 works in this one.
-        verify: Compare every byte of the store with its checksums and store nothing.
 
     Returns:
-        0; 1 if the store holds nothing in the end, or with ``verify`` something damaged.
+        0; 1 if the store holds nothing in the end.
     """
     from medssl.data.index import Index
     from medssl.data.preprocess import check
 
     os.umask(0o077)
     check(preprocess or Preprocess())
-    if verify:
-        return _verify(store)
     with Index.open(index) as opened:
         scans = partial(opened.scans, where)
         domains: Counter[str] = Counter()
@@ -78,8 +72,6 @@ def cache(
         if note := check_domains(preprocess or Preprocess(), domains):
             print(f"note: {note}")
         schemas = {name: opened.schema(name) for name in names}
-        for line in mend(store):
-            print(f"note: {line}")
         made = Store.create(
             store, preprocess or Preprocess(), tier=tier, schema=_one(schemas), index_digest=opened.digest()
         )
@@ -149,40 +141,10 @@ def _sharing(store: Path) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield
-        with suppress(OSError):  # others are at work, who do it
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            checksums.seal(store)
 
 
-def _verify(store: Path) -> int:
-    """Compares a whole store with its checksums and lists what is damaged."""
-    from tqdm import tqdm
-
-    with tqdm(desc="verify", unit="B", unit_scale=True) as bar:
-        found = verify_store(store, bar.update)
-    for text in found.files:
-        print(f"damaged {text}")
-    for scan_id, text in found.damaged.items():
-        print(f"damaged {scan_id}: {text}")
-    if found.without:
-        print(f"note: {found.without} of {found.checked} scans were stored without checksums: only sizes are compared")
-    if not found.sealed:
-        print(
-            "note: no run of medssl cache has ended since the store was changed: run it again to check all of the table"
-        )
-    damaged = len(found.damaged)
-    if damaged or found.files:
-        print(
-            f"{store}: {found.checked} scans, {damaged} damaged: run medssl cache with the same index and store, which "
-            "stores them anew"
-        )
-        return 1
-    print(f"{store}: {found.checked} scans, none damaged")
-    return 0
-
-
-def _estimate(plan: Filling, scans: Callable[[], Iterator[Scan]], connection: sqlite3.Connection) -> int:
-    """Counts the missing scans and compares the room they need with the room there is."""
+def _estimate(plan: Filling, scans: Callable[[], Iterator[Scan]], connection: sqlite3.Connection) -> tuple[int, int]:
+    """Counts the missing scans and the bytes of their voxels, and compares the needed room with the free room."""
     missing, voxels = 0, 0
     for scan in scans():
         if not filling.stored(plan, scan, connection):
@@ -198,18 +160,26 @@ def _estimate(plan: Filling, scans: Callable[[], Iterator[Scan]], connection: sq
             "or take fewer scans with --where"
         )
         raise UserError(message)
-    return missing
+    return missing, voxels
 
 
 def _run(
-    plan: Filling, jobs: Iterator[tuple[Scan, ...]], connection: sqlite3.Connection, missing: int, workers: int
+    plan: Filling,
+    jobs: Iterator[tuple[Scan, ...]],
+    connection: sqlite3.Connection,
+    missing: tuple[int, int],
+    workers: int,
 ) -> tuple[int, int]:
-    """Works off the jobs; returns how many scans were stored and how many skipped."""
+    """Works off the jobs; returns how many scans were stored and how many skipped.
+
+    The bar goes by bytes, so that the time left does not depend on which scans come first.
+    """
     from tqdm import tqdm
 
     stored = skipped = 0
     try:
-        with tqdm(total=missing, desc="cache", unit="scan", disable=not missing) as bar:
+        count, size = missing
+        with tqdm(total=size, desc="cache", unit="B", unit_scale=True, disable=not count) as bar:
             for outcome in _outcomes(plan, jobs, workers):
                 filling.keep(plan, connection, outcome)
                 for scan_id, _, reason in outcome.skipped:
@@ -217,7 +187,8 @@ def _run(
                 for note in outcome.notes:
                     bar.write(f"note {note}")
                 stored, skipped = stored + len(outcome.rows), skipped + len(outcome.skipped)
-                bar.update(len(outcome.rows) + len(outcome.skipped))
+                bar.set_postfix_str(f"{stored + skipped} of {count} scans", refresh=False)
+                bar.update(outcome.size)
     except chunks.DiskFull as error:
         message = f"{error} ({stored} scans stored in this run, none lost)"
         raise UserError(message) from error

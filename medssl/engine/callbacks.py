@@ -177,7 +177,8 @@ class Console(lightning.Callback):
         if self.bar is None:
             return
         step, record = pl_module.progress.step, pl_module.record
-        self.bar.set_postfix(loss=f"{record['loss_smoothed']:.4f}", waiting=f"{record['waiting']:.0%}", refresh=False)
+        shown = {"smoothed loss": f"{record['loss_smoothed']:.4f}", "waiting": f"{record['waiting']:.0%}"}
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
         done = step - self.first
         pace = (time.monotonic() - self.started) / done
@@ -190,7 +191,8 @@ class Console(lightning.Callback):
         elif self.bar.disable and step % max(1, pl_module.steps // 20) == 0:
             left = span(pace * (pl_module.steps - step))
             self.say(
-                f"step {step}/{pl_module.steps}  loss {record['loss_smoothed']:.4f}  {pace:.3g} s a step, {left} left"
+                f"step {step}/{pl_module.steps}  smoothed loss {record['loss_smoothed']:.4f}  "
+                f"{pace:.3g} s a step, {left} left"
             )
 
     def say(self, line: str) -> None:

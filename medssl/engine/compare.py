@@ -26,6 +26,7 @@ from medssl.encoders.base import Encoder
 from medssl.encoders.weights import CARD
 from medssl.engine import describe, start
 from medssl.engine.arms import TEST, Run, Study, arms_of, encoders_of, hold, read_kept, study_of
+from medssl.engine.axes import open_store
 from medssl.engine.children import Failure, Job, alone, run_jobs
 from medssl.engine.evaluate import labelled
 from medssl.engine.inference import Windows
@@ -102,7 +103,10 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         message = f"runs is {runs}, jobs {jobs}, labels {list(labels)}: give at least 1 of each"
         raise UserError(message)
     folders, opened = encoders_of(encoders), Store.open(store)
-    starts = {name: begin_of(name, folder, opened, optimizer, allow, names(trust)) for name, folder in folders.items()}
+    starts = {
+        name: begin_of(name, folder, opened, optimizer, allow, names(trust), data.view.size)
+        for name, folder in folders.items()
+    }
     schema = schema_for(opened, data.target, head)
     counts = counts_of(opened, schema, data, labels, [training.seed + number for number in range(runs)])
     with Index.open(index) as known:
@@ -131,7 +135,13 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
 
 
 def begin_of(
-    name: str, folder: Path, store: Store, optimizer: FineTuning, allow: Sequence[Allowed], trust: Collection[str] = ()
+    name: str,
+    folder: Path,
+    store: Store,
+    optimizer: FineTuning,
+    allow: Sequence[Allowed],
+    trust: Collection[str] = (),
+    size: Sequence[int] | None = None,
 ) -> Start:
     """How the runs of an encoder begin; says what is not known or allowed of the subjects that it has seen.
 
@@ -141,8 +151,7 @@ def begin_of(
     try:
         begin = start.with_drop_path(start.start_of(folder, None, from_scratch=False, trust=trust), optimizer.drop_path)
         assert begin.card is not None  # a folder has one, or it was refused
-        if "preprocess" not in allow:
-            Store.open(store.path, preprocess=begin.card.preprocess)
+        open_store(store.path, begin, allow, size=size, key="data.view.size")
         begin = start.with_channels(begin, store.channels, allow)
         note = start.refuse_seen(store, begin, allow)
     except UserError as error:

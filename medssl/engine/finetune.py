@@ -18,6 +18,7 @@ from medssl.data.trained_on import trained_on
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import CARD, make_encoder
 from medssl.engine import describe, lora, running, start
+from medssl.engine.axes import open_store
 from medssl.engine.checkpoint import RunFolder
 from medssl.engine.module import TrainingLoop, keyed_seed
 from medssl.engine.optim import FineTuning
@@ -80,7 +81,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     running.refuse_hardware(training)
     begin = start.start_of(pretrained, encoder, from_scratch=from_scratch, trust=names(trust))
     begin = start.with_drop_path(begin, optimizer.drop_path)
-    opened = Store.open(store, None if begin.card is None or "preprocess" in allow else begin.card.preprocess)
+    opened = open_store(store, begin, allow, size=data.view.size, key="data.view.size")
     begin = start.with_channels(begin, opened.channels, allow)
     schema = schema_for(opened, data.target, head)
     chosen = choose(opened, schema, data, labels, training.seed)
@@ -193,7 +194,7 @@ def refuse_misfit(network: Network, data: Examples, training: Training, mixing: 
         raise UserError(message)
     if axes not in network.encoder.ndims:
         own = " or ".join(f"{ndim}D" for ndim in sorted(network.encoder.ndims))
-        message = f"the encoder is {own}, the view has {axes} axes ({list(data.view.size)}): set data.view.size"
+        message = f"the encoder takes {own}, data.view.size {list(data.view.size)} has {axes} axes: change either"
         raise UserError(message)
     if (data.target == "mask") != (kind == "segmentation"):
         message = f"the head is for {kind}, the target is {data.target!r}: choose another --head or --data.target"

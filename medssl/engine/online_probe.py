@@ -56,7 +56,7 @@ class ProbeWhileTraining(lightning.Callback):
         self.store, self.every = store, settings.every
         self.window, self.axis = tuple(plan.views[0].size), plan.sampling.slice_axis
         self.windows = Windows(precision="bf16" if half else "fp32")
-        self.schema = classes_of(store, settings.target)
+        self.schema = classes_of(store, settings.target, key="--probe.target")
         refuse_kind(self.schema)
         self.asked = {"target": settings.target, "subjects": settings.subjects, "seed": settings.seed}
         self.learnt, self.judged = (

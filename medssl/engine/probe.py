@@ -15,6 +15,7 @@ from medssl.data.labelled import MASK, class_number, classes_of, subjects_of
 from medssl.data.store import Store
 from medssl.encoders.base import Encoder
 from medssl.engine import describe, start
+from medssl.engine.axes import open_store
 from medssl.engine.frozen import Frozen, Splits, begin_of, freeze, scan_key, split_scans, subject_names
 from medssl.engine.inference import Windows
 from medssl.engine.kept import Kept
@@ -96,10 +97,9 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
     for key, (lowest, value) in least.items():
         refuse_below(lowest, f"--{key}", value)
     begin = begin_of(run, encoder, from_scratch=from_scratch, trust=names(trust))
-    held_to = None if begin.card is None or "preprocess" in allow else begin.card.preprocess
-    opened = Store.open(store, preprocess=held_to)
+    opened = open_store(store, begin, allow)
     begin = start.with_channels(begin, opened.channels, allow)
-    schema = classes_of(opened, target)
+    schema = classes_of(opened, target, key="--target")
     refuse_kind(schema)
     frozen, loaded = freeze(begin, opened, windows, window=window, slice_axis=slice_axis, seed=seed)
     axes = len(frozen.window)

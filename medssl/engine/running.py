@@ -291,7 +291,7 @@ def train(module: TrainingLoop, trainer: lightning.Trainer, folder: RunFolder) -
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
         return 128 + number
     if trainer.is_global_zero:
-        print(f"{folder.path}: {step} steps done, loss {module.progress.smoothed:.4f}; {module.outcome}")
+        print(f"{folder.path}: {step} steps done, smoothed loss {module.progress.smoothed:.4f}; {module.outcome}")
     return 0
 
 

@@ -69,7 +69,8 @@ class MaskedBatchNorm(Masked, _BatchNorm):
         if not training or (frame is None and world_size() == 1):
             if training and len(x) * x.shape[2:].numel() == 1:
                 message = (
-                    "the coarsest map has one position, too few for batch norm of one crop: larger views, or batches"
+                    "batch norm of one crop whose coarsest map has one position: set training.batch_size to 2 or more "
+                    "(training.accumulate does not help), or take a larger view"
                 )
                 raise UserError(message)
             y: Tensor = super().forward(x)

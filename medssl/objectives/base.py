@@ -77,7 +77,8 @@ class Objective(nn.Module, ABC):
         """
         if len(view.size) not in encoder.ndims:
             takes = " or ".join(f"{n}D" for n in sorted(encoder.ndims))
-            message = f"view size {view.size} is {len(view.size)}D, the encoder takes {takes}: change either"
+            message = f"view size {view.size} is {len(view.size)}D, the encoder takes {takes}: "
+            message += "take encoder and objective of one recipe"
             raise UserError(message)
         cells_of(view.size, encoder.strides[-1], what="for the encoder's stride, view size")
 

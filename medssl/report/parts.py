@@ -102,7 +102,8 @@ def read_part(name: str, folder: Path) -> Part:
         UserError: No folder, or none of these; or a file of it that is damaged.
     """
     if not folder.is_dir():
-        message = f"{folder}: no such folder: a report is made of run folders and of folders of medssl evaluate"
+        what = "is a file, no folder" if folder.exists() else "no such folder"
+        message = f"{folder}: {what}: a report is made of run folders and of folders of medssl evaluate"
         raise UserError(message)
     if (folder / SUMMARY).exists():
         return _read_evaluation(name, folder)

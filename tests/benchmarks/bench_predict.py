@@ -51,11 +51,11 @@ def write_network(folder: Path, spacing: float) -> None:
     import torch
     import yaml
 
-    from medssl.cli import config_folder
     from medssl.encoders.resenc import ResEnc
     from medssl.heads.base import Network
     from medssl.heads.segmentation import UNet
     from medssl.heads.weights import save_network
+    from medssl.recipes import config_folder
     from medssl.seen import Seen
     from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned
 

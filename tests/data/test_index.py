@@ -152,7 +152,7 @@ def test_killed_and_started_again_equals_uninterrupted(scans, tmp_path, after):
         from medssl.data.index import Index, IndexOptions
         module._FILES_AT_ONCE, module._SERIES_AT_ONCE = 4, 3
         calls = []
-        def progress(what, count):
+        def progress(what, count, size):
             calls.append(what)
             if len(calls) == {after}:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -190,7 +190,7 @@ def test_one_update_at_a_time(scans, file):
     run(file, scans)
     with Index.open(file, create=True) as index:
 
-        def progress(_what, _count):
+        def progress(_what, _count, _size):
             with pytest.raises(UserError, match="being updated by another process"):
                 run(file, scans)
 

@@ -270,7 +270,10 @@ def test_other_batches_are_refused(change, match):
 @pytest.mark.parametrize(
     ("size", "match"),
     [
-        ((32, 48, 16), r"view size \(32, 48, 16\) is 3D, the encoder takes 2D: change either"),
+        (
+            (32, 48, 16),
+            r"view size \(32, 48, 16\) is 3D, the encoder takes 2D: take encoder and objective of one recipe",
+        ),
         ((32, 50), r"view size \(32, 50\) is not a multiple of \(8, 8\): nearest sizes that work are .* or \(32, 56\)"),
     ],
 )

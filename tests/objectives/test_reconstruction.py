@@ -243,5 +243,8 @@ def test_an_encoder_without_the_mask_mode_is_refused(kind, small, match):
 
 @pytest.mark.parametrize("kind", [SparK, UNetMAE])
 def test_a_view_of_other_axes_is_refused(kind):
-    with pytest.raises(UserError, match=r"view size \(16, 16, 16\) is 3D, the encoder takes 2D: change either"):
+    with pytest.raises(
+        UserError,
+        match=r"view size \(16, 16, 16\) is 3D, the encoder takes 2D: take encoder and objective of one recipe",
+    ):
         kind(encoder(2), view=ViewSpec(size=(16, 16, 16)))
