@@ -13,27 +13,30 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medssl.data import grid
+from medssl.data.labelled import MASK
 from medssl.types import TrainedOn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from medssl.data.store import Store
-    from medssl.types import Preprocess, Scan
+    from medssl.types import LabelSchema, Preprocess, Scan
 
 NAMES = ("modality", "domain", "spacing")
 WIDER = 2.0  # a spacing may be so many times finer or coarser than any of the training
 
 
-def trained_on(store: Store, scans: Sequence[int]) -> TrainedOn:
-    """Modalities, value domains and spacings of some scans of a store.
+def trained_on(store: Store, scans: Sequence[int], schema: LabelSchema | None = None) -> TrainedOn:
+    """Modalities, value domains and spacings of some scans of a store, and classes that none of them has.
 
     Args:
         store: Whose table is asked.
         scans: Their numbers in it.
+        schema: The classes of a mask or of a scan-level value.
     """
     wanted = {store.scan_id(number) for number in scans}
     modalities, domains, spacings = set(), set(), []
+    values: set[int] | None = set()
     address = f"{(store.path / 'records.sqlite').resolve().as_uri()}?mode=ro"
     with closing(sqlite3.connect(address, uri=True, timeout=120)) as connection:
         for scan_id, modality, domain, details in connection.execute(
@@ -43,11 +46,33 @@ def trained_on(store: Store, scans: Sequence[int]) -> TrainedOn:
                 continue
             modalities.add(modality)
             domains.add(domain)
-            affine = np.array(json.loads(details)["source"]["affine"], float)
+            known = json.loads(details)
+            counts = known.get("classes")  # absent in stores of older versions
+            values = None if values is None or counts is None else values | {int(value) for value in counts}
+            affine = np.array(known["source"]["affine"], float)
             if len(affine) == 4:
                 spacings.append(grid.spacing_of(affine))
     ranges = tuple((min(axis), max(axis)) for axis in zip(*spacings, strict=True))
-    return TrainedOn(tuple(sorted(modalities - {""})), tuple(sorted(domains)), ranges)
+    missing = () if schema is None else _missing(store, scans, schema, values)
+    return TrainedOn(tuple(sorted(modalities - {""})), tuple(sorted(domains)), ranges, missing)
+
+
+def _missing(store: Store, scans: Sequence[int], schema: LabelSchema, values: set[int] | None) -> tuple[str, ...]:
+    """Names of classes that no scan has; nothing where the store does not count the values of its masks."""
+    if schema.kind != "classes":
+        return ()
+    if schema.name == MASK:
+        return () if values is None else tuple(name for value, name in schema.classes if value not in values)
+    held = {store.records.values(number).get(schema.name) for number in scans}
+    return tuple(name for _, name in schema.classes if name not in held)
+
+
+def missing_note(known: TrainedOn | None) -> list[str]:
+    """What to tell of classes that a network has not learned."""
+    if known is None or not known.missing_classes:
+        return []
+    names = ", ".join(known.missing_classes)
+    return [f"no scan that the network learns from has {names}: it will hardly ever give that answer"]
 
 
 def differences(scan: Scan, known: TrainedOn, preprocess: Preprocess) -> dict[str, str]:

@@ -15,6 +15,7 @@ from medssl.data.index import Index
 from medssl.data.labelled import MASK, class_number, is_labelled
 from medssl.data.read import read
 from medssl.data.split import overlap
+from medssl.data.trained_on import missing_note
 from medssl.engine import describe
 from medssl.engine.answers import score_answers, score_classes
 from medssl.engine.calibrate import fit_scaling, refuse_calibration, refuse_shared
@@ -97,7 +98,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         others = labelled(opened, fitted.schema, calibrate, where) if calibrate else []
         values = values_of(columns_of(by, opened), opened, split, [scan.scan_id for scan in scans])
         root, digest = opened.root, opened.digest()
-    notes += refuse_shared(fitted, scans, others)
+    notes += [*refuse_shared(fitted, scans, others), *missing_note(fitted.tuned.trained_on)]
     for note in notes:
         print(f"note: {note}")
     out.mkdir(mode=0o700, parents=True, exist_ok=True)

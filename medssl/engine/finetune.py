@@ -14,7 +14,7 @@ from medssl.data.labelled import few, labelled_scans, subjects_of
 from medssl.data.loader import small_scans
 from medssl.data.split import overlap
 from medssl.data.store import Store
-from medssl.data.trained_on import trained_on
+from medssl.data.trained_on import missing_note, trained_on
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import CARD, make_encoder
 from medssl.engine import describe, lora, running, start
@@ -223,6 +223,7 @@ def first_notes(store: Store, data: Examples, chosen: Chosen, loaded: str, schem
     padded = [f"{small} scans of split {data.train!r} are smaller than the view and are padded"] if small else []
     for scans, where in ((chosen.learnt, "learn from"), (chosen.validated, "validate with")):
         notes += target_notes(store, scans, schema, where=where)
+    notes += missing_note(trained_on(store, (*chosen.learnt, *chosen.drawn), schema))
     return notes + padded
 
 
@@ -250,6 +251,6 @@ def make_card(
             window=tuple(size),
             slice_axis=axis,
             subjects=tuple(sorted(labelled)),
-            trained_on=trained_on(store, (*chosen.learnt, *chosen.drawn)),
+            trained_on=trained_on(store, (*chosen.learnt, *chosen.drawn), schema),
         ),
     )

@@ -18,7 +18,7 @@ from medssl.data.identity import load_key
 from medssl.data.index import FileOptions, Index, IndexOptions
 from medssl.data.labels import names_of
 from medssl.data.read import read
-from medssl.data.trained_on import NAMES, differences
+from medssl.data.trained_on import NAMES, differences, missing_note
 from medssl.data.unchanged import refuse_changed
 from medssl.data.update import update
 from medssl.engine import outputs
@@ -91,6 +91,8 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     with Index.open(given.index if given else index or Path()) as opened:
         chosen = [scan for scan in opened.scans(where) if given is None or given.has(scan, opened.root)]
         skipped = list(given.left_out(opened)) if given else []
+        for note in missing_note(fitted.tuned.trained_on):
+            print(f"note: {note}")
         chosen, others = split_by_training(fitted, chosen, allowed)
         skipped += others
         called = _names(chosen, names)

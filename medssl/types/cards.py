@@ -17,11 +17,13 @@ class TrainedOn:
         modalities: Of the index, such as CT; empty where no scan said.
         domains: What the values mean: "hu", "mr", "gray", "rgb".
         spacing_mm: Lowest and highest spacing per stored axis, of the scans as they lie on disk; empty for images.
+        missing_classes: Names of classes that none of the scans has: the network has not learned them.
     """
 
     modalities: tuple[str, ...]
     domains: tuple[str, ...]
     spacing_mm: tuple[tuple[float, float], ...] = ()
+    missing_classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from engine import fitted, labelled
 
 from medssl.data.index import FileOptions, Index
 from medssl.data.store import Store
-from medssl.data.trained_on import differences, trained_on
+from medssl.data.trained_on import differences, missing_note, trained_on
 from medssl.encoders.weights import load_card
 from medssl.engine.index import index
 from medssl.engine.predict import predict
-from medssl.types import Preprocess, TrainedOn, UserError
+from medssl.types import LabelSchema, Preprocess, TrainedOn, UserError
 
 MR = TrainedOn(("MR",), ("mr",), ((1.0, 1.0), (1.5, 1.5), (2.0, 4.0)))
 OTHERS = [
@@ -87,6 +87,38 @@ def test_axes_are_compared_as_they_are_stored(tmp_path):
     like = TrainedOn(("MR",), ("mr",), ((0.8, 0.8), (5.0, 5.0), (0.8, 0.8)))
     assert differences(scan, like, Preprocess()) == {}
     assert set(differences(scan, like, Preprocess(orientation=None))) == {"spacing"}
+
+
+def test_classes_that_no_scan_has_are_known(tmp_path):
+    (tmp_path / "data").mkdir()
+    place = labelled.indexed(
+        labelled.volumes(tmp_path / "data" / "scans"),
+        tmp_path / "data" / "i.sqlite",
+        classes="0=background,1=left,4=right,7=tail",
+        key=tmp_path / "key",
+    )
+    store = Store.open(labelled.stored(place, tmp_path / "store"))
+    known = trained_on(store, range(3), store.schema)
+    assert known.missing_classes == ("tail",)
+    (note,) = missing_note(known)
+    assert note == "no scan that the network learns from has tail: it will hardly ever give that answer"
+    assert missing_note(trained_on(store, range(3))) == missing_note(None) == []
+
+
+def test_scan_level_classes_that_no_scan_has_are_known(tmp_path):
+    (tmp_path / "data").mkdir()
+    place = labelled.indexed(
+        labelled.pictures(tmp_path / "data" / "scans"), tmp_path / "data" / "i.sqlite", key=tmp_path / "key"
+    )
+    store = Store.open(labelled.stored(place, tmp_path / "store"))
+    left = [n for n in range(len(store)) if store.records.values(n)["class"] == "left"]
+    schema = LabelSchema("class", ((0, "left"), (1, "none"), (2, "right")))
+    assert trained_on(store, left, schema).missing_classes == ("none", "right")
+
+
+def test_predict_tells_classes_that_were_never_learned(tmp_path, scans, capsys):
+    known = TrainedOn(("MR",), ("mr",), missing_classes=("bone",))
+    assert "note: no scan that the network learns from has bone" in run(tmp_path, scans, known, capsys)[1]
 
 
 def test_a_fine_tuned_network_says_what_its_scans_are_like(tmp_path):
