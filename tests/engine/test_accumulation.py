@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import ddp
 import pytest
 import torch
 from heads.made import network
@@ -95,6 +96,37 @@ def test_four_micro_batches_of_one_give_the_gradient_of_one_of_four(name):
     assert max(float(one.abs().max()) for one in whole) > 1e-3
     for one, other in zip(whole, parts, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+def on_each_process(name: str) -> list[torch.Tensor]:
+    """Two micro-batches of one sample in each of two processes; counts are added over both, gradients averaged."""
+    torch.manual_seed(0)
+    objective, batch = CASES[name]()
+    rows = ([0], [1]) if torch.distributed.get_rank() == 0 else ([2], [3])
+    step = Step(0, 10, 0, batch.origin.samples)
+    parts = [take(batch, step, list(row)) for row in rows]
+    counts = torch.stack([objective.counts(*part).double() for part in parts]).sum(0)
+    torch.distributed.all_reduce(counts)
+    for part, its_step in parts:
+        (objective(part, replace(its_step, counts=counts / 2)).total / 2).backward()
+    found = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
+    for gradient in found:
+        torch.distributed.all_reduce(gradient)
+        gradient /= 2
+    return found
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("name", ["unet 2d", "classes", "spark"])
+def test_two_processes_of_two_micro_batches_give_the_gradient_of_one_of_four(name):
+    """Labels on half of the samples: one process has none at all in its second micro-batch."""
+    shared = ddp.run_two(on_each_process, name)
+    torch.manual_seed(0)
+    objective, batch = CASES[name]()
+    whole = gradients(objective, batch, [[0, 1, 2, 3]])
+    for found in shared:
+        for one, other in zip(whole, found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 def test_two_unequal_micro_batches_of_mixed_samples_are_weighed_by_their_labels():
