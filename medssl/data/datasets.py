@@ -10,6 +10,7 @@ from pathlib import Path
 
 from medssl.data import layouts
 from medssl.data.index import Index, IndexOptions
+from medssl.data.labels import refuse_without_effect
 from medssl.data.tables import transaction
 from medssl.types import UserError
 
@@ -114,7 +115,9 @@ def _of_files(folder: Path, names: tuple[str, ...], known: dict[str, Dataset], o
 
 
 def _note(index: Index, dataset: Dataset, options: IndexOptions) -> None:
-    text = json.dumps(_saved(layouts.fill(options, dataset.folder).options, dataset), sort_keys=True)
+    filled = layouts.fill(options, dataset.folder).options
+    refuse_without_effect(filled.labels, laid_out=bool(filled.layout))
+    text = json.dumps(_saved(filled, dataset), sort_keys=True)
     with transaction(index.connection):
         old = index.connection.execute("SELECT options FROM datasets WHERE name = ?", (dataset.name,)).fetchone()
         row = (dataset.name, str(dataset.folder), text)

@@ -190,6 +190,31 @@ class LabelOptions(MaskOptions):
         return classes
 
 
+def refuse_without_effect(labels: LabelOptions, *, laid_out: bool) -> None:
+    """Refuses options that mean nothing without another one, so that nobody trusts in them.
+
+    Args:
+        labels: As the user and the layout give them.
+        laid_out: A layout names masks that no option does.
+
+    Raises:
+        UserError: Names the option and what it needs.
+    """
+    masks = bool(labels.masks or labels.excluded or labels.objects) or laid_out
+    needs = (
+        (labels.ignore is not None and not labels.class_names, "ignore", "--labels.class_names 0=background,1=tumor"),
+        (bool(labels.key) and not labels.values, "key", "--labels.values FILE.csv"),
+        (bool(labels.columns) and not labels.values, "columns", "--labels.values FILE.csv"),
+        (labels.threshold is not None and not masks, "threshold", "--labels.masks TEXT=TEXT"),
+        (labels.grid == "trust" and not masks, "grid trust", "--labels.masks TEXT=TEXT"),
+        (labels.other_segments != "refuse" and not labels.objects, "other_segments", "--labels.objects true"),
+    )
+    for idle, name, missing in needs:
+        if idle:
+            message = f"--labels.{name} has no effect without {missing}: give both, or leave it out"
+            raise UserError(message)
+
+
 def refuse_formula(name: str, where: str) -> None:
     """Refuses a name that tables of scores and predictions would hand to a spreadsheet as a formula.
 

@@ -249,7 +249,7 @@ def check_label(label: NDArray[np.generic], schema: LabelSchema | None) -> None:
     shown = ", ".join(f"{value} ({count:,} voxels)" for value, count in list(strange.items())[:5])
     shown += f" and {len(strange) - 5} more values" if len(strange) > 5 else ""
     if schema is None:
-        message = f"negative label value: {shown}; name it with --labels.class_names or --labels.ignore"
+        message = f"negative label value: {shown}; name all values with --labels.class_names, and with --labels.ignore the one that no loss looks at"
         raise MaskError(message)
     classes = ", ".join(f"{value}={name}" for value, name in schema.classes)
     advice = "name it with --labels.class_names or leave it out of the loss with --labels.ignore"

@@ -26,7 +26,7 @@ def unread_beside(connection: sqlite3.Connection, dataset: str, paths: Sequence[
                     SELECT 1 FROM files AS other WHERE other.series = files.series AND other.state = 'slice')
                 ORDER BY path
             """
-            rows = connection.execute(query, (f"{folder}/", f"{folder}0", dataset))
+            rows = connection.execute(query, (*_inside(folder), dataset))
             names += [PurePath(row[0]).name for row in rows if _folder(row[0]) == folder and _may_be_dicom(row[0])]
     return names
 
@@ -46,13 +46,18 @@ def mark_beside_unread(connection: sqlite3.Connection) -> None:
     for folder in sorted(folder for folder in now.keys() | before.keys() if now.get(folder) != before.get(folder)):
         inside = "path > ? AND path < ? AND state = 'slice'"
         due = f"INSERT OR IGNORE INTO stale SELECT DISTINCT series FROM files WHERE {inside}"
-        connection.execute(due, (f"{folder}/", f"{folder}0"))
+        connection.execute(due, _inside(folder))
     if now != before:
         connection.execute("INSERT OR REPLACE INTO meta VALUES ('unread', ?)", (json.dumps(now),))
 
 
 def _folder(path: str) -> str:
     return path.rpartition("/")[0]
+
+
+def _inside(folder: str) -> tuple[str, str]:
+    """What the paths in and below a folder lie between; "" is the root of the index."""
+    return (f"{folder}/", f"{folder}0") if folder else ("", "\U0010ffff")
 
 
 def _may_be_dicom(path: str) -> bool:

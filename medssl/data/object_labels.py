@@ -16,6 +16,7 @@ from medssl.data.formats.dicom.objects import LabelObject
 from medssl.data.identity import keyed_digest
 from medssl.data.labels import LabelOptions, PathRule
 from medssl.data.pairing import Mask
+from medssl.data.tables import transaction
 
 _SHOWN = 20  # names that a message lists
 _RULE = PathRule("mask", "--labels.objects", "")
@@ -42,6 +43,7 @@ class ObjectLabels:
         self.used: set[int] = set()
         self.unnamed: Counter[str] = Counter()
         self.by_study = 0
+        self.slices: dict[str, set[str]] = {}
         self.stored = self._load() if labels.objects else []
         series_of = partial(keyed_digest, key, "dicom", dataset)
         for one in self.stored:
@@ -111,7 +113,7 @@ class ObjectLabels:
         }
         chosen, problem = [], ""
         for one in fitting:
-            if slices & set(one.about.instances):
+            if not slices.isdisjoint(one.about.instances):
                 chosen.append(one)
             elif not self._names_slices(row["series"], one):
                 chosen.append(one)
@@ -120,10 +122,11 @@ class ObjectLabels:
 
     def _names_slices(self, series: str, one: _Stored) -> bool:
         """Whether an object names slices of a series at all: where it does not, any volume may be meant."""
-        for (header,) in self.connection.execute("SELECT header FROM files WHERE series = ?", (series,)).fetchall():
-            if header[:1] == "[" and any(str(own[1]) in one.about.instances for own in json.loads(header)):
-                return True
-        return False
+        if series not in self.slices:
+            query = "SELECT header FROM files WHERE series = ? AND substr(header, 1, 1) = '['"
+            headers = [json.loads(row[0]) for row in self.connection.execute(query, (series,))]
+            self.slices = {series: {str(own[1]) for header in headers for own in header}}  # of one series at a time
+        return not self.slices[series].isdisjoint(one.about.instances)
 
     def _segments(self, one: _Stored) -> tuple[list[tuple[int, int]], str]:
         """Segments with their classes, and why they cannot be used."""
@@ -163,11 +166,13 @@ class ObjectLabels:
             UPDATE scans SET status = 'rejected', reason = json_extract(found, '$.reason')
             WHERE dataset = ? AND status = 'label' AND json_extract(found, '$.status') = 'rejected'
         """
-        self.connection.execute(reset, (self.dataset,))
-        for file in sorted(self.used):
-            query = "SELECT scan_id FROM parts WHERE file = ? AND role = 'image'"
-            for row in self.connection.execute(query, (file,)).fetchall():
-                self.connection.execute("UPDATE scans SET status = 'label', reason = '' WHERE scan_id = ?", tuple(row))
+        label = """
+            UPDATE scans SET status = 'label', reason = ''
+            WHERE scan_id IN (SELECT scan_id FROM parts WHERE file = ? AND role = 'image')
+        """
+        with transaction(self.connection):
+            self.connection.execute(reset, (self.dataset,))
+            self.connection.executemany(label, [(file,) for file in sorted(self.used)])
 
     def notes(self) -> list[str]:
         """What the user should know, with counts; names of segments are shown, and kept nowhere else."""

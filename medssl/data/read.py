@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medssl.data import masks, units
-from medssl.data.formats.base import FormatError, Reading
+from medssl.data.formats.base import FormatError, Reading, first_line
 from medssl.data.formats.recognition import FORMATS, format_of
 from medssl.types import Grid, Part, Scan, UserError
 
@@ -176,7 +176,7 @@ def _read_parts(
         message = f"{parts[0].path}: no such file below {root}: run medssl index again"
         raise ReadError(message) from error
     except OSError as error:
-        message = f"{file.name}: {error.strerror or 'damaged: ' + str(error).splitlines()[0]}"
+        message = f"{file.name}: {error.strerror or 'damaged: ' + first_line(error)}"
         raise ReadError(message) from error
     if image.size == 0:
         message = f"{file.name}: zero-size, shape {_times(image.shape)}"

@@ -23,6 +23,7 @@ from medssl.data.modality import domain_of, normalized
 from medssl.data.object_labels import ObjectLabels
 from medssl.data.pairing import Mask, Pairing, of_files
 from medssl.data.split import parse_shares, split_of
+from medssl.data.tables import transaction
 from medssl.types import UserError
 
 _PAGE = 1000
@@ -130,10 +131,9 @@ class _Ruler:
         self.way = shlex.quote(way) if (way := self.maps.proposal(self.labels.masks)) else ""
         for page in self._pages():
             ruled = [(row["scan_id"], self._rule(row)) for row in page]
-            self.connection.execute("BEGIN IMMEDIATE")
-            for scan_id, one in ruled:
-                self._write(scan_id, one)
-            self.connection.execute("COMMIT")
+            with transaction(self.connection):
+                for scan_id, one in ruled:
+                    self._write(scan_id, one)
         self.objects.finish()
         return self._notes()
 

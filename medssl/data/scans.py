@@ -139,8 +139,8 @@ def _of_file(file: sqlite3.Row, options: dict[str, Any]) -> Iterator[tuple[int |
         channels *= count
     if count > 1 and (options["frames"] == "refuse" or channels > _MOST_CHANNELS):
         reason = (
-            f"4D file: {count} {header['frames']['noun']}; take them as scans of their own with --files.frames scans, "
-            f"or up to {_MOST_CHANNELS} of them as channels with --files.frames channels"
+            f"several frames in a file: {count} {header['frames']['noun']}; take them as scans of their own with "
+            f"--files.frames scans, or up to {_MOST_CHANNELS} of them as channels with --files.frames channels"
         )
         status = Status("rejected", reason)
     grid = Grid(*(_tuples(header["grid"][name]) for name in ("shape", "spacing_mm", "affine")))
@@ -194,10 +194,11 @@ def _add_left_out(
     connection: sqlite3.Connection, files: Sequence[sqlite3.Row], base: dict[str, Any], key: bytes
 ) -> None:
     """One row for each reason why files of a series are no scan; files of one reason stand together."""
-    for state, reason in sorted({(str(file["state"]), str(file["reason"])) for file in files}):
-        parts = [file for file in files if (file["state"], file["reason"]) == (state, reason)]
-        if state == "ignored":
-            continue
+    alike: dict[tuple[str, str], list[sqlite3.Row]] = {}
+    for file in files:
+        if file["state"] != "ignored":
+            alike.setdefault((str(file["state"]), str(file["reason"])), []).append(file)
+    for (state, reason), parts in sorted(alike.items(), key=lambda item: item[0]):
         row = _found(Status("rejected" if state == "rejected" else "failed", reason), "", "")
         _add(connection, keyed_digest(key, "left out", base["series"], state, reason), row, base, parts)
 

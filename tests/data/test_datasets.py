@@ -97,3 +97,19 @@ def test_a_link_to_a_file_is_read_under_its_own_name(tmp_path, folder):
     (tmp_path / "links" / "scan.nii.gz").symlink_to(folder / "a.nii.gz")
     assert index(tmp_path, tmp_path / "links" / "scan.nii.gz") == 0
     assert names(tmp_path) == ["scan.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--labels.ignore", "2"), "--labels.ignore has no effect without --labels.class_names"),
+        (("--labels.key", "id"), "--labels.key has no effect without --labels.values FILE.csv"),
+        (("--labels.columns", "age"), "--labels.columns has no effect without --labels.values FILE.csv"),
+        (("--labels.threshold", "0.5"), "--labels.threshold has no effect without --labels.masks TEXT=TEXT"),
+        (("--labels.grid", "trust"), "--labels.grid trust has no effect without --labels.masks TEXT=TEXT"),
+        (("--labels.other_segments", "background"), "--labels.other_segments has no effect without --labels.objects"),
+    ],
+)
+def test_options_without_effect_are_refused(tmp_path, folder, capsys, words, says):
+    assert index(tmp_path, folder, words=words) == 2
+    assert f"error: {says}" in capsys.readouterr().err

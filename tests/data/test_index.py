@@ -20,6 +20,7 @@ from medssl.data import walk as walking
 from medssl.data.identity import named_digest, patient_digest
 from medssl.data.index import FileOptions, Index, IndexOptions
 from medssl.data.labels import LabelOptions
+from medssl.data.neighbors import mark_beside_unread, unread_beside
 from medssl.data.update import Update, update
 from medssl.types import UserError
 
@@ -496,7 +497,7 @@ def test_4d_files_are_channels_only_if_asked(tmp_path, file):
     write_nifti(tmp_path / "d" / "x.nii.gz", noise((4, 5, 6, 3)))
     run(file, tmp_path / "d")
     with Index.open(file) as index:
-        assert [scan.status.reason[:18] for scan in index.scans(status="rejected")] == ["4D file: 3 volumes"]
+        assert [scan.status.reason[:35] for scan in index.scans(status="rejected")] == ["several frames in a file: 3 volumes"]
     run(file, tmp_path / "d", files=FileOptions(frames="channels"))
     with Index.open(file) as index:
         (scan,) = index.scans()
@@ -571,3 +572,19 @@ def test_a_mixed_dump_is_grouped_and_its_strays_are_listed(real_data, file):
         shapes = [scan.grid.shape for scan in scans]
         assert (shapes.count((64, 64, 15)), shapes.count((72, 72, 5)), len(shapes)) == (40, 8, 48)  # GE, mosaics
         assert index.counts() == [("ignored", "not an image: .txt file", 10)]
+
+
+def test_unread_files_in_the_root_of_the_index_lie_beside_its_series(file):
+    """Paths of files that lie in the root of the index have no folder."""
+    with Index.open(file, create=True, root=file.parent) as index:
+        rows = [("1.dcm", "slice", "s"), ("2.dcm", "failed", "t"), ("below/3.dcm", "failed", "u")]
+        for path, state, series in rows:
+            values = (path, "d", 1, 1, state, "", series, "", 1)
+            index.connection.execute(
+                "INSERT INTO files (path, dataset, size, modified_ns, state, reason, series, header, walk) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                values,
+            )
+        assert unread_beside(index.connection, "d", ["1.dcm"]) == ["2.dcm"]
+        mark_beside_unread(index.connection)
+        assert [tuple(row) for row in index.connection.execute("SELECT * FROM stale")] == [("s",)]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from medssl.data.formats.base import LPS_TO_RAS
-from medssl.data.formats.dicom.elements import DicomError, damage, quiet
+from medssl.data.formats.dicom.elements import DicomError, damage, quiet, reason_of
 from medssl.data.formats.dicom.segmentation import ClassMap
 from medssl.types import Grid
 
@@ -60,7 +60,7 @@ def read_structures(file: Path, classes: Mapping[int, int], grid: Grid) -> Class
     except DicomError:
         raise
     except damage() as error:
-        message = f"structure set damaged: {str(error).splitlines()[0] if str(error) else 'not understood'}"
+        message = f"structure set damaged: {reason_of(error)}"
         raise DicomError(message) from error
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from medssl.data.formats.base import DAMAGE
+from medssl.data.formats.base import DAMAGE, first_line
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def parse(stream: BinaryIO, tags: Sequence[str | int]) -> Dataset:
         wanted: list[Any] = _as_tags(tuple(tags))
         return pydicom.dcmread(stream, specific_tags=wanted, stop_before_pixels=True, force=True)
     except damage() as error:
-        message = f"not readable as DICOM: {str(error).splitlines()[0] if str(error) else 'header ends early'}"
+        message = f"not readable as DICOM: {first_line(error) if str(error) else 'header ends early'}"
         raise DicomError(message) from error
 
 

@@ -68,14 +68,15 @@ def read_fragments(stream: BinaryIO, start: int, size: int) -> Fragments:
     return Fragments(tuple(places), base, offsets)
 
 
-def read_frame(stream: BinaryIO, fragments: Fragments, frame: int, frames: int, extended: Sequence[int] = ()) -> bytes:
-    """The compressed bytes of one frame.
+def frames_in(
+    stream: BinaryIO, fragments: Fragments, frames: int, extended: Sequence[int] = ()
+) -> list[Sequence[tuple[int, int]]]:
+    """Start and length of the fragments of each frame.
 
     Args:
         stream: The file.
         fragments: What ``read_fragments`` found in it.
-        frame: Number of the frame.
-        frames: How many there are.
+        frames: How many frames there are.
         extended: Extended Offset Table, where the file has one.
 
     Raises:
@@ -87,9 +88,9 @@ def read_frame(stream: BinaryIO, fragments: Fragments, frame: int, frames: int, 
         message = "truncated: no fragments in Pixel Data"
         raise DicomError(message)
     if frames == 1:
-        return b"".join(_read(stream, *place) for place in places)
+        return [places]
     if len(places) == frames:
-        return _read(stream, *places[frame])
+        return [(place,) for place in places]
     if len(places) < frames:
         message = f"truncated: {len(places)} compressed frames, Number of Frames says {frames}"
         raise DicomError(message)
@@ -97,12 +98,17 @@ def read_frame(stream: BinaryIO, fragments: Fragments, frame: int, frames: int, 
         starts = [fragments.base + offset + 8 for offset in offsets]
     else:
         starts = [place for place, length in places if _read(stream, place, min(length, 8)).startswith(_STARTS)]
-    known = {place for place, _ in places}
-    if len(starts) != frames or not known.issuperset(starts) or starts != sorted(starts):
+    number = {place: n for n, (place, _) in enumerate(places)}
+    if len(starts) != frames or not number.keys() >= set(starts) or starts != sorted(starts):
         message = f"{len(places)} fragments and {frames} frames: no offset table says which fragments make a frame"
         raise DicomError(message)
-    last = starts[frame + 1] if frame + 1 < frames else places[-1][0] + 1
-    return b"".join(_read(stream, place, length) for place, length in places if starts[frame] <= place < last)
+    firsts = [number[start] for start in starts]
+    return [places[one:other] for one, other in zip(firsts, [*firsts[1:], len(places)], strict=True)]
+
+
+def read_frame(stream: BinaryIO, places: Sequence[tuple[int, int]]) -> bytes:
+    """The compressed bytes of a frame, by the place of its fragments."""
+    return b"".join(_read(stream, *place) for place in places)
 
 
 def _read(stream: BinaryIO, place: int, length: int) -> bytes:

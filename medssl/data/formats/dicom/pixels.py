@@ -13,7 +13,7 @@ import numpy as np
 from medssl.data.formats.dicom.codecs import decode
 from medssl.data.formats.dicom.colors import palette_of, ybr_to_rgb
 from medssl.data.formats.dicom.elements import PIXEL_TAGS, DicomError, damage, parse, quiet, reason_of
-from medssl.data.formats.dicom.encapsulated import Fragments, read_fragments, read_frame
+from medssl.data.formats.dicom.encapsulated import frames_in, read_fragments, read_frame
 from medssl.data.formats.dicom.extent import (
     Extent,
     check_claimed,
@@ -126,7 +126,7 @@ class _File:
         self.extent = Extent("PixelData", 0, 0)
         self.syntax = ""
         self.side = 1
-        self._fragments: Fragments | None = None
+        self._frames: list[Sequence[tuple[int, int]]] | None = None
         self._picture: np.ndarray | None = None
 
     def open(self) -> Self:
@@ -216,8 +216,9 @@ class _File:
     def _compressed(self, frame: int, frames: int) -> bytes:
         """Compressed bytes of one frame."""
         assert self.stream is not None
-        if self._fragments is None:
-            self._fragments = read_fragments(self.stream, self.extent.start, self.path.stat().st_size)
-        table = self.dataset.get("ExtendedOffsetTable") or b""
-        extended = [int(offset) for offset in np.frombuffer(table[: len(table) // 8 * 8], "<u8")]
-        return read_frame(self.stream, self._fragments, frame, frames, extended)
+        if self._frames is None:
+            table = self.dataset.get("ExtendedOffsetTable") or b""
+            extended = [int(offset) for offset in np.frombuffer(table[: len(table) // 8 * 8], "<u8")]
+            fragments = read_fragments(self.stream, self.extent.start, self.path.stat().st_size)
+            self._frames = frames_in(self.stream, fragments, frames, extended)
+        return read_frame(self.stream, self._frames[frame])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medssl.data.formats.base import LPS_TO_RAS
-from medssl.data.formats.dicom.elements import DicomError, damage, quiet, syntax_of
+from medssl.data.formats.dicom.elements import DicomError, damage, quiet, reason_of, syntax_of
 from medssl.types import Grid
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def read_segmentation(file: Path, classes: Mapping[int, int], grid: Grid) -> Cla
     except DicomError:
         raise
     except damage() as error:
-        message = f"segmentation object damaged: {str(error).splitlines()[0] if str(error) else 'not understood'}"
+        message = f"segmentation object damaged: {reason_of(error)}"
         raise DicomError(message) from error
 
 

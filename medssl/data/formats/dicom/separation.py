@@ -260,7 +260,8 @@ def _levels(values: Sequence[Any], tolerance: float) -> list[int]:
     known: dict[Any, int] = {}
     firsts: list[Any] = []
     for key in sorted({key for key in keys if key is not None}, key=lambda key: (str(type(key)), key)):
-        same = next((n for n, first in enumerate(firsts) if tolerance and _equal(first, key, tolerance)), None)
+        tried = range(len(firsts)) if isinstance(key, tuple) else range(len(firsts))[-1:]  # numbers come in order
+        same = next((n for n in tried if tolerance and _equal(firsts[n], key, tolerance)), None)
         if same is None:
             firsts.append(key)
         known[key] = len(firsts) - 1 if same is None else same
