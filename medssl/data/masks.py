@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medssl.data.formats.base import times
 from medssl.types import Grid, UserError
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def compare(image: Grid, mask: Grid, *, trust: bool = False) -> Match:
         return Match(turn, note=f"lies up to {turn.off:.2g} voxels off its image (taken as rounding)" if far else "")
     still = Turn(tuple(range(len(image.shape))), (False,) * len(image.shape), turn.off)
     if sorted(image.shape) != sorted(mask.shape) or len(image.shape) == 2:
-        return Match(still, f"shape differs: {{name}} has {_times(mask.shape)}, its image {_times(image.shape)}")
+        return Match(still, f"shape differs: {{name}} has {times(mask.shape)}, its image {times(image.shape)}")
     if trust and image.shape == mask.shape:
         return Match(still, note="is taken to lie on its image's grid, which its header does not say (grid trust)")
     apart = f"corners up to {turn.off:.3g} voxels apart" if np.isfinite(turn.off) else "the axes do not fit"
@@ -120,12 +121,12 @@ def describe(grid: Grid) -> str:
     """A grid in one phrase: "20x18x10 voxels (LAS) of 0.9x0.8x2.5 mm from 40, -30, 10"."""
     affine = np.array(grid.affine)
     if len(grid.shape) != 3:
-        return f"{_times(grid.shape)} pixels"
+        return f"{times(grid.shape)} pixels"
     rows = np.abs(affine[:3, :3]).argmax(axis=0)
     letters = "".join(("RAS" if affine[row, axis] > 0 else "LPI")[row] for axis, row in enumerate(rows))
     spacing = "x".join(f"{step:.4g}" for step in grid.spacing_mm)
     origin = ", ".join(f"{value:.4g}" for value in affine[:3, 3] + 0.0)
-    return f"{_times(grid.shape)} voxels ({letters}) of {spacing} mm from {origin}"
+    return f"{times(grid.shape)} voxels ({letters}) of {spacing} mm from {origin}"
 
 
 def one_channel(array: NDArray[np.generic], name: str, holds: str, notes: list[str]) -> NDArray[np.generic]:
@@ -249,7 +250,8 @@ def check_label(label: NDArray[np.generic], schema: LabelSchema | None) -> None:
     shown = ", ".join(f"{value} ({count:,} voxels)" for value, count in list(strange.items())[:5])
     shown += f" and {len(strange) - 5} more values" if len(strange) > 5 else ""
     if schema is None:
-        message = f"negative label value: {shown}; name all values with --labels.class_names, and with --labels.ignore the one that no loss looks at"
+        advice = "name all values with --labels.class_names, and with --labels.ignore the one that no loss looks at"
+        message = f"negative label value: {shown}; {advice}"
         raise MaskError(message)
     classes = ", ".join(f"{value}={name}" for value, name in schema.classes)
     advice = "name it with --labels.class_names or leave it out of the loss with --labels.ignore"
@@ -266,7 +268,3 @@ def _without_position(grid: Grid) -> bool:
     """Whether an affine is what writers put where they know nothing: unit steps from the origin."""
     affine = np.abs(np.array(grid.affine))
     return bool(np.allclose(affine, np.eye(len(affine))))
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))

@@ -93,5 +93,5 @@ def _said(scans: Sequence[Scan], root: Path) -> str:
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     return (
         f"{len(ranges)} of {len(ranges)} files that were looked into have no air (values {low:.4g} to {high:.4g}): "
-        "--files.modality CT expects Hounsfield units; were 1024 added, or the values normalised?"
+        "--files.modality CT expects Hounsfield units; were 1024 added, or the values normalized?"
     )

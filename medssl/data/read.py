@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medssl.data import masks, units
-from medssl.data.formats.base import FormatError, Reading, first_line
+from medssl.data.formats.base import FormatError, Reading, first_line, times
 from medssl.data.formats.recognition import FORMATS, format_of
 from medssl.types import Grid, Part, Scan, UserError
 
@@ -58,8 +58,8 @@ def read(scan: Scan, root: Path, *, with_label: bool = True) -> Volume:
     image, grid = _read_parts(scan.source.parts, root, scan.grid, _reading(scan), notes)
     if len(image) != len(scan.source.channels) or grid.shape != scan.grid.shape:
         message = (
-            f"{_first(scan.source.parts)} now has shape {_times(image.shape)}, the index says "
-            f"{_times((len(scan.source.channels), *scan.grid.shape))}: run medssl index again"
+            f"{_first(scan.source.parts)} now has shape {times(image.shape)}, the index says "
+            f"{times((len(scan.source.channels), *scan.grid.shape))}: run medssl index again"
         )
         raise ReadError(message)
     factor = units.factor_between(grid, scan.grid)
@@ -101,8 +101,8 @@ def _read_mask(mask: _Mask, scan: Scan, root: Path, place: tuple[Grid, float], n
     match = masks.compare(grid, its_grid, trust=scan.labels.trust_grid)
     if match.problem.startswith("shape differs"):
         message = (
-            f"{name} has shape {_times(its_grid.shape)}, its image {_first(scan.source.parts)} "
-            f"{_times(grid.shape)}: they must be equal"
+            f"{name} has shape {times(its_grid.shape)}, its image {_first(scan.source.parts)} "
+            f"{times(grid.shape)}: they must be equal"
         )
         raise ReadError(message)
     if match.problem:
@@ -179,7 +179,7 @@ def _read_parts(
         message = f"{file.name}: {error.strerror or 'damaged: ' + first_line(error)}"
         raise ReadError(message) from error
     if image.size == 0:
-        message = f"{file.name}: zero-size, shape {_times(image.shape)}"
+        message = f"{file.name}: zero-size, shape {times(image.shape)}"
         raise ReadError(message)
     return image, grid
 
@@ -201,10 +201,6 @@ def _with_channels(
 
 def _first(parts: tuple[Part, ...]) -> str:
     return Path(parts[0].path).name
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _dicom(parts: tuple[Part, ...], root: Path, grid: Grid, notes: list[str]) -> tuple[np.ndarray, Grid]:

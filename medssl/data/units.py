@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from medssl.data.formats.placement import CONVERTED, LARGEST_MM, SMALLEST_MM, millimeters
 from medssl.types import Grid
 
 LengthUnit = Literal["", "um", "mm", "cm", "m"]
-_MM = {"um": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1e3}
-LOWEST_MM, HIGHEST_MM = 1e-3, 100.0
+_FACTORS = {unit: millimeters(unit) or 1.0 for unit in get_args(LengthUnit) if unit}
 _SAME = 1e-4  # relative difference of spacings that rounding explains
-_CONVERTED = "lengths converted to mm"  # note of a reader that has followed the unit in the file
 
 
 def in_unit(header: Mapping[str, Any], grid: Grid, unit: LengthUnit) -> Grid:
@@ -22,9 +21,9 @@ def in_unit(header: Mapping[str, Any], grid: Grid, unit: LengthUnit) -> Grid:
     Files that state another unit than mm were converted by their reader and stay as they are; so do pictures whose
     pixels are of 1 mm because nothing says how large they are.
     """
-    stated = any(str(note).startswith(_CONVERTED) for note in header.get("notes", ()))
+    stated = any(str(note).startswith(CONVERTED) for note in header.get("notes", ()))
     unknown = header["kind"] == "image" and grid.spacing_mm == (1.0, 1.0)
-    return grid if not unit or stated or unknown else scaled(grid, _MM[unit])
+    return grid if not unit or stated or unknown else scaled(grid, _FACTORS[unit])
 
 
 def scaled(grid: Grid, factor: float) -> Grid:
@@ -39,7 +38,7 @@ def scaled(grid: Grid, factor: float) -> Grid:
 def out_of_range(grid: Grid, unit: LengthUnit) -> str:
     """Why a spacing is not believed, or nothing; "mm" confirms every one."""
     low, high = min(grid.spacing_mm), max(grid.spacing_mm)
-    if unit == "mm" or (low >= LOWEST_MM * (1 - _SAME) and high <= HIGHEST_MM * (1 + _SAME)):
+    if unit == "mm" or (low >= SMALLEST_MM * (1 - _SAME) and high <= LARGEST_MM * (1 + _SAME)):
         return ""
     shown = " x ".join(f"{step:.3g}" for step in grid.spacing_mm)
     what = (
@@ -47,13 +46,13 @@ def out_of_range(grid: Grid, unit: LengthUnit) -> str:
         if unit
         else ("say with --files.length_unit um, mm, cm or m what its lengths are (mm takes them as they are)")
     )
-    return f"spacing outside {LOWEST_MM:g} to {HIGHEST_MM:g} mm ({shown} mm): {what}"
+    return f"spacing outside {SMALLEST_MM:g} to {LARGEST_MM:g} mm ({shown} mm): {what}"
 
 
 def factor_between(file: Grid, index: Grid) -> float:
     """What makes the lengths of a file those of the index, where a unit alone differs; else 1."""
     ratios = [there / here for here, there in zip(file.spacing_mm, index.spacing_mm, strict=False) if here > 0]
-    factors = [factor for factor in _MM.values() if ratios and all(_close(ratio, factor) for ratio in ratios)]
+    factors = [factor for factor in _FACTORS.values() if ratios and all(_close(ratio, factor) for ratio in ratios)]
     return factors[0] if factors else 1.0
 
 

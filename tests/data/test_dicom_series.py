@@ -173,7 +173,7 @@ def test_gantry_tilt_is_kept_in_the_affine_and_said(tmp_path):
     np.testing.assert_allclose(np.array(stack.grid.affine)[:3, 2], [0, -0.5, 2.5], atol=1e-6)
 
 
-def test_three_planes_are_a_localiser(tmp_path):
+def test_three_planes_are_a_localizer(tmp_path):
     for number, orientation in enumerate(((1.0, 0, 0, 0, 1.0, 0), CORONAL, SAGITTAL)):
         series = Series(shape=(6, 6, 3), orientation=orientation)
         for index, pixels in enumerate(series.pixels()):
@@ -182,20 +182,20 @@ def test_three_planes_are_a_localiser(tmp_path):
             write_slice(tmp_path / f"{number}_{index}", dataset)
     (stack,) = stacks_in(tmp_path)
     assert stack.status.code == "rejected"
-    assert stack.status.reason.startswith("localiser: 3 directions")
+    assert stack.status.reason.startswith("localizer: 3 directions")
 
 
 @pytest.mark.parametrize(
     ("extra", "reason"),
     [
-        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localiser"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "localizer"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]}, "Siemens mosaic: its number of slices"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7", "ImagePositionPatient": None}, "secondary capture"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.2", "PixelSpacing": None}, "secondary capture"),
         ({"Modality": "SR"}, "report, plan or other object"),
         ({"Modality": "SEG"}, "segmentation object"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1", "Modality": "OT"}, "encapsulated|without a picture"),
-        ({"SamplesPerPixel": 3}, "screenshot or colour overlay"),
+        ({"SamplesPerPixel": 3}, "screenshot or color overlay"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour overlay"),
     ],
 )

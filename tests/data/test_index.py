@@ -28,7 +28,7 @@ KEY = b"k" * 32
 
 
 def write_mixed(folder: Path) -> Path:
-    """Nine scans of seven formats, a sidecar, a hidden file and a localiser."""
+    """Nine scans of seven formats, a sidecar, a hidden file and a localizer."""
     write_series(folder / "a" / "b", Series(uid="1.2.3.1"))
     write_series(folder / "a" / "c", Series(uid="1.2.3.2", extra={"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}))
     for number in range(3):
@@ -85,7 +85,7 @@ def test_every_format_becomes_a_scan(scans, file):
             ("ignored", "not an image: .txt file", 1),
             ("ignored", "not an image: AppleDouble file", 1),
             ("ignored", "not an image: hidden file", 1),
-            ("rejected", "localiser", 1),
+            ("rejected", "localizer", 1),
         ]
     by_suffix = {Path(scan.source.parts[0].path).suffix: scan for scan in found}
     assert by_suffix[".nrrd"].grid.shape == (5, 6, 7)
@@ -240,7 +240,7 @@ def test_conditions_and_splits_select(scans, file):
         assert len(list(index.scans("size_k >= 8 -- a comment"))) == 2
         assert len(list(index.scans(split="train"))) == 9
         assert list(index.scans(split="test")) == []
-        assert [scan.status.reason for scan in index.scans(status="rejected")] == ["localiser"]
+        assert [scan.status.reason for scan in index.scans(status="rejected")] == ["localizer"]
 
 
 @pytest.mark.parametrize("where", ["1; DROP TABLE scans", "(", "'"])
@@ -497,7 +497,9 @@ def test_4d_files_are_channels_only_if_asked(tmp_path, file):
     write_nifti(tmp_path / "d" / "x.nii.gz", noise((4, 5, 6, 3)))
     run(file, tmp_path / "d")
     with Index.open(file) as index:
-        assert [scan.status.reason[:35] for scan in index.scans(status="rejected")] == ["several frames in a file: 3 volumes"]
+        assert [scan.status.reason[:35] for scan in index.scans(status="rejected")] == [
+            "several frames in a file: 3 volumes"
+        ]
     run(file, tmp_path / "d", files=FileOptions(frames="channels"))
     with Index.open(file) as index:
         (scan,) = index.scans()

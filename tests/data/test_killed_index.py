@@ -1,4 +1,4 @@
-"""An update that is killed at any moment, at any of its steps, and started again gives what an uninterrupted one gives."""
+"""An update that is killed at any moment of any step, and started again, gives what an uninterrupted one gives."""
 
 from __future__ import annotations
 

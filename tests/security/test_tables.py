@@ -85,7 +85,7 @@ def test_an_export_has_no_formula_and_no_name_of_a_file(index, tmp_path, ending)
         ("miller.nii.gz cannot be opened", "a file cannot be opened"),
         ("the folder miller holds two series", "the folder a file holds two series"),
         ("C:\\scans\\miller has no header", "a file has no header"),
-        ("localiser", "localiser"),
+        ("localizer", "localizer"),
     ],
 )
 def test_of_a_reason_the_kind_is_left(reason, kind):

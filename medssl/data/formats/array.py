@@ -29,6 +29,7 @@ from medssl.data.formats.base import (
     first_line,
     make_grid,
     picture_grid,
+    times,
 )
 from medssl.types import Grid
 
@@ -44,12 +45,6 @@ Members = dict[str, tuple[tuple[int, ...], str]]  # name -> shape and number typ
 def matches(first: bytes) -> bool:
     """Whether a file begins as one of these does; ZIP and HDF5 hold many other things, so the name must agree."""
     return first.startswith((_NPY, _ZIP, _HDF5))
-
-
-def companions(path: Path) -> tuple[Path, ...]:
-    """Such a file is whole by itself."""
-    del path
-    return ()
 
 
 def read_header(path: Path) -> FileHeader:
@@ -123,7 +118,7 @@ def _letters(axes: str, ndim: int) -> str:
 
 def _chosen(members: Members, reading: Reading) -> str:
     """Name of the array that is read."""
-    listed = ", ".join(f"{name} ({'x'.join(map(str, shape))})" for name, (shape, _) in list(members.items())[:_LISTED])
+    listed = ", ".join(f"{name} ({times(shape)})" for name, (shape, _) in list(members.items())[:_LISTED])
     if len(members) > _LISTED:
         listed += f" and {len(members) - _LISTED} more"
     if "" in members or (len(members) == 1 and not reading.member):
@@ -142,12 +137,12 @@ def _header(shape: tuple[int, ...], dtype: str, reading: Reading) -> FileHeader:
     letters = _letters(reading.axes, len(shape))
     if len(letters) != len(shape):
         message = (
-            f"axes that do not fit: {'x'.join(map(str, shape))} has {len(shape)}, --files.arrays.axes "
+            f"axes that do not fit: {times(shape)} has {len(shape)}, --files.arrays.axes "
             f"{reading.axes} states {len(reading.axes)}"
         )
         raise FormatError(message)
     if 0 in shape:
-        message = f"zero-size: shape {'x'.join(map(str, shape))}"
+        message = f"zero-size: shape {times(shape)}"
         raise FormatError(message)
     length = dict(zip(letters, shape, strict=True))
     spatial = [letter for letter in letters if letter in "ijk"]
@@ -224,7 +219,7 @@ def _described(stream: BinaryIO | Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
         message = "damaged: the header of the NumPy array makes no sense"
         raise FormatError(message) from error
     if min(shape, default=1) < 0:
-        message = f"damaged: a shape of {'x'.join(map(str, shape))}"
+        message = f"damaged: a shape of {times(shape)}"
         raise FormatError(message)
     return tuple(int(length) for length in shape), dtype
 

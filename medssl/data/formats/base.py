@@ -5,8 +5,8 @@ A format module has
 - ``SUFFIXES``: lower-case endings of file names, with the dot;
 - ``matches(first)``: whether the first 352 bytes of a file are of this format;
 - ``read_header(path) -> FileHeader``: no pixel is decoded unless only decoding can tell that the file is whole;
-- ``read_pixels(path, frame, reading) -> (array [C, *s], Grid)``: the values as the file defines them;
-- ``companions(path)``: other files that hold part of the scan (a detached ``.raw``); may be missing.
+  ``details["companions"]`` names other files that hold part of the scan (a detached ``.raw``);
+- ``read_pixels(path, frame, reading) -> (array [C, *s], Grid)``: the values as the file defines them.
 
 All raise ``FormatError`` (one line, without the path) for files that cannot be a scan.
 """
@@ -17,7 +17,7 @@ import gzip
 import logging
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,7 +96,7 @@ def check_grid(header: FileHeader) -> FileHeader:
         FormatError: Says which.
     """
     if 0 in header.grid.shape:
-        message = f"zero-size: shape {'x'.join(map(str, header.grid.shape))}"
+        message = f"zero-size: shape {times(header.grid.shape)}"
         raise FormatError(message)
     affine = np.array(header.grid.affine)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-15:
@@ -115,6 +115,11 @@ def make_grid(shape: tuple[int, ...], affine: np.ndarray) -> Grid:
 def picture_grid(height: int, width: int, spacing_mm: tuple[float, float] = (1.0, 1.0)) -> Grid:
     """Grid of an image: (row, column) -> millimeters from the first pixel."""
     return make_grid((height, width), np.diag([*spacing_mm, 1.0]))
+
+
+def times(shape: Iterable[int]) -> str:
+    """A shape as messages show it: "512x512x80"."""
+    return "x".join(map(str, shape))
 
 
 def first_line(error: BaseException) -> str:

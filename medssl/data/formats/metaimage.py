@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from medssl.data.formats.base import FileHeader, FormatError, Reading, make_grid, picture_grid
+from medssl.data.formats.base import FileHeader, FormatError, Reading
 from medssl.data.formats.metaimage_header import (
     MetaHeader,
     details_of,
@@ -19,7 +19,7 @@ from medssl.data.formats.metaimage_header import (
 )
 from medssl.data.formats.placement import is_left_handed
 from medssl.data.formats.streams import Source, check_length
-from medssl.data.formats.voxels import Layout, arrange, check_sources, from_text, read_values, scaled
+from medssl.data.formats.voxels import Layout, arrange, check_sources, from_text, grid_of, read_values, scaled
 from medssl.types import Grid, ValueDomain
 
 SUFFIXES = (".mha", ".mhd")
@@ -33,16 +33,6 @@ def matches(first: bytes) -> bool:
     return bool(mark) and name.strip() in _FIRST_FIELDS and (name.strip() != b"comment" or b"ndims" in first.lower())
 
 
-def companions(path: Path) -> tuple[Path, ...]:
-    """Files with voxels that the header names."""
-    try:
-        header = read_text(path)
-        found = sources(path, header, layout_of(header))
-    except (FormatError, OSError):
-        return ()
-    return tuple(source.path for source in found if source.companion)
-
-
 def read_header(path: Path) -> FileHeader:
     """Read shape, type and grid, and compare the length of the voxels with what the files hold.
 
@@ -52,7 +42,7 @@ def read_header(path: Path) -> FileHeader:
     header = read_text(path)
     layout = layout_of(header)
     affine, notes = geometry(header)
-    grid = _grid(layout, affine)
+    grid = grid_of(layout, affine)
     found = sources(path, header, layout)
     _check(header, layout, found)
     details = details_of(header)
@@ -88,19 +78,19 @@ def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.nda
     found = sources(path, header, layout)
     alone = False
     if header.as_text:
-        values = _from_text(layout, found)
+        values = from_text(found, layout, "text")
     else:
         if not header.packed:
             check_sources(found, layout)
         values, alone = read_values(found, layout, frame)
     values = scaled(values, *scale_of(header))
-    return arrange(values, layout, frame, alone=alone), _grid(layout, affine)
+    return arrange(values, layout, frame, alone=alone), grid_of(layout, affine)
 
 
 def _check(header: MetaHeader, layout: Layout, found: tuple[Source, ...]) -> None:
     """Compare lengths; compressed voxels are decoded only where the header does not say how long they are."""
     if header.as_text:
-        _from_text(layout, found)
+        from_text(found, layout, "text")
     elif not header.packed:
         check_sources(found, layout)
     elif not _has_stated_length(header, layout, found):
@@ -116,17 +106,3 @@ def _has_stated_length(header: MetaHeader, layout: Layout, found: tuple[Source, 
         return check_length(Source(found[0].path, found[0].offset), int(stated)) == 0
     except FormatError:
         return False
-
-
-def _from_text(layout: Layout, found: tuple[Source, ...]) -> np.ndarray:
-    if len(found) != 1:
-        message = f"{len(found)} files of numbers as text: expected one"
-        raise FormatError(message)
-    return from_text(found[0], layout, "text")
-
-
-def _grid(layout: Layout, affine: np.ndarray) -> Grid:
-    sizes = [layout.length(letter) for letter in "ijk" if letter in layout.roles]
-    if len(sizes) == 3:
-        return make_grid(tuple(sizes), affine)
-    return picture_grid(sizes[1], sizes[0], (float(affine[1, 1]), float(affine[0, 0])))

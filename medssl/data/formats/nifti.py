@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from medssl.data.formats.base import FileHeader, FormatError, Reading, make_grid, picture_grid
+from medssl.data.formats.base import FileHeader, FormatError, Reading, make_grid, picture_grid, times
 from medssl.data.formats.nifti_affine import affine_of
 from medssl.data.formats.nifti_header import HEADER_BYTES, NiftiHeader, parse
 from medssl.data.formats.placement import is_left_handed
@@ -17,7 +17,7 @@ from medssl.types import Grid, ValueDomain
 
 _ENDINGS = (".nii", ".hdr", ".img")
 _PACKED = ("", ".gz", ".bz2", ".xz", ".zst")
-SUFFIXES = tuple(ending + packed for ending in (".nii", ".hdr") for packed in _PACKED)  # .img: see ``companions``
+SUFFIXES = tuple(ending + packed for ending in (".nii", ".hdr") for packed in _PACKED)  # .img: belongs to its .hdr
 
 _LABEL, _VECTOR, _RGB_VECTOR, _RGBA_VECTOR = (1002, 1003), 1007, 2003, 2004
 _NO_SCAN = {
@@ -33,16 +33,6 @@ _NO_SCAN = {
 def matches(first: bytes) -> bool:
     """Whether a file begins with a NIfTI header."""
     return first[344:348] in (b"n+1\0", b"ni1\0") or first[4:8] in (b"n+2\0", b"ni2\0")
-
-
-def companions(path: Path) -> tuple[Path, ...]:
-    """The ``.img`` of a pair; nothing for a file that is whole by itself."""
-    try:
-        raw, _ = first_bytes(path, HEADER_BYTES)
-        voxels = _voxels_of(path) if parse(raw).separate else None
-    except FormatError:
-        return ()
-    return () if voxels is None else (voxels,)
 
 
 def read_header(path: Path) -> FileHeader:
@@ -117,7 +107,7 @@ def _layout(header: NiftiHeader) -> Layout:
         message = f"no scan: it holds {what} (intent code {intent})"
         raise FormatError(message)
     if header.shape[5] * header.shape[6] > 1:
-        shown = "x".join(map(str, header.shape))
+        shown = times(header.shape)
         message = f"shape {shown}: axes 6 and 7 have no meaning in NIfTI; split the file"
         raise FormatError(message)
     spatial = "ijk" if header.shape[2] > 1 else "ij-"

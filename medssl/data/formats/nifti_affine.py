@@ -6,10 +6,9 @@ import numpy as np
 
 from medssl.data.formats.base import FormatError
 from medssl.data.formats.nifti_header import NiftiHeader
-from medssl.data.formats.placement import check_affine, millimeters
+from medssl.data.formats.placement import check_affine, converted_note, millimeters
 
-_UNITS = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}
-_UNIT_NAMES = {1: "meters", 3: "micrometers"}
+_UNITS = {0: "mm", 1: "meters", 2: "mm", 3: "micrometers"}  # 0: not said
 _SPACES = {1: "scanner", 2: "aligned", 3: "Talairach", 4: "MNI", 5: "template"}
 _NEAR = 0.5  # cosine of the angle between two directions of one axis that are still the same direction
 
@@ -49,11 +48,11 @@ def _factor(header: NiftiHeader) -> tuple[float, tuple[str, ...]]:
         factor = millimeters(name) if name else 1.0
         if factor is None:
             return 1.0, (f"unit of length {name!r} is not known: mm assumed",)
-        return factor, () if factor == 1 else (f"lengths converted to mm from {name}",)
+        return factor, converted_note([name])
     code = units & 7
     if code not in _UNITS:
         return 1.0, (f"unit of length {code} (xyzt_units) is not defined: mm assumed",)
-    return _UNITS[code], (f"lengths converted to mm from {_UNIT_NAMES[code]}",) if code in _UNIT_NAMES else ()
+    return millimeters(_UNITS[code]) or 1.0, converted_note([_UNITS[code]])
 
 
 def _forms(header: NiftiHeader) -> tuple[np.ndarray | None, np.ndarray | None, tuple[str, ...]]:

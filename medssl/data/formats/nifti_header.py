@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from medssl.data.formats.base import FormatError
+from medssl.data.formats.base import FormatError, times
 
 HEADER_BYTES = 540  # of NIfTI-2; NIfTI-1 and Analyze have 348
 _NIFTI1 = {
@@ -160,10 +160,10 @@ def _fields(raw: bytes, table: dict[str, tuple[str, int]], size: int) -> dict[st
 def _shape(dim: tuple[int, ...], notes: list[str]) -> tuple[int, ...]:
     lengths = [dim[axis] if axis <= dim[0] else 1 for axis in range(1, 8)]
     if any(length < 0 for length in lengths):
-        message = f"not readable as NIfTI: negative length in shape {'x'.join(map(str, lengths))}"
+        message = f"not readable as NIfTI: negative length in shape {times(lengths)}"
         raise FormatError(message)
     if 0 in lengths[:3]:
-        message = f"zero-size: shape {'x'.join(map(str, lengths[:3]))}"
+        message = f"zero-size: shape {times(lengths[:3])}"
         raise FormatError(message)
     if dim[0] == 1 and all(length == 1 for length in lengths[1:]):
         message = f"one axis of {lengths[0]} values: no picture and no volume"

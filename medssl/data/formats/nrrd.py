@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from medssl.data.formats.base import FileHeader, FormatError, Reading, make_grid, picture_grid
+from medssl.data.formats.base import FileHeader, Reading
 from medssl.data.formats.nrrd_axes import Axes, axes_of, geometry
 from medssl.data.formats.nrrd_header import NrrdHeader, read_text, sources
 from medssl.data.formats.placement import is_left_handed
 from medssl.data.formats.streams import Source
-from medssl.data.formats.voxels import Layout, arrange, check_sources, from_text, read_values
+from medssl.data.formats.voxels import Layout, arrange, check_sources, from_text, grid_of, read_values
 from medssl.types import Grid, ValueDomain
 
 SUFFIXES = (".nrrd", ".nhdr")
@@ -26,16 +26,6 @@ _SEGMENT = re.compile(r"Segment\d+_(ID|LabelValue)")  # own keys of 3D Slicer's 
 def matches(first: bytes) -> bool:
     """Whether a file begins as NRRD does."""
     return re.match(rb"NRRD000[1-9]\r?\n", first) is not None
-
-
-def companions(path: Path) -> tuple[Path, ...]:
-    """Files with voxels that the header names."""
-    try:
-        header = read_text(path)
-        found = sources(path, header, _layout(header, axes_of(header)))
-    except (FormatError, OSError):
-        return ()
-    return tuple(source.path for source in found if source.companion)
 
 
 def read_header(path: Path) -> FileHeader:
@@ -48,7 +38,7 @@ def read_header(path: Path) -> FileHeader:
     axes = axes_of(header)
     layout = _layout(header, axes)
     affine, notes = geometry(header, axes)
-    grid = _grid(layout, affine)
+    grid = grid_of(layout, affine)
     found = sources(path, header, layout)
     _check(header, layout, found)
     details: dict[str, Any] = {}
@@ -82,25 +72,18 @@ def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.nda
     affine, _ = geometry(header, axes)
     found = sources(path, header, layout)
     if header.encoding in ("text", "hex"):
-        values, alone = _from_text(header, layout, found), False
+        values, alone = from_text(found, layout, header.encoding), False
     else:
         check_sources(found, layout)
         values, alone = read_values(found, layout, frame)
-    return arrange(values, layout, frame, alone=alone), _grid(layout, affine)
+    return arrange(values, layout, frame, alone=alone), grid_of(layout, affine)
 
 
 def _check(header: NrrdHeader, layout: Layout, found: tuple[Source, ...]) -> None:
     if header.encoding in ("text", "hex"):
-        _from_text(header, layout, found)  # only decoding tells how many numbers there are
+        from_text(found, layout, header.encoding)  # only decoding tells how many numbers there are
     else:
         check_sources(found, layout)
-
-
-def _from_text(header: NrrdHeader, layout: Layout, found: tuple[Source, ...]) -> np.ndarray:
-    if len(found) != 1:
-        message = f"{len(found)} files of numbers as {header.encoding}: expected one"
-        raise FormatError(message)
-    return from_text(found[0], layout, header.encoding)
 
 
 def _layout(header: NrrdHeader, axes: Axes) -> Layout:
@@ -108,10 +91,3 @@ def _layout(header: NrrdHeader, axes: Axes) -> Layout:
     if axes.colors and layout.length("c") == 4:
         return Layout(header.dtype, header.sizes, axes.roles, 3)
     return layout
-
-
-def _grid(layout: Layout, affine: np.ndarray) -> Grid:
-    sizes = [layout.length(letter) for letter in "ijk" if letter in layout.roles]
-    if len(sizes) == 3:
-        return make_grid(tuple(sizes), affine)
-    return picture_grid(sizes[1], sizes[0], (float(affine[1, 1]), float(affine[0, 0])))

@@ -24,12 +24,6 @@ def matches(first: bytes) -> bool:
     return bool(_content(first))
 
 
-def companions(path: Path) -> tuple[Path, ...]:
-    """A picture is whole by itself."""
-    del path
-    return ()
-
-
 def read_header(path: Path) -> FileHeader:
     """Read size and colors, and see whether the file is whole as far as that shows without decoding.
 

@@ -1,4 +1,4 @@
-"""Where voxels lie: units of length, and affines that are no plain box."""
+"""Where voxels lie: units of length, distances that are believed, and affines that are no plain box."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 
 from medssl.data.formats.base import FormatError
 
+SMALLEST_MM, LARGEST_MM = 1e-3, 100.0  # distances of voxels beyond these are taken for another unit
+CONVERTED = "lengths converted to mm from"  # beginning of the note where a unit of the file was followed
 _MM = {
     "mm": "mm millimeter millimeters millimetre millimetres",
     "um": "um µm μm micron microns micrometer micrometers micrometre micrometres",
@@ -64,4 +66,4 @@ def is_left_handed(affine: np.ndarray) -> bool:
 def converted_note(units: Iterable[str]) -> tuple[str, ...]:
     """Says that lengths were converted, where a unit is not the millimeter."""
     others = sorted({unit.strip().strip('"') for unit in units if millimeters(unit) not in (None, 1.0)})
-    return (f"lengths converted to mm from {', '.join(others)}",) if others else ()
+    return (f"{CONVERTED} {', '.join(others)}",) if others else ()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from medssl.data.formats import array, metaimage, nifti, nrrd, picture, tiff, unread
 from medssl.data.formats.base import FIRST_BYTES, FileHeader, check_grid
+from medssl.data.formats.streams import gzip_beginning, packed_with
 
 FORMATS: dict[str, Any] = {
     "array": array,
@@ -32,8 +32,7 @@ _BY_NAME = ("array",)  # ZIP and HDF5 files hold many other things
 _UNOPENED = (".zip", ".tar", ".tgz", ".7z", ".rar", ".tar.gz", ".mp4", ".avi", ".mov", ".mkv", ".wmv")
 _TEXT_HEADERS = (".mha", ".mhd")  # text without a signature of its own
 _READ = 4096  # holds FIRST_BYTES of a gzip file, too
-_GZIP = b"\x1f\x8b"
-_OTHER_PACKING = (b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # whose contents the reader of NIfTI knows or names
+_OTHER_PACKING = ("bzip2", "xz", "zstd")  # whose contents the reader of NIfTI knows or names
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,10 @@ def recognize(path: Path) -> Recognition:
         )
     if reason := unread.pointer(first):
         return Recognition("", "failed", reason)
-    packed = first.startswith(_GZIP)
-    inside = _unpacked(first) if packed else first
-    if named == "nifti" and (first.startswith(_OTHER_PACKING) or (packed and not inside)):
+    packing = packed_with(first)
+    packed = packing == "gzip"
+    inside = gzip_beginning(first, FIRST_BYTES) if packed else first
+    if named == "nifti" and (packing in _OTHER_PACKING or (packed and not inside)):
         return Recognition(named)  # its reader unpacks it, or says where the stream is damaged
     form = _form_of_content(inside, named)
     if form and packed and form != "nifti":
@@ -126,14 +126,6 @@ def _first_bytes(path: Path) -> bytes:
         return os.read(file, _READ)
     finally:
         os.close(file)
-
-
-def _unpacked(first: bytes) -> bytes:
-    """The first bytes inside a gzip file; none where it is damaged."""
-    try:
-        return zlib.decompressobj(wbits=31).decompress(first, FIRST_BYTES)
-    except zlib.error:
-        return b""
 
 
 def _form_of_name(name: str) -> str:

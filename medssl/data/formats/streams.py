@@ -19,7 +19,7 @@ import numpy as np
 
 from medssl.data.formats.base import FormatError
 
-_MAGIC = {
+_MAGIC = {  # first bytes of packed files
     b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x9d": "compress",
     b"PK\x03\x04": "zip", b"7z\xbc\xaf": "7z",
 }  # fmt: skip
@@ -49,19 +49,30 @@ class Source:
         return f"{self.path.name}: " if self.companion else ""
 
 
+def packed_with(first: bytes) -> str:
+    """What a file is packed with, by its first bytes, read or not; nothing where it is plain."""
+    return next((name for magic, name in _MAGIC.items() if first.startswith(magic)), "")
+
+
+def gzip_beginning(first: bytes, count: int) -> bytes:
+    """The first bytes inside a gzip file, at most ``count``, as far as its own first bytes hold them."""
+    try:
+        return zlib.decompressobj(31).decompress(first, count)
+    except zlib.error:
+        return b""
+
+
 def packing_of(first: bytes) -> str:
     """What a file is packed with, by its first bytes; nothing where it is plain.
 
     Raises:
         FormatError: A packing that is not read.
     """
-    for magic, name in _MAGIC.items():
-        if first.startswith(magic):
-            if name in _UNREAD:
-                message = f"packed with {name}: only gzip, bzip2 and xz are read; unpack it or pack it with gzip"
-                raise FormatError(message)
-            return name
-    return ""
+    name = packed_with(first)
+    if name in _UNREAD:
+        message = f"packed with {name}: only gzip, bzip2 and xz are read; unpack it or pack it with gzip"
+        raise FormatError(message)
+    return name
 
 
 def first_bytes(path: Path, count: int) -> tuple[bytes, str]:
@@ -72,10 +83,7 @@ def first_bytes(path: Path, count: int) -> tuple[bytes, str]:
     if not packing:
         return first[:count], ""
     if packing == "gzip":
-        try:
-            beginning = zlib.decompressobj(31).decompress(first, count)
-        except zlib.error:
-            beginning = b""  # said below
+        beginning = gzip_beginning(first, count)
         if len(beginning) == count:
             return beginning, packing
     found = bytearray()
@@ -267,8 +275,7 @@ def _too_few(source: Source, size: int, needed: int) -> str:
     with source.path.open("rb") as stream:
         stream.seek(source.offset)
         first = stream.read(8)
-    name = next((name for magic, name in _MAGIC.items() if first.startswith(magic)), "")
-    if name:
+    if name := packed_with(first):
         return f"packed with {name}: {source.words}the header does not say so; unpack it, or repair the header"
     return f"truncated: {source.words}{size:,} of {needed:,} bytes"
 

@@ -21,6 +21,7 @@ from medssl.data.formats.base import (
     first_line,
     picture_grid,
     silent,
+    times,
 )
 from medssl.data.formats.tiff_samples import Samples, channels_of, samples_of
 from medssl.data.formats.tiff_spacing import spacing_of
@@ -63,12 +64,6 @@ class _Stack:
 def matches(first: bytes) -> bool:
     """Whether a file begins as TIFF or BigTIFF does."""
     return first[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
-def companions(path: Path) -> tuple[Path, ...]:
-    """A TIFF file is whole by itself."""
-    del path
-    return ()
 
 
 def read_header(path: Path) -> FileHeader:
@@ -198,7 +193,7 @@ def _of_series(series: Any, notes: tuple[str, ...]) -> _Stack:
     count = int(np.prod(shape, dtype=np.int64)) // int(np.prod(series.keyframe.shape, dtype=np.int64))
     outer = [(letter, length) for letter, length in lengths if letter not in "YXS" and length > 1]
     if int(np.prod([length for _, length in outer], dtype=np.int64)) != count or inside < 2:
-        message = f"layout {axes} {'x'.join(map(str, shape))}: the pages are no stack of pictures"
+        message = f"layout {axes} {times(shape)}: the pages are no stack of pictures"
         raise FormatError(message)
     letters = [letter for letter, _ in outer]
     planes = dict(outer).get("C", 1)

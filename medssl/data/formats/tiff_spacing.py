@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_MM = {
-    "m": 1e3, "dm": 1e2, "cm": 10.0, "centimeter": 10.0, "mm": 1.0, "millimeter": 1.0, "um": 1e-3, "micron": 1e-3,
-    "microns": 1e-3, "micrometer": 1e-3, "micrometers": 1e-3, "nm": 1e-6, "nanometer": 1e-6, "pm": 1e-9,
-    "inch": 25.4, "in": 25.4, "meter": 1e3, "å": 1e-7,
-}  # fmt: skip
+from medssl.data.formats.placement import LARGEST_MM, millimeters
+
+_OTHER_MM = {"dm": 100.0, "pm": 1e-9, "inch": 25.4, "in": 25.4, "å": 1e-7}  # units of OME-XML and ImageJ alone
 _FINER_THAN_PRINT_MM = 0.02  # no display, printer or film scanner has pixels as small
-_LARGEST_MM = 100.0
 _DISPLAY_DPI = (72, 96, 120, 150, 300, 600)  # what programs write that know of no size
 
 Spacing = tuple[tuple[float, float], tuple[str, ...]]  # of (rows, columns) in mm, and what to say of it
@@ -69,7 +66,7 @@ def _resolution(across: float, down: float, unit: object) -> Spacing:
 
 def _said(sizes: tuple[float, float], source: str) -> Spacing | None:
     """A spacing that makes sense, with where it comes from."""
-    if not all(0 < size <= _LARGEST_MM for size in sizes):
+    if not all(0 < size <= LARGEST_MM for size in sizes):
         return None
     text = f"{sizes[0]:.4g}" if abs(sizes[0] / sizes[1] - 1) < 1e-6 else f"{sizes[0]:.4g} x {sizes[1]:.4g}"
     return sizes, (f"pixels of {text} mm by {source}",)
@@ -79,7 +76,9 @@ def _factor(unit: str) -> float:
     """Millimeters of a unit of length, 0 for what is none."""
     text = unit.strip().replace("\\u00B5", "u").replace("\\u00b5", "u")
     text = text.replace("\u00b5", "u").replace("\u03bc", "u").replace("&#181;", "u").replace("&#xB5;", "u")
-    return _MM.get(text if text in ("M", "Mm") else text.lower(), 0.0)
+    if text in ("M", "Mm"):  # mega
+        return 0.0
+    return _OTHER_MM.get(text.lower()) or millimeters(text) or 0.0
 
 
 def _ratio(value: object) -> float:

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from medssl.data.formats.base import FormatError, Frames
+from medssl.data.formats.base import FormatError, Frames, make_grid, picture_grid
 from medssl.data.formats.streams import Source, allocate, check_length, check_possible, read_into, size_of
+from medssl.types import Grid
 
 _NARROW = ("u1", "i1", "u2", "i2", "f4")  # scaled values of these need no more than 32 bits
 _SPATIAL = "ijk"
@@ -95,12 +96,24 @@ def read_values(sources: Sequence[Source], layout: Layout, frame: int | None) ->
     return native(values), alone
 
 
-def from_text(source: Source, layout: Layout, encoding: str) -> np.ndarray:
+def grid_of(layout: Layout, affine: np.ndarray) -> Grid:
+    """Grid of a frame: a volume where there is an axis k, else a picture, whose grid has its spacing alone."""
+    sizes = [layout.length(letter) for letter in _SPATIAL if letter in layout.roles]
+    if len(sizes) == 3:
+        return make_grid(tuple(sizes), affine)
+    return picture_grid(sizes[1], sizes[0], (float(affine[1, 1]), float(affine[0, 0])))
+
+
+def from_text(sources: Sequence[Source], layout: Layout, encoding: str) -> np.ndarray:
     """Numbers written as text ("text") or as the hexadecimal digits of their bytes ("hex").
 
     Raises:
-        FormatError: Too few, or no numbers.
+        FormatError: Too few, no numbers, or several files.
     """
+    if len(sources) != 1:
+        message = f"{len(sources)} files of numbers as {encoding}: expected one"
+        raise FormatError(message)
+    (source,) = sources
     size = size_of(source.path) - source.offset
     least = layout.bytes * 2 if encoding == "hex" else layout.count * 2 - 1
     if size < least:

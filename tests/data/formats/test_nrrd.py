@@ -116,7 +116,6 @@ def test_encodings_of_pynrrd(tmp_path, encoding, detached):
     np.testing.assert_array_equal(pixels(file)[0], VOLUME)
     found = nrrd.read_header(file)
     assert found.grid.spacing_mm == (1, 2, 3)
-    assert len(nrrd.companions(file)) == int(detached)
     assert len(found.details.get("companions", [])) == int(detached)
 
 
@@ -331,7 +330,6 @@ def test_voxels_in_several_files(tmp_path, words):
     np.testing.assert_array_equal(pixels(file)[0], VOLUME)
     names = [f"s{k:02d}.raw" for k in range(1, 7)]
     assert nrrd.read_header(file).details["companions"] == names
-    assert [one.name for one in nrrd.companions(file)] == names
     (tmp_path / "s03.raw").unlink()
     refused(tmp_path, file.read_bytes(), r"^s03\.raw, which holds its voxels, is missing$", "x.nhdr")
 
@@ -405,7 +403,6 @@ def test_mutants_are_read_or_refused_in_one_line(tmp_path, count):
 
     def read(content: bytes) -> None:
         file = written(tmp_path, content)
-        nrrd.companions(file)
         check_grid(nrrd.read_header(file))
         pixels(file)
 

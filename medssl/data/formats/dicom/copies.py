@@ -33,7 +33,7 @@ def without_copies(slices: Sequence[Slice], same_pixels: SamePixels) -> tuple[li
     return [one for alike in groups.values() for one in alike], copies
 
 
-def told(copies: Copies, slices: Iterable[Slice]) -> str:
+def dropped_note(copies: Copies, slices: Iterable[Slice]) -> str:
     """How many copies of these slices were dropped, and of which files; nothing where none were."""
     dropped: Counter[str] = Counter()
     for one in slices:

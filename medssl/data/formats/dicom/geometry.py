@@ -10,6 +10,7 @@ import numpy as np
 
 from medssl.data.formats.dicom import fields
 from medssl.data.formats.dicom.elements import DicomError
+from medssl.data.formats.placement import LARGEST_MM, SMALLEST_MM
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -19,7 +20,6 @@ TAGS = (
     "PixelAspectRatio", "ImageOrientationPatient", "ImagePositionPatient", "SequenceOfUltrasoundRegions",
     "SpacingBetweenSlices", "DetectorInformationSequence", "SliceVector",
 )  # fmt: skip
-SMALLEST_MM, LARGEST_MM = 0.001, 100.0
 _RIGHT_ANGLE = 5e-3  # cosines written with three decimals are this far off
 _SPACING, _IMAGER, _SCANNED, _MAGNIFICATION = 0x00280030, 0x00181164, 0x00182010, 0x00181114
 _ORIENTATION, _POSITION, _BETWEEN, _SLICES = 0x00200037, 0x00200032, 0x00180088, 0x00540080

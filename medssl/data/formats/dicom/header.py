@@ -39,7 +39,7 @@ _NO_PICTURE = (
     "SR", "PR", "KO", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "REG", "FID", "AU", "ECG", "HD", "EPS", "PLAN"
 )  # fmt: skip
 _STACKED = ("CT", "MR", "PT", "NM")
-_COLOUR = ("US", "ES", "XC", "GM", "SM", "OP", "IVUS", "IVOCT", "OPT", "DMS")
+_COLOR = ("US", "ES", "XC", "GM", "SM", "OP", "IVUS", "IVOCT", "OPT", "DMS")
 
 
 @dataclass(frozen=True)
@@ -169,11 +169,11 @@ def _rejection(dataset: Dataset) -> str:
         if not all(fields.texts(dataset, tag) for tag in (0x00200032, 0x00200037, 0x00280030)):
             return "secondary capture"
     if {"LOCALIZER", "SCOUT", "TOPOGRAM"} & set(image_type):
-        return "localiser"
+        return "localizer"
     if {"SCREEN SAVE", "SCREENSAVE", "SCREENSHOT"} & set(image_type):
         return "screenshot"
-    if modality not in _COLOUR and samples_of(dataset) > 1:
-        return f"screenshot or colour overlay ({modality or 'no modality'} in colour)"
+    if modality not in _COLOR and samples_of(dataset) > 1:
+        return f"screenshot or color overlay ({modality or 'no modality'} in color)"
     return ""
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medssl.data.formats.base import LPS_TO_RAS
+from medssl.data.formats.base import LPS_TO_RAS, times
 from medssl.data.formats.dicom.elements import DicomError, damage, quiet, reason_of, syntax_of
 from medssl.types import Grid
 
@@ -172,7 +172,7 @@ def _placed(
         size = f"{rows} x {columns} pixels of {between_rows:.4g} x {between_columns:.4g} mm"
         message = (
             f"segmentation on another grid: frame {number + 1} has {size}, the scan "
-            f"{'x'.join(map(str, grid.shape))} voxels of {'x'.join(f'{step:.4g}' for step in grid.spacing_mm)} mm; "
+            f"{times(grid.shape)} voxels of {'x'.join(f'{step:.4g}' for step in grid.spacing_mm)} mm; "
             "save it on the grid of its series"
         )
         raise DicomError(message)

@@ -8,8 +8,8 @@ from pathlib import PurePath
 
 import numpy as np
 
-from medssl.data.formats.dicom.geometry import LARGEST_MM, SMALLEST_MM
 from medssl.data.formats.dicom.header import Slice
+from medssl.data.formats.placement import LARGEST_MM, SMALLEST_MM
 
 SAME_PLACE_MM = 1e-2
 FEWEST_SLICES = 3

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from medssl.data.formats.base import LPS_TO_RAS, make_grid, picture_grid
-from medssl.data.formats.dicom.copies import Copies, SamePixels, told, without_copies
+from medssl.data.formats.dicom.copies import Copies, SamePixels, dropped_note, without_copies
 from medssl.data.formats.dicom.header import Slice
 from medssl.data.formats.dicom.separation import by_contrast, by_moment
 from medssl.data.formats.dicom.steps import (
@@ -102,7 +102,7 @@ def stacks_of(slices: Sequence[Slice], same_pixels: SamePixels, beside: Beside |
         stacks += _Series(beside, same_pixels, frozenset(one.turn.get("number", 0.0) for one in slices)).volumes(
             [one for one in unique if one.kind == "volume"]
         )
-    return [_noted(stack, told(copies, stack.slices)) for stack in stacks]
+    return [_noted(stack, dropped_note(copies, stack.slices)) for stack in stacks]
 
 
 def _noted(stack: Stack, note: str) -> Stack:
@@ -186,7 +186,7 @@ class _Series:
                 kept, copies = _repeated(part, self.same_pixels, self.beside)
                 again = by_moment(kept)
                 if copies and not again.problem:
-                    found += [(p, _joined(contrast.note, again.note, told(copies, p)), "") for p in again.parts]
+                    found += [(p, _joined(contrast.note, again.note, dropped_note(copies, p)), "") for p in again.parts]
                     continue
             found += [(p, _joined(contrast.note, split.note), split.problem) for p in split.parts]
         ranks = _ranks_by_slice(cluster)
@@ -339,7 +339,7 @@ def _no_volume(clusters: Sequence[Sequence[Slice]]) -> Status | None:
     normals = [normal_of(cluster[0]) for cluster in clusters]
     upright = sum(abs(float(a @ b)) < 0.3 for a, b in combinations(normals[:12], 2))
     if upright >= 3 and most < 12:
-        return Status("rejected", f"localiser: {len(clusters)} directions of at most {most} slices")
+        return Status("rejected", f"localizer: {len(clusters)} directions of at most {most} slices")
     if most < FEWEST_SLICES:
         names = _differing(clusters[1][0], clusters[0][0])
         few = f"too few slices for a volume: at most {most} of at least {FEWEST_SLICES} that agree in {names}"
