@@ -196,7 +196,7 @@ def test_three_planes_are_a_localizer(tmp_path):
         ({"Modality": "SEG"}, "segmentation object"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1", "Modality": "OT"}, "encapsulated|without a picture"),
         ({"SamplesPerPixel": 3}, "screenshot or color overlay"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour overlay"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "color overlay"),
     ],
 )
 def test_what_is_no_scan_is_rejected_with_its_reason(tmp_path, extra, reason):

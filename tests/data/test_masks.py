@@ -266,7 +266,7 @@ def test_scaling_that_rounds_keeps_classes():
         (
             [0, -1, -1],
             None,
-            r"^negative label value: -1 \(2 voxels\); name it with --labels\.class_names or --labels\.ignore$",
+            r"^negative label value: -1 \(2 voxels\); name all values with --labels\.class_names, and .*$",
         ),
         ([0, -1], SCHEMA, r"class map .*: -1 \(1 voxels\)"),
     ],

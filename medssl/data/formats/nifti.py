@@ -57,7 +57,7 @@ def read_header(path: Path) -> FileHeader:
     notes = header.notes + _layout_notes(header, layout) + notes
     if following:
         notes += (f"{following:,} bytes after the voxels are not read",)
-    noun = "volumes along the fourth axis" if header.shape[2] > 1 else "pictures along the fourth axis"
+    noun = "volumes along the fourth axis" if header.shape[2] > 1 else "pictures along the fourth axis (time)"
     grid = _grid(header, affine)
     if len(grid.shape) == 3 and is_left_handed(affine):
         details["handedness"] = "left"
