@@ -91,7 +91,7 @@ class Digests:
 
 @dataclass(frozen=True)
 class Status:
-    """``ok``, ``rejected`` (no scan: a localiser, a report) or ``failed`` (could not be read), with the reason."""
+    """``ok``, ``rejected`` (no scan: a localizer, a report) or ``failed`` (could not be read), with the reason."""
 
     code: Literal["ok", "rejected", "failed"] = "ok"
     reason: str = ""
