@@ -311,6 +311,52 @@ def test_news_fragments_have_names_that_the_changelog_understands():
     assert not [path.name for path in (ROOT / "docs" / "news").iterdir() if not pattern.fullmatch(path.name)]
 
 
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the name of an import is another
+FORMER = {  # newest version with a known advisory, and which
+    "torch": ("2.9", "CVE-2026-24747"), "monai": ("1.5.1", "GHSA-89gg-p5r5-q6r4, CVE-2026-21851"),
+    "pydicom": ("3.0.1", "CVE-2026-32711"), "lightning": ("2.6.3", "CVE-2026-31221, replaced releases"),
+    "pillow": ("12.2", "CVE-2026-59200 and others"), "jinja2": ("3.1.5", "CVE-2025-27516"),
+    "tqdm": ("4.66.2", "CVE-2024-34062"), "pyyaml": ("5.3", "CVE-2020-14343"),
+    "pyarrow": ("16", "CVE-2024-52338"), "imagecodecs": ("2024.6.1", "lossless JPEG of 9 to 15 bits read wrongly"),
+}  # fmt: skip
+
+
+def requirements() -> dict[str, tuple[str, str]]:
+    """Lower bound and extra of each package that is declared ("": always installed)."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {"": project["dependencies"], **project["optional-dependencies"]}
+    declared: dict[str, tuple[str, str]] = {}
+    for extra in sorted(extras, reverse=True):  # those that are always installed come last and win
+        for line in extras[extra]:
+            name, _, bound = re.sub(r"\[.*?\]", "", line).partition(">=")
+            if extra not in ("docs", "test"):
+                declared[name.lower().replace("_", "-")] = bound, extra
+    return declared
+
+
+def imports(path: Path) -> set[str]:
+    """Packages that a module imports, wherever in it, by the first part of their names."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def test_every_imported_package_is_declared():
+    imported = {name for path in FILES for name in imports(path)} - set(sys.stdlib_module_names) - {"medssl"}
+    names = {DISTRIBUTIONS.get(name, name).lower().replace("_", "-") for name in imported}
+    assert sorted(names - requirements().keys()) == []
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_lower_bounds_exclude_versions_with_advisories(name):
+    bound = requirements()[name][0]
+    assert [int(n) for n in bound.split(".")] > [int(n) for n in FORMER[name][0].split(".")], FORMER[name][1]
+
+
 def test_the_wheel_carries_the_configs_and_the_type_marker():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]

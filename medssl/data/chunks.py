@@ -7,16 +7,19 @@ mapped into memory, and a pack of small arrays, each one blosc2 buffer. Blosc2: 
 from __future__ import annotations
 
 import io
+import itertools
+import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from medssl.data import checksums
 from medssl.files import FULL, whole
 from medssl.types import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -33,13 +36,32 @@ class Opened(Protocol):
 
 
 class _Chunked:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, known: bytes) -> None:
         import blosc2
 
+        self.pieces = checksums.Pieces(path, known) if known else None
+        if self.pieces is not None:
+            self.pieces.check((0, len(self.pieces) - 1))  # before a library looks at them
         self.array = blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
+        self.steps = self.array.chunks
+        self.counts = tuple(-(-n // step) for n, step in zip(self.array.shape, self.steps, strict=True))
+        if self.pieces is not None and len(self.pieces) != math.prod(self.counts) + 2:  # not one of each chunk
+            self.pieces.check_all()
+            self.pieces = None
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...], out: NDArray[Any]) -> None:
+        if self.pieces is not None and 1 in self.pieces.due:
+            self.pieces.check(self._touched(start, stop))
         self.array.get_slice_numpy(out, (start, stop))  # decodes into out, without the copies of __getitem__
+
+    def _touched(self, start: tuple[int, ...], stop: tuple[int, ...]) -> Iterator[int]:
+        """Pieces of the chunks that a box lies in: the header is piece 0, then they come in C order."""
+        ranges = [range(a // k, -(-b // k)) for a, b, k in zip(start, stop, self.steps, strict=True)]
+        for place in itertools.product(*ranges):
+            number = 0
+            for n, count in zip(place, self.counts, strict=True):
+                number = number * count + n
+            yield number + 1
 
 
 class _Plain:
@@ -48,6 +70,36 @@ class _Plain:
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...], out: NDArray[Any]) -> None:
         out[...] = self.array[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+
+
+class _Raw(_Plain):
+    def __init__(self, path: Path, known: bytes) -> None:
+        self.pieces = checksums.Pieces(path, known) if known else None
+        if self.pieces is not None:
+            self.pieces.check((0,))
+        super().__init__(np.load(path, mmap_mode="r", allow_pickle=False))
+        self.first = path.stat().st_size - self.array.nbytes  # where the header ends
+
+    def read(self, start: tuple[int, ...], stop: tuple[int, ...], out: NDArray[Any]) -> None:
+        if self.pieces is not None and 1 in self.pieces.due:
+            self.pieces.check(self._touched(start, stop).tolist())
+        super().read(start, stop, out)
+
+    def _touched(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[np.intp]:
+        """Pieces of the rows of a box: between its first and its last voxel on each of the slowest axes."""
+        strides = self.array.strides
+        assert self.pieces is not None
+        begin: NDArray[Any] = np.zeros((), np.int64)
+        for a, b, step in zip(start[:-2], stop[:-2], strides, strict=False):
+            begin = np.add.outer(begin, np.arange(a, b) * step)
+        begin = begin.ravel() + self.first
+        low = sum(a * step for a, step in zip(start[-2:], strides[-2:], strict=True))
+        high = sum((b - 1) * step for b, step in zip(stop[-2:], strides[-2:], strict=True)) + self.array.itemsize
+        count = len(self.pieces) + 1
+        opened = np.bincount((begin + low) // checksums.PIECE, minlength=count)
+        closed = np.bincount((begin + high - 1) // checksums.PIECE + 1, minlength=count)
+        due = np.frombuffer(self.pieces.due, bool)
+        return np.flatnonzero(due & (np.cumsum(opened - closed)[:-1] > 0))
 
 
 class Handles:
@@ -72,29 +124,50 @@ class Handles:
         return len(self._open)
 
 
-def open_chunked(path: Path) -> Opened:
-    """Opens a blosc2 array file for partial reads."""
-    return _Chunked(path)
+def open_chunked(path: Path, known: bytes = b"") -> Opened:
+    """Opens a blosc2 array file for partial reads; with ``known`` checksums they are compared before they are used."""
+    return _Chunked(path, known)
 
 
-def open_raw(path: Path) -> Opened:
-    """Maps a ``.npy`` file into memory."""
-    return _Plain(np.load(path, mmap_mode="r", allow_pickle=False))
+def open_raw(path: Path, known: bytes = b"") -> Opened:
+    """Maps a ``.npy`` file into memory; ``known`` as of ``open_chunked``."""
+    return _Raw(path, known)
 
 
-def open_packed(path: Path, first: int, nbytes: int, like: tuple[tuple[int, ...], np.dtype[Any]]) -> Opened:
-    """Reads one small array (shape and dtype in ``like``) out of a pack; it is decoded once and kept while open."""
+def open_packed(
+    path: Path, place: tuple[int, int], like: tuple[tuple[int, ...], np.dtype[Any]], known: bytes = b""
+) -> Opened:
+    """Reads one small array (shape and dtype in ``like``) out of a pack; it is decoded once and kept while open.
+
+    Args:
+        path: The pack.
+        place: First byte and number of bytes.
+        like: Shape and dtype.
+        known: Checksums that are compared first, if any.
+    """
     import blosc2
 
-    with path.open("rb") as file:
-        file.seek(first)
-        data = file.read(nbytes)
-    if len(data) != nbytes:
-        message = f"{path.name} ends {nbytes - len(data)} bytes too early"
-        raise OSError(message)
+    data = packed_bytes(path, place)
+    if known:
+        checksums.check_packed(data, known, path.name)
     out = np.empty(*like)
     blosc2.decompress2(data, dst=out)
     return _Plain(out)
+
+
+def packed_bytes(path: Path, place: tuple[int, int]) -> bytes:
+    """Bytes of one array in a pack.
+
+    Raises:
+        OSError: The pack is missing or too short.
+    """
+    with path.open("rb") as file:
+        file.seek(place[0])
+        data = file.read(place[1])
+    if len(data) != place[1]:
+        message = f"{path.name} ends {place[1] - len(data)} bytes too early"
+        raise OSError(message)
+    return data
 
 
 def compress(array: NDArray[Any]) -> bytes:
@@ -106,11 +179,25 @@ def compress(array: NDArray[Any]) -> bytes:
 
 def chunked_bytes(array: NDArray[Any]) -> bytes:
     """Returns the bytes of a blosc2 array file of [C, *s], made in memory: a full disk then shows as an error."""
+    return bytes(_chunked(array).to_cframe())
+
+
+def with_checksums(array: NDArray[Any], tier: str) -> tuple[tuple[bytes | NDArray[np.uint8], ...], bytes]:
+    """Returns the parts of the file of an array [C, *s] in a tier, and the checksums of its pieces."""
+    if tier == "raw":
+        head, data = raw_parts(array)
+        return (head, data), checksums.of_raw(head, data)
+    made = _chunked(array)
+    content = bytes(made.to_cframe())
+    each = (made.schunk.get_chunk(number) for number in range(made.schunk.nchunks))
+    return (content,), checksums.of_chunks(content, each)
+
+
+def _chunked(array: NDArray[Any]) -> Any:
     import blosc2
 
     chunks, blocks = layout(array.shape)
-    made = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=_settings(array.dtype))
-    return bytes(made.to_cframe())
+    return blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=blocks, cparams=_settings(array.dtype))
 
 
 def raw_parts(array: NDArray[Any]) -> tuple[bytes, NDArray[np.uint8]]:

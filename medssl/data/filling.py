@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medssl.data import chunks, records
+from medssl.data import checksums, chunks, records
 from medssl.data.masks import check_label
 from medssl.data.preprocess import prepare
 from medssl.data.read import read
@@ -55,7 +55,7 @@ class Filling:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one job did: rows for the table, and which scans were skipped, each with the reason.
+    """What one job did: rows for the table, checksums, and which scans were skipped, each with the reason.
 
     ``size`` counts the bytes of the voxels that were expected.
     """
@@ -63,6 +63,7 @@ class Outcome:
     rows: tuple[tuple[Any, ...], ...] = ()
     skipped: tuple[tuple[str, str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    checks: tuple[tuple[str, tuple[bytes, bytes]], ...] = ()
     size: int = 0
 
 
@@ -78,6 +79,7 @@ def fill(filling: Filling, scans: tuple[Scan, ...]) -> Outcome:
     skipped: list[tuple[str, str, str]] = []
     notes: list[str] = []
     pack: list[bytes] = []
+    checks: dict[str, tuple[bytes, bytes]] = {}
     for scan in scans:
         try:
             prepared, said = _prepared(filling, scan)
@@ -88,12 +90,13 @@ def fill(filling: Filling, scans: tuple[Scan, ...]) -> Outcome:
             continue
         notes += [f"{scan.scan_id}: {note}" for note in said]
         if len(scans) == 1 and not _small(prepared):
-            rows.append(_write_own(filling, scan, prepared))
+            row, checks[scan.scan_id] = _write_own(filling, scan, prepared)
+            rows.append(row)
         else:
-            place = _packed(prepared, pack)
+            place, checks[scan.scan_id] = _packed(prepared, pack)
             rows.append(records.row(scan, filling.key(scan), prepared, place, content_digest(prepared)))
     size = sum(expected_bytes(filling, scan) for scan in scans)
-    return Outcome(tuple(_published(filling, rows, pack)), tuple(skipped), tuple(notes), size)
+    return Outcome(tuple(_published(filling, rows, pack)), tuple(skipped), tuple(notes), tuple(checks.items()), size)
 
 
 def jobs(filling: Filling, scans: Iterable[Scan], connection: sqlite3.Connection) -> Iterator[tuple[Scan, ...]]:
@@ -163,6 +166,7 @@ def refresh(filling: Filling, scans: Iterable[Scan], connection: sqlite3.Connect
             if before is not None and before != now:
                 marks = ", ".join(f"{name} = ?" for name in names)
                 connection.execute(f"UPDATE scans SET {marks} WHERE scan_id = ?", (*now, scan.scan_id))
+                records.seal_row(connection, scan.scan_id)
                 changed += 1
     return changed
 
@@ -174,7 +178,7 @@ def keep(filling: Filling, connection: sqlite3.Connection, outcome: Outcome) -> 
         connection.execute("SELECT key, pack FROM scans WHERE scan_id = ? AND key != ?", row[:2]).fetchone()
         for row in outcome.rows
     ]
-    records.insert(connection, outcome.rows)
+    records.insert(connection, outcome.rows, dict(outcome.checks))
     with connection:
         connection.executemany(
             "INSERT OR REPLACE INTO failures VALUES (?, ?)", [skipped[:2] for skipped in outcome.skipped]
@@ -198,24 +202,27 @@ def _small(prepared: Prepared) -> bool:
     return prepared.image.nbytes < SMALL[prepared.image.ndim - 1]
 
 
-def _write_own(filling: Filling, scan: Scan, prepared: Prepared) -> tuple[Any, ...]:
-    """Writes the files of one scan and returns its row."""
+def _write_own(filling: Filling, scan: Scan, prepared: Prepared) -> tuple[tuple[Any, ...], tuple[bytes, bytes]]:
+    """Writes the files of one scan and returns its row and its checksums."""
     key = filling.key(scan)
-    sizes = []
+    sizes, checks = [], [b""] if prepared.label is None else []
     for part, array in (("label", prepared.label), ("", prepared.image)):
         if array is not None:
-            parts = chunks.raw_parts(array) if filling.tier == "raw" else (chunks.chunked_bytes(array),)
+            parts, known = chunks.with_checksums(array, filling.tier)
             sizes.append(chunks.write_parts(scan_file(filling.store, key, part, filling.tier), parts))
-    return records.row(scan, key, prepared, records.Place(sizes=tuple(reversed(sizes))), content_digest(prepared))
+            checks.append(known)
+    place = records.Place(sizes=tuple(reversed(sizes)))
+    return records.row(scan, key, prepared, place, content_digest(prepared)), (checks[1], checks[0])
 
 
-def _packed(prepared: Prepared, pack: list[bytes]) -> records.Place:
-    """Appends a scan's bytes to a pack in the making."""
+def _packed(prepared: Prepared, pack: list[bytes]) -> tuple[records.Place, tuple[bytes, bytes]]:
+    """Appends a scan's bytes to a pack in the making; returns their place and their checksums."""
     image = chunks.compress(prepared.image)
     label = b"" if prepared.label is None else chunks.compress(prepared.label)
     first = sum(map(len, pack))  # a few thousand lengths at most
     pack += [image, label]
-    return records.Place("?", first, len(image), first + len(image), len(label))
+    place = records.Place("?", first, len(image), first + len(image), len(label))
+    return place, (checksums.of_packed(image), checksums.of_packed(label))
 
 
 def _published(filling: Filling, rows: list[tuple[Any, ...]], pack: list[bytes]) -> Iterator[tuple[Any, ...]]:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medssl.data import checksums
 from medssl.data.chunks import DiskFull
 from medssl.data.masks import value_counts
 from medssl.data.tables import refuse_programs
 from medssl.types import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -30,9 +31,11 @@ COLUMNS = (
     *DESCRIBED, "shape", "affine", "dtype", "label_dtype", "intensity", "fill", "cells", "pack", "first", "nbytes",
     "label_first", "label_nbytes", "pixels", "details",
 )  # fmt: skip
+TABLE = "records.sqlite"
 TABLES = f"""
 CREATE TABLE IF NOT EXISTS scans ({", ".join(COLUMNS)}, PRIMARY KEY (scan_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS failures (scan_id PRIMARY KEY, key) WITHOUT ROWID;
+{checksums.TABLE}
 """
 STRANGE = re.compile(r"(^|\0)\.|[^\w.+\-\0]")  # in a name that is one of a file, several with zeros between them
 MARKED = "int16 excluded"  # dtype of a scan in which one code marks voxels that no loss looks at
@@ -185,34 +188,64 @@ def described(scan: Scan, key: str) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def insert(connection: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> None:
-    """Writes rows in one transaction; a scan that was stored before is replaced, its failure forgotten."""
+def insert(
+    connection: sqlite3.Connection,
+    rows: Iterable[tuple[Any, ...]],
+    checks: Mapping[str, tuple[bytes, bytes]] | None = None,
+) -> None:
+    """Writes rows in one transaction; a scan that was stored before is replaced, its failure forgotten.
+
+    ``checks`` has the checksums of the bytes of image and label of each scan (``checksums``).
+    """
     rows = list(rows)
     with connection:
         connection.executemany(f"INSERT OR REPLACE INTO scans VALUES ({', '.join('?' * len(COLUMNS))})", rows)
-        connection.executemany("DELETE FROM failures WHERE scan_id = ?", [row[:1] for row in rows])
+        for row in rows:
+            connection.execute("DELETE FROM failures WHERE scan_id = ?", row[:1])
+            connection.execute("DELETE FROM checksums WHERE scan_id = ?", row[:1])
+            if found := (checks or {}).get(row[0]):
+                sums = checksums.of_row(row[:-1]), checksums.of_row(row[-1:])
+                connection.execute("INSERT INTO checksums VALUES (?, ?, ?, ?, ?)", (row[0], *sums, *found))
+
+
+def seal_row(connection: sqlite3.Connection, scan_id: str) -> None:
+    """Brings the checksum of a row up to what was written to it."""
+    names = ", ".join(COLUMNS[:-1])
+    row = connection.execute(f"SELECT {names} FROM scans WHERE scan_id = ?", (scan_id,)).fetchone()
+    connection.execute("UPDATE checksums SET row = ? WHERE scan_id = ?", (checksums.of_row(row), scan_id))
 
 
 def load(path: Path) -> Records:
     """Reads every row into arrays.
 
     Raises:
-        UserError: The table cannot be read.
+        UserError: The table cannot be read, or is not what the cache wrote.
     """
-    names = ", ".join(COLUMNS[:-1])
+    names = ", ".join(f"scans.{name}" for name in COLUMNS[:-1])
+    again = "run medssl cache again with the same index and store, which repairs it"
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=120)) as connection:
+            connection.execute("BEGIN")  # nobody writes until this ends
             refuse_programs(connection, path.name)
-            columns = list(zip(*connection.execute(f"SELECT {names} FROM scans ORDER BY scan_id"), strict=True))
-    except sqlite3.Error as error:
-        message = f"the store's table {path.name} cannot be read ({error}): run medssl cache again"
+            checksums.refuse_broken(path.parent, path.name)
+            summed = checksums.has_table(connection)
+            table = "scans LEFT JOIN checksums USING (scan_id)" if summed else "scans"
+            query = f"SELECT {names}, {'checksums.row' if summed else 'NULL'} FROM {table} ORDER BY scans.scan_id"
+            rows = connection.execute(query).fetchall()
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        message = f"the store's table {path.name} cannot be read ({error}): {again}"
         raise UserError(message) from error
-    table = dict(zip(COLUMNS, columns or [()] * len(COLUMNS), strict=False))
+    for row in rows:
+        if row[-1] is not None and row[-1] != checksums.of_row(row[:-1]):
+            message = f"scan {row[0]}: its row in the store's table {path.name} is damaged: {again}"
+            raise UserError(message)
+    columns = list(zip(*rows, strict=True))[:-1]
+    held = dict(zip(COLUMNS, columns or [()] * len(COLUMNS), strict=False))
     for column in ("scan_id", "key", "pack"):  # files are called after them
-        if STRANGE.search("\0".join(map(str, table[column]))):
+        if STRANGE.search("\0".join(map(str, held[column]))):
             message = f"the store's table {path.name} holds a {column} that medssl does not write: cache the scans anew"
             raise UserError(message)
-    return _arrays(table)
+    return _arrays(held)
 
 
 def _arrays(table: dict[str, tuple[Any, ...]]) -> Records:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from medssl.data import chunks, records
+from medssl.data import checksums, chunks, records
 from medssl.data.coding import EXCLUDED
 from medssl.files import read_json
 from medssl.types import Imported, IntensityRule, IntensityRules, LabelSchema, Preprocess, UserError
@@ -52,6 +52,7 @@ class Store:
         self.index_digest: str = description["index"]
         self.records = records.load(path / "records.sqlite")
         self._handles = chunks.Handles()
+        self._checks = checksums.Entries(path / "records.sqlite")
         self._other_labels: dict[int, Path] = {}
 
     @classmethod
@@ -71,7 +72,8 @@ class Store:
         """
         path = Path(path)
         if not (path / "store.json").exists():
-            if path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir() if p.name != "records.sqlite"):
+            known = {records.TABLE, *(("scans", "packs") if (path / records.TABLE).exists() else ())}
+            if path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir() if p.name not in known):
                 message = f"{path} is a folder with other files: give an empty or a new one for the store"
                 raise UserError(message)
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -104,6 +106,7 @@ class Store:
         except (OSError, ValueError) as error:
             message = f"{path} is no store (no readable store.json): make one with medssl cache"
             raise UserError(message) from error
+        checksums.refuse_broken(path, "store.json")
         if description.get("format") != FORMAT:
             message = f"{path} has store format {description.get('format')}, this version reads {FORMAT}: cache again"
             raise UserError(message)
@@ -255,6 +258,13 @@ class Store:
     ) -> None:
         try:
             self._handles.get((number, part), lambda: self._open(number, part, like)).read(*box, out)
+        except checksums.DamagedError as error:
+            checksums.mark(self.path, self.scan_id(number))
+            message = (
+                f"scan {self.scan_id(number)}: its stored voxels are damaged ({error}): run medssl cache again with "
+                "the same index and store, which stores it anew"
+            )
+            raise UserError(message) from error
         except (OSError, RuntimeError, ValueError) as error:
             message = (
                 f"scan {self.scan_id(number)}: its stored voxels cannot be read ({error}); "
@@ -266,10 +276,11 @@ class Store:
         path, fact = self.file(number, part), self.records.facts[number]
         if part and number in self._other_labels:
             return chunks.open_chunked(path)
+        known = self._checks.of(self.scan_id(number), part)
         if fact["nbytes"]:
             prefix = "label_" if part else ""
-            return chunks.open_packed(path, int(fact[f"{prefix}first"]), int(fact[f"{prefix}nbytes"]), like)
-        return chunks.open_chunked(path) if self.tier == "chunked" else chunks.open_raw(path)
+            return chunks.open_packed(path, (int(fact[f"{prefix}first"]), int(fact[f"{prefix}nbytes"])), like, known)
+        return chunks.open_chunked(path, known) if self.tier == "chunked" else chunks.open_raw(path, known)
 
 
 def scan_key(scan: Scan, preprocess: Preprocess, tier: Tier) -> str:

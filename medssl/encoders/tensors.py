@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import struct
 import warnings
@@ -27,6 +28,22 @@ KNOWN |= {b"\x80": "a pickle that torch did not save"}
 MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # of torch's former form, a row of pickles
 EXPECTED = "expected tensors by name, as safetensors or as a state dict that torch saved"
 LONGEST_HEADER = 100_000_000  # bytes; safetensors reads no longer one
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The content of a safetensors file, the same for the same tensors and metadata.
+
+    Its library writes the metadata in an order of chance, so equal networks would have unequal digests.
+    """
+    from safetensors.torch import save
+
+    content = save({name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}, dict(metadata))
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    header = {"__metadata__": dict(sorted(metadata.items())), **{k: v for k, v in header.items() if k[:2] != "__"}}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of eight
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
 
 
 def read_tensors(file: Path, *, allow_empty: bool = False) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 from medssl.encoders.adapt import adapted, assumed, is_table
 from medssl.encoders.base import Encoder
-from medssl.encoders.tensors import read_tensors, refuse_strange
+from medssl.encoders.tensors import read_tensors, refuse_strange, tensor_bytes
 from medssl.files import read_json, refusals, whole
 from medssl.seen import as_written
 from medssl.trust import network_class, refuse_transforms
@@ -41,14 +41,11 @@ def save_encoder(folder: Path, encoder: nn.Module, card: Card) -> None:
     Raises:
         UserError: The disk refuses the files; former files are untouched.
     """
-    from safetensors.torch import save
-
     own = {k: v for k, v in card.encoder.init_args.items() if k != "pretrained"}
     text = json.dumps(asdict(replace(card, encoder=replace(card.encoder, init_args=own))), indent=2, default=str)
-    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in encoder.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     with refusals(folder / WEIGHTS), whole(folder / WEIGHTS, folder / CARD) as (weights, written):
-        weights.write(save(tensors, metadata={"format": "pt"}))
+        weights.write(tensor_bytes(encoder.state_dict(), {"format": "pt"}))
         written.write(text.encode() + b"\n")
 
 

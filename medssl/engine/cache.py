@@ -14,9 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medssl.data import chunks, filling, records
+from medssl.data import checksums, chunks, filling, records
 from medssl.data.processes import follow_parent, spawning
 from medssl.data.store import Store, Tier
+from medssl.data.verify import mend
+from medssl.data.verify import verify as verify_store
 from medssl.files import open_lock
 from medssl.types import Preprocess, UserError
 
@@ -39,6 +41,7 @@ def cache(
     where: str | None = None,
     tier: Tier = "chunked",
     workers: int = 2,
+    verify: bool = False,
 ) -> int:
     """Preprocess every scan of an index once and keep it in chunks; only what is missing is done.
 
@@ -49,15 +52,18 @@ def cache(
         where: SQL condition on the columns of the index, for example "modality = 'CT'".
         tier: "chunked" (compressed) or "raw" (uncompressed, mapped into memory: for sets that fit in it).
         workers: Processes; 0 works in this one.
+        verify: Compare every byte of the store with its checksums and store nothing.
 
     Returns:
-        0; 1 if the store holds nothing in the end.
+        0; 1 if the store holds nothing in the end, or with ``verify`` something damaged.
     """
     from medssl.data.index import Index
     from medssl.data.preprocess import check
 
     os.umask(0o077)
     check(preprocess or Preprocess())
+    if verify:
+        return _verify(store)
     with Index.open(index) as opened:
         scans = partial(opened.scans, where)
         domains: Counter[str] = Counter()
@@ -72,6 +78,8 @@ def cache(
         if note := check_domains(preprocess or Preprocess(), domains):
             print(f"note: {note}")
         schemas = {name: opened.schema(name) for name in names}
+        for line in mend(store):
+            print(f"note: {line}")
         made = Store.create(
             store, preprocess or Preprocess(), tier=tier, schema=_one(schemas), index_digest=opened.digest()
         )
@@ -141,6 +149,36 @@ def _sharing(store: Path) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(lock, fcntl.LOCK_SH)
         yield
+        with suppress(OSError):  # others are at work, who do it
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            checksums.seal(store)
+
+
+def _verify(store: Path) -> int:
+    """Compares a whole store with its checksums and lists what is damaged."""
+    from tqdm import tqdm
+
+    with tqdm(desc="verify", unit="B", unit_scale=True) as bar:
+        found = verify_store(store, bar.update)
+    for text in found.files:
+        print(f"damaged {text}")
+    for scan_id, text in found.damaged.items():
+        print(f"damaged {scan_id}: {text}")
+    if found.without:
+        print(f"note: {found.without} of {found.checked} scans were stored without checksums: only sizes are compared")
+    if not found.sealed:
+        print(
+            "note: no run of medssl cache has ended since the store was changed: run it again to check all of the table"
+        )
+    damaged = len(found.damaged)
+    if damaged or found.files:
+        print(
+            f"{store}: {found.checked} scans, {damaged} damaged: run medssl cache with the same index and store, which "
+            "stores them anew"
+        )
+        return 1
+    print(f"{store}: {found.checked} scans, none damaged")
+    return 0
 
 
 def _estimate(plan: Filling, scans: Callable[[], Iterator[Scan]], connection: sqlite3.Connection) -> tuple[int, int]:

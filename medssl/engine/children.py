@@ -106,7 +106,7 @@ def start(job: Job, slot: int, at_once: int, lock: IO[str]) -> subprocess.Popen[
     environment = {"OMP_NUM_THREADS": str(cores)} | os.environ | devices(slot)
     with open_to_append(job.log) as log:
         return subprocess.Popen(
-            [*python_command(), "-c", CHILD, str(os.getpid()), json.dumps(job.commands)],
+            command(job.commands),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -114,6 +114,11 @@ def start(job: Job, slot: int, at_once: int, lock: IO[str]) -> subprocess.Popen[
             pass_fds=(lock.fileno(),),
             start_new_session=True,  # Ctrl-C reaches the parent alone, which tells everyone once
         )
+
+
+def command(commands: Sequence[Sequence[str]]) -> list[str]:
+    """Words that start commands of medssl, one after the other, in a process that stops when this one ends."""
+    return [*python_command(), "-c", CHILD, str(os.getpid()), json.dumps(commands)]
 
 
 def devices(slot: int) -> dict[str, str]:

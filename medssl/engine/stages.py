@@ -14,7 +14,7 @@ import yaml
 
 from medssl.data.labelled import labelled_scans
 from medssl.data.store import Store
-from medssl.engine.children import SIGNALS
+from medssl.engine.children import SIGNALS, command
 from medssl.engine.parallel import layout
 from medssl.engine.targets import schema_for
 from medssl.safe_path import python_command
@@ -137,8 +137,11 @@ def read(words: list[str]) -> tuple[int, str]:
 
 
 def run(words: list[str]) -> int:
-    """Does one command in a process of its own, which hears the signals that this one gets; returns its exit code."""
-    process = subprocess.Popen([*python_command(), "-m", "medssl.cli", *words])
+    """Does one command in a process of its own; returns its exit code.
+
+    The process hears the signals that this one gets, and SIGTERM when this one is killed: it then saves and stops.
+    """
+    process = subprocess.Popen(command([words]))
 
     def pass_on(number: int, frame: object) -> None:
         if number != signal.SIGINT:  # Ctrl-C reaches both

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from medssl.encoders.tensors import tensor_bytes
 from medssl.encoders.weights import CARD, load_encoder, read_card, save_encoder
 from medssl.files import write_whole
 from medssl.heads.base import Head, Network
@@ -25,10 +26,7 @@ def save_network(folder: Path, network: Network, card: Card) -> None:
     Raises:
         UserError: The disk refuses the files; former files are untouched.
     """
-    from safetensors.torch import save
-
-    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in network.head.state_dict().items()}
-    content = save(tensors, metadata={"format": "pt", "step": str(card.step)})
+    content = tensor_bytes(network.head.state_dict(), {"format": "pt", "step": str(card.step)})
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / HEAD, lambda file: file.write(content))
     save_encoder(folder, network.encoder, card)

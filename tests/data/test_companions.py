@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.make_scans import noise, write_nifti
+from data.make_scans import noise, write_itk, write_nifti
 from data.test_cache import index_folder
 
 from medssl.cli import main
@@ -56,6 +56,19 @@ def test_a_change_of_the_pixels_alone_is_seen(tmp_path, folder):
     fresh = index_folder(folder, tmp_path / "y" / "i")
     assert digests(fresh) == after
     assert ignored(fresh) == ignored(file)
+
+
+@pytest.mark.parametrize("header", ["a.mhd", "a.nhdr"])
+def test_pixels_of_metaimage_and_nrrd_are_companions(tmp_path, header):
+    folder = tmp_path / "d"
+    write_itk(folder / header, noise((4, 5, 6)))
+    (pixels,) = (file.name for file in folder.iterdir() if file.name != header)
+    file = index_folder(folder, tmp_path / "x" / "i")
+    assert ignored(file) == {pixels: f"pixels of {header}"}
+    before = digests(file)
+    write_itk(folder / header, noise((4, 5, 6), seed=9))
+    (folder / header).touch()
+    assert digests(index_folder(folder, file))[header] != before[header]
 
 
 def test_pixels_without_their_header_are_named_for_what_they_are(tmp_path, folder):

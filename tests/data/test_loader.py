@@ -205,7 +205,7 @@ def test_a_damaged_scan_stops_with_its_name_and_is_not_replaced(tmp_path, monkey
     broken = fill_store(tmp_path / "store", {"a": volume(numbered((64, 64, 40)))}, monkeypatch)
     file = broken.file(0)
     file.write_bytes(file.read_bytes()[:-500])
-    with pytest.raises(UserError, match=r"^scan a: its stored voxels cannot be read [^\n]*$"):
+    with pytest.raises(UserError, match=r"^scan a: its stored voxels are damaged [^\n]*$"):
         batches(broken, 1, workers=workers)
 
 

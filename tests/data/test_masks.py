@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
-from data.make_scans import noise, write_nifti, write_picture
+from data.make_scans import AXIAL, Series, noise, slice_dataset, write_nifti, write_picture, write_series, write_slice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
@@ -186,6 +187,26 @@ def test_a_mirrored_mask_of_one_slice_is_refused(tmp_path):
     assert scan.status.reason == (
         "label on another grid: mirrored.nii.gz is one slice that lies otherwise than its image: turn it"
     )
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_series_of_dicom_is_a_mask_unless_its_axes_run_otherwise(tmp_path, mirrored):
+    series = Series(shape=(8, 6, 5))
+    write_series(tmp_path / "d" / "images" / "a", series)
+    direction = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0) if mirrored else AXIAL
+    other = Series(shape=(8, 6, 5), uid="1.2.3.4", dtype=np.uint8, orientation=direction)
+    label = noise((5, 6, 8), np.uint8, high=3)
+    for number in range(5):
+        dataset = slice_dataset(other, number, label[number])
+        corner = [-7 + (0.6 * 7 if mirrored else 0), -7, -7 + 2.5 * number]
+        dataset.ImagePositionPatient = [round(value, 6) for value in corner]
+        write_slice(tmp_path / "d" / "labels" / "a" / f"IM{(number * 7 + 3) % 101:03d}", dataset)
+    file, _ = index(tmp_path / "d", masks="images=labels")
+    (scan,), root = scans_of(file, "failed" if mirrored else "ok")
+    if mirrored:
+        assert re.search(r"^label on another grid: \w+ is DICOM with other axes .*: convert it$", scan.status.reason)
+    else:
+        np.testing.assert_array_equal(read(scan, root).label[0], label.transpose(2, 1, 0))
 
 
 @pytest.mark.parametrize("frames", ["scans", "channels"])

@@ -139,29 +139,45 @@ def test_a_stage_that_fails_stops_the_rest(monkeypatch, tmp_path):
     assert done == ["pretrain", "pretrain"]
 
 
-def test_a_signal_reaches_the_command_and_its_exit_code_comes_back(tmp_path):
-    """The command here sleeps until it hears SIGTERM, and then says so."""
+SLEEPS = """
+import os, pathlib, signal, sys, time
+folder = pathlib.Path(__file__).parent.parent
+
+def main(words):
+    def stop(*_):
+        (folder / "stopped").touch()
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, stop)
+    (folder / "ready").touch()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_command_stops_with_its_parent(number, tmp_path):
+    """The command sleeps until it hears SIGTERM; a parent that is told hands that on, a killed one cannot."""
     (tmp_path / "medssl").mkdir()
-    (tmp_path / "medssl/__init__.py").write_text("")
-    (tmp_path / "medssl/cli.py").write_text(
-        "import signal, sys, time, pathlib\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))\n"
-        f"pathlib.Path({str(tmp_path / 'ready')!r}).touch()\n"
-        "time.sleep(60)\n"
+    real = Path(verb.__file__).parent.parent
+    (tmp_path / "medssl/__init__.py").write_text(f"__path__.append({str(real)!r})\n")  # all but the command is ours
+    (tmp_path / "medssl/cli.py").write_text(SLEEPS)
+    code = (
+        "import os, sys\nfrom medssl.engine.stages import run\n"
+        f"os.environ['PYTHONPATH'] = {str(tmp_path)!r}\nsys.exit(run(['pretrain']))"  # where the command is found
     )
-    parent = subprocess.Popen(
-        [
-            *(sys.executable, "-c"),
-            "import os, sys\nfrom medssl.engine.stages import run\n"
-            f"os.environ['PYTHONPATH'] = {str(tmp_path)!r}\nsys.exit(run(['pretrain']))",  # where -m finds the command
-        ]
-    )
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    wait_for(tmp_path / "ready")
+    parent.send_signal(number)
+    assert parent.wait(30) == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+    wait_for(tmp_path / "stopped")
+
+
+def wait_for(file: Path) -> None:
     for _ in range(600):
-        if (tmp_path / "ready").exists():
-            break
-        time.sleep(0.1)
-    parent.send_signal(signal.SIGTERM)
-    assert parent.wait(30) == 143
+        if file.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(file)
 
 
 BAD = [

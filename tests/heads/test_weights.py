@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from heads.made import image, schema
+from safetensors import safe_open
 
 from medssl.encoders.resenc import ResEnc
+from medssl.encoders.tensors import tensor_bytes
 from medssl.heads.base import Network
 from medssl.heads.classification import AttentivePool, Linear
 from medssl.heads.segmentation import UNet
@@ -145,3 +151,32 @@ def test_saving_leaves_the_network_as_it_was(tmp_path):
     save_network(tmp_path, network, card)
     assert network.training
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+SAVES = """
+import hashlib, torch
+from medssl.encoders.tensors import tensor_bytes
+tensors = {"b": torch.ones(3), "a.weight": torch.arange(5), "c": torch.zeros((), dtype=torch.float16)}
+print(hashlib.sha256(tensor_bytes(tensors, {"step": "40", "format": "pt", "other": "x"})).hexdigest())
+"""
+
+
+def test_equal_networks_are_equal_bytes_in_every_process():
+    """Neither the hash seed of a process shows nor how often a file is written."""
+    other = subprocess.run(
+        [sys.executable, "-c", SAVES], env=os.environ | {"PYTHONHASHSEED": "1"}, capture_output=True, check=True
+    )
+    tensors = {"b": torch.ones(3), "a.weight": torch.arange(5), "c": torch.zeros((), dtype=torch.float16)}
+    many = {tensor_bytes(tensors, {"format": "pt", "other": "x", "step": "40"}) for _ in range(50)}
+    assert {hashlib.sha256(content).hexdigest() for content in many} == {other.stdout.decode().strip()}
+
+
+def test_sorted_metadata_leaves_tensors_and_metadata_readable(tmp_path):
+    tensors = {"b": torch.randn(3, 2), "a": torch.arange(7), "c": torch.zeros((), dtype=torch.bfloat16)}
+    (tmp_path / "x.safetensors").write_bytes(tensor_bytes(tensors, {"step": "40", "näme": "größe"}))
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert file.metadata() == {"step": "40", "näme": "größe"}
+        assert sorted(file.keys()) == ["a", "b", "c"]
+        for name, tensor in tensors.items():
+            assert torch.equal(file.get_tensor(name), tensor)
+            assert file.get_tensor(name).dtype == tensor.dtype

@@ -145,6 +145,17 @@ def test_several_arrays_need_a_choice(tmp_path, ending):
     np.testing.assert_array_equal(read(scan, tmp_path).image[0], ARRAY.transpose(2, 1, 0))
 
 
+@pytest.mark.parametrize("ending", [".npy", ".h5"])
+def test_masks_are_arrays_too(tmp_path, ending):
+    write(tmp_path / "d" / "images" / f"x{ending}", ARRAY)
+    label = write_label = noise((4, 5, 6), np.uint8, high=3)
+    write(tmp_path / "d" / "labels" / f"x{ending}", write_label)
+    (scan,) = scans_of(tmp_path / "d", LabelOptions(masks="images=labels"), axes="kji", spacing_mm="2,1,1")
+    volume = read(scan, tmp_path)
+    np.testing.assert_array_equal(volume.label[0], label.transpose(2, 1, 0))
+    np.testing.assert_array_equal(volume.image[0], ARRAY.transpose(2, 1, 0))
+
+
 def test_a_mask_has_no_axis_of_channels(tmp_path):
     write(tmp_path / "d" / "images" / "x.npz", noise((2, 4, 5, 6)))
     label = noise((4, 5, 6), np.uint8, high=3)

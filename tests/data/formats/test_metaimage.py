@@ -111,6 +111,14 @@ def test_big_endian_and_names_of_old_files(tmp_path):
 # --- numbers
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("MET_LONG", np.int32), ("MET_ULONG", np.uint32)])
+def test_long_numbers_have_32_bits_as_in_itk(tmp_path, name, dtype):
+    array = (noise((4, 5, 6)).astype(np.int64) * 1_000_000).astype(dtype)
+    file = written(tmp_path, scan(array, ElementType=name))
+    np.testing.assert_array_equal(pixels(file)[0], array)
+    np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))).T, array)
+
+
 def test_text_numbers(tmp_path):
     text = " ".join(map(str, VOLUME.ravel(order="F"))).encode()
     file = written(tmp_path, header(BinaryData="False") + text)

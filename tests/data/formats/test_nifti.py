@@ -305,6 +305,14 @@ def test_axes_beyond_the_third(tmp_path):
             np.testing.assert_array_equal(whole[frame * channels : (frame + 1) * channels], pixels(file, frame))
 
 
+def test_an_axis_of_length_0_after_the_third_is_one_and_said(tmp_path):
+    file = written(tmp_path, scan(VOLUME, dim=(5, 4, 5, 6, 0, 0, 1, 1)))
+    header = nifti.read_header(file)
+    assert "length 0 of an axis after the third: 1 taken" in header.notes
+    assert (header.frames.count, header.channels) == (1, 1)
+    np.testing.assert_array_equal(pixels(file)[0], VOLUME)
+
+
 def test_vectors_are_channels_and_said(tmp_path):
     said = notes(tmp_path, noise((3, 4, 5, 1, 3)), intent_code=1007)
     assert said == "vectors of 3 values taken as channels; a displacement field would be no scan"
@@ -519,6 +527,32 @@ def test_analyze_in_another_plane_is_refused_and_a_matrix_beside_it_said(tmp_pat
     raw[252] = 2
     file.write_bytes(raw)
     with pytest.raises(FormatError, match=r"orient code 2 \(sagittal\): only transverse is read"):
+        nifti.read_header(file)
+
+
+@pytest.mark.parametrize(
+    ("unit", "factor", "said"),
+    [(b"mm", 1, ""), (b"cm", 10, "cm"), (b"um", 0.001, "um"), (b"m", 1000, "m"), (b"ell", 1, "ell")],
+)
+def test_lengths_of_analyze_become_mm(tmp_path, unit, factor, said):
+    file = analyze(tmp_path, VOLUME)
+    raw = bytearray(file.read_bytes())
+    raw[56:60] = unit.ljust(4, b"\0")
+    file.write_bytes(raw)
+    header = nifti.read_header(file)
+    np.testing.assert_allclose(header.grid.spacing_mm, np.array([0.9, 0.8, 2.5]) * factor, rtol=1e-5)
+    assert said in "; ".join(header.notes[1:])
+
+
+@pytest.mark.parametrize("code", [128, 2304])
+def test_colors_of_analyze_are_refused(tmp_path, code):
+    file = analyze(tmp_path, VOLUME)
+    raw = bytearray(file.read_bytes())
+    raw[70:72] = struct.pack("<h", code)
+    file.write_bytes(raw)
+    with pytest.raises(
+        FormatError, match=r"^Analyze file with colors: their order is not defined; convert it to NIfTI$"
+    ):
         nifti.read_header(file)
 
 

@@ -254,6 +254,20 @@ def test_an_axis_outside_space_is_channels_or_frames(tmp_path, place, kind, coun
         np.testing.assert_array_equal(pixels(file, 2)[0], array[..., 2])
 
 
+@pytest.mark.parametrize("kind", ["vector", "domain", "list"])
+def test_a_measurement_frame_is_said_where_there_are_vectors(tmp_path, kind):
+    fields = {"measurement_frame": "(0,1,0) (1,0,0) (0,0,1)"}
+    array = VOLUME
+    if kind != "domain":
+        array = noise((3, 4, 5, 6))
+        fields |= {"kinds": f"{kind} domain domain domain", "space directions": f"none {SPACE['space directions']}"}
+    header = about(tmp_path, array, **fields)
+    assert ("measurement frame not applied to the vectors" in header.notes) == (kind == "vector")
+    np.testing.assert_allclose(header.grid.affine, LPS)
+    found = pixels(tmp_path / "x.nrrd")
+    np.testing.assert_array_equal(found if kind != "domain" else found[0], array)
+
+
 @pytest.mark.parametrize(("kind", "samples"), [("RGB-color", 3), ("3-color", 3), ("RGBA-color", 4)])
 def test_colors_are_three_channels(tmp_path, kind, samples):
     array = noise((samples, 4, 5, 6), np.uint8, high=255)
@@ -332,6 +346,14 @@ def test_voxels_in_several_files(tmp_path, words):
     assert nrrd.read_header(file).details["companions"] == names
     (tmp_path / "s03.raw").unlink()
     refused(tmp_path, file.read_bytes(), r"^s03\.raw, which holds its voxels, is missing$", "x.nhdr")
+
+
+@pytest.mark.parametrize("encoding", ["text", "hex"])
+def test_numbers_as_text_in_several_files_are_refused(tmp_path, encoding):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("1 2 3\n" * 100)
+    content = (header(VOLUME, encoding=encoding) + "data file: LIST\na.txt\nb.txt\n").encode()
+    refused(tmp_path, content, f"^2 files of numbers as {encoding}: expected one$", "x.nhdr")
 
 
 @pytest.mark.parametrize(

@@ -288,6 +288,27 @@ def test_jpeg_without_its_end_is_truncated(tmp_path, share):
         picture.read_header(file)
 
 
+def test_jpeg_and_bmp_of_an_absurd_size_are_refused_before_memory_is_taken(tmp_path):
+    Image.fromarray(smooth(40, 32)).save(tmp_path / "x.jpg")
+    content = (tmp_path / "x.jpg").read_bytes()
+    place = content.index(b"\xff\xc0") + 5
+    large = content[:place] + struct.pack(">HH", 65_000, 65_000) + content[place + 4 :]
+    with pytest.raises(FormatError, match=r"^damaged: [\d,]+ bytes cannot hold 65000 x 65000 pixels$"):
+        picture.read_header(written(tmp_path, large, "x.jpg"))
+    Image.fromarray(smooth(40, 32)).save(tmp_path / "x.bmp")
+    content = (tmp_path / "x.bmp").read_bytes()
+    large = content[:18] + struct.pack("<ii", 200_000, 200_000) + content[26:]
+    with pytest.raises(FormatError, match=r"^truncated: [\d,]+ bytes cannot hold 200000 x 200000 pixels of 24 bits$"):
+        picture.read_header(written(tmp_path, large, "x.bmp"))
+
+
+def test_gray_that_a_jpeg_stores_as_colors_stays_three_channels(tmp_path):
+    gray = smooth(40, 32, 1)[..., 0]
+    Image.fromarray(np.stack([gray] * 3, -1)).save(tmp_path / "x.jpg", quality=98)
+    assert picture.read_header(tmp_path / "x.jpg").value_domain == "rgb"
+    assert np.abs(values(tmp_path / "x.jpg").astype(int) - gray).max() <= 3
+
+
 def test_jpeg_with_bytes_behind_its_end_is_read(tmp_path):
     stream = io.BytesIO()
     Image.fromarray(smooth(32, 32)).save(stream, "JPEG")

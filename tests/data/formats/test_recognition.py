@@ -106,6 +106,10 @@ def test_a_file_that_is_something_else_is_refused_by_what_it_is(tmp_path, name, 
         ("a+orig.BRIK", bytes(400), "AFNI volume"),
         ("a.gipl", bytes(400), "GIPL volume"),
         ("a.vti", b"<?xml version='1.0'?>", "VTK"),
+        ("a.v", b"MATRIX72v" + bytes(400), "ECAT volume, .* with ecat2nii or nibabel"),
+        ("a.h33", b"!INTERFILE :=", "Interfile volume"),
+        ("a.gif", b"GIF89a" + bytes(100), "picture of a format that is not read; convert it to PNG"),
+        ("a.webp", b"RIFF\0\0\0\0WEBPVP8 " + bytes(100), "convert it to PNG"),
         ("a.czi", b"ZISRAWFILE" + bytes(100), "microscopy file"),
         ("a.mat", b"MATLAB 5.0 MAT-file", "MATLAB file"),
         ("a.zip", b"PK\3\4", "an archive; unpack it first"),
@@ -127,6 +131,15 @@ def test_what_is_not_read_is_named(tmp_path, name, content, reason):
     assert found.form == ""
     assert found.state in ("ignored", "rejected")
     assert re.search(reason, found.reason), found.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("a.nii", "nifti"), ("a.dcm", "dicom"), ("a.nrrd", "nrrd"), ("a.mha", "metaimage"), ("a.tif", "tiff")],
+)
+def test_where_first_bytes_say_nothing_the_reader_of_the_name_says_what_is_wrong(tmp_path, name, form):
+    found = recognized(tmp_path, name, bytes(range(1, 200)) * 3)
+    assert (found.form, found.state) == (form, "")
 
 
 def test_packed_scans_of_other_formats_are_named(tmp_path):

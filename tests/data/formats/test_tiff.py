@@ -139,6 +139,13 @@ def test_white_as_0_in_a_label_and_in_real_numbers_is_refused(tmp_path):
         tiff.read_header(wrote(tmp_path, GRAY.astype(np.float32), photometric="miniswhite"))
 
 
+@pytest.mark.parametrize("packing", ["group3", "group4", "tiff_ccitt"])
+def test_bits_packed_as_a_fax_are_read_like_pillow(tmp_path, packing):
+    bits = np.kron(noise((10, 9), np.uint8, high=2), np.ones((4, 4), np.uint8)) > 0
+    Image.fromarray(bits).save(tmp_path / "x.tif", compression=packing)
+    np.testing.assert_array_equal(values(tmp_path / "x.tif")[0], bits * 255)
+
+
 def test_complex_numbers_are_refused(tmp_path):
     with pytest.raises(FormatError, match=r"^complex numbers of 128 bits, sample format 6: only whole and real"):
         tiff.read_header(wrote(tmp_path, GRAY.astype(complex)))

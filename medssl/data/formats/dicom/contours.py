@@ -187,8 +187,8 @@ def inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         count = np.clip(np.ceil(there[:, 1]), 0, rows).astype(int) - first  # to, not including, its upper end
         edge = np.repeat(np.arange(len(here)), count)
         row = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + first[edge]
-        slope = (there[edge, 0] - here[edge, 0]) / (there[edge, 1] - here[edge, 1])
-        crossing = here[edge, 0] + (row - here[edge, 1]) * slope
+        share = (row - here[edge, 1]) / (there[edge, 1] - here[edge, 1])  # 0 to 1: no slope that overflows
+        crossing = here[edge, 0] + share * (there[edge, 0] - here[edge, 0])
         column = np.clip(np.ceil(crossing), 0, columns).astype(int)
         np.add.at(toggles, (column, row), 1)
     return np.asarray(np.cumsum(toggles, axis=0)[:columns] % 2 == 1)

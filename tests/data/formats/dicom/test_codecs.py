@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -76,6 +77,42 @@ def test_codecs_agree_with_gdcm(tmp_path, syntax):
     known = np.frombuffer(text, rows.dtype).reshape(rows.shape)
     values = read_stack(tmp_path, [Part("x", None)])[0, ..., 0]
     assert np.abs(values.astype(int) - known).max() <= (2 if off else 0)
+
+
+def renamed(file: Path, uid: str, other: str) -> Path:
+    """Put another transfer syntax, of at most the same length, into a file: pydicom writes only those that it knows."""
+    old, new = (text.encode() + b"\0" * (len(text) % 2) for text in (uid, other))
+    file.write_bytes(file.read_bytes().replace(old, new.ljust(len(old), b"\0"), 1))
+    return file
+
+
+@pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.1.98", "1.2.840.10008.1.2.8.1"])
+def test_frames_in_fragments_without_a_codec(tmp_path, syntax):
+    """Encapsulated uncompressed, and deflated one by one."""
+    frames = [smooth() + 10 * number for number in range(3)]
+    streams = [rows.tobytes() for rows in frames]
+    if syntax.endswith("8.1"):
+        streams = [zlib.compress(stream, wbits=-15) for stream in streams]
+    dataset = coded(frames[0], "rle", streams)
+    dataset.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1.98"
+    assert index(renamed(write(tmp_path / "x", dataset), "1.2.840.10008.1.2.1.98", syntax))[1]
+    stack = read_stack(tmp_path, [Part("x", number) for number in (2, 0, 1)])[..., 0]
+    np.testing.assert_array_equal(stack, [frames[2], frames[0], frames[1]])
+
+
+@pytest.mark.parametrize(
+    ("syntax", "name"),
+    [
+        ("1.2.840.10008.1.2.4.94", "JPIP"), ("1.2.840.10008.1.2.4.110", "JPEG XL"),
+        ("1.2.840.10008.1.2.4.92", "JPEG 2000 of several components"), ("1.2.3.4.5", "the transfer syntax 1.2.3.4.5"),
+    ],
+)  # fmt: skip
+def test_syntaxes_without_a_decoder_are_named(tmp_path, syntax, name):
+    rows, stream, _ = stream_of("jpeg 2000")
+    file = renamed(write(tmp_path / "0.dcm", coded(rows, "htj2k", [stream])), SYNTAXES["htj2k"], syntax)
+    for act in (lambda: index(file), lambda: read_stack(tmp_path, [Part("0.dcm", None)])):
+        with pytest.raises(DicomError, match=f"no decoder for {re.escape(name)}.*: convert the files first"):
+            act()
 
 
 # --- what is cut

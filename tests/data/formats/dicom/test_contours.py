@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data.formats.dicom.label_objects import contour, datasets_of, grid_of, structure_set
 from data.make_scans import AXIAL, CORONAL, SAGITTAL, Series
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from medssl.data.formats.dicom.contours import inside, read_structures
@@ -51,6 +51,7 @@ def winding(points: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, np.
 
 
 @settings(max_examples=40, deadline=None)
+@example(np.array([[0.0, 0.0], [5.0, 1e-310], [3.0, 7.0]]))
 @given(
     st.lists(st.tuples(st.floats(-4, 24), st.floats(-4, 19)), min_size=3, max_size=9, unique=True).map(np.array),
 )

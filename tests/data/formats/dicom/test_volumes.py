@@ -177,6 +177,22 @@ def test_every_second_slice_without_a_readable_header_is_never_a_volume_of_twice
     assert scan.grid.spacing_mm[2] == pytest.approx(2.5)
 
 
+@pytest.mark.parametrize("kernels", [1, 2])
+def test_a_header_that_cannot_be_read_fails_every_volume_of_its_series(tmp_path, kernels):
+    for kernel in range(kernels):
+        change = {"ConvolutionKernel": "AB"[kernel], "SOPInstanceUID": lambda n, k=kernel: f"1.2.{k}.{n}"}
+        write(tmp_path / "scans", Series(seed=kernel), f"k{kernel}_", **change)
+    write(tmp_path / "scans", Series(uid="1.2.3.4", seed=9), "other_")
+    lost = tmp_path / "scans" / "k0_IM4"
+    lost.write_bytes(lost.read_bytes().replace(b"\x28\x00\x10\x00US", b"\x28\x00\x10\x00DS"))
+    with indexed(tmp_path / "scans") as index:
+        (scan,) = index.scans()
+        failed = list(index.scans(status="failed"))
+    assert scan.source.parts[0].path.rsplit("/", 1)[-1].startswith("other_")
+    assert len(failed) == kernels
+    assert all("k0_IM4" in one.status.reason for one in failed)
+
+
 def test_unread_files_beside_a_series_count_only_where_they_may_fill_each_gap(tmp_path):
     def doubtful(unknown: int, **hints: float) -> str:
         names = [f"X{n}" for n in range(unknown)]
