@@ -313,6 +313,14 @@ def test_an_axis_of_length_0_after_the_third_is_one_and_said(tmp_path):
     np.testing.assert_array_equal(pixels(file)[0], VOLUME)
 
 
+@pytest.mark.parametrize(("intent", "samples"), [(2003, 3), (2004, 4)])
+def test_vectors_of_colors_are_channels(tmp_path, intent, samples):
+    array = noise((3, 4, 5, 1, samples), np.uint8, high=255)
+    header = nifti.read_header(written(tmp_path, scan(array, intent_code=intent)))
+    assert (header.channels, header.value_domain, header.frames.count) == (3, "rgb", 1)
+    np.testing.assert_array_equal(pixels(tmp_path / "x.nii"), np.moveaxis(array[..., 0, :3], -1, 0))
+
+
 def test_vectors_are_channels_and_said(tmp_path):
     said = notes(tmp_path, noise((3, 4, 5, 1, 3)), intent_code=1007)
     assert said == "vectors of 3 values taken as channels; a displacement field would be no scan"
@@ -328,7 +336,20 @@ def test_one_slice_in_time_is_frames_of_a_picture(tmp_path):
 
 @pytest.mark.parametrize(
     ("intent", "what"),
-    [(1006, "a displacement field"), (1005, "a tensor"), (2006, "a displacement field of FNIRT"), (3002, "CIFTI")],
+    [
+        (1006, "a displacement field"),
+        (1005, "a tensor"),
+        (2006, "a displacement field of FNIRT"),
+        (3002, "CIFTI"),
+        (1004, ""),
+        (1008, ""),
+        (1009, ""),
+        (1010, ""),
+        (2001, ""),
+        (2002, ""),
+        (2005, ""),
+        (2016, ""),
+    ],
 )
 def test_what_is_no_scan_by_its_intent_is_refused(tmp_path, intent, what):
     with pytest.raises(FormatError, match=rf"^no scan: it holds {what}.*intent code {intent}\)$|CIFTI"):
@@ -441,6 +462,16 @@ def test_frames_of_a_plain_file_are_read_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "empty", lambda count, dtype: sizes.append(count) or np.zeros(count, dtype))
     np.testing.assert_array_equal(pixels(file, 3)[0], array[..., 3])
     assert sizes == [120]
+
+
+def test_a_damaged_magic_is_refused(tmp_path):
+    raw = scan(VOLUME)
+    with pytest.raises(FormatError, match=r"^not readable as NIfTI: its first bytes are no NIfTI or Analyze header$"):
+        nifti.read_header(written(tmp_path, raw[:344] + b"nx1\0" + raw[348:]))
+    second = nibabel.Nifti2Image(VOLUME, AFFINE).to_bytes()
+    converted = second.replace(b"\r\n\x1a\n", b"\n\x1a\n\0", 1)
+    with pytest.raises(FormatError, match=r"line ends were converted \(transferred as text\); copy the file again"):
+        nifti.read_header(written(tmp_path, converted))
 
 
 # --- pairs

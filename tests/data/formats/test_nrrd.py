@@ -122,6 +122,27 @@ def test_encodings_of_pynrrd(tmp_path, encoding, detached):
 # --- numbers
 
 
+SPELLINGS = {
+    "i1": "signed char|int8|int8_t", "u1": "uchar|unsigned char|uint8|uint8_t",
+    "i2": "short|short int|signed short|signed short int|int16|int16_t",
+    "u2": "ushort|unsigned short|unsigned short int|uint16|uint16_t", "i4": "int|signed int|int32|int32_t",
+    "u4": "uint|unsigned int|uint32|uint32_t",
+    "i8": "longlong|long long|long long int|signed long long|signed long long int|int64|int64_t",
+    "u8": "ulonglong|unsigned long long|unsigned long long int|uint64|uint64_t", "f4": "float", "f8": "double",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("code", SPELLINGS)
+def test_every_spelling_of_a_type_is_known(tmp_path, code):
+    array = noise((3, 4, 5), np.uint8, high=120).astype(code)
+    for name in SPELLINGS[code].split("|"):
+        text = header(array.astype("u1"), type=name)
+        file = written(tmp_path, (text + "\n").encode() + array.tobytes(order="F"))
+        found = pixels(file)[0]
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(found, array)
+
+
 def test_text_and_hexadecimal_numbers(tmp_path):
     text = " ".join(map(str, VOLUME.ravel(order="F")))
     for encoding, voxels in (("text", text.encode()), ("hex", VOLUME.tobytes(order="F").hex().encode())):
@@ -176,7 +197,8 @@ def test_old_range_is_said(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("unit", "factor"), [("mm", 1), ("microns", 1e-3), ("um", 1e-3), ("µm", 1e-3), ("cm", 10), ("m", 1e3), ("", 1)]
+    ("unit", "factor"),
+    [("mm", 1), ("microns", 1e-3), ("um", 1e-3), ("µm", 1e-3), ("nm", 1e-6), ("cm", 10), ("m", 1e3), ("", 1)],
 )
 def test_lengths_are_in_mm_whatever_the_unit(tmp_path, unit, factor):
     found = about(tmp_path, space_units=f'"{unit}" "{unit}" "{unit}"')
@@ -261,14 +283,14 @@ def test_a_measurement_frame_is_said_where_there_are_vectors(tmp_path, kind):
     if kind != "domain":
         array = noise((3, 4, 5, 6))
         fields |= {"kinds": f"{kind} domain domain domain", "space directions": f"none {SPACE['space directions']}"}
-    header = about(tmp_path, array, **fields)
-    assert ("measurement frame not applied to the vectors" in header.notes) == (kind == "vector")
-    np.testing.assert_allclose(header.grid.affine, LPS)
-    found = pixels(tmp_path / "x.nrrd")
-    np.testing.assert_array_equal(found if kind != "domain" else found[0], array)
+    found = about(tmp_path, array, **fields)
+    assert ("measurement frame not applied to the vectors" in found.notes) == (kind == "vector")
+    np.testing.assert_allclose(found.grid.affine, LPS)
+    values = pixels(tmp_path / "x.nrrd")
+    np.testing.assert_array_equal(values if kind != "domain" else values[0], array)
 
 
-@pytest.mark.parametrize(("kind", "samples"), [("RGB-color", 3), ("3-color", 3), ("RGBA-color", 4)])
+@pytest.mark.parametrize(("kind", "samples"), [("RGB-color", 3), ("3-color", 3), ("RGBA-color", 4), ("4-color", 4)])
 def test_colors_are_three_channels(tmp_path, kind, samples):
     array = noise((samples, 4, 5, 6), np.uint8, high=255)
     vectors = f"none {SPACE['space directions']}"
@@ -279,11 +301,20 @@ def test_colors_are_three_channels(tmp_path, kind, samples):
     np.testing.assert_array_equal(pixels(file), array[:3])
 
 
-@pytest.mark.parametrize("kind", ["complex", "3D-symmetric-matrix", "quaternion", "HSV-color", "scalar"])
+@pytest.mark.parametrize(
+    "kind", ["complex", "3D-symmetric-matrix", "2D-matrix", "quaternion", "HSV-color", "XYZ-color", "scalar"]
+)
 def test_what_is_no_scan_is_refused(tmp_path, kind):
     array = noise((2, 4, 5, 6))
     content = scan(array, kinds=f"{kind} domain domain domain", space_directions=f"none {SPACE['space directions']}")
     refused(tmp_path, content, f"^no scan: axis 1 of 2 values is of kind '{kind.lower()}'")
+
+
+@pytest.mark.parametrize("kind", ["list", "vector"])
+def test_two_axes_of_one_role_are_refused(tmp_path, kind):
+    vectors = f"none none {SPACE['space directions']}"
+    content = scan(noise((2, 3, 4, 5, 6)), kinds=f"{kind} {kind} domain domain domain", space_directions=vectors)
+    refused(tmp_path, content, "more than one axis of frames or of channels; split the file")
 
 
 def test_time_as_an_axis_of_the_space(tmp_path):

@@ -322,6 +322,18 @@ def test_nuclear_medicine_volumes_lie_along_their_normal(tmp_path, step):
     assert (film.kind, film.turn["frames"]) == ("image", 5)
 
 
+@pytest.mark.parametrize("vector", ["EnergyWindowVector", "DetectorVector", "PhaseVector", "TimeSlotVector"])
+def test_vectors_of_nuclear_medicine_separate_volumes(tmp_path, vector):
+    detector = item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0], ImagePositionPatient=[-5, -6, 10])
+    dataset = dataset_with(
+        FLAT, Modality="NM", NumberOfFrames=10, SpacingBetweenSlices=4.0, PixelSpacing=[0.8, 0.6], SliceThickness=4,
+        ImageType=["ORIGINAL", "PRIMARY", "RECON TOMO", "EMISSION"], SliceVector=[1, 2, 3, 4, 5] * 2,
+        DetectorInformationSequence=Sequence([detector]), PixelData=np.arange(480, dtype=np.int16).tobytes(),
+        **{vector: [1] * 5 + [2] * 5},
+    )  # fmt: skip
+    assert sorted(frames_of(tmp_path, dataset)) == [("ok", [0, 1, 2, 3, 4]), ("ok", [5, 6, 7, 8, 9])]
+
+
 # --- identifiers and syntaxes
 
 

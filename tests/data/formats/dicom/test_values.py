@@ -408,8 +408,8 @@ def test_a_missing_element_is_named(tmp_path):
 def test_padding_that_no_attribute_names_stays(tmp_path):
     rows = np.full((6, 8), -40, np.int16)
     rows[:2] = -2000
-    values = written(tmp_path, dataset_of(rows, "CT", RescaleSlope="1", RescaleIntercept="0"))
-    np.testing.assert_array_equal(values.array[0, ..., 0], rows)
+    dataset = dataset_of(rows, "CT", RescaleSlope="1", RescaleIntercept="0")
+    np.testing.assert_array_equal(values(tmp_path, dataset)[0], rows)
 
 
 def test_a_stack_of_padding_alone_is_said(tmp_path):
