@@ -1,12 +1,14 @@
 """What may tell the volumes of one DICOM series apart: attributes of a file or of a frame (DICOM PS3.3 C.7.6.16, C.8).
 
-Two kinds of attributes:
+Three kinds of attributes:
 
 - ``CONTRASTS`` say what a voxel shows (echo, b-value, kernel, kind of image, unit): slices that differ in one of them
   never share a volume;
 - ``MOMENTS`` say when or in which run a slice was taken (acquisition, point in time, phase of the heart, tube
   voltage): the slices of one volume may differ in them, so they separate volumes only under the conditions that
-  ``separation`` states.
+  ``separation`` states;
+- ``DESCRIPTIONS`` say whose the slice is and what its series is called. They separate as moments do, after them, and
+  are not compared for copies.
 
 Identifiers and free text are kept as digests, moments of the clock as seconds from a keyed moment.
 """
@@ -49,6 +51,14 @@ MOMENTS: dict[str, Kind] = {
     "ReconstructionDiameter": "number", "ActualCardiacTriggerDelayTime": "number",
     "ActualRespiratoryTriggerDelayTime": "number", "AcquisitionDateTime": "number", "AcquisitionTime": "number",
 }  # fmt: skip
+DESCRIPTIONS: dict[str, Kind] = {
+    "PatientName": "digest", "PatientBirthDate": "digest", "PatientSex": "text", "StudyDate": "digest",
+    "AccessionNumber": "digest", "SeriesNumber": "number", "SeriesDescription": "digest", "ProtocolName": "digest",
+    "SeriesDate": "digest", "SeriesTime": "digest", "ScanOptions": "set", "ScanningSequence": "set",
+    "SequenceVariant": "set", "MRAcquisitionType": "text", "PatientPosition": "text", "GantryDetectorTilt": "number",
+    "PixelBandwidth": "number", "NumberOfAverages": "number", "ReceiveCoilName": "digest", "FilterType": "digest",
+    "DerivationDescription": "digest", "StationName": "digest",
+}  # fmt: skip
 CLOCKS = (
     "TriggerTime", "NominalCardiacTriggerDelayTime", "ActualCardiacTriggerDelayTime", "FrameReferenceTime",
     "AcquisitionDateTime", "AcquisitionTime",
@@ -61,6 +71,7 @@ VECTORS = (
 _CODE_VALUE = {"CodeValue": "MeasurementUnitsCodeSequence"}
 # Attributes that differ from slice to slice in sound series: they stay with the slice, the others with the file.
 _OF_SLICES = frozenset({*CLOCKS, "TemporalPositionIdentifier", "AcquisitionNumber"})
+_DEFAULTS = (("RescaleType", "US"), ("RescaleType", "HU"))  # as good as none: other slices leave them out
 _GROUPS = (
     "FrameContentSequence", "PixelMeasuresSequence", "MRDiffusionSequence", "DiffusionGradientDirectionSequence",
     "MREchoSequence", "MRImageFrameTypeSequence", "MRModifierSequence", "MRTimingAndRelatedParametersSequence",
@@ -69,6 +80,7 @@ _GROUPS = (
     "CTExposureSequence", "ContrastBolusUsageSequence", "CardiacSynchronizationSequence",
     "RespiratorySynchronizationSequence", "TemporalPositionSequence", "FrameAnatomySequence",
     "PixelValueTransformationSequence", "RealWorldValueMappingSequence", "MeasurementUnitsCodeSequence",
+    "UnassignedSharedConvertedAttributesSequence", "UnassignedPerFrameConvertedAttributesSequence",
 )  # fmt: skip
 _OTHER_TAGS = (
     "AcquisitionDate", "FrameAcquisitionDateTime", "NumberOfTemporalPositions", "DimensionIndexSequence",
@@ -78,11 +90,12 @@ _OTHER_TAGS = (
 _PLACES = (0x00200032, 0x00209057, 0x00209301, 0x00201041, 0x00209113, 0x0048021E, 0x0048021F)
 _INDEX = " (index)"
 
-# b-values and directions where public attributes lack: creator, element, how it is written.
+# What public attributes lack (b-values, directions, magnitude or phase): creator, element, how it is written.
 _PRIVATE = (
     ("SIEMENS MR HEADER", 0x0019, "DiffusionBValue", (0x0019100C,), "text"),
     ("GEMS_PARM_01", 0x0043, "DiffusionBValue", (0x00431039,), "text"),
     ("Philips Imaging DD 001", 0x2001, "DiffusionBValue", (0x20011003,), "f"),
+    ("GEMS_PARM_01", 0x0043, "ComplexImageComponent", (0x0043102F,), "text"),
     ("SIEMENS MR HEADER", 0x0019, "DiffusionGradientOrientation", (0x0019100E,), "d"),
     ("GEMS_ACQU_01", 0x0019, "DiffusionGradientOrientation", (0x001910BB, 0x001910BC, 0x001910BD), "text"),
     ("Philips MR Imaging DD 001", 0x2005, "DiffusionGradientOrientation", (0x200510B0, 0x200510B1, 0x200510B2), "f"),
@@ -101,14 +114,16 @@ def tags() -> tuple[str | int, ...]:
     """What has to be read of a file for its attributes."""
     private: list[str | int] = sorted({group << 16 | 0x10 for _, group, *_ in _PRIVATE})
     private += sorted({element for *_, elements, _ in _PRIVATE for element in elements})
-    return (*CONTRASTS, *MOMENTS, *_OTHER_TAGS, *private)
+    return (*CONTRASTS, *MOMENTS, *DESCRIPTIONS, *_OTHER_TAGS, *private)
 
 
 @cache
 def _wanted() -> dict[int, tuple[str, Kind]]:
     from pydicom.datadict import tag_for_keyword
 
-    names: dict[str, tuple[str, Kind]] = {name: (name, kind) for name, kind in (CONTRASTS | MOMENTS).items()}
+    names: dict[str, tuple[str, Kind]] = {
+        name: (name, kind) for name, kind in (CONTRASTS | MOMENTS | DESCRIPTIONS).items()
+    }
     names |= {word: (name, "digest") for word, name in _CODE_VALUE.items()}
     for name in ("MeasurementUnitsCodeSequence", "AcquisitionDateTime", "AcquisitionTime"):
         del names[name]
@@ -130,8 +145,8 @@ def attributes_of(dataset: Dataset, digest: Callable[..., str]) -> Attributes:
     for creator, group, name, elements, form in _PRIVATE:
         if name not in found and fields.text(dataset, group << 16 | 0x10) == creator:
             values = _private(dataset, elements, form)
-            if values and (name == "DiffusionBValue" or found.get("DiffusionBValue")):
-                found[name] = values[0] if name == "DiffusionBValue" else list(values)
+            if values and (name != "DiffusionGradientOrientation" or found.get("DiffusionBValue")):
+                found[name] = list(values) if name == "DiffusionGradientOrientation" else values[0]
     shared = dataset.get("SharedFunctionalGroupsSequence")
     return found | (_collected(shared[0], digest) if shared else {})
 
@@ -142,9 +157,9 @@ def of_frames(dataset: Dataset, groups: Sequence[Dataset], digest: Callable[...,
     found = []
     for group in groups:
         one = _collected(group, digest)
-        content = group.get("FrameContentSequence")
-        if content:
-            one |= _clock(content[0], digest, dataset) | _indices(content[0], dimensions)
+        for name in ("UnassignedPerFrameConvertedAttributesSequence", "FrameContentSequence"):
+            for item in group.get(name) or ():
+                one |= _clock(item, digest, dataset) | _indices(item, dimensions)
         found.append(one)
     return found
 
@@ -176,7 +191,7 @@ def _collected(source: Dataset, digest: Callable[..., str]) -> Attributes:
         elif number in wanted:
             name, kind = wanted[number]
             value = _value(source, number, kind, digest)
-            if value not in (None, "", []):
+            if value not in (None, "", []) and (name, value) not in _DEFAULTS:
                 found[name] = value
     return found
 
@@ -190,7 +205,7 @@ def _value(source: Dataset, tag: int, kind: Kind, digest: Callable[..., str]) ->
     if kind == "set":
         return sorted({word.upper() for word in words if word})
     text = "\\".join(words)
-    return digest("attribute", text) if kind == "digest" and text else text
+    return digest("attribute", text.rstrip("^ ").casefold()) if kind == "digest" and text else text
 
 
 def _clock(source: Dataset, digest: Callable[..., str], dataset: Dataset | None = None) -> Attributes:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
+from medssl.data.formats.dicom.attributes import DESCRIPTIONS
 from medssl.data.formats.dicom.header import Slice
 from medssl.data.formats.dicom.steps import file_name
 
@@ -53,7 +54,8 @@ def _key(one: Slice) -> Hashable:
     identifier = one.instance if one.pose is None else ""
     place = one.pose and tuple(round(value, 4) for value in one.pose)
     facts = tuple(one.about.get(name) for name in names)
-    return one.shape, one.spacing_mm, place, identifier, facts, _frozen(one.attributes)
+    attributes = {name: value for name, value in one.attributes.items() if name not in DESCRIPTIONS}
+    return one.shape, one.spacing_mm, place, identifier, facts, _frozen(attributes)
 
 
 def _frozen(attributes: dict[str, Any]) -> Hashable:

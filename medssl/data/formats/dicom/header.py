@@ -36,7 +36,7 @@ _TAGS = (
 )  # fmt: skip
 _MOST_FRAMES = 100_000
 _NO_PICTURE = (
-    "SR", "PR", "KO", "DOC", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "REG", "FID", "AU", "ECG", "HD", "EPS", "PLAN"
+    "SR", "PR", "KO", "DOC", "RTSTRUCT", "RTPLAN", "RTRECORD", "REG", "FID", "AU", "ECG", "HD", "EPS", "PLAN"
 )  # fmt: skip
 _STACKED = ("CT", "MR", "PT", "NM")
 _COLOR = ("US", "ES", "XC", "GM", "SM", "OP", "IVUS", "IVOCT", "OPT", "DMS")
@@ -161,6 +161,8 @@ def _rejection(dataset: Dataset) -> str:
         return "not an image: DICOMDIR"
     if modality == "SEG":
         return "segmentation object of surfaces or another kind that is not read"
+    if modality == "RTDOSE":
+        return "distribution of a dose (RTDOSE), not a scan"
     if modality in _NO_PICTURE or sop.startswith("1.2.840.10008.5.1.4.1.1.104"):
         return f"report, plan or other object without a picture ({modality or 'encapsulated document'})"
     if sop.startswith("1.2.840.10008.5.1.4.1.1.77.1.6"):

@@ -154,6 +154,24 @@ def check_fits(layout: Layout, syntax: str) -> None:
         raise DicomError(message)
 
 
+def dropped(raw: np.ndarray, bits: Bits) -> str:
+    """What the user should know of bits beside the stored ones that hold something; nothing where they do not."""
+    if bits.real or not bits.spare or bits.allocated == 1:
+        return ""
+    if bits.lowest:
+        low = bool((raw & ((1 << bits.lowest) - 1)).any())
+        return f"numbers in the {bits.lowest} bits below the stored ones (High Bit) were dropped" if low else ""
+    least = -(1 << bits.stored - 1) if bits.signed else 0
+    high = least + (1 << bits.stored)
+    if bits.signed and not raw.min() < 0 and int(raw.max()) < (1 << bits.stored):
+        return ""  # a sign that fills its own bits alone
+    if least <= int(raw.min()) and int(raw.max()) < high:
+        return ""
+    return (
+        f"numbers in the bits beyond Bits Stored {bits.stored} were dropped (an old overlay, or Bits Stored is wrong)"
+    )
+
+
 def cleaned(raw: np.ndarray, bits: Bits) -> np.ndarray:
     """Keep the stored bits alone (old overlays may lie beside them), with their sign; changes ``raw`` where needed."""
     if bits.real or not bits.spare or bits.allocated == 1:

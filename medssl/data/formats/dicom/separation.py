@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from medssl.data.formats.dicom.attributes import CLOCKS, MOMENTS, is_contrast
+from medssl.data.formats.dicom.attributes import CLOCKS, DESCRIPTIONS, MOMENTS, is_contrast
 from medssl.data.formats.dicom.header import Slice
 from medssl.data.formats.dicom.steps import (
     FEWEST_SLICES,
@@ -81,7 +81,7 @@ def by_moment(slices: Sequence[Slice]) -> Split:
     ranks = ranks_of(places, same_place_mm(slices))
     levels = _levels_of(slices)
     names = [name for name in levels if not is_contrast(name) or name in _OF_A_SLICE]
-    order = list(MOMENTS)
+    order = [*MOMENTS, *DESCRIPTIONS]
     names.sort(key=lambda name: (order.index(name) if name in order else len(order), name))
     counts = Counter(ranks.tolist())
     levels, names = _with_origins(slices, levels, names)
@@ -126,9 +126,9 @@ def _refused(slices: Sequence[Slice], ranks: np.ndarray, names: Sequence[str]) -
     if names:
         problem += f"no attribute separates them into whole volumes ({_listed(names)} differ)"
     elif len({(rank, one.turn.get("number")) for one, rank in zip(slices, ranks.tolist(), strict=True)}) > len(counts):
-        problem += "no attribute separates them (InstanceNumber differs, but is no proof)"
+        problem += "none of the attributes that can tell volumes apart does (InstanceNumber differs, but is no proof)"
     else:
-        problem += "no attribute of them differs"
+        problem += "none of the attributes that can tell volumes apart differs"
     return Split([list(slices)], problem=problem)
 
 

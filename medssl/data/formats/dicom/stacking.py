@@ -6,7 +6,7 @@ import numpy as np
 
 from medssl.data.formats.dicom.colors import through_palette
 from medssl.data.formats.dicom.elements import DicomError
-from medssl.data.formats.dicom.layout import Layout, cleaned
+from medssl.data.formats.dicom.layout import Layout, cleaned, dropped
 from medssl.data.formats.dicom.values import AIR_HU, Meaning, padding_mask, smallest, values_of
 
 _EXACT = 1 << 24
@@ -45,6 +45,8 @@ class Stacking:
         """Take the slice that was read into the array that ``room`` gave."""
         direct = self._shift is not None and np.shares_memory(raw, self.array) if self.array is not None else False
         mask = padding_mask(raw, meaning, layout.bits)
+        if mask is None and (words := dropped(raw, layout.bits)):
+            self._note(words)
         stored = cleaned(raw, layout.bits) if layout.shape[2] == 1 else raw.astype(np.uint8)
         if mask is not None:
             self._padding[self.done] = np.packbits(mask)

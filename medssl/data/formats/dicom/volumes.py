@@ -159,8 +159,10 @@ class _Series:
         for number, cluster in enumerate(clusters):
             if len(cluster) < FEWEST_SLICES and len(clusters) > 1:
                 strays.append(cluster)
-            else:
-                stacks += self._of_grid(cluster, number)
+                continue
+            other = clusters[1 if number == 0 else 0] if len(clusters) > 1 else []
+            note = f"split by {_differing(cluster[0], other[0])}" if len(other) >= FEWEST_SLICES else ""
+            stacks += [_noted(stack, note) for stack in self._of_grid(cluster, number)]
         stacks += [self._stray(cluster, clusters[0], n) for n, cluster in enumerate(strays)]
         issuers = {(one.about["subject"], one.about["issuer"]) for one in slices if one.about.get("issuer")}
         shared = Counter(subject for subject, _ in issuers)

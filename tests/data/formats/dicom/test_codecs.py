@@ -280,14 +280,18 @@ def test_overlays_beside_the_stored_bits_are_dropped(tmp_path, syntax):
         dataset.BitsStored, dataset.HighBit = 12, 11
     else:
         dataset = coded(rows, syntax, [encode(dirty, syntax, 16)])
-    np.testing.assert_array_equal(written(tmp_path, dataset).array[0, ..., 0], rows)
+    values = written(tmp_path, dataset)
+    np.testing.assert_array_equal(values.array[0, ..., 0], rows)
+    assert "numbers in the bits beyond Bits Stored 12 were dropped" in " ".join(values.notes)
 
 
 @pytest.mark.parametrize("syntax", ["jpeg-ls", "jpeg lossless", "jpeg 2000"])
 def test_signs_survive_codecs_that_know_none(tmp_path, syntax):
     rows = smooth().astype(np.int16) - 1500
     dataset = coded(rows, syntax, [encode(rows.view(np.uint16) & 0xFFF, syntax, 12)])
-    np.testing.assert_array_equal(written(tmp_path, dataset).array[0, ..., 0], rows)
+    values = written(tmp_path, dataset)
+    np.testing.assert_array_equal(values.array[0, ..., 0], rows)
+    assert not values.notes
 
 
 def test_signed_jpeg_2000(tmp_path):

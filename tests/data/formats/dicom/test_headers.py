@@ -195,6 +195,10 @@ GROUPS = {
     "breath": lambda n: {"RespiratorySynchronizationSequence": item(NominalPercentageOfRespiratoryPhase=50.0 * n)},
     "time": lambda n: {"TemporalPositionSequence": item(TemporalPositionTimeOffset=3.5 * n)},
     "kernel": lambda n: {"CTReconstructionSequence": item(ConvolutionKernel="BS"[n])},
+    "converted": lambda n: {"UnassignedPerFrameConvertedAttributesSequence": item(ConvolutionKernel="BS"[n])},
+    "converted time": lambda n: {
+        "UnassignedPerFrameConvertedAttributesSequence": item(AcquisitionTime=("100000", "110000")[n])
+    },
     "voltage": lambda n: {"CTXRayDetailsSequence": item(KVP=80 + 60 * n)},
     "unit": lambda n: {
         "RealWorldValueMappingSequence": item(LUTLabel="ab"[n], MeasurementUnitsCodeSequence=item(CodeValue="xy"[n]))
@@ -284,6 +288,7 @@ PRIVATE = {
     ),
     "GE": lambda b: private(0x0043, "GEMS_PARM_01", {0x39: ("IS", [b, 8, 0, 0])}),
     "Philips": lambda b: private(0x2001, "Philips Imaging DD 001", {0x03: ("FL", float(b))}),
+    "GE, phase": lambda b: private(0x0043, "GEMS_PARM_01", {0x2F: ("SS", 1 if b else 0)}),
     "Philips, unknown": lambda b: private(0x2001, "Philips Imaging DD 001", {0x03: ("UN", struct.pack("<f", b))}),
 }
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medssl.data.formats.dicom.attributes import CONTRASTS, MOMENTS
+from medssl.data.formats.dicom.attributes import CONTRASTS, DESCRIPTIONS, MOMENTS
 from medssl.data.formats.dicom.header import Slice
 from medssl.data.formats.dicom.volumes import Beside, Stack, stacks_of
 
@@ -39,7 +39,7 @@ def places(stack: Stack) -> list[float]:
 def values_of(name: str) -> tuple[Any, Any]:
     if name == "SpacingBetweenSlices":
         return 5.0, 6.0
-    kind = (CONTRASTS | MOMENTS)[name]
+    kind = (CONTRASTS | MOMENTS | DESCRIPTIONS)[name]
     if kind == "vector":
         return [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]
     if kind == "set":
@@ -47,7 +47,7 @@ def values_of(name: str) -> tuple[Any, Any]:
     return (1.0, 2.0) if kind == "number" else ("A", "B")
 
 
-@pytest.mark.parametrize("name", [*CONTRASTS, *MOMENTS])
+@pytest.mark.parametrize("name", [*CONTRASTS, *MOMENTS, *DESCRIPTIONS])
 def test_every_attribute_separates_slices_of_one_place(name):
     slices = [slice_at(5 * k, **{name: value}) for value in values_of(name) for k in range(6)]
     stacks = grouped(slices)
@@ -59,7 +59,7 @@ def test_every_attribute_separates_slices_of_one_place(name):
 
 
 @pytest.mark.parametrize(
-    "name", [*CONTRASTS, "AcquisitionNumber", "AcquisitionUID", "KVP", "TemporalPositionIdentifier"]
+    "name", [*CONTRASTS, *DESCRIPTIONS, "AcquisitionNumber", "AcquisitionUID", "KVP", "TemporalPositionIdentifier"]
 )
 def test_interleaved_volumes_stay_apart_without_repeated_places(name):
     slices = [slice_at(5 * k + 2.5 * n, **{name: values_of(name)[n]}) for n in (0, 1) for k in range(8)]

@@ -119,7 +119,7 @@ def test_equal_identifiers_and_places_with_other_pixels_are_no_copies(tmp_path):
     (stack,) = stacks_in(tmp_path)
     assert stack.status.code == "failed"
     assert "two different slices in one place: 5 times" in stack.status.reason
-    assert "no attribute of them differs" in stack.status.reason
+    assert "none of the attributes that can tell volumes apart differs" in stack.status.reason
 
 
 def test_copies_under_other_numbers_are_dropped_too(tmp_path):
@@ -128,6 +128,25 @@ def test_copies_under_other_numbers_are_dropped_too(tmp_path):
     (stack,) = stacks_in(tmp_path)
     assert stack.status.code == "ok"
     assert "5 copies dropped" in stack.status.reason
+
+
+def test_copies_of_a_series_that_was_renamed_are_dropped_too(tmp_path):
+    write(tmp_path, SeriesDescription="thorax", SeriesNumber=2)
+    write(tmp_path / "again", SeriesDescription="copy", SeriesNumber=3, SOPInstanceUID=lambda n: f"1.2.4.{n}")
+    (stack,) = stacks_in(tmp_path)
+    assert "5 copies dropped" in stack.status.reason
+
+
+def test_units_that_some_slices_leave_out_do_not_tear_a_volume(tmp_path):
+    write(tmp_path, RescaleSlope="1", RescaleIntercept="0", RescaleType=lambda n: ("HU", "US", None)[n % 3])
+    (stack,) = stacks_in(tmp_path)
+    assert (stack.status.code, len(stack.slices)) == ("ok", 5)
+
+
+def test_volumes_of_two_patients_say_what_split_them(tmp_path):
+    write(tmp_path, PatientID="A")
+    write(tmp_path / "other", Series(seed=2), PatientID="B", SOPInstanceUID=lambda n: f"1.2.4.{n}")
+    assert [stack.status.reason for stack in stacks_in(tmp_path)] == ["split by PatientID"] * 2
 
 
 def test_pixels_are_read_only_for_equal_headers_in_one_place(tmp_path):
