@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import gzip
 import logging
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -34,9 +35,17 @@ DAMAGE = (
 )  # fmt: skip
 # what the libraries raise on files whose bytes make no sense: one such file must not end the reading of a million
 
+_PYTHON = re.compile(
+    r"literal for|could not convert|unpack(_from)? requires|buffer|attribute|subscriptable|\bb['\"]|Error\b|object|"
+    r"codec|expected str|dtype|NoneType|out of range|argument|operand|broadcast|reshape|integer|tuple"
+)
+
 
 class FormatError(ValueError):
     """A file of a known format that cannot be a scan: damaged, or of a layout that is not read."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True)
@@ -122,10 +131,21 @@ def times(shape: Iterable[int]) -> str:
     return "x".join(map(str, shape))
 
 
+def printable(text: str) -> str:
+    """A text without control characters, which damaged headers bring into messages."""
+    return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def first_line(error: BaseException) -> str:
-    """First line of an error's text, or its kind where it has none."""
+    """First line of an error's text; words that speak of Python and not of the file are replaced."""
+    if isinstance(error, zlib.error):
+        return "the compressed data cannot be unpacked"
+    if isinstance(error, EOFError):
+        return "it ends early"
     lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    if not lines or _PYTHON.search(lines[0]):
+        return "numbers or words in its header that make no sense"
+    return printable(lines[0][:200])
 
 
 @contextmanager

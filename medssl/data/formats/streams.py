@@ -273,7 +273,7 @@ def _last_length(path: Path) -> int:
 def _too_few(source: Source, size: int, needed: int) -> str:
     """What is wrong with a plain file of fewer bytes than the header asks for."""
     with source.path.open("rb") as stream:
-        stream.seek(source.offset)
+        stream.seek(min(source.offset, source.path.stat().st_size))
         first = stream.read(8)
     if name := packed_with(first):
         return f"packed with {name}: {source.words}the header does not say so; unpack it, or repair the header"

@@ -138,7 +138,9 @@ def _problem(error: BaseException, what: str) -> BaseException:
     text = first_line(error)
     if "cannot be reshaped" in text or "cannot reshape" in text:
         text = "a strip or tile holds fewer pixels than its size says"
-    elif isinstance(error, (TypeError, AttributeError, LookupError, ArithmeticError, struct.error)):
+    elif text.startswith("numbers or words") or isinstance(
+        error, (TypeError, AttributeError, LookupError, ArithmeticError, struct.error)
+    ):
         text = "tags that contradict each other or make no sense"
     elif "compress" in text or "decode" in text or "DECODE" in text:
         text = f"the compressed data of a strip or tile cannot be decoded ({text})"
@@ -295,8 +297,8 @@ def _check_compression(page: Any) -> None:
         tifffile.TIFF.UNPREDICTORS[page.predictor]
     except KeyError as error:
         number = int(page.compression)
-        name = getattr(page.compression, "name", "")
-        message = f"compression {number} {name}, predictor {int(page.predictor)}: cannot be decoded: save it as LZW"
+        name = f"{number} {getattr(page.compression, 'name', '')}".strip()
+        message = f"compression {name}, predictor {int(page.predictor)}: cannot be decoded: save it as LZW"
         raise FormatError(message.replace("  ", " ")) from error
 
 

@@ -108,7 +108,7 @@ def _number_type(page: Any) -> np.dtype[Any]:
     dtype = page.dtype
     if dtype is None or np.dtype(dtype).kind not in "iufb":
         bits = page.bitspersample
-        bits = ", ".join(map(str, bits)) if isinstance(bits, tuple) else str(bits)
+        bits = ", ".join(map(str, bits)) if isinstance(bits, tuple) else str(bits) if isinstance(bits, int) else "?"
         kind = "complex numbers" if dtype is not None and np.dtype(dtype).kind == "c" else "samples"
         message = f"{kind} of {bits} bits, sample format {int(page.sampleformat)}: only whole and real numbers are read"
         raise FormatError(message)

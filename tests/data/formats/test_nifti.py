@@ -600,3 +600,13 @@ def test_mutants_are_read_or_refused_in_one_line(tmp_path, count):
         pixels(file)
 
     check_mutants(contents, read, count)
+
+
+def test_an_offset_beyond_all_files_is_truncation(tmp_path):
+    file = tmp_path / "a.nii"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.eye(4)), file)
+    content = bytearray(file.read_bytes())
+    content[108:112] = struct.pack("<f", 1e30)
+    file.write_bytes(content)
+    with pytest.raises(FormatError, match=r"^truncated: 480 of [\d,]+ bytes$"):
+        nifti.read_header(file)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from medssl.data.formats.base import DAMAGE, first_line
+from medssl.data.formats.base import DAMAGE, printable
 from medssl.types import UserError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+_SHOWN = 32  # letters
 PIXEL_TAGS = (
     "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit",
     "PixelRepresentation", "PlanarConfiguration", "NumberOfFrames", "RescaleSlope", "RescaleIntercept", "RescaleType",
@@ -44,7 +48,7 @@ class DicomError(UserError):
         slices: Sequence[Any] = (),
         label_object: str = "",
     ) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.rejected = rejected
         self.series = series
         self.slices = slices
@@ -55,7 +59,7 @@ def damage() -> tuple[type[Exception], ...]:
     """What pydicom raises on damaged files: elements are decoded when they are asked for, so anywhere."""
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
-    return (BytesLengthException, InvalidDicomError, OSError, *DAMAGE)
+    return (BytesLengthException, InvalidDicomError, OSError, MemoryError, *DAMAGE)
 
 
 @contextmanager
@@ -74,7 +78,7 @@ def parse(stream: BinaryIO, tags: Sequence[str | int]) -> Dataset:
         wanted: list[Any] = _as_tags(tuple(tags))
         return pydicom.dcmread(stream, specific_tags=wanted, stop_before_pixels=True, force=True)
     except damage() as error:
-        message = f"not readable as DICOM: {first_line(error) if str(error) else 'header ends early'}"
+        message = f"not readable as DICOM: {reason_of(error)}"
         raise DicomError(message) from error
 
 
@@ -99,12 +103,24 @@ def is_capture(sop: str) -> bool:
     return sop.startswith("1.2.840.10008.5.1.4.1.1.7") and not sop.startswith("1.2.840.10008.5.1.4.1.1.77")
 
 
+def shown(value: object) -> str:
+    """A value of a header in a message: a damaged one may run into what follows, such as the name of the patient."""
+    text = re.split(r"\?|\\x", printable(str(value)))[0].lstrip("['")
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def reason_of(error: BaseException) -> str:
     """What is wrong, without the words of a library."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
         return error.strerror or "cannot be read"
+    if isinstance(error, (EOFError, struct.error)):
+        return "header ends early"
+    if isinstance(error, zlib.error):
+        return "truncated or damaged: the deflated elements cannot be unpacked"
+    if isinstance(error, MemoryError):
+        return "an element claims more bytes than there is memory for"
     if isinstance(error, AttributeError) and error.name:
         return f"header not understood: {error.name} is missing"
     return "header not understood: an element has a value of the wrong kind"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from medssl.data.formats.dicom import fields, mosaic, objects
 from medssl.data.formats.dicom.attributes import VECTORS, attributes_of, divided, of_frames, tags
-from medssl.data.formats.dicom.elements import DicomError, damage, is_capture, parse, quiet, reason_of
+from medssl.data.formats.dicom.elements import DicomError, damage, is_capture, parse, quiet, reason_of, shown
 from medssl.data.formats.dicom.extent import check_length
 from medssl.data.formats.dicom.geometry import TAGS, picture_spacing, pose_of, spacing_of, vector_poses
 from medssl.data.formats.dicom.layout import samples_of
@@ -164,7 +164,7 @@ def _rejection(dataset: Dataset) -> str:
     if modality == "RTDOSE":
         return "distribution of a dose (RTDOSE), not a scan"
     if modality in _NO_PICTURE or sop.startswith("1.2.840.10008.5.1.4.1.1.104"):
-        return f"report, plan or other object without a picture ({modality or 'encapsulated document'})"
+        return f"report, plan or other object without a picture ({shown(modality) or 'encapsulated document'})"
     if sop.startswith("1.2.840.10008.5.1.4.1.1.77.1.6"):
         return "whole slide, which is listed for its own reader"
     if is_capture(sop):
@@ -175,7 +175,7 @@ def _rejection(dataset: Dataset) -> str:
     if {"SCREEN SAVE", "SCREENSAVE", "SCREENSHOT"} & set(image_type):
         return "screenshot"
     if modality not in _COLOR and samples_of(dataset) > 1:
-        return f"screenshot or color overlay ({modality or 'no modality'} in color)"
+        return f"screenshot or color overlay ({shown(modality) or 'no modality'} in color)"
     return ""
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medssl.data.formats.dicom.elements import DicomError
+from medssl.data.formats.dicom.elements import DicomError, shown
 from medssl.data.formats.dicom.syntaxes import PLAIN
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ def layout_of(dataset: Dataset, element: str) -> Layout:
         if samples != 1:
             problem = f"Photometric Interpretation is {photometric}, Samples per Pixel {samples}: expected 1"
     elif photometric not in COLORS:
-        problem = f"colors stored as {photometric} are not read: convert to RGB first"
+        problem = f"colors stored as {shown(photometric)} are not read: convert to RGB first"
     elif samples != 3:
-        problem = f"Photometric Interpretation is {photometric}, Samples per Pixel {samples}: expected 3"
+        problem = f"Photometric Interpretation is {shown(photometric)}, Samples per Pixel {samples}: expected 3"
     elif bits.signed or bits.real or bits.stored != 8:
         problem = f"color of {bits.stored} bits{' with a sign' if bits.signed else ''}: expected 8 without a sign"
     if photometric == "MONOCHROME1" and bits.real:
@@ -107,7 +107,7 @@ def _bits(dataset: Dataset, element: str) -> Bits:
         message = f"Bits Allocated {allocated}, Bits Stored {stored} and High Bit {high} contradict each other"
         raise DicomError(message)
     if representation not in (None, "", 0, 1):
-        message = f"Pixel Representation is {representation}: expected 0 (unsigned) or 1 (signed)"
+        message = f"Pixel Representation is {shown(representation)}: expected 0 (unsigned) or 1 (signed)"
         raise DicomError(message)
     return Bits(allocated, stored, high + 1 - stored, bool(representation))
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from medssl.data.formats.dicom.elements import DicomError, parse
+from medssl.data.formats.dicom.elements import DicomError, parse, shown
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -189,7 +189,7 @@ def _count(number: bytes | int | None, csa: dict[str, list[str]]) -> int:
     counts = {int(value) for value in (number, *_floats(csa.get("NumberOfImagesInMosaic", []))[:1]) if value}
     if len(counts) != 1 or not 0 < min(counts) <= 10_000:
         found = " and ".join(map(str, sorted(counts))) or "nothing"
-        message = f"Siemens mosaic: its number of slices (0019,100A or CSA header) is {found}; {_EXPORT}"
+        message = f"Siemens mosaic: its number of slices (0019,100A or CSA header) is {shown(found)}; {_EXPORT}"
         raise DicomError(message, rejected=True)
     return counts.pop()
 

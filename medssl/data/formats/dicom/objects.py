@@ -15,7 +15,7 @@ import numpy as np
 
 from medssl.data.formats.dicom import fields
 from medssl.data.formats.dicom.contours import read_structures
-from medssl.data.formats.dicom.elements import DicomError, parse, quiet
+from medssl.data.formats.dicom.elements import DicomError, damage, parse, quiet, reason_of
 from medssl.data.formats.dicom.segmentation import read_segmentation
 from medssl.types import Grid, Part
 
@@ -164,8 +164,10 @@ def read_objects(parts: Sequence[Part], classes: Sequence[int], root: Path, grid
                 message = "is no segmentation object or structure set any more: run medssl index again"
                 raise DicomError(message)
             result = (read_structures if form == "structure set" else read_segmentation)(file, segments, grid)
-        except DicomError as error:
-            message = f"label {file.name}: {error}"
+        except (DicomError, *damage()) as error:
+            if isinstance(error, OSError):
+                raise
+            message = f"label {file.name}: {reason_of(error)}"
             raise DicomError(message) from error
         notes += [f"label {file.name}: {note}" for note in result.notes]
         if label is None:

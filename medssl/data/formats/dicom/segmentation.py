@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medssl.data.formats.base import LPS_TO_RAS, times
-from medssl.data.formats.dicom.elements import DicomError, damage, quiet, reason_of, syntax_of
+from medssl.data.formats.base import LPS_TO_RAS
+from medssl.data.formats.dicom.elements import DicomError, damage, quiet, reason_of, shown, syntax_of
 from medssl.types import Grid
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def read_segmentation(file: Path, classes: Mapping[int, int], grid: Grid) -> Cla
 def _read(dataset: Dataset, classes: Mapping[int, int], grid: Grid) -> ClassMap:
     kind = str(dataset.get("SegmentationType", "")).upper()
     if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
-        message = f"segmentation of type {kind or 'unknown'}: BINARY, FRACTIONAL and LABELMAP are read"
+        message = f"segmentation of type {shown(kind) or 'unknown'}: BINARY, FRACTIONAL and LABELMAP are read"
         raise DicomError(message)
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
     count = int(dataset.get("NumberOfFrames") or 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from medssl.data.formats.dicom.elements import shown
+
 IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
@@ -41,4 +43,4 @@ def unread(syntax: str) -> str:
         return ""
     if syntax.startswith(f"{_DICOM}4.10") or syntax.startswith(f"{_DICOM}7."):
         return f"no decoder for {_OTHERS.get(syntax, 'video')}"
-    return f"no decoder for {_OTHERS.get(syntax, f'the transfer syntax {syntax}')}: convert the files first"
+    return f"no decoder for {_OTHERS.get(syntax) or f'the transfer syntax {shown(syntax)}'}: convert the files first"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medssl.data.formats.dicom.elements import DicomError, is_capture
+from medssl.data.formats.dicom.elements import DicomError, is_capture, shown
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -210,7 +210,7 @@ def _rescale(dataset: Dataset, frame: int) -> tuple[float, float, bool]:
         except (TypeError, ValueError):
             found.append(math.nan)
         if not math.isfinite(found[-1]) or (words == "slope" and found[-1] == 0):
-            message = f"rescale {words} is {value}: no value follows from it"
+            message = f"rescale {words} is {shown(value)}: no value follows from it"
             raise DicomError(message)
     said = any(source.get(name) not in (None, "") for name in ("RescaleSlope", "RescaleIntercept"))
     return found[0], found[1], said

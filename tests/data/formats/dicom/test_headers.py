@@ -18,7 +18,7 @@ from pydicom.sequence import Sequence
 
 from medssl.data.formats.dicom.elements import DicomError
 from medssl.data.formats.dicom.header import Slice, read_slices
-from medssl.data.formats.dicom.pixels import read_stack, same_pixels
+from medssl.data.formats.dicom.pixels import read_stack, read_values, same_pixels
 from medssl.data.formats.dicom.volumes import stacks_of
 from medssl.data.formats.recognition import recognize
 from medssl.data.identity import keyed_digest, patient_digest
@@ -404,3 +404,14 @@ def test_damaged_elements_are_named_without_words_of_a_library(tmp_path, found, 
     with pytest.raises(DicomError, match=says) as caught:
         read_slices(file, "x", DIGEST)
     assert not any(word in str(caught.value) for word in ("object", "int()", "literal", "b'", "NoneType"))
+
+
+def test_a_damaged_length_does_not_bring_the_patient_into_the_message(tmp_path):
+    file = write_slice(tmp_path / "x", dataset_with())
+    content = file.read_bytes()
+    at = content.index(b"\x02\x00\x10\x00UI") + 6  # the length of the transfer syntax
+    file.write_bytes(content[:at] + (600).to_bytes(2, "little") + content[at + 2 :])
+    with pytest.raises(DicomError, match=r"no decoder for the transfer syntax 1\.2\.840") as caught:
+        read_values(tmp_path, [Part("x", None)])
+    assert "Jane" not in str(caught.value)
+    assert len(str(caught.value)) < 150
