@@ -276,7 +276,7 @@ def _foreground_values(
 def _towards_otsu(values: NDArray[Any]) -> float:
     """A quarter of the way from the first percentile to the threshold that parts the histogram best (Otsu 1979)."""
     dark, bright = (float(x) for x in np.percentile(values, [1.0, 99.9]))
-    if bright <= dark:
+    if bright - dark <= 256 * np.spacing(max(abs(bright), abs(dark))):  # a bin would be finer than such numbers are
         return float(values.min())
     counts, edges = np.histogram(values, bins=256, range=(dark, bright))
     centres = (edges[:-1] + edges[1:]) / 2

@@ -204,12 +204,13 @@ def refuse_lossy(label: NDArray[np.generic], name: str, *, advice: str) -> None:
     """Refuse a JPEG mask whose values compression has changed.
 
     Raises:
-        MaskError: More than two values.
+        MaskError: Other values than 0 and 255.
     """
     if not name.lower().endswith(LOSSY):
         return
-    count = len(value_counts(label))
-    if count > 2:
+    values = value_counts(label)
+    count = len(values)
+    if count > 2 or set(values) - {0, 255}:
         near = np.minimum(label, 255 - label.astype(np.int16)) <= _NEAR
         kind = "near 0 and 255" if near.mean() > 0.95 else "of any size"
         message = f"{name} is a JPEG picture with {count} values {kind}: compression changes class numbers; {advice}"

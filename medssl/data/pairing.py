@@ -18,6 +18,7 @@ from medssl.data.formats.base import make_grid
 from medssl.data.labels import MaskOptions, PathRule
 from medssl.types import Grid
 
+_TURNED = "as its tag Orientation says"  # in the notes of pictures
 _SHOWN = 3  # paths that a message names
 MASKS = {"mask": "mask", "excluded": "mask of excluded voxels"}
 
@@ -135,6 +136,11 @@ class Pairing:
                 notes.append(f"{lost:,} files named as {noun} are not there (first: {mask} for {image})")
         if turned := sum(self.matched[f"turned {role}"] for role in MASKS):
             notes.append(f"{turned:,} masks have other axes than their images and are turned to them")
+        if upright := sum(self.matched[f"upright {role}"] for role in MASKS):
+            notes.append(
+                f"{upright:,} pictures are turned as their tag Orientation says, their masks have no such tag: "
+                "they are taken as drawn on the turned picture; look at some of them"
+            )
         if trusted := sum(self.matched[f"trusted {role}"] for role in MASKS):
             notes.append(
                 f"{trusted:,} masks lie elsewhere by their headers and are taken as they lie (--labels.grid trust): "
@@ -192,6 +198,7 @@ class Pairing:
             return None, f"{rule.noun} on another grid: {name} is DICOM with other axes than its image: convert it"
         self.matched[f"trusted {rule.role}"] += bool(match.note) and match.turn.off > masks.SAME_VOXELS
         self.matched[f"turned {rule.role}"] += match.turn.moves
+        self.matched[f"upright {rule.role}"] += _TURNED in row["reason"] and _TURNED not in mask["reason"]
         query = "SELECT file, frame FROM parts WHERE scan_id = ? AND role = 'image' ORDER BY number"
         parts = tuple((part["file"], part["frame"]) for part in self.connection.execute(query, (mask["scan_id"],)))
         return Mask(rule, of_files(mask, "digest"), parts), ""

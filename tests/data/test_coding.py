@@ -284,3 +284,8 @@ def test_constant_scans_divide_by_one(value):
     image = np.full((1, 8, 8, 8), value, np.float32)
     _, numbers = coding.encode(image, IntensityRule("percentile", 0.5, 99.5, "zscore"), np.ones((8, 8, 8), bool))
     assert numbers.intensity[0, 5] == 1.0
+
+
+def test_a_threshold_among_numbers_as_fine_as_their_type():
+    values = np.arange(1000, dtype=np.float64) % 3 * 2048 + 2.0**63
+    assert coding._towards_otsu(values) == 2.0**63

@@ -394,3 +394,43 @@ def test_real_decathlon_folder(real_data, tmp_path):
     scans, root, _ = scans_of(file)
     assert len(scans) == len(names) == sum(bool(scan.labels.mask) for scan in scans)
     assert set(np.unique(read(scans[0], root).label)) <= {0, 1, 2}
+
+
+def test_what_a_list_says_twice_is_refused(tmp_path, capsys):
+    folder = decathlon(tmp_path / "d")
+    about = json.loads((folder / "dataset.json").read_text())
+    first = dict(about["training"][0])
+    about["training"].append(first | {"label": about["training"][1]["label"]})
+    (folder / "dataset.json").write_text(json.dumps(about))
+    assert run(folder, "decathlon")[1] == 2
+    assert "twice, with two labels: remove one" in capsys.readouterr().err
+
+
+def test_csv_headers_may_have_spaces_and_must_not_repeat(tmp_path, capsys):
+    folder = tmp_path / "d"
+    image(folder / "a.nii.gz")
+    label(folder / "b.nii.gz")
+    text = "image, mask\na.nii.gz, b.nii.gz\n"
+    names = ("--labels.class_names", "0=x,1=y,2=z")
+    file, code = run(folder, "csv", "--labels.values", table(tmp_path, text), *names)
+    ((scan,), root, _) = scans_of(file)
+    assert code == 0
+    assert read(scan, root).label is not None
+    assert run(folder, "csv", "--labels.values", table(tmp_path, "image,mask,mask\na.nii.gz,b.nii.gz,\n"))[1] == 2
+    assert "the column 'mask' stands twice" in capsys.readouterr().err
+
+
+def test_a_list_of_files_in_the_json_of_nnunet_is_refused(tmp_path, capsys):
+    folder = nnunet(tmp_path / "d", dataset={"brain_0": {"images": ["imagesTr/x"], "label": "labelsTr/y"}})
+    assert run(folder, "nnunet")[1] == 2
+    assert "lists its files under 'dataset', which is not read" in capsys.readouterr().err
+
+
+def test_masks_among_raw_files_of_bids_are_no_scans(tmp_path):
+    folder = bids(tmp_path / "d")
+    for suffix in ("T1w_mask", "T1w_defacemask", "dseg"):
+        label(folder / f"sub-01/ses-a/anat/sub-01_ses-a_{suffix}.nii.gz")
+    file, _ = run(folder, "bids")
+    assert len(scans_of(file)[0]) == 6
+    reasons = [scan.status.reason for scan in scans_of(file, "rejected")[0]]
+    assert sum("label map among raw files of BIDS" in reason for reason in reasons) == 3

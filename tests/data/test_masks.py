@@ -449,3 +449,26 @@ def test_a_split_by_folders_that_are_not_there_fails(tmp_path):
     folder = pair(tmp_path / "d", noise(SHAPE, np.uint8, high=3))
     with pytest.raises(UserError, match=r"no folder is named train, val or test; the folders are images$"):
         index(folder, masks="images=labels", split="folder")
+
+
+def test_masks_of_turned_pictures_are_said_to_be_taken_as_turned(tmp_path, capsys):
+    from PIL import Image
+
+    image = Image.fromarray(disk())
+    exif = image.getexif()
+    exif[274] = 3
+    for name in ("images", "labels"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+    image.save(tmp_path / "in" / "images" / "a.png", exif=exif)
+    Image.fromarray(disk()).save(tmp_path / "in" / "labels" / "a.png")
+    index(tmp_path / "in", masks="images=labels")
+    (note,) = [note for note in index(tmp_path / "in", masks="images=labels")[1] if "Orientation" in note]
+    assert "1 pictures are turned as their tag Orientation says, their masks have no such tag" in note
+
+
+def test_a_jpeg_mask_of_small_numbers_is_refused():
+    from medssl.data.masks import refuse_lossy
+
+    refuse_lossy(np.array([[0, 255]], np.uint8), "a.jpg", advice="")
+    with pytest.raises(MaskError, match=r"a\.jpg is a JPEG picture with 2 values near 0 and 255"):
+        refuse_lossy(np.array([[0, 1]], np.uint8), "a.jpg", advice="")

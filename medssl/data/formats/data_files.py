@@ -18,6 +18,18 @@ def plain_text(line: bytes) -> str:
     return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", "?", text)
 
 
+def other_than(header: Path, files: tuple[Path, ...]) -> tuple[Path, ...]:
+    """The files that a header names.
+
+    Raises:
+        FormatError: The header is one of them.
+    """
+    if header in files:
+        message = "its header names itself as the file of its voxels: name the right file, or none where they follow it"
+        raise FormatError(message)
+    return files
+
+
 def inside(folder: Path, name: str) -> Path:
     """The file of that name in or below a folder.
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medssl.data.formats.base import LPS_TO_RAS, FormatError
-from medssl.data.formats.data_files import inside, listed, numbered, plain_text
+from medssl.data.formats.data_files import inside, listed, numbered, other_than, plain_text
 from medssl.data.formats.placement import check_affine, converted_note, millimeters
 from medssl.data.formats.streams import Source, size_of
 from medssl.data.formats.voxels import Layout
@@ -227,6 +227,7 @@ def sources(path: Path, header: MetaHeader, layout: Layout) -> tuple[Source, ...
         files = numbered(path.parent, words[0], words[1:4])
     else:
         files = (inside(path.parent, name),)
+    files = files if local else other_than(path, files)
     (skip,) = _whole(header, "HeaderSize", 1) if "headersize" in header.fields else (0,)
     if skip < -1 or (skip == -1 and (header.packed or header.as_text)):
         message = f"HeaderSize {skip}: expected 0 or more, or -1 where voxels are neither compressed nor text"

@@ -228,7 +228,7 @@ def _directions(header: NrrdHeader) -> list[np.ndarray | None]:
 
 
 def _vectors(header: NrrdHeader, name: str, dimension: int, count: int) -> list[np.ndarray | None]:
-    text = header.fields[name]
+    text, name = header.fields[name], name.replace("space", "space ")
     found: list[np.ndarray | None] = []
     for match in _VECTOR.finditer(text):
         found.append(None if match[1] is None else _numbers(match[1].split(","), f"{name} {match[0][:40]!r}"))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from medssl.data.formats.base import FormatError
-from medssl.data.formats.data_files import inside, listed, numbered, plain_text
+from medssl.data.formats.data_files import inside, listed, numbered, other_than, plain_text
 from medssl.data.formats.streams import Source, size_of
 from medssl.data.formats.voxels import Layout
 
@@ -185,6 +185,7 @@ def sources(path: Path, header: NrrdHeader, layout: Layout) -> tuple[Source, ...
         files = numbered(path.parent, words[0], words[1:4])
     else:
         files = (inside(path.parent, name),)
+    files = files if name is None else other_than(path, files)
     lines = whole_numbers(header, "lineskip", 1)[0] if "lineskip" in header.fields else 0
     skip = whole_numbers(header, "byteskip", 1)[0] if "byteskip" in header.fields else 0
     if lines < 0 or skip < -1 or (skip == -1 and header.encoding):

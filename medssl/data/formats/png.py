@@ -207,6 +207,11 @@ def _shallow(content: bytes, chunks: _Chunks, reading: Reading) -> np.ndarray:
 
     with PngImagePlugin.PngImageFile(io.BytesIO(content)) as image:
         image.load()
+        if reading.label and chunks.color in (_GRAY_ALPHA, _RGB_ALPHA) and image.getextrema()[-1] != (255, 255):
+            message = (
+                "a mask with transparency: whether a class or its transparency counts is not certain; save it without"
+            )
+            raise FormatError(message)
         if chunks.color == _PALETTE:
             return _indexed(np.asarray(image), chunks.blocks[b"PLTE"], label=reading.label)
         if chunks.color in (_RGB, _RGB_ALPHA):

@@ -331,6 +331,16 @@ def _check_bytes(stack: _Stack, size: int) -> None:
     elif total > max(_LARGE, _MOST_OUT_OF_ONE * packed):
         message = f"damaged: {packed:,} bytes cannot hold pixels of {total:,} bytes"
         raise FormatError(message)
+    bits = first.bitspersample if isinstance(first.bitspersample, int) else 0
+    flat = -(-int(first.imagewidth) * bits * int(first.samplesperpixel) // 8) * int(first.imagelength)
+    if (
+        int(first.compression) == 1
+        and not first.is_tiled
+        and bits
+        and packed > len(real) * (flat * 1.05 + 64 + 4 * segments)
+    ):
+        message = f"damaged: {packed:,} bytes of pixels where {len(real) * flat:,} of {bits} bits are expected"
+        raise FormatError(message)
     if last > size:
         message = f"truncated: {size:,} of at least {last:,} bytes"
         raise FormatError(message)

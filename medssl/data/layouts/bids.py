@@ -80,6 +80,8 @@ class _Bids(Layout):
         if len(parts) > 1 and parts[1].startswith("ses-"):
             names["study"] = "/".join(parts[:2])
         _, suffix = _entities(parts[-1])
+        if self.choose and suffix in (*_LABELS, "defacemask"):
+            return About(("rejected", "label map among raw files of BIDS: say with --labels.masks whose it is"))
         if not self.modality and suffix in _SUFFIXES:
             names["modality"] = _SUFFIXES[suffix]
         label = self._label(path)

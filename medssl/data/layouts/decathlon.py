@@ -49,11 +49,14 @@ def layout(options: IndexOptions, folder: Path) -> Layout:
 
 def _rows(about: dict[str, Any]) -> dict[str, About]:
     """What is said of each image."""
-    rows = {}
+    rows: dict[str, About] = {}
     try:
         for entry in about["training"]:
             image, label = (entry, "") if isinstance(entry, str) else (entry["image"], entry.get("label", ""))
-            rows[_path(image)] = About(masks={"mask": _path(label)} if label else {})
+            found = About(masks={"mask": _path(label)} if label else {})
+            if rows.setdefault(_path(image), found) != found:
+                message = f"dataset.json lists {_path(image)} twice, with two labels: remove one"
+                raise UserError(message)
         for entry in about.get("test", []):
             rows[_path(entry if isinstance(entry, str) else entry["image"])] = About(names={"split": "test"})
     except (KeyError, TypeError, AttributeError) as error:

@@ -52,7 +52,8 @@ def _rows(options: IndexOptions, folder: Path) -> dict[str, About]:
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
-            names, lines = list(reader.fieldnames or ()), list(reader)
+            reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+            names, lines = list(reader.fieldnames), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         message = f"{file.name} cannot be read: {getattr(error, 'strerror', None) or error}"
         raise UserError(message) from error
@@ -60,6 +61,9 @@ def _rows(options: IndexOptions, folder: Path) -> dict[str, About]:
         if name not in names:
             message = f"{file.name} has no column {name!r}; its columns are {', '.join(names) or 'none'}"
             raise UserError(message)
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        message = f"{file.name}: the column {twice!r} stands twice: remove or rename one"
+        raise UserError(message)
     rows: dict[str, About] = {}
     for line in lines:
         cells = {name: (line.get(name) or "").strip() for name in names}

@@ -33,6 +33,9 @@ def fill(options: IndexOptions, folder: Path) -> Filled:
         UserError: No ``dataset.json`` or ``imagesTr``, or regions without --labels.class_names.
     """
     about = read_json(folder / "dataset.json")
+    if about.get("dataset"):
+        message = "dataset.json lists its files under 'dataset', which is not read: list them in a table (--layout csv)"
+        raise UserError(message)
     need_folder(folder, "imagesTr")
     ending, channels = _ending(about), _channels(about)
     plain = LabelOptions()

@@ -460,3 +460,7 @@ def test_mutants_are_read_or_refused_in_one_line(tmp_path, count):
         pixels(file)
 
     check_mutants([scan(), scan(noise((3, 4, 5, 6)), **fields), packed, text, detached], read, count, header=260)
+
+
+def test_a_header_that_names_itself_is_refused(tmp_path):
+    refused(tmp_path, scan(data_file="x.nrrd"), "^its header names itself as the file of its voxels")

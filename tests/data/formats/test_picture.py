@@ -473,3 +473,12 @@ def test_damaged_pictures_have_a_reason(tmp_path, count):
     for reason in found:
         assert re.fullmatch(r"[^\n]{8,300}", reason)
         assert not re.search(r"object at|<class|NoneType|Traceback|\bself\b|subscriptable|argument", reason), reason
+
+
+def test_a_mask_with_transparency_is_refused(tmp_path):
+    clear = np.dstack([smooth(16, 16, 1) * 0, smooth(16, 16, 1)])
+    file = written(tmp_path, png(clear, 8, 4), "x.png")
+    with pytest.raises(FormatError, match=r"^a mask with transparency: "):
+        picture.read_pixels(file, None, LABEL)
+    clear[..., 1] = 255
+    assert not values(written(tmp_path, png(clear, 8, 4), "x.png"), LABEL).any()

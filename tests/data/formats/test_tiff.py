@@ -507,3 +507,16 @@ def test_damaged_files_have_a_reason(tmp_path, count):
     for reason in found:
         assert re.fullmatch(r"[^\n]{8,300}", reason)
         assert not re.search(r"object at|<class|NoneType|Traceback|\bself\b|subscriptable|argument", reason), reason
+
+
+def test_strips_of_more_bytes_than_their_bits_are_refused(tmp_path):
+    import tifffile
+
+    file = wrote(tmp_path, STACK[0].astype(np.uint16), photometric="minisblack")
+    with tifffile.TiffFile(file) as opened:
+        place = opened.pages[0].tags[258].valueoffset
+    content = bytearray(file.read_bytes())
+    content[place : place + 2] = (12).to_bytes(2, "little")
+    file.write_bytes(content)
+    with pytest.raises(FormatError, match=r"^damaged: [\d,]+ bytes of pixels where [\d,]+ of 12 bits are expected$"):
+        tiff.read_header(file)

@@ -164,9 +164,9 @@ def read_objects(parts: Sequence[Part], classes: Sequence[int], root: Path, grid
                 message = "is no segmentation object or structure set any more: run medssl index again"
                 raise DicomError(message)
             result = (read_structures if form == "structure set" else read_segmentation)(file, segments, grid)
-        except (DicomError, *damage()) as error:
-            if isinstance(error, OSError):
-                raise
+        except OSError:
+            raise
+        except damage() as error:
             message = f"label {file.name}: {reason_of(error)}"
             raise DicomError(message) from error
         notes += [f"label {file.name}: {note}" for note in result.notes]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medssl.data.formats.base import LPS_TO_RAS
+from medssl.data.formats.base import LPS_TO_RAS, times
 from medssl.data.formats.dicom.elements import DicomError, damage, quiet, reason_of, shown, syntax_of
 from medssl.types import Grid
 
