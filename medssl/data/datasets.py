@@ -130,7 +130,7 @@ def _note(index: Index, dataset: Dataset, options: IndexOptions) -> None:
 def _saved(options: IndexOptions, dataset: Dataset) -> dict[str, object]:
     """The rules that decide about scans, without what only steers one run."""
     saved = asdict(options)
-    for name in ("workers", "key", "dataset"):
+    for name in ("workers", "seconds", "memory_gb", "key", "dataset"):
         del saved["files"][name]
     saved["files"]["below"] = dataset.below
     if dataset.names:

@@ -31,10 +31,22 @@ class Entry:
     shared: str = ""
 
 
-def read_files(batch: Sequence[Found], *, root: Path, dataset: str, key: bytes) -> list[Entry]:
-    """Say of each file what it is."""
+def read_files(
+    batch: Sequence[Found], tell: Callable[[int], None] = lambda _number: None, *, root: Path, dataset: str, key: bytes
+) -> list[Entry]:
+    """Say of each file what it is; ``tell`` is told its number before."""
     digest = partial(keyed_digest, key)
-    return [_entry(one, root, partial(digest, "file", dataset), digest, dataset) for one in batch]
+    entries = []
+    for number, one in enumerate(batch):
+        tell(number)
+        entries.append(_entry(one, root, partial(digest, "file", dataset), digest, dataset))
+    return entries
+
+
+def lost_entry(one: Found, reason: str, *, root: Path, dataset: str, key: bytes) -> Entry:
+    """What is written of a file that no process could read."""
+    path = relative(one, root)
+    return Entry(path, "failed", reason, keyed_digest(key, "file", dataset, path))
 
 
 def relative(one: Found, root: Path) -> str:

@@ -12,22 +12,25 @@ import numpy as np
 from medssl.data import checksums, chunks, records
 from medssl.data.masks import check_label
 from medssl.data.preprocess import prepare
+from medssl.data.processes import in_worker
 from medssl.data.read import read
 from medssl.data.store import SMALL, content_digest, scan_file, scan_key
 from medssl.data.unchanged import refuse_changed
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from medssl.data.limits import Limits
     from medssl.data.preprocess import Prepared
+    from medssl.data.processes import Lost
     from medssl.data.store import Tier
     from medssl.types import LabelSchema, Preprocess, Scan
 
 PACK = 1024  # small scans in a pack
 COMPRESSED = 0.8  # stored bytes of a chunked scan, as a share of its voxels' bytes: a guess on the high side
-UNREADABLE = (OSError, ValueError, RuntimeError, ArithmeticError, LookupError, MemoryError)
+UNREADABLE = (OSError, ValueError, RuntimeError, ArithmeticError, LookupError)
 
 
 @dataclass(frozen=True)
@@ -67,10 +70,11 @@ class Outcome:
     size: int = 0
 
 
-def fill(filling: Filling, scans: tuple[Scan, ...]) -> Outcome:
+def fill(filling: Filling, scans: Sequence[Scan], tell: Callable[[int], None] = lambda _number: None) -> Outcome:
     """Stores one scan in files of its own, several in a pack.
 
-    A scan that cannot be read or prepared is skipped with its reason and the others go on.
+    A scan that cannot be read or prepared is skipped with its reason and the others go on; ``tell`` is told its number
+    before.
 
     Raises:
         chunks.DiskFull: No room; nothing of the file in work is left.
@@ -80,9 +84,15 @@ def fill(filling: Filling, scans: tuple[Scan, ...]) -> Outcome:
     notes: list[str] = []
     pack: list[bytes] = []
     checks: dict[str, tuple[bytes, bytes]] = {}
-    for scan in scans:
+    for number, scan in enumerate(scans):
+        tell(number)
         try:
             prepared, said = _prepared(filling, scan)
+        except MemoryError:
+            if in_worker():  # whoever watches this process leaves the scan out
+                raise
+            skipped.append((scan.scan_id, filling.key(scan), "needs more memory than there is"))
+            continue
         except UNREADABLE as error:
             text = str(error) or "no reason given"
             reason = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
@@ -99,16 +109,22 @@ def fill(filling: Filling, scans: tuple[Scan, ...]) -> Outcome:
     return Outcome(tuple(_published(filling, rows, pack)), tuple(skipped), tuple(notes), tuple(checks.items()), size)
 
 
-def jobs(filling: Filling, scans: Iterable[Scan], connection: sqlite3.Connection) -> Iterator[tuple[Scan, ...]]:
+def jobs(
+    filling: Filling,
+    scans: Iterable[Scan],
+    connection: sqlite3.Connection,
+    left_out: Callable[[Scan], bool] = lambda _scan: False,
+) -> Iterator[tuple[Scan, ...]]:
     """Groups the scans that the store lacks: large ones alone, small ones 1024 to a pack; failed ones again at the end.
 
-    The grouping depends on the scans and on what is stored alone, so a run that was killed comes to the same files.
+    Those that ``left_out`` says are not tried. The grouping depends on the scans and on what is stored alone, so a run
+    that was killed comes to the same files.
     """
     small: list[Scan] = []
     again: list[Scan] = []
     failed = {str(row[0]) for row in connection.execute("SELECT scan_id FROM failures")}
     for scan in scans:
-        if stored(filling, scan, connection):
+        if stored(filling, scan, connection) or left_out(scan):
             continue
         if scan.scan_id in failed:
             again.append(scan)
@@ -150,7 +166,46 @@ def expected_bytes(filling: Filling, scan: Scan) -> int:
     elif len(shape) == 3 and rules.spacing_mm and all(rules.spacing_mm):
         shape = shape * np.prod(scan.grid.spacing_mm) ** (1 / 3) / np.prod(rules.spacing_mm) ** (1 / 3)
     narrow = scan.source.value_domain == "rgb" and not scan.labels.excluded
-    return int(np.prod(np.maximum(shape, 1)) * max(1, len(scan.source.channels)) * (1 if narrow else 2))
+    voxels = float(np.prod(np.maximum(shape, 1)))
+    return (
+        int(min(voxels if np.isfinite(voxels) else np.inf, 1e30))
+        * max(1, len(scan.source.channels))
+        * (1 if narrow else 2)
+    )
+
+
+def seconds_for(filling: Filling, scan: Scan) -> float:
+    """Seconds that a scan may take besides, for its size: 2 MB each."""
+    return expected_bytes(filling, scan) / 2e6
+
+
+def left_out(filling: Filling, scan: Scan, connection: sqlite3.Connection, limits: Limits) -> str:
+    """Why a scan is not tried: too large for the memory limit, or it met a limit before that is no wider now.
+
+    Nothing where it is tried.
+    """
+    needed = expected_bytes(filling, scan) / 1e9
+    if needed > limits.memory_gb:
+        return f"needs about {needed:.3g} GB of memory, the limit is {limits.memory_gb:.3g} GB (--memory_gb)"
+    query = 'SELECT reason, kind, value FROM lost WHERE scan_id = ? AND "key" = ?'
+    found = connection.execute(query, (scan.scan_id, filling.key(scan))).fetchone()
+    if found is None or (limits.seconds if found[1] == "seconds" else limits.memory_gb) > found[2]:
+        return ""
+    return f"{found[0]} in an earlier run, and is tried again with a higher --{found[1]}"
+
+
+@records.room()
+def lose(filling: Filling, connection: sqlite3.Connection, scan: Scan, lost: Lost, limits: Limits) -> Outcome:
+    """Notes that no process could read a scan; returns that it was skipped."""
+    key = filling.key(scan)
+    value = {"seconds": limits.seconds, "memory_gb": limits.memory_gb}.get(lost.limit)
+    with connection:
+        connection.execute("INSERT OR REPLACE INTO failures VALUES (?, ?)", (scan.scan_id, key))
+        connection.execute("DELETE FROM lost WHERE scan_id = ?", (scan.scan_id,))
+        if value is not None:
+            row = (scan.scan_id, key, lost.reason, lost.limit, value)
+            connection.execute("INSERT INTO lost VALUES (?, ?, ?, ?, ?)", row)
+    return Outcome(skipped=((scan.scan_id, key, lost.reason),), size=expected_bytes(filling, scan))
 
 
 @records.room()

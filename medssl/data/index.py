@@ -31,7 +31,23 @@ LayoutName = Literal["", "nnunet", "bids", "decathlon", "csv"]
 
 
 @dataclass(frozen=True)
-class DicomOptions:
+class ProcessOptions:
+    """In which processes files are read, and what one file may take.
+
+    Attributes:
+        workers: Processes that read headers; 0 reads in this one, where a file that makes a decoder crash or hang ends
+            or holds up the command.
+        seconds: Time that one file may take.
+        memory_gb: Memory that one file may take, in GB.
+    """
+
+    workers: int = 2
+    seconds: float = 60.0
+    memory_gb: float = 2.0
+
+
+@dataclass(frozen=True)
+class DicomOptions(ProcessOptions):
     """How DICOM files are read.
 
     Attributes:
@@ -98,7 +114,6 @@ class FileOptions(DicomOptions):
         frames: Files of several volumes or pictures (a fourth axis of NIfTI, pages of TIFF): "refuse" them, take each
             as one of the "scans" of its subject, or take up to 8 of them as "channels".
         below: Look into the folders below, too.
-        workers: Processes that read headers; 0 reads in this one.
         key: The institution's key file; None takes ``~/.config/medssl/key``.
         arrays: What the axes of arrays without a header are (``.npy``, ``.npz``, ``.h5``).
     """
@@ -107,7 +122,6 @@ class FileOptions(DicomOptions):
     modality: str = ""
     frames: Literal["refuse", "scans", "channels"] = "refuse"
     below: bool = True
-    workers: int = 2
     key: Path | None = None
     arrays: ArrayOptions = field(default_factory=ArrayOptions)
     length_unit: LengthUnit = ""

@@ -35,6 +35,7 @@ TABLE = "records.sqlite"
 TABLES = f"""
 CREATE TABLE IF NOT EXISTS scans ({", ".join(COLUMNS)}, PRIMARY KEY (scan_id)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS failures (scan_id PRIMARY KEY, key) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS lost (scan_id PRIMARY KEY, key, reason, kind, value) WITHOUT ROWID;
 {checksums.TABLE}
 """
 STRANGE = re.compile(r"(^|\0)\.|[^\w.+\-\0]")  # in a name that is one of a file, several with zeros between them
@@ -202,6 +203,7 @@ def insert(
         connection.executemany(f"INSERT OR REPLACE INTO scans VALUES ({', '.join('?' * len(COLUMNS))})", rows)
         for row in rows:
             connection.execute("DELETE FROM failures WHERE scan_id = ?", row[:1])
+            connection.execute("DELETE FROM lost WHERE scan_id = ?", row[:1])
             connection.execute("DELETE FROM checksums WHERE scan_id = ?", row[:1])
             if found := (checks or {}).get(row[0]):
                 sums = checksums.of_row(row[:-1]), checksums.of_row(row[-1:])

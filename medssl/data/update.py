@@ -10,7 +10,6 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,11 +18,12 @@ from pathlib import Path
 
 from medssl.data import companions, modality_notes, rules
 from medssl.data.datasets import Dataset, register
-from medssl.data.entries import Entry, read_files, relative
+from medssl.data.entries import Entry, lost_entry, read_files, relative
 from medssl.data.identity import fingerprint
 from medssl.data.index import Index, IndexOptions
+from medssl.data.limits import Limits
 from medssl.data.neighbors import mark_beside_unread
-from medssl.data.processes import HeaderProcesses
+from medssl.data.processes import Lost, Pool, forking, one_thread
 from medssl.data.scans import regroup
 from medssl.data.tables import transaction
 from medssl.data.walk import Found, walk
@@ -60,24 +60,17 @@ def update(
         progress: Told about every batch.
 
     Raises:
-        UserError: A file or folder is missing, lies inside another data set, the index was made with another key, or a
-            worker process was killed.
+        UserError: A file or folder is missing, lies inside another data set, or the index was made with another key.
     """
     tell = progress or (lambda _what, _count, _size: None)
     with _alone(index):
         _check_key(index, key)
         datasets = register(index, directories, options)
         done = Update()
-        with HeaderProcesses(options.files.workers) as processes:
-            try:
-                for dataset in datasets:
-                    _read_dataset(index, dataset, key, processes, done, tell)
-            except BrokenProcessPool as error:
-                message = (
-                    "a process that read headers was killed, most likely for want of memory: run the same command "
-                    "again with fewer --files.workers; what was read is kept"
-                )
-                raise UserError(message) from error
+        limits = Limits(options.files.seconds, options.files.memory_gb)
+        with Pool[Found](options.files.workers, limits, context=forking(), setup=one_thread) as pool:
+            for dataset in datasets:
+                _read_dataset(index, dataset, key, pool, done, tell)
         _group(index, key, tell)
         done.notes = (*rules.apply(index, key), *_notes_on_values(index))
     return done
@@ -109,27 +102,35 @@ def _check_key(index: Index, key: bytes) -> None:
 # --- files
 
 
-def _read_dataset(
-    index: Index, dataset: Dataset, key: bytes, processes: HeaderProcesses, done: Update, tell: Progress
-) -> None:
+def _read_dataset(index: Index, dataset: Dataset, key: bytes, pool: Pool[Found], done: Update, tell: Progress) -> None:
     """Walk a directory, read what is new or changed, forget what is gone."""
     number = int(index.meta("walk")) + 1
     index.connection.execute("UPDATE meta SET value = ? WHERE name = 'walk'", (str(number),))
     hidden: list[str] = []
-    read = partial(read_files, root=index.root, dataset=dataset.name, key=key)
-    changed = _changed(index, dataset, number, done, hidden, tell)
-    for found, entries in processes.map(read, changed):
+    read = partial(_read, index, dataset, key, pool)
+    for found, entries in read(_changed(index, dataset, number, done, hidden, tell)):
         _store_all(index, dataset.name, number, found, entries)
         done.read += len(entries)
         tell("reading headers", len(entries), sum(one.size for one in found))
     _forget(index, dataset, number, hidden, done)
     again = companions.outdated(index, dataset.name)
-    for start in range(0, len(again), _FILES_AT_ONCE):
-        batch = again[start : start + _FILES_AT_ONCE]
-        _store_all(index, dataset.name, number, batch, read(batch))
+    for found, entries in read(again[start : start + _FILES_AT_ONCE] for start in range(0, len(again), _FILES_AT_ONCE)):
+        _store_all(index, dataset.name, number, found, entries)
     done.read += len(again)
     done.unchanged -= len(again)
     companions.claim(index, dataset.name)
+
+
+def _read(
+    index: Index, dataset: Dataset, key: bytes, pool: Pool[Found], batches: Iterator[list[Found]]
+) -> Iterator[tuple[list[Found], list[Entry]]]:
+    """Files with what they are; one that no process could read is a row, too."""
+    task = partial(read_files, root=index.root, dataset=dataset.name, key=key)
+    for found, entries in pool.map(task, batches):
+        if isinstance(entries, Lost):
+            yield found, [lost_entry(found[0], entries.reason, root=index.root, dataset=dataset.name, key=key)]
+        else:
+            yield found, entries
 
 
 def _forget(index: Index, dataset: Dataset, number: int, hidden: Sequence[str], done: Update) -> None:

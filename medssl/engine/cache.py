@@ -7,15 +7,15 @@ import os
 import shutil
 import time
 from collections import Counter
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medssl.data import checksums, chunks, filling, records
-from medssl.data.processes import follow_parent, spawning
+from medssl.data.limits import Limits, total_memory_gb
+from medssl.data.processes import Lost, Pool, spawning
 from medssl.data.store import Store, Tier
 from medssl.data.verify import mend
 from medssl.data.verify import verify as verify_store
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ABANDONED_SECONDS = 3600.0  # a part file untouched for so long is left from a run that was killed, whoever else works
 
 
-def cache(
+def cache(  # noqa: PLR0913 (the keys of a command line)
     index: Path,
     store: Path,
     *,
@@ -41,6 +41,8 @@ def cache(
     where: str | None = None,
     tier: Tier = "chunked",
     workers: int = 2,
+    seconds: float = 60.0,
+    memory_gb: float | None = None,
     verify: bool = False,
 ) -> int:
     """Preprocess every scan of an index once and keep it in chunks; only what is missing is done.
@@ -51,7 +53,9 @@ def cache(
         preprocess: Orientation, spacing, foreground crop, intensity rules, own transforms; None takes the defaults.
         where: SQL condition on the columns of the index, for example "modality = 'CT'".
         tier: "chunked" (compressed) or "raw" (uncompressed, mapped into memory: for sets that fit in it).
-        workers: Processes; 0 works in this one.
+        workers: Processes; 0 works in this one, where a file that makes a decoder crash or hang ends or holds up all.
+        seconds: Time that one scan may take, besides a second for every 2 MB of its voxels.
+        memory_gb: Memory that one scan may take, in GB; None takes nine tenths of the machine's.
         verify: Compare every byte of the store with its checksums and store nothing.
 
     Returns:
@@ -86,9 +90,21 @@ def cache(
         plan = filling.Filling(opened.root, made.path, made.preprocess, tier, schemas)
         with _sharing(store), closing(records.connect(store / "records.sqlite")) as connection:
             changed = filling.refresh(plan, scans(), connection)
-            missing = _estimate(plan, scans, connection)
-            done = _run(plan, filling.jobs(plan, scans(), connection), connection, missing, workers)
+            limit = memory_gb or 0.9 * total_memory_gb()
+            work = _Work(plan, connection, Limits(seconds, limit, partial(filling.seconds_for, plan)))
+            missing = _estimate(work, scans)
+            done = _run(work, scans(), missing, workers)
             return _summary(plan, opened, scans, connection, (*done, changed))
+
+
+@dataclass
+class _Work:
+    """A run: its plan, the table, the limits of one scan, and which scans are not tried, with the reason."""
+
+    plan: Filling
+    connection: sqlite3.Connection
+    limits: Limits
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def check_domains(preprocess: Preprocess, domains: Counter[str]) -> str:
@@ -181,13 +197,16 @@ def _verify(store: Path) -> int:
     return 0
 
 
-def _estimate(plan: Filling, scans: Callable[[], Iterator[Scan]], connection: sqlite3.Connection) -> tuple[int, int]:
+def _estimate(work: _Work, scans: Callable[[], Iterator[Scan]]) -> tuple[int, int]:
     """Counts the missing scans and the bytes of their voxels, and compares the needed room with the free room."""
-    missing, voxels = 0, 0
+    missing, voxels, plan = 0, 0, work.plan
     for scan in scans():
-        if not filling.stored(plan, scan, connection):
+        if not filling.stored(plan, scan, work.connection):
             missing += 1
-            voxels += filling.expected_bytes(plan, scan)
+            if reason := filling.left_out(plan, scan, work.connection, work.limits):
+                work.left_out[scan.scan_id] = reason
+            else:
+                voxels += filling.expected_bytes(plan, scan)
     needed = voxels * (filling.COMPRESSED if plan.tier == "chunked" else 1.0) / 1e9
     free = shutil.disk_usage(plan.store).free / 1e9
     if missing:
@@ -201,13 +220,7 @@ def _estimate(plan: Filling, scans: Callable[[], Iterator[Scan]], connection: sq
     return missing, voxels
 
 
-def _run(
-    plan: Filling,
-    jobs: Iterator[tuple[Scan, ...]],
-    connection: sqlite3.Connection,
-    missing: tuple[int, int],
-    workers: int,
-) -> tuple[int, int]:
+def _run(work: _Work, scans: Iterator[Scan], missing: tuple[int, int], workers: int) -> tuple[int, int]:
     """Works off the jobs; returns how many scans were stored and how many skipped.
 
     The bar goes by bytes, so that the time left does not depend on which scans come first.
@@ -215,11 +228,15 @@ def _run(
     from tqdm import tqdm
 
     stored = skipped = 0
+    jobs = filling.jobs(work.plan, scans, work.connection, lambda scan: scan.scan_id in work.left_out)
     try:
         count, size = missing
         with tqdm(total=size, desc="cache", unit="B", unit_scale=True, disable=not count) as bar:
-            for outcome in _outcomes(plan, jobs, workers):
-                filling.keep(plan, connection, outcome)
+            for scan_id, reason in work.left_out.items():
+                bar.write(f"skipped {scan_id}: {reason}")
+                skipped += 1
+            for outcome in _outcomes(work, jobs, workers):
+                filling.keep(work.plan, work.connection, outcome)
                 for scan_id, _, reason in outcome.skipped:
                     bar.write(f"skipped {scan_id}: {reason}")
                 for note in outcome.notes:
@@ -230,33 +247,18 @@ def _run(
     except chunks.DiskFull as error:
         message = f"{error} ({stored} scans stored in this run, none lost)"
         raise UserError(message) from error
-    except BrokenProcessPool as error:
-        message = (
-            f"a worker process was killed, most likely for want of memory ({stored} scans stored in this run, none "
-            "lost): run the same command again with fewer --workers"
-        )
-        raise UserError(message) from error
     return stored, skipped
 
 
-def _outcomes(plan: Filling, jobs: Iterator[tuple[Scan, ...]], workers: int) -> Iterator[Outcome]:
+def _outcomes(work: _Work, jobs: Iterator[tuple[Scan, ...]], workers: int) -> Iterator[Outcome]:
     """Results as they come; only a few jobs wait at a time, so memory does not grow with their number."""
-    if workers < 1:
-        yield from (filling.fill(plan, job) for job in jobs)
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=spawning(), initializer=_start)
-    waiting: set[Future[Outcome]] = set()
-    try:
-        for job in jobs:
-            waiting.add(pool.submit(filling.fill, plan, job))
-            if len(waiting) > 2 * workers:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    fill = partial(filling.fill, work.plan)
+    with Pool["Scan"](workers, work.limits, context=spawning(), setup=_start, ordered=False) as pool:
+        for scans, outcome in pool.map(fill, jobs):
+            if isinstance(outcome, Lost):
+                yield filling.lose(work.plan, work.connection, scans[0], outcome, work.limits)
+            else:
+                yield outcome
 
 
 def _start() -> None:
@@ -266,7 +268,6 @@ def _start() -> None:
     os.umask(0o077)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     blosc2.set_nthreads(1)
-    follow_parent()
 
 
 def _summary(
