@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+TOO_SLOW, TOO_LARGE = "took longer than {:g} s", "needs more than {:g} GB of memory"  # why an item is lost
+_MET = re.compile(r"took longer than ([\d.e+]+) s$|needs more than ([\d.e+]+) GB of memory$")
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,11 @@ class Limits:
     def seconds_of(self, item: Any) -> float:
         """Time limit of an item."""
         return self.seconds + (self.more(item) if self.more else 0.0)
+
+    def wider_than(self, reason: str) -> bool:
+        """Whether an item that was lost for this reason met a limit that is wider now."""
+        met = _MET.match(reason)
+        return met is not None and (self.seconds > float(met[1]) if met[1] else self.memory_gb > float(met[2]))
 
 
 def memory_limit(memory_gb: float) -> None:

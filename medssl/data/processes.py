@@ -18,7 +18,7 @@ from multiprocessing.connection import wait
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from medssl.data.limits import Limits, memory_limit
+from medssl.data.limits import TOO_LARGE, TOO_SLOW, Limits, memory_limit
 from medssl.safe_path import protect_children
 from medssl.types import UserError
 
@@ -235,7 +235,7 @@ class Pool(Generic[T]):
             if place is not None:
                 limit = self.limits.seconds_of(worker.jobs[0].items[place])
                 if now - worker.at[2] > limit:
-                    worker.stopped = f"took longer than {limit:.0f} s"
+                    worker.stopped = TOO_SLOW.format(round(limit, 1))
                     worker.process.kill()
 
     def _answered(self, worker: _Worker[T], answer: tuple[str, Any], parts: _Parts[T]) -> None:
@@ -246,9 +246,7 @@ class Pool(Generic[T]):
         if kind == "error":
             raise value
         if kind == "memory":
-            self._lose(
-                job, int(value), Lost(f"needs more than {self.limits.memory_gb:.3g} GB of memory", "memory_gb"), parts
-            )
+            self._lose(job, int(value), Lost(TOO_LARGE.format(self.limits.memory_gb), "memory_gb"), parts)
         else:
             parts.add(job, value)
 

@@ -237,15 +237,15 @@ def load(path: Path) -> Records:
     except (sqlite3.Error, UnicodeDecodeError) as error:
         message = f"the store's table {path.name} cannot be read ({error}): {again}"
         raise UserError(message) from error
-    for row in rows:
-        if row[-1] is not None and row[-1] != checksums.of_row(row[:-1]):
-            message = f"scan {row[0]}: its row in the store's table {path.name} is damaged: {again}"
-            raise UserError(message)
     columns = list(zip(*rows, strict=True))[:-1]
     held = dict(zip(COLUMNS, columns or [()] * len(COLUMNS), strict=False))
     for column in ("scan_id", "key", "pack"):  # files are called after them
         if STRANGE.search("\0".join(map(str, held[column]))):
             message = f"the store's table {path.name} holds a {column} that medssl does not write: cache the scans anew"
+            raise UserError(message)
+    for row in rows:
+        if row[-1] is not None and row[-1] != checksums.of_row(row[:-1]):
+            message = f"scan {row[0]}: its row in the store's table {path.name} is damaged: {again}"
             raise UserError(message)
     return _arrays(held)
 

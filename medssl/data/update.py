@@ -108,7 +108,7 @@ def _read_dataset(index: Index, dataset: Dataset, key: bytes, pool: Pool[Found],
     index.connection.execute("UPDATE meta SET value = ? WHERE name = 'walk'", (str(number),))
     hidden: list[str] = []
     read = partial(_read, index, dataset, key, pool)
-    for found, entries in read(_changed(index, dataset, number, done, hidden, tell)):
+    for found, entries in read(_changed(index, dataset, number, done, hidden, tell, pool.limits)):
         _store_all(index, dataset.name, number, found, entries)
         done.read += len(entries)
         tell("reading headers", len(entries), sum(one.size for one in found))
@@ -150,9 +150,12 @@ def _forget(index: Index, dataset: Dataset, number: int, hidden: Sequence[str], 
 
 
 def _changed(
-    index: Index, dataset: Dataset, number: int, done: Update, hidden: list[str], tell: Progress
+    index: Index, dataset: Dataset, number: int, done: Update, hidden: list[str], tell: Progress, limits: Limits
 ) -> Iterator[list[Found]]:
-    """Batches of files that are new or differ in size or time from what is known; the others are marked as seen."""
+    """Batches of files that are new or differ in size or time from what is known; the others are marked as seen.
+
+    A file that met a time or memory limit is read again where the limit is wider now.
+    """
     pending: list[Found] = []
     file = str(index.file.resolve())  # the index may lie among the scans, with its journal beside it
     own = {file, f"{file}-wal", f"{file}-shm", f"{file}-journal"}
@@ -160,8 +163,9 @@ def _changed(
     while batch := list(islice(found, _FILES_AT_ONCE)):
         hidden.extend(one.path for one in batch if one.folder)
         paths = [relative(one, index.root) for one in batch]
-        query = f"SELECT path, size, modified_ns FROM files WHERE path IN ({','.join('?' * len(paths))})"
-        known = {row[0]: (row[1], row[2]) for row in index.connection.execute(query, paths)}
+        query = f"SELECT path, size, modified_ns, reason FROM files WHERE path IN ({','.join('?' * len(paths))})"
+        rows = index.connection.execute(query, paths)
+        known = {row[0]: (row[1], row[2]) for row in rows if not limits.wider_than(row[3])}
         same = [path for one, path in zip(batch, paths, strict=True) if known.get(path) == (one.size, one.modified_ns)]
         with transaction(index.connection):
             index.connection.executemany("UPDATE files SET walk = ? WHERE path = ?", [(number, path) for path in same])

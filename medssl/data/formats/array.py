@@ -168,6 +168,8 @@ def _one_line(what: str) -> Iterator[None]:
     except (FormatError, FileNotFoundError, PermissionError):
         raise
     except (OSError, *DAMAGE, zipfile.BadZipFile, lzma.LZMAError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # it cannot be read now: said by the caller, and tried again
         message = f"{what}: {_reason(error)}"
         raise FormatError(message) from error
 

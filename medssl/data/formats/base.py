@@ -28,6 +28,7 @@ import numpy as np
 from medssl.types import Grid, Kind, ValueDomain
 
 FIRST_BYTES = 352  # bytes of a file that decide what it is: a NIfTI header, a DICOM preamble
+FARTHEST_MM = 1e6  # no scanner's room is a kilometer wide
 LPS_TO_RAS = (-1.0, -1.0, 1.0)
 DAMAGE = (
     ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, SyntaxError, EOFError,
@@ -104,12 +105,16 @@ def check_grid(header: FileHeader) -> FileHeader:
     Raises:
         FormatError: Says which.
     """
-    if 0 in header.grid.shape:
+    if min(header.grid.shape, default=0) < 1:
         message = f"zero-size: shape {times(header.grid.shape)}"
         raise FormatError(message)
     affine = np.array(header.grid.affine)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-15:
         message = "geometry unusable: the affine in the header cannot be inverted"
+        raise FormatError(message)
+    far = float(np.abs(affine[:-1, -1]).max())
+    if far > FARTHEST_MM:
+        message = f"geometry unusable: the first voxel lies {far:.3g} mm away: expected at most {FARTHEST_MM:g} mm"
         raise FormatError(message)
     return header
 

@@ -42,8 +42,8 @@ def check_length(dataset: Dataset, stream: BinaryIO, size: int) -> None:
             "not DICOM, or truncated in the header" if len(dataset) < 4 else "truncated in the header, or no picture"
         )
         raise DicomError(message)
-    if 0 in (int(dataset.Rows), int(dataset.Columns)):
-        message = f"zero-size: {dataset.Rows} rows, {dataset.Columns} columns"
+    if min(int(dataset.Rows), int(dataset.Columns)) < 1:
+        message = f"zero-size or negative: {dataset.Rows} rows, {dataset.Columns} columns"
         raise DicomError(message)
     syntax = syntax_of(dataset)
     problem = unread(syntax)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medssl.data.formats.base import FARTHEST_MM
 from medssl.data.formats.dicom import fields
 from medssl.data.formats.dicom.elements import DicomError
 from medssl.data.formats.placement import LARGEST_MM, SMALLEST_MM
@@ -83,6 +84,10 @@ def pose_of(dataset: Dataset, groups: Sequence[Any]) -> tuple[float, ...] | None
             f"ImageOrientationPatient: directions of length {lengths[0]:.4g} and {lengths[1]:.4g} with cosine "
             f"{angle:.4f}, expected unit vectors at right angles"
         )
+        raise DicomError(message)
+    far = max(map(abs, position))
+    if far > FARTHEST_MM:
+        message = f"ImagePositionPatient {far:.3g} mm away: expected at most {FARTHEST_MM:g} mm"
         raise DicomError(message)
     if max(abs(length - 1) for length in lengths) > 1e-6:
         rows, columns = rows / lengths[0], columns / lengths[1]
