@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -152,3 +152,12 @@ def _check_apart(dataset: Dataset, known: dict[str, Dataset]) -> None:
         if other.folder == dataset.folder and other.name != dataset.name:
             message = f"{dataset.folder} is already data set {other.name}: leave --files.dataset out"
             raise UserError(message)
+
+
+def all_phantoms(index: Index, names: Collection[str]) -> bool:
+    """Whether every data set of these names is a folder that ``medssl phantoms`` wrote."""
+    from medssl.data.phantom_files import FOLDER_FILE
+
+    rows = index.connection.execute("SELECT name, folder FROM datasets")
+    folders = [Path(folder) for name, folder in rows if name in names]
+    return bool(folders) and all((folder / FOLDER_FILE).is_file() for folder in folders)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from medssl.data.phantoms import Modality, Phantom, phantom
+from medssl.data.phantoms import PHANTOMS, VERSION, Modality, Phantom, phantom
 from medssl.files import whole
 from medssl.types import UserError
 
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     import pydicom
 
-_RECIPE_FILE = "phantoms.json"
-_RECIPE_VERSION = 2  # raise it when the same arguments give other voxels
+FOLDER_FILE = f"{PHANTOMS}.json"  # stands in a folder of phantoms
 
 
 @dataclass(frozen=True)
@@ -95,11 +94,11 @@ def _claim(folder: Path, recipe: Recipe) -> None:
     if recipe.shuffle_labels and recipe.labelled < 2:
         message = f"labelled {recipe.labelled}: labels can be shuffled among two or more patients"
         raise UserError(message)
-    asked = {"version": _RECIPE_VERSION, **asdict(recipe), "shape": list(recipe.shape)}
-    file = folder / _RECIPE_FILE
+    asked = {"version": VERSION, **asdict(recipe), "shape": list(recipe.shape)}
+    file = folder / FOLDER_FILE
     if not file.exists():
         if folder.exists() and (
-            not folder.is_dir() or any(not path.name.startswith(f".{_RECIPE_FILE}.") for path in folder.iterdir())
+            not folder.is_dir() or any(not path.name.startswith(f".{FOLDER_FILE}.") for path in folder.iterdir())
         ):
             message = f"{folder} is not an empty folder: phantoms are written into a folder of their own"
             raise UserError(message)

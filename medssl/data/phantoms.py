@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 Modality = Literal["MR", "CT"]
 
+PHANTOMS = "phantoms"  # what cards and scores call synthetic scans
+VERSION = 2  # raise it when the same arguments give other voxels
+
 CLASSES: tuple[tuple[int, str], ...] = ((0, "background"), (1, "liver"), (2, "spleen"), (3, "kidneys"))
 PATIENT_MM = (340.0, 260.0, 280.0)  # the mean patient's width, depth and scanned height
 _SHAPE_LEAST = 8

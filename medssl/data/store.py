@@ -40,6 +40,7 @@ class Store:
         preprocess: The rules that made it.
         tier: "chunked" (compressed) or "raw" (mapped into memory).
         schema: Classes of the labels, or None.
+        synthetic: Whether all scans were drawn by ``medssl phantoms``.
         records: What is in it, as arrays; a scan's number is its place there.
     """
 
@@ -50,6 +51,7 @@ class Store:
         schema = description["schema"]
         self.schema = schema and LabelSchema(schema["name"], tuple(map(tuple, schema["classes"])), schema["ignore"])
         self.index_digest: str = description["index"]
+        self.synthetic: bool = description.get("synthetic", False)
         self.records = records.load(path / "records.sqlite")
         self._handles = chunks.Handles()
         self._checks = checksums.Entries(path / "records.sqlite")
@@ -64,6 +66,7 @@ class Store:
         tier: Tier = "chunked",
         schema: LabelSchema | None = None,
         index_digest: str = "",
+        synthetic: bool = False,
     ) -> Store:
         """Makes an empty store, or opens the one that is there if the same rules made it.
 
@@ -79,9 +82,12 @@ class Store:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
             records.connect(path / "records.sqlite").close()
-        elif (found := cls.open(path, preprocess)).tier != tier:
-            message = f"the store {path} is {found.tier}, not {tier}: take another folder"
-            raise UserError(message)
+        else:
+            found = cls.open(path, preprocess)
+            if found.tier != tier:
+                message = f"the store {path} is {found.tier}, not {tier}: take another folder"
+                raise UserError(message)
+            synthetic = synthetic and (found.synthetic or not len(found))
         description = {
             "format": FORMAT,
             "tier": tier,
@@ -89,6 +95,7 @@ class Store:
             "digest": preprocess.digest(),
             "schema": schema and dataclasses.asdict(schema),
             "index": index_digest,
+            **({"synthetic": True} if synthetic else {}),
         }
         chunks.write_parts(path / "store.json", [json.dumps(description, indent=1).encode()])
         return cls(path, json.loads(json.dumps(description)))

@@ -61,6 +61,7 @@ def cache(  # noqa: PLR0913 (the keys of a command line)
     Returns:
         0; 1 if the store holds nothing in the end, or with ``verify`` something damaged.
     """
+    from medssl.data.datasets import all_phantoms
     from medssl.data.index import Index
     from medssl.data.preprocess import check
 
@@ -85,7 +86,12 @@ def cache(  # noqa: PLR0913 (the keys of a command line)
         for line in mend(store):
             print(f"note: {line}")
         made = Store.create(
-            store, preprocess or Preprocess(), tier=tier, schema=_one(schemas), index_digest=opened.digest()
+            store,
+            preprocess or Preprocess(),
+            tier=tier,
+            schema=_one(schemas),
+            index_digest=opened.digest(),
+            synthetic=all_phantoms(opened, names),
         )
         plan = filling.Filling(opened.root, made.path, made.preprocess, tier, schemas)
         with _sharing(store), closing(records.connect(store / "records.sqlite")) as connection:

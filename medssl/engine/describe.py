@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from medssl.data.phantoms import PHANTOMS, VERSION
 from medssl.types import Imported, UserError
 
 if TYPE_CHECKING:
@@ -91,9 +92,10 @@ def subjects(store: Store, split: str | None) -> tuple[str, ...]:
     return tuple(held.tables["subject"][code] for code in sorted(set(held.subject[chosen].tolist())))
 
 
-def versions() -> dict[str, str]:
-    """Versions of the packages that weights depend on."""
-    return {name: metadata.version(name) for name in ("medssl", "torch", "lightning", "monai", "timm", "numpy")}
+def versions(*, synthetic: bool = False) -> dict[str, str]:
+    """Versions of the packages that weights depend on, and of the phantoms where all scans are synthetic."""
+    found = {name: metadata.version(name) for name in ("medssl", "torch", "lightning", "monai", "timm", "numpy")}
+    return found | ({PHANTOMS: str(VERSION)} if synthetic else {})
 
 
 def parameters(objective: Objective) -> tuple[int, int]:

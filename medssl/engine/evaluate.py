@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medssl.data import grid
+from medssl.data.datasets import all_phantoms
 from medssl.data.filling import UNREADABLE
 from medssl.data.index import Index
 from medssl.data.labelled import MASK, class_number, is_labelled
@@ -98,6 +99,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         others = labelled(opened, fitted.schema, calibrate, where) if calibrate else []
         values = values_of(columns_of(by, opened), opened, split, [scan.scan_id for scan in scans])
         root, digest = opened.root, opened.digest()
+        versions = describe.versions(synthetic=all_phantoms(opened, {scan.source.dataset for scan in scans}))
     notes += [*refuse_shared(fitted, scans, others), *missing_note(fitted.tuned.trained_on)]
     for note in notes:
         print(f"note: {note}")
@@ -107,7 +109,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     finished = Finished(out, made_by | {"split": split})
     place = (root, windows, nsd_tolerance_mm)
     new, skipped = score_all(fitted, scans, schemas, place, finished)
-    made = {"step": fitted.card.step, "index": digest, **made_by, "split": split, "versions": describe.versions()}
+    made = {"step": fitted.card.step, "index": digest, **made_by, "split": split, "versions": versions}
     more: dict[str, Any] = {"skipped": skipped, "notes": notes, "by": made}
     if fitted.kind == "segmentation":
         notes += distance_notes([scan for scan in scans if finished.get(scan) is not None])

@@ -244,7 +244,7 @@ def make_card(
         index_digest=store.index_digest,
         subjects=begin.seen | teacher.pretrained,
         step=0,
-        versions=describe.versions(),
+        versions=describe.versions(synthetic=store.synthetic),
         tuned=Tuned(
             head=describe.imported(config["head"]),
             schema=schema,

@@ -154,6 +154,7 @@ def tell(study: Study, failed: Mapping[str, Failure]) -> int:
     text = markdown(curves, found, minutes, NAMES[trained[0].measure], notes) if trained else "\n".join([*notes, ""])
     write_text(out / REPORT, text)
     summary = {
+        **({"measure": NAMES[trained[0].measure]} if trained else {}),
         "curves": {name: [asdict(level) for level in own] for name, own in curves.items()},
         "compared": [asdict(one) for one in found],
         "minutes": minutes,

@@ -119,7 +119,7 @@ def make_card(config: dict[str, Any], opened: Store, begun: Begin, step: int) ->
         index_digest=opened.index_digest,
         subjects=begun.seen | Seen(describe.subjects(opened, config["data"]["split"])),
         step=step,
-        versions=describe.versions(),
+        versions=describe.versions(synthetic=opened.synthetic),
     )
 
 

@@ -1,4 +1,4 @@
-"""The verb ``report``: runs and evaluations become one page that opens in any browser."""
+"""The verb ``report``: runs, evaluations, probes and comparisons become one page that opens in any browser."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from pathlib import Path
 
 
 def report(page: Path, parts: list[str], *, heading: str = "medssl report") -> int:
-    """Writes one self-contained HTML page of runs and evaluations, and prints what comparisons say.
+    """Writes one self-contained HTML page of runs and results, and prints what comparisons say.
 
     Args:
         page: The page to write, such as report.html; a former one is replaced.
-        parts: Run folders of pretraining or fine-tuning and folders of medssl evaluate, in the order in which they are
-            shown; NAME=FOLDER gives a name, else the folder's is taken. The first evaluation is compared with each of
-            the others.
+        parts: Run folders of pretraining or fine-tuning and folders of medssl evaluate, probe or compare, in the order
+            in which they are shown; NAME=FOLDER gives a name, else the folder's is taken. The first evaluation is
+            compared with each of the others.
         heading: Title of the page.
 
     Returns:
         0: the page is written.
 
     Raises:
-        UserError: A folder that is missing or none of these, two parts of one name, or a page that cannot be written.
+        UserError: A folder that is missing or none of these, two parts of one kind and name, or a page that
+            cannot be written.
     """
     from medssl.evaluate.cases import write_text
     from medssl.report.page import comparisons, make_page
     from medssl.report.parts import Evaluation, read_part
+    from medssl.report.studies import Study
     from medssl.types import UserError
 
     os.umask(0o077)
@@ -36,6 +38,8 @@ def report(page: Path, parts: list[str], *, heading: str = "medssl report") -> i
     write_text(page, text)
     for comparison in comparisons([part for part in found if isinstance(part, Evaluation)]):
         print(comparison.verdict)
+    for study in (part for part in found if isinstance(part, Study)):
+        print("\n".join(study.verdicts))
     print(f"{page}: {len(found)} parts, {len(text) / 2**20:.1f} MiB; pictures in it are patient data")
     return 0
 

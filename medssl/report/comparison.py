@@ -11,6 +11,7 @@ import numpy as np
 from medssl.evaluate.bootstrap import Interval, paired_difference, statistic_interval, subject_means
 from medssl.evaluate.cases import FindingsRow, NumberRow, scan_scores
 from medssl.evaluate.classification import SENSITIVITY, SPECIFICITY, metrics
+from medssl.evaluate.compare import FEWEST_RUNS
 from medssl.evaluate.multi_label import mean_of_findings
 from medssl.evaluate.multi_label import measures as measures_of_findings
 from medssl.evaluate.regression import r2
@@ -93,20 +94,25 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
 
 
 def verdict(first: str, second: str, found: Difference) -> str:
-    """What a difference says, in one sentence: better, worse, none seen, or too few subjects to tell."""
+    """What a difference says, in one sentence: never a verdict, for one run of each cannot tell gain from luck.
+
+    The words are those of ``medssl compare``, which trains as many runs as a verdict takes.
+    """
     what, difference = title(found.measure), found.difference
     if difference.value is None or found.first is None or found.second is None:
         return f"{first} and {second} cannot be compared by {what}: {difference.note or 'it is not defined'}."
     values = f"{what} {found.first:.3f} against {found.second:.3f}"
     numbers = f"difference {difference.value:+.3f}"
     if difference.low is None or difference.high is None:
-        return f"Nothing can be said of {first} and {second}: {values}, {numbers}, {difference.note}."
-    numbers += f", 95 % interval {difference.low:+.3f} to {difference.high:+.3f}, {difference.subjects} subjects"
-    if difference.low > 0:
-        return f"{first} is better than {second}: {values} ({numbers})."
-    if difference.high < 0:
-        return f"{first} is worse than {second}: {values} ({numbers})."
-    return f"No difference seen between {first} and {second}: {values} ({numbers}; the interval holds 0)."
+        numbers += f", {difference.note}"
+    else:
+        numbers += f", 95 % interval over {difference.subjects} test subjects "
+        numbers += f"{difference.low:+.3f} to {difference.high:+.3f}"
+        numbers += ", which holds 0: no difference seen" if difference.low <= 0 <= difference.high else ""
+    return (
+        f"{first} and {second}: too few runs for a verdict, 1 of each, it takes {FEWEST_RUNS} (medssl compare). "
+        f"{values[:1].upper()}{values[1:]} ({numbers})."
+    )
 
 
 def title(measure: str) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import math
+from collections import Counter
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from medssl.data.phantoms import PHANTOMS
 from medssl.evaluate.cases import scan_scores
 from medssl.evaluate.health import FEWEST
 from medssl.report.calibration import calibration_chart
 from medssl.report.comparison import Comparison, compare, title
 from medssl.report.curves import Point, Series, line_chart
 from medssl.report.parts import Evaluation, Run
+from medssl.report.studies import Probes, Study, shown_probes, shown_study
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -40,12 +43,13 @@ def make_page(parts: Sequence[Part], heading: str = "medssl report") -> str:
         heading: Title of the page.
 
     Raises:
-        UserError: No parts, or two of one name.
+        UserError: No parts, or two of one kind and name.
     """
-    names = [part.name for part in parts]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    names = Counter((type(part), part.name) for part in parts)
+    twice = sorted({name for (_, name), count in names.items() if count > 1})
     if not parts or twice:
-        what = f"two parts are called {', '.join(twice)}: give them names, NAME=PATH" if twice else "no parts given"
+        what = f"two parts of one kind are called {', '.join(twice)}: give them names, NAME=PATH"
+        what = what if twice else "no parts given"
         message = f"no page can be made: {what}"
         raise UserError(message)
     import jinja2
@@ -71,7 +75,18 @@ def make_page(parts: Sequence[Part], heading: str = "medssl report") -> str:
         tunings=[_run(run) for run in tunings],
         together=_together(tunings),
         pretrainings=[_run(run) for run in runs if not run.card.tuned],
+        probes=[shown_probes(part) for part in parts if isinstance(part, Probes)],
+        studies=[shown_study(part) for part in parts if isinstance(part, Study)],
+        synthetic=_synthetic(parts),
     )
+
+
+def _synthetic(parts: Sequence[Part]) -> str:
+    """Whether the scans are phantoms: "all" or "some" of the parts say so, or ""."""
+    made = [part.summary.get("by", {}).get("versions", {}) for part in parts if isinstance(part, Evaluation | Probes)]
+    made += [part.card.versions for part in parts if isinstance(part, Run)]
+    said = [PHANTOMS in versions for versions in made]
+    return "all" if said and all(said) else "some" if any(said) else ""
 
 
 def comparisons(evaluations: Sequence[Evaluation]) -> list[Comparison]:

@@ -22,6 +22,7 @@ from medssl.evaluate.cases import (
 )
 from medssl.evaluate.tables import SUMMARY, read_summary
 from medssl.files import read_yaml
+from medssl.report.studies import PROBE, STUDY, Probes, Study, read_probes, read_study
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -92,25 +93,29 @@ class Evaluation:
         return found | {row.scan_id: row.subject_id for row in (*self.classifications, *self.others)}
 
 
-Part = Run | Evaluation
+Part = Run | Evaluation | Probes | Study
 
 
 def read_part(name: str, folder: Path) -> Part:
-    """Reads a folder of any of the three kinds, told apart by what is in it.
+    """Reads a folder of any of the five kinds, told apart by what is in it.
 
     Raises:
         UserError: No folder, or none of these; or a file of it that is damaged.
     """
     if not folder.is_dir():
         what = "is a file, no folder" if folder.exists() else "no such folder"
-        message = f"{folder}: {what}: a report is made of run folders and of folders of medssl evaluate"
+        message = f"{folder}: {what}: a report is made of run folders and of folders of medssl evaluate, probe, compare"
         raise UserError(message)
+    if (folder / PROBE).exists():
+        return read_probes(name, folder)
+    if (folder / STUDY).exists():
+        return read_study(name, folder)
     if (folder / SUMMARY).exists():
         return _read_evaluation(name, folder)
     if not (folder / CARD).exists():
         message = (
             f"{folder} holds neither {CARD} nor {SUMMARY}: expected a run folder of medssl pretrain or finetune whose "
-            "first checkpoint is written, or a folder of medssl evaluate"
+            "first checkpoint is written, or a folder of medssl evaluate, probe or compare"
         )
         raise UserError(message)
     config = _read_config(folder / CONFIG)

@@ -48,7 +48,7 @@ class Card:
     """What the encoder's weights are: JSON beside the safetensors.
 
     ``encoder`` and ``objective`` are import paths with arguments; ``subjects`` are those seen in pretraining; ``step``
-    counts optimizer steps; ``tuned`` waits for a head.
+    counts optimizer steps; ``tuned`` waits for a head; ``versions`` names "phantoms" where all scans are synthetic.
     """
 
     encoder: Imported

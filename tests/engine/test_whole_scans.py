@@ -159,7 +159,7 @@ def test_findings_from_training_to_report(call, place, tmp_path, target):
     ]
     page = make_page(parts)
     assert "Multi-label of left, right" in page
-    assert "No difference seen between x and y: AUROC" in page
+    assert "x and y: too few runs for a verdict, 1 of each, it takes 5 (medssl compare). AUROC" in page
     code, said = call(
         "evaluate", run, f"--index={place / 'index.sqlite'}", f"--out={tmp_path / 'c'}", "--calibrate=val"
     )
@@ -200,7 +200,9 @@ def test_a_number_from_training_to_report(call, place, tmp_path):
     assert "Negative MAE is minus the mean absolute error, in the unit of the label." in text
     page = make_page([read_part("x", tmp_path / "test"), read_part("y", tmp_path / "test")])
     assert "Regression of height" in page
-    assert "No difference seen between x and y: explained variance (R2)" in page
+    assert (
+        "x and y: too few runs for a verdict, 1 of each, it takes 5 (medssl compare). Explained variance (R2)" in page
+    )
     assert "mean absolute error (less is better)" in page
     code, said = call(
         "evaluate", run, f"--index={place / 'index.sqlite'}", f"--out={tmp_path / 'c'}", "--calibrate=val"

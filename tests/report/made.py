@@ -102,3 +102,38 @@ def classification(folder: Path, right: list[float], *, sites: tuple[str, ...] =
         summary["subgroups"] = subgroups(rows, values, lambda own: tables.summarise_classification(own, names))
     tables.write_summary(folder / tables.SUMMARY, summary)
     return folder
+
+
+def probes(folder: Path) -> Path:
+    """A folder of ``medssl probe``."""
+    metrics = {"auroc": {"value": 0.812, "low": 0.7, "high": 0.9, "subjects": 5, "note": ""}}
+    summary = {
+        "target": "grade",
+        "classes": ["low", "high"],
+        "scans": {"train": 4, "val": 3, "test": 5},
+        "probes": [{"probe": "linear", "chosen": "C 0.1", "validation": 0.9, "metrics": metrics, "note": ""}],
+        "skipped": [{"probe": "prototypes, 20 shots", "reason": "the rarest class has 2 training scans"}],
+        "embedding": {"scans": 12, "features": 8, "effective_rank": 3.0, "spread": 0.5},
+        "notes": ["a note"],
+        "by": {"seed": 0},
+    }
+    folder.mkdir(parents=True)
+    (folder / "probe.json").write_text(json.dumps(summary))
+    return folder
+
+
+def study(folder: Path) -> Path:
+    """A folder of ``medssl compare``."""
+    level = {"labels": 4, "value": 0.5, "low": 0.4, "high": 0.6, "runs": 1}
+    one = {"arm": "spark", "twin": "scratch", "verdict": "too few runs at 4: 1 of each arm, it takes 5", "saved": []}
+    summary = {
+        "measure": "Dice",
+        "curves": {"spark": [level | {"value": 0.6}], "scratch": [level]},
+        "compared": [one | {"labels": [4], "differences": [], "p_values": [None]}],
+        "notes": [],
+        "failed": {"scratch 4": "out of memory"},
+    }
+    folder.mkdir(parents=True)
+    (folder / "compare.yaml").write_text("{}")
+    (folder / "summary.json").write_text(json.dumps(summary))
+    return folder

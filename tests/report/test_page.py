@@ -162,7 +162,8 @@ def test_pictures_are_the_worst_the_median_and_the_best_with_both_dice(page):
 
 def test_the_comparison_is_told_in_words_and_numbers(page):
     text = read(page).text
-    assert "with is better than without: mean Dice 0.632 against 0.542 (difference +0.090, 95 % interval" in text
+    assert "with and without: too few runs for a verdict, 1 of each, it takes 5 (medssl compare)" in text
+    assert "Mean Dice 0.632 against 0.542 (difference +0.090, 95 % interval over 8 test subjects" in text
     assert "with less without, on the same subjects" in text
 
 
@@ -175,17 +176,18 @@ def said(first, second, difference):
 
 def test_every_outcome_has_its_words():
     assert said(0.7, 0.6, Interval(0.1, 0.02, 0.2, 9)) == (
-        "A is better than B: mean Dice 0.700 against 0.600 "
-        "(difference +0.100, 95 % interval +0.020 to +0.200, 9 subjects)."
+        "A and B: too few runs for a verdict, 1 of each, it takes 5 (medssl compare). Mean Dice 0.700 against 0.600 "
+        "(difference +0.100, 95 % interval over 9 test subjects +0.020 to +0.200)."
     )
-    assert said(0.5, 0.6, Interval(-0.1, -0.2, -0.02, 9)).startswith("A is worse than B: mean Dice 0.500 against 0.600")
+    worse = said(0.5, 0.6, Interval(-0.1, -0.2, -0.02, 9))
+    assert "too few runs for a verdict" in worse
+    assert "better" not in worse + said(0.7, 0.6, Interval(0.1, 0.02, 0.2, 9))
     none = said(0.61, 0.6, Interval(0.01, -0.02, 0.04, 9))
-    assert none.startswith("No difference seen between A and B: mean Dice 0.610 against 0.600")
-    assert none.endswith("the interval holds 0).")
-    assert said(0.6, 0.6, Interval(0.0, 0.0, 0.0, 9)).startswith("No difference seen")
+    assert none.endswith("-0.020 to +0.040, which holds 0: no difference seen).")
+    assert said(0.6, 0.6, Interval(0.0, 0.0, 0.0, 9)).endswith("no difference seen).")
     few = said(0.7, 0.6, Interval(0.1, None, None, 2, note="no interval: it needs at least 3 subjects, there are 2"))
-    assert few.startswith(
-        "Nothing can be said of A and B: mean Dice 0.700 against 0.600, difference +0.100, no interval"
+    assert few.endswith(
+        "Mean Dice 0.700 against 0.600 (difference +0.100, no interval: it needs at least 3 subjects, there are 2)."
     )
     assert "cannot be compared by mean Dice: not defined" in said(
         None, None, Interval(None, None, None, 0, note="not defined")
@@ -213,7 +215,9 @@ def test_classifications_are_compared_by_auroc_and_balanced_accuracy(tmp_path):
     b = read_part("B", made.classification(tmp_path / "b", unsure))
     found = compare(a, b)
     assert [one.measure for one in found.differences] == ["auroc", "balanced_accuracy"]
-    assert found.verdict.startswith("A is better than B: AUROC ")
+    assert found.verdict.startswith(
+        "A and B: too few runs for a verdict, 1 of each, it takes 5 (medssl compare). AUROC "
+    )
     for one in found.differences:
         assert one.difference.value == pytest.approx(one.first - one.second)
     text = read(make_page([a, b])).text
@@ -290,7 +294,60 @@ def test_folders_that_are_none_of_these_are_refused(tmp_path):
 
 
 def test_names_tell_parts_apart(parts):
-    with pytest.raises(UserError, match=r"two parts are called tuned: give them names, NAME=PATH"):
+    with pytest.raises(UserError, match=r"two parts of one kind are called tuned: give them names, NAME=PATH"):
         make_page([parts[1], parts[1]])
     with pytest.raises(UserError, match="no parts given"):
         make_page([])
+
+
+def test_a_run_and_its_scores_may_have_one_name(tmp_path):
+    tuned = read_part("few", made.run(tmp_path / "runs" / "few", tuned=True))
+    scored = read_part("few", made.segmentation(tmp_path / "scores" / "few", DICE))
+    text = read(make_page([tuned, scored])).text
+    assert text.count("few") >= 2
+    with pytest.raises(UserError, match="two parts of one kind are called few"):
+        make_page([tuned, scored, scored])
+
+
+def test_synthetic_scans_are_called_that(tmp_path):
+    folder = made.run(tmp_path / "run")
+    assert "come from scans of people" in read(make_page([read_part("a", folder)])).text
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(card | {"versions": {"phantoms": "2"}}))
+    drawn = read_part("a", folder)
+    text = read(make_page([drawn])).text
+    assert "Synthetic data: every scan here was drawn by medssl phantoms" in text
+    assert "people" not in text
+    mixed = read(make_page([drawn, read_part("b", made.segmentation(tmp_path / "scores", DICE))])).text
+    assert "Some of the scans are synthetic" in mixed
+    assert "come from scans of people" in mixed
+
+
+def test_probes_are_a_part(tmp_path):
+    folder = made.probes(tmp_path / "probes")
+    text = read(make_page([read_part("frozen", folder)])).text
+    for said in ("Probes frozen", "target grade (low, high)", "scans: 4 train, 3 val, 5 test", "linear", "C 0.1",
+                 "0.812 0.700 to 0.900", "skipped: prototypes, 20 shots: the rarest class has 2 training scans",
+                 "effective rank 3.0 of at most 8", "a note"):  # fmt: skip
+        assert said in text, said
+
+
+def test_comparisons_are_a_part_with_the_verdict_of_compare(tmp_path, capsys):
+    from medssl.engine.report import report
+
+    folder = made.study(tmp_path / "study")
+    text = read(make_page([read_part("study", folder)])).text
+    for said in ("Comparison study", "spark: too few runs at 4: 1 of each arm, it takes 5.", "labeled subjects 4",
+                 "scratch 0.500 0.400 to 0.600", "Dice over labeled subjects", "Failed: scratch 4"):  # fmt: skip
+        assert said in text, said
+    assert report(tmp_path / "page.html", [str(folder)]) == 0
+    assert "spark: too few runs at 4: 1 of each arm, it takes 5." in capsys.readouterr().out
+    (folder / "summary.json").write_text("{}")
+    with pytest.raises(UserError, match=r"summary\.json lacks curves, compared, notes: expected what medssl compare"):
+        read_part("study", folder)
+
+
+def test_a_narrow_window_has_no_wide_tables_and_captions(page):
+    assert "@media (max-width: 700px)" in page
+    assert page.count("<table>") == page.count('<div class="wide"><table>')
+    assert "caption { text-align: left; font-weight: bold" in page
