@@ -237,9 +237,11 @@ class Pictures(lightning.Callback):
         with torch.no_grad(), torch.autocast(pl_module.device.type, enabled=False):
             batch = pl_module.feed.batch(self.fixed, pl_module.device)
             drawn = pictures(batch, pl_module.step_of(batch.origin.samples))
+            captions = getattr(pl_module.objective, "captions", None)
+            words = captions(batch) if captions else ()
         self.folder.mkdir(exist_ok=True)
         images = {name: image.float().cpu() for name, image in drawn.items()}
         view = batch.views[0]
         to_the_right = bool(view.world_affine[0, 0, 0] > 0)
         spacing_mm = view.spacing_mm.median(0).values.tolist()
-        draw(self.folder / f"step_{step:06d}.png", images, spacing_mm, mirrored=to_the_right)
+        draw(self.folder / f"step_{step:06d}.png", images, spacing_mm, mirrored=to_the_right, captions=words)

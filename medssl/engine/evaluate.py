@@ -117,8 +117,9 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         summary = tables.summarise_segmentation(rows, fitted.schema, **more)
         groups = subgroups(rows, values, lambda own: tables.summarise_segmentation(own, fitted.schema))
         cases.write_segmentation(out / cases.CASES, rows)
-        by_name = {scan.scan_id: scan for scan in scans}
-        draw_cases(fitted, by_name, rows, (root, windows, out / "pictures"), again=new > 0)
+        draw_cases(
+            fitted, {scan.scan_id: scan for scan in scans}, rows, (root, windows, out / "pictures"), again=new > 0
+        )
     elif fitted.kind != "classification":
         summary, groups = score_answers(scans, finished, fitted.schema, out / cases.CASES, values, more, specificity)
     else:

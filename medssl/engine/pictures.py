@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, UInt8
     from torch import Tensor
 
-GAP, HEADER, ROWS, SIDE = 4, 14, 4, 128
+GAP, HEADER, ROWS, SIDE, LETTER = 4, 14, 4, 128, 7
 
 
 def draw(
@@ -25,11 +25,13 @@ def draw(
     spacing_mm: Sequence[float] | None = None,
     *,
     mirrored: bool = False,
+    captions: Sequence[str] = (),
 ) -> None:
     """Writes a PNG: at most four samples; gray values of a row span the 1st to 99th percentile of its first tensor.
 
     With ``spacing_mm`` (per axis) thick slices are drawn as thick as they are, in whole voxels. ``mirrored`` shows the
     first axis of volumes from right to left: where it grows to the patient's right, that is the radiological view.
+    ``captions`` stand below the rows.
     """
     names = list(tensors)
     arrays = [tensors[name].numpy() for name in names]
@@ -41,11 +43,15 @@ def draw(
     ]
     per_tensor = len(rows[0]) // len(names)
     height, width = max(tile.shape[0] for tile in rows[0]), max(tile.shape[1] for tile in rows[0])
-    canvas = Image.new("RGB", ((width + GAP) * len(rows[0]), HEADER + (height + GAP) * len(rows)))
+    below = HEADER if captions else 0
+    step, widest = height + GAP + below, max(map(len, captions), default=0) * LETTER
+    canvas = Image.new("RGB", (max((width + GAP) * len(rows[0]), widest), HEADER + step * len(rows)))
+    pen = ImageDraw.Draw(canvas)
     for i, row in enumerate(rows):
         for j, tile in enumerate(row):
-            canvas.paste(Image.fromarray(tile), (j * (width + GAP), HEADER + i * (height + GAP)))
-    pen = ImageDraw.Draw(canvas)
+            canvas.paste(Image.fromarray(tile), (j * (width + GAP), HEADER + i * step))
+        if captions:
+            pen.text((2, HEADER + i * step + height + 1), captions[i], fill="white")
     for j, name in enumerate(names):
         pen.text((j * per_tensor * (width + GAP) + 2, 1), name, fill="white")
     write_whole(path, lambda file: canvas.save(file, format="PNG"))

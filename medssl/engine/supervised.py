@@ -13,7 +13,7 @@ from torch import distributed
 
 from medssl.data.regions import slice_axes
 from medssl.engine.optim import FineTuning
-from medssl.engine.targets import targets_of
+from medssl.engine.targets import in_words, targets_of
 from medssl.evaluate.bootstrap import mean_of_known, subject_means
 from medssl.evaluate.classification import auroc, score_cases
 from medssl.evaluate.multi_label import mean_of_findings
@@ -113,7 +113,7 @@ class Supervised(Objective):
         return mask.masked_fill(~view.scored[:, 0], UNLABELLED)
 
     def pictures(self, batch: Batch, step: Step) -> dict[str, Float[Tensor, "B C *s"]]:
-        """Input, label and prediction of a segmentation; the input alone where whole scans are answered for."""
+        """Input, label and prediction of a segmentation; the input alone where ``captions`` tell the other two."""
         image = batch.views[0].image
         if self.head.kind != "segmentation":
             return {"input": image}
@@ -122,6 +122,18 @@ class Supervised(Objective):
         assert isinstance(prediction, torch.Tensor)
         shown = {"label": self.target(batch), "prediction": prediction.argmax(1)}
         return {"input": image} | {name: numbers[:, None].float() for name, numbers in shown.items()}
+
+    def captions(self, batch: Batch) -> list[str]:
+        """Label and prediction of each sample in words, where whole scans are answered for."""
+        if self.head.kind == "segmentation":
+            return []
+        image = batch.views[0].image
+        with undisturbed(self):
+            prediction = self.head(self.encoder(image), image.shape[2:])
+        assert isinstance(prediction, torch.Tensor)
+        answers = self.head.answer(prediction).tolist()
+        schema = self.head.schema
+        return [in_words(values, answer, schema) for values, answer in zip(batch.values, answers, strict=True)]
 
 
 class Validation(lightning.Callback):

@@ -58,6 +58,20 @@ def targets_of(values: Sequence[Mapping[str, str]], schema: LabelSchema) -> Tens
     return torch.tensor([class_number(dict(row), schema) for row in values])
 
 
+def in_words(values: Mapping[str, str], answer: Sequence[float], schema: LabelSchema) -> str:
+    """Label and prediction of a scan, such as "label benign, prediction malignant 0.73"."""
+    names = [name for _, name in schema.classes]
+    if schema.kind == "number":
+        return f"label {number_of(values, schema):.4g}, prediction {answer[0]:.4g}"
+    if schema.kind == "findings":
+        truth = dict(zip(names, findings_of(values, schema), strict=True))
+        there = ", ".join(name for name, known in truth.items() if known == 1) or "none"
+        told = ", ".join(f"{name} {share:.2f}" for name, share in zip(names, answer, strict=True))
+        return f"label {there}, prediction {told}"
+    share, name = max(zip(answer, names, strict=True))
+    return f"label {values.get(schema.name) or 'unknown'}, prediction {name} {share:.2f}"
+
+
 def prepare(network: Network, store: Store, scans: Sequence[int]) -> None:
     """Lets the head take what it needs from the labels that are learnt from."""
     if network.head.kind != "segmentation":

@@ -1,0 +1,169 @@
+"""Every command of the README and the guides: read by the real parser, and run in order in one folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from medssl import cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/guides").glob("*.md"))]
+RULES = ["--files.modality=MR", "--subject=(PHANTOM-[0-9]+)", "--labels.masks=images=labels",
+         "--labels.class_names=0=background,1=liver,2=spleen,3=kidneys", "--labels.split=train=0.6,val=0.2,test=0.2"]  # fmt: skip
+# What stands in a command for something of the reader's, and what the test has in its place.
+SUBSTITUTES = {
+    "(sub-[0-9]+)": "(PHANTOM-[0-9]+)",
+    "0=background,1=tumor": "0=background,1=liver,2=spleen,3=kidneys",
+    "size_k > 20": "size_k > 2",
+    'spacing_k_mm < 3"': 'spacing_k_mm < 30"',
+    "modality = 'CT'": "modality = 'MR'",
+}
+# Words behind a command that make it small; the words of the page themselves stay as they are.
+SMALL_3D = ["--encoder.channels=[4,8,8,8]", "--encoder.blocks=[1,1,1,1]"]
+MORE = {
+    "pretrain": ["--training.steps=2", "--training.batch_size=2", "--data.workers=0"],
+    "finetune": ["--training.steps=2", "--data.workers=0", "--labels=2"],
+    "compare": ["--training.steps=2", "--data.workers=0", "--labels=[2]", "--runs=1", "--data.view.size=[16,16,16]"],
+    "probe": ["--voxels=200"],
+    "predict": ["--allow=spacing"],
+    "cache": ["--workers=0"],
+}
+MORE_OF_RECIPES = {
+    "spark_3d_small": [*SMALL_3D, "--objective.view.size=[16,16,16]"],
+    "spark_3d": ["--encoder=resenc_small_3d", *SMALL_3D, "--objective.view.size=[16,16,16]",
+                 "--training.accumulate=1",
+                 "--training.precision=fp32"],
+    "segment_3d_small": ["--data.view.size=[16,16,16]"],
+}  # fmt: skip
+# Commands that are read by the parser and not run, by how they begin.
+NOT_RUN = {
+    "medssl index SCANS --index index.sqlite --labels.objects": "tests/data/test_object_labels.py",
+    "medssl index Dataset001_Brain": "needs a folder of nnU-Net: tests/data/test_layouts.py",
+    "medssl index Task04_Hippocampus": "needs a folder of the decathlon: tests/data/test_layouts.py",
+    "medssl index STUDY": "needs a folder of BIDS: tests/data/test_layouts.py",
+    "medssl index SCANS --layout csv": "needs a table of images: tests/data/test_layouts.py",
+    "medssl index SCANS --index index.sqlite --labels.excluded": "needs masks of faces: tests/data/test_excluded.py",
+    "medssl finetune --config classify_2d_small": "needs values: tests/engine/test_whole_scans.py",
+    "medssl finetune --config segment_3d_vit_small": "needs a transformer: tests/engine/test_transformers.py",
+    "medssl finetune --config segment_2d_small": "needs the reader's own objective",
+    "PYTHONPATH=.": "needs the reader's own objective: tests/engine/test_objective_guide.py",
+    "torchrun": "needs four processes: tests/engine/test_two_processes.py",
+    "medssl pretrain --config simclr_2d_small": "needs a file of weights: tests/engine/test_continuing.py",
+    "medssl predict runs/tuned patient.nii.gz": "needs the reader's files: tests/engine/test_predict.py",
+    "medssl predict runs/theirs": "needs the run of another: tests/security/test_handed_over.py",
+    "medssl probe runs/first --store store --out probes/first --target": "needs values: tests/engine/test_probe.py",
+    "medssl probe runs/first --store store --out probes/twin --target": "needs values: tests/engine/test_probe.py",
+    "medssl evaluate probes/first/network": "needs values of whole scans: tests/engine/test_probe.py",
+    "medssl cache index.sqlite store --preprocess ct": "the scans of the test are MR",
+    "medssl --help": "tests/engine/test_cli.py",
+}
+NOT_PARSED = {"PYTHONPATH=.": "its class is the reader's own"}
+# Folders that a guide takes as made by its reader, and those of the README that stand for them.
+STAND_FOR = {
+    "runs/spark": "runs/first", "runs/longer": "runs/full", "runs/tuned": "runs/few",
+    "runs/pretraining": "runs/first",
+    "scores/a": "scores/few", "scores/b": "scores/scratch",
+}  # fmt: skip
+
+
+def commands(page: Path) -> list[str]:
+    """Commands of the fenced blocks of a page, whole even where a line goes on."""
+    found = []
+    for block in re.findall(r"^```[^\n]*\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for line in re.sub(r"\\\n\s*", " ", block).splitlines():
+            words = line.split("#")[0].strip()
+            if re.match(r"(PYTHONPATH=\S+ )?medssl |torchrun ", words):
+                found.append(line.strip())
+    return found
+
+
+EVERY = [(page.name, command) for page in PAGES for command in commands(page)]
+
+
+def words_of(command: str) -> list[str]:
+    """The words behind ``medssl``, the verb first."""
+    words = shlex.split(command, comments=True)
+    first = next(place for place, word in enumerate(words) if word in {"medssl", "medssl.cli"})
+    return words[first + 1 :]
+
+
+def reason(command: str, table: dict[str, str]) -> str:
+    """Why a command is left out; "" where it is not."""
+    return next((why for beginning, why in table.items() if command.startswith(beginning)), "")
+
+
+def test_there_are_commands_and_no_rule_is_left_over():
+    assert len(EVERY) > 50
+    texts = [replaced(command) for _, command in EVERY]
+    for beginning in (*NOT_RUN, *NOT_PARSED):
+        assert any(text.startswith(beginning) for text in texts), beginning
+    whole = "\n".join(command for _, command in EVERY)
+    assert all(word in whole for word in (*SUBSTITUTES, *STAND_FOR))
+
+
+@pytest.mark.parametrize(("page", "command"), EVERY)
+def test_the_parser_takes_every_command(page, command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    verb, *words = words_of(command)
+    if verb == "--help" or reason(command, NOT_PARSED):
+        return
+    cli.check_early(verb, words)
+    function = cli.find_verb(verb)
+    trusted, words = cli.with_trust(words)
+    switches = {"from_scratch", "allow_seen"}
+    parsed = cli.make_parser(function, verb).parse_args(cli.expand(cli.spelled_out(words, switches), trusted))
+    assert parsed is not None
+
+
+def replaced(command: str) -> str:
+    """The command with what the test has in the place of the reader's things."""
+    for word, other in SUBSTITUTES.items():
+        command = command.replace(word, other)
+    return command
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reader")
+    mask, threads, here = os.umask(0o077), torch.get_num_threads(), Path.cwd()
+    os.chdir(folder)
+    small = ["--count=20", "--labelled=20", "--shape=[24,20,20]"]
+    assert cli.main(["phantoms", "SCANS", *small]) == 0
+    for name in ("NEW_SCANS", "new_scans"):
+        assert cli.main(["phantoms", name, "--count=1", "--labelled=0", "--shape=[24,20,20]", "--seed=9"]) == 0
+    yield folder
+    os.chdir(here)
+    os.umask(mask)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_run_in_order_in_one_folder(place, page, capsys):
+    if page.name != "README.md" and not Path("runs/first").exists():
+        pytest.skip("the runs of README.md are not there: it comes first")
+    for command in map(replaced, commands(page)):
+        if reason(command, NOT_RUN):
+            continue
+        verb, *words = words_of(command)
+        words = [re.sub(r"(?<![\w/])(" + "|".join(map(re.escape, STAND_FOR)) + r")$", stand, word) for word in words]
+        recipe = words[words.index("--config") + 1] if "--config" in words else ""
+        words += [*MORE.get(verb, []), *MORE_OF_RECIPES.get(recipe, [])]
+        if verb == "index" and "SCANS" in words and (page.name != "README.md" or "--labels.masks" in words):
+            words += RULES
+        if verb == "index" and "SCAN_ID" in words:
+            words[words.index("SCAN_ID")] = "failed"
+        code = cli.main([verb, *words])
+        said = capsys.readouterr()
+        assert code == 0, f"{command}\n{said.out[-2000:]}\n{said.err[-2000:]}"
+
+
+def stand(found: re.Match[str]) -> str:
+    """The folder that a guide's folder stands for, where the test has not made it."""
+    return found[1] if Path(found[1]).exists() else STAND_FOR[found[1]]
