@@ -14,8 +14,13 @@ from medssl import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/guides").glob("*.md"))]
-RULES = ["--files.modality=MR", "--subject=(PHANTOM-[0-9]+)", "--labels.masks=images=labels",
-         "--labels.class_names=0=background,1=liver,2=spleen,3=kidneys", "--labels.split=train=0.6,val=0.2,test=0.2"]  # fmt: skip
+RULES = [
+    "--files.modality=MR",
+    "--subject=(PHANTOM-[0-9]+)",
+    "--labels.masks=images=labels",
+    "--labels.class_names=0=background,1=liver,2=spleen,3=kidneys",
+    "--labels.split=train=0.6,val=0.2,test=0.2",
+]
 # What stands in a command for something of the reader's, and what the test has in its place.
 SUBSTITUTES = {
     "(sub-[0-9]+)": "(PHANTOM-[0-9]+)",
@@ -31,7 +36,7 @@ MORE = {
     "finetune": ["--training.steps=2", "--data.workers=0", "--labels=2"],
     "compare": ["--training.steps=2", "--data.workers=0", "--labels=[2]", "--runs=1", "--data.view.size=[16,16,16]"],
     "probe": ["--voxels=200"],
-    "predict": ["--allow=spacing"],
+    "predict": ["--allow=spacing", "--files.modality=MR"],
     "cache": ["--workers=0"],
 }
 MORE_OF_RECIPES = {
