@@ -12,7 +12,7 @@ VENV ?= .venv
 WORKERS ?= 2
 DEMO ?= demo
 DEMO_PRETRAINING ?= 240
-DEMO_STEPS ?= 300
+DEMO_STEPS ?= 400
 DEMO_LABELS ?= 4
 # half precision where the processor computes in it
 DEMO_PRECISION ?= $(shell grep -q avx512_bf16 /proc/cpuinfo 2>/dev/null && echo bf16 || echo fp32)

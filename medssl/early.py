@@ -81,6 +81,7 @@ def _flat(content: dict[str, Any], above: str = "") -> Iterator[str]:
     for key, value in content.items():
         name = above if key == "init_args" else f"{above}{key}" if not above else f"{above}.{key}"
         if key == "class_path":
+            yield above or key
             continue
         if isinstance(value, dict) and value:
             yield from _flat(value, name)

@@ -118,6 +118,15 @@ def test_a_missing_recipe_names_the_recipes(capsys):
     assert "medssl compare needs a recipe: --config NAME, out of classify_2d_small, " in capsys.readouterr().err
 
 
+def test_a_class_without_arguments_in_a_recipe_is_there(tmp_path, capsys):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("encoder: {class_path: mine.Encoder}\nobjective: {class_path: mine.Objective}\ntraining: {}\n")
+    cli.check_early("pretrain", [f"--config={recipe}", *READY])
+    recipe.write_text("objective: {class_path: mine.Objective}\ntraining: {steps: 1}\n")
+    assert cli.main(["pretrain", f"--config={recipe}", *READY]) == 2
+    assert "medssl pretrain needs --encoder (required: encoder)" in capsys.readouterr().err
+
+
 def test_missing_options_are_named(capsys):
     assert cli.main(["pretrain", "--config=spark_3d_small"]) == 2
     assert "medssl pretrain needs --store and --run (required: store, run)" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -121,7 +122,8 @@ def test_the_parser_takes_every_command(page, command, monkeypatch, tmp_path):
     cli.check_early(verb, words)
     function = cli.find_verb(verb)
     trusted, words = cli.with_trust(words)
-    switches = {"from_scratch", "allow_seen"}
+    parameters = inspect.signature(function).parameters
+    switches = {name for name, item in parameters.items() if item.annotation == "bool"}
     parsed = cli.make_parser(function, verb).parse_args(cli.expand(cli.spelled_out(words, switches), trusted))
     assert parsed is not None
 

@@ -113,13 +113,11 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     more: dict[str, Any] = {"skipped": skipped, "notes": notes, "by": made}
     if fitted.kind == "segmentation":
         notes += distance_notes([scan for scan in scans if finished.get(scan) is not None])
-        rows = rows_of(scans, finished)
+        rows, by_name = rows_of(scans, finished), {scan.scan_id: scan for scan in scans}
         summary = tables.summarise_segmentation(rows, fitted.schema, **more)
         groups = subgroups(rows, values, lambda own: tables.summarise_segmentation(own, fitted.schema))
         cases.write_segmentation(out / cases.CASES, rows)
-        draw_cases(
-            fitted, {scan.scan_id: scan for scan in scans}, rows, (root, windows, out / "pictures"), again=new > 0
-        )
+        draw_cases(fitted, by_name, rows, (root, windows, out / "pictures"), again=new > 0)
     elif fitted.kind != "classification":
         summary, groups = score_answers(scans, finished, fitted.schema, out / cases.CASES, values, more, specificity)
     else:
@@ -131,8 +129,8 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     summary |= {"subgroups": groups} if groups else {}
     tables.write_summary(out / tables.SUMMARY, summary)
     print(tables.table(summary))
-    done = summary["scans"]
-    print(f"{out}: {done} scans scored ({new} new, {done - new} there already), {len(skipped)} skipped")
+    there = summary["scans"] - new
+    print(f"{out}: {new + there} scans scored ({new} new, {there} there already), {len(skipped)} skipped")
     return 0
 
 
