@@ -235,3 +235,10 @@ def test_after_a_nan_the_last_good_checkpoint_is_kept(call, tmp_path):
     assert "the checkpoint of step 4 is kept" in said
     state = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
     assert all(bool(torch.isfinite(value).all()) for value in state["objective"].values())
+
+
+def test_the_printed_loss_says_that_it_is_smoothed(call):
+    code, said = call()
+    assert code == 0
+    assert "2 steps done, smoothed loss " in said
+    assert "step 2/2  smoothed loss " in said
