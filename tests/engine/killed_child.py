@@ -16,6 +16,7 @@ import signal
 import sqlite3
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def forked(words: list[str], after: float | None = None) -> tuple[int, float]:
         try:
             os.setpgid(0, 0)
             code = cli.main(words)
+        except BaseException:  # noqa: BLE001 (the exit code alone would not say why)
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
