@@ -357,6 +357,7 @@ def test_bad_input_is_one_line(call, words, message):
 def test_a_store_that_was_never_filled(call, place, tmp_path):
     bare = tmp_path / "bare"
     shutil.copytree(place / "volumes/store", bare)
+    (bare / "checksums.json").unlink()
     with closing(sqlite3.connect(bare / "records.sqlite")) as table:
         table.execute("DELETE FROM scans")
         table.commit()
