@@ -49,8 +49,16 @@ REASONS = {
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_end_with_their_parent(tmp_path, number):
     (tmp_path / "parent.py").write_text(PARENT)
+
+    def heed_interrupts():  # a shell lets what it starts in the background ignore them
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     with subprocess.Popen(
-        [sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, tmp_path / "parent.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=heed_interrupts,
     ) as parent:
         assert parent.stdout is not None
         worker = Path("/proc") / parent.stdout.readline().strip() / "cmdline"

@@ -101,7 +101,10 @@ def test_tokens_stand_at_hidden_positions_only(ndim):
             {"view": ViewSpec(size=(36, 48))},
             r"view size \(36, 48\) is not a multiple of \(8, 8\).*\(32, 48\) or \(40, 48\)",
         ),
-        ({"view": ViewSpec(size=(16, 16, 16))}, r"view size \(16, 16, 16\) is 3D, the encoder takes 2D: take encoder and objective of one recipe"),
+        (
+            {"view": ViewSpec(size=(16, 16, 16))},
+            r"view size \(16, 16, 16\) is 3D, the encoder takes 2D: take encoder and objective of one recipe",
+        ),
         (
             {"cell": (16, 16), "view": ViewSpec(size=(40, 48))},
             r"mask cell \(16, 16\), view size \(40, 48\) is not a multiple",
