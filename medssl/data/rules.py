@@ -79,6 +79,13 @@ def _split_leaks(connection: sqlite3.Connection) -> list[str]:
     return [f"leak: {leaking} subjects are in more than one split"] if leaking else []
 
 
+def _wrong_channels(about: About, count: int) -> str:
+    """What is wrong with the number of channels of a scan, or nothing."""
+    if about.count in (0, count):
+        return ""
+    return f"{count} channels where dataset.json names {about.count} modalities: put either of them right"
+
+
 @dataclass(frozen=True)
 class _Ruled:
     """What the rules say of one scan."""
@@ -104,10 +111,8 @@ class _Ruler:
         self.subject = SubjectRule(options["subject"])
         self.labels = LabelOptions(**options["labels"])
         self.folder = Path(dataset["folder"])
-        whole = IndexOptions(
-            options["subject"], self.labels, FileOptions(modality=options["files"]["modality"]),
-            options.get("layout", ""),
-        )  # fmt: skip
+        files = FileOptions(modality=options["files"]["modality"], frames=options["files"]["frames"])
+        whole = IndexOptions(options["subject"], self.labels, files, options.get("layout", ""))
         self.layout = open_layout(whole, self.folder)
         if whole.layout == "csv":  # its values come with its rows
             self.labels = replace(self.labels, values="", columns="")
@@ -168,7 +173,7 @@ class _Ruler:
         channels, lost = self.pairing.channels(row, about.channels)
         masks, problem = self.pairing.masks(path, row, about.masks)
         label, unusable = self.objects.mask(row)
-        problem = lost or problem or unusable
+        problem = lost or problem or unusable or _wrong_channels(about, int(row["channels"] or 1) + len(channels))
         if label is not None and any(mask.rule.role == "mask" for mask in masks):
             problem = "two labels: a file by --labels.masks and an object by --labels.objects; leave one option out"
         elif label is not None:

@@ -218,6 +218,17 @@ def test_decathlon(tmp_path, volumes, capsys):
     assert extra.status.reason == "not listed in dataset.json"
 
 
+def test_decathlon_files_of_fewer_channels_than_modalities_fail(tmp_path):
+    folder = decathlon(tmp_path / "d", 2)
+    content = json.loads((folder / "dataset.json").read_text())
+    content["modality"]["2"] = "T2w"
+    (folder / "dataset.json").write_text(json.dumps(content))
+    file, _ = run(folder, "decathlon")
+    assert not scans_of(file)[0]
+    reasons = {scan.status.reason for scan in scans_of(file, "failed")[0]}
+    assert reasons == {"2 channels where dataset.json names 3 modalities: put either of them right"}
+
+
 def test_decathlon_files_that_are_missing_are_counted(tmp_path, capsys):
     folder = decathlon(tmp_path / "d")
     (folder / "imagesTr" / "c_1.nii.gz").unlink()

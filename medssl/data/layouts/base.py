@@ -36,6 +36,7 @@ class About:
         names: "subject", "study", "split" and "modality", where the layout knows them.
         values: Scan-level values by name.
         channels: Further files that are channels of this scan.
+        count: How many channels the scan has; 0 where the layout does not know.
     """
 
     status: tuple[str, str] | None = None
@@ -43,6 +44,7 @@ class About:
     names: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, str] = field(default_factory=dict)
     channels: tuple[str, ...] = ()
+    count: int = 0
 
 
 class Layout:

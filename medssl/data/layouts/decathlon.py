@@ -43,8 +43,10 @@ def fill(options: IndexOptions, folder: Path) -> Filled:
 
 def layout(options: IndexOptions, folder: Path) -> Layout:
     """What the folder says of its files."""
-    del options
-    return Rows(_rows(read_json(folder / "dataset.json")), "dataset.json")
+    about = read_json(folder / "dataset.json")
+    count = len(about.get("modality") or {}) if options.files.frames == "channels" else 0
+    rows = {path: replace(one, count=count) for path, one in _rows(about).items()}
+    return Rows(rows, "dataset.json")
 
 
 def _rows(about: dict[str, Any]) -> dict[str, About]:
