@@ -177,6 +177,12 @@ def _one_line(what: str) -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     """What is wrong with a file, from an error of zipfile, NumPy or HDF5."""
     text = first_line(error)
+    if "CRC-32" in text:
+        return "the checksum of an array in the ZIP file does not match its content"
+    if "filter returned failure" in text:
+        return "the checksum of a chunk of the array does not match, or its compressed data are damaged"
+    if isinstance(error, lzma.LZMAError):
+        return "the compressed data are damaged"
     if isinstance(error, zipfile.BadZipFile):
         return "names in the ZIP file that do not agree" if "name in directory" in text else text
     if "encrypted" in text:

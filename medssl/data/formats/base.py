@@ -144,7 +144,7 @@ def printable(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """First line of an error's text; words that speak of Python and not of the file are replaced."""
     if isinstance(error, zlib.error):
-        return "the compressed data cannot be unpacked"
+        return "the compressed data are damaged"
     if isinstance(error, EOFError):
         return "it ends early"
     lines = str(error).strip().splitlines()

@@ -285,9 +285,14 @@ def _too_short(source: Source, found: int, needed: int) -> str:
 
 
 def _cause(error: Exception, packing: str) -> str:
+    """What is wrong with a packed stream, without the words of the library that found it."""
     text = str(error)
     if "incorrect data check" in text or "CRC" in text or "integrity" in text:
-        return f"CRC of the {packing} stream does not fit its content"
+        return f"the checksum of the {packing} stream does not match its content"
     if "incorrect length check" in text:
-        return f"length of the {packing} stream does not fit its content"
-    return f"the {packing} stream cannot be unpacked ({text.split(': ')[-1][:100] or 'unknown cause'})"
+        return f"the length of the {packing} stream does not match its content"
+    if "header" in text or "unknown compression method" in text:
+        return f"the {packing} stream begins with bytes that are not valid"
+    if isinstance(error, lzma.LZMAError) and "limit" in text:
+        return f"the {packing} stream needs more than {_MOST_MEMORY >> 20} MiB of memory to be unpacked"
+    return f"the {packing} stream holds codes that are not valid"

@@ -136,14 +136,14 @@ def _problem(error: BaseException, what: str) -> BaseException:
     if isinstance(error, OSError) and error.errno is not None:
         return error
     text = first_line(error)
-    if "cannot be reshaped" in text or "cannot reshape" in text:
+    if type(error).__module__.startswith("imagecodecs") or "compress" in text or "decode" in text.lower():
+        text = "the compressed data of a strip or tile are damaged"
+    elif "cannot be reshaped" in text or "cannot reshape" in text:
         text = "a strip or tile holds fewer pixels than its size says"
     elif text.startswith("numbers or words") or isinstance(
         error, (TypeError, AttributeError, LookupError, ArithmeticError, struct.error)
     ):
         text = "tags that contradict each other or make no sense"
-    elif "compress" in text or "decode" in text or "DECODE" in text:
-        text = f"the compressed data of a strip or tile cannot be decoded ({text})"
     return FormatError(f"{what}: {text}")
 
 

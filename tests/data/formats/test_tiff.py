@@ -265,8 +265,25 @@ def test_one_frame_is_read_without_the_pixels_of_others(tmp_path):
     content[start : start + 40] = bytes(40)
     file.write_bytes(content)
     np.testing.assert_array_equal(values(file, frame=1)[0], STACK[1])
-    with pytest.raises(FormatError, match=r"^truncated or damaged: "):
+    with pytest.raises(
+        FormatError, match=r"^truncated or damaged: the compressed data of a strip or tile are damaged$"
+    ):
         tiff.read_pixels(file, 2, ARRAY)
+
+
+@pytest.mark.parametrize("compression", ["zlib", "zstd", "lzma"])
+def test_damage_of_packed_pages_is_told_without_the_words_of_a_library(tmp_path, compression):
+    noise = np.random.default_rng(0).integers(0, 40, (64, 64), np.uint16)  # packed, but hardly predictable
+    file = write_pages(tmp_path / "x.tif", [noise], compression=compression)
+    with tifffile.TiffFile(file) as opened:
+        start = opened.pages[0].dataoffsets[0]
+    content = bytearray(file.read_bytes())
+    content[start : start + 40] = bytes(40)
+    file.write_bytes(content)
+    with pytest.raises(
+        FormatError, match=r"^truncated or damaged: the compressed data of a strip or tile are damaged$"
+    ):
+        tiff.read_pixels(file, 0, ARRAY)
 
 
 def test_a_thumbnail_is_left_out_and_said(tmp_path):
