@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from medssl.data.labelled import MASK, few, how_many, labelled_scans, subjects_o
 from medssl.data.split import overlap
 from medssl.data.store import Store
 from medssl.data.targets import findings_of
+from medssl.data.trained_on import trained_on
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import CARD
 from medssl.engine import describe, start
@@ -108,7 +110,9 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         for name, folder in folders.items()
     }
     schema = schema_for(opened, data.target, head)
-    counts = counts_of(opened, schema, data, labels, [training.seed + number for number in range(runs)])
+    seeds = [training.seed + number for number in range(runs)]
+    counts = counts_of(opened, schema, data, labels, seeds)
+    rare = missing_notes(opened, schema, data, counts, seeds)
     with Index.open(index) as known:
         scans = labelled(known, schema, split, None)
         refuse_unscored(scans, schema, split)
@@ -125,7 +129,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         arms = list(arms_of(folders, starts, read_kept(out)))
         plan = [Run(arm, n, number) for number in range(runs) for n in counts for arm in arms]
         kept = hold(out, held, arms, starts, plan)
-        study = replace(study_of(out, kept, arms, plan), notes=first_notes(data, optimizer))
+        study = replace(study_of(out, kept, arms, plan), notes=(*first_notes(data, optimizer), *rare))
         write_whole(out / "recipe.yaml", lambda file: file.write(yaml.safe_dump(recipe, sort_keys=False).encode()))
         note_edits(study, set_aside(study))
         words = common_words(out, store, index, split, windows, allow, sorted(names(trust) | others_in(recipe)))
@@ -245,6 +249,27 @@ def counts_of(
         words = ", ".join("null" if number is None else str(number) for number in labels)
         print(f"labels {words} are {', '.join(map(str, counts))} of {there} labelled subjects")
     return counts
+
+
+def missing_notes(
+    store: Store, schema: LabelSchema, data: Examples, counts: Sequence[int], seeds: Sequence[int]
+) -> list[str]:
+    """What to tell, and tells, of classes that no scan has that the runs of a number of labels learn from."""
+    scans, notes = labelled_scans(store, len(data.view.size), data.train, schema), []
+    for count in counts:
+        missing: Counter[str] = Counter()
+        for seed in seeds if data.label_seed is None else [data.label_seed] * len(seeds):
+            chosen = few(store, scans, schema, subjects=count, seed=seed)
+            missing.update(trained_on(store, chosen, schema).missing_classes)
+        if missing:
+            names = ", ".join(f"{name} ({found} of {len(seeds)} runs)" for name, found in missing.items())
+            notes.append(
+                f"With {count} labelled subjects no scan that a network learns from has {names}: it will hardly ever "
+                "give that answer."
+            )
+    for note in notes:
+        print(f"note: {note}")
+    return notes
 
 
 def digest_of(scans: Sequence[Scan], root: Path) -> str:

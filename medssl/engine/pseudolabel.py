@@ -16,6 +16,7 @@ from medssl.data.feed import population
 from medssl.data.labelled import MASK
 from medssl.data.split import overlap
 from medssl.data.store import Store
+from medssl.data.trained_on import missing_note
 from medssl.engine import describe
 from medssl.engine.inference import Fitted, Windows, device_of, load_fitted
 from medssl.engine.supervised import StoredScan
@@ -112,7 +113,7 @@ def pseudolabel(
         raise UserError(message)
     teacher = load_fitted(run, device_of(windows.accelerator), names(trust))
     opened = Store.open(store, preprocess=teacher.card.preprocess)
-    for note in refuse_teacher(teacher, opened, allow_seen=allow_seen):
+    for note in (*refuse_teacher(teacher, opened, allow_seen=allow_seen), *missing_note(teacher.tuned.trained_on)):
         print(f"note: {note}")
     facts = {"teacher": teacher.digest, "confidence": confidence, "overlap": windows.overlap}
     facts |= {"precision": windows.precision, "store": describe.store_digest(opened)}

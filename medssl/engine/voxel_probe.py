@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from medssl.data.labelled import subjects_of
+from medssl.data.trained_on import trained_on
 from medssl.engine import describe
 from medssl.engine.frozen import scan_key, subject_names
 from medssl.engine.kept import Kept
@@ -217,7 +218,14 @@ def card_of(frozen: Frozen, voxels: Voxels, splits: Splits, begin: Start) -> Car
         subjects=begin.seen,
         step=begin.card.step if begin.card and begin.weights else 0,
         versions=describe.versions(),
-        tuned=Tuned(head, voxels.schema, frozen.window, frozen.slice_axis, subjects),
+        tuned=Tuned(
+            head,
+            voxels.schema,
+            frozen.window,
+            frozen.slice_axis,
+            subjects,
+            trained_on(voxels.store, splits.learnt, voxels.schema),
+        ),
     )
 
 

@@ -167,6 +167,37 @@ def test_what_is_not_known_of_pretraining_is_said_before_anything_is_trained(pla
     ]
 
 
+def test_classes_that_no_training_scan_has_are_told_for_each_number_of_labels(place, tmp_path, capsys, monkeypatch):
+    """Before anything is trained, and in the notes of the results."""
+    classes = "0=background,1=left,4=right,7=tail"
+    (tmp_path / "key").mkdir(mode=0o700)
+    (tmp_path / "i").mkdir()
+    file = labelled.indexed(place / "scans", tmp_path / "i/i.sqlite", classes=classes, key=tmp_path / "key/key")
+    labelled.stored(file, tmp_path / "store", Preprocess(foreground_crop=False, orientation=None))
+    studies = []
+    monkeypatch.setattr(compare, "finish", lambda *_, **__: {})
+    monkeypatch.setattr(compare, "tell", lambda study, _: studies.append(study) or 0)
+    mask = os.umask(0o077)
+    try:
+        code = cli.main([
+            "compare", str(place / "good"), "--config=segment_3d_small", f"--store={tmp_path / 'store'}",
+            f"--index={file}", f"--out={tmp_path / 'out'}", "--labels=[2,null]", "--runs=3",
+            "--data.view.size=[16,16,8]",
+        ])  # fmt: skip
+    finally:
+        os.umask(mask)
+    assert code == 0
+    notes = [
+        f"With {count} labelled subjects no scan that a network learns from has tail (3 of 3 runs): it will hardly "
+        "ever give that answer."
+        for count in (2, 6)
+    ]
+    assert studies[0].notes == tuple(notes)
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: With")] == [
+        f"note: {x}" for x in notes
+    ]
+
+
 def test_what_is_scored_is_known_by_its_content_and_not_by_the_state_of_its_files(place, tmp_path):
     with Index.open(place / "index.sqlite") as known:
         scans, root = list(known.scans(split="test")), known.root

@@ -24,7 +24,7 @@ from medssl.encoders.weights import load_card, save_encoder
 from medssl.engine import describe, pseudolabel
 from medssl.engine.pseudolabel import PseudoLabels, taught
 from medssl.seen import Seen
-from medssl.types import Card, Imported, Sampling, UserError, ViewPlan, ViewSpec
+from medssl.types import Card, Imported, Sampling, TrainedOn, UserError, ViewPlan, ViewSpec
 
 ENCODER = {"in_channels": 1, "ndim": 3, "channels": (4, 8), "strides": ((1, 1, 1), (2, 2, 2)), "blocks": (1, 1)}
 
@@ -44,8 +44,8 @@ def place(tmp_path_factory):
     return folder
 
 
-def teacher(place, name="teacher", **changes):
-    store = Store.open(place / "store")
+def teacher(place, name="teacher", store=None, **changes):
+    store = Store.open((store or place) / "store")
     given = {"schema": store.schema, "preprocess": store.preprocess, "subjects": describe.subjects(store, "val")}
     return fitted.save(place / name, **(given | changes))
 
@@ -152,6 +152,13 @@ def test_any_share_is_met_to_within_a_scan(labelled_ones, other_ones, share, see
 def test_another_seed_draws_others_once_more():
     found = {pseudolabel.in_share(tuple(range(8)), tuple(range(10, 22)), 0.5, seed) for seed in range(9)}
     assert len(found) > 1
+
+
+def test_classes_that_the_teacher_has_not_learnt_are_told(place, call, tmp_path):
+    network = teacher(tmp_path, store=place, trained_on=TrainedOn(("MR",), ("mr",), missing_classes=("right",)))
+    code, said = call("pseudolabel", network, "--store", place / "store", "--out", tmp_path / "out")
+    assert code == 0, said
+    assert "note: no scan that the network learns from has right: it will hardly ever give that answer" in said
 
 
 def test_it_goes_on_where_it_was_stopped(place, call, tmp_path):
