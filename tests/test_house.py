@@ -313,12 +313,21 @@ def test_news_fragments_have_names_that_the_changelog_understands():
 
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the name of an import is another
 FORMER = {  # newest version with a known advisory, and which
-    "torch": ("2.9", "CVE-2026-24747"), "monai": ("1.5.1", "GHSA-89gg-p5r5-q6r4, CVE-2026-21851"),
-    "pydicom": ("3.0.1", "CVE-2026-32711"), "lightning": ("2.6.3", "CVE-2026-31221, replaced releases"),
-    "pillow": ("12.2", "CVE-2026-59200 and others"), "jinja2": ("3.1.5", "CVE-2025-27516"),
-    "tqdm": ("4.66.2", "CVE-2024-34062"), "pyyaml": ("5.3", "CVE-2020-14343"),
-    "pyarrow": ("16", "CVE-2024-52338"), "imagecodecs": ("2024.6.1", "lossless JPEG of 9 to 15 bits read wrongly"),
-}  # fmt: skip
+    "torch": ("2.12.1", "CVE-2025-3000; to 2.10 CVE-2026-4538; to 2.9 CVE-2026-24747"),
+    "monai": ("1.5.1", "GHSA-89gg-p5r5-q6r4, CVE-2026-21851"),
+    "pydicom": ("3.0.1", "CVE-2026-32711"),
+    "lightning": ("2.6.3", "replaced releases; to 2.6.0 CVE-2026-31221"),
+    "pillow": ("12.3", "CGA-6r43-cc9v-c6c4 and others; to 12.2 CVE-2026-59200 and others"),
+    "jinja2": ("3.1.5", "CVE-2025-27516"),
+    "tqdm": ("4.66.2", "CVE-2024-34062"),
+    "pyyaml": ("5.3", "CVE-2020-14343"),
+    "pyarrow": ("23.0.0", "CVE-2026-25087"),
+    "transformers": ("5.4", "CVE-2026-5241; to 5.2 CVE-2026-4372"),
+    "scipy": ("1.9", "CVE-2023-25399"),
+    "numpy": ("1.21", "CVE-2021-41495, CVE-2021-41496"),
+    "distributed": ("2021.9", "CVE-2021-42343"),
+    "imagecodecs": ("2024.6.1", "lossless JPEG of 9 to 15 bits read wrongly"),
+}
 
 
 def requirements() -> dict[str, tuple[str, str]]:
