@@ -25,7 +25,7 @@ def start(store, run, processes, *words):
             sys.executable, *(together if processes > 1 else ["-m"]), "medssl.cli", "pretrain", "--config", RECIPE,
             "--store", store, "--run", run, "--encoder.norm", "instance", "--encoder.dropout", "0", *words,
         ],
-        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -41,7 +41,8 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
         start(store, tmp_path / "two", 2, "--training.batch_size=2", "--training.steps=4"),
     ]
     said = [process.communicate(timeout=240)[0] for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
+    print(*said, sep="\n--- two processes\n")  # whole where the test fails, with the stack of a process that aborts
+    assert [process.returncode for process in running] == [0, 0]
     assert "2 x 2 micro-batches x 2 processes" in said[1]
     one, two = (torch.load(tmp_path / run / "checkpoints/last.pt", weights_only=True) for run in ("one", "two"))
     assert one["progress"]["smoothed"] == pytest.approx(two["progress"]["smoothed"], rel=1e-5)
