@@ -1,0 +1,141 @@
+"""Files that medssl 0.1.0 wrote are opened by the present code.
+
+``files_of_0_1_0/make.py`` says how they were made, ``numbers.json`` what 0.1.0 read from them. Where a later version
+opens such a file no longer, it must refuse it with one line that says how to convert it, and that line is tested here.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medssl import cli
+from medssl.data.store import Store
+from medssl.heads.weights import load_network
+
+HERE = Path(__file__).parent / "files_of_0_1_0"
+NUMBERS = json.loads((HERE / "numbers.json").read_text())
+CLOSE = {"rel": 1e-4, "abs": 1e-4}  # processors round differently
+PRETRAIN = [
+    "--objective=spark_3d", "--objective.view.size=[8,8,8]", "--objective.decoder_width=4",
+    "--encoder=medssl.encoders.resenc.ResEnc", "--encoder.ndim=3", "--encoder.in_channels=1",
+    "--encoder.channels=[2,4]", "--encoder.strides=[[1,1,1],[2,2,2]]", "--encoder.blocks=[1,1]", "--training.steps=6",
+    "--training.batch_size=2", "--training.output.log_every=1", "--data.split=train", "--data.workers=0",
+]  # fmt: skip
+PREDICT = ["--files.modality=MR", "--files.workers=0"]
+
+
+@pytest.fixture(scope="module")
+def older(tmp_path_factory):
+    """Extracts the files into a folder of their own and makes it the working folder."""
+    folder = tmp_path_factory.mktemp("older")
+    with tarfile.open(HERE / "files.tar.gz") as archive:
+        archive.extractall(folder, filter="data")
+    key = folder.parent / "key-of-older"
+    key.write_text("0" * 64)
+    key.chmod(0o600)
+    mask, threads, here = os.umask(0o077), torch.get_num_threads(), Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(here)
+    os.umask(mask)
+    torch.set_num_threads(threads)
+
+
+def table_of(text: str) -> list[list[str]]:
+    """Rows of a CSV text."""
+    return list(csv.reader(text.splitlines()))
+
+
+def test_the_index_lists_the_same_scans(older):
+    assert cli.main(["index", "--index=index.sqlite", "--export=listing.csv"]) == 0
+    assert table_of(Path("listing.csv").read_text()) == table_of(NUMBERS["listing"])
+
+
+@pytest.mark.parametrize("tier", ["store", "raw"])
+def test_a_store_holds_the_same_voxels(older, tier):
+    store = Store.open(older / tier)
+    assert {store.scan_id(number): digest(store, number) for number in range(len(store))} == NUMBERS[tier]
+
+
+def digest(store: Store, number: int) -> str:
+    """Digest of a stored scan's voxels and label, as ``make.py`` made it."""
+    facts = store.records.facts[number]
+    shape = tuple(facts["shape"][: facts["ndim"]].tolist())
+    state = hashlib.sha256()
+    for array in (store.read(number, (0, 0, 0), shape), store.read_label(number, (0, 0, 0), shape)):
+        state.update(f"{array.dtype} {array.shape} ".encode() + np.ascontiguousarray(array).tobytes())
+    return state.hexdigest()[:16]
+
+
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_weights(older):
+    log = Path("runs/pretrained/metrics.jsonl")
+    before = rows_of(log)
+    assert cli.main(["pretrain", *PRETRAIN, "--store=store", "--run=runs/pretrained"]) == 0
+    after = rows_of(log)
+    assert [row["step"] for row in after] == [1, 2, 3, 4, 5, 6]
+    assert after[:4] == before  # with the times of then: these steps were not repeated
+    weights, expected = (load_file(f"runs/{name}/encoder.safetensors") for name in ("pretrained", "finished"))
+    assert weights.keys() == expected.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-4)
+
+
+def rows_of(log: Path) -> list[dict[str, object]]:
+    """Rows of a run's log."""
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("run", ["segmented", "classified"])
+def test_a_fine_tuned_network_gives_the_same_numbers(older, run):
+    network, card = load_network(older / f"runs/{run}")
+    image = torch.linspace(-1, 1, 512).reshape(1, 1, 8, 8, 8)
+    with torch.no_grad():
+        outputs = network(image).double()
+    assert outputs.mean((0, *range(2, outputs.ndim))).tolist() == pytest.approx(NUMBERS[run]["mean"], **CLOSE)
+    assert outputs.square().mean().item() == pytest.approx(NUMBERS[run]["square"], **CLOSE)
+    assert card.versions["medssl"] == "0.1.0"
+
+
+def test_a_segmentation_of_a_new_scan_is_the_same(older):
+    import nibabel
+
+    command = ["predict", "runs/segmented", "new", "--out=predicted/segmented", *PREDICT]
+    assert cli.main([*command, f"--files.key={older.parent / 'key-of-older'}"]) == 0
+    (file,) = Path("predicted/segmented").glob("*.nii.gz")
+    counts = np.bincount(np.asarray(nibabel.load(file).dataobj).ravel().astype(int), minlength=4)
+    expected = [NUMBERS["segmented"]["voxels"].get(str(value), 0) for value in range(4)]
+    assert counts.sum() == sum(expected)
+    assert np.abs(counts - expected).sum() <= 4  # of 1728 voxels: ties
+
+
+def test_a_classification_of_a_new_scan_is_the_same(older):
+    command = ["predict", "runs/classified", "new", "--out=predicted/classified", *PREDICT]
+    assert cli.main([*command, f"--files.key={older.parent / 'key-of-older'}"]) == 0
+    head, row = table_of(Path("predicted/classified/predictions.csv").read_text())
+    expected_head, expected = table_of(NUMBERS["classified"]["predictions"])
+    assert (head, row[:2]) == (expected_head, expected[:2])
+    assert list(map(float, row[2:])) == pytest.approx(list(map(float, expected[2:])), **CLOSE)
+
+
+def test_a_report_takes_every_kind_of_folder(older, capsys):
+    parts = [
+        "runs/pretrained", "tuned=runs/segmented", "runs/classified", "scores/segmented", "classes=scores/classified",
+        "probes/voxels", "probes/scans", "study",
+    ]  # fmt: skip
+    assert cli.main(["report", "report.html", *parts]) == 0
+    told = capsys.readouterr().out
+    assert "pretrained: too few runs for a verdict: 2 of each arm, it takes 5." in told
+    assert "8 parts" in told
+    page = Path("report.html").read_text()
+    dice = json.loads(Path("scores/segmented/summary.json").read_text())["metrics"]["dice"]["value"]
+    assert f"{dice:.3f}" in page
