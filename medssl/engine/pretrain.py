@@ -15,12 +15,9 @@ from medssl.data.loader import small_scans
 from medssl.data.store import Store, differences
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import save_encoder
-from medssl.engine import describe, hardware, running
+from medssl.engine import describe, hardware
 from medssl.engine.checkpoint import RunFolder
 from medssl.engine.continuing import REST, Begin, begin, begin_again
-from medssl.engine.health import Health, settled_after
-from medssl.engine.module import TrainingLoop, keyed_seed
-from medssl.engine.online_probe import ProbeWhileTraining
 from medssl.engine.optim import Optimization
 from medssl.engine.settings import Loading, OnlineProbe, Training
 from medssl.files import write_whole
@@ -29,7 +26,6 @@ from medssl.seen import Seen
 from medssl.types import Card
 
 if TYPE_CHECKING:
-    import lightning.pytorch as lightning
     from torch import Tensor
 
 
@@ -68,6 +64,11 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     Raises:
         UserError: Something the user can put right.
     """
+    from medssl.engine import running  # these import Lightning, which takes seconds: --help does without
+    from medssl.engine.health import Health, settled_after
+    from medssl.engine.module import TrainingLoop, keyed_seed
+    from medssl.engine.online_probe import ProbeWhileTraining
+
     os.umask(0o077)
     folder = RunFolder(run)
     config: dict[str, Any] = describe.plain(
@@ -92,7 +93,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     def export() -> None:
         write_weights(run, network, make_card(config, opened, begun, module.progress.step))
 
-    watching: list[lightning.Callback] = [
+    watching: list[Any] = [
         Health(every=training.output.health_every, settled=settled_after(training.steps, optimizer.warmup))
     ]
     if probe.target is not None:

@@ -366,3 +366,15 @@ def test_the_log_of_a_batch_job_has_few_lines_of_progress(tmp_path):
     shown = [part for part in re.split(r"[\r\n]", done.stderr) if part.startswith("phantoms:")]
     assert len(shown) <= 2
     assert "12/12" in shown[-1]
+
+
+def test_help_of_pretrain_does_without_lightning():
+    """Lightning and what it imports take two thirds of the time."""
+    code = (
+        "import sys; from medssl import cli\n"
+        "try: cli.main(['pretrain', '--help'])\n"
+        "except SystemExit: print('lightning' in sys.modules, 'torchvision' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--training.batch_size" in done.stdout
+    assert done.stderr.splitlines()[-1] == "False False"
