@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_early(words[0], words[1:])
         with said_when_slow(words[0]):
             function = find_verb(words[0])
-        return run_verb(function, words[0], words[1:])
+        code = run_verb(function, words[0], words[1:])
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -83,6 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    if "torch.distributed" in sys.modules:
+        from medssl.engine.parallel import end
+
+        return end(code)
+    return code
 
 
 def overview() -> str:

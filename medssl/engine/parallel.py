@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,22 @@ class Layout:
         strategy = DDPStrategy(find_unused_parameters=False, broadcast_buffers=False)
         nodes = self.world_size // self.local_world_size
         return {"devices": self.local_world_size, "num_nodes": nodes, "strategy": strategy, "plugins": plugins}
+
+
+def end(code: int) -> int:
+    """Ends a process that trained together with others, without the end of the interpreter; returns in any other.
+
+    Threads of gloo outlive ``destroy_process_group`` where DDP was used. If one of them asks for the interpreter's lock
+    while the interpreter ends, the process ends with SIGABRT: torchrun then takes a good run for a failed one.
+    """
+    from torch import distributed
+
+    if layout().world_size > 1 and distributed.is_available() and distributed.is_initialized():
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def under_slurm() -> bool:

@@ -70,6 +70,34 @@ def test_sigterm_to_torchrun_saves_once_and_the_run_goes_on(tmp_path):
     assert f"at step {state['progress']['step']}: saved" in said
 
 
+ENDING = """
+import atexit, os, sys
+from torch import distributed
+from medssl.engine.parallel import end
+
+class Part:
+    def __del__(self):
+        os.write(1, b"the interpreter ended")
+
+part = Part()
+assert end(4) == 4  # nothing happens without a group
+distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+atexit.register(print, "at exit")
+print("said")
+end(3)
+"""
+
+
+def test_a_process_among_others_ends_before_the_interpreter_does(tmp_path):
+    """Threads of gloo that ask for the lock of an interpreter that ends abort the process."""
+    layout = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING, tmp_path / "meeting"],
+        env={**os.environ, **layout}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (3, "said\nat exit\n"), done.stderr
+
+
 def test_parameters_without_a_gradient_are_named():
     objective = toys.ToyObjective(toys.ToyEncoder(), view=ViewSpec((4, 4, 4)))
     for parameter in objective.parameters():
