@@ -81,9 +81,16 @@ class _Raw(_Plain):
         self.first = path.stat().st_size - self.array.nbytes  # where the header ends
 
     def read(self, start: tuple[int, ...], stop: tuple[int, ...], out: NDArray[Any]) -> None:
-        if self.pieces is not None and 1 in self.pieces.due:
+        if self.pieces is not None and self._due_between(start, stop, self.pieces.due):
             self.pieces.check(self._touched(start, stop).tolist())
         super().read(start, stop, out)
+
+    def _due_between(self, start: tuple[int, ...], stop: tuple[int, ...], due: bytearray) -> bool:
+        """Whether a piece between the first and the last voxel of a box is still to be compared."""
+        strides = self.array.strides
+        low = self.first + sum(a * step for a, step in zip(start, strides, strict=True))
+        high = self.first + sum((b - 1) * step for b, step in zip(stop, strides, strict=True)) + self.array.itemsize - 1
+        return due.find(1, low // checksums.PIECE, high // checksums.PIECE + 1) >= 0
 
     def _touched(self, start: tuple[int, ...], stop: tuple[int, ...]) -> NDArray[np.intp]:
         """Pieces of the rows of a box: between its first and its last voxel on each of the slowest axes."""
