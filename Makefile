@@ -71,7 +71,7 @@ EVALUATE = $(MEDSSL) evaluate --index $(DEMO)/index/scans.sqlite
 
 demo: $(INSTALLED) ## phantoms -> index -> store -> SparK -> few labels, and without SparK -> scores -> one page
 	@echo "== 1. synthetic patients, some as NIfTI, some as DICOM series, a third with labels"
-	@$(MEDSSL) phantoms $(DEMO)/scans --count 60 --labelled 20
+	@$(MEDSSL) phantoms $(DEMO)/scans --count 60 --labeled 20
 	@(umask 077; test -f $(DEMO)/key || printf '%064d\n' 0 > $(DEMO)/key)
 	@echo "== 2. the index: what is there, who is who, what is a label"
 	@$(MEDSSL) index $(DEMO)/scans --index $(DEMO)/index/scans.sqlite --files.key $(DEMO)/key --files.modality MR \

@@ -1,6 +1,6 @@
-"""medssl: pretrain an image encoder on your own unlabelled scans, then need only a few labels."""
+"""medssl: pretrain an image encoder on your own unlabeled scans, then need only a few labels."""
 
-from medssl.safe_path import leave_working_folder
+from medssl.io.safe_path import leave_working_folder
 
 __version__ = "0.1.0"
 

@@ -3,7 +3,7 @@
     python studies/acdc.py --data DATA --work WORK --out docs/results/acdc [--jobs 2]
 
 Slices of 128x128 of cine MR volumes, 2D as Chaitanya et al. (NeurIPS 2020) do: 13 patients for pretraining without
-labels (the labelled ones are among them), 2 to choose the step, 10 for the test. One encoder, one number of steps and
+labels (the labeled ones are among them), 2 to choose the step, 10 for the test. One encoder, one number of steps and
 one precision for all. "global" is the first stage of global and local contrast, "global_local" the first two;
 fine-tuning is the third. "mae" and "global_local" bring the decoder that they trained, too. 13 patients do not fill a
 batch of SimCLR or a graph with one slice each: several slices of one patient may meet there.
@@ -41,7 +41,7 @@ FIRST = {
 SECOND = {"global_local": ("--config", "local_2d_small")}
 COMPARE = (
     "--config", "segment_2d_small", "--labels", "[1,8]", "--runs", "3", "--training.steps", "600",
-    "--training.batch_size", "8", "--optimizer.learning_rate", "2.0e-3", "--data.sampling.labelled", "0.33",
+    "--training.batch_size", "8", "--optimizer.learning_rate", "2.0e-3", "--data.sampling.labeled", "0.33",
     "--training.precision", "bf16", "--training.output.validate_every", "100",
 )  # fmt: skip
 TABLES = ("summary.json", "runs.csv", "cases.csv", "efficiency.svg")

@@ -95,7 +95,7 @@ def write_split(chosen: DataSet, data: Path, file: Path) -> None:
 def medssl(*words: str, threads: str | None = None, log: Path | None = None) -> None:
     """One command of medssl; its output goes to the log, or to the console."""
     environment = os.environ | ({"OMP_NUM_THREADS": threads} if threads else {})
-    command = [sys.executable, "-m", "medssl.cli", *words]
+    command = [sys.executable, "-m", "medssl", *words]
     if log is None:
         subprocess.run(command, check=True, env=environment)
         return

@@ -1,7 +1,7 @@
 """How often the verdict of a comparison is wrong where nothing differs, and how often it finds what is there.
 
-Simulated tables of scores: 5 runs an arm, 40 test subjects, three numbers of labelled subjects (2, 4, 8). Differences
-of paired runs vary by run (the luck of the labelled subjects and of the seed), by subject, and by the rest: give other
+Simulated tables of scores: 5 runs an arm, 40 test subjects, three numbers of labeled subjects (2, 4, 8). Differences
+of paired runs vary by run (the luck of the labeled subjects and of the seed), by subject, and by the rest: give other
 deviations with --run, --subject and --rest, or take those of a real comparison with --from. --looks counts what is
 found by whoever adds runs until there is a verdict.
 
@@ -21,7 +21,7 @@ import numpy as np
 from scipy.special import stdtr
 from tqdm import tqdm
 
-from medssl.evaluate.compare import (
+from medssl.metrics.comparison import (
     FEWEST_RUNS,
     FEWEST_SUBJECTS,
     LEVEL,
@@ -34,7 +34,7 @@ from medssl.evaluate.compare import (
 
 @dataclass(frozen=True)
 class Parts:
-    """Deviations of differences between paired runs with some labelled subjects: of runs, of subjects, of the rest."""
+    """Deviations of differences between paired runs with some labeled subjects: of runs, of subjects, of the rest."""
 
     labels: int
     run: float
@@ -54,7 +54,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--tables", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--subjects", type=int, default=40)
-    parser.add_argument("--labels", type=int, nargs="+", default=[2, 4, 8], help="numbers of labelled subjects")
+    parser.add_argument("--labels", type=int, nargs="+", default=[2, 4, 8], help="numbers of labeled subjects")
     parser.add_argument("--run", type=float, nargs="+", default=[0.03, 0.02, 0.01], help="deviation of runs at each")
     parser.add_argument("--subject", type=float, nargs="+", default=[0.02], help="deviation of subjects")
     parser.add_argument("--rest", type=float, nargs="+", default=[0.03], help="deviation of the rest")
@@ -78,7 +78,7 @@ def main(words: list[str] | None = None) -> None:
     print(f"{given.tables} tables, {' '.join(map(str, looks))} runs, {given.subjects} subjects; deviations")
     for own in parts:
         deviations = f"runs {own.run:.4f}, subjects {own.subject:.4f}, rest {own.rest:.4f}"
-        print(f"  with {own.labels} labelled subjects: {deviations}")
+        print(f"  with {own.labels} labeled subjects: {deviations}")
     (tell_looks if given.looks else tell)(parts, given, looks)
 
 
@@ -128,7 +128,7 @@ def sure(tables: list[np.ndarray], seed: int) -> bool:
 
 
 def read_differences(cases: Path, arm: str, twin: str) -> dict[int, np.ndarray]:
-    """Arm less twin by number of labelled subjects: runs that both have, subjects with a score in all of them."""
+    """Arm less twin by number of labeled subjects: runs that both have, subjects with a score in all of them."""
     scores: dict[tuple[str, int], dict[int, dict[str, float]]] = {}
     with cases.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):

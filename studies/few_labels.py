@@ -27,8 +27,8 @@ from pathlib import Path, PurePosixPath
 
 from datasets import medssl, prepare
 
-from medssl.data.index import Index
-from medssl.evaluate.cases import read_classification, read_segmentation, scan_scores
+from medssl.data.index.scan_index import Index
+from medssl.metrics.cases import read_classification, read_segmentation, scan_scores
 
 COLUMNS = (
     "arm", "labels", "seed", "learning_rate", "steps", "best_step", "validation", "gain_last_third", "metric", "test",

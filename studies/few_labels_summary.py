@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from few_labels import ARMS, SEEDS, STUDIES, key, read
 
-from medssl.evaluate.bootstrap import Interval, mean_interval, statistic_interval
-from medssl.evaluate.classification import metrics
-from medssl.evaluate.compare import Difference, difference, pseudo_values, verdict
-from medssl.report.curves import Point, Series, line_chart
+from medssl.metrics.bootstrap import Interval, mean_interval, statistic_interval
+from medssl.metrics.classification import metrics
+from medssl.metrics.comparison import Difference, difference, pseudo_values, verdict
+from medssl.reporting.curves import Point, Series, line_chart
 
 NEUTRAL = "no difference seen"
 
@@ -35,7 +35,7 @@ def main() -> None:
     rates = {arm: chosen(rows, arm) for arm in ARMS}
     found: dict[str, list[Point]] = {arm: [] for arm in ARMS}
     curves = []
-    print(f"| labelled subjects | pretrained | scratch | difference | verdict |\n|{'---|' * 5}")
+    print(f"| labeled subjects | pretrained | scratch | difference | verdict |\n|{'---|' * 5}")
     differences = {}
     for count in study.labels:
         runs = {arm: [of_run(tables["cases"], "case", arm, count, seed, rates[arm]) for seed in SEEDS] for arm in ARMS}
@@ -62,7 +62,7 @@ def main() -> None:
     charts = {
         "labels": line_chart(
             [Series(arm, tuple(found[arm]), marked=True) for arm in ARMS], logarithmic=True,
-            title=f"{given.study}: test {study.metric} over labels", x_label="labelled subjects", y_label=study.metric,
+            title=f"{given.study}: test {study.metric} over labels", x_label="labeled subjects", y_label=study.metric,
         ),
         "curves": line_chart(
             curves, title=f"{given.study}: validation, mean of {len(SEEDS)} seeds", x_label="step", y_label=study.metric
@@ -76,7 +76,7 @@ def twice(name: str, rows: Path, longer: Path, rates: dict[str, float]) -> None:
     """Prints the twin beside itself with twice the steps, and the pretrained network against the latter."""
     study, before = STUDIES[name], read(rows)
     cases = {file: read(file.with_name(f"{file.stem}_cases.csv")) for file in (rows, longer)}
-    head = "| labelled subjects | steps of the twin | gain in the last third | test of the seeds | mean |"
+    head = "| labeled subjects | steps of the twin | gain in the last third | test of the seeds | mean |"
     for count in study.labels:
         print(f"\n{head}\n|{'---|' * 5}")
         for table in (before, read(longer)):

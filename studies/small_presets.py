@@ -5,7 +5,7 @@
 
 Each row is one preset and one probe: seconds a step, the loss over the first and the last 20 steps beside that of a
 network that knows nothing ("chance"), what health says at the end, and the probe of the encoder and of its random twin
-on test scans: a linear probe of voxels (mean Dice) for volumes and slices of volumes, nearest neighbours and logistic
+on test scans: a linear probe of voxels (mean Dice) for volumes and slices of volumes, nearest neighbors and logistic
 regression (AUROC) for images. NAME_curves.csv holds the losses, means of ten steps, and the folder NAME a picture of
 each. Rows that are there are kept.
 
@@ -33,7 +33,7 @@ from pathlib import Path
 from datasets import medssl, prepare
 from few_labels import append, read
 
-from medssl.report.curves import Point, Series, line_chart
+from medssl.reporting.curves import Point, Series, line_chart
 
 STEPS, ENDS, MEAN_OF = 300, 20, 10
 TIMED, COUNTED = 30, 20
@@ -54,7 +54,7 @@ class Preset:
 
 
 IMAGE = ("--objective.view.size", "[96,96]")
-COLOUR = (*IMAGE, "--encoder.in_channels", "3")
+COLOR = (*IMAGE, "--encoder.in_channels", "3")
 CROP = ("--objective.view.size", "[32,48,32]")
 PART = ("--objective.view.scale", "[0.8,1.0]")  # 96 pixels see 77 to 96 of 128
 WIDE = ("--objective.view.scale", "[1.2,1.6]")  # 24 voxels see 29 to 38 of the hippocampus: who it is can be told
@@ -68,11 +68,11 @@ PRESETS = {
     "global_3d_small": Preset("hippocampus", "mask"),
     "local_3d_small": Preset("hippocampus", "mask", start="global_3d_small"),
     "graph_match_3d_small": Preset("hippocampus", "mask", WIDE),
-    "spark_2d_small": Preset("ultrasound", "class", (*COLOUR, *PART)),
-    "mae_2d_small": Preset("ultrasound", "class", (*COLOUR, "--objective.view.scale", "[0.71,1.0]")),
-    "simmim_2d_small": Preset("ultrasound", "class", (*COLOUR, "--objective.view.scale", "[0.82,1.0]")),
-    "simclr_2d_small": Preset("ultrasound", "class", (*COLOUR, *WHOLE, "--encoder.norm", "instance")),
-    "graph_match_2d_small": Preset("ultrasound", "class", (*COLOUR, *WHOLE)),
+    "spark_2d_small": Preset("ultrasound", "class", (*COLOR, *PART)),
+    "mae_2d_small": Preset("ultrasound", "class", (*COLOR, "--objective.view.scale", "[0.71,1.0]")),
+    "simmim_2d_small": Preset("ultrasound", "class", (*COLOR, "--objective.view.scale", "[0.82,1.0]")),
+    "simclr_2d_small": Preset("ultrasound", "class", (*COLOR, *WHOLE, "--encoder.norm", "instance")),
+    "graph_match_2d_small": Preset("ultrasound", "class", (*COLOR, *WHOLE)),
     "global_2d_small": Preset("acdc", "mask", (*IMAGE, "--objective.view.scale", "[1.0,1.6]")),
     "local_2d_small": Preset("acdc", "mask", IMAGE, "global_2d_small"),
 }

@@ -27,8 +27,8 @@ def real_data() -> Path:
 
 # Cards that tests write name encoders and heads of the tests: such classes run only where somebody trusts them.
 OWN_CLASSES = (
-    "engine.fitted.Plain", "engine.fitted.Bands", "engine.fitted.Sides", "engine.fitted.Mean",
-    "engine.toys.ToyEncoder", "engine.toys.ToyObjective",
-    "engine.asked.Halves", "engine.asked.Broken", "engine.asked.Shade",
+    "commands.fitted.Plain", "commands.fitted.Bands", "commands.fitted.Sides", "commands.fitted.Mean",
+    "commands.toys.ToyEncoder", "commands.toys.ToyObjective",
+    "commands.asked.Halves", "commands.asked.Broken", "commands.asked.Shade",
 )  # fmt: skip
 os.environ.setdefault("MEDSSL_TRUST", ",".join(OWN_CLASSES))

@@ -36,17 +36,21 @@ HEAVY = {
     "lightning", "matplotlib", "monai", "nibabel", "h5py", "openslide", "pandas", "peft", "pyarrow", "pydicom", "scipy",
     "tensorboard", "tifffile", "timm", "torchvision", "transformers",
 }  # fmt: skip
-SUBCLASSES = {"medssl/engine/": {"lightning"}, "medssl/encoders/timm_twins.py": {"timm"}}  # of those packages' classes
-MONAI_CLASSES = "data/monai.py"  # this subclasses MONAI's reader and is imported only by those who use MONAI
+SUBCLASSES = {
+    "medssl/training/": {"lightning"},
+    "medssl/probing/online_probe.py": {"lightning"},
+    "medssl/encoders/timm_twins.py": {"timm"},
+}  # of those packages' classes
+MONAI_CLASSES = "data/loading/monai.py"  # this subclasses MONAI's reader and is imported only by those who use MONAI
 WITHOUT_TORCH = [
     "types",
     "cli",
     "ops.draws",
-    "data.index",
+    "data.index.scan_index",
     "data.formats.recognition",
-    "data.split",
-    "data.order",
-    "data.phantoms",
+    "data.index.split",
+    "data.loading.order",
+    "data.synthetic.phantoms",
 ]
 
 
@@ -313,7 +317,7 @@ def test_news_fragments_have_names_that_the_changelog_understands():
 
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}  # where the name of an import is another
 FORMER = {  # newest version with a known advisory, and which
-    "torch": ("2.12.1", "CVE-2025-3000; to 2.10 CVE-2026-4538; to 2.9 CVE-2026-24747"),
+    "torch": ("2.10", "CVE-2026-4538; to 2.9 CVE-2026-24747"),  # CVE-2025-3000 is of torch.jit.script, unused here
     "monai": ("1.5.1", "GHSA-89gg-p5r5-q6r4, CVE-2026-21851"),
     "pydicom": ("3.0.1", "CVE-2026-32711"),
     "lightning": ("2.6.3", "replaced releases; to 2.6.0 CVE-2026-31221"),

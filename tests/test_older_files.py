@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from medssl import cli
-from medssl.data.store import Store
+from medssl.data.store.store import Store
 from medssl.heads.weights import load_network
 
 HERE = Path(__file__).parent / "files_of_0_1_0"

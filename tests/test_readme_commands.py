@@ -49,25 +49,25 @@ MORE_OF_RECIPES = {
 }  # fmt: skip
 # Commands that are read by the parser and not run, by how they begin.
 NOT_RUN = {
-    "medssl index SCANS --index index.sqlite --labels.objects": "tests/data/test_object_labels.py",
-    "medssl index Dataset001_Brain": "needs a folder of nnU-Net: tests/data/test_layouts.py",
-    "medssl index Task04_Hippocampus": "needs a folder of the decathlon: tests/data/test_layouts.py",
-    "medssl index STUDY": "needs a folder of BIDS: tests/data/test_layouts.py",
-    "medssl index SCANS --layout csv": "needs a table of images: tests/data/test_layouts.py",
-    "medssl index SCANS --index index.sqlite --labels.excluded": "needs masks of faces: tests/data/test_excluded.py",
-    "medssl finetune --config classify_2d_small": "needs values: tests/engine/test_whole_scans.py",
-    "medssl finetune --config segment_3d_vit_small": "needs a transformer: tests/engine/test_transformers.py",
+    "medssl index SCANS --index index.sqlite --labels.objects": "tests/data/index/test_object_labels.py",
+    "medssl index Dataset001_Brain": "needs a folder of nnU-Net: tests/data/index/test_layouts.py",
+    "medssl index Task04_Hippocampus": "needs a folder of the decathlon: tests/data/index/test_layouts.py",
+    "medssl index STUDY": "needs a folder of BIDS: tests/data/index/test_layouts.py",
+    "medssl index SCANS --layout csv": "needs a table of images: tests/data/index/test_layouts.py",
+    "medssl index SCANS --index index.sqlite --labels.excluded": "needs masks: tests/data/store/test_excluded.py",
+    "medssl finetune --config classify_2d_small": "needs values: tests/commands/test_whole_scans.py",
+    "medssl finetune --config segment_3d_vit_small": "needs a transformer: tests/commands/test_transformers.py",
     "medssl finetune --config segment_2d_small": "needs the reader's own objective",
-    "PYTHONPATH=.": "needs the reader's own objective: tests/engine/test_objective_guide.py",
-    "torchrun": "needs four processes: tests/engine/test_two_processes.py",
-    "medssl pretrain --config simclr_2d_small": "needs a file of weights: tests/engine/test_continuing.py",
-    "medssl predict runs/tuned patient.nii.gz": "needs the reader's files: tests/engine/test_predict.py",
+    "PYTHONPATH=.": "needs the reader's own objective: tests/commands/test_objective_guide.py",
+    "torchrun": "needs four processes: tests/commands/test_two_processes.py",
+    "medssl pretrain --config simclr_2d_small": "needs a file of weights: tests/commands/test_continuing.py",
+    "medssl predict runs/tuned patient.nii.gz": "needs the reader's files: tests/commands/test_predict.py",
     "medssl predict runs/theirs": "needs the run of another: tests/security/test_handed_over.py",
-    "medssl probe runs/first --store store --out probes/first --target": "needs values: tests/engine/test_probe.py",
-    "medssl probe runs/first --store store --out probes/twin --target": "needs values: tests/engine/test_probe.py",
-    "medssl evaluate probes/first/network": "needs values of whole scans: tests/engine/test_probe.py",
+    "medssl probe runs/first --store store --out probes/first --target": "needs values: tests/commands/test_probe.py",
+    "medssl probe runs/first --store store --out probes/twin --target": "needs values: tests/commands/test_probe.py",
+    "medssl evaluate probes/first/network": "needs values of whole scans: tests/commands/test_probe.py",
     "medssl cache index.sqlite store --preprocess ct": "the scans of the test are MR",
-    "medssl --help": "tests/engine/test_cli.py",
+    "medssl --help": "tests/commands/test_command_line.py",
 }
 NOT_PARSED = {"PYTHONPATH=.": "its class is the reader's own"}
 # Folders that a guide takes as made by its reader, and those of the README that stand for them.
@@ -95,7 +95,7 @@ EVERY = [(page.name, command) for page in PAGES for command in commands(page)]
 def words_of(command: str) -> list[str]:
     """The words behind ``medssl``, the verb first."""
     words = shlex.split(command, comments=True)
-    first = next(place for place, word in enumerate(words) if word in {"medssl", "medssl.cli"})
+    first = next(place for place, word in enumerate(words) if word in {"medssl"})
     return words[first + 1 :]
 
 
@@ -140,10 +140,10 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader")
     mask, threads, here = os.umask(0o077), torch.get_num_threads(), Path.cwd()
     os.chdir(folder)
-    small = ["--count=20", "--labelled=20", "--shape=[24,20,20]"]
+    small = ["--count=20", "--labeled=20", "--shape=[24,20,20]"]
     assert cli.main(["phantoms", "SCANS", *small]) == 0
     for name in ("NEW_SCANS", "new_scans"):
-        assert cli.main(["phantoms", name, "--count=1", "--labelled=0", "--shape=[24,20,20]", "--seed=9"]) == 0
+        assert cli.main(["phantoms", name, "--count=1", "--labeled=0", "--shape=[24,20,20]", "--seed=9"]) == 0
     yield folder
     os.chdir(here)
     os.umask(mask)

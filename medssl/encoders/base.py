@@ -40,7 +40,7 @@ class Encoder(nn.Module, ABC):
         strides: Total stride of each map per axis, fine to coarse.
         mask_modes: How cells can be hidden.
         mask_cell: Recommended size in voxels per axis of one cell of the mask.
-        step: Distance between neighbouring tokens per axis, in the unit of the encoder's embedding of positions; None
+        step: Distance between neighboring tokens per axis, in the unit of the encoder's embedding of positions; None
             where it has none.
         unmasked_because: Why a mask mode is missing that one may expect, for messages.
     """
@@ -116,8 +116,8 @@ class ContractError(AssertionError):
 def check_encoder(encoder: Encoder, size: Sequence[int] | None = None) -> None:
     """Checks an encoder against the contract: run it on your own class.
 
-    The clauses are the functions of :mod:`medssl.encoders.contract` and, on hidden cells, of
-    :mod:`medssl.encoders.contract_masks`. The encoder itself is not changed.
+    The clauses are the functions of :mod:`medssl.encoders.contract.checks` and, on hidden cells, of
+    :mod:`medssl.encoders.contract.masks`. The encoder itself is not changed.
 
     Args:
         encoder: Any encoder.
@@ -127,6 +127,6 @@ def check_encoder(encoder: Encoder, size: Sequence[int] | None = None) -> None:
     Raises:
         ContractError: Names the first clause that does not hold.
     """
-    from medssl.encoders.contract import check
+    from medssl.encoders.contract.checks import check
 
     check(encoder, size)

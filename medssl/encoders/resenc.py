@@ -117,7 +117,7 @@ def _network(
     norm: str,
     dropout: float,
 ) -> nn.Module:
-    """The dense network, with the arguments of nnU-Net's presets, and nnU-Net's initialisation."""
+    """The dense network, with the arguments of nnU-Net's presets, and nnU-Net's initialization."""
     from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
     from dynamic_network_architectures.initialization.weight_init import InitWeights_He, init_last_bn_before_add_to_0
 

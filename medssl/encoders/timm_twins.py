@@ -22,7 +22,7 @@ class MaskedBatchNormAct2d(tl.BatchNormAct2d, MaskedBatchNorm2d):  # type: ignor
     drop: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises, drops, activates and hides."""
+        """Normalizes, drops, activates and hides."""
         y: Tensor = self.act(self.drop(MaskedBatchNorm.forward(self, x)))
         frame = self.frame_for(y)
         return y if frame is None else frame.hide(y)
@@ -58,7 +58,7 @@ class MaskedGlobalResponseNorm(Masked, GlobalResponseNorm):  # type: ignore[misc
     channel_dim: int
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises and hides."""
+        """Normalizes and hides."""
         y: Tensor = super().forward(x)
         frame = self.frame_for(y)
         return y if frame is None else frame.hide(y, channel_last=self.channel_dim == -1)

@@ -51,7 +51,7 @@ class ViT(Encoder):
     """Vision transformer; ``tokens`` are those of the patches after the last norm, in C order.
 
     ``maps`` are the patch tokens of up to four equally spaced depths, all at the stride of a patch, the last one
-    normalised: what decoders for transformers fuse. ``pooled`` is the mean of ``tokens`` (of the kept ones in mode
+    normalized: what decoders for transformers fuse. ``pooled`` is the mean of ``tokens`` (of the kept ones in mode
     "drop"), or the class token. Names of parameters are those of timm's and of the published masked autoencoders, whose
     weights load (their tables of positions are the same sines and cosines, and are left out).
 

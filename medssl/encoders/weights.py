@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 from medssl.encoders.adapt import adapted, assumed, is_table
 from medssl.encoders.base import Encoder
 from medssl.encoders.tensors import read_tensors, refuse_strange, tensor_bytes
-from medssl.files import read_json, refusals, whole
-from medssl.seen import as_written
-from medssl.trust import network_class, refuse_transforms
+from medssl.io.files import read_json, refusals, whole
+from medssl.io.trust import network_class, refuse_transforms
 from medssl.types import Card, Imported, UserError
+from medssl.types.provenance import as_written
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,7 +54,7 @@ def load_card(folder: Path, trust: Collection[str] = ()) -> Card:
 
     Args:
         folder: Of a run, which may be another's.
-        trust: Import paths of classes that may be built although they are not on the list (``medssl.trust``).
+        trust: Import paths of classes that may be built although they are not on the list (``medssl.io.trust``).
 
     Raises:
         UserError: There is none, it is no card, or it names classes that are not built from files of others.
@@ -135,7 +135,7 @@ def make_encoder(described: Imported, where: str, trust: Collection[str] = ()) -
 
 
 def encoder_class(described: Imported, where: str, trust: Collection[str] = ()) -> type[Encoder]:
-    """The class of an encoder, of its import path, on the list of ``medssl.trust`` or among ``trust``.
+    """The class of an encoder, of its import path, on the list of ``medssl.io.trust`` or among ``trust``.
 
     Raises:
         UserError: It is not built, cannot be imported, or is no encoder.
@@ -190,7 +190,7 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
     """Loads weights whose keys may carry another prefix; those of other channels, axes or patches are made to fit.
 
     The layer that reads the image must be filled, too: it is one key of many, and all others build on it; and the file
-    must end where the module does, not in further blocks: what was learnt for those says little without them. Who asks
+    must end where the module does, not in further blocks: what was learned for those says little without them. Who asks
     for less than 90 % of the keys gets along without, and the report says so.
 
     Args:

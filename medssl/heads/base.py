@@ -26,7 +26,7 @@ LABELS: dict[HeadKind, LabelKind] = {
     "multi_label": "findings",
     "regression": "number",
 }  # what each kind of head is trained on
-UNLABELLED = -1  # class number of voxels and scans that no loss looks at
+UNLABELED = -1  # class number of voxels and scans that no loss looks at
 
 
 class Head(nn.Module, ABC):
@@ -62,8 +62,8 @@ class Head(nn.Module, ABC):
 
         Args:
             prediction: Logits.
-            target: Class numbers (places in ``schema.classes``) [B, *s], ``UNLABELLED`` where nothing is known; of
-                "multi_label" 0, 1 or ``UNLABELLED`` for each finding [B, K]; of "regression" numbers [B], NaN where
+            target: Class numbers (places in ``schema.classes``) [B, *s], ``UNLABELED`` where nothing is known; of
+                "multi_label" 0, 1 or ``UNLABELED`` for each finding [B, K]; of "regression" numbers [B], NaN where
                 nothing is known.
             counts: Those of the whole optimizer step, where it has several micro-batches (``Objective.counts``).
         """
@@ -73,7 +73,7 @@ class Head(nn.Module, ABC):
         return prediction.softmax(1)
 
     def prepare(self, targets: Tensor) -> None:
-        """Takes what the loss needs from the labels of all scans that are learnt from, once, before training.
+        """Takes what the loss needs from the labels of all scans that are learned from, once, before training.
 
         Args:
             targets: As of ``loss``, a row for each scan; heads for whole images only.
@@ -96,12 +96,12 @@ class Network(nn.Module):
 
 
 def class_numbers(labels: Int[Tensor, "*s"], schema: LabelSchema) -> Int[Tensor, "*s"]:
-    """Stored label values as class numbers; the value to ignore, named or not, and padding (-1) become ``UNLABELLED``.
+    """Stored label values as class numbers; the value to ignore, named or not, and padding (-1) become ``UNLABELED``.
 
     Raises:
         UserError: A value that is no class; names it and the classes.
     """
-    numbers = torch.full_like(labels, UNLABELLED, dtype=torch.int64)
+    numbers = torch.full_like(labels, UNLABELED, dtype=torch.int64)
     known = labels == -1
     if schema.ignore is not None:
         known |= labels == schema.ignore

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from medssl.heads.base import UNLABELLED, Head, require_classes
+from medssl.heads.base import UNLABELED, Head, require_classes
 from medssl.nn.decoders import norm_layers
 from medssl.ops.collectives import mean_over
 from medssl.types import UserError
@@ -26,7 +26,7 @@ ClassWeights = tuple[float, ...] | Literal["balanced"] | None
 
 
 class Classification(Head):
-    """What classification heads share: cross-entropy over the labelled scans of all processes.
+    """What classification heads share: cross-entropy over the labeled scans of all processes.
 
     Args:
         schema: Classes; two for a yes-or-no question.
@@ -71,16 +71,16 @@ class Classification(Head):
         """Sets balanced weights; a class that no scan has keeps 1."""
         if not self.balanced or self.class_weights is None:
             return
-        counts = targets[targets != UNLABELLED].bincount(minlength=len(self.schema.classes))
+        counts = targets[targets != UNLABELED].bincount(minlength=len(self.schema.classes))
         balanced = counts.sum() / (len(counts) * counts.clamp(min=1))
         self.class_weights = torch.where(counts > 0, balanced, 1.0).to(self.class_weights)
 
     def counts(self, target: Int[Tensor, "B"]) -> Float[Tensor, "1"]:
-        """Sum of the class weights of the labelled scans."""
-        labelled = target != UNLABELLED
+        """Sum of the class weights of the labeled scans."""
+        labeled = target != UNLABELED
         if self.class_weights is None:
-            return labelled.sum()[None].double()
-        return torch.where(labelled, self.class_weights[target.clamp(min=0)].double(), 0.0).sum()[None]
+            return labeled.sum()[None].double()
+        return torch.where(labeled, self.class_weights[target.clamp(min=0)].double(), 0.0).sum()[None]
 
     def loss(
         self,
@@ -88,27 +88,27 @@ class Classification(Head):
         target: Int[Tensor, "B"],
         counts: Float[Tensor, "1"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Mean cross-entropy, weighted by the class, in float32 at least; 0 where nothing is labelled.
+        """Mean cross-entropy, weighted by the class, in float32 at least; 0 where nothing is labeled.
 
         Args:
             prediction: Logits [B, K].
-            target: Class numbers, ``UNLABELLED`` where the class is not known.
+            target: Class numbers, ``UNLABELED`` where the class is not known.
             counts: As :class:`Head`.
         """
         assert isinstance(prediction, torch.Tensor)
-        labelled = target != UNLABELLED
+        labeled = target != UNLABELED
         logits = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
-        logits = torch.where(labelled[:, None], logits, 0.0)
+        logits = torch.where(labeled[:, None], logits, 0.0)
         weights = logits.new_ones(logits.shape[1]) if self.class_weights is None else self.class_weights.to(logits)
         total = F.cross_entropy(
             logits,
             target,
             weights,
-            ignore_index=UNLABELLED,
+            ignore_index=UNLABELED,
             reduction="sum",
             label_smoothing=self.label_smoothing,
         )
-        count = torch.where(labelled, weights[target.clamp(min=0)], 0.0).sum()
+        count = torch.where(labeled, weights[target.clamp(min=0)], 0.0).sum()
         return mean_over(total, count, None if counts is None else counts[0])
 
 

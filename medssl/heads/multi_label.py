@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from medssl.heads.base import UNLABELLED, Head
+from medssl.heads.base import UNLABELED, Head
 from medssl.ops.collectives import mean_over
 from medssl.types import UserError
 
@@ -40,7 +40,7 @@ class MultiLabel(Head):
         schema: The findings.
         dropout: Probability of dropping a feature.
         positive_weights: Weight of a scan that has the finding, for each finding; "balanced" takes scans without it /
-            scans with it among those that are learnt from, so that both weigh alike; None takes 1.
+            scans with it among those that are learned from, so that both weigh alike; None takes 1.
 
     Raises:
         UserError: No findings, or arguments out of range.
@@ -86,7 +86,7 @@ class MultiLabel(Head):
 
     def counts(self, target: Int[Tensor, "B K"]) -> Float[Tensor, "1"]:
         """Known entries."""
-        return (target != UNLABELLED).sum()[None].double()
+        return (target != UNLABELED).sum()[None].double()
 
     def loss(
         self,
@@ -98,11 +98,11 @@ class MultiLabel(Head):
 
         Args:
             prediction: Logits [B, K].
-            target: 1 where the finding is there, 0 where it is not, ``UNLABELLED`` where that is not known.
+            target: 1 where the finding is there, 0 where it is not, ``UNLABELED`` where that is not known.
             counts: As :class:`Head`.
         """
         assert isinstance(prediction, torch.Tensor)
-        known = target != UNLABELLED
+        known = target != UNLABELED
         logits = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
         logits = torch.where(known, logits, 0.0)  # so that nothing flows back elsewhere
         entropy = F.binary_cross_entropy_with_logits(

@@ -1,6 +1,6 @@
 r"""A number for a scan, such as an age or a score.
 
-With mean :math:`m` and standard deviation :math:`d` of the numbers that are learnt from, output :math:`z_i` and number
+With mean :math:`m` and standard deviation :math:`d` of the numbers that are learned from, output :math:`z_i` and number
 :math:`y_i` of scan i::
 
     loss = mean_i rho(z_i - (y_i - m) / d)       rho(e) = e^2 / 2; Huber beyond c: c (|e| - c / 2)
@@ -74,7 +74,7 @@ class Regression(Head):
         self.linear = nn.Linear(encoder.channels[-1], 1)
 
     def forward(self, features: Features, size: Sequence[int]) -> Float[Tensor, "B 1"]:
-        """Returns standardised numbers; ``size`` does not matter."""
+        """Returns standardized numbers; ``size`` does not matter."""
         found: Tensor = self.linear(self.dropout(features.pooled))
         return found
 
@@ -91,7 +91,7 @@ class Regression(Head):
         """Mean error of the known numbers of all processes, in float32 at least; 0 where there are none.
 
         Args:
-            prediction: Standardised numbers [B, 1].
+            prediction: Standardized numbers [B, 1].
             target: Numbers in the label's unit; NaN where they are not known.
             counts: As :class:`Head`.
         """

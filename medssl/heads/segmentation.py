@@ -1,6 +1,6 @@
 r"""Segmentation heads over the maps of any encoder, trained by Dice and cross-entropy: a U-Net decoder, a linear probe.
 
-With probabilities :math:`p`, one-hot truth :math:`t`, labelled voxels :math:`j`, foreground classes :math:`k`::
+With probabilities :math:`p`, one-hot truth :math:`t`, labeled voxels :math:`j`, foreground classes :math:`k`::
 
     dice_k = (2 sum_j p_kj t_kj + e) / (sum_j p_kj + sum_j t_kj + e)             per sample, or over the batch
     loss   = w_dice mean_k (1 - dice_k) + w_entropy mean_j -log p_j(true class)
@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from medssl.heads.base import UNLABELLED, Head, require_classes
+from medssl.heads.base import UNLABELED, Head, require_classes
 from medssl.nn.unet import UNetDecoder
 from medssl.ops.collectives import mean_over, reduce_sum
 from medssl.types import UserError
@@ -71,15 +71,15 @@ class SegmentationHead(Head):
         self.level_strides: tuple[tuple[int, ...], ...] = ((1,) * axes,)  # of the predictions while training
 
     def counts(self, target: Int[Tensor, "B *s"]) -> Float[Tensor, "T"]:
-        """For each resolution: samples with a labelled voxel times foreground classes, and labelled voxels.
+        """For each resolution: samples with a labeled voxel times foreground classes, and labeled voxels.
 
         The Dice over a batch is no mean: it stays that of each micro-batch.
         """
         found = []
         for stride in self.level_strides:
             size = [length // step for length, step in zip(target.shape[1:], stride, strict=True)]
-            labelled = (target if stride == self.level_strides[0] else coarser(target, size)) != UNLABELLED
-            found += [labelled.flatten(1).any(1).sum() * (len(self.schema.classes) - 1), labelled.sum()]
+            labeled = (target if stride == self.level_strides[0] else coarser(target, size)) != UNLABELED
+            found += [labeled.flatten(1).any(1).sum() * (len(self.schema.classes) - 1), labeled.sum()]
         return torch.stack(found).double()
 
     def loss(
@@ -88,11 +88,11 @@ class SegmentationHead(Head):
         target: Int[Tensor, "B *s"],
         counts: Float[Tensor, "T"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Dice loss and cross-entropy over the labelled voxels of all processes; 0 where there are none.
+        """Dice loss and cross-entropy over the labeled voxels of all processes; 0 where there are none.
 
         Args:
             prediction: Logits [B, K, *s], or several, the full resolution first.
-            target: Class numbers, ``UNLABELLED`` where the loss must not look.
+            target: Class numbers, ``UNLABELED`` where the loss must not look.
             counts: As :class:`Head`.
         """
         levels = (prediction,) if isinstance(prediction, torch.Tensor) else prediction
@@ -109,14 +109,14 @@ class SegmentationHead(Head):
     ) -> Float[Tensor, ""]:
         """Loss at one resolution, in float32 at least."""
         samples, voxels = (None, None) if counts is None else counts.unbind()
-        labelled = (target != UNLABELLED)[:, None]
+        labeled = (target != UNLABELED)[:, None]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logarithms = torch.where(labelled, logits, 0.0).log_softmax(1)  # so that nothing flows back elsewhere
-        entropy = F.nll_loss(logarithms, target, ignore_index=UNLABELLED, reduction="sum")
-        probabilities = torch.where(labelled, logarithms.exp(), 0.0)
+        logarithms = torch.where(labeled, logits, 0.0).log_softmax(1)  # so that nothing flows back elsewhere
+        entropy = F.nll_loss(logarithms, target, ignore_index=UNLABELED, reduction="sum")
+        probabilities = torch.where(labeled, logarithms.exp(), 0.0)
         dice = dice_loss(probabilities, target, batch_dice=self.batch_dice, step_count=samples)
         dice_weight, entropy_weight = self.loss_weights
-        return dice_weight * dice + entropy_weight * mean_over(entropy, labelled.sum(), voxels)
+        return dice_weight * dice + entropy_weight * mean_over(entropy, labeled.sum(), voxels)
 
 
 class UNet(SegmentationHead):
@@ -187,7 +187,7 @@ class UNet(SegmentationHead):
 class VoxelLinear(SegmentationHead):
     """Linear probe: each voxel's class from the encoder's maps at that voxel, by one linear map.
 
-    Channels are standardised by statistics over the training batches, as in the linear probes of masked autoencoders
+    Channels are standardized by statistics over the training batches, as in the linear probes of masked autoencoders
     (He et al., Masked Autoencoders, CVPR 2022, appendix A.1). Maps are interpolated linearly to the image; the linear
     map is applied before that, which gives the same and costs less.
 
@@ -233,13 +233,13 @@ def dice_loss(
     batch_dice: bool,
     step_count: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean of 1 - Dice over the classes from 1 up, and over the samples with a labelled voxel.
+    """Mean of 1 - Dice over the classes from 1 up, and over the samples with a labeled voxel.
 
     Args:
-        probabilities: Of each class; 0 for all classes where the target is ``UNLABELLED``.
+        probabilities: Of each class; 0 for all classes where the target is ``UNLABELED``.
         target: Class numbers.
         batch_dice: Over all voxels of all samples and processes, rather than per sample.
-        step_count: Labelled samples times classes, where several micro-batches make a step (``mean_over``).
+        step_count: Labeled samples times classes, where several micro-batches make a step (``mean_over``).
     """
     classes = torch.arange(1, probabilities.shape[1], device=target.device)
     truth = target[:, None] == classes.reshape(-1, *(1,) * (target.ndim - 1))
@@ -251,8 +251,8 @@ def dice_loss(
     losses = 1.0 - (2.0 * both + SMOOTH) / (either + SMOOTH)
     if batch_dice:
         return losses.mean()
-    labelled = (target != UNLABELLED).flatten(1).any(1).sum()  # samples without a label have a loss of exactly 0
-    return mean_over(losses.sum(), labelled * len(classes), step_count)
+    labeled = (target != UNLABELED).flatten(1).any(1).sum()  # samples without a label have a loss of exactly 0
+    return mean_over(losses.sum(), labeled * len(classes), step_count)
 
 
 def coarser(target: Int[Tensor, "B *s"], size: Sequence[int]) -> Int[Tensor, "B *t"]:

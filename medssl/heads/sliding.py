@@ -1,8 +1,8 @@
 """A network over a whole scan: overlapping windows, weighted by a Gaussian, in memory bounded by the window.
 
-Windows lie evenly from the first voxel to the last; where the scan is smaller than the window, one window is centred on
-it. The probabilities of a voxel are the mean over the windows that see it, each weighted by
-``exp(-d**2 / (2 sigma**2))`` of the distance d to its centre, sigma an eighth of the window (Isensee et al., nnU-Net,
+Windows lie evenly from the first voxel to the last; where the scan is smaller than the window, one window is centered
+on it. The probabilities of a voxel are the mean over the windows that see it, each weighted by
+``exp(-d**2 / (2 sigma**2))`` of the distance d to its center, sigma an eighth of the window (Isensee et al., nnU-Net,
 Nature Methods 2021).
 """
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from medssl.encoders.tensors import tensor_bytes
 from medssl.encoders.weights import CARD, load_encoder, read_card, save_encoder
-from medssl.files import write_whole
 from medssl.heads.base import Head, Network
-from medssl.trust import network_class
+from medssl.io.files import write_whole
+from medssl.io.trust import network_class
 from medssl.types import Card, UserError
 
 if TYPE_CHECKING:

@@ -65,7 +65,7 @@ def _primes(number: int) -> list[int]:
 
 
 def norm_layers(norm: NormName, channels: Sequence[int], *, ndim: int) -> nn.ModuleList:
-    """Normalisations that take statistics over visible positions inside ``nn.sparse.visible``, else over all.
+    """Normalizations that take statistics over visible positions inside ``nn.sparse.visible``, else over all.
 
     Args:
         norm: "batch" (over the batches of all processes), "instance" or "layer" (over channels, per position).
@@ -73,7 +73,7 @@ def norm_layers(norm: NormName, channels: Sequence[int], *, ndim: int) -> nn.Mod
         ndim: Number of spatial axes.
 
     Raises:
-        UserError: There is no such normalisation.
+        UserError: There is no such normalization.
     """
     kinds: dict[str, Callable[[int], nn.Module]] = {
         "batch": nn.BatchNorm2d if ndim == 2 else nn.BatchNorm3d,
@@ -89,12 +89,12 @@ def norm_layers(norm: NormName, channels: Sequence[int], *, ndim: int) -> nn.Mod
 
 
 class Densify(nn.Module):
-    """Makes sparse maps dense for a decoder: normalises what is visible, puts a learned token elsewhere, projects.
+    """Makes sparse maps dense for a decoder: normalizes what is visible, puts a learned token elsewhere, projects.
 
     Args:
         channels: Channels of the encoder's maps, fine to coarse.
         entering: For each step of the decoder, the number of the map that enters (None: none) and the step's width.
-        norm: Family of the normalisation, over visible positions only.
+        norm: Family of the normalization, over visible positions only.
         ndim: Number of spatial axes.
     """
 
@@ -139,7 +139,7 @@ class LightDecoder(nn.Module):
 
     Each step adds the map that enters there, upsamples by a transposed convolution that keeps the width (kernel
     factor + 2 and padding 1, so 4 for a factor of 2 and 3 for an axis that stays), then halves the width by two 3-wide
-    convolutions with normalisation, the first followed by ReLU6. A 1-wide convolution gives the image's channels.
+    convolutions with normalization, the first followed by ReLU6. A 1-wide convolution gives the image's channels.
 
     Args:
         width: Channels at the coarsest resolution, a multiple of 2 ** number of steps.
@@ -168,7 +168,7 @@ class LightDecoder(nn.Module):
         self.steps = nn.ModuleList(_Step(w, tuple(f), norm) for w, f in zip(self.widths, factors, strict=True))
         convolution = nn.Conv2d if len(factors[0]) == 2 else nn.Conv3d
         self.projection = convolution(self.widths[-1] // 2, out_channels, 1)
-        # predictions start near zero, the mean of a normalised target
+        # predictions start near zero, the mean of a normalized target
         nn.init.trunc_normal_(self.projection.weight, std=0.02)
 
     def forward(self, entering: Sequence[Float[Tensor, "B Cl *sl"] | None]) -> Float[Tensor, "B C *s"]:

@@ -1,4 +1,4 @@
-"""Message passing: what a node of a graph is becomes what it and its neighbours are."""
+"""Message passing: what a node of a graph is becomes what it and its neighbors are."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def _refusal(layer: nn.Module, known: Mapping[type[nn.Module], type[nn.Module]],
     if isinstance(layer, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d) and layer.track_running_stats:
         return "tracks running statistics"
     if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:
-        return "normalises over positions"
+        return "normalizes over positions"
     if isinstance(layer, Masked) or type(layer) in known:
         return ""
     if any(True for _ in layer.parameters(recurse=False)) or any(True for _ in layer.buffers(recurse=False)):

@@ -45,7 +45,7 @@ class LiftedMaps(Pyramid):
     """Maps of several depths of a transformer, the shallower the finer, as UNETR brings them into its decoder.
 
     The last map stays as it is. Others, of equally spaced depths, are upsampled step by step, each step a transposed
-    convolution whose kernel is its factor, a 3-wide convolution, a normalisation and a leaky ReLU. There are as many as
+    convolution whose kernel is its factor, a 3-wide convolution, a normalization and a leaky ReLU. There are as many as
     the encoder has maps for, and no more than the steps to full resolution.
 
     UNETR also joins convolutions of the image at full resolution. A head sees features only: here the finest stage

@@ -39,8 +39,8 @@ def sincos_positions(
     Args:
         cells: Cells per axis.
         width: Channels of a token.
-        step: Distance between the centres of neighbouring cells per axis, in any unit; None takes 1. Coordinates are
-            counted from the centre of the first cell.
+        step: Distance between the centers of neighboring cells per axis, in any unit; None takes 1. Coordinates are
+            counted from the center of the first cell.
         like: Tensor whose device and floating type are taken.
 
     Returns:
@@ -158,7 +158,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, each on normalised tokens and added to what came in.
+    """Attention, then an MLP, each on normalized tokens and added to what came in.
 
     Names of parameters are those of timm's vision transformers.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from medssl.nn.visibility import Centred, Masked, centre
+from medssl.nn.visibility import Centered, Masked, center
 from medssl.ops.collectives import world_size
 from medssl.types import UserError
 
@@ -59,7 +59,7 @@ class MaskedBatchNorm(Masked, _BatchNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises by the statistics of the visible positions, or by the running ones in evaluation mode.
+        """Normalizes by the statistics of the visible positions, or by the running ones in evaluation mode.
 
         Raises:
             UserError: There is one position in one crop: it would be its own mean.
@@ -77,13 +77,13 @@ class MaskedBatchNorm(Masked, _BatchNorm):
             return y if frame is None else frame.hide(y)
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         hidden = None if frame is None else frame.hidden(x)
-        statistics = centre(x, hidden, (0, *range(2, x.ndim)), together=True)
+        statistics = center(x, hidden, (0, *range(2, x.ndim)), together=True)
         if self.training and self.running_mean is not None:
             self._follow(statistics)
         return _affine(self, statistics, frame, x)
 
     @torch.no_grad()
-    def _follow(self, statistics: Centred) -> None:
+    def _follow(self, statistics: Centered) -> None:
         """Moves the running statistics, without marking them as changed for a backward pass that is still to come."""
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -101,7 +101,7 @@ class MaskedInstanceNorm(Masked, _InstanceNorm):
     """Instance norm over the visible positions of each sample."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises each channel of each sample.
+        """Normalizes each channel of each sample.
 
         Raises:
             UserError: There is one position: it would be its own mean.
@@ -113,23 +113,23 @@ class MaskedInstanceNorm(Masked, _InstanceNorm):
                 raise UserError(message)
             y: Tensor = super().forward(x)
             return y
-        return _affine(self, centre(x, frame.hidden(x), range(2, x.ndim)), frame, x)
+        return _affine(self, center(x, frame.hidden(x), range(2, x.ndim)), frame, x)
 
 
 class MaskedGroupNorm(Masked, nn.GroupNorm):
     """Group norm over the visible positions of each sample."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises each group of channels of each sample."""
+        """Normalizes each group of channels of each sample."""
         frame = self.frame_for(x)
         if frame is None:
             y: Tensor = super().forward(x)
             return y
         groups = x.reshape(len(x), self.num_groups, -1, *x.shape[2:])
-        statistics = centre(groups, frame.hidden(x).unsqueeze(1), range(2, groups.ndim))
-        centred, variance = statistics.centred.flatten(1, 2), statistics.variance.flatten(1, 2)
+        statistics = center(groups, frame.hidden(x).unsqueeze(1), range(2, groups.ndim))
+        centered, variance = statistics.centered.flatten(1, 2), statistics.variance.flatten(1, 2)
         variance = variance.repeat_interleave(x.shape[1] // self.num_groups, dim=1)
-        return _affine(self, replace(statistics, centred=centred, variance=variance), frame, x)
+        return _affine(self, replace(statistics, centered=centered, variance=variance), frame, x)
 
 
 class MaskedMaxPool(Masked):
@@ -162,16 +162,16 @@ class MaskedAvgPool(Masked):
 
 
 def _affine(
-    layer: MaskedBatchNorm | MaskedInstanceNorm | MaskedGroupNorm, s: Centred, frame: Frame | None, x: Tensor
+    layer: MaskedBatchNorm | MaskedInstanceNorm | MaskedGroupNorm, s: Centered, frame: Frame | None, x: Tensor
 ) -> Tensor:
     """Divides by the deviation, applies the layer's weight and bias, hides, and returns to the type of ``x``."""
     shape = (1, -1, *(1,) * (x.ndim - 2))
     scale = (s.variance + layer.eps).rsqrt()
     if layer.affine:
         scale = scale * layer.weight.reshape(shape)
-        y = torch.addcmul(layer.bias.reshape(shape).to(scale.dtype), s.centred, scale)
+        y = torch.addcmul(layer.bias.reshape(shape).to(scale.dtype), s.centered, scale)
     else:
-        y = s.centred * scale
+        y = s.centered * scale
     return (y if frame is None else frame.hide_(y)).to(x.dtype)
 
 
@@ -179,7 +179,7 @@ class ChannelNorm(nn.LayerNorm):
     """Layer norm over channels per position, channels first: [B, C, *s]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises every position."""
+        """Normalizes every position."""
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 

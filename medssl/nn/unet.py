@@ -24,7 +24,7 @@ class UNetDecoder(nn.Module):
 
     Each step upsamples by a transposed convolution whose kernel is its factor, joins the encoder's map of that
     resolution where there is one (also at full resolution), and mixes both by 3-wide convolutions, each followed by a
-    normalisation and a leaky ReLU. Where the encoder has no map, as above the first map of an encoder that starts with
+    normalization and a leaky ReLU. Where the encoder has no map, as above the first map of an encoder that starts with
     a stride of 4, the step goes on alone.
 
     Args:

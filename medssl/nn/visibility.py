@@ -167,18 +167,18 @@ def checkpoint(module: nn.Module, *args: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Centred:
-    """``centred`` = x - mean where visible, 0 elsewhere; biased variance; number of values behind each mean."""
+class Centered:
+    """``centered`` = x - mean where visible, 0 elsewhere; biased variance; number of values behind each mean."""
 
-    centred: Tensor
+    centered: Tensor
     mean: Tensor
     variance: Tensor
     count: Tensor
 
 
-def centre(
+def center(
     x: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B 1 *s"] | None, dims: Sequence[int], *, together: bool = False
-) -> Centred:
+) -> Centered:
     """Mean and variance over the visible positions, in two passes and in float32 at least.
 
     Args:
@@ -200,11 +200,11 @@ def centre(
         total, count = reduce_sum(torch.stack((total, count))).unbind()
     divisor = count.clamp(min=1)
     mean = total / divisor
-    centred = x - mean
+    centered = x - mean
     if hidden is not None:
-        centred.masked_fill_(hidden, 0)
-    squares = centred.square().sum(dims, keepdim=True)
-    return Centred(centred, mean, (reduce_sum(squares) if together else squares) / divisor, count)
+        centered.masked_fill_(hidden, 0)
+    squares = centered.square().sum(dims, keepdim=True)
+    return Centered(centered, mean, (reduce_sum(squares) if together else squares) / divisor, count)
 
 
 def visible_mean(x: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B *cells"] | None = None) -> Float[Tensor, "B C"]:

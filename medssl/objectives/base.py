@@ -30,7 +30,7 @@ class Objective(nn.Module, ABC):
 
     A subclass takes the encoder as its first argument, keeps it as ``self.encoder`` and sets ``needs``. The terms of
     its loss are logged by their names; where there are any, a few are understood (``evaluate.health``): "chance", the
-    loss if nothing had been learnt; "uniformity" of what is contrasted (``ops.similarity``); "teacher_entropy", nats.
+    loss if nothing had been learned; "uniformity" of what is contrasted (``ops.similarity``); "teacher_entropy", nats.
 
     Attributes:
         encoder: The encoder that is pretrained.
@@ -162,7 +162,7 @@ def check_objective(make: Callable[[], Objective], *, scans: int = 4, steps: int
 
 
 class Reconstruction(Objective):
-    """The frame of masked image modelling: hides cells of one view, and counts the error where they are hidden.
+    """The frame of masked image modeling: hides cells of one view, and counts the error where they are hidden.
 
     A subclass says how it reconstructs the image, and sets ``mode``.
 

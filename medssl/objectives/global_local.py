@@ -149,7 +149,7 @@ class LocalContrast(Objective):
         steps: Steps of the decoder that learn, from the coarsest map on; the rest is left to fine-tuning.
         regions: What is compared on the decoder's map.
         temperature: Divides the cosine similarity.
-        norm: Normalisation of the decoder: that of the U-Net head that will go on with it.
+        norm: Normalization of the decoder: that of the U-Net head that will go on with it.
 
     Raises:
         UserError: The view does not fit the encoder or is changed in space, the decoder's map is too small for regions,
@@ -180,7 +180,7 @@ class LocalContrast(Objective):
             )
             raise UserError(message)
         self.encoder = encoder.requires_grad_(False)
-        self.needs = ViewPlan((view, replace(view, nested_in=0)), cues.sampling, centred=cues.cross)
+        self.needs = ViewPlan((view, replace(view, nested_in=0)), cues.sampling, centered=cues.cross)
         self.cues, self.regions, self.temperature = cues, regions, temperature
         self.decoder = UNetDecoder(encoder.channels, encoder.strides, steps=steps, norm=norm)
         factors = [factor for factor, _ in upsampling_path(encoder.strides)[:steps]]

@@ -1,9 +1,9 @@
 r"""LVM-Med: the scans of a batch form a graph in either view, and the two graphs are to match node by node.
 
-With encoder :math:`f`, projection h, message passing g on the graph of nearest neighbours of z, views s and t of N
+With encoder :math:`f`, projection h, message passing g on the graph of nearest neighbors of z, views s and t of N
 scans, c_lo the affinity of the cells of two maps (``ops/affinity.py``) and permutations v::
 
-    z    = h(f(x)),   q = z + g(z, neighbours of z)                                         for each view
+    z    = h(f(x)),   q = z + g(z, neighbors of z)                                         for each view
     c_ia = alpha cos(q_i^s, q_a^t) + (1 - alpha) c_lo(f(x_i^s), f(x_a^t))                   nodes i and a
     c_ef = cos(q_i^s - q_j^s, q_a^t - q_b^t)                                                edges e = (i, j), f = (a, b)
     v    = argmax sum_ia (c_ia + noise) v_ia + sum_ef (c_ef + noise) v_ia v_jb
@@ -37,7 +37,7 @@ from medssl.ops.matching import (
     gumbel,
     match,
     matching_loss,
-    neighbour_edges,
+    neighbor_edges,
 )  # fmt: skip
 from medssl.ops.similarity import alignment, cosine, uniformity
 from medssl.ops.tags import tags
@@ -57,13 +57,13 @@ class Graphs:
 
     Attributes:
         nodes: Scans of a graph: those of consecutive global sample numbers, on one process.
-        neighbours: Edges that leave each node, to the nearest others by the cosine of z.
+        neighbors: Edges that leave each node, to the nearest others by the cosine of z.
         layers: Graph convolutions; 0 leaves message passing out.
         residual: Message passing adds to what a node is; False puts it in its place, as in the paper.
     """
 
     nodes: int = 16
-    neighbours: int = 5
+    neighbors: int = 5
     layers: int = 2
     residual: bool = True
 
@@ -156,7 +156,7 @@ class GraphMatch(Objective):
         with torch.autocast(features.pooled.device.type, enabled=False):  # nodes are alike: differences want precision
             affinities, embeddings = self.compare(features, batch.views)
         noise = self._noise(step).to(affinities.vertex)
-        of_edges = noise[..., nodes:].reshape(len(noise), nodes * self.graphs.neighbours, -1)
+        of_edges = noise[..., nodes:].reshape(len(noise), nodes * self.graphs.neighbors, -1)
         losses, found = matching_loss(
             affinities,
             vertex_noise=noise[..., :nodes],
@@ -192,7 +192,7 @@ class GraphMatch(Objective):
         pooled = features.pooled
         z = self.projection(pooled.to(torch.promote_types(pooled.dtype, torch.float32)))
         z = z.view(-1, nodes, z.shape[1])
-        edges = neighbour_edges(z, self.graphs.neighbours)
+        edges = neighbor_edges(z, self.graphs.neighbors)
         heard = self.messages(z, edges)
         (q, other), both = (z + heard if self.graphs.residual else heard).chunk(2), edges.chunk(2)
         cells = [
@@ -210,16 +210,16 @@ class GraphMatch(Objective):
 
     def _noise(self, step: Step) -> Float[Tensor, "G N numbers"]:
         """Gumbel noise that belongs to the samples: of a node's vertex affinities, then of those of its edges."""
-        nodes, neighbours = self.graphs.nodes, self.graphs.neighbours
-        uniform = draws(step, "graph_match.noise").uniform(nodes + neighbours * neighbours * nodes)
+        nodes, neighbors = self.graphs.nodes, self.graphs.neighbors
+        uniform = draws(step, "graph_match.noise").uniform(nodes + neighbors * neighbors * nodes)
         return self.matching.noise * gumbel(uniform).view(-1, nodes, uniform.shape[1])
 
 
 def _check(graphs: Graphs, fit: Fit, matching: Matching) -> None:
     """Refuses numbers that are out of range."""
-    nodes, neighbours = graphs.nodes, graphs.neighbours
+    nodes, neighbors = graphs.nodes, graphs.neighbors
     expect(nodes >= 2, "graphs.nodes", nodes, "at least 2")
-    expect(0 < neighbours < nodes, "graphs.neighbours", neighbours, f"from 1 to {nodes - 1}")
+    expect(0 < neighbors < nodes, "graphs.neighbors", neighbors, f"from 1 to {nodes - 1}")
     expect(graphs.layers >= 0, "graphs.layers", graphs.layers, "at least 0")
     expect(0 <= fit.alpha <= 1, "fit.alpha", fit.alpha, "from 0 to 1")
     expect(fit.cells >= 1, "fit.cells", fit.cells, "at least 1")

@@ -104,7 +104,7 @@ class TokenDecoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.predict = nn.Linear(width, values)
         nn.init.xavier_uniform_(self.embed.weight)
-        nn.init.trunc_normal_(self.predict.weight, std=0.02)  # starts near zero, the mean of a normalised target
+        nn.init.trunc_normal_(self.predict.weight, std=0.02)  # starts near zero, the mean of a normalized target
         for layer in (self.embed, self.predict):
             nn.init.zeros_(layer.bias)
 
@@ -141,7 +141,7 @@ class UNetMAE(Reconstruction):
         mask_ratio: Share of cells to hide.
         cell: Voxels of one cell per axis; None takes the encoder's ``mask_cell``.
         normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxels.
-        norm: Normalisation of the decoder: that of the U-Net head, if fine-tuning is to go on with the decoder.
+        norm: Normalization of the decoder: that of the U-Net head, if fine-tuning is to go on with the decoder.
 
     Raises:
         UserError: The view does not fit the encoder or the cells.

@@ -1,4 +1,4 @@
-r"""SparK: masked image modelling for convolutional networks, on images and volumes.
+r"""SparK: masked image modeling for convolutional networks, on images and volumes.
 
 With cells :math:`c` of the image, hidden set :math:`M` drawn per sample, encoder :math:`f`, decoder :math:`g`::
 
@@ -39,7 +39,7 @@ class SparK(Reconstruction):
         decoder_width: Channels of the decoder at the coarsest map; None takes 48 (2D) or 16 (3D) at the last step,
             doubled for each step before it: 768 for a stride of 32 in 2D, as published.
         normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxels.
-        norm: Normalisation before the tokens and in the decoder; None takes "batch" in 2D and "instance" in 3D, where
+        norm: Normalization before the tokens and in the decoder; None takes "batch" in 2D and "instance" in 3D, where
             a batch is a few volumes. "layer" is for encoders with layer norms (the decoder then has batch norms).
 
     Raises:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
-from medssl.ops.coordinates import apply, cell_centres, compose, invert, nearest_cells, translation
+from medssl.ops.coordinates import apply, cell_centers, compose, invert, nearest_cells, translation
 from medssl.ops.similarity import cosine
 
 if TYPE_CHECKING:
@@ -29,13 +29,13 @@ class Cells(NamedTuple):
         features: Of each cell, in float32 at least.
         counted: False where a cell is mostly padding, or mostly not to be scored.
         affine: From the view's voxels to mm, measured from the middle of the scan.
-        centres: Of the cells, in the view's voxels; the same for all nodes.
+        centers: Of the cells, in the view's voxels; the same for all nodes.
     """
 
     features: Float[Tensor, "G N P C"]
     counted: Bool[Tensor, "G N P"]
     affine: Float[Tensor, "G N n+1 n+1"]
-    centres: Float[Tensor, "P n"]
+    centers: Float[Tensor, "P n"]
 
 
 def map_cells(features: Float[Tensor, "B C *s"], view: View, *, nodes: int, most: int) -> Cells:
@@ -51,13 +51,13 @@ def map_cells(features: Float[Tensor, "B C *s"], view: View, *, nodes: int, most
     graphs, shape = (len(features) // nodes, nodes), features.shape[2:]
     cells = [min(extent, most) for extent in shape]
     usable = _pool((view.valid & view.scored).to(features.dtype), shape)
-    centres = cell_centres(view.image.shape[2:], shape).T.reshape(1, -1, *shape).to(features.device)
+    centers = cell_centers(view.image.shape[2:], shape).T.reshape(1, -1, *shape).to(features.device)
     affine = _from_the_middle(view).to(features.device)
     return Cells(
         _pool(features, cells).flatten(2).transpose(1, 2).reshape(*graphs, -1, features.shape[1]),
         (_pool(usable, cells) >= 0.5).view(*graphs, -1),
         affine.view(*graphs, *affine.shape[1:]),
-        _pool(centres, cells)[0].flatten(1).T,
+        _pool(centers, cells)[0].flatten(1).T,
     )
 
 
@@ -120,9 +120,9 @@ def _by_place(cells: Cells, other: Cells, *, transposed: bool = False) -> tuple[
     own, others = (1, 2) if transposed else (2, 1)
     index, distance = nearest_cells(
         cells.affine.unsqueeze(own).expand(size).flatten(0, 2),
-        cells.centres,
+        cells.centers,
         other.affine.unsqueeze(others).expand(size).flatten(0, 2),
-        other.centres,
+        other.centers,
     )
     index, distance = (each.view(graphs, nodes, nodes, -1) for each in (index, distance))
     partner = other.counted.unsqueeze(others).expand(graphs, nodes, nodes, -1).gather(3, index)

@@ -1,7 +1,7 @@
 """Affine algebra, overlap of two views, matching of cells: the only correspondence code.
 
 An affine is a matrix (n+1, n+1) in homogeneous coordinates, n = 2 or 3, in the order of the stored array's axes; it
-maps voxel indices to whatever its name says, and the centre of a voxel is an integer. Every function takes a batch and
+maps voxel indices to whatever its name says, and the center of a voxel is an integer. Every function takes a batch and
 is differentiable; what it returns has the dtype it was given, and what loses digits (inverse, distances) is computed in
 float64 inside.
 """
@@ -41,30 +41,30 @@ def translation(offset: Float[Tensor, "B n"]) -> Float[Tensor, "B n+1 n+1"]:
     return from_parts(eye.expand(len(offset), -1, -1), offset)
 
 
-def scaling(factors: Float[Tensor, "B n"], centre: Float[Tensor, "B n"] | None = None) -> Float[Tensor, "B n+1 n+1"]:
-    """Multiplies each coordinate by its factor, about ``centre`` (default: the origin)."""
-    return _about(torch.diag_embed(factors), centre)
+def scaling(factors: Float[Tensor, "B n"], center: Float[Tensor, "B n"] | None = None) -> Float[Tensor, "B n+1 n+1"]:
+    """Multiplies each coordinate by its factor, about ``center`` (default: the origin)."""
+    return _about(torch.diag_embed(factors), center)
 
 
-def rotation(angles: Float[Tensor, "B k"], centre: Float[Tensor, "B n"] | None = None) -> Float[Tensor, "B n+1 n+1"]:
-    """Rotates by ``angles`` (radians) about ``centre`` (default: the origin).
+def rotation(angles: Float[Tensor, "B k"], center: Float[Tensor, "B n"] | None = None) -> Float[Tensor, "B n+1 n+1"]:
+    """Rotates by ``angles`` (radians) about ``center`` (default: the origin).
 
     Args:
         angles: One angle in 2D (axis 0 turns towards axis 1); three in 3D, about axis 0 first, then 1, then 2.
-        centre: The point that stays where it is.
+        center: The point that stays where it is.
 
     Raises:
         ValueError: With neither one nor three angles.
     """
     if angles.shape[1] == 1:
-        return _about(_planar_rotation(angles[:, 0], 0, 1, 2), centre)
+        return _about(_planar_rotation(angles[:, 0], 0, 1, 2), center)
     if angles.shape[1] != 3:
         message = f"a rotation takes 1 angle (2D) or 3 (3D), got {angles.shape[1]}"
         raise ValueError(message)
     about_0 = _planar_rotation(angles[:, 0], 1, 2, 3)
     about_1 = _planar_rotation(angles[:, 1], 2, 0, 3)
     about_2 = _planar_rotation(angles[:, 2], 0, 1, 3)
-    return _about(about_2 @ about_1 @ about_0, centre)
+    return _about(about_2 @ about_1 @ about_0, center)
 
 
 def flip(axes: Bool[Tensor, "B n"], size: Sequence[int]) -> Float[Tensor, "B n+1 n+1"]:
@@ -111,21 +111,21 @@ def apply(affine: Float[Tensor, "B n+1 n+1"], points: Float[Tensor, "B N n"]) ->
     return points @ affine[:, :n, :n].transpose(1, 2) + affine[:, None, :n, n]
 
 
-def cell_centres(shape: Sequence[int], cells: Sequence[int]) -> Float[Tensor, "N n"]:
-    """Centres of the cells of a regular grid laid over an array, in voxels of that array (float64).
+def cell_centers(shape: Sequence[int], cells: Sequence[int]) -> Float[Tensor, "N n"]:
+    """Centers of the cells of a regular grid laid over an array, in voxels of that array (float64).
 
     Args:
         shape: Voxels per axis.
         cells: Cells per axis; a cell may be any number of voxels wide, also a fraction.
 
     Returns:
-        The centres in row-major order of the cells.
+        The centers in row-major order of the cells.
     """
-    centres = [
+    centers = [
         (torch.arange(count, dtype=torch.float64) + 0.5) * (extent / count) - 0.5
         for extent, count in zip(shape, cells, strict=True)
     ]
-    return torch.stack(torch.meshgrid(*centres, indexing="ij"), dim=-1).reshape(-1, len(centres))
+    return torch.stack(torch.meshgrid(*centers, indexing="ij"), dim=-1).reshape(-1, len(centers))
 
 
 def box(
@@ -136,7 +136,7 @@ def box(
     Args:
         affine: From the array's voxels to the space of the box.
         shape: Voxels per axis.
-        edges: Measure from the outer edges of the first and last voxels; otherwise from their centres.
+        edges: Measure from the outer edges of the first and last voxels; otherwise from their centers.
     """
     n = len(shape)
     extent = torch.tensor([float(size - 1) for size in shape], dtype=affine.dtype, device=affine.device)
@@ -187,40 +187,40 @@ def inside(
 
 def match_cells(
     affine_a: Float[Tensor, "B n+1 n+1"],
-    centres_a: Float[Tensor, "N n"],
+    centers_a: Float[Tensor, "N n"],
     affine_b: Float[Tensor, "B n+1 n+1"],
-    centres_b: Float[Tensor, "M n"],
+    centers_b: Float[Tensor, "M n"],
     *,
     radius: float,
 ) -> tuple[Int[Tensor, "B N"], Bool[Tensor, "B N"]]:
     """For each cell of view a the nearest cell of view b, and whether it is near enough to count.
 
-    Give world affines to measure in millimetres, affines to stored voxels to measure in those.
+    Give world affines to measure in millimeters, affines to stored voxels to measure in those.
 
     Args:
         affine_a: From view a's voxels to the shared space.
-        centres_a: Cell centres in view a's voxels, as from ``cell_centres``.
+        centers_a: Cell centers in view a's voxels, as from ``cell_centers``.
         affine_b: From view b's voxels to the shared space.
-        centres_b: Cell centres in view b's voxels.
-        radius: Largest distance between two centres that still match, in units of the shared space.
+        centers_b: Cell centers in view b's voxels.
+        radius: Largest distance between two centers that still match, in units of the shared space.
 
     Returns:
         The number of the nearest cell of b, and True where it lies within the radius.
     """
-    index, distance = nearest_cells(affine_a, centres_a, affine_b, centres_b)
+    index, distance = nearest_cells(affine_a, centers_a, affine_b, centers_b)
     return index, distance <= radius * (1 + 1e-9)
 
 
 def nearest_cells(
     affine_a: Float[Tensor, "B n+1 n+1"],
-    centres_a: Float[Tensor, "N n"],
+    centers_a: Float[Tensor, "N n"],
     affine_b: Float[Tensor, "B n+1 n+1"],
-    centres_b: Float[Tensor, "M n"],
+    centers_b: Float[Tensor, "M n"],
 ) -> tuple[Int[Tensor, "B N"], Float[Tensor, "B N"]]:
     """For each cell of view a the number of the nearest cell of view b, and how far it is; as in ``match_cells``."""
     device = affine_a.device
-    points_a = apply(affine_a.to(torch.float64), centres_a.to(device, torch.float64)[None])
-    points_b = apply(affine_b.to(torch.float64), centres_b.to(device, torch.float64)[None])
+    points_a = apply(affine_a.to(torch.float64), centers_a.to(device, torch.float64)[None])
+    points_b = apply(affine_b.to(torch.float64), centers_b.to(device, torch.float64)[None])
     nearest: list[Tensor] = []
     for start in range(0, points_a.shape[1], _ROWS):
         part = points_a[:, start : start + _ROWS]
@@ -240,10 +240,10 @@ def part_along(share: Float[Tensor, " B"], parts: int) -> Int[Tensor, " B"]:
     return (share * parts + 1e-4).long().clamp(0, parts - 1)
 
 
-def _about(linear: Float[Tensor, "B n n"], centre: Float[Tensor, "B n"] | None) -> Float[Tensor, "B n+1 n+1"]:
-    if centre is None:
+def _about(linear: Float[Tensor, "B n n"], center: Float[Tensor, "B n"] | None) -> Float[Tensor, "B n+1 n+1"]:
+    if center is None:
         return from_parts(linear, torch.zeros_like(linear[:, :, 0]))
-    return from_parts(linear, centre - (linear @ centre[:, :, None])[:, :, 0])
+    return from_parts(linear, center - (linear @ center[:, :, None])[:, :, 0])
 
 
 def _planar_rotation(angle: Float[Tensor, " B"], p: int, q: int, n: int) -> Float[Tensor, "B n n"]:

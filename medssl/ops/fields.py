@@ -60,7 +60,7 @@ def add_noise(
 
     Fresh normal numbers cost more than all of the geometry, so they are read from a pool that is made once for a seed:
     each channel takes the sum of two stretches, one from either half of the pool, each at its own offset. Every voxel's
-    noise is exactly normal and neighbours are independent; the noise of two channels is correlated (by 1/2) only where
+    noise is exactly normal and neighbors are independent; the noise of two channels is correlated (by 1/2) only where
     one of their two offsets differs by the same voxels from the other's.
 
     Args:
@@ -92,7 +92,7 @@ def _pool(seed: int, length: int, device: torch.device) -> Float[Tensor, "2 leng
 
 @lru_cache(maxsize=64)
 def _spline_weights(points: int, extent: int) -> Float[Tensor, "extent points"]:
-    """Weight of each control point at each voxel; the voxels' centres are spread over the inner spline intervals."""
+    """Weight of each control point at each voxel; the voxels' centers are spread over the inner spline intervals."""
     spans = points - 3
     position = (torch.arange(extent, dtype=torch.float64) + 0.5) / extent * spans
     span = position.floor().clamp_(max=spans - 1)

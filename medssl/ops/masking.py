@@ -89,7 +89,7 @@ def random_hidden(cells: Sequence[int], ratio: float, draws: Draws) -> Bool[Tens
 def block_hidden(
     cells: Sequence[int], ratio: float, draws: Draws, *, share: tuple[float, float] = (0.1, 0.4), aspect: float = 3.0
 ) -> Bool[Tensor, "B *cells"]:
-    """Hides boxes of neighbouring cells until exactly :func:`hidden_count` cells are hidden in every sample.
+    """Hides boxes of neighboring cells until exactly :func:`hidden_count` cells are hidden in every sample.
 
     Boxes are drawn as in BEiT (Bao et al. 2022), for any number of axes; the cells by which the last box exceeds the
     count are shown again at random, so that every sample hides equally many.

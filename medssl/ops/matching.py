@@ -6,7 +6,7 @@ With vertex affinities :math:`c_{ia}` of node i of the first graph and a of the 
     score(v) = sum_{ia} c_ia v_ia  +  sum_{ef} c_ef v_ia v_jb
 
 An assignment is written as numbers: ``assignment[g, i]`` is the node of the second graph that node i gets. Edge
-affinities stay a table of edges by edges; the matrix of N^2 by N^2 is never built. The score is maximised by the method
+affinities stay a table of edges by edges; the matrix of N^2 by N^2 is never built. The score is maximized by the method
 of Frank and Wolfe with exact linear assignments and exact line search, as in Vogelstein et al., Fast Approximate
 Quadratic Programming for Graph Matching, PLOS ONE 2015, and polished by exchanges of pairs. The gradient is that of
 Niepert et al., Implicit MLE, NeurIPS 2021, as Nguyen et al., LVM-Med, NeurIPS 2023, use it.
@@ -52,8 +52,8 @@ class Affinities(NamedTuple):
 # --- graphs and affinities
 
 
-def neighbour_edges(embedding: Float[Tensor, "G N D"], neighbours: int) -> Int[Tensor, "G N*k 2"]:
-    """Edges from each node to the ``neighbours`` nodes whose embeddings point most nearly the same way.
+def neighbor_edges(embedding: Float[Tensor, "G N D"], neighbors: int) -> Int[Tensor, "G N*k 2"]:
+    """Edges from each node to the ``neighbors`` nodes whose embeddings point most nearly the same way.
 
     The choice has no gradient. Edges of one source follow each other, sources in order: edge e starts at e // k.
 
@@ -61,14 +61,14 @@ def neighbour_edges(embedding: Float[Tensor, "G N D"], neighbours: int) -> Int[T
         ValueError: There are not that many other nodes.
     """
     graphs, nodes, _ = embedding.shape
-    if not 0 < neighbours < nodes:
-        message = f"{nodes} nodes can have 1 to {nodes - 1} neighbours each, got {neighbours}"
+    if not 0 < neighbors < nodes:
+        message = f"{nodes} nodes can have 1 to {nodes - 1} neighbors each, got {neighbors}"
         raise ValueError(message)
     itself = torch.eye(nodes, dtype=torch.bool, device=embedding.device)
     similarity = cosine(embedding.detach(), embedding.detach()).masked_fill(itself, -torch.inf)
-    target = similarity.topk(neighbours, dim=2).indices
+    target = similarity.topk(neighbors, dim=2).indices
     source = torch.arange(nodes, device=embedding.device)[None, :, None].expand_as(target)
-    return torch.stack((source, target), dim=-1).reshape(graphs, nodes * neighbours, 2)
+    return torch.stack((source, target), dim=-1).reshape(graphs, nodes * neighbors, 2)
 
 
 def edge_affinity(
@@ -141,8 +141,8 @@ def match(affinities: Affinities, *, starts: int = 3, iterations: int = 20) -> I
 
     Args:
         affinities: Finite numbers. There is no gradient; :func:`matching_loss` has one.
-        starts: Where the search starts, the best end counts: the linear assignment, the centre of all permutations,
-            what the edges alone prefer there, then half-way from the centre to turns of the linear assignment.
+        starts: Where the search starts, the best end counts: the linear assignment, the center of all permutations,
+            what the edges alone prefer there, then half-way from the center to turns of the linear assignment.
         iterations: Linear assignments at most, from each start.
 
     Raises:
@@ -175,10 +175,10 @@ def matching_loss(
     Without noise w is the gold matching itself once ``strength`` exceeds 1 + k + the largest number of edges into one
     node, for k edges out of each and affinities of at most 1: then ``gold`` is ``solve`` at half the price.
 
-    For G graphs of N scans each, 5 neighbours, ``x`` and ``y`` [G, N, D] the embeddings of two views; a row of noise
+    For G graphs of N scans each, 5 neighbors, ``x`` and ``y`` [G, N, D] the embeddings of two views; a row of noise
     belongs to a scan, with its own vertex affinities and those of its five edges::
 
-        edges, others = neighbour_edges(x, 5), neighbour_edges(y, 5)
+        edges, others = neighbor_edges(x, 5), neighbor_edges(y, 5)
         affinities = Affinities(cosine(x, y), edge_affinity(x, y, edges, others), edges, others)
         noise = 0.1 * gumbel(draws(step, "matching").uniform(N + 5 * 5 * N)).to(x)
         of_vertices, of_edges = noise[:, :N].reshape(G, N, N), noise[:, N:].reshape(G, 5 * N, 5 * N)
@@ -288,13 +288,13 @@ def _match(problem: _Problem, starts: int, iterations: int) -> Int[Tensor, "G N"
 def _starts(problem: _Problem, linear: Int[Tensor, "G N"]) -> Iterator[tuple[Tensor, Tensor]]:
     """Points of the permutations' convex hull, and the gradient of the edges' part there."""
     yield _permutations(linear), _slope(problem, linear)
-    centre, slope = _centre(problem)
-    yield centre, slope
+    center, slope = _center(problem)
+    yield center, slope
     alone = linear_assignment(slope)
     yield _permutations(alone), _slope(problem, alone)
     for turn in range(1, linear.shape[1]):
         turned = (linear + turn) % linear.shape[1]
-        yield (centre + _permutations(turned)) / 2, (slope + _slope(problem, turned)) / 2
+        yield (center + _permutations(turned)) / 2, (slope + _slope(problem, turned)) / 2
 
 
 def _permutations(assignment: Int[Tensor, "G N"]) -> Float[Tensor, "G N N"]:
@@ -314,7 +314,7 @@ def _slope(problem: _Problem, assignment: Int[Tensor, "G N"]) -> Float[Tensor, "
     return slope.view(graphs, nodes, nodes)
 
 
-def _centre(problem: _Problem) -> tuple[Float[Tensor, "G N N"], Float[Tensor, "G N N"]]:
+def _center(problem: _Problem) -> tuple[Float[Tensor, "G N N"], Float[Tensor, "G N N"]]:
     """The mean of all permutations, and the gradient of the edges' part there."""
     graphs, nodes, _ = problem.vertex.shape
     slope = torch.zeros(graphs, nodes, nodes, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What masked modelling predicts, how a prediction is judged, and how it is shown."""
+"""What masked modeling predicts, how a prediction is judged, and how it is shown."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def reconstruction(
 
     Returns:
         "input"; "masked", hidden cells at the middle of the sample's range; "reconstruction", hidden cells as
-        predicted (un-normalised by the mean and deviation of the true cell), visible cells as in the input.
+        predicted (un-normalized by the mean and deviation of the true cell), visible cells as in the input.
     """
     size = view.image.shape[2:]
     predicted = unpatchify(prediction * target.deviation + target.mean, cell, size=size)

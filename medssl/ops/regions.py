@@ -23,7 +23,7 @@ APART = 4  # voxels between the first and the last region along an axis, at leas
 
 
 def region_corners(size: Sequence[int], side: int) -> list[tuple[int, ...]]:
-    """First voxels of regions: corners, middles of the edges, the centre, and the points halfway between (2D: 13).
+    """First voxels of regions: corners, middles of the edges, the center, and the points halfway between (2D: 13).
 
     Along an axis too thin for three regions (a slab's) they all lie in the middle: 13 of a thin volume, too.
 

@@ -1,7 +1,7 @@
 """The types that the rooms of medssl hand to each other.
 
 Axis letters: B batch, C channels, N tokens, ``*s`` the spatial axes (H W or D H W, in the order of the stored array's
-axes), n their number. Affines map voxel indices (the centre of a voxel is an integer) to what their name says.
+axes), n their number. Affines map voxel indices (the center of a voxel is an integer) to what their name says.
 ``hidden=True`` always means: the network must not see it. Sizes are in voxels; distances end in ``_mm``.
 """
 

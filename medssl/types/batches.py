@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Origin:
-    """Who the rows of a batch are: identifiers, global sample numbers, crop centre as a share (0..1) of the scan."""
+    """Who the rows of a batch are: identifiers, global sample numbers, crop center as a share (0..1) of the scan."""
 
     scan_ids: tuple[str, ...]
     subject_ids: tuple[str, ...]
@@ -72,7 +72,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Intensity:
-    """Random intensity changes of a view, on normalised values; a probability of 0 leaves a change out."""
+    """Random intensity changes of a view, on normalized values; a probability of 0 leaves a change out."""
 
     noise: tuple[float, float] = (0.0, 0.0)  # (probability, largest standard deviation)
     blur: tuple[float, float] = (0.0, 0.0)  # (probability, largest standard deviation in voxels)
@@ -109,9 +109,9 @@ class Sampling:
         distinct_subjects: No subject twice in one global batch (refused where there are too few subjects).
         stratified_axis: Stored axis along which the regions of a scan are spread evenly, or None.
         slice_axis: Stored axis that 2D plans take slices across when scans are volumes.
-        foreground: Share of crops whose centre must be foreground.
+        foreground: Share of crops whose center must be foreground.
         balance: "none"; "equal" draws each scan-level class equally often, "root" as the square root of its scans.
-        labelled: Share of crops around a labelled voxel: classes above background evenly. With foreground at most 1.
+        labeled: Share of crops around a labeled voxel: classes above background evenly. With foreground at most 1.
     """
 
     regions_per_scan: int = 1
@@ -120,7 +120,7 @@ class Sampling:
     slice_axis: int = 2
     foreground: float = 0.0
     balance: Literal["none", "equal", "root"] = "none"
-    labelled: float = 0.0
+    labeled: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class ViewPlan:
     views: tuple[ViewSpec, ...]
     sampling: Sampling = field(default_factory=Sampling)
     true_coordinates: bool = False
-    centred: bool = False  # a scan that is no larger than a view lies in its middle, rather than anywhere in it
+    centered: bool = False  # a scan that is no larger than a view lies in its middle, rather than anywhere in it
 
 
 @dataclass(frozen=True)

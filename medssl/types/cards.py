@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medssl.seen import Seen
 from medssl.types.preprocess import Imported, Preprocess
+from medssl.types.provenance import Seen
 from medssl.types.scans import LabelSchema
 
 

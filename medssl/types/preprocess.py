@@ -27,7 +27,7 @@ class IntensityRule:
 
 @dataclass(frozen=True)
 class IntensityRules:
-    """One rule for each value domain: CT in Hounsfield units, MR, other gray images, colour images."""
+    """One rule for each value domain: CT in Hounsfield units, MR, other gray images, color images."""
 
     hu: IntensityRule = field(default_factory=lambda: IntensityRule("range", -1000.0, 1000.0, "zscore"))
     mr: IntensityRule = field(default_factory=lambda: IntensityRule("percentile", 0.5, 99.5, "zscore"))

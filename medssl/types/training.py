@@ -43,7 +43,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Loss:
-    """``total`` is minimised; ``terms`` are detached scalars for the log; ``embedding`` is for health measures."""
+    """``total`` is minimized; ``terms`` are detached scalars for the log; ``embedding`` is for health measures."""
 
     total: Float[Tensor, ""]
     terms: dict[str, Tensor] = field(default_factory=dict)

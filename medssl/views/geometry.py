@@ -1,8 +1,8 @@
 """Random geometry: draws one affine per sample and view; ``resample.sample`` applies it.
 
 An affine here maps a view's voxels to the voxels of the raw crop, in float64 on the CPU. From left to right it is: move
-to the drawn centre, turn (in millimetres, so that thick slices turn as the body does), scale, mirror, all about the
-view's own centre. Elastic deformation is no affine and has no place here: whoever asks for true coordinates gets them.
+to the drawn center, turn (in millimeters, so that thick slices turn as the body does), scale, mirror, all about the
+view's own center. Elastic deformation is no affine and has no place here: whoever asks for true coordinates gets them.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ BEYOND = 1.5  # voxels of a turned view that resampling plane by plane passes be
 
 @dataclass(frozen=True)
 class Parts:
-    """In which of a scan's equal parts along an axis each view is to have its centre, in raw voxels along that axis.
+    """In which of a scan's equal parts along an axis each view is to have its center, in raw voxels along that axis.
 
     Attributes:
         axis: The axis.
-        centre: Where the centre is wanted.
+        center: Where the center is wanted.
         low: Where the part begins; it stays in the part whatever the size of the view.
         high: Where the part ends.
     """
 
     axis: int
-    centre: Float[Tensor, " B"]
+    center: Float[Tensor, " B"]
     low: Float[Tensor, " B"]
     high: Float[Tensor, " B"]
 
@@ -57,7 +57,7 @@ class Frame:
         left_right: The array's axis that runs from left to right.
         parts: Where views are to lie along the stratified axis; None where they lie anywhere.
         shown: Raw voxel that a view must show, NaN where any may be; None where that is so everywhere.
-        centred: Whether a scan that is no larger than the view lies in its middle.
+        centered: Whether a scan that is no larger than the view lies in its middle.
     """
 
     size: tuple[int, ...]
@@ -67,7 +67,7 @@ class Frame:
     left_right: Int[Tensor, " B"]
     parts: Parts | None = None
     shown: Float[Tensor, "B n"] | None = None
-    centred: bool = False
+    centered: bool = False
 
 
 def left_right_axis(world_affine: Float[Tensor, "B n+1 n+1"]) -> Int[Tensor, " B"]:
@@ -95,8 +95,8 @@ def draw_geometry(
 ) -> Float[Tensor, "B n+1 n+1"]:
     """Draws where and how each sample's view is read from its raw crop.
 
-    The centre is uniform among the places where the view reads stored voxels only; where the scan is smaller than the
-    view, among those where the view holds all of the scan, or in the scan's middle (``frame.centred``). Along the axis
+    The center is uniform among the places where the view reads stored voxels only; where the scan is smaller than the
+    view, among those where the view holds all of the scan, or in the scan's middle (``frame.centered``). Along the axis
     of ``frame.parts`` it is where it is wanted, moved inwards as far as the part allows until the view fits (tilted
     corners may reach over the end). What ``frame.shown`` names lies in the middle half of the view, or nearer to its
     border where it is near the scan's. With neither rotation nor scale the view lies on whole voxels. A nested view is
@@ -131,8 +131,8 @@ def draw_geometry(
     turned = any(rotation_limits(spec))
     spare = BEYOND * linear.abs().sum(dim=2) if parent is None and turned else torch.zeros_like(reach)
     scan = _scan_in(frame, inward)
-    first, last = _room_for_centres(scan, (reach, spare), room)
-    if frame.centred and parent is None:
+    first, last = _room_for_centers(scan, (reach, spare), room)
+    if frame.centered and parent is None:
         first, last = _in_the_middle(scan, reach, first, last)
     held = parent is None and frame.parts is not None
     if frame.parts is not None and held:
@@ -141,14 +141,14 @@ def draw_geometry(
     if shown is not None:
         first, last = _about(shown, (size - 1) * factors / 4, first, last)
     fixed = _fixed(spec) & (_is_whole(outer) & _is_signed(linear))
-    centre = torch.where(fixed[:, None], _whole_centre(first, last, share, reach), first + share * (last - first))
+    center = torch.where(fixed[:, None], _whole_center(first, last, share, reach), first + share * (last - first))
     if turned and not held:
         nearest = torch.minimum(torch.maximum(scan[0], first), last)
-        centre = _in_sight(centre, nearest, scan, inward[:, :n, :n] @ linear, size)
+        center = _in_sight(center, nearest, scan, inward[:, :n, :n] @ linear, size)
         if shown is not None:
-            centre = _showing(centre, shown, linear, size)
-    centre = coordinates.apply(outer, centre[:, None])[:, 0]
-    return coordinates.from_parts(linear, centre - (linear @ ((size - 1) / 2)))
+            center = _showing(center, shown, linear, size)
+    center = coordinates.apply(outer, center[:, None])[:, 0]
+    return coordinates.from_parts(linear, center - (linear @ ((size - 1) / 2)))
 
 
 def largest_extent(spec: ViewSpec, spacing_mm: Sequence[float] | None = None) -> tuple[float, ...]:
@@ -200,7 +200,7 @@ def _turn(spec: ViewSpec, draws: Draws, spacing_mm: Float[Tensor, "B n"]) -> Flo
 
 
 def _in_voxels(angles: Float[Tensor, "B k"], spacing_mm: Float[Tensor, "B n"]) -> Float[Tensor, "B n n"]:
-    """A rotation in millimetres as a matrix on voxels: to millimetres, turn, back."""
+    """A rotation in millimeters as a matrix on voxels: to millimeters, turn, back."""
     n = spacing_mm.shape[1]
     turn = coordinates.rotation(angles)[:, :n, :n]
     return turn * spacing_mm[:, None, :] / spacing_mm[:, :, None]
@@ -225,16 +225,16 @@ def _scan_in(frame: Frame, inward: Float[Tensor, "B n+1 n+1"]) -> tuple[Float[Te
     return middle, half
 
 
-def _room_for_centres(
+def _room_for_centers(
     scan: tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]],
     extent: tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]],
     room: Sequence[int],
 ) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
-    """Lowest and highest centre per axis, in the voxels of the crop or of the parent view.
+    """Lowest and highest center per axis, in the voxels of the crop or of the parent view.
 
     Args:
         scan: Its middle and reach.
-        extent: How far the view reaches from its centre, and how much more a turned view keeps from the border of the
+        extent: How far the view reaches from its center, and how much more a turned view keeps from the border of the
             room (``BEYOND``).
         room: Voxels of the crop or of the parent view.
     """
@@ -255,7 +255,7 @@ def _in_the_middle(
     first: Float[Tensor, "B n"],
     last: Float[Tensor, "B n"],
 ) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
-    """Narrows the range of centres to the middle of the scan, along axes where the view holds all of it."""
+    """Narrows the range of centers to the middle of the scan, along axes where the view holds all of it."""
     middle, half = scan
     nearest, held = torch.minimum(torch.maximum(middle, first), last), half <= reach + 1e-9
     return torch.where(held, nearest, first), torch.where(held, nearest, last)
@@ -264,46 +264,46 @@ def _in_the_middle(
 def _hold_in_part(
     frame: Frame, parts: Parts, first: Float[Tensor, "B n"], last: Float[Tensor, "B n"], *, thick: Float[Tensor, " B"]
 ) -> None:
-    """Sets the range of centres to the one place that is wanted; ``thick``: first to last voxel of the view."""
+    """Sets the range of centers to the one place that is wanted; ``thick``: first to last voxel of the view."""
     half = thick / 2
     low, high = frame.low[:, parts.axis] + half, frame.high[:, parts.axis] - half
-    inside = torch.where(low <= high, torch.minimum(torch.maximum(parts.centre, low), high), (low + high) / 2)
+    inside = torch.where(low <= high, torch.minimum(torch.maximum(parts.center, low), high), (low + high) / 2)
     first[:, parts.axis] = last[:, parts.axis] = torch.minimum(torch.maximum(inside, parts.low), parts.high)
 
 
 def _in_sight(
-    centre: Float[Tensor, "B n"],
+    center: Float[Tensor, "B n"],
     nearest: Float[Tensor, "B n"],
     scan: tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]],
     linear: Float[Tensor, "B n n"],
     size: Float[Tensor, " n"],
 ) -> Float[Tensor, "B n"]:
-    """Moves centres of turned views towards the scan until its box in the view's own axes holds the view or lies in it.
+    """Moves centers of turned views towards the scan until its box in the view's own axes holds the view or lies in it.
 
     The box around a turned view has corners that the view does not reach, where a small scan could be lost. A view
     that fits into its scan stays where it is.
 
     Args:
-        centre: As drawn.
+        center: As drawn.
         nearest: The place that is nearest to the middle of the scan, of those that are allowed.
         scan: Its middle and reach.
         linear: Steps of the view's axes.
         size: Voxels of the view.
     """
     (middle, half), inverse = scan, torch.linalg.inv(linear)
-    at, way = (torch.einsum("bij,bj->bi", inverse, move) for move in (nearest - middle, centre - nearest))
+    at, way = (torch.einsum("bij,bj->bi", inverse, move) for move in (nearest - middle, center - nearest))
     bound = (torch.einsum("bij,bj->bi", inverse.abs(), half) - (size - 1) / 2).abs()
     bound = torch.maximum(bound, at.abs())
     still = way.abs() < 1e-9
     share = (torch.where(way > 0, bound, -bound) - at) / torch.where(still, torch.ones_like(way), way)
     share = torch.where(still | (share > 1 - 1e-9), torch.ones_like(share), share).amin(dim=1, keepdim=True)
-    return torch.where(share < 1, nearest + share * (centre - nearest), centre)
+    return torch.where(share < 1, nearest + share * (center - nearest), center)
 
 
 def _about(
     shown: Float[Tensor, "B n"], quarter: Float[Tensor, "B n"], first: Float[Tensor, "B n"], last: Float[Tensor, "B n"]
 ) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
-    """Narrows the range of centres to a quarter of the view to each side of what must be shown, or to what is nearest.
+    """Narrows the range of centers to a quarter of the view to each side of what must be shown, or to what is nearest.
 
     Rows of NaN keep their range.
     """
@@ -313,18 +313,18 @@ def _about(
 
 
 def _showing(
-    centre: Float[Tensor, "B n"], shown: Float[Tensor, "B n"], linear: Float[Tensor, "B n n"], size: Float[Tensor, " n"]
+    center: Float[Tensor, "B n"], shown: Float[Tensor, "B n"], linear: Float[Tensor, "B n n"], size: Float[Tensor, " n"]
 ) -> Float[Tensor, "B n"]:
-    """Moves centres of turned views towards what must be shown until it is: by a border it may lie in a corner."""
-    away = torch.einsum("bij,bj->bi", torch.linalg.inv(linear), centre - shown).abs()
+    """Moves centers of turned views towards what must be shown until it is: by a border it may lie in a corner."""
+    away = torch.einsum("bij,bj->bi", torch.linalg.inv(linear), center - shown).abs()
     share = ((size - 1) / 2 / away.clamp_min(1e-9)).amin(dim=1, keepdim=True)
-    return torch.where(share < 1 - 1e-9, shown + share * (centre - shown), centre)  # NaN stays where it is
+    return torch.where(share < 1 - 1e-9, shown + share * (center - shown), center)  # NaN stays where it is
 
 
-def _whole_centre(
+def _whole_center(
     first: Float[Tensor, "B n"], last: Float[Tensor, "B n"], share: Float[Tensor, "B n"], reach: Float[Tensor, "B n"]
 ) -> Float[Tensor, "B n"]:
-    """A centre between ``first`` and ``last`` that puts the view on whole voxels, all of these equally likely."""
+    """A center between ``first`` and ``last`` that puts the view on whole voxels, all of these equally likely."""
     low, high = torch.ceil(first - reach - 1e-6), torch.floor(last - reach + 1e-6)
     start = torch.minimum(low + torch.floor(share * (high - low + 1)), high)
     return start + reach

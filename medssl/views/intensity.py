@@ -120,7 +120,7 @@ def apply_intensity(
     """Applies drawn parameters: gamma, contrast, brightness, bias field, blur, noise, in this order.
 
     Args:
-        image: Normalised values; it is not changed.
+        image: Normalized values; it is not changed.
         drawn: From ``draw_intensity``.
         seed: Seed of the run, for the pool of noise.
         valid: False on padding, which has no say in means and ranges; None where there is none.
@@ -201,7 +201,7 @@ def bias_field(
     """Multiplies what lies above each channel's lowest value by a smooth field, so that air stays air.
 
     Args:
-        image: Normalised values.
+        image: Normalized values.
         amplitude: Largest logarithm of the field.
         control: Control points between -1 and 1 per spatial axis; they are placed by ``fields.smooth_field``.
         valid: False on padding.
@@ -231,7 +231,7 @@ def blur(image: Float[Tensor, "B C *s"], sigma: Float[Tensor, " B"]) -> Float[Te
 
 
 def _blur_axis(image: Float[Tensor, "B C *s"], weights: Float[Tensor, "B r"], axis: int) -> Float[Tensor, "B C *s"]:
-    """A symmetric kernel by shifted sums: ``weights[:, k]`` belongs to the neighbours at distance k."""
+    """A symmetric kernel by shifted sums: ``weights[:, k]`` belongs to the neighbors at distance k."""
     extent, radius = image.shape[axis], weights.shape[1] - 1
     first, last = image.narrow(axis, 0, 1), image.narrow(axis, extent - 1, 1)
     reach = [radius if k == axis else 1 for k in range(image.ndim)]

@@ -58,13 +58,13 @@ def check_plan(plan: ViewPlan) -> None:
         "stratified_axis": sampling.stratified_axis is None or 0 <= sampling.stratified_axis < 3,
         "slice_axis": 0 <= sampling.slice_axis < 3,
         "foreground": 0 <= sampling.foreground <= 1,
-        "labelled": 0 <= sampling.labelled <= 1,
+        "labeled": 0 <= sampling.labeled <= 1,
     }
     for name, good in limits.items():
         if not good:
             message = f"data.sampling.{name} is out of range: {getattr(sampling, name)}"
             raise UserError(message)
-    _check_labelled(sampling)
+    _check_labeled(sampling)
     for number, spec in enumerate(plan.views):
         problem = _problem(spec, number, plan)
         if problem:
@@ -163,7 +163,7 @@ def _frame(crops: Crops, plan: ViewPlan) -> geometry.Frame:
         left_right=geometry.left_right_axis(placement.world_affine),
         parts=_parts(crops, plan),
         shown=None if placement.shown is None else placement.shown.cpu().to(torch.float64) - start,
-        centred=plan.centred,
+        centered=plan.centered,
     )
 
 
@@ -176,8 +176,8 @@ def _parts(crops: Crops, plan: ViewPlan) -> geometry.Parts | None:
     along = crops.origin.along.cpu().to(torch.float64)
     extent, start = (x.cpu().to(torch.float64)[:, axis] for x in (placement.source_shape, placement.start))
     part = coordinates.part_along(along, count)
-    low, centre, high = (share * extent - 0.5 - start for share in (part / count, along, (part + 1) / count))
-    return geometry.Parts(axis, centre, low, high)
+    low, center, high = (share * extent - 0.5 - start for share in (part / count, along, (part + 1) / count))
+    return geometry.Parts(axis, center, low, high)
 
 
 def _view(
@@ -255,17 +255,17 @@ def _finished(
     return image
 
 
-def _check_labelled(sampling: Sampling) -> None:
+def _check_labeled(sampling: Sampling) -> None:
     """Refuses crops around labels that something else has a say in."""
-    if sampling.labelled > 0 and sampling.stratified_axis is not None:
+    if sampling.labeled > 0 and sampling.stratified_axis is not None:
         message = (
-            f"data.sampling.labelled {sampling.labelled} and stratified_axis {sampling.stratified_axis} both say "
+            f"data.sampling.labeled {sampling.labeled} and stratified_axis {sampling.stratified_axis} both say "
             "where crops lie: leave one of them out"
         )
         raise UserError(message)
-    if sampling.labelled + sampling.foreground > 1:
+    if sampling.labeled + sampling.foreground > 1:
         message = (
-            f"data.sampling.labelled {sampling.labelled} and foreground {sampling.foreground} are shares of the "
+            f"data.sampling.labeled {sampling.labeled} and foreground {sampling.foreground} are shares of the "
             "same crops: make their sum at most 1"
         )
         raise UserError(message)

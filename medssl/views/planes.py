@@ -1,7 +1,7 @@
 """Affine resampling in 3D on the CPU: three passes, each in one plane.
 
 An affine acts in a plane when it moves two axes and leaves the third alone. Then all voxels along the third axis share
-their neighbours and weights, and the pass is a weighted sum of four rows of a table: one row for each place in the
+their neighbors and weights, and the pass is a weighted sum of four rows of a table: one row for each place in the
 plane, the third axis along the row. That is what the embedding-bag kernel computes, at the speed of memory, where
 trilinear ``grid_sample`` gathers voxel by voxel. Between passes the array is turned so that the next third axis lies
 along the rows.
@@ -49,8 +49,8 @@ def through_planes(
     boxes = [(np.zeros(3, dtype=np.int64), np.array(size, dtype=np.int64) - 1)]
     for factor, shift in zip(factors[:0:-1], shifts[:0:-1], strict=True):
         middle, half = (boxes[0][0] + boxes[0][1]) / 2, (boxes[0][1] - boxes[0][0]) / 2
-        centre, reach = factor @ middle + shift, np.abs(factor) @ half
-        boxes.insert(0, (np.floor(centre - reach + 1e-9).astype(int), np.ceil(centre + reach - 1e-9).astype(int)))
+        center, reach = factor @ middle + shift, np.abs(factor) @ half
+        boxes.insert(0, (np.floor(center - reach + 1e-9).astype(int), np.ceil(center + reach - 1e-9).astype(int)))
     channels = list(image)
     low = np.zeros(3)
     for axes, factor, shift, (first, last) in zip(_PLANES, factors, shifts, boxes, strict=True):
@@ -154,7 +154,7 @@ def _still(factor: Matrix, offset: Matrix) -> bool:
 def _taps(
     at_p: Matrix, at_q: Matrix, shape: tuple[int, int], *, swap: bool
 ) -> tuple[Int[Tensor, "N 4"], Float[Tensor, "N 4"]]:
-    """Rows of the table and weights of the four neighbours of each position; ``swap``: rows run over q first."""
+    """Rows of the table and weights of the four neighbors of each position; ``swap``: rows run over q first."""
     below, share = [], []
     for position, extent in ((at_p, shape[0]), (at_q, shape[1])):
         position = np.clip(position, 0, extent - 1)

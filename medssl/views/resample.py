@@ -125,12 +125,12 @@ def window(
     n = len(size)
     half = (torch.tensor(size, dtype=torch.float64) - 1) / 2
     middle = affine[0, :n, :n] @ half + affine[0, :n, n]
-    reach = affine[0, :n, :n].abs() @ (half + 1) + 2  # a voxel more on every side of the view, and both neighbours
+    reach = affine[0, :n, :n].abs() @ (half + 1) + 2  # a voxel more on every side of the view, and both neighbors
     shifted = affine.clone()
-    for axis, (centre, width) in enumerate(zip(middle.tolist(), reach.tolist(), strict=True)):
+    for axis, (center, width) in enumerate(zip(middle.tolist(), reach.tolist(), strict=True)):
         extent = image.shape[axis + 2]
-        start = min(max(math.floor(centre - width), 0), extent - 1)
-        stop = min(max(math.ceil(centre + width) + 1, start + 1), extent)
+        start = min(max(math.floor(center - width), 0), extent - 1)
+        stop = min(max(math.ceil(center + width) + 1, start + 1), extent)
         image = image.narrow(axis + 2, start, stop - start)
         shifted[0, axis, n] -= start
     return image, shifted

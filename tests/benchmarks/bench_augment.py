@@ -120,8 +120,9 @@ def write_files(folder: Path, count: int, shape: tuple[int, int, int]) -> list[P
 
 def fill_store(folder: Path, paths: list[Path]) -> Path:
     """The same volumes in a store, by the road of ``medssl cache``."""
-    from medssl.data import filling, records
-    from medssl.data.store import Store
+    from medssl.data.store import records
+    from medssl.data.store import writer as filling
+    from medssl.data.store.store import Store
 
     rule = IntensityRule("range", -1000.0, 1000.0, "unit")
     preprocess = Preprocess(orientation=None, foreground_crop=False, intensity=IntensityRules(hu=rule))
@@ -149,8 +150,8 @@ def fill_store(folder: Path, paths: list[Path]) -> Path:
 
 def ours(store: Path, *, full: bool) -> Method:
     """The loader in this process, and the views."""
-    from medssl.data.loader import make_loader
-    from medssl.data.store import Store
+    from medssl.data.loading.loader import make_loader
+    from medssl.data.store.store import Store
 
     spec = ViewSpec(SIZE, (0.9, 1.1), "global", Geometry("all", (DEGREES,)), Intensity(noise=(1.0, 0.1)))
     plan = ViewPlan((spec,))

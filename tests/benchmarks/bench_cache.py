@@ -48,10 +48,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from medssl.data import chunks, filling, grid, records
-from medssl.data.filling import Filling
-from medssl.data.loader import make_loader
-from medssl.data.store import Store
+from medssl.data.loading.loader import make_loader
+from medssl.data.store import chunks, grid, records
+from medssl.data.store import writer as filling
+from medssl.data.store.store import Store
+from medssl.data.store.writer import Filling
 from medssl.types import Digests, Grid, Part, Preprocess, Scan, Source, Subject, ViewPlan
 
 PLAIN = Preprocess(orientation=None, foreground_crop=False)
@@ -125,8 +126,8 @@ def volume(number: int, shape: tuple[int, ...]) -> np.ndarray:
     out = np.full(shape, -1000, np.float32)
     body = (x / 0.8) ** 2 + (y / 0.65) ** 2 < 1
     out[body] = 40 + 60 * coarse[body]
-    for centre in (-0.35, 0.35):
-        lung = ((x - centre) / 0.28) ** 2 + (y / 0.4) ** 2 + (z / 0.9) ** 2 < 1
+    for center in (-0.35, 0.35):
+        lung = ((x - center) / 0.28) ** 2 + (y / 0.4) ** 2 + (z / 0.9) ** 2 < 1
         out[lung] = -850 + 30 * coarse[lung]
     out += gaussian_filter(generator.normal(size=shape).astype(np.float32), 0.6) * 40
     shifted = grid.resample(out[None], np.eye(4), (0.99, 0.99, 0.99))[0]  # sub-voxel interpolation

@@ -1,6 +1,6 @@
 """Second-order graph matching beside scipy and pygmtools: time, score, and share of a training step (goal G12).
 
-Four tables. "match" is the problem of LVM-Med: N nodes, 5 neighbours each, cosines of vertices and of edges with a
+Four tables. "match" is the problem of LVM-Med: N nodes, 5 neighbors each, cosines of vertices and of edges with a
 tenth of Gumbel noise. pygmtools takes it as a dense matrix of N^2 by N^2, given ready-made and graph by graph; SM and
 RRWM want numbers above zero and get the rest as 0. "adjacency" is the only form that scipy's quadratic_assignment
 takes: an edge pair is worth the product of two weights, and vertices nothing; ours gets the same as a table of edges.

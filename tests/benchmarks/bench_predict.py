@@ -55,9 +55,9 @@ def write_network(folder: Path, spacing: float) -> None:
     from medssl.heads.base import Network
     from medssl.heads.segmentation import UNet
     from medssl.heads.weights import save_network
-    from medssl.recipes import config_folder
-    from medssl.seen import Seen
+    from medssl.io.configurations import config_folder
     from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned
+    from medssl.types.provenance import Seen
 
     torch.manual_seed(0)
     fragment = yaml.safe_load((config_folder() / "encoders" / "resenc_small_3d.yaml").read_text())
@@ -96,7 +96,7 @@ def main() -> None:
         for spacing, overlap in zip(asked.spacing, asked.overlap, strict=True):
             run = place / f"run{spacing}"
             write_network(run, spacing)
-            code = "import sys; from medssl.cli import run_verb; from medssl.engine.predict import predict; sys.exit("
+            code = "import sys; from medssl.cli import run_verb; from medssl.commands.predict import predict; sys.exit("
             code += "run_verb(predict, 'predict', sys.argv[1:]))"
             words = [str(run), str(scan.parent), f"--out={place / f'out{spacing}'}", f"--files.key={place / 'key'}"]
             words += ["--files.modality=CT", f"--windows.overlap={overlap}", f"--windows.precision={asked.precision}"]

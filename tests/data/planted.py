@@ -7,7 +7,8 @@ import signal
 import time
 from pathlib import Path
 
-from medssl.data import entries, filling
+from medssl.data.index import entries
+from medssl.data.store import writer as filling
 
 
 def harm(path: Path) -> None:

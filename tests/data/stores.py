@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from medssl.data import filling, records
-from medssl.data.filling import Filling
-from medssl.data.read import Volume
-from medssl.data.store import Store
+from medssl.data.formats.reading import Volume
+from medssl.data.store import records
+from medssl.data.store import writer as filling
+from medssl.data.store.store import Store
+from medssl.data.store.writer import Filling
 from medssl.types import Digests, Grid, Labels, Part, Preprocess, Scan, Source, Subject
 
 PLAIN = Preprocess(orientation=None, foreground_crop=False)

@@ -9,8 +9,8 @@ from data.stores import fill_store, volume
 from safetensors.torch import save_file
 from torch import nn
 
-from medssl.data.loader import make_loader
-from medssl.data.regions import slice_axes
+from medssl.data.loading.crops import slice_axes
+from medssl.data.loading.loader import make_loader
 from medssl.encoders.adapt import adapted, positions
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.vit import ViT

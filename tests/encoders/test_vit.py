@@ -11,9 +11,9 @@ from medssl.encoders.base import ContractError, check_encoder
 from medssl.encoders.timm2d import Timm2d
 from medssl.encoders.vit import ViT
 from medssl.encoders.weights import load
-from medssl.engine.optim import FineTuning, layer_shares, make_optimizer
 from medssl.nn.transformer import sincos_positions
 from medssl.ops.patches import patchify
+from medssl.training.optim import FineTuning, layer_shares, make_optimizer
 from medssl.types import Features, UserError
 
 SMALL = {"width": 32, "depth": 3}
@@ -145,7 +145,7 @@ def test_maps_come_from_equally_spaced_depths(depth, depths):
     assert encoder.depths == depths
     maps = encoder(image_of(encoder)).maps
     assert len(maps) == len(encoder.strides) == len(depths)
-    assert float(maps[-1].mean(1).detach().abs().max()) < 1e-5  # normalised over channels, with affine 1 and 0
+    assert float(maps[-1].mean(1).detach().abs().max()) < 1e-5  # normalized over channels, with affine 1 and 0
 
 
 def test_layers_for_layer_wise_decay():

@@ -24,8 +24,8 @@ from medssl.encoders.tensors import read_tensors
 from medssl.encoders.timm2d import Timm2d
 from medssl.encoders.vit import ViT
 from medssl.encoders.weights import Report, load, load_card, load_encoder, save_encoder
-from medssl.seen import Seen
 from medssl.types import Card, Imported, IntensityRule, IntensityRules, Preprocess, UserError
+from medssl.types.provenance import Seen
 
 ARGUMENTS = {"channels": [4, 8], "blocks": [1, 1], "ndim": 2, "norm": "batch", "in_channels": 1}
 CARD = Card(
@@ -136,7 +136,7 @@ def change_card(folder, change):
         ),
         (lambda d: d.update(step="many"), r"card\.json: step holds 'many': expected int"),
         (lambda d: d.update(step=True), "step holds True: expected int"),
-        (lambda d: d.update(colour="blue"), "unknown key colour; a Card has encoder, preprocess,"),
+        (lambda d: d.update(color="blue"), "unknown key color; a Card has encoder, preprocess,"),
         (lambda d: d["preprocess"].update(spacing_mm=["thin"]), r"spacing_mm\[0\] holds 'thin': expected float"),
         (lambda d: d["preprocess"]["intensity"]["hu"].update(low=[]), r"low holds \[\]"),
         (lambda d: d.update(encoder=3), r"encoder: 3; a Imported has class_path, init_args"),

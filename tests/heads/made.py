@@ -6,7 +6,7 @@ import torch
 from objectives.small import SIZES, encoder
 
 from medssl.encoders.vit import ViT
-from medssl.heads.base import UNLABELLED, Head, Network
+from medssl.heads.base import UNLABELED, Head, Network
 from medssl.types import LabelSchema
 
 NAMES = ("background", "liver", "tumour", "vessel")
@@ -32,8 +32,8 @@ def image(ndim: int, *, rows: int = 2, seed: int = 1) -> torch.Tensor:
     return torch.randn(rows, 1, *SIZES[ndim], generator=torch.Generator().manual_seed(seed))
 
 
-def targets(shape, classes: int, *, unlabelled: float = 0.3, seed: int = 2) -> torch.Tensor:
-    """Class numbers at random, a share of them UNLABELLED."""
+def targets(shape, classes: int, *, unlabeled: float = 0.3, seed: int = 2) -> torch.Tensor:
+    """Class numbers at random, a share of them UNLABELED."""
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.randint(0, classes, tuple(shape), generator=generator)
-    return torch.where(torch.rand(numbers.shape, generator=generator) < unlabelled, UNLABELLED, numbers)
+    return torch.where(torch.rand(numbers.shape, generator=generator) < unlabeled, UNLABELED, numbers)

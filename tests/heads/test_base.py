@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medssl.heads.base import UNLABELLED, class_numbers
+from medssl.heads.base import UNLABELED, class_numbers
 from medssl.types import LabelSchema, UserError
 
 SCHEMA = LabelSchema("mask", ((0, "background"), (7, "liver"), (300, "tumour")), ignore=255)
@@ -15,7 +15,7 @@ def test_values_become_places_in_the_schema():
     labels = torch.tensor([[0, 7, 300], [255, -1, 7]], dtype=torch.int16)
     numbers = class_numbers(labels, SCHEMA)
     assert numbers.dtype == torch.int64
-    assert numbers.tolist() == [[0, 1, 2], [UNLABELLED, UNLABELLED, 1]]
+    assert numbers.tolist() == [[0, 1, 2], [UNLABELED, UNLABELED, 1]]
 
 
 def test_minus_one_is_padding_where_nothing_is_ignored():

@@ -11,7 +11,7 @@ import torch
 from heads.made import image, network, targets
 from torch.nn import functional as F
 
-from medssl.heads.base import UNLABELLED
+from medssl.heads.base import UNLABELED
 from medssl.heads.classification import AttentivePool, Linear, Ordinal
 from medssl.types import Features, UserError
 
@@ -25,16 +25,16 @@ def test_every_image_gets_an_answer_and_every_parameter_a_gradient(name, ndim):
     whole = network(head, ndim, dropout=0.1, **arguments)
     logits = whole(image(ndim, rows=3))
     assert logits.shape == (3, 3)
-    whole.head.loss(logits, torch.tensor([0, 2, UNLABELLED])).backward()
+    whole.head.loss(logits, torch.tensor([0, 2, UNLABELED])).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in whole.parameters())
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weights", [None, (0.5, 1.0, 4.0)])
-def test_the_loss_is_torchs_over_what_is_labelled(weights, smoothing):
+def test_the_loss_is_torchs_over_what_is_labeled(weights, smoothing):
     head = network(Linear, 2, class_weights=weights, label_smoothing=smoothing).head
     logits, target = torch.randn(20, 3), targets((20,), 3)
-    known = target != UNLABELLED
+    known = target != UNLABELED
     assert 0 < int(known.sum()) < 20
     expected = F.cross_entropy(
         logits[known], target[known], None if weights is None else torch.tensor(weights), label_smoothing=smoothing
@@ -50,7 +50,7 @@ def test_the_loss_is_torchs_over_what_is_labelled(weights, smoothing):
 
 def test_a_batch_without_labels_has_no_loss():
     whole = network(AttentivePool, 2)
-    loss = whole.head.loss(whole(image(2)), torch.full((2,), UNLABELLED))
+    loss = whole.head.loss(whole(image(2)), torch.full((2,), UNLABELED))
     loss.backward()
     assert loss.detach() == 0
     assert all((p.grad == 0).all() for p in whole.parameters())
@@ -124,7 +124,7 @@ def loss_and_gradients(number: int, rows: tuple[int, ...]) -> tuple[float, dict[
     whole = network(head, 2, **arguments).double()
     index = list(rows)
     loss = whole.head.loss(
-        whole(image(2, rows=4).double()[index]), torch.tensor([2, UNLABELLED, 0, 1], dtype=torch.int64)[index]
+        whole(image(2, rows=4).double()[index]), torch.tensor([2, UNLABELED, 0, 1], dtype=torch.int64)[index]
     )
     loss.backward()
     gradients = {name: p.grad for name, p in whole.named_parameters()}
@@ -142,7 +142,7 @@ def on_each_process():
 
 @pytest.mark.ddp
 def test_two_processes_equal_one():
-    """Value and gradient, with unequal counts and weights of labelled images."""
+    """Value and gradient, with unequal counts and weights of labeled images."""
     shared = ddp.run_two(on_each_process)
     for number in range(len(CASES)):
         loss, gradients = loss_and_gradients(number, (0, 1, 2, 3))

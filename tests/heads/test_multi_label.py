@@ -18,8 +18,8 @@ from medssl.heads.multi_label import MultiLabel
 from medssl.heads.regression import Regression
 from medssl.heads.weights import load_network, save_network
 from medssl.ops.collectives import world_size
-from medssl.seen import Seen
 from medssl.types import Card, Features, Imported, LabelSchema, Preprocess, Tuned, UserError
+from medssl.types.provenance import Seen
 
 TARGET = torch.tensor([[1, 0, -1], [-1, -1, 0], [1, 1, -1], [-1, -1, -1]])
 NUMBERS = torch.tensor([3.0, torch.nan, -1.0, torch.nan])
@@ -70,7 +70,7 @@ def test_a_batch_of_which_nothing_is_known_has_no_loss(head, classes):
 
 
 @pytest.mark.parametrize("error", ["huber", "squared"])
-def test_a_number_costs_its_standardised_error(error):
+def test_a_number_costs_its_standardized_error(error):
     """By hand: mean 2, deviation 4; errors of 0.5 and -3 deviations."""
     head = network(Regression, 2, classes=1, error=error).head
     head.prepare(torch.tensor([-2.0, 6.0, torch.nan]))
@@ -195,7 +195,7 @@ def test_what_does_not_fit_is_refused(head, arguments, match):
         network(head, 2, **arguments)
 
 
-def test_a_constant_cannot_be_learnt():
+def test_a_constant_cannot_be_learned():
     with pytest.raises(UserError, match="mask is the same in all 2 scans to learn from: take scans that differ"):
         network(Regression, 2, classes=1).head.prepare(torch.tensor([4.0, 4.0, torch.nan]))
 

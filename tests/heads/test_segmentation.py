@@ -12,7 +12,7 @@ import torch
 from heads.made import image, network, schema, targets
 from objectives.small import SIZES, encoder
 
-from medssl.heads.base import UNLABELLED
+from medssl.heads.base import UNLABELED
 from medssl.heads.segmentation import UNet, VoxelLinear, coarser, dice_loss
 from medssl.types import UserError
 
@@ -23,7 +23,7 @@ def reference(logits: np.ndarray, target: np.ndarray, *, batch_dice: bool) -> fl
     probabilities = exponentials / exponentials.sum(1, keepdims=True)
     entropies, per_class = [], {}
     for p, t in zip(probabilities, target, strict=True):
-        known = t != UNLABELLED
+        known = t != UNLABELED
         for number in range(p.shape[0]):
             entropies += list(-np.log(p[number][known & (t == number)]))
             if number and known.any():
@@ -41,7 +41,7 @@ def test_the_loss_is_that_of_numpy(ndim, batch_dice):
     head = network(UNet, ndim, batch_dice=batch_dice).head
     logits = 3 * torch.randn(3, 3, *SIZES[ndim])
     target = targets((3, *SIZES[ndim]), 3)
-    target[1] = UNLABELLED  # a sample without any label
+    target[1] = UNLABELED  # a sample without any label
     target[2][target[2] == 2] = 0  # a class that one sample lacks
     expected = reference(logits.double().numpy(), target.numpy(), batch_dice=batch_dice)
     assert float(head.loss(logits, target)) == pytest.approx(expected, rel=1e-5)
@@ -54,7 +54,7 @@ def test_the_loss_is_monais_where_nothing_is_ignored(weights, batch_dice):
     from monai.losses import DiceCELoss
 
     head = network(UNet, 2, classes=4, batch_dice=batch_dice, loss_weights=weights).head
-    logits, target = 2 * torch.randn(3, 4, 16, 12), targets((3, 16, 12), 3, unlabelled=0.0)  # class 3 is absent
+    logits, target = 2 * torch.randn(3, 4, 16, 12), targets((3, 16, 12), 3, unlabeled=0.0)  # class 3 is absent
     theirs = DiceCELoss(
         include_background=False, to_onehot_y=True, softmax=True, batch=batch_dice, lambda_dice=weights[0],
         lambda_ce=weights[1],
@@ -68,7 +68,7 @@ def test_no_gradient_flows_to_voxels_without_a_label(batch_dice, deep):
     head = network(UNet, 2, deep_supervision=deep, batch_dice=batch_dice).head
     target = targets((2, 16, 16), 3)
     leaves = [torch.randn(2, 3, side, side) for side in ((16, 8) if deep else (16,))]
-    unknown = [(coarser(target, leaf.shape[2:]) == UNLABELLED)[:, None].expand_as(leaf) for leaf in leaves]
+    unknown = [(coarser(target, leaf.shape[2:]) == UNLABELED)[:, None].expand_as(leaf) for leaf in leaves]
     clean = [leaf.clone().requires_grad_() for leaf in leaves]
     loss = head.loss(tuple(clean), target)
     loss.backward()
@@ -87,7 +87,7 @@ def test_no_gradient_flows_to_voxels_without_a_label(batch_dice, deep):
 @pytest.mark.parametrize("batch_dice", [False, True])
 def test_a_batch_without_labels_has_no_loss(batch_dice):
     whole = network(UNet, 3, deep_supervision=True, batch_dice=batch_dice)
-    target = torch.full((2, *SIZES[3]), UNLABELLED)
+    target = torch.full((2, *SIZES[3]), UNLABELED)
     loss = whole.head.loss(whole(image(3)), target)
     loss.backward()
     assert loss.detach() == 0
@@ -106,7 +106,7 @@ def test_a_perfect_answer_has_no_loss():
     target = targets((2, 8, 8), 3)
     logits = 60.0 * torch.nn.functional.one_hot(target.clamp(min=0), 3).movedim(-1, 1)
     assert float(network(UNet, 2).head.loss(logits, target)) == pytest.approx(0, abs=1e-6)
-    wrong = logits.roll(1, 1).softmax(1).masked_fill((target == UNLABELLED)[:, None], 0)
+    wrong = logits.roll(1, 1).softmax(1).masked_fill((target == UNLABELED)[:, None], 0)
     assert float(dice_loss(wrong, target, batch_dice=False)) == pytest.approx(1, abs=1e-5)
 
 
@@ -144,7 +144,7 @@ def test_coarser_targets_are_voxels_of_the_finer():
     assert torch.equal(coarser(target, (6, 4))[0], target[0][:, 1::2])
     assert torch.equal(coarser(target, (2, 8))[0], target[0][1::3])
     assert coarser(target, (6, 8)) is target
-    assert set(coarser(torch.full((1, 4, 4), UNLABELLED), (2, 2)).flatten().tolist()) == {UNLABELLED}
+    assert set(coarser(torch.full((1, 4, 4), UNLABELED), (2, 2)).flatten().tolist()) == {UNLABELED}
 
 
 def test_half_precision_is_summed_in_float32():
@@ -212,9 +212,9 @@ def test_features_without_other_maps_still_work():
 def loss_and_gradients(ndim: int, rows: tuple[int, ...], arguments: dict) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss of some of four samples and its gradients, averaged over processes as data parallelism does."""
     whole = network(UNet, ndim, **arguments).double()
-    x, target = image(ndim, rows=4).double(), targets((4, *SIZES[ndim]), 3, unlabelled=0.3)
-    target[0, : SIZES[ndim][0] // 2] = UNLABELLED
-    target[3] = UNLABELLED
+    x, target = image(ndim, rows=4).double(), targets((4, *SIZES[ndim]), 3, unlabeled=0.3)
+    target[0, : SIZES[ndim][0] // 2] = UNLABELED
+    target[3] = UNLABELED
     index = list(rows)
     loss = whole.head.loss(whole(x[index]), target[index])
     loss.backward()
@@ -240,7 +240,7 @@ def on_each_process():
 
 @pytest.mark.ddp
 def test_two_processes_equal_one():
-    """Value and gradient, with unequal counts of labelled voxels and samples, and batch norms in the decoder."""
+    """Value and gradient, with unequal counts of labeled voxels and samples, and batch norms in the decoder."""
     shared = ddp.run_two(on_each_process)
     for number, (ndim, arguments) in enumerate(CONFIGURATIONS):
         loss, gradients = loss_and_gradients(ndim, (0, 1, 2, 3), arguments)
@@ -252,7 +252,7 @@ def test_two_processes_equal_one():
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_the_linear_probe_is_a_linear_map_of_standardised_maps(ndim):
+def test_the_linear_probe_is_a_linear_map_of_standardized_maps(ndim):
     made = network(VoxelLinear, ndim)
     x = image(ndim)
     with torch.no_grad():

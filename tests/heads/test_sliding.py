@@ -124,7 +124,7 @@ def test_planes_are_those_of_a_full_accumulation(shape, window, overlap):
 
 
 @pytest.mark.parametrize(("shape", "window", "overlap"), CASES)
-def test_a_network_without_a_neighbourhood_does_not_notice_windows(shape, window, overlap):
+def test_a_network_without_a_neighborhood_does_not_notice_windows(shape, window, overlap):
     toy, scan = Toy(len(shape), 1), scan_of(*shape)
     with torch.no_grad():
         dense = toy(scan[None])[0].softmax(0)

@@ -21,8 +21,8 @@ from medssl.heads.base import Network
 from medssl.heads.classification import AttentivePool, Linear
 from medssl.heads.segmentation import UNet
 from medssl.heads.weights import load_network, save_network
-from medssl.seen import Seen
 from medssl.types import Card, Imported, Preprocess, Tuned, UserError
+from medssl.types.provenance import Seen
 
 ENCODER = {"in_channels": 1, "ndim": 2, "channels": [4, 8, 12], "blocks": [1, 1, 1], "norm": "batch"}
 HEADS = {
@@ -33,7 +33,7 @@ HEADS = {
 
 
 def made(name: str) -> tuple[Network, Card]:
-    """A network whose weights and statistics are away from their initialisation, and its card."""
+    """A network whose weights and statistics are away from their initialization, and its card."""
     torch.manual_seed(0)
     head, arguments = HEADS[name]
     small = ResEnc(**ENCODER)

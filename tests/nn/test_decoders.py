@@ -91,7 +91,7 @@ def test_a_width_that_cannot_be_halved_is_refused():
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "layer"])
-def test_normalisations_look_at_visible_positions_only(norm):
+def test_normalizations_look_at_visible_positions_only(norm):
     """Densify a map with visible cells at another scale: only the coarser maps' own visible values count."""
     torch.manual_seed(0)
     densify = Densify((6, 8), [(1, 8), (0, 4)], norm=norm, ndim=2)
@@ -109,6 +109,6 @@ def test_equal_widths_need_no_projection_at_the_coarsest_map():
     assert isinstance(densify.projections[0], nn.Identity)
 
 
-def test_unknown_normalisations_are_refused():
+def test_unknown_normalizations_are_refused():
     with pytest.raises(UserError, match='norm "weight" is unknown: expected one of batch, instance, layer'):
         norm_layers("weight", [4], ndim=2)

@@ -1,4 +1,4 @@
-"""Message passing against the sum over neighbours by loops."""
+"""Message passing against the sum over neighbors by loops."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_mixing_is_the_formula():
                 assert abs(float(found[graph, i, j]) - joined / math.sqrt(degree[i] * degree[j])) < 1e-6
 
 
-def test_messages_are_sums_over_neighbours():
+def test_messages_are_sums_over_neighbors():
     torch.manual_seed(0)
     messages, x = MessagePassing((3, 5, 2)), torch.randn(2, 4, 3)
     mixing = mixing_matrix(EDGES, 4)

@@ -179,7 +179,7 @@ def test_pools_look_at_visible_positions():
             assert layer(x).flatten().tolist() == pytest.approx([want, 0.0])
 
 
-def test_a_hidden_position_takes_nothing_from_its_neighbours():
+def test_a_hidden_position_takes_nothing_from_its_neighbors():
     x = torch.ones(1, 1, 1, 4)
     hidden = torch.tensor([[[False, False, True, True]]])
     for layer in (nn.MaxPool2d((1, 3), 1, (0, 1)), nn.AvgPool2d((1, 3), 1, (0, 1), count_include_pad=False)):

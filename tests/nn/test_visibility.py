@@ -53,7 +53,7 @@ def test_uses_nest_and_end():
     assert torch.equal(net(x), dense)
 
 
-def test_one_module_is_hidden_without_its_neighbour():
+def test_one_module_is_hidden_without_its_neighbor():
     a, b = (sparsify(network()).eval() for _ in range(2))
     x, hidden = torch.randn(2, 1, 8, 8), torch.ones(2, 2, 2, dtype=torch.bool)
     with visible(a, hidden):
@@ -165,7 +165,7 @@ class Scale(nn.Module):
         (nn.Upsample(2), r"1\.q \(Upsample: is not known to keep zeros\)"),
         (nn.MaxPool2d(2, return_indices=True), r"1\.q \(MaxPool2d: returns indices\)"),
         (nn.InstanceNorm2d(4, track_running_stats=True), r"1\.q \(InstanceNorm2d: tracks running statistics\)"),
-        (nn.LayerNorm((4, 8, 8)), r"1\.q \(LayerNorm: normalises over positions\)"),
+        (nn.LayerNorm((4, 8, 8)), r"1\.q \(LayerNorm: normalizes over positions\)"),
         (nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 1)), r"1\.q \(ParametrizedConv2d"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Synthetic organs for the behavioural checks: images, pretraining, a linear probe, neighbours."""
+"""Synthetic organs for the behavioral checks: images, pretraining, a linear probe, neighbors."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def organs(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def probe(encoder: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, train: int) -> float:
-    """Accuracy (percent) of a ridge classifier on the standardised pooled features of the frozen encoder."""
+    """Accuracy (percent) of a ridge classifier on the standardized pooled features of the frozen encoder."""
     encoder.eval()
     with torch.no_grad():
         features = torch.cat([encoder(part).pooled for part in images.split(200)]).double()
@@ -54,8 +54,8 @@ def probe(encoder: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, 
     return 100 * float(((features[train:] @ weights).argmax(1) == labels[train:]).double().mean())
 
 
-def neighbours(encoder: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, train: int) -> float:
-    """Accuracy (percent) of the majority of the 20 nearest images (cosine of standardised pooled features)."""
+def neighbors(encoder: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, train: int) -> float:
+    """Accuracy (percent) of the majority of the 20 nearest images (cosine of standardized pooled features)."""
     encoder.eval()
     with torch.no_grad():
         features = torch.cat([encoder(part).pooled for part in images.split(200)]).double()
@@ -105,25 +105,25 @@ def pretrain(
 
 
 @dataclass(frozen=True)
-class Learnt:
+class Learned:
     """Loss at the start, at the end, and that as a share of what knowing nothing costs; scores before and after."""
 
     start: float
     end: float
     share: float
     probe: tuple[float, float]
-    neighbours: tuple[float, float]
+    neighbors: tuple[float, float]
 
 
-def learnt(
+def learned(
     make: Callable[[], Objective],
     seed: int,
     *,
     epochs: int,
     batch: int = 16,
     data: Callable[[int, int], tuple[torch.Tensor, torch.Tensor]] = organs,
-) -> Learnt:
-    """Trains on 2000 images; 600 others fit the probe or are the neighbours of 1000 more."""
+) -> Learned:
+    """Trains on 2000 images; 600 others fit the probe or are the neighbors of 1000 more."""
     images, _ = data(2000, 0)
     probed = data(1600, 1)
     random, _ = pretrain(make, seed, images, epochs=0)
@@ -131,9 +131,8 @@ def learnt(
     start, last = (np.mean([each["loss"] for each in part]) for part in (terms[:3], terms[-20:]))
     chance = np.mean([each["chance"] for each in terms[-20:]])
     scores = [
-        tuple(round(of(each.encoder, *probed, train=600), 1) for each in (random, trained))
-        for of in (probe, neighbours)
+        tuple(round(of(each.encoder, *probed, train=600), 1) for each in (random, trained)) for of in (probe, neighbors)
     ]
-    found = Learnt(*(round(float(value), 3) for value in (start, last, last / chance)), *scores)
+    found = Learned(*(round(float(value), 3) for value in (start, last, last / chance)), *scores)
     print(f"seed {seed}: {found}")
     return found

@@ -85,8 +85,8 @@ def view_spec(values: dict) -> ViewSpec:
     return ViewSpec(**{key: tuple(value) if isinstance(value, list) else value for key, value in parts.items()})
 
 
-def randomise(module: torch.nn.Module) -> None:
-    """Weights, biases and affine parameters away from the values of their initialisation."""
+def randomize(module: torch.nn.Module) -> None:
+    """Weights, biases and affine parameters away from the values of their initialization."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))

@@ -1,4 +1,4 @@
-"""Every shipped encoder fragment fits the masked modelling that it can be masked for, in its own number of axes."""
+"""Every shipped encoder fragment fits the masked modeling that it can be masked for, in its own number of axes."""
 
 from __future__ import annotations
 

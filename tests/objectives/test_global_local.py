@@ -243,7 +243,7 @@ def test_the_encoder_stays_as_it_is_bit_for_bit():
     assert set(objective.exported()) == {"encoder", "decoder"}
 
 
-def test_thirteen_regions_that_fit_and_their_neighbours():
+def test_thirteen_regions_that_fit_and_their_neighbors():
     corners = region_corners((24, 20), 3)
     assert len(corners) == len(set(corners)) == 13
     assert {(0, 0), (0, 17), (21, 0), (21, 17), (10, 8)} <= set(corners)
@@ -286,7 +286,7 @@ def test_what_does_not_fit_is_refused(arguments, message):
         ({"nearest": -2}, "regions.nearest must be at least 1, got -2"),
     ],
 )
-def test_regions_need_voxels_and_neighbours(arguments, match):
+def test_regions_need_voxels_and_neighbors(arguments, match):
     with pytest.raises(UserError, match=match):
         Regions(**arguments)
 

@@ -1,4 +1,4 @@
-"""The behavioural check: after some steps the embedding says from which part of a volume a slice is (slow)."""
+"""The behavioral check: after some steps the embedding says from which part of a volume a slice is (slow)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def accuracy(encoder: ResEnc, volumes: torch.Tensor) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_part_of_a_slice_is_learnt(seed):
+def test_the_part_of_a_slice_is_learned(seed):
     """300 steps of G^D: leave-one-volume-out 1-NN of the part gains at least 15 points over random weights."""
     torch.manual_seed(seed)
     encoder = ResEnc(1, ndim=2, channels=(8, 16, 32), strides=((1, 1), (2, 2), (2, 2)), blocks=(1, 1, 1), norm="batch")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from objectives.contrast import batch_of, generator
-from objectives.small import SIZES, encoder, randomise
+from objectives.small import SIZES, encoder, randomize
 from ops.graphs import best_of_all
 
 from medssl.nn.graph import mixing_matrix
@@ -21,7 +21,7 @@ from medssl.ops.draws import Draws
 from medssl.ops.matching import Affinities, match, score
 from medssl.types import Features, Sampling, Step, UserError, ViewSpec
 
-FOUR = Graphs(nodes=4, neighbours=2)
+FOUR = Graphs(nodes=4, neighbors=2)
 
 
 def objective_of(ndim: int = 2, **arguments) -> GraphMatch:
@@ -60,7 +60,7 @@ def by_loops(objective: GraphMatch, batch) -> tuple[np.ndarray, list, list]:
     with torch.no_grad():
         features = objective.encoder(torch.cat([view.image for view in batch.views]))
         rows = objective.projection(features.pooled)
-    nodes, k = objective.graphs.nodes, objective.graphs.neighbours
+    nodes, k = objective.graphs.nodes, objective.graphs.neighbors
     graphs = len(rows) // 2 // nodes
     found = []
     for part in rows.reshape(2 * graphs, nodes, -1):
@@ -167,7 +167,7 @@ def test_what_collapsed_matches_nothing():
 
 def test_gradients_reach_encoder_projection_and_messages():
     objective = objective_of(matching=Matching(noise=1.0))
-    randomise(objective)
+    randomize(objective)
     batch, step = batch_of(objective, scans=16)
     objective(precise(batch), step).total.backward()
     for name, parameter in objective.named_parameters():
@@ -175,14 +175,14 @@ def test_gradients_reach_encoder_projection_and_messages():
             assert float(parameter.grad.abs().max()) > 0, name
 
 
-def test_the_choice_of_neighbours_has_no_gradient(monkeypatch):
+def test_the_choice_of_neighbors_has_no_gradient(monkeypatch):
     """Slopes through fixed edges are the gradient; the edges themselves are whole numbers without one."""
     objective, kept = objective_of(), seen(monkeypatch)
     batch, step = batch_of(objective, scans=8)
     objective(precise(batch), step)
     assert not kept[0].edges.dtype.is_floating_point
     x = torch.randn(2, 4, 3, generator=generator(0), dtype=torch.float64, requires_grad=True)
-    edges = graph_match.neighbour_edges(x, 2)
+    edges = graph_match.neighbor_edges(x, 2)
     assert not edges.requires_grad
     assert not mixing_matrix(edges, 4).requires_grad
 
@@ -194,7 +194,7 @@ def features_of(rows: int, ndim: int = 2) -> Features:
 
 
 def test_permuting_the_nodes_of_one_view_permutes_the_matching():
-    objective = objective_of(graphs=Graphs(nodes=6, neighbours=3))
+    objective = objective_of(graphs=Graphs(nodes=6, neighbors=3))
     batch, _ = batch_of(objective, scans=6)
     features, order = features_of(6), torch.tensor([3, 0, 5, 1, 4, 2])
     affinities, _ = objective.compare(features, batch.views)
@@ -207,7 +207,7 @@ def test_permuting_the_nodes_of_one_view_permutes_the_matching():
 
 
 def test_renumbering_both_graphs_changes_nothing():
-    objective = objective_of(graphs=Graphs(nodes=6, neighbours=3), matching=Matching(noise=0.0))
+    objective = objective_of(graphs=Graphs(nodes=6, neighbors=3), matching=Matching(noise=0.0))
     batch, _ = batch_of(objective, scans=6)
     features, order = features_of(6), [3, 0, 5, 1, 4, 2]
     rows = torch.tensor(order + [6 + node for node in order])
@@ -224,7 +224,7 @@ def step_of(rows: int) -> Step:
 
 
 def test_a_permuted_copy_of_the_graph_is_recovered():
-    objective = objective_of(graphs=Graphs(nodes=6, neighbours=3), fit=Fit(alpha=1.0))
+    objective = objective_of(graphs=Graphs(nodes=6, neighbors=3), fit=Fit(alpha=1.0))
     batch, _ = batch_of(objective, scans=6, views="same")
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     features = features_of(6)
@@ -256,7 +256,7 @@ def test_affinities_are_bounded_and_lengths_do_not_matter():
 
 
 def test_a_strong_target_is_gold(monkeypatch):
-    """Without noise and with a strength above 1 + k + the most edges into a node; graphs of 8 with 3 neighbours."""
+    """Without noise and with a strength above 1 + k + the most edges into a node; graphs of 8 with 3 neighbors."""
     gradients = []
     for target in ("solve", "gold"):
         objective = objective_of(graphs=Graphs(8, 3), matching=Matching(target=target, noise=0.0, strength=12.0))
@@ -371,7 +371,7 @@ def test_an_incomplete_graph_is_refused(rows):
 
 BAD = [
     ({"graphs": Graphs(nodes=1)}, "graphs.nodes must be at least 2, got 1"),
-    ({"graphs": Graphs(nodes=4, neighbours=4)}, "graphs.neighbours must be from 1 to 3, got 4"),
+    ({"graphs": Graphs(nodes=4, neighbors=4)}, "graphs.neighbors must be from 1 to 3, got 4"),
     ({"graphs": Graphs(layers=-1)}, "graphs.layers must be at least 0, got -1"),
     ({"fit": Fit(alpha=1.5)}, "fit.alpha must be from 0 to 1, got 1.5"),
     ({"fit": Fit(cells=0)}, "fit.cells must be at least 1, got 0"),

@@ -1,4 +1,4 @@
-"""The behavioural check: matching improves on unseen nodes, and edges help to tell twins apart (slow)."""
+"""The behavioral check: matching improves on unseen nodes, and edges help to tell twins apart (slow)."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def trained(seed: int, residual: bool = True, **arguments) -> tuple[dict[str, fl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_matching_is_learnt(seed):
+def test_matching_is_learned(seed):
     """Clean accuracy on unseen nodes rises from below 0.5 to above 0.9 within 200 steps."""
     before, after = trained(seed, apart=None, nuisance=2.0)
     assert before["matching_accuracy 2"] < 0.5

@@ -1,4 +1,4 @@
-"""What masked transformers learn in fifteen epochs of synthetic slices: the loss, neighbours and a linear probe."""
+"""What masked transformers learn in fifteen epochs of synthetic slices: the loss, neighbors and a linear probe."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 import torch
-from engine.small_runs import MARGIN, PARTS, slices
-from objectives.organs import learnt
+from commands.small_runs import MARGIN, PARTS, slices
+from objectives.organs import learned
 
 from medssl.encoders.vit import ViT
 from medssl.objectives.mae import MAE
@@ -36,12 +36,12 @@ MISSED = pytest.param(simmim, 2, marks=pytest.mark.xfail(strict=True, reason="ga
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("make", "seed"), [*((mae, seed) for seed in range(3)), (simmim, 0), (simmim, 1), MISSED])
-def test_the_loss_falls_and_neighbours_gain(make, seed):
-    """1875 steps: the loss ends below 0.85, of what a constant costs below 0.9; 20 neighbours gain 5 points."""
-    found = learnt(partial(make, 4), seed, epochs=15, data=parts)
+def test_the_loss_falls_and_neighbors_gain(make, seed):
+    """1875 steps: the loss ends below 0.85, of what a constant costs below 0.9; 20 neighbors gain 5 points."""
+    found = learned(partial(make, 4), seed, epochs=15, data=parts)
     assert found.end < 0.85
     assert found.share < 0.9
-    assert found.neighbours[1] >= found.neighbours[0] + 5
+    assert found.neighbors[1] >= found.neighbors[0] + 5
 
 
 @pytest.mark.slow
@@ -49,4 +49,4 @@ def test_the_loss_falls_and_neighbours_gain(make, seed):
 @pytest.mark.parametrize("make", [mae, simmim])
 def test_the_loss_falls_on_turned_organs(make, seed):
     """Organs at any angle: the loss falls; that frozen features hardly gain there stands in the docs."""
-    assert learnt(partial(make, 8), seed, epochs=15).share < 0.85
+    assert learned(partial(make, 8), seed, epochs=15).share < 0.85

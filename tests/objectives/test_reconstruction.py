@@ -1,4 +1,4 @@
-"""What all masked modelling shares, in 2D and 3D: what is hidden stays hidden, the loss is that of a plain loop."""
+"""What all masked modeling shares, in 2D and 3D: what is hidden stays hidden, the loss is that of a plain loop."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_pictures_show_input_mask_and_reconstruction_in_the_values_of_the_input(
     assert not torch.equal(real[voxels & counted], image[voxels & counted])
     cells = patchify(real, objective.cell)[1:3][hidden[1:3].flatten(1)].mean(-1)
     means = patchify(image, objective.cell)[1:3][hidden[1:3].flatten(1)].mean(-1)
-    assert torch.corrcoef(torch.stack((cells, means)))[0, 1] > 0.9  # un-normalised with the true mean
+    assert torch.corrcoef(torch.stack((cells, means)))[0, 1] > 0.9  # un-normalized with the true mean
 
 
 # --- what does not fit

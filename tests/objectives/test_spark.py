@@ -1,6 +1,6 @@
 """SparK: what is hidden stays empty in 2D and 3D, tokens, statistics, shapes; input that does not fit.
 
-What it shares with other masked modelling (mask, loss, pictures) is tested in ``test_reconstruction.py``.
+What it shares with other masked modeling (mask, loss, pictures) is tested in ``test_reconstruction.py``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import copy
 
 import pytest
 import torch
-from objectives.small import encoder, randomise, spark
+from objectives.small import encoder, randomize, spark
 
 from medssl.objectives.contract import example_batch
 from medssl.objectives.spark import SparK
@@ -32,7 +32,7 @@ def setting(ndim, **arguments):
 @pytest.mark.parametrize("training", [True, False])
 def test_zeros_stay_zeros_at_every_stage(ndim, training):
     objective, batch, _, hidden = setting(ndim)
-    randomise(objective.encoder)
+    randomize(objective.encoder)
     objective.train(training)
     for features in objective.encoder(batch.views[0].image, hidden, mode="sparse").maps:
         empty = at_resolution(hidden, features.shape[2:])[:, None].expand_as(features)
@@ -79,13 +79,13 @@ def test_tokens_stand_at_hidden_positions_only(ndim):
     objective, batch, _, hidden = setting(ndim)
     densify = objective.densify
     maps = objective.encoder(batch.views[0].image, hidden, mode="sparse").maps
-    normalised, projected = [], []
+    normalized, projected = [], []
     for norm, project in zip(densify.norms, densify.projections, strict=True):
-        norm.register_forward_hook(lambda module, inputs, output: normalised.append(output))
+        norm.register_forward_hook(lambda module, inputs, output: normalized.append(output))
         project.register_forward_pre_hook(lambda module, inputs: projected.append(inputs[0]))
     densify(maps, hidden)
     assert len(projected) == len(densify.tokens) == (3 if ndim == 2 else 2)
-    for before, after, token in zip(normalised, projected, densify.tokens, strict=True):
+    for before, after, token in zip(normalized, projected, densify.tokens, strict=True):
         empty = at_resolution(hidden, after.shape[2:])
         assert (after.movedim(1, -1)[empty] == token).all()
         assert torch.equal(after.movedim(1, -1)[~empty], before.movedim(1, -1)[~empty])

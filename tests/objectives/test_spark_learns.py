@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from objectives.organs import SIDE, Learnt, learnt
+from objectives.organs import SIDE, Learned, learned
 
 from medssl.encoders.resenc import ResEnc
 from medssl.objectives.spark import SparK
@@ -17,8 +17,8 @@ def make() -> SparK:
 
 
 @pytest.fixture(scope="module")
-def runs() -> list[Learnt]:
-    return [learnt(make, seed, epochs=10) for seed in range(3)]
+def runs() -> list[Learned]:
+    return [learned(make, seed, epochs=10) for seed in range(3)]
 
 
 @pytest.mark.slow

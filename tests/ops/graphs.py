@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import torch
 
-from medssl.ops.matching import Affinities, edge_affinity, gumbel, neighbour_edges
+from medssl.ops.matching import Affinities, edge_affinity, gumbel, neighbor_edges
 from medssl.ops.similarity import cosine
 
 
@@ -18,7 +18,7 @@ def gumbels(*shape, seed):
 
 
 def affinities_of(x, y, k):
-    edges, others = neighbour_edges(x, k), neighbour_edges(y, k)
+    edges, others = neighbor_edges(x, k), neighbor_edges(y, k)
     return Affinities(cosine(x, y), edge_affinity(x, y, edges, others), edges, others)
 
 

@@ -73,8 +73,8 @@ def nodes_by_loops(features: torch.Tensor, view: View, size) -> list:
         cells = []
         for place in np.ndindex(*size):
             box = tuple(slice(k * s, k * s + s) for k, s in zip(place, step, strict=True))
-            centre = [k * s + (s - 1) / 2 for k, s in zip(place, step, strict=True)]
-            where = (linear @ np.append(centre, 1))[:-1] - middle
+            center = [k * s + (s - 1) / 2 for k, s in zip(place, step, strict=True)]
+            where = (linear @ np.append(center, 1))[:-1] - middle
             cells.append((features[row][(slice(None), *place)].numpy(), usable[box].mean() >= 0.5, where))
         nodes.append(tuple(zip(*cells, strict=True)))
     return nodes
@@ -131,15 +131,15 @@ def test_finer_maps_are_averaged_and_keep_their_places():
     assert cells.features.shape == (1, 2, 25, 4)
     torch.testing.assert_close(
         cells.features[0, 0, 0], random(2, 4, 6, 10, seed=1)[0, :, :2, :2].mean((1, 2))
-    )  # the first cell is the mean of rows 0 and 1 and columns 0 and 1: its centre lies between them
-    torch.testing.assert_close(cells.centres[0], torch.tensor([1.5, 1.5], dtype=torch.float64))
+    )  # the first cell is the mean of rows 0 and 1 and columns 0 and 1: its center lies between them
+    torch.testing.assert_close(cells.centers[0], torch.tensor([1.5, 1.5], dtype=torch.float64))
 
 
 def test_a_permuted_view_permutes_columns():
     views = [view_of(4, 2, seed) for seed in (1, 2)]
     one, other = (map_cells(random(4, 6, 3, 5, seed=s), v, nodes=4, most=9) for s, v in zip((3, 4), views, strict=True))
     order = [2, 0, 3, 1]
-    moved = Cells(other.features[:, order], other.counted[:, order], other.affine[:, order], other.centres)
+    moved = Cells(other.features[:, order], other.counted[:, order], other.affine[:, order], other.centers)
     found = local_affinity(one, other, share=0.4)
     torch.testing.assert_close(local_affinity(one, moved, share=0.4), found[:, :, order])
     torch.testing.assert_close(local_affinity(other, one, share=0.4), found.mT)

@@ -68,8 +68,8 @@ def test_the_order_of_turns_is_0_then_1_then_2():
 
 @settings(max_examples=25, deadline=None)
 @given(affines(3), st.lists(NUMBERS, min_size=3, max_size=3))
-def test_a_centre_stays(affine, centre):
-    c = torch.tensor([centre], dtype=torch.float64)
+def test_a_center_stays(affine, center):
+    c = torch.tensor([center], dtype=torch.float64)
     angles = torch.tensor([[0.4, 0.2, -0.9]], dtype=torch.float64)
     for moved in (co.rotation(angles, c), co.scaling(torch.tensor([[2.0, 3.0, 0.5]], dtype=torch.float64), c)):
         assert torch.allclose(co.apply(moved, c[:, None])[:, 0], c, atol=1e-9)
@@ -101,14 +101,14 @@ def test_dtype_is_kept():
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 5)), min_size=2, max_size=3))
-def test_cell_centres_are_means_of_their_voxels(axes):
+def test_cell_centers_are_means_of_their_voxels(axes):
     shape = [voxels * cells for voxels, cells in axes]
     cells = [count for _, count in axes]
-    centres = co.cell_centres(shape, cells).reshape(*cells, len(cells))
+    centers = co.cell_centers(shape, cells).reshape(*cells, len(cells))
     for number in np.ndindex(*cells):
         for axis, (voxels, _) in enumerate(axes):
             members = range(number[axis] * voxels, (number[axis] + 1) * voxels)
-            assert float(centres[number][axis]) == pytest.approx(sum(members) / voxels)
+            assert float(centers[number][axis]) == pytest.approx(sum(members) / voxels)
 
 
 @settings(max_examples=30, deadline=None)
@@ -146,10 +146,10 @@ def test_inside_a_turned_view():
 def test_nearest_cells_against_brute_force(pair, radius):
     a, b = pair
     n = a.shape[-1] - 1
-    centres_a, centres_b = co.cell_centres([8, 6, 12][:n], [4, 3, 2][:n]), co.cell_centres([9, 8, 6][:n], [3, 2, 3][:n])
-    index, near = co.match_cells(a, centres_a, b, centres_b, radius=radius)
-    there_a = [a[0, :n, :n].numpy() @ c + a[0, :n, n].numpy() for c in centres_a.numpy()]
-    there_b = [b[0, :n, :n].numpy() @ c + b[0, :n, n].numpy() for c in centres_b.numpy()]
+    centers_a, centers_b = co.cell_centers([8, 6, 12][:n], [4, 3, 2][:n]), co.cell_centers([9, 8, 6][:n], [3, 2, 3][:n])
+    index, near = co.match_cells(a, centers_a, b, centers_b, radius=radius)
+    there_a = [a[0, :n, :n].numpy() @ c + a[0, :n, n].numpy() for c in centers_a.numpy()]
+    there_b = [b[0, :n, :n].numpy() @ c + b[0, :n, n].numpy() for c in centers_b.numpy()]
     for row, point in enumerate(there_a):
         distances = [math.dist(point, other) for other in there_b]
         assert distances[int(index[0, row])] == pytest.approx(min(distances), abs=1e-9)
@@ -159,8 +159,8 @@ def test_nearest_cells_against_brute_force(pair, radius):
 
 def test_cells_of_the_same_view_match_themselves():
     affine = co.rotation(torch.tensor([[0.2, 0.1, -0.4]], dtype=torch.float64)).repeat(2, 1, 1).float()
-    centres = co.cell_centres((40, 40, 40), (12, 11, 10))  # more rows than are compared at once
-    index, near = co.match_cells(affine, centres, affine, centres, radius=0.0)
+    centers = co.cell_centers((40, 40, 40), (12, 11, 10))  # more rows than are compared at once
+    index, near = co.match_cells(affine, centers, affine, centers, radius=0.0)
     assert torch.equal(index, torch.arange(1320).expand(2, -1))
     assert bool(near.all())
 

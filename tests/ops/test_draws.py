@@ -51,7 +51,7 @@ def test_parts_of_the_key_do_not_run_into_each_other():
     assert keyed_generator(1, 1, "1:a").random() != keyed_generator(1, 1, "a").random()
 
 
-def test_neighbouring_samples_are_uncorrelated():
+def test_neighboring_samples_are_uncorrelated():
     rows = Draws(0, range(400), "test").normal(100).double()
     correlation = torch.corrcoef(rows)[~torch.eye(400, dtype=torch.bool)]
     assert correlation.abs().max() < 6 / math.sqrt(100)

@@ -55,14 +55,14 @@ def test_all_cells_are_hidden_equally_often():
 
 
 def test_blocks_lie_together():
-    """Hidden cells of a block mask have more hidden neighbours than those of a random mask."""
+    """Hidden cells of a block mask have more hidden neighbors than those of a random mask."""
 
-    def neighbours(hidden):
+    def neighbors(hidden):
         pairs = [(hidden[:, 1:] & hidden[:, :-1]), (hidden[:, :, 1:] & hidden[:, :, :-1])]
         return sum(int(pair.sum()) for pair in pairs)
 
     samples = Draws(0, range(50), "mask"), Draws(0, range(50), "other")
-    assert neighbours(block_hidden((12, 12), 0.4, samples[0])) > 1.5 * neighbours(
+    assert neighbors(block_hidden((12, 12), 0.4, samples[0])) > 1.5 * neighbors(
         random_hidden((12, 12), 0.4, samples[1])
     )
 

@@ -18,7 +18,7 @@ from medssl.ops.matching import (
     linear_assignment,
     match,
     matching_loss,
-    neighbour_edges,
+    neighbor_edges,
     score,
 )
 from medssl.ops.similarity import cosine
@@ -44,9 +44,9 @@ def reached(given):
 # --- graphs, affinities, score
 
 
-def test_neighbours_are_the_most_similar_others():
+def test_neighbors_are_the_most_similar_others():
     x = rows(3, 6, 4)
-    edges = neighbour_edges(x, 2)
+    edges = neighbor_edges(x, 2)
     assert edges.shape == (3, 12, 2)
     assert edges[..., 0].tolist() == [[e // 2 for e in range(12)]] * 3
     for graph in range(3):
@@ -54,15 +54,15 @@ def test_neighbours_are_the_most_similar_others():
         for node in range(6):
             others = sorted((other for other in range(6) if other != node), key=lambda o: -float(similar[node, o]))
             assert edges[graph, 2 * node : 2 * node + 2, 1].tolist() == others[:2]
-    with pytest.raises(ValueError, match="6 nodes can have 1 to 5 neighbours each, got 6"):
-        neighbour_edges(x, 6)
-    with pytest.raises(ValueError, match="6 nodes can have 1 to 5 neighbours each, got 0"):
-        neighbour_edges(x, 0)
+    with pytest.raises(ValueError, match="6 nodes can have 1 to 5 neighbors each, got 6"):
+        neighbor_edges(x, 6)
+    with pytest.raises(ValueError, match="6 nodes can have 1 to 5 neighbors each, got 0"):
+        neighbor_edges(x, 0)
 
 
 def test_edge_affinity_is_the_cosine_of_differences():
     x, y = rows(2, 5, 4), rows(2, 5, 4, seed=1)
-    edges, others = neighbour_edges(x, 2), neighbour_edges(y, 3)
+    edges, others = neighbor_edges(x, 2), neighbor_edges(y, 3)
     found = edge_affinity(x, y, edges, others)
     assert found.shape == (2, 10, 15)
     for graph, e, f in ((0, 0, 0), (1, 9, 14), (1, 3, 7)):
@@ -103,7 +103,7 @@ def test_linear_assignment_is_scipys():
     gain = rows(20, 9, 9)
     expected = [linear_sum_assignment(each.numpy(), maximize=True)[1].tolist() for each in gain]
     assert linear_assignment(gain).tolist() == expected
-    given = Affinities(gain, torch.zeros(20, 18, 18), neighbour_edges(gain, 2), neighbour_edges(gain, 2))
+    given = Affinities(gain, torch.zeros(20, 18, 18), neighbor_edges(gain, 2), neighbor_edges(gain, 2))
     assert match(given).tolist() == expected
     without = given._replace(edge=torch.zeros(20, 0, 0), edges=given.edges[:, :0], other_edges=given.edges[:, :0])
     assert match(without).tolist() == expected
@@ -242,11 +242,11 @@ def test_a_batch_is_a_loop(monkeypatch):
     assert match(Affinities(*(each[:0] for each in given))).shape == (0, 9)
 
 
-def test_the_centre_is_the_mean_of_permutations():
+def test_the_center_is_the_mean_of_permutations():
     problem = matching._problem(instances(2, 6, seed=9))
     turns = torch.stack([(torch.arange(6) + turn) % 6 for turn in range(6)])
     slopes = torch.stack([matching._slope(problem, turn.expand(2, 6)) for turn in turns])
-    point, slope = matching._centre(problem)
+    point, slope = matching._center(problem)
     torch.testing.assert_close(slope, slopes.mean(0))
     assert (point == 1 / 6).all()
 

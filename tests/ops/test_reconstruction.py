@@ -1,4 +1,4 @@
-"""Targets of masked modelling, errors of a prediction, and pictures of it."""
+"""Targets of masked modeling, errors of a prediction, and pictures of it."""
 
 from __future__ import annotations
 

@@ -169,7 +169,7 @@ def test_local_regions_scan_by_scan_equal_one_large_mask():
     found = info_nce(x, both, torch.cat((same, none), 2), apart)
     positives, negatives = torch.block_diag(*torch.cat((same, none), 2).int()), torch.block_diag(*apart.int())
     torch.testing.assert_close(found, info_nce(x.flatten(0, 1), both.flatten(0, 1), positives.bool(), negatives.bool()))
-    near[[0, 4], [2, 2]] = True  # now two neighbours each
+    near[[0, 4], [2, 2]] = True  # now two neighbors each
     constant, apart = torch.ones(3, 10, 4), torch.cat((near, near), 1).expand(3, 5, 10)
     flat = info_nce(constant[:, :5], constant, torch.cat((same, none), 2), apart)
     assert flat.item() == pytest.approx(math.log(1 + 2 * 2), rel=1e-6)

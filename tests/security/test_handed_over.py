@@ -11,14 +11,15 @@ import typing
 import numpy as np
 import pytest
 import yaml
+from commands import fitted
 from data.make_scans import noise, write_nifti
 from data.stores import fill_store, volume
-from engine import fitted
 from security.planted import Canary, change_card, named
 
-from medssl import cli, trust
+from medssl import cli
 from medssl.encoders.weights import load_card
 from medssl.heads.weights import load_network
+from medssl.io import trust
 from medssl.types import Imported, Preprocess, UserError
 
 LISTED = "which is not on the list of classes that are built from files of others: its code would run; if you know it, "
@@ -29,7 +30,7 @@ def canary(tmp_path, monkeypatch):
     planted = Canary(tmp_path)
     monkeypatch.syspath_prepend(str(planted.path))
     monkeypatch.delitem(sys.modules, "stranger", raising=False)
-    monkeypatch.setenv("MEDSSL_TRUST", "engine.fitted.Plain,engine.fitted.Bands")
+    monkeypatch.setenv("MEDSSL_TRUST", "commands.fitted.Plain,commands.fitted.Bands")
     yield planted
     sys.modules.pop("stranger", None)
 
@@ -76,8 +77,8 @@ ATTACKS = {
         lambda card: card["tuned"].update(head=named("medssl.heads.weights.Card")),
     ),
     "an objective's room with a verb": (
-        "medssl.engine.predict.predict", "encoder",
-        lambda card: card.update(encoder=named("medssl.engine.predict.predict")),
+        "medssl.commands.predict.predict", "encoder",
+        lambda card: card.update(encoder=named("medssl.commands.predict.predict")),
     ),
     "a name that only begins like a listed one": (
         "medssl.encoders_.x", "encoder", lambda card: card.update(encoder=named("medssl.encoders_.x"))
@@ -236,8 +237,8 @@ def test_what_trust_takes(canary, run, capsys):
     said = said_by(capsys, "predict", run, "x", "--out=y", "--trust", "rm -rf")
     assert said == "error: --trust 'rm -rf': expected the import path of a class, such as package.module.Class\n"
     assert trust.names(" a.B, c.d.E ,") == {"a.B", "c.d.E"}
-    assert trust.is_trusted("engine.fitted.Plain", ())  # of the environment
-    assert not trust.is_trusted("engine.fitted", ())
+    assert trust.is_trusted("commands.fitted.Plain", ())  # of the environment
+    assert not trust.is_trusted("commands.fitted", ())
 
 
 # --- config.yaml of a run
@@ -291,7 +292,7 @@ def test_every_verb_that_reads_a_card_takes_trust():
 
 
 def test_preprocess_by_python_is_ones_own():
-    from medssl.data.preprocess import build
+    from medssl.data.store.preprocess import build
 
     assert build(Imported("fractions.Fraction", {"numerator": 3, "denominator": 4})) == 0.75
     assert Preprocess(transforms=(Imported("a.b"),)).transforms[0].class_path == "a.b"

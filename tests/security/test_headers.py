@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from medssl.data.index import FileOptions, Index, IndexOptions
-from medssl.data.update import update
+from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
+from medssl.data.index.update import update
 
 NAMES = ("/etc/hosts", "../secret.raw", "sub/../../secret.raw", "%n%n%s.raw", "%s%s%d.raw 1 5 1", "secret.raw\\0.raw")
 MHD = "ObjectType = Image\nNDims = 3\nDimSize = 4 4 4\nElementSpacing = 1 1 1\nElementType = MET_UCHAR\n"

@@ -8,12 +8,13 @@ import zipfile
 
 import pytest
 import yaml
-from engine import fitted
+from commands import fitted
 from security.planted import change_card
 
-from medssl import cli, files
+from medssl import cli
 from medssl.encoders.tensors import read_tensors
 from medssl.encoders.weights import load_card
+from medssl.io import files
 from medssl.types import UserError
 
 
@@ -79,7 +80,7 @@ def test_a_torch_archive_that_is_compressed(tmp_path):
 
 
 def test_markup_in_names_is_text_in_a_report(tmp_path):
-    from medssl.engine.report import report
+    from medssl.commands.report import report
 
     run = fitted.save(tmp_path / "run")
     script = "<script>alert(1)</script>"

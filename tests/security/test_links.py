@@ -7,13 +7,15 @@ from types import SimpleNamespace
 import pytest
 from data.stores import PLAIN
 
-from medssl import files
-from medssl.data.index import Index, IndexOptions
-from medssl.data.store import Store
-from medssl.data.update import update
-from medssl.engine import cache, children, finished
-from medssl.engine.callbacks import Metrics
-from medssl.engine.checkpoint import RunFolder
+from medssl.commands import cache
+from medssl.comparison import jobs as children
+from medssl.data.index.scan_index import Index, IndexOptions
+from medssl.data.index.update import update
+from medssl.data.store.store import Store
+from medssl.inference import finished_scans as finished
+from medssl.io import files
+from medssl.training.callbacks import Metrics
+from medssl.training.checkpoint import RunFolder
 from medssl.types import UserError
 
 LINK = "is a link to another file: delete it and run the command again$"

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import fitted
 from data.make_scans import Series, noise, truncate, write_nifti, write_series
 from data.stores import fill_store, volume
-from engine import fitted
 
-from medssl.csv_text import as_csv, harmless
-from medssl.data.index import FileOptions, Index, IndexOptions
-from medssl.data.reasons import kind_of_reason
-from medssl.data.store import Store
-from medssl.data.update import update
-from medssl.engine.outputs import write_answers
-from medssl.engine.predict import predict, private_index
-from medssl.evaluate.probe_tables import write_table
+from medssl.commands.predict import predict, private_index
+from medssl.data.index.reasons import kind_of_reason
+from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
+from medssl.data.index.update import update
+from medssl.data.store.store import Store
+from medssl.inference.writers import write_answers
+from medssl.io.csv_text import as_csv, harmless
+from medssl.metrics.probe_tables import write_table
 from medssl.types import LabelSchema, UserError
 
 FORMULAS = (

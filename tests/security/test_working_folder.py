@@ -11,19 +11,19 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from commands import labeled
 from data.make_scans import noise, write_nifti
-from engine import labelled
 
-from medssl import safe_path
-from medssl.data.processes import spawning
+from medssl.io import safe_path
+from medssl.io.processes import spawning
 
-PACKAGE = Path(safe_path.__file__).parent
+PACKAGE = Path(safe_path.__file__).parent.parent
 MODULES = (
     "torch", "numpy", "json", "sqlite3", "textwrap", "yaml", "monai", "csv", "pickle", "multiprocessing", "subprocess",
     "lightning", "jsonargparse", "pydicom", "nibabel", "medssl_own", "tqdm", "blosc2", "concurrent", "dataclasses",
 )  # fmt: skip
 COMMANDS = {
-    "module": [sys.executable, "-m", "medssl.cli"],
+    "module": [sys.executable, "-m", "medssl"],
     "script": [str(Path(sys.executable).parent / "medssl")],
 }
 
@@ -66,10 +66,10 @@ def test_index_and_its_workers(command, planted, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_verb_that_starts_processes(command, planted, tmp_path):
-    labelled.volumes(tmp_path / "scans")
+    labeled.volumes(tmp_path / "scans")
     (tmp_path / "key").mkdir(exist_ok=True)
     (tmp_path / "place").mkdir()
-    file = labelled.indexed(tmp_path / "scans", tmp_path / "place" / "index.sqlite", key=tmp_path / "key" / "key")
+    file = labeled.indexed(tmp_path / "scans", tmp_path / "place" / "index.sqlite", key=tmp_path / "key" / "key")
     start, store = COMMANDS[command], tmp_path / "store"
     medssl(
         start, planted, "cache", file, store, "--workers=2", "--preprocess.foreground_crop=false",

@@ -165,7 +165,7 @@ def test_a_turned_view_does_not_lose_a_small_scan():
 def test_a_turned_view_that_fits_into_its_scan_stays_where_it_was_drawn(monkeypatch):
     crops = raw_crops(torch.zeros(100, 1, 35, 33, 33, dtype=torch.int16))
     found = make_batch(crops, ViewPlan((TURNED,)), seed=0, device="cpu").views[0]
-    monkeypatch.setattr(geometry, "_in_sight", lambda centre, *_: centre)
+    monkeypatch.setattr(geometry, "_in_sight", lambda center, *_: center)
     assert torch.equal(found.affine, make_batch(crops, ViewPlan((TURNED,)), seed=0, device="cpu").views[0].affine)
 
 
@@ -270,7 +270,7 @@ def test_nested_whole_views_are_exact():
     assert len({tuple(offset) for offset in inner.affine[:, :3, 3].tolist()}) > 1
 
 
-def test_thick_slices_turn_in_millimetres():
+def test_thick_slices_turn_in_millimeters():
     spacing = (1.5, 1.5, 8.0)
     spec = ViewSpec((16, 16, 6), geometry=Geometry("none", (15.0, 15.0, 0.0)))
     plan = ViewPlan((spec,))
@@ -318,7 +318,7 @@ def test_a_plan_that_cannot_be_is_refused(plan, words):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("regions_per_scan", 0), ("stratified_axis", 3), ("slice_axis", -1), ("foreground", 1.5), ("labelled", -0.1)],
+    [("regions_per_scan", 0), ("stratified_axis", 3), ("slice_axis", -1), ("foreground", 1.5), ("labeled", -0.1)],
 )
 def test_a_sampling_that_cannot_be_is_refused(name, value):
     with pytest.raises(UserError, match=f"sampling.{name} is out of range: {value}"):
@@ -330,7 +330,7 @@ def test_views_and_crops_have_as_many_axes():
         make_batch(raw_crops(torch.zeros(1, 1, 9, 9)), ViewPlan((ViewSpec((8, 8, 8)),)), seed=0, device="cpu")
 
 
-def test_crops_smaller_than_a_view_are_centred_and_marked():
+def test_crops_smaller_than_a_view_are_centered_and_marked():
     spec = ViewSpec((12, 12, 12), (1.2, 1.2), geometry=Geometry("none"))
     crops = raw_crops(torch.ones(1, 1, 12, 12, 12, dtype=torch.int16), start=[16, 16, 16], source=[99, 99, 99])
     view = make_batch(crops, ViewPlan((spec,)), seed=0, device="cpu").views[0]

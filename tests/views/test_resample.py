@@ -17,8 +17,8 @@ from medssl.views.planes import planar_factors
 from medssl.views.resample import covered, direct, is_whole, sample, window
 
 
-def centred(linear, size, source, shift=0.0):
-    """An affine with a linear part [n, n] that maps the centre of a view to the centre of its source."""
+def centered(linear, size, source, shift=0.0):
+    """An affine with a linear part [n, n] that maps the center of a view to the center of its source."""
     linear = torch.as_tensor(linear, dtype=torch.float64)
     middle = (torch.tensor(source, dtype=torch.float64) - 1) / 2 + shift
     half = (torch.tensor(size, dtype=torch.float64) - 1) / 2
@@ -74,7 +74,7 @@ CASES = {
 @pytest.mark.parametrize(("linear", "splits"), CASES.values(), ids=CASES)
 def test_coordinates_come_out_exact(linear, splits):
     source, size = (70, 64, 60), (24, 20, 22)
-    affine = centred(linear, size, source, shift=0.37)
+    affine = centered(linear, size, source, shift=0.37)
     assert (planar_factors(affine[0, :3, :3].numpy()) is not None) == splits
     image = coordinate_image(source)
     expected = where_read(affine[0], size)
@@ -117,7 +117,7 @@ def test_planes_agree_with_one_trilinear_pass_on_a_smooth_image():
     generator = np.random.default_rng(0)
     smooth = ndimage.gaussian_filter(generator.standard_normal((48, 50, 46)), 3)
     image = torch.from_numpy(smooth / smooth.std()).float()[None, None]
-    affine = centred(turned((8, -10, 12), scale=1.05), (28, 28, 28), (48, 50, 46), 0.3)
+    affine = centered(turned((8, -10, 12), scale=1.05), (28, 28, 28), (48, 50, 46), 0.3)
     planes, once = sample(image, affine, (28, 28, 28)), direct(image, affine.numpy(), (28, 28, 28))
     assert not torch.equal(planes, once)
     assert float((planes - once).abs().mean()) < 0.02  # deviations of the image
@@ -127,7 +127,7 @@ def test_planes_agree_with_one_trilinear_pass_on_a_smooth_image():
 def test_linear_in_2d_is_scipys():
     generator = np.random.default_rng(1)
     image = generator.standard_normal((2, 20, 23)).astype(np.float32)
-    affine = centred(co.rotation(torch.tensor([[0.4]], dtype=torch.float64))[0, :2, :2] * 0.8, (13, 11), (20, 23), 0.2)
+    affine = centered(co.rotation(torch.tensor([[0.4]], dtype=torch.float64))[0, :2, :2] * 0.8, (13, 11), (20, 23), 0.2)
     ours = sample(torch.from_numpy(image)[None], affine, (13, 11))[0].numpy()
     matrix = affine[0].numpy()
     for channel in range(2):
@@ -143,7 +143,7 @@ def test_nearest_reads_the_nearest_voxel(degrees, scale, flat):
     source, size = (19, 17, 15), (9, 8, 7)
     linear = turned(degrees, scale=scale)
     n = 2 if flat else 3
-    affine = centred(linear[:n, :n], size[:n], source[:n], 0.21)
+    affine = centered(linear[:n, :n], size[:n], source[:n], 0.21)
     codes = torch.arange(math.prod(source[:n]), dtype=torch.int32).reshape(1, 1, *source[:n])
     view = sample(codes, affine, size[:n], "nearest")
     assert view.dtype == torch.int32
@@ -161,7 +161,7 @@ def test_covered_means_that_the_nearest_voxel_is_in_the_box(degrees, scale, flat
     n = 2 if flat else 3
     size, source = (9, 8, 7)[:n], (12, 10, 9)[:n]
     linear = torch.eye(n).double() * scale if straight else turned(degrees, scale=scale)[:n, :n]
-    affine = centred(linear, size, source, 0.23)
+    affine = centered(linear, size, source, 0.23)
     low, high = torch.tensor([[2.0, 1.0, 0.0][:n]]), torch.tensor([[9.0, 9.0, 5.0][:n]])
     mask, full = covered(affine, size, low, high, device=torch.device("cpu"))
     place = np.floor(where_read(affine[0], size).numpy() + 0.5)
@@ -180,7 +180,7 @@ def test_covered_means_that_the_nearest_voxel_is_in_the_box(degrees, scale, flat
 def test_a_window_holds_all_that_is_read(degrees, scale, shift):
     source, size = (40, 38, 36), (12, 10, 11)
     image = torch.randn(1, 1, *source, generator=torch.Generator().manual_seed(0))
-    affine = centred(turned(degrees, (1.0, 1.0, 3.0), scale), size, source, torch.tensor(shift, dtype=torch.float64))
+    affine = centered(turned(degrees, (1.0, 1.0, 3.0), scale), size, source, torch.tensor(shift, dtype=torch.float64))
     part, shifted = window(image, affine, size)
     inner = where_read(affine[0], size)
     inner = ((inner >= 3) & (inner <= torch.tensor(source).reshape(3, 1, 1, 1) - 4)).all(dim=0)
@@ -193,9 +193,9 @@ def test_rows_do_not_depend_on_each_other():
     image = torch.randn(3, 1, 20, 20, 20)
     affines = torch.cat(
         [
-            centred(turned((5, 6, 7)), (8, 8, 8), (20, 20, 20)),
-            centred(torch.eye(3), (8, 8, 8), (20, 20, 20)),
-            centred(turned((50, 60, 70)), (8, 8, 8), (20, 20, 20)),
+            centered(turned((5, 6, 7)), (8, 8, 8), (20, 20, 20)),
+            centered(torch.eye(3), (8, 8, 8), (20, 20, 20)),
+            centered(turned((50, 60, 70)), (8, 8, 8), (20, 20, 20)),
         ]
     )
     together = sample(image, affines, (8, 8, 8))
@@ -205,7 +205,7 @@ def test_rows_do_not_depend_on_each_other():
 
 def test_one_voxel_wide():
     image = torch.arange(12.0).reshape(1, 1, 1, 3, 4)
-    affine = centred(torch.diag(torch.tensor([1.0, 0.5, 0.5])), (1, 3, 4), (1, 3, 4), 0.1)
+    affine = centered(torch.diag(torch.tensor([1.0, 0.5, 0.5])), (1, 3, 4), (1, 3, 4), 0.1)
     expected = ndimage.affine_transform(
         image[0, 0].numpy(), affine[0, :3, :3].numpy(), affine[0, :3, 3].numpy(), (1, 3, 4), order=1, mode="nearest"
     )

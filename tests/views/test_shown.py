@@ -1,4 +1,4 @@
-"""Views of crops around a labelled voxel show it, near their middle where the scan's border is far."""
+"""Views of crops around a labeled voxel show it, near their middle where the scan's border is far."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from views.made import coordinate_image, raw_crops
 
-from medssl.data.regions import region_at
+from medssl.data.loading.crops import region_at
 from medssl.ops import coordinates
 from medssl.ops.draws import Draws
 from medssl.types import Geometry, Sampling, UserError, ViewPlan, ViewSpec
@@ -25,7 +25,7 @@ def framed(spec: ViewSpec, shape: tuple[int, ...], places: torch.Tensor, spacing
     n = len(shape)
     size = read_size(ViewPlan((spec,)), spacing)
     around = [tuple(place) for place in places.long().tolist()]
-    starts = [region_at(0, k, shape, size, Sampling(labelled=1.0), around=place) for k, place in enumerate(around)]
+    starts = [region_at(0, k, shape, size, Sampling(labeled=1.0), around=place) for k, place in enumerate(around)]
     start = torch.tensor(starts, dtype=torch.float64)
     high = torch.minimum(torch.tensor(size).double(), torch.tensor(shape).double() - start) - 1
     left_right = torch.zeros(len(places), dtype=torch.long)
@@ -80,7 +80,7 @@ def test_the_label_of_a_batch_is_in_its_target():
     labels[:, :, 90:94, 2:6] = 1
     crops = raw_crops(coordinate_image(size, start)[:, :1].repeat(8, 1, 1, 1), start=start, source=[159, 400],
                       labels=labels)  # fmt: skip
-    plan = ViewPlan((ViewSpec((24, 24), (0.7, 1.4), geometry=Geometry("all", (30.0,))),), Sampling(labelled=1.0))
+    plan = ViewPlan((ViewSpec((24, 24), (0.7, 1.4), geometry=Geometry("all", (30.0,))),), Sampling(labeled=1.0))
     shown = torch.tensor([[64.0 + 92, 32.0 + 4]]).expand(8, 2)
     held = replace(crops, placement=replace(crops.placement, shown=shown))
     found, plain = (make_batch(one, plan, seed=0, device="cpu").targets[0].amax(dim=(1, 2, 3)) for one in (held, crops))
@@ -89,8 +89,8 @@ def test_the_label_of_a_batch_is_in_its_target():
 
 
 CONTRADICTIONS = [
-    (Sampling(labelled=0.5, foreground=0.6), "labelled 0.5 and foreground 0.6 are shares of the same"),
-    (Sampling(2, stratified_axis=1, labelled=0.5), "labelled 0.5 and stratified_axis 1 both say where"),
+    (Sampling(labeled=0.5, foreground=0.6), "labeled 0.5 and foreground 0.6 are shares of the same"),
+    (Sampling(2, stratified_axis=1, labeled=0.5), "labeled 0.5 and stratified_axis 1 both say where"),
 ]
 
 

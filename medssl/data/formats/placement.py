@@ -11,11 +11,11 @@ from medssl.data.formats.base import FormatError
 SMALLEST_MM, LARGEST_MM = 1e-3, 100.0  # distances of voxels beyond these are taken for another unit
 CONVERTED = "lengths converted to mm from"  # beginning of the note where a unit of the file was followed
 _MM = {
-    "mm": "mm millimeter millimeters millimetre millimetres",
-    "um": "um µm μm micron microns micrometer micrometers micrometre micrometres",
-    "nm": "nm nanometer nanometers nanometre nanometres",
-    "cm": "cm centimeter centimeters centimetre centimetres",
-    "m": "m meter meters metre metres",
+    "mm": "mm millimeter millimeters millimeter millimeters",
+    "um": "um µm μm micron microns micrometer micrometers micrometer micrometers",
+    "nm": "nm nanometer nanometers nanometer nanometers",
+    "cm": "cm centimeter centimeters centimeter centimeters",
+    "m": "m meter meters meter meters",
 }
 _FACTORS = {"mm": 1.0, "um": 1e-3, "nm": 1e-6, "cm": 10.0, "m": 1e3}
 _SHEAR = 5e-3  # cosine between two axes that rounding explains

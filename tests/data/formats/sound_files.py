@@ -199,7 +199,7 @@ def dicom_jpeg_2000(folder: Path) -> Sound:
     return _dicom(folder, "jpeg 2000")
 
 
-def _labelled(folder: Path, make: Callable[[list[Any], Any], Any]) -> Sound:
+def _labeled(folder: Path, make: Callable[[list[Any], Any], Any]) -> Sound:
     from data.formats.dicom.label_objects import grid_of, write_scan
     from data.make_scans import Series
 
@@ -214,7 +214,7 @@ def segmentation(folder: Path) -> Sound:
     from data.formats.dicom.label_objects import segmentation as made
 
     mask = (np.random.default_rng(1).random((5, 10, 12)) < 0.4).astype(np.uint8)
-    return _labelled(folder, lambda sources, _grid: made(sources, mask, ["organ"], "BINARY"))
+    return _labeled(folder, lambda sources, _grid: made(sources, mask, ["organ"], "BINARY"))
 
 
 def structure_set(folder: Path) -> Sound:
@@ -222,7 +222,7 @@ def structure_set(folder: Path) -> Sound:
     from data.formats.dicom.label_objects import structure_set as made
 
     points = [(2, 2), (8, 2), (8, 7), (3, 6)]
-    return _labelled(
+    return _labeled(
         folder,
         lambda sources, grid: made(
             sources, {"organ": [("CLOSED_PLANAR", contour(grid, points, index)) for index in (1, 2, 3)]}

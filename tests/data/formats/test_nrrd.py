@@ -186,7 +186,7 @@ def test_lines_that_are_no_header_are_refused(tmp_path):
     refused(tmp_path, b"NRRD0004\ntype: short\n", "the header has no end")
     refused(tmp_path, b"NRRD9\n", "its first line")
     refused(tmp_path, scan().replace(b"endian", b"type: float\nendian"), "field 'type' stands twice")
-    assert "unknown field 'colour'" in about(tmp_path, colour="red").notes[0]
+    assert "unknown field 'color'" in about(tmp_path, color="red").notes[0]
 
 
 def test_old_range_is_said(tmp_path):

@@ -15,9 +15,9 @@ from PIL import Image, ImageOps
 
 from medssl.data.formats import tiff
 from medssl.data.formats.base import FormatError, Reading
-from medssl.data.index import FileOptions, Index, IndexOptions
-from medssl.data.read import read
-from medssl.data.update import update
+from medssl.data.formats.reading import read
+from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
+from medssl.data.index.update import update
 from medssl.types import Scan
 
 ARRAY, LABEL = Reading(), Reading(label=True)

@@ -19,7 +19,7 @@ from medssl.data.formats.dicom.extent import check_length
 from medssl.data.formats.dicom.geometry import TAGS, picture_spacing, pose_of, spacing_of, vector_poses
 from medssl.data.formats.dicom.layout import samples_of
 from medssl.data.formats.dicom.values import unit_of
-from medssl.data.modality import normalized
+from medssl.data.formats.modality import normalized
 from medssl.types import Kind, ValueDomain
 
 if TYPE_CHECKING:

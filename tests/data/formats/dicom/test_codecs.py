@@ -17,7 +17,7 @@ from medssl.data.formats.dicom.elements import PIXEL_TAGS, DicomError, parse
 from medssl.data.formats.dicom.extent import check_length
 from medssl.data.formats.dicom.header import read_slices
 from medssl.data.formats.dicom.pixels import read_stack
-from medssl.data.identity import keyed_digest
+from medssl.data.index.pseudonyms import keyed_digest
 from medssl.types import Part
 
 CODED = ("rle", "jpeg", "jpeg extended", "jpeg lossless", "jpeg-ls", "jpeg 2000", "htj2k")

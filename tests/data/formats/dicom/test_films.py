@@ -12,9 +12,9 @@ from data.make_scans import Series, slice_dataset, write_slice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medssl.data.index import FileOptions, Index, IndexOptions
-from medssl.data.read import read
-from medssl.data.update import update
+from medssl.data.formats.reading import read
+from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
+from medssl.data.index.update import update
 
 US = "1.2.840.10008.5.1.4.1.1.3.1"
 

@@ -21,7 +21,7 @@ from medssl.data.formats.dicom.header import Slice, read_slices
 from medssl.data.formats.dicom.pixels import read_stack, read_values, same_pixels
 from medssl.data.formats.dicom.volumes import stacks_of
 from medssl.data.formats.recognition import recognize
-from medssl.data.identity import keyed_digest, patient_digest
+from medssl.data.index.pseudonyms import keyed_digest, patient_digest
 from medssl.types import Part
 
 KEY = b"k" * 32

@@ -19,7 +19,7 @@ from medssl.data.formats.dicom.header import read_slices
 from medssl.data.formats.dicom.mosaic import parse_csa
 from medssl.data.formats.dicom.pixels import read_stack, same_pixels
 from medssl.data.formats.dicom.volumes import Stack, stacks_of
-from medssl.data.identity import keyed_digest
+from medssl.data.index.pseudonyms import keyed_digest
 from medssl.types import Part
 
 DIGEST = partial(keyed_digest, b"k" * 32)
@@ -163,5 +163,5 @@ def test_real_mosaics_agree_with_nibabel(real_data, series):
     for stack in stacks:
         np.testing.assert_allclose(stack.grid.spacing_mm, (3, 3, 12), atol=1e-9)
         check_same_in_the_world(stack, folder, folder / stack.slices[0].path)
-        centre = np.array(stack.grid.affine) @ [35.5, 35.5, 2, 1]
-        np.testing.assert_allclose(centre[:2], 1.5, atol=1e-6)  # a field of view of 216 mm around the isocenter
+        center = np.array(stack.grid.affine) @ [35.5, 35.5, 2, 1]
+        np.testing.assert_allclose(center[:2], 1.5, atol=1e-6)  # a field of view of 216 mm around the isocenter

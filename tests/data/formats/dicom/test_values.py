@@ -12,7 +12,7 @@ from data.formats.dicom.pixel_files import SYNTAXES, dataset_of, item, put, writ
 from medssl.data.formats.dicom.elements import DicomError
 from medssl.data.formats.dicom.header import read_slices
 from medssl.data.formats.dicom.pixels import read_stack, read_values
-from medssl.data.identity import keyed_digest
+from medssl.data.index.pseudonyms import keyed_digest
 from medssl.types import Part
 
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from medssl.data.formats.dicom.header import read_slices
 from medssl.data.formats.dicom.pixels import read_stack, same_pixels
 from medssl.data.formats.dicom.volumes import Beside, Stack, stacks_of
-from medssl.data.identity import keyed_digest
-from medssl.data.index import FileOptions, Index, IndexOptions
-from medssl.data.read import read
-from medssl.data.update import update
+from medssl.data.formats.reading import read
+from medssl.data.index.pseudonyms import keyed_digest
+from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
+from medssl.data.index.update import update
 from medssl.types import Part
 
 KEY = b"k" * 32

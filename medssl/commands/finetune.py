@@ -1,0 +1,224 @@
+"""The verb ``finetune``: an encoder and a few labels become a network that segments, classifies or measures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medssl.data.labels.selection import subjects_of
+from medssl.data.labels.trained_on import missing_note, trained_on
+from medssl.data.loading.loader import small_scans
+from medssl.data.store.store import Store
+from medssl.encoders.base import Encoder
+from medssl.encoders.weights import CARD, make_encoder
+from medssl.heads.base import Head, Network
+from medssl.heads.weights import save_network
+from medssl.io.trust import names
+from medssl.training import describe, lora
+from medssl.training import initial_weights as start
+from medssl.training import run as running
+from medssl.training.axes import open_store
+from medssl.training.checkpoint import RunFolder
+from medssl.training.initial_weights import Allowed, Start
+from medssl.training.label_targets import balanced_groups, prepare, schema_for, target_notes
+from medssl.training.loop import TrainingLoop, keyed_seed
+from medssl.training.optim import FineTuning
+from medssl.training.pseudo_labels import (
+    Behind,
+    PseudoLabels,
+    in_configuration,
+    refuse_test_subjects,
+    subjects_behind,
+    with_pseudo_labels,
+)
+from medssl.training.selection import TrainingSelection, select_scans
+from medssl.training.settings import Examples, Training
+from medssl.training.supervised import Supervised, Validation
+from medssl.types import Card, Imported, LabelSchema, Tuned, UserError
+from medssl.views.mixing import Mixing
+
+
+def finetune(  # noqa: PLR0913 (the keys of a command line)
+    *,
+    store: Path,
+    run: Path,
+    head: Callable[[Encoder, LabelSchema], Head],
+    data: Examples,
+    training: Training,
+    pretrained: Path | None = None,
+    from_scratch: bool = False,
+    encoder: Callable[[], Encoder] | None = None,
+    labels: int | float | None = None,
+    optimizer: FineTuning = FineTuning(),  # noqa: B008 (frozen)
+    mixing: Mixing = Mixing(),  # noqa: B008 (frozen)
+    pseudo: PseudoLabels = PseudoLabels(),  # noqa: B008 (frozen)
+    allow: tuple[Allowed, ...] = (),
+    trust: str = "",
+) -> int:
+    """Fine-tunes an encoder with a head on labeled subjects, or goes on with a run that was stopped.
+
+    Args:
+        store: Folder made by ``medssl cache``, with labels.
+        run: Folder of the run; where it holds this very configuration, training goes on from its last checkpoint.
+        head: What answers: a name in configs/heads, or a class.
+        data: Which labeled scans are learned from, and how.
+        training: How long and how large.
+        pretrained: Run folder of ``medssl pretrain``, or a file of weights (with an encoder that they fit).
+        from_scratch: Take the encoder of ``pretrained`` but random weights: the twin of a comparison.
+        encoder: Another encoder than the one of the card; needed where ``pretrained`` is a file or absent.
+        labels: Number of labeled subjects to learn from, or a share of them (0.25); null takes all.
+        optimizer: How weights move.
+        mixing: Whether the samples of a batch are mixed.
+        pseudo: Labels of another network to learn from beside these (self-training).
+        allow: "seen" goes on although pretraining, or the network that made pseudo-labels, has seen subjects of the
+            split "test", "channels" spreads the first layer's weights over another number of channels, "preprocess"
+            takes a store that other rules made.
+        trust: Classes of a card that may run although they are none of medssl's, by import path, several with commas.
+
+    Returns:
+        0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped the run after saving.
+
+    Raises:
+        UserError: Something the user can put right.
+    """
+    os.umask(0o077)
+    running.refuse_hardware(training)
+    begin = start.start_of(pretrained, encoder, from_scratch=from_scratch, trust=names(trust))
+    begin = start.with_drop_path(begin, optimizer.drop_path)
+    opened = open_store(store, begin, allow, size=data.view.size, key="data.view.size")
+    begin = start.with_channels(begin, opened.channels, allow)
+    schema = schema_for(opened, data.target, head)
+    chosen = select_scans(opened, schema, data, labels, training.seed)
+    digest = describe.store_digest(opened)
+    opened, drawn = with_pseudo_labels(opened, chosen.learned, data.train, pseudo, schema, training.seed)
+    chosen = replace(chosen, drawn=drawn)
+    teacher = subjects_behind(pseudo)
+    seen = [start.refuse_seen(opened, begin, allow), *refuse_test_subjects(opened, teacher, allowed="seen" in allow)]
+    network, loaded = build(begin, head, schema, training.seed)
+    refuse_misfit(network, data, training, mixing)
+    prepare(network, opened, chosen.learned)
+    adapted = lora.adapt(network.encoder.requires_grad_(optimizer.head_first < 1), optimizer.lora)
+    objective = Supervised(network, data, optimizer, mixing)
+    config: dict[str, Any] = describe.plain(
+        {"encoder": begin.encoder, "start": begin.digest, "head": head, "labels": labels, "data": data}
+        | {"training": training, "optimizer": optimizer, "mixing": mixing, "pseudo": in_configuration(pseudo)}
+    )
+    progress = running.first_progress(training, digest)
+    feed = running.make_feed(
+        opened,
+        objective.needs,
+        training,
+        workers=data.workers,
+        split=data.train,
+        scans=chosen.drawn or chosen.learned,
+        groups=balanced_groups(opened, chosen.learned, schema, data),
+        with_labels=data.target == "mask",
+    )
+    module = TrainingLoop(objective, feed, optimizer, steps=training.steps, progress=progress)
+    card = make_card(config, begin, opened, schema, chosen, teacher)
+
+    def export() -> None:
+        save_network(run, lora.merged(objective.judged), replace(card, step=module.progress.step))
+
+    watching = [Validation(opened, chosen.validated, data, every=training.output.validate_every)]
+    notes = [*first_notes(opened, data, chosen, loaded, schema), *filter(None, (adapted, *seen))]
+    folder = RunFolder(run)
+    return running.run(module, folder, config, training, data=data, notes=notes, export=export, watching=watching)
+
+
+def build(
+    begin: Start, head: Callable[[Encoder, LabelSchema], Head], schema: LabelSchema, seed: int
+) -> tuple[Network, str]:
+    """The network with its first weights, and a line on what became of the loaded ones.
+
+    The head is drawn before any weights are loaded: a twin from scratch starts with the same head.
+    """
+    torch.manual_seed(keyed_seed(seed))
+    encoder = make_encoder(begin.encoder, "--encoder" if begin.card is None else CARD, begin.trust)
+    network = Network(encoder, head(encoder, schema))
+    report = start.fill(encoder, begin)
+    if report is None:
+        return network, start.first_weights(begin)
+    start.tell_keys(report)
+    step = f" of step {begin.card.step}" if begin.card else ""
+    decoder = start.fill_decoder(network.head, begin)
+    return network, "; ".join(filter(None, (f"weights{step}: {report}", decoder)))
+
+
+def refuse_misfit(network: Network, data: Examples, training: Training, mixing: Mixing) -> None:
+    """Refuses a head, a view or a batch that does not fit what is asked.
+
+    Raises:
+        UserError: Names both sides.
+    """
+    axes, kind = len(data.view.size), network.head.kind
+    if mixing.wanted and training.batch_size < 2:
+        message = "mixing takes samples of one micro-batch: set training.batch_size to 2 or more"
+        raise UserError(message)
+    if axes not in network.encoder.ndims:
+        own = " or ".join(f"{ndim}D" for ndim in sorted(network.encoder.ndims))
+        message = f"the encoder takes {own}, data.view.size {list(data.view.size)} has {axes} axes: change either"
+        raise UserError(message)
+    if (data.target == "mask") != (kind == "segmentation"):
+        message = f"the head is for {kind}, the target is {data.target!r}: choose another --head or --data.target"
+        raise UserError(message)
+    for size, stride in zip(data.view.size, network.encoder.strides[-1], strict=True):
+        if size % stride:
+            fit = [max(stride, n) for n in (size // stride * stride, -(-size // stride) * stride)]
+            message = (
+                f"data.view.size {list(data.view.size)}: {size} is not a multiple of the encoder's stride {stride}; "
+                f"{fit[0]} and {fit[1]} are"
+            )
+            raise UserError(message)
+
+
+def first_notes(store: Store, data: Examples, chosen: TrainingSelection, loaded: str, schema: LabelSchema) -> list[str]:
+    """What the first line tells of labels and weights."""
+    counts = [(len(subjects_of(store, scans)), len(scans)) for scans in (chosen.learned, chosen.validated)]
+    notes = [
+        loaded,
+        "{} labeled subjects ({} scans) to learn from".format(*counts[0]),
+        "{} ({}) to validate with".format(*counts[1]),
+    ]
+    if more := len({*chosen.drawn} - {*chosen.learned}):
+        notes.append(f"{more} scans with pseudo-labels")
+    small = small_scans(store, tuple(data.view.size), split=data.train, slice_axis=data.sampling.slice_axis)
+    padded = [f"{small} scans of split {data.train!r} are smaller than the view and are padded"] if small else []
+    for scans, where in ((chosen.learned, "learn from"), (chosen.validated, "validate with")):
+        notes += target_notes(store, scans, schema, where=where)
+    notes += missing_note(trained_on(store, (*chosen.learned, *chosen.drawn), schema))
+    return notes + padded
+
+
+def make_card(
+    config: dict[str, Any], begin: Start, store: Store, schema: LabelSchema, chosen: TrainingSelection, teacher: Behind
+) -> Card:
+    """What the network is; the step is filled in when it is written.
+
+    Whom the network behind pseudo-labels has seen counts as seen; what is not known of it stays unknown.
+    """
+    size, axis = config["data"]["view"]["size"], config["data"]["sampling"]["slice_axis"]
+    scans = (*chosen.learned, *chosen.drawn, *chosen.validated)
+    labeled = {*subjects_of(store, scans), *teacher.labeled, *begin.labeled}
+    return Card(
+        encoder=Imported(**config["encoder"]),
+        preprocess=store.preprocess,
+        objective=begin.card.objective if begin.card and begin.weights else None,
+        index_digest=store.index_digest,
+        subjects=begin.seen | teacher.pretrained,
+        step=0,
+        versions=describe.versions(synthetic=store.synthetic),
+        tuned=Tuned(
+            head=describe.imported(config["head"]),
+            schema=schema,
+            window=tuple(size),
+            slice_axis=axis,
+            subjects=tuple(sorted(labeled)),
+            trained_on=trained_on(store, (*chosen.learned, *chosen.drawn), schema),
+        ),
+    )

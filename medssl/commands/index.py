@@ -1,0 +1,222 @@
+"""``medssl index``: directories -> one index file, and questions to that file."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from medssl.data.index import layouts
+from medssl.data.index.datasets import places_of
+from medssl.data.index.pseudonyms import SubjectRule, load_key
+from medssl.data.index.scan_index import FileOptions, Index, IndexOptions, LayoutName
+from medssl.data.index.update import Update, update
+from medssl.data.labels.sources import LabelOptions
+from medssl.io.progress import progress_bar
+from medssl.types import UserError
+
+_SHOWN = 20
+_LABELS, _FILES = LabelOptions(), FileOptions()
+
+
+def index(  # noqa: PLR0913 (the keys of a command line)
+    directories: tuple[Path, ...] = (),
+    *,
+    index: Path = Path("index.sqlite"),
+    subject: str = "dicom",
+    labels: LabelOptions = _LABELS,
+    files: FileOptions = _FILES,
+    layout: LayoutName = "",
+    where: str | None = None,
+    export: Path | None = None,
+    show: str | None = None,
+) -> int:
+    """Say what every file below some folders is, and which scans they make. Headers are read, pixels are not.
+
+    With folders or files, or with no question, the index is brought up to date: only new and changed files are read,
+    and an interrupted update goes on where it stopped. ``--where``, ``--export`` and ``--show`` ask an existing index.
+
+    Args:
+        directories: Folders with scans, or single files; each folder becomes a data set. Without any: all that the
+            index knows, by their saved rules.
+        index: The index file. It names files, so it is readable by its owner alone.
+        subject: How a subject is recognized: "dicom" (PatientID), a regular expression with one group that is searched
+            in the path below the directory, or "column:NAME" of the table of values.
+        labels: Where masks, values and splits are.
+        files: How files are read, and the institution's key.
+        layout: Read folders as nnU-Net ("nnunet"), BIDS ("bids"), the Medical Segmentation Decathlon ("decathlon") or a
+            table of images ("csv", with --labels.values) lay them out; it fills the rules that are not given.
+        where: SQL condition on the columns of the scans, such as "modality='MR' AND size_k > 20".
+        export: Write the scans (those of ``--where``) to this .csv or .parquet file.
+        show: A scan's identifier, or "failed", "rejected" or "ignored": name the files.
+
+    Returns:
+        0, or 1 where nothing useful was found.
+    """
+    asked = where is not None or export is not None or show is not None
+    if directories or not asked:
+        status = _update(list(directories), index, IndexOptions(subject, labels, files, layout))
+        if status or not asked:
+            return status
+    with Index.open(index) as opened:
+        if show is not None:
+            return _show(opened, show)
+        if export is not None:
+            print(f"{opened.export(export, where):,} scans written to {export}")
+            return 0
+        return _list(opened, where)
+
+
+# --- update
+
+
+def _update(directories: Sequence[Path], file: Path, options: IndexOptions) -> int:
+    """Update and print what there is now."""
+    SubjectRule(options.subject)
+    places = places_of(directories)
+    for folder in places.folders if options.layout else ():
+        print(f"{folder.name}: {layouts.fill(options, folder).said}")
+    if not directories and not file.exists():
+        message = f"no index at {file}: name the folders or files to index"
+        raise UserError(message)
+    key = load_key(options.files.key, away_from=[file.parent, *places.folders])
+    first = next(iter((*places.folders, *places.files)), None)
+    root = first.parent if first else None
+    with Index.open(file, create=True, root=root) as opened, progress_bar() as progress:
+        done = update(opened, directories, options, key=key, progress=progress)
+    with Index.open(file) as opened:
+        return _summary(opened, done, directories)
+
+
+def _summary(opened: Index, done: Update, directories: Sequence[Path]) -> int:
+    """Print what was done, what there is, and what was left out and why."""
+    print(f"files: {done.read:,} read, {done.unchanged:,} unchanged, {done.gone:,} gone")
+    query = """
+        SELECT dataset, kind, modality, count(*) AS scans, count(DISTINCT subject_id) AS subjects,
+        sum(has_mask) AS masks, min(channels) AS fewest, max(channels) AS most,
+        sum(scan_id IN (SELECT scan_id FROM parts WHERE role = 'excluded')) AS excluded,
+        min(size_i), max(size_i), min(size_j), max(size_j), min(size_k), max(size_k)
+        FROM scans WHERE status = 'ok' GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+    """
+    rows = opened.connection.execute(query).fetchall()
+    total = sum(row["scans"] for row in rows)
+    print(f"scans: {total:,}")
+    for row in rows:
+        sizes = [
+            f"{low}-{high}" if low != high else f"{low}" for low, high in zip(row[9::2], row[10::2], strict=True) if low
+        ]
+        channels = f", {row['fewest']} to {row['most']} channels" if row["most"] > row["fewest"] else ""
+        channels = channels or (f", {row['most']} channels" if row["most"] > 1 else "")
+        size = " x ".join(sizes) + channels
+        masks = f", {row['masks']:,} with a mask" if row["masks"] else ""
+        masks += f", {row['excluded']:,} with excluded voxels" if row["excluded"] else ""
+        kind = f"{row['modality']} {row['kind']}".strip()
+        print(f"  {row['dataset']}: {row['scans']:,} {kind}, {size}, {row['subjects']:,} subjects{masks}")
+    splits = opened.connection.execute("SELECT split, count(*) FROM scans WHERE status = 'ok' GROUP BY 1 ORDER BY 1")
+    print("split: " + (", ".join(f"{name or 'none'} {count:,}" for name, count in splits) or "none"))
+    counts = opened.counts()
+    for status in ("failed", "rejected", "ignored"):
+        reasons = [(reason, count) for code, reason, count in counts if code == status]
+        if reasons:
+            unit = "files" if status == "ignored" else "scans or files"
+            print(f"{status}: {sum(count for _, count in reasons):,} {unit} (--show {status} names them)")
+            for reason, count in reasons[:_SHOWN]:
+                print(f"  {count:,} {reason}")
+    _print_notes(opened)
+    for note in done.notes:
+        print(f"note: {note}")
+    if total:
+        return 0
+    where = ", ".join(map(str, directories)) or "the directories of this index"
+    print(f"error: nothing readable in {where}", file=sys.stderr)
+    return 1
+
+
+def _print_notes(opened: Index) -> None:
+    """What was guessed or left out of scans that are taken, by kind with the first file."""
+    query = """
+        SELECT scans.reason, path FROM scans
+        JOIN parts ON parts.scan_id = scans.scan_id AND role = 'image' AND number = 0
+        JOIN files ON files.id = parts.file WHERE status = 'ok' AND scans.reason <> ''
+        UNION ALL SELECT reason, path FROM files WHERE state = 'slice' AND reason <> '' ORDER BY path
+    """
+    first: dict[str, tuple[str, str]] = {}
+    count: Counter[str] = Counter()
+    for reason, path in opened.connection.execute(query):
+        for note in reason.split("; "):
+            count[kind := _kind_of_note(note)] += 1
+            first.setdefault(kind, (note, PurePosixPath(path).name))
+    if count:
+        print("notes on scans:")
+    for kind, number in count.most_common(_SHOWN):
+        note, name = first[kind]
+        print(f"  {number:,}: {note} ({name})" if number == 1 else f"  {number:,}: {note} (first: {name})")
+
+
+def _kind_of_note(note: str) -> str:
+    """A note without the numbers that differ from scan to scan."""
+    return re.sub(r"\d[\d.,]*(?![\w-])", "#", note.split(" (")[0])
+
+
+# --- questions
+
+
+def _list(opened: Index, where: str | None) -> int:
+    """Print the scans of a condition, the first of them."""
+    cursor = opened.rows(where)
+    names = [column[0] for column in cursor.description]
+    shown = ["scan_id", "status", "dataset", "modality", "size_i", "size_j", "size_k", "split"]
+    places = [names.index(name) for name in shown]
+    count = 0
+    print("\t".join(shown))
+    for row in cursor:
+        count += 1
+        if count <= _SHOWN:
+            print("\t".join("" if row[place] is None else str(row[place]) for place in places))
+    more = f", {_SHOWN} shown: --export FILE.csv writes all" if count > _SHOWN else ""
+    print(f"{count:,} scans{more}")
+    return 0 if count else 1
+
+
+def _show(opened: Index, what: str) -> int:
+    """Name the files of one scan, or of all that was left out."""
+    if what == "ignored":
+        rows = opened.connection.execute("SELECT path, reason FROM files WHERE state = 'ignored' ORDER BY path")
+    elif what in ("failed", "rejected"):
+        query = """
+            SELECT files.path, scans.reason, scans.files FROM scans
+            JOIN parts ON parts.scan_id = scans.scan_id AND role = 'image' AND number = 0
+            JOIN files ON files.id = parts.file WHERE scans.status = ? ORDER BY files.path
+        """
+        rows = opened.connection.execute(query, (what,))
+    else:
+        return _show_scan(opened, what)
+    count = 0
+    for row in rows:
+        count += 1
+        more = f" and {row['files'] - 1:,} more" if "files" in row.keys() and row["files"] > 1 else ""
+        print(f"{opened.root / row['path']}{more}: {row['reason']}")
+    print(f"{count:,} {what}")
+    return 0
+
+
+def _show_scan(opened: Index, scan_id: str) -> int:
+    scan = opened.scan(scan_id)
+    grid, source = scan.grid, scan.source
+    print(f"{scan.scan_id} {scan.status.code} {scan.status.reason}".rstrip())
+    print(f"  {source.dataset}: {source.modality} {source.kind}, values {source.value_domain}")
+    spacing = " x ".join(f"{step:.3g}" for step in grid.spacing_mm)
+    print(f"  shape {' x '.join(map(str, grid.shape))}, spacing {spacing} mm")
+    print(
+        f"  subject {scan.subject.subject_id}, study {scan.subject.study_id or 'unknown'}, split {scan.subject.split}"
+    )
+    for name, value in scan.labels.values:
+        print(f"  {name}: {value}")
+    roles = (("file", source.parts), ("mask", scan.labels.mask), ("excluded", scan.labels.excluded))
+    for role, parts in roles:
+        for part in parts:
+            frame = "" if part.frame is None else f" frame {part.frame}"
+            print(f"  {role} {opened.root / part.path}{frame}")
+    return 0

@@ -1,0 +1,141 @@
+"""The verb ``pretrain``: a store and an objective become an encoder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save as to_safetensors
+
+from medssl.data.loading.loader import small_scans
+from medssl.data.store.store import Store, differences
+from medssl.encoders.base import Encoder
+from medssl.encoders.weights import save_encoder
+from medssl.io.files import write_whole
+from medssl.objectives.base import Objective
+from medssl.training import describe, hardware
+from medssl.training.checkpoint import RunFolder
+from medssl.training.continuing import REST, Begin, begin, begin_again
+from medssl.training.optim import Optimization
+from medssl.training.settings import Loading, OnlineProbe, Training
+from medssl.types import Card
+from medssl.types.provenance import Seen
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def pretrain(  # noqa: PLR0913 (the keys of a command line)
+    *,
+    store: Path,
+    run: Path,
+    encoder: Callable[[], Encoder],
+    objective: Callable[[Encoder], Objective],
+    training: Training,
+    optimizer: Optimization = Optimization(),  # noqa: B008 (frozen)
+    data: Loading = Loading(),  # noqa: B008 (frozen)
+    probe: OnlineProbe = OnlineProbe(),  # noqa: B008 (frozen)
+    init: Path | None = None,
+    init_minimum: float = 0.9,
+) -> int:
+    """Pretrains an encoder, or goes on with a run that was stopped.
+
+    Args:
+        store: Folder made by ``medssl cache``.
+        run: Folder of the run; where it holds this very configuration, training goes on from its last checkpoint.
+        encoder: What is pretrained.
+        objective: What it is pretrained with.
+        training: How long and how large.
+        optimizer: How weights move.
+        data: How samples are read.
+        probe: What labels say of the encoder while it is pretrained; nothing is learned from them.
+        init: Run folder or file of weights to start from: another run's encoder and, of the same objective, its heads
+            and teacher; or safetensors or a torch file of tensors. Channels, 2D kernels and tables of positions are
+            made to fit.
+        init_minimum: Smallest share of the encoder's keys that must be filled.
+
+    Returns:
+        0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped the run after saving.
+
+    Raises:
+        UserError: Something the user can put right.
+    """
+    from medssl.probing.online_probe import ProbeWhileTraining
+    from medssl.training import run as running  # these import Lightning, which takes seconds: --help does without
+    from medssl.training.health_monitor import Health, settled_after
+    from medssl.training.loop import TrainingLoop, keyed_seed
+
+    os.umask(0o077)
+    folder = RunFolder(run)
+    config: dict[str, Any] = describe.plain(
+        {"encoder": encoder, "objective": objective, "training": training, "optimizer": optimizer, "data": data}
+    )
+    running.refuse_hardware(training)
+    torch.manual_seed(keyed_seed(training.seed))
+    network = objective(encoder())  # refuses sizes that do not fit, before any data is touched
+    begun = begin_again(folder, init) or begin(network, init, init_minimum, describe.imported(config["encoder"]))
+    config |= {"init": begun.digest, "probe": describe.plain(probe)}
+    opened = Store.open(store, preprocess=data.preprocess)
+    if data.sampling is not None:
+        sampling = data.sampling.made_in(network.needs.sampling, type(network).__name__)
+        network.needs = replace(network.needs, sampling=sampling)
+    plan = network.needs
+    largest = tuple(map(max, zip(*(view.size for view in plan.views), strict=True)))
+    small = small_scans(opened, largest, split=data.split, slice_axis=plan.sampling.slice_axis)
+    feed = running.make_feed(opened, plan, training, workers=data.workers, split=data.split)
+    progress = running.first_progress(training, describe.store_digest(opened))
+    module = TrainingLoop(network, feed, optimizer, steps=training.steps, progress=progress)
+
+    def export() -> None:
+        write_weights(run, network, make_card(config, opened, begun, module.progress.step))
+
+    watching: list[Any] = [
+        Health(every=training.output.health_every, settled=settled_after(training.steps, optimizer.warmup))
+    ]
+    if probe.target is not None:
+        watching.append(ProbeWhileTraining(opened, plan, probe, half=hardware.precision_of(training) != "fp32"))
+    notes = [f"{small} scans are smaller than the view and are padded"] if small else []
+    notes = [*begun.notes, *other_rules(begun, opened), *notes]
+    return running.run(module, folder, config, training, data=data, notes=notes, export=export, watching=watching)
+
+
+def other_rules(begun: Begin, opened: Store) -> list[str]:
+    """A note where the first weights are of scans that other rules stored."""
+    if begun.preprocess is None or begun.preprocess.digest() == opened.preprocess.digest():
+        return []
+    keys = "; ".join(differences(asdict(begun.preprocess), asdict(opened.preprocess)))
+    return [f"the first weights are of scans that other rules stored: {keys}"]
+
+
+def make_card(config: dict[str, Any], opened: Store, begun: Begin, step: int) -> Card:
+    """What the weights of a step are; whoever the first weights have seen counts as seen."""
+    return Card(
+        encoder=describe.imported(config["encoder"]),
+        preprocess=opened.preprocess,
+        objective=describe.imported(config["objective"]),
+        index_digest=opened.index_digest,
+        subjects=begun.seen | Seen(describe.subjects(opened, config["data"]["split"])),
+        step=step,
+        versions=describe.versions(synthetic=opened.synthetic),
+    )
+
+
+def write_weights(folder: Path, objective: Objective, card: Card) -> None:
+    """Writes the encoder with its card, other modules worth keeping, and all the rest of the objective to continue."""
+    exported = objective.exported()
+    for name, module in exported.items():
+        if name != "encoder":
+            write_tensors(folder / f"{name}.safetensors", module.state_dict())
+    rest = {name: value for name, value in objective.state_dict().items() if not name.startswith("encoder.")}
+    write_tensors(folder / REST, rest)
+    save_encoder(folder, exported["encoder"], card)
+
+
+def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes tensors as safetensors, the whole file or nothing."""
+    plain = {name: value.detach().clone().contiguous().cpu() for name, value in tensors.items()}
+    write_whole(file, lambda stream: stream.write(to_safetensors(plain)))

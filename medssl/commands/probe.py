@@ -1,0 +1,150 @@
+"""``medssl probe``: what a frozen encoder's features tell, without a training schedule."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medssl.data.labels.selection import MASK, classes_of
+from medssl.encoders.base import Encoder
+from medssl.inference.predictor import Windows
+from medssl.io.files import read_json, write_whole
+from medssl.io.trust import names
+from medssl.metrics.probe_tables import table, write_table
+from medssl.probing.feature_extractor import begin_of, freeze, split_scans
+from medssl.probing.scan_probe import ProbeResults, embed, first_line, probe_scans, refuse_kind, summarize
+from medssl.probing.voxel_probe import ON_STORED_GRID, Voxels, levels_of, probe_voxels
+from medssl.training import describe
+from medssl.training import initial_weights as start
+from medssl.training.axes import open_store
+from medssl.training.initial_weights import Allowed
+from medssl.training.settings import refuse_below
+
+if TYPE_CHECKING:
+    pass
+
+RESULT = "probe.json"
+
+
+def probe(  # noqa: PLR0913 (the keys of a command line)
+    run: Path,
+    *,
+    store: Path,
+    out: Path,
+    target: str = MASK,
+    from_scratch: bool = False,
+    encoder: Callable[[], Encoder] | None = None,
+    labels: int | float | None = None,
+    validation_labels: int | None = None,
+    seed: int = 0,
+    shots: tuple[int, ...] = (1, 2, 5, 10, 20),
+    draws: int = 20,
+    voxels: int = 20_000,
+    levels: tuple[int, ...] | None = None,
+    window: tuple[int, ...] | None = None,
+    slice_axis: int | None = None,
+    windows: Windows = Windows(),  # noqa: B008 (frozen)
+    allow: tuple[Allowed, ...] = (),
+    trust: str = "",
+) -> int:
+    """Judge a frozen encoder by what its features tell; the same command goes on where it was stopped.
+
+    Writes ``probe.json`` and ``probe.csv``. Settings are chosen on the split "val", measures are of the split "test".
+    Features are kept in the folder: another target or another number of labels does not embed again.
+
+    Args:
+        run: Run folder of ``medssl pretrain`` or ``medssl finetune``, its card, or a file of weights (with an encoder).
+        store: Folder made by ``medssl cache``, with labels.
+        out: Folder of the features and measures of this one encoder; made if it is not there.
+        target: "mask" probes voxels; the name of a scan-level value probes whole scans.
+        from_scratch: Take random weights of the same architecture: the twin of a comparison.
+        encoder: Another encoder than the one of the card; needed where ``run`` is a file of weights.
+        labels: Labeled subjects of the split "train" to learn from, or a share of them (0.25), chosen as by
+            ``medssl finetune``; null takes all.
+        validation_labels: Subjects of the split "val" that settings are chosen by; null takes all.
+        seed: Of the choice of subjects, shots and voxels, and of the random weights.
+        shots: Scans of each class that a prototype is the mean of.
+        draws: Draws of shots.
+        voxels: Voxels that the probe of voxels learns from, over all scans and classes.
+        levels: Maps of the encoder that it looks at, 0 the finest; null takes all.
+        window: Voxels per axis that the encoder sees at once; null takes those of its card.
+        slice_axis: Stored axis that slices of volumes are taken across, for 2D encoders; null takes that of the card,
+            or 2.
+        windows: How a scan is gone through.
+        allow: As for ``medssl finetune``: "seen", "channels", "preprocess".
+        trust: Classes of a card that may run although they are none of medssl's, by import path, several with commas.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: Something the user can put right.
+    """
+    os.umask(0o077)
+    least = {"shots": (1, min(shots, default=1)), "draws": (1, draws), "voxels": (1, voxels), "seed": (0, seed)}
+    for key, (lowest, value) in least.items():
+        refuse_below(lowest, f"--{key}", value)
+    begin = begin_of(run, encoder, from_scratch=from_scratch, trust=names(trust))
+    opened = open_store(store, begin, allow)
+    begin = start.with_channels(begin, opened.channels, allow)
+    schema = classes_of(opened, target, key="--target")
+    refuse_kind(schema)
+    frozen, loaded = freeze(begin, opened, windows, window=window, slice_axis=slice_axis, seed=seed)
+    axes = len(frozen.window)
+    splits = split_scans(opened, schema, axes, labels=labels, validation_labels=validation_labels, seed=seed)
+    notes = list(filter(None, [start.refuse_seen(opened, begin, allow)]))
+    asked: dict[str, Any] = {"seed": seed, "labels": labels, "validation_labels": validation_labels}
+    chosen = levels_of(frozen, levels) if target == MASK else ()
+    print(first_line(opened, splits, loaded))
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if target == MASK:
+        asked |= {"voxels": voxels, "levels": list(chosen), "overlap": windows.overlap}
+        found = probe_voxels(frozen, Voxels(opened, schema, chosen, voxels, seed), splits, begin, out)
+        answers = ProbeResults([found], notes=[ON_STORED_GRID])
+    else:
+        asked |= {"shots": list(shots), "draws": draws}
+        features = embed(frozen, opened, splits.everything, out)
+        answers = probe_scans(opened, schema, splits, features, shots=shots, draws=draws, seed=seed)
+    made = {**frozen.made_by, "step": begin.card.step if begin.card and begin.weights else None, **asked}
+    made |= {"store": describe.store_digest(opened), "versions": describe.versions(synthetic=opened.synthetic)}
+    summary = summarize(schema, splits, answers, notes=notes, by=made)
+    write(out, summary)
+    tell(summary)
+    return 0
+
+
+# --- whole scans
+
+
+# --- what is left behind
+
+
+def write(out: Path, summary: dict[str, Any]) -> None:
+    """Writes ``probe.json`` and ``probe.csv``; says so where they are those of another question."""
+    path = out / RESULT
+    if path.exists():
+        then = read_json(path)
+        if {key: then["by"].get(key) for key in summary["by"]} != summary["by"] or then["target"] != summary["target"]:
+            print(f"the measures of target {then['target']!r}, labels {then['by'].get('labels')} there are replaced")
+    write_table(out / "probe.csv", summary["probes"])
+    text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def tell(summary: dict[str, Any]) -> None:
+    """Prints the table."""
+    print(table(summary["probes"]))
+    for skipped in summary["skipped"]:
+        print(f"skipped: {skipped['probe']}: {skipped['reason']}")
+    if "embedding" in summary:
+        own = summary["embedding"]
+        most = min(own["scans"], own["features"])
+        print(
+            f"embedding of {own['scans']} scans: effective rank {own['effective_rank']:.1f} of at most {most}, spread "
+            f"{own['spread']:.2f} (0 all alike, 1 every direction alike)"
+        )
+    for note in summary["notes"]:
+        print(f"note: {note}")

@@ -1,0 +1,174 @@
+"""``medssl pseudolabel``: a fine-tuned network labels stored scans for another one to learn from (self-training)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from medssl.data.labels.trained_on import missing_note
+from medssl.data.loading.batches import population
+from medssl.data.store import chunks
+from medssl.data.store.store import Store
+from medssl.heads.sliding import slide
+from medssl.inference.predictor import Fitted, Windows, device_of, load_fitted
+from medssl.io.files import read_json, refusals, whole, write_whole
+from medssl.io.trust import names
+from medssl.training import describe
+from medssl.training.pseudo_labels import (
+    FACTS,
+    IGNORED,
+    Behind,
+    _provenance_facts,
+    label_file,
+    label_type,
+    refuse_test_subjects,
+)
+from medssl.training.supervised import StoredScan
+from medssl.types import UserError
+from medssl.types.provenance import as_written
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Int
+
+
+_WINDOWS = Windows()
+
+
+def pseudolabel(
+    run: Path,
+    *,
+    store: Path,
+    out: Path,
+    split: str = "train",
+    confidence: float = 0.0,
+    allow_seen: bool = False,
+    windows: Windows = _WINDOWS,
+    trust: str = "",
+) -> int:
+    """Segment every stored scan of a split; the same command goes on where it was stopped.
+
+    The labels lie on the store's grid and are not patient files: ``medssl finetune --pseudo.labels OUT`` learns from
+    them, ``medssl predict`` is what writes segmentations for people.
+
+    Args:
+        run: Folder of a fine-tuned network, the teacher.
+        store: Folder made by ``medssl cache`` by the rules that the teacher knows.
+        out: Folder of the labels; made if it is not there.
+        split: Split whose scans are labeled.
+        confidence: Voxels whose best class has a lower probability are left without a label (0 labels all).
+        allow_seen: Go on although the teacher has learned from subjects of the split "test".
+        windows: How a scan is gone through.
+        trust: Classes of the card that may run although they are none of medssl's, by import path, several with commas.
+
+    Returns:
+        0.
+
+    Raises:
+        UserError: A teacher that does not segment, other rules or classes, or labels of another teacher in the folder.
+    """
+    os.umask(0o077)
+    if not 0 <= confidence < 1:
+        message = f"confidence is {confidence}: give a probability from 0 to below 1"
+        raise UserError(message)
+    teacher = load_fitted(run, device_of(windows.accelerator), names(trust))
+    opened = Store.open(store, preprocess=teacher.card.preprocess)
+    for note in (*refuse_teacher(teacher, opened, allow_seen=allow_seen), *missing_note(teacher.tuned.trained_on)):
+        print(f"note: {note}")
+    facts = {"teacher": teacher.digest, "confidence": confidence, "overlap": windows.overlap}
+    facts |= {"precision": windows.precision, "store": describe.store_digest(opened)}
+    facts |= {"classes": [list(pair) for pair in teacher.schema.classes], "axes": len(teacher.tuned.window)}
+    facts |= {"labelled": sorted(teacher.tuned.subjects), "pretrained": _provenance_facts(teacher.card.subjects)}
+    begin(out, facts)
+    scans = population(opened, len(teacher.tuned.window), split).tolist()
+    there = label_all(teacher, opened, scans, out, confidence, windows)
+    print(f"{out}: {len(scans)} scans labeled ({len(scans) - there} new, {there} there already)")
+    return 0
+
+
+def refuse_teacher(teacher: Fitted, store: Store, *, allow_seen: bool) -> list[str]:
+    """Refuses a teacher whose labels would not fit, or that carries what it learned of test subjects over.
+
+    Returns:
+        Notes on what was allowed and on what cannot be known.
+
+    Raises:
+        UserError: Names both sides.
+    """
+    if teacher.kind != "segmentation":
+        message = (
+            f"the run answers for {teacher.schema.name!r} of whole scans: pseudo-labels are masks, take a segmentation"
+        )
+        raise UserError(message)
+    held, takes = store.channels, teacher.network.encoder.in_channels
+    if held != takes:
+        message = (
+            f"the network takes {takes} channel(s), the scans of the store have {held}: choose another run or store"
+        )
+        raise UserError(message)
+    return refuse_test_subjects(store, Behind(teacher.tuned.subjects, teacher.card.subjects), allowed=allow_seen)
+
+
+def begin(out: Path, facts: dict[str, Any]) -> None:
+    """Makes the folder, or checks that the same teacher made what is there.
+
+    Raises:
+        UserError: Names what differs.
+    """
+    file = out / FACTS
+    if file.exists():
+        then = read_json(file)
+        then["pretrained"] = as_written(then.get("pretrained"))
+        differing = sorted(key for key in {*then, *facts} if then.get(key) != facts.get(key))
+        if differing:
+            message = f"{out} holds labels of another command ({', '.join(differing)} differ): choose another --out"
+            raise UserError(message)
+        return
+    if out.is_dir() and any(out.iterdir()):
+        message = f"{out} is a folder with other files: give an empty or a new one for the labels"
+        raise UserError(message)
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_whole(file, lambda stream: stream.write(json.dumps(facts, indent=1).encode()))
+
+
+def label_all(
+    teacher: Fitted, store: Store, scans: Sequence[int], out: Path, confidence: float, windows: Windows
+) -> int:
+    """Labels the scans that have no file yet; returns how many had one."""
+    from tqdm import tqdm
+
+    there = 0
+    for number in tqdm(scans, desc="pseudolabel", unit="scan"):
+        file = label_file(out, store, number)
+        if file.exists():
+            there += 1
+            continue
+        label = labeled_by(teacher, store, number, confidence, windows)
+        with refusals(file), whole(file) as (stream,):
+            stream.write(chunks.chunked_bytes(label[None]))
+    return there
+
+
+@torch.no_grad()
+def labeled_by(
+    teacher: Fitted, store: Store, number: int, confidence: float, windows: Windows
+) -> Int[np.ndarray, "*s"]:
+    """Stored values of a scan's classes on the store's grid, ``IGNORED`` where the teacher is not sure."""
+    window, values = teacher.tuned.window, [value for value, _ in teacher.schema.classes]
+    scan = StoredScan(store, number, window, teacher.tuned.slice_axis)
+    numbers, sure = np.array(values, label_type(teacher.schema)), []
+    with torch.autocast(teacher.device.type, torch.bfloat16, enabled=windows.precision == "bf16"):
+        blocks = slide(
+            teacher.network, scan.read, scan.shape, window=window, axis=scan.axis, plane=scan.plane,
+            overlap=windows.overlap, batch_size=windows.batch_size,
+        )  # fmt: skip
+        for _, block in blocks:
+            probability, best = (part.cpu().numpy() for part in block.max(0))
+            sure.append(np.where(probability >= confidence, numbers[best], numbers.dtype.type(IGNORED)))
+    return np.moveaxis(np.concatenate(sure), 0, scan.axis)

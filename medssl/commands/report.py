@@ -1,0 +1,46 @@
+"""The verb ``report``: runs, evaluations, probes and comparisons become one page that opens in any browser."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from medssl.reporting.parts import named_folder
+
+
+def report(page: Path, parts: list[str], *, heading: str = "medssl report") -> int:
+    """Writes one self-contained HTML page of runs and results, and prints what comparisons say.
+
+    Args:
+        page: The page to write, such as report.html; a former one is replaced.
+        parts: Run folders of pretraining or fine-tuning and folders of medssl evaluate, probe or compare, in the order
+            in which they are shown; NAME=FOLDER gives a name, else the folder's is taken. The first evaluation is
+            compared with each of the others.
+        heading: Title of the page.
+
+    Returns:
+        0: the page is written.
+
+    Raises:
+        UserError: A folder that is missing or none of these, two parts of one kind and name, or a page that
+            cannot be written.
+    """
+    from medssl.metrics.cases import write_text
+    from medssl.reporting.page import comparisons, make_page
+    from medssl.reporting.parts import Evaluation, read_part
+    from medssl.reporting.studies import Study
+    from medssl.types import UserError
+
+    os.umask(0o077)
+    if page.is_dir():
+        message = f"{page} is a folder: name the page to write first, such as {page / 'report.html'}"
+        raise UserError(message)
+    found = [read_part(*named_folder(part)) for part in parts]
+    text = make_page(found, heading)
+    write_text(page, text)
+    for comparison in comparisons([part for part in found if isinstance(part, Evaluation)]):
+        print(comparison.verdict)
+    for study in (part for part in found if isinstance(part, Study)):
+        print("\n".join(study.verdicts))
+    print(f"{page}: {len(found)} parts, {len(text) / 2**20:.1f} MiB; pictures in it are patient data")
+    return 0

@@ -1,0 +1,197 @@
+"""Commands of medssl as processes of their own, side by side, each with its device and its log."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+
+from medssl.io.files import open_lock, open_to_append
+from medssl.io.safe_path import python_command
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+CHILD = """
+import json, sys
+from medssl.comparison.jobs import end_with_parent
+end_with_parent(int(sys.argv[1]))
+from medssl.cli import main
+for words in json.loads(sys.argv[2]):
+    code = main(words)
+    if code:
+        sys.exit(code)
+"""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SLURM sends SIGUSR1 before time is up
+PARENT_DIED = 1  # prctl's PR_SET_PDEATHSIG
+REMINDER_S = 5.0
+PATIENCE_S = 120.0  # how long the processes of a killed parent may take to save
+
+
+@dataclass(frozen=True)
+class Job:
+    """Commands that follow one another in one process, as words behind ``medssl``; what they say goes to ``log``."""
+
+    name: str
+    commands: tuple[tuple[str, ...], ...]
+    log: Path
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a job failed, for the console; ``written`` is the same without the names of files and folders."""
+
+    reason: str
+    written: str
+
+
+def run_jobs(jobs: Sequence[Job], done: Callable[[Job, Failure | None], None], *, at_once: int, lock: IO[str]) -> int:
+    """Runs jobs, ``at_once`` at a time, in their order; a job that fails stops no other.
+
+    Args:
+        jobs: What to do.
+        done: Called with each job as it ends, and with the reason why it failed or None.
+        at_once: Processes side by side; they take turns with the GPUs and share the processor's cores.
+        lock: Held open by every process, so that the lock on it lasts as long as any of them.
+
+    Returns:
+        0, or the number of the signal that stopped it: then every process was told, and has saved what it can.
+    """
+    waiting, running = deque(jobs), dict[subprocess.Popen[bytes], tuple[Job, int, int]]()
+    free, heard, tell_at = list(range(at_once)), list[int](), 0.0
+    former = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in SIGNALS}
+    try:
+        while running or (waiting and not heard):
+            while waiting and free and not heard:
+                slot = free.pop(0)
+                job = waiting.popleft()
+                before = job.log.stat().st_size if job.log.exists() else 0  # what earlier attempts said
+                running[start(job, slot, at_once, lock)] = job, slot, before
+            time.sleep(0.1)
+            if heard and time.monotonic() >= tell_at:  # again and again: the next command of a job has heard nothing
+                for process in running:
+                    process.send_signal(signal.SIGTERM)
+                tell_at = time.monotonic() + REMINDER_S
+            for process in [process for process in running if process.poll() is not None]:
+                job, slot, before = running.pop(process)
+                free.append(slot)
+                if not heard:
+                    done(job, failure(job, process.returncode, before) if process.returncode else None)
+    finally:
+        for process in running:  # an exception of ours
+            process.kill()
+        for number, handler in former.items():
+            signal.signal(number, handler)
+    return heard[0] if heard else 0
+
+
+def start(job: Job, slot: int, at_once: int, lock: IO[str]) -> subprocess.Popen[bytes]:
+    """Starts a job's process on the device of its slot."""
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    cores = max(1, len(os.sched_getaffinity(0)) // at_once) if hasattr(os, "sched_getaffinity") else 1
+    environment = {"OMP_NUM_THREADS": str(cores)} | os.environ | devices(slot)
+    with open_to_append(job.log) as log:
+        return subprocess.Popen(
+            command(job.commands),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            pass_fds=(lock.fileno(),),
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which tells everyone once
+        )
+
+
+def command(commands: Sequence[Sequence[str]]) -> list[str]:
+    """Words that start commands of medssl, one after the other, in a process that stops when this one ends."""
+    return [*python_command(), "-c", CHILD, str(os.getpid()), json.dumps(commands)]
+
+
+def devices(slot: int) -> dict[str, str]:
+    """Which GPU a slot sees: they take turns; nothing where there is none."""
+    count = torch.cuda.device_count()
+    if not count:
+        return {}
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    visible = named.split(",") if named else [str(number) for number in range(count)]
+    return {"CUDA_VISIBLE_DEVICES": visible[slot % len(visible)]}
+
+
+def failure(job: Job, code: int, before: int = 0) -> Failure:
+    """Why a job failed: the last error that its log tells, else the signal or the exit code.
+
+    Args:
+        job: What failed.
+        code: Exit code, or less than 0 of a signal.
+        before: Bytes of the log that earlier attempts wrote.
+    """
+    lines = job.log.read_bytes()[before:].decode("utf-8", "replace").splitlines()
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    if code < 0:
+        reason = f"killed by {signal.Signals(-code).name}" + (
+            ", often a full memory" if code == -signal.SIGKILL else ""
+        )
+    elif told and code in {1, 2}:
+        reason = told[-1]
+    else:
+        reason = f"exit code {code}; its log ends: {(lines or ['nothing'])[-1]}"
+    return Failure(reason, nameless(reason, [word for command in job.commands for word in command]))
+
+
+def nameless(reason: str, words: Sequence[str]) -> str:
+    """A reason without the names of files and folders, for tables that may be passed on.
+
+    Args:
+        reason: What a command said.
+        words: What it was given: the places among them may hold blanks.
+    """
+    for place in sorted({word for word in words if "/" in word}, key=len, reverse=True):
+        reason = reason.replace(place, "/")
+    reason = re.sub(r"""(["'])[^"']*/[^"']*\1""", "the file", reason)
+    return re.sub(r"""[^\s:;,()"']*/[^\s:;,()"']*""", "the file", reason)
+
+
+def end_with_parent(parent: int) -> None:
+    """Asks the kernel (Linux) to send SIGTERM when the parent dies: a run then saves and stops."""
+    with contextlib.suppress(OSError, AttributeError):
+        library: Any = ctypes.CDLL(None)
+        library.prctl(PARENT_DIED, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(128 + signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def alone(file: Path, what: str) -> Iterator[IO[str]]:
+    """Holds a lock that this process passes on to its children; waits for those of a parent that was killed.
+
+    Raises:
+        UserError: Another process keeps it.
+    """
+    with open_lock(file) as lock:
+        since = time.monotonic()
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() - since > PATIENCE_S:
+                    message = f"another process is at work in {what}: wait for it, or choose another --out"
+                    raise UserError(message) from error
+                if time.monotonic() - since < 0.1:
+                    print(f"waiting for a process that is at work in {what}", file=sys.stderr)
+                time.sleep(0.2)
+        yield lock

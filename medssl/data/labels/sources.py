@@ -1,0 +1,312 @@
+"""What is known about a scan beyond its pixels: its mask, its values, its split; found by stated rules."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from medssl.data.index.split import parse_shares
+from medssl.io.csv_text import is_formula
+from medssl.types import LabelSchema, UserError
+
+_FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
+_FOLDERS |= {"test": "test", "testing": "test"}
+NOUNS = {"mask": "label", "excluded": "mask of excluded voxels"}
+NONE = "none"  # in place of a pair: no file is held back as a label map
+MOST_PATHS = 64  # that a rule of many pairs may lead to
+EXAMPLES = {"mask": "labels", "excluded": "excluded"}
+
+
+@dataclass(frozen=True)
+class PathRule:
+    """Leads from an image's path to that of a mask of its own, and back (paths below the data set).
+
+    Attributes:
+        role: What the mask is: "mask" (of classes) or "excluded".
+        option: Where the user says the rule.
+        text: The rule: TEXT=TEXT, several with commas.
+    """
+
+    role: Literal["mask", "excluded"]
+    option: str
+    text: str
+
+    @property
+    def noun(self) -> str:
+        """What messages call such a mask."""
+        return NOUNS[self.role]
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The replacements, in order.
+
+        Raises:
+            UserError: A side is missing, or both are the same.
+        """
+        words = (pair for pair in self.text.split(",") if pair and pair.strip().lower() != NONE)
+        pairs = [(left, right) for left, _, right in (pair.partition("=") for pair in words)]
+        if any(not left or not right or left == right for left, right in pairs):
+            message = f"{self.option} {self.text!r}: expected TEXT=TEXT, as in images={EXAMPLES[self.role]}"
+            raise UserError(message)
+        return pairs
+
+    def masks_of(self, path: str) -> list[str]:
+        """Paths that the mask of the image at ``path`` may have, likeliest first; none where the rule does not fit.
+
+        Pairs apply where their left side occurs. Whole folder names come before other text. Of the pairs without a dot
+        at least one must occur (they are alternatives); one with a dot (an ending) may be left out.
+        """
+        return _replaced(path, self.pairs(), all_optional=False)
+
+    def images_of(self, path: str) -> list[str]:
+        """Paths that the image of the mask at ``path`` may have; none where it cannot be a mask."""
+        turned = [(right, left) for left, right in reversed(self.pairs())]
+        return _replaced(path, turned, all_optional=True)
+
+    def names_image(self, path: str) -> bool:
+        """Whether a folder of ``path`` is the left side of a pair: such a file is an image, never a lost mask."""
+        folders = PurePosixPath(path).parts[:-1]
+        return any(left.strip("/") in folders for left, _ in self.pairs())
+
+
+def _replaced(path: str, pairs: Sequence[tuple[str, str]], *, all_optional: bool) -> list[str]:
+    """Every path that the pairs lead to, those with most replacements first."""
+    needed = any("." not in left for left, _ in pairs)
+    states: dict[tuple[str, bool], int] = {(path, not needed): 0}  # path, whether a needed pair was applied -> how many
+    for left, right in pairs:
+        after: dict[tuple[str, bool], int] = {}
+        for (text, met), count in states.items():
+            for changed in _variants(text, left, right):
+                after.setdefault((changed, met or "." not in left), count + 1)
+            if left not in text or all_optional or "." in left:
+                after.setdefault((text, met), count)
+        states = dict(list(after.items())[:MOST_PATHS])
+    found = sorted((item for item in states.items() if item[0][1] and item[1]), key=lambda item: -item[1])
+    return [text for text in dict.fromkeys(text for (text, _), _ in found) if text != path]
+
+
+def _variants(path: str, left: str, right: str) -> list[str]:
+    """``left`` replaced where it is whole folders (all of them, the last), then wherever it stands."""
+    folders, old, new = path.split("/"), left.strip("/").split("/"), right.strip("/").split("/")
+    size = len(old)
+    places = [n for n in range(len(folders) - size + 1) if folders[n : n + size] == old]
+    found = []
+    for chosen in (places, places[-1:]) if places else ():
+        parts = list(folders)
+        for place in reversed(chosen):
+            parts[place : place + size] = new
+        found.append("/".join(parts))
+    return list(dict.fromkeys([*found, *([path.replace(left, right)] if left in path else [])]))
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """Which files are masks of which images.
+
+    Attributes:
+        masks: Text of an image's path = text of its mask's path, several with commas ("images=labels" or
+            "imagesTr=labelsTr,imagesTs=labelsTs,_0000.nii.gz=.nii.gz"); pairs apply where their left side occurs.
+            "none" takes files that look like label maps as scans.
+        excluded: The same for masks of voxels that no loss looks at (defaced, burned-in text): all that is not zero.
+        grid: "check" refuses masks on another grid than their image; "trust" takes those of equal shape as they lie.
+        threshold: Values of label maps from here on are class 1, all others 0: for JPEG masks and probabilities.
+        objects: DICOM segmentations and structure sets in the folders are the masks of the scans that they name; their
+            segments are found by the names of ``class_names``.
+        other_segments: What becomes of segments without a class: "refuse" their scans, or take them as "background".
+    """
+
+    masks: str = ""
+    excluded: str = ""
+    grid: Literal["check", "trust"] = "check"
+    threshold: float | None = None
+    objects: bool = False
+    other_segments: Literal["refuse", "background"] = "refuse"
+
+    @property
+    def all_scans(self) -> bool:
+        """Whether files that look like label maps are taken as scans."""
+        return NONE in (word.strip().lower() for word in self.masks.split(","))
+
+    def rules(self, also: Iterable[str] = ()) -> tuple[PathRule, ...]:
+        """The rules that were given, and those of the roles in ``also``, each with its role."""
+        given: tuple[PathRule, ...] = (
+            PathRule("mask", "--labels.masks", self.masks),
+            PathRule("excluded", "--labels.excluded", self.excluded),
+        )
+        return tuple(rule for rule in given if rule.role in also or rule.pairs())
+
+
+@dataclass(frozen=True)
+class LabelOptions(MaskOptions):
+    """Where the labels of a data set are.
+
+    Attributes:
+        classes: "folder" takes the folder that holds the file as the value "class".
+        values: A table with a header row, CSV or (.tsv) with tabs.
+        key: Its column that names the scan (file name with or without ending, or path) or the subject.
+        columns: Its columns to keep, with commas. Nothing else of the table enters the index.
+        class_names: Values of the mask with their names, "0=background,1=tumour".
+        ignore: Value of the mask that losses leave out.
+        split: Shares by subject ("train=0.8,val=0.1,test=0.1"), "folder" (folders named train, val, test), or
+            "column:NAME" of the table.
+    """
+
+    classes: Literal["", "folder"] = ""
+    values: str = ""
+    key: str = ""
+    columns: str = ""
+    class_names: str = ""
+    ignore: int | None = None
+    split: str = "train=0.8,val=0.1,test=0.1"
+
+    def __post_init__(self) -> None:
+        self.rules()
+        self.schema()
+        if self.split != "folder" and not self.split.startswith("column:"):
+            parse_shares(self.split)
+
+    def schema(self) -> LabelSchema | None:
+        """The class map of the masks, or None where no names were given."""
+        if not self.class_names:
+            return None
+        named = [pair for pair in sorted(self.named_values()) if pair[0] != self.ignore]  # "ignore" is nothing to learn
+        return LabelSchema("mask", tuple(named), self.ignore)
+
+    def named_values(self) -> list[tuple[int, str]]:
+        """All values that have a name, that of ``ignore``, too."""
+        classes = []
+        for pair in self.class_names.split(",") if self.class_names else ():
+            value, separator, name = pair.partition("=")
+            if not separator or not name.strip() or not value.strip().lstrip("-").isdigit():
+                message = f"--labels.class_names {pair!r}: expected VALUE=NAME, as in 0=background,1=tumour"
+                raise UserError(message)
+            refuse_formula(name.strip(), "--labels.class_names")
+            classes.append((int(value), name.strip()))
+        if len({value for value, _ in classes}) < len(classes):
+            message = f"--labels.class_names {self.class_names!r}: a value stands twice"
+            raise UserError(message)
+        return classes
+
+
+def refuse_without_effect(labels: LabelOptions, *, laid_out: bool) -> None:
+    """Refuses options that mean nothing without another one, so that nobody trusts in them.
+
+    Args:
+        labels: As the user and the layout give them.
+        laid_out: A layout names masks that no option does.
+
+    Raises:
+        UserError: Names the option and what it needs.
+    """
+    masks = bool(labels.masks or labels.excluded or labels.objects) or laid_out
+    needs = (
+        (labels.ignore is not None and not labels.class_names, "ignore", "--labels.class_names 0=background,1=tumor"),
+        (bool(labels.key) and not labels.values, "key", "--labels.values FILE.csv"),
+        (bool(labels.columns) and not labels.values, "columns", "--labels.values FILE.csv"),
+        (labels.threshold is not None and not masks, "threshold", "--labels.masks TEXT=TEXT"),
+        (labels.grid == "trust" and not masks, "grid trust", "--labels.masks TEXT=TEXT"),
+        (labels.other_segments != "refuse" and not labels.objects, "other_segments", "--labels.objects true"),
+    )
+    for idle, name, missing in needs:
+        if idle:
+            message = f"--labels.{name} has no effect without {missing}: give both, or leave it out"
+            raise UserError(message)
+
+
+def refuse_formula(name: str, where: str) -> None:
+    """Refuses a name that tables of scores and predictions would hand to a spreadsheet as a formula.
+
+    Raises:
+        UserError: Names it.
+    """
+    if is_formula(name):
+        message = f"{where}: {name!r} begins with {name[0]!r}, which spreadsheets take for a formula: rename it"
+        raise UserError(message)
+
+
+@dataclass
+class Table:
+    """A CSV table of values, found by scan or by subject; counts which rows were used."""
+
+    rows: dict[str, dict[str, str]]
+    columns: tuple[str, ...]
+    used: set[str] = field(default_factory=set)
+
+    def row(self, names: Sequence[str]) -> Mapping[str, str]:
+        """The first row that one of ``names`` points to; empty where there is none."""
+        for name in names:
+            if name in self.rows:
+                self.used.add(name)
+                return self.rows[name]
+        return {}
+
+    @property
+    def unused(self) -> int:
+        """Rows that no scan asked for."""
+        return len(self.rows) - len(self.used)
+
+
+def read_table(options: LabelOptions, *, also: Sequence[str] = ()) -> Table:
+    """Read the table of values.
+
+    Args:
+        options: Names the file, its key and the columns to keep.
+        also: Columns that another rule needs (subject, split).
+
+    Raises:
+        UserError: No such file or column, no column chosen, a value that is a formula, or a key that stands twice with
+            different values.
+    """
+    if not options.values:
+        if also:
+            message = f"column:{also[0]} needs a table: give --labels.values FILE.csv and --labels.key COLUMN"
+            raise UserError(message)
+        return Table({}, ())
+    file = Path(options.values).expanduser()
+    keep = tuple(name.strip() for name in options.columns.split(",") if name.strip())
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream, delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+            names = list(reader.fieldnames or ())
+            for name in (options.key, *keep, *also):
+                if name not in names:
+                    message = f"{file.name} has no column {name!r}; its columns are {', '.join(names) or 'none'}"
+                    raise UserError(message)
+            if not keep and not also:
+                message = f"say with --labels.columns which columns of {file.name} to keep: {', '.join(names)}"
+                raise UserError(message)
+            lines = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        message = f"--labels.values {file.name} cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise UserError(message) from error
+    rows: dict[str, dict[str, str]] = {}
+    for line in lines:
+        key = (line[options.key] or "").strip()
+        row = {name: (line[name] or "").strip() for name in dict.fromkeys((*keep, *also))}
+        for name in keep:
+            refuse_formula(row[name], f"{file.name}, column {name!r}")
+        if rows.setdefault(key, row) != row:
+            same = [name for name in keep if rows[key][name] == row[name]]
+            message = f"{file.name}: {options.key} {key!r} stands twice with different values (equal: {same or 'none'})"
+            raise UserError(message)
+    rows.pop("", None)
+    return Table(rows, keep)
+
+
+def names_of(path: str) -> list[str]:
+    """How a table may call the scan at ``path``: by path, by file name, or without its ending."""
+    name = PurePosixPath(path).name
+    stem = (
+        name[: -len("".join(PurePosixPath(name).suffixes[-2:]))] if name.endswith(".gz") else PurePosixPath(name).stem
+    )
+    return [path, name, stem]
+
+
+def folder_split(path: str) -> str:
+    """Split that a folder of the path is named after, or nothing."""
+    for folder in PurePosixPath(path).parts[:-1]:
+        if folder.lower() in _FOLDERS:
+            return _FOLDERS[folder.lower()]
+    return ""

@@ -1,0 +1,1 @@
+"""Scans preprocessed once and kept in chunks."""

@@ -1,0 +1,289 @@
+"""Applies Preprocess to one scan: orientation, foreground crop, spacing, the user's transforms, integers to store."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medssl.data.formats.masks import whole_numbers
+from medssl.data.store import coding, grid
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from medssl.data.formats.reading import Volume
+    from medssl.data.store.coding import Coding
+    from medssl.types import Imported, Preprocess, ValueDomain
+
+
+@dataclass(frozen=True)
+class Undo:
+    """The way back: oriented grid of the source, where the foreground crop started in it, and its size there."""
+
+    shape: tuple[int, ...]
+    affine: tuple[tuple[float, ...], ...]
+    crop_start: tuple[int, ...]
+    crop_size: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A scan as it is stored.
+
+    Attributes:
+        image: Codes [C, *s], uint8 or int16.
+        affine: Stored voxel -> world mm.
+        coding: What the codes mean.
+        cells: Foreground map, one bool per cell in C order (see ``coding.cell_side``).
+        undo: The way back to the source's grid.
+        label: Classes [1, *s] in the smallest integer type, or None.
+    """
+
+    image: NDArray[np.uint8] | NDArray[np.int16]
+    affine: NDArray[np.float64]
+    coding: Coding
+    cells: NDArray[np.bool_]
+    undo: Undo
+    label: NDArray[np.integer] | None = None
+
+    @property
+    def spacing_mm(self) -> tuple[float, ...]:
+        """Distance between neighboring voxels per stored axis."""
+        return grid.spacing_of(self.affine)
+
+
+@dataclass
+class _Work:
+    """A scan on its way; every step replaces what it changes."""
+
+    image: NDArray[Any]
+    affine: NDArray[np.float64]
+    label: NDArray[Any] | None = None
+    excluded: NDArray[np.bool_] | None = None
+    undo: Undo = field(default_factory=lambda: Undo((), (), (), ()))
+
+    def move(self, step: Callable[..., tuple[NDArray[Any], NDArray[np.float64]]], *arguments: object) -> None:
+        """Takes image and masks through the same change of grid."""
+        affine = self.affine
+        nearest = {"nearest": True} if step in (grid.resample, grid.resize_image) else {}
+        self.image, self.affine = step(self.image, affine, *arguments)
+        if self.label is not None:
+            self.label, _ = step(self.label, affine, *arguments, **nearest)
+        if self.excluded is not None:
+            self.excluded, _ = step(self.excluded, affine, *arguments, **nearest)
+
+    def kept(self) -> NDArray[np.bool_] | None:
+        """The voxels [*s] that are not excluded; None where none is.
+
+        Raises:
+            UserError: All are.
+        """
+        if self.excluded is None or not self.excluded.any():
+            return None
+        if self.excluded.all():
+            message = "all voxels of the scan are excluded: leave the scan out, or repair its mask of excluded voxels"
+            raise UserError(message)
+        kept: NDArray[np.bool_] = ~self.excluded[0]
+        return kept
+
+    def foreground(self, preprocess: Preprocess, domain: ValueDomain) -> NDArray[np.bool_]:
+        """The voxels [*s] that are not background; excluded ones are none of them."""
+        kept = self.kept()
+        mask = coding.foreground_mask(self.image, coding.thresholds(self.image, domain, preprocess.background, kept))
+        return mask if kept is None else mask & kept
+
+
+def check(preprocess: Preprocess) -> None:
+    """Refuses rules that no scan can be prepared by, so that this is known before the first one is read.
+
+    Raises:
+        UserError: Names the key and what it takes.
+    """
+    axes, spacing = preprocess.orientation, preprocess.spacing_mm
+    if axes and (len(axes) != 3 or any(len(set(axes) & set(pair)) != 1 for pair in ("LR", "PA", "IS"))):
+        message = f"preprocess.orientation is {axes!r}: give one of L/R, P/A and I/S for each axis, as in RAS"
+        raise UserError(message)
+    if spacing is not None and (len(spacing) != 3 or min(spacing) < 0):
+        message = f"preprocess.spacing_mm is {spacing}: give three distances in mm (0 keeps an axis)"
+        raise UserError(message)
+    if preprocess.image_size is not None and min(preprocess.image_size) < 1:
+        message = f"preprocess.image_size is {preprocess.image_size}: give height and width in pixels"
+        raise UserError(message)
+    for entry in fields(preprocess.intensity):
+        rule = getattr(preprocess.intensity, entry.name)
+        outside = rule.clip == "percentile" and not 0 <= rule.low <= rule.high <= 100
+        if outside or (rule.clip == "range" and rule.low >= rule.high):
+            what = "percentiles from 0 to 100" if outside else "values"
+            message = (
+                f"preprocess.intensity.{entry.name} clips from {rule.low} to {rule.high}: give two {what} in order"
+            )
+            raise UserError(message)
+    _users(preprocess.transforms)
+
+
+def prepare(volume: Volume, preprocess: Preprocess, *, domain: ValueDomain) -> Prepared:
+    """Applies every rule of ``preprocess`` to a scan that was read.
+
+    Args:
+        volume: Image [C, *s] in its own type, affine, label [1, *s] or None, and excluded voxels [1, *s] or None; two
+            spatial axes are an image. What excluded voxels hold reaches nothing: not even what is interpolated.
+        preprocess: The rules.
+        domain: What the values are, which decides the intensity rule and the foreground.
+
+    Returns:
+        Codes, geometry and the numbers to decode them.
+
+    Raises:
+        UserError: The scan is empty, holds NaN or infinite voxels or excluded ones alone, or a rule does not fit it.
+    """
+    image = _plain_type(np.asarray(volume.image))
+    coding.refuse_unusable(image)
+    source_whole = image.dtype == np.uint8 or domain == "hu"
+    work = _Work(image, np.asarray(volume.affine, np.float64))
+    work.label = None if volume.label is None else whole_numbers(volume.label)
+    work.excluded = volume.excluded
+    if (kept := work.kept()) is not None:
+        work.image = coding.blanked(image, kept)
+    if image.ndim == 4 and preprocess.orientation:
+        work.move(grid.orient, preprocess.orientation)
+    _crop_foreground(work, preprocess, domain)
+    if image.ndim == 4 and preprocess.spacing_mm:
+        work.move(grid.resample, preprocess.spacing_mm)
+    elif image.ndim == 3 and preprocess.image_size:
+        work.move(grid.resize_image, tuple(preprocess.image_size))
+    if preprocess.transforms:
+        _apply_users(work, preprocess.transforms)
+        source_whole = False
+    if source_whole and image.dtype == np.uint8 and work.image.dtype != np.uint8:
+        work.image = np.clip(np.rint(work.image), 0, 255).astype(np.uint8)
+        return _finish(work, preprocess, domain, whole=True, error=0.5)
+    return _finish(work, preprocess, domain, whole=source_whole)
+
+
+def as_monai(preprocess: Preprocess) -> Any:
+    """Returns the geometry of ``preprocess`` for volumes as a MONAI ``Compose`` over the keys "image" and "label".
+
+    For use in other tools' pipelines: orientation, spacing, the user's transforms. ``prepare`` gives the same voxels.
+    """
+    from monai import transforms
+
+    steps: list[Any] = []
+    both = {"keys": ("image", "label"), "allow_missing_keys": True}
+    if preprocess.orientation:
+        steps.append(transforms.Orientationd(**both, axcodes=preprocess.orientation, labels=None))
+    if preprocess.spacing_mm:
+        pixdim = [mm if mm > 0 else float("nan") for mm in preprocess.spacing_mm]  # NaN: MONAI keeps that axis
+        steps.append(transforms.Spacingd(**both, pixdim=pixdim, mode=("bilinear", "nearest")))
+    return transforms.Compose([*steps, *map(build, preprocess.transforms)])
+
+
+def build(imported: Imported) -> Any:
+    """Makes the object that a configuration names by import path.
+
+    Raises:
+        UserError: The path does not lead to anything, or its arguments are refused.
+    """
+    module, _, name = imported.class_path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)(**imported.init_args)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        message = f"cannot make {imported.class_path}: {error}; give an import path and arguments that it accepts"
+        raise UserError(message) from error
+
+
+def _plain_type(image: NDArray[Any]) -> NDArray[Any]:
+    if image.dtype == np.bool_:
+        return image.astype(np.uint8)
+    if image.dtype == np.float16:
+        return image.astype(np.float32)
+    return image
+
+
+def _crop_foreground(work: _Work, preprocess: Preprocess, domain: ValueDomain) -> None:
+    """Cuts the background border away; a labeled voxel counts as foreground, so no label that is learned is lost."""
+    shape = tuple(work.image.shape[1:])
+    start, stop = (0,) * len(shape), shape
+    if preprocess.foreground_crop:
+        mask, kept = work.foreground(preprocess, domain), work.kept()
+        if work.label is not None:
+            mask |= work.label[0] > 0 if kept is None else (work.label[0] > 0) & kept
+        start, stop = coding.bounding_box(mask)
+    affine = tuple(tuple(float(x) for x in row) for row in work.affine)
+    work.undo = Undo(shape, affine, start, tuple(b - a for a, b in zip(start, stop, strict=True)))
+    work.move(grid.crop, start, stop)
+
+
+def _users(imported: tuple[Imported, ...]) -> list[Any]:
+    """The user's transforms; random ones are refused."""
+    if not imported:
+        return []
+    from monai.transforms import Randomizable
+
+    made = [build(step) for step in imported]
+    for step, transform in zip(imported, made, strict=True):
+        if isinstance(transform, Randomizable):
+            message = f"{step.class_path} is random: preprocessing is done once, put it after the crop"
+            raise UserError(message)
+    return made
+
+
+def _apply_users(work: _Work, imported: tuple[Imported, ...]) -> None:
+    """Runs the user's MONAI dictionary transforms on MetaTensors."""
+    import torch
+    from monai.data import MetaTensor
+
+    items = {"image": work.image} | ({} if work.label is None else {"label": work.label})
+    data: dict[str, Any] = {
+        key: MetaTensor(torch.from_numpy(np.ascontiguousarray(x)), affine=torch.from_numpy(work.affine.copy()))
+        for key, x in items.items()
+    }
+    for step, transform in zip(imported, _users(imported), strict=True):
+        try:
+            data = transform(data)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever the user's own code raises
+            message = f"{step.class_path} failed: {type(error).__name__}: {error}"
+            raise UserError(message) from error
+    shape, affine = work.image.shape, work.affine
+    work.image = np.asarray(data["image"])
+    work.affine = np.asarray(getattr(data["image"], "affine", work.affine), np.float64)
+    work.label = None if work.label is None else whole_numbers(np.asarray(data["label"]))
+    if work.image.ndim != len(shape) or (work.label is not None and work.label.shape != (1, *work.image.shape[1:])):
+        label = "" if work.label is None else f" and a label of shape {work.label.shape}"
+        message = (
+            f"preprocess.transforms leave an image of shape {work.image.shape}{label}: expected channel first, as many "
+            "axes as before, and the same grid for both (keys image and label)"
+        )
+        raise UserError(message)
+    if work.kept() is not None and (work.image.shape[1:] != shape[1:] or not np.allclose(work.affine, affine)):
+        message = (
+            "preprocess.transforms move the voxels of a scan of which some are excluded: change the grid with "
+            "preprocess.orientation, spacing_mm or image_size, which take the mask of excluded voxels along"
+        )
+        raise UserError(message)
+    coding.refuse_unusable(work.image)
+
+
+def _finish(work: _Work, preprocess: Preprocess, domain: ValueDomain, *, whole: bool, error: float = 0.0) -> Prepared:
+    mask, rule = work.foreground(preprocess, domain), getattr(preprocess.intensity, domain)
+    codes, numbers = coding.encode(work.image, rule, mask, whole=whole, kept=work.kept())
+    return Prepared(
+        image=codes,
+        affine=work.affine,
+        coding=replace(numbers, error=max(error, numbers.error)),
+        cells=coding.foreground_cells(mask),
+        undo=work.undo,
+        label=None if work.label is None else _smallest(work.label),
+    )
+
+
+def _smallest(label: NDArray[Any]) -> NDArray[np.integer]:
+    kinds = (np.min_scalar_type(int(label.min())), np.min_scalar_type(int(label.max())))
+    return np.ascontiguousarray(label, dtype=np.result_type(*kinds))

@@ -1,0 +1,337 @@
+"""The store: every scan of an index preprocessed once, in chunks that a crop can be read from.
+
+A folder (mode 0700) without names of people or paths: ``store.json`` (what made it), ``records.sqlite`` (what each scan
+is), ``scans/`` (one blosc2 array a scan, or raw arrays) and ``packs/`` (small images, hundreds to a file). A file's
+name is the digest of its scan and of Preprocess, so a changed rule or a changed source never meets an old chunk.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from medssl.data.store import checksums, chunks, records
+from medssl.data.store.coding import EXCLUDED
+from medssl.io.files import read_json
+from medssl.types import Imported, IntensityRule, IntensityRules, LabelSchema, Preprocess, UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from medssl.data.store.preprocess import Prepared
+    from medssl.types import Scan
+
+Tier = Literal["chunked", "raw"]
+FORMAT = 1
+SMALL = {2: 1 << 20, 3: 1 << 18}  # bytes below which an image or a volume goes into a pack and is decoded whole
+
+
+class Store:
+    """A store that is open for reading (and, through ``records.connect``, for adding).
+
+    Attributes:
+        path: Its folder.
+        preprocess: The rules that made it.
+        tier: "chunked" (compressed) or "raw" (mapped into memory).
+        schema: Classes of the labels, or None.
+        synthetic: Whether all scans were drawn by ``medssl phantoms``.
+        records: What is in it, as arrays; a scan's number is its place there.
+    """
+
+    def __init__(self, path: Path, description: dict[str, Any]) -> None:
+        self.path = path
+        self.preprocess = preprocess_from(description["preprocess"])
+        self.tier: Tier = description["tier"]
+        schema = description["schema"]
+        self.schema = schema and LabelSchema(schema["name"], tuple(map(tuple, schema["classes"])), schema["ignore"])
+        self.index_digest: str = description["index"]
+        self.synthetic: bool = description.get("synthetic", False)
+        self.records = records.load(path / "records.sqlite")
+        self._handles = chunks.Handles()
+        self._checks = checksums.Entries(path / "records.sqlite")
+        self._other_labels: dict[int, Path] = {}
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        preprocess: Preprocess,
+        *,
+        tier: Tier = "chunked",
+        schema: LabelSchema | None = None,
+        index_digest: str = "",
+        synthetic: bool = False,
+    ) -> Store:
+        """Makes an empty store, or opens the one that is there if the same rules made it.
+
+        Raises:
+            UserError: A store of other rules or another tier is there, or a folder that is no store.
+        """
+        path = Path(path)
+        if not (path / "store.json").exists():
+            known = {records.TABLE, *(("scans", "packs") if (path / records.TABLE).exists() else ())}
+            if path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir() if p.name not in known):
+                message = f"{path} is a folder with other files: give an empty or a new one for the store"
+                raise UserError(message)
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.chmod(0o700)
+            records.connect(path / "records.sqlite").close()
+        else:
+            found = cls.open(path, preprocess)
+            if found.tier != tier:
+                message = f"the store {path} is {found.tier}, not {tier}: take another folder"
+                raise UserError(message)
+            synthetic = synthetic and (found.synthetic or not len(found))
+        description = {
+            "format": FORMAT,
+            "tier": tier,
+            "preprocess": dataclasses.asdict(preprocess),
+            "digest": preprocess.digest(),
+            "schema": schema and dataclasses.asdict(schema),
+            "index": index_digest,
+            **({"synthetic": True} if synthetic else {}),
+        }
+        chunks.write_parts(path / "store.json", [json.dumps(description, indent=1).encode()])
+        return cls(path, json.loads(json.dumps(description)))
+
+    @classmethod
+    def open(cls, path: Path, preprocess: Preprocess | None = None) -> Store:
+        """Opens a store; with ``preprocess`` only one that these rules made.
+
+        Raises:
+            UserError: There is no store, or other rules made it (the message names the keys that differ).
+        """
+        path = Path(path)
+        try:
+            description = read_json(path / "store.json")
+        except (OSError, ValueError) as error:
+            message = f"{path} is no store (no readable store.json): make one with medssl cache"
+            raise UserError(message) from error
+        checksums.refuse_broken(path, "store.json")
+        if description.get("format") != FORMAT:
+            message = f"{path} has store format {description.get('format')}, this version reads {FORMAT}: cache again"
+            raise UserError(message)
+        held = preprocess_from(description["preprocess"])
+        if preprocess is not None and preprocess.digest() != held.digest():  # not the digest that the file gives
+            wanted = json.loads(json.dumps(dataclasses.asdict(preprocess)))
+            keys = ", ".join(sorted(differences(description["preprocess"], wanted)))
+            message = (
+                f"the store {path} was made by another Preprocess ({held.digest()}, asked for "
+                f"{preprocess.digest()}): {keys}; take another folder or the same rules"
+            )
+            raise UserError(message)
+        return cls(path, description)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_handles": chunks.Handles()}
+
+    def scan_id(self, number: int) -> str:
+        """Identifier of a scan."""
+        return str(self.records.scan_id[number].decode())
+
+    def number(self, scan_id: str) -> int:
+        """Place of a scan in the records.
+
+        Raises:
+            UserError: It is not in the store.
+        """
+        wanted = np.bytes_(scan_id.encode())
+        found = int(np.searchsorted(self.records.scan_id, wanted))
+        if found == len(self) or self.records.scan_id[found] != wanted:
+            message = f"scan {scan_id} is not in the store {self.path}"
+            raise UserError(message)
+        return found
+
+    def dtype(self, number: int) -> np.dtype[Any]:
+        """Integer type of a stored scan: uint8 or int16."""
+        return np.dtype(np.int16 if self.records.facts[number]["wide"] else np.uint8)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the scans.
+
+        Raises:
+            UserError: The store holds no scan.
+        """
+        if not len(self):
+            message = f"{self.path} holds no scan: run medssl cache again, which lists what it skips"
+            raise UserError(message)
+        return int(self.records.facts["channels"][0])
+
+    def label_dtype(self, number: int) -> np.dtype[Any] | None:
+        """Integer type of a stored label, or None where the scan has none."""
+        name = list(records.LABELS)[int(self.records.facts[number]["label"])]
+        return np.dtype(name) if name else None
+
+    def read(
+        self, number: int, start: tuple[int, ...], size: tuple[int, ...], out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Reads a box of a scan; only the chunks that it touches are decoded.
+
+        Args:
+            number: Which scan.
+            start: First voxel per stored axis; may lie outside the scan.
+            size: Voxels per stored axis.
+            out: Array [C, *size] in C order to write to; its dtype may be wider than the store's.
+
+        Returns:
+            Codes [C, *size]; outside the scan the code of the lowest value.
+
+        Raises:
+            UserError: The scan's bytes are damaged (the message names scan_id and file).
+        """
+        shape = (int(self.records.facts[number]["channels"]), *self.records.shape(number))
+        if out is None:
+            out = np.empty((shape[0], *size), self.dtype(number))
+        self._fill(number, "", shape, start, out)
+        return out
+
+    def read_label(
+        self, number: int, start: tuple[int, ...], size: tuple[int, ...], out: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """Reads a box [1, *size] of a scan's label; -1 outside the scan and everywhere where it has no label."""
+        dtype = self.label_dtype(number)
+        if out is None:
+            out = np.empty((1, *size), np.int32)
+        if dtype is None:
+            out[...] = -1
+        else:
+            self._fill(number, "label", (1, *self.records.shape(number)), start, out)
+        return out
+
+    def scored(self, number: int, codes: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which voxels [1, *s] of what was read of a scan [C, *s] a loss may look at: all that are not excluded."""
+        if not self.records.facts[number]["excluded"]:
+            return np.ones((1, *codes.shape[1:]), bool)
+        kept: NDArray[np.bool_] = codes[:1] != EXCLUDED
+        return kept
+
+    def with_labels(self, files: dict[int, Path], dtype: np.dtype[Any]) -> Store:
+        """The same store in which some scans have labels from elsewhere instead of their own or none.
+
+        Args:
+            files: File of each of these scans, as ``chunks.chunked_bytes`` of [1, *s] makes it.
+            dtype: Integer type of the labels.
+        """
+        other = copy.copy(self)
+        facts = self.records.facts.copy()
+        facts["label"][list(files)] = records.LABELS[dtype.name]
+        other.records = dataclasses.replace(self.records, facts=facts)
+        other._handles, other._other_labels = chunks.Handles(), self._other_labels | files
+        return other
+
+    def file(self, number: int, part: str = "") -> Path:
+        """File that holds a scan (``part`` "label": its label)."""
+        fact = self.records.facts[number]
+        if part and number in self._other_labels:
+            return self._other_labels[number]
+        if fact["nbytes"]:
+            return self.path / "packs" / str(self.records.tables["pack"][fact["pack"]])
+        return scan_file(self.path, self.records.key[number].decode(), part, self.tier)
+
+    def _fill(self, number: int, part: str, shape: tuple[int, ...], start: tuple[int, ...], out: NDArray[Any]) -> None:
+        dtype = self.label_dtype(number) if part else self.dtype(number)
+        low = tuple(max(0, a) for a in start)
+        high = tuple(min(n, a + k) for a, k, n in zip(start, out.shape[1:], shape[1:], strict=True))
+        inside = all(a == b for a, b in zip(low, start, strict=True)) and out.shape[1:] == tuple(
+            b - a for a, b in zip(low, high, strict=True)
+        )
+        if inside and out.dtype == dtype and out.flags.c_contiguous:
+            self._decode(number, part, (shape, dtype), ((0, *low), (shape[0], *high)), out)
+            return
+        if not inside:
+            out[...] = -1 if part else self.records.fill(number).reshape(-1, *([1] * len(start)))
+        if all(b > a for a, b in zip(low, high, strict=True)):
+            box = np.empty((shape[0], *(b - a for a, b in zip(low, high, strict=True))), dtype)
+            self._decode(number, part, (shape, dtype), ((0, *low), (shape[0], *high)), box)
+            out[(slice(None), *(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True)))] = box
+
+    def _decode(
+        self,
+        number: int,
+        part: str,
+        like: tuple[tuple[int, ...], Any],
+        box: tuple[tuple[int, ...], tuple[int, ...]],
+        out: NDArray[Any],
+    ) -> None:
+        try:
+            self._handles.get((number, part), lambda: self._open(number, part, like)).read(*box, out)
+        except checksums.DamagedError as error:
+            checksums.mark(self.path, self.scan_id(number))
+            message = (
+                f"scan {self.scan_id(number)}: its stored voxels are damaged ({error}): run medssl cache again with "
+                "the same index and store, which stores it anew"
+            )
+            raise UserError(message) from error
+        except (OSError, RuntimeError, ValueError) as error:
+            message = (
+                f"scan {self.scan_id(number)}: its stored voxels cannot be read ({error}); "
+                f"delete {self.file(number, part).name} from the store and run medssl cache again"
+            )
+            raise UserError(message) from error
+
+    def _open(self, number: int, part: str, like: tuple[tuple[int, ...], Any]) -> chunks.Opened:
+        path, fact = self.file(number, part), self.records.facts[number]
+        if part and number in self._other_labels:
+            return chunks.open_chunked(path)
+        known = self._checks.of(self.scan_id(number), part)
+        if fact["nbytes"]:
+            prefix = "label_" if part else ""
+            return chunks.open_packed(path, (int(fact[f"{prefix}first"]), int(fact[f"{prefix}nbytes"])), like, known)
+        return chunks.open_chunked(path, known) if self.tier == "chunked" else chunks.open_raw(path, known)
+
+
+def scan_key(scan: Scan, preprocess: Preprocess, tier: Tier) -> str:
+    """Digest of everything that decides a scan's stored bytes: its files, those of its masks, the rules."""
+    parts = [scan.scan_id, scan.digests.source, preprocess.digest(), tier, FORMAT]
+    parts += [f"{part.path}#{part.frame}" for part in scan.labels.mask]
+    parts += [f"excluded {part.path}#{part.frame}" for part in scan.labels.excluded]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
+
+
+def scan_file(path: Path, key: str, part: str, tier: Tier) -> Path:
+    """File of a scan that is not packed."""
+    name = f"{key}.{part}" if part else key
+    return path / "scans" / key[:2] / (name + (".b2nd" if tier == "chunked" else ".npy"))
+
+
+def content_digest(prepared: Prepared) -> str:
+    """Digest of the stored voxels, what they mean and their label: whatever file they came from, and when."""
+    digest = hashlib.blake2b(digest_size=12)
+    digest.update(f"{prepared.image.shape}{prepared.image.dtype}".encode())
+    digest.update(prepared.coding.intensity[:, :2].tobytes())
+    if prepared.coding.excluded:
+        digest.update(b"excluded")  # the same code can be a value like any other
+    digest.update(np.ascontiguousarray(prepared.image).data)
+    if prepared.label is not None:
+        digest.update(prepared.label.dtype.name.encode())
+        digest.update(np.ascontiguousarray(prepared.label).data)
+    return digest.hexdigest()
+
+
+def preprocess_from(data: dict[str, Any]) -> Preprocess:
+    """Returns the Preprocess that ``dataclasses.asdict`` and JSON made a dictionary of."""
+    data = dict(data)
+    rules = {domain: IntensityRule(**rule) for domain, rule in data.pop("intensity").items()}
+    steps = tuple(Imported(**step) for step in data.pop("transforms"))
+    for name in ("spacing_mm", "image_size"):
+        data[name] = data[name] and tuple(data[name])
+    data["domains"] = tuple(data.get("domains", ()))  # an older store does not say
+    return Preprocess(**data, intensity=IntensityRules(**rules), transforms=steps)
+
+
+def differences(found: Any, wanted: Any, name: str = "") -> list[str]:
+    """Names of the keys in which two nested dictionaries differ, each with both values."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        keys = sorted(found.keys() | wanted.keys())
+        return [x for k in keys for x in differences(found.get(k), wanted.get(k), f"{name}.{k}".strip("."))]
+    return [] if found == wanted else [f"{name} {found} -> {wanted}"]

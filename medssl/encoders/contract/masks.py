@@ -1,0 +1,206 @@
+"""The clauses on hidden cells that every encoder keeps, one list for each way of hiding them."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from medssl.encoders.base import Encoder
+from medssl.encoders.contract.runs import clause, gradient, run, same, total
+from medssl.nn.sparse import visible_mean
+from medssl.ops.masking import at_resolution
+from medssl.ops.patches import cells_of
+from medssl.types import Features, MaskMode, UserError
+
+
+def nothing_leaks(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
+    """Values in hidden voxels, also 1e6 and NaN, change no feature by a bit and get a gradient of exactly 0."""
+    covered = at_resolution(hidden, image.shape[2:]).unsqueeze(1)
+    for training in (True, False):
+        encoder.train(training)
+        clean = run(copy.deepcopy(encoder), image.masked_fill(covered, 0), hidden, mode)
+        for value in (1e6, torch.nan):
+            dirty = run(copy.deepcopy(encoder), image.masked_fill(covered, value), hidden, mode)
+            same(clean, dirty, f"{mode}: {value} in hidden voxels changes the features", 0.0)
+        leaf = image.masked_fill(covered, 1e6).requires_grad_()
+        torch.autograd.backward(total(run(encoder, leaf, hidden, mode)))
+        slope = gradient(leaf)
+        clause(
+            bool((slope.masked_select(covered) == 0).all()), f"{mode}: the gradient at hidden voxels is not exactly 0"
+        )
+        seen = bool((slope.masked_fill(covered, 0) != 0).any()) and bool(slope.isfinite().all())
+        clause(seen, f"{mode}: the gradient at visible voxels is zero everywhere or not finite")
+
+
+def the_mask_is_gone_afterwards(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
+    """A dense forward after a masked one is dense, also when the masked one failed."""
+    encoder.eval()
+    before = run(encoder, image)
+    run(encoder, image, hidden, mode)
+    same(before, run(encoder, image), f"{mode}: a mask stays behind after the forward", 0.0)
+    last = [module for module in encoder.modules() if not any(True for _ in module.children())][-1]
+    handle = last.register_forward_pre_hook(_fail)
+    try:
+        run(encoder, image, hidden, mode)
+    except _Failed:
+        pass
+    finally:
+        handle.remove()
+    same(before, run(encoder, image), f"{mode}: a mask stays behind after a forward that failed", 0.0)
+
+
+# --- sparse
+
+
+def hidden_stays_zero(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
+    """Every map is exactly 0 where hidden and finite elsewhere, in both modes, with biases and affine norms at work."""
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.add_(0.1)
+    for training in (True, False):
+        features = run(encoder.train(training), image, hidden, mode)
+        for number, x in enumerate(features.maps):
+            covered = at_resolution(hidden, x.shape[2:]).unsqueeze(1).expand_as(x)
+            where = f"map {number} in {'training' if training else 'evaluation'} mode"
+            clause(bool((x[covered] == 0).all()), f"{where} is not exactly 0 where hidden")
+            clause(bool(x.isfinite().all()), f"{where} is not finite (unequal numbers of visible cells)")
+            clause(bool((x != 0).any()), f"{where} is zero everywhere")
+
+
+def pooled_is_the_visible_mean(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
+    """Pooled features are the mean of the last map over visible positions, 0 where a sample is all hidden."""
+    features = run(encoder.eval(), image, hidden, mode)
+    want = Features(maps=(), pooled=visible_mean(features.maps[-1], hidden))
+    same(Features(maps=(), pooled=features.pooled), want, "pooled is not the visible mean of the last map")
+
+
+# --- sparse and fill
+
+
+def all_visible_is_dense(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
+    """With nothing hidden, features and running statistics are those of the dense network."""
+    for training in (True, False):
+        dense, masked = copy.deepcopy(encoder).train(training), copy.deepcopy(encoder).train(training)
+        a, b = run(dense, image), run(masked, image, torch.zeros_like(hidden), mode)
+        same(a, b, f"{mode}: with nothing hidden the features differ from the dense network's")
+        for (name, x), y in zip(dense.named_buffers(), masked.buffers(), strict=True):
+            clause(torch.allclose(x.double(), y.double(), 1e-4, 1e-5), f"with nothing hidden buffer {name} differs")
+
+
+# --- fill
+
+
+def what_is_hidden_matters(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
+    """Maps keep the dense network's shapes, are finite, and differ from those of the image with nothing hidden."""
+    dense, filled = run(encoder.eval(), image), run(encoder.eval(), image, hidden, mode)
+    for number, (x, y) in enumerate(zip(dense.maps, filled.maps, strict=True)):
+        clause(
+            x.shape == y.shape and bool(y.isfinite().all()), f"{mode}: map {number} is not finite, or of another shape"
+        )
+        clause(not torch.equal(x, y), f"{mode}: hiding cells leaves map {number} as it was")
+
+
+# --- drop
+
+
+def tokens_are_the_visible_cells(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
+    """There are no maps; ``kept`` numbers the visible cells of the last stride in C order, with one token for each."""
+    features = run(encoder.eval(), image, hidden, mode)
+    clause(features.maps == (), f"{mode}: there are maps, but no token of a hidden cell to make them of")
+    visible = ~at_resolution(hidden, cells_of(image.shape[2:], encoder.strides[-1])).flatten(1)
+    want = torch.stack([row.nonzero()[:, 0] for row in visible])
+    clause(features.kept is not None and torch.equal(features.kept, want), f"{mode}: kept is not the visible cells")
+    found = None if features.tokens is None else tuple(features.tokens.shape)
+    shape = (*want.shape, encoder.channels[-1])
+    clause(found == shape, f"{mode}: tokens have shape {found}, expected {shape}")
+
+
+def all_visible_gives_the_dense_tokens(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
+    """With nothing hidden, tokens and pooled features are those of the dense network, where all cells are embedded."""
+    for training in (True, False):
+        dense = run(encoder.train(training), image)
+        masked = run(encoder, image, torch.zeros_like(hidden), mode)
+        clause(dense.tokens is not None, f"{mode}: without a mask there are no tokens")
+        want = Features(maps=(), pooled=dense.pooled, tokens=dense.tokens, kept=masked.kept)
+        same(masked, want, f"{mode}: with nothing hidden the tokens differ from the dense network's")
+
+
+def places_are_told(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
+    """Cells that look alike have other tokens at other places: what is left out does not move the rest together."""
+    alike = torch.ones_like(image)
+    features = run(encoder.eval(), alike, hidden, mode)
+    assert features.tokens is not None
+    others = [not torch.allclose(features.tokens[0], row, 1e-4, 1e-5) for row in features.tokens[1:]]
+    clause(any(others) or not bool(hidden.any()), f"{mode}: tokens do not tell which cells are kept")
+
+
+def samples_keep_apart(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
+    """In evaluation mode, samples in another order with their masks give the same features in that order."""
+    features = run(encoder.eval(), image, hidden, mode)
+    turned = run(encoder, image.flip(0), hidden.flip(0), mode)
+    tokens, kept = features.tokens, features.kept
+    assert tokens is not None
+    assert kept is not None
+    want = Features(maps=(), pooled=features.pooled.flip(0), tokens=tokens.flip(0), kept=kept.flip(0))
+    same(turned, want, f"{mode}: features depend on which cells other samples hide")
+
+
+def unequal_counts_are_refused(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
+    """Samples with different numbers of visible cells are refused by a UserError."""
+    unequal = hidden.clone()
+    unequal.view(len(hidden), -1)[0] = False
+    try:
+        encoder(image, unequal, mode)
+    except UserError:
+        return
+    clause(not bool(hidden[0].any()), f"{mode}: samples with different numbers of visible cells are not refused")
+
+
+# --- fill and drop
+
+
+def every_parameter_learns_from_what_is_visible(
+    encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode
+) -> None:
+    """Each trainable parameter gets a finite gradient, zero if need be: data parallelism waits for all of them."""
+    torch.autograd.backward(total(run(encoder.train(), image, hidden, mode)))
+    for name, parameter in encoder.named_parameters():
+        if parameter.requires_grad:
+            fine = parameter.grad is not None and bool(parameter.grad.isfinite().all())
+            clause(fine, f"{mode}: parameter {name} gets no gradient, or one that is not finite")
+
+
+class _Failed(Exception):
+    """Raised on purpose inside a forward."""
+
+
+def _fail(*_: object) -> None:
+    raise _Failed
+
+
+SPARSE = (
+    nothing_leaks,
+    hidden_stays_zero,
+    all_visible_is_dense,
+    pooled_is_the_visible_mean,
+    the_mask_is_gone_afterwards,
+)
+FILL = (
+    nothing_leaks,
+    all_visible_is_dense,
+    what_is_hidden_matters,
+    every_parameter_learns_from_what_is_visible,
+    the_mask_is_gone_afterwards,
+)
+DROP = (
+    nothing_leaks,
+    tokens_are_the_visible_cells,
+    all_visible_gives_the_dense_tokens,
+    places_are_told,
+    samples_keep_apart,
+    unequal_counts_are_refused,
+    every_parameter_learns_from_what_is_visible,
+    the_mask_is_gone_afterwards,
+)

@@ -1,0 +1,1 @@
+"""Fine-tuned networks applied to scans."""

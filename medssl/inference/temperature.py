@@ -1,0 +1,98 @@
+"""The part of ``medssl evaluate`` and ``medssl predict`` on calibration: where a temperature is fitted and found."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from medssl.data.index.split import overlap
+from medssl.metrics.calibration import Scaling, temperature
+from medssl.metrics.tables import SUMMARY, arrays_of, read_summary
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from medssl.inference.predictor import Fitted
+    from medssl.metrics.cases import ClassificationRow
+    from medssl.types import Scan
+
+CALIBRATION = "calibration.svg"
+
+
+def refuse_calibration(fitted: Fitted, calibrate: str | None, split: str) -> None:
+    """Refuses what has no probabilities to calibrate, and a temperature fitted on what it is judged by.
+
+    Raises:
+        UserError: No classification, or the split that is scored.
+    """
+    if calibrate is not None and fitted.kind != "classification":
+        message = f"--calibrate {calibrate} fits a temperature of class probabilities, the network is a {fitted.kind}: "
+        message += "leave --calibrate out"
+        raise UserError(message)
+    if calibrate is not None and calibrate == split:
+        message = (
+            f"--calibrate {calibrate} is the split that is scored: fit the temperature on another one, such as val"
+        )
+        raise UserError(message)
+
+
+def refuse_shared(fitted: Fitted, scans: Sequence[Scan], others: Sequence[Scan]) -> list[str]:
+    """Refuses a temperature that is fitted on subjects that are scored.
+
+    Returns:
+        A note on how many of the others the network knows.
+
+    Raises:
+        UserError: Counts the subjects in both.
+    """
+    asked = {scan.subject.subject_id for scan in others}
+    common = overlap(asked, {scan.subject.subject_id for scan in scans})
+    if common:
+        message = f"{len(common)} subjects are scored and in the split of --calibrate, too: choose a split without them"
+        raise UserError(message)
+    known = overlap(asked, fitted.tuned.subjects)
+    if not known:
+        return []
+    return [f"temperature: {len(known)} of the {len(asked)} subjects were trained or validated on with labels"]
+
+
+def scaling_of(scores: Path, fitted: Fitted) -> Scaling:
+    """The temperature that ``medssl evaluate --calibrate`` fitted for a network.
+
+    Args:
+        scores: Folder of the scores, or its summary.json.
+        fitted: The network that is to be asked.
+
+    Raises:
+        UserError: No classification, no readable summary, no temperature in it, or one of other weights.
+    """
+    if fitted.kind != "classification":
+        message = f"--scaling {scores} is for class probabilities, the network is a {fitted.kind}: leave --scaling out"
+        raise UserError(message)
+    summary = read_summary(scores / SUMMARY if scores.is_dir() else scores)
+    if "scaling" not in summary:
+        message = f"--scaling {scores} holds no temperature: run medssl evaluate with --calibrate val"
+        raise UserError(message)
+    if summary["by"].get("weights") != fitted.digest:
+        message = (
+            f"--scaling {scores} is of the weights {summary['by'].get('weights')}, the network has {fitted.digest}: "
+            "give the scores of this network"
+        )
+        raise UserError(message)
+    return Scaling(**summary["scaling"])
+
+
+def fit_scaling(
+    rows: Sequence[ClassificationRow], names: Sequence[str], split: str, skipped: Sequence[tuple[str, str]]
+) -> Scaling:
+    """The temperature of the rows of a split.
+
+    Raises:
+        UserError: There are none.
+    """
+    if not rows:
+        message = f"not one scan of split {split!r} could be classified ({skipped[0][1]}): no temperature was fitted"
+        raise UserError(message)
+    found = temperature(*arrays_of(rows, names))
+    return Scaling(found, split, len(rows), len({row.subject_id for row in rows}))

@@ -1,0 +1,1 @@
+"""Files and processes: atomic writes, locks, reading, tables as text, worker processes."""

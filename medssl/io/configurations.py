@@ -1,0 +1,153 @@
+"""Shipped recipes and presets by name, and files of the same form by path, as plain data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medssl.io.files import read_yaml
+from medssl.io.suggestions import nearest
+from medssl.io.trust import refuse_config
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FRAGMENTS = {
+    **{"encoder": "encoders", "objective": "objectives", "preprocess": "data"},
+    **{"head": "heads", "optimizer": "optimizers"},
+}
+
+WRITTEN = ("config.yaml", "compare.yaml")  # of runs and comparisons, which may be another's
+BESIDE = ("card.json", "checkpoints", "compare.yaml", "runs")  # tells that a file lies in such a folder
+
+
+def config_folder() -> Path:
+    """The shipped configurations: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def config_names(kind: str) -> list[str]:
+    """Names of the shipped files of one kind ("recipes", "encoders", ...)."""
+    return sorted(path.stem for path in (config_folder() / kind).glob("*.yaml"))
+
+
+def verb_of(recipe: str) -> str:
+    """The verb that a recipe is for, as its own first lines say; empty where they do not."""
+    import re
+
+    path = Path(recipe)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = config_folder() / "recipes" / f"{recipe}.yaml"
+    if not path.is_file():
+        return ""
+    found = re.search(r"^#.* medssl(?:\.cli)? (\w+) --config", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else ""
+
+
+def of_another_verb(words: Sequence[str], verb: str) -> str:
+    """One line on a recipe that is for another verb; empty where there is none (``compare`` takes any that tune)."""
+    if verb not in {"pretrain", "finetune", "stages"}:
+        return ""
+    for number, word in enumerate(words):
+        flag, _, value = word.partition("=")
+        name = value or "".join(words[number + 1 : number + 2])
+        own = verb_of(name) if flag == "--config" else verb
+        if own not in {"", verb}:
+            return f"{name} is a recipe of medssl {own}, not of medssl {verb}"
+    return ""
+
+
+def load_config(name: str, kind: str, trust: frozenset[str] = frozenset()) -> Any:
+    """Reads a shipped file by name, or any file by path, and puts fragments in the place of their names.
+
+    Raises:
+        UserError: Neither a name nor a file, no YAML, or what a run wrote with classes that are not built of others.
+    """
+    import yaml
+
+    path = Path(name)
+    if path.suffix not in {".yaml", ".yml"} and not path.is_file():
+        path = config_folder() / kind / f"{name}.yaml"
+    try:
+        content = with_fragments(read_yaml(path), trust)
+    except OSError as error:
+        known = config_names(kind)
+        message = f"no configuration {name!r} in {kind}{nearest(name, known)}; there are {', '.join(known)}"
+        raise UserError(message) from error
+    except yaml.YAMLError as error:
+        message = f"{path.name} is no valid YAML: {' '.join(str(error).split())}"
+        raise UserError(message) from error
+    if path.name in WRITTEN or any((path.parent / name).exists() for name in BESIDE):
+        refuse_config(content, path.name, trust)
+    return content
+
+
+def with_fragments(content: Any, trust: frozenset[str] = frozenset()) -> Any:
+    """Puts fragments in the place of their names, at any depth.
+
+    ``encoder: resenc_3d`` takes a fragment as it is, ``encoder: {base: resenc_3d, init_args: {...}}`` changes it.
+    """
+    if not isinstance(content, dict):
+        return content
+    result = {}
+    for key, value in content.items():
+        if is_fragment(key, value):
+            result[key] = load_config(value, FRAGMENTS[key], trust)
+        elif key in FRAGMENTS and isinstance(value, dict) and "base" in value:
+            changes = {name: item for name, item in value.items() if name != "base"}
+            result[key] = merged(load_config(value["base"], FRAGMENTS[key], trust), changes)
+        else:
+            result[key] = with_fragments(value, trust)
+    return result
+
+
+def is_fragment(key: str, value: Any) -> bool:
+    """Whether a value names a fragment: a word, or a path to a YAML file, and neither inline YAML nor a class path."""
+    if key not in FRAGMENTS or not isinstance(value, str) or value.lstrip().startswith("{") or value in {"null", ""}:
+        return False
+    return "." not in value or value.endswith((".yaml", ".yml"))
+
+
+def class_for(key: str, name: str, base: dict[str, Any]) -> str:
+    """Import path of a class whose keys are asked for: by its own path, as a preset, or that of the recipe.
+
+    "spark" stands for the presets spark_2d and spark_3d, as both are of one class.
+    """
+    if not name or not is_fragment(key, name):
+        content = name or base.get(key)
+    else:
+        presets = config_names(FRAGMENTS[key])
+        sizes = [] if name in presets else [preset for preset in presets if preset.startswith(f"{name}_")]
+        made = [load_config(preset, FRAGMENTS[key]) for preset in sizes or [name]]
+        if len({one["class_path"] for one in made}) > 1:
+            message = f"several presets begin with {name!r}: give one of {', '.join(sizes)}"
+            raise UserError(message)
+        content = made[0]
+    return str(content.get("class_path", "") if isinstance(content, dict) else content or "")
+
+
+def load_recipe(name: str, trust: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """A whole recipe.
+
+    Raises:
+        UserError: The file holds no keys.
+    """
+    content = load_config(name, "recipes", trust)
+    if not isinstance(content, dict):
+        message = f"{Path(name).name} holds no keys: a recipe is a YAML mapping of arguments"
+        raise UserError(message)
+    return content
+
+
+def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """A configuration changed by another; a value that names its class replaces the former one as a whole."""
+    result = dict(base)
+    for key, value in change.items():
+        former = result.get(key)
+        whole = isinstance(value, dict) and ("class_path" in value or key == "preprocess")
+        inside = isinstance(former, dict) and isinstance(value, dict) and not whole
+        result[key] = merged(former or {}, value) if inside else value
+    return result

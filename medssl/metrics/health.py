@@ -1,0 +1,275 @@
+"""Whether training works, told without any label: measures of embeddings, and a verdict on a run by its measures.
+
+A run is judged by a history of measurements, each the mean over the steps since the one before. Read from it are
+"step", "loss", "gradient_norm", "learning_rate"; where an objective has them "chance" (the loss if nothing had been
+learned), "uniformity" (``ops.similarity``, of what the loss compares) and "teacher_entropy" (nats); and of the views
+and embeddings "input_flat", "embedding_spread", "embedding_rank" and "embedding_not_finite". Rules, with the reasons of
+their thresholds (figures of broken and of healthy runs: ``docs/guides/pretrain.md``):
+
+    nothing      chance is 0: no pair of a batch is to be told apart
+    input        half of the views or more hold one value, or their crops did before noise came on top: crops of air
+                 alone are fewer in any store worth training on
+    not finite   embedding_not_finite above 0: rows that hold NaN or infinity while the loss does not; no measure counts
+                 them
+    collapse     embedding_spread below 0.003, twice in a row: networks in training start at 0.03 to 0.5 and stay there
+                 while they learn (0.006 untrained in evaluation mode); half precision alone makes 0.001
+    narrowing    embedding_rank below half of the highest so far, twice in a row: runs that learn keep three quarters of
+                 it, learning rates 100 times too high leave a fifth. Where voxels are predicted (chance, but no
+                 uniformity) once the run has settled, and where its loss is below 90 % of chance against the highest
+                 since it came there: transformers with random weights spread embeddings in many directions of noise,
+                 and masked autoencoders leave them before they learn; runs that narrow for good stay above 94 %. At
+                 98 % or more nothing has been learned that could narrow: such a run is stuck
+    sharpness    the first loss is 10 times chance or more: random weights give 1 to 1.7 at temperatures of 0.1 to 0.5,
+                 1.2 where voxels are predicted; over when the loss comes below twice chance
+    flatness     loss within 0.3 % of chance three times in a row while embeddings spread (uniformity below -0.5): the
+                 loss does not feel them. A run that learns crosses this band once
+    divergence   loss 10 times the lowest so far and twice chance (where that is not known, above the first: near 0 ten
+                 times is nothing); or a gradient 100 times the median so far and 10 times the first one (a run that
+                 leaves a plateau passes the former, not the latter)
+    stuck        loss not below 98 % of chance once the run has settled (200 steps after the warm-up): runs that learn
+                 are at 95 % or less there, runs on views that have nothing in common at 99.9 % or more
+    teacher      teacher_entropy at 99 % of chance or more (log K for a teacher that names one of K), once settled
+
+An input that is constant, and a batch with nothing to tell apart, explain everything else and are told alone.
+"""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from jaxtyping import Float
+
+    Measures = Mapping[str, float]
+
+EPSILON = 1e-7  # as in RankMe
+GROUP = 16  # rows whose spread is taken together
+DEAD = 1e-3  # deviation of a feature, as a share of the embeddings' root mean square
+FEWEST = 3  # measurements that a run is judged by: what is wrong must be seen twice or three times
+SETTLING = 200  # steps after the warm-up from which on the loss is judged
+FLAT_INPUT, COLLAPSED, SHARP, UNFELT, STUCK, UNIFORM = 0.5, 0.003, 10.0, 0.003, 0.98, 0.99
+NARROW, LEARNING = 0.5, 0.9
+
+
+class Alarm(NamedTuple):
+    """One thing that is wrong: its short name, and what it is, why, and what to change."""
+
+    kind: str
+    message: str
+
+
+# --- measures of embeddings
+
+
+def effective_rank(embeddings: Float[np.ndarray, "N D"]) -> float:
+    """How many directions embeddings use: from about 1 (all alike but for length) to the smaller of N and D.
+
+    With singular values s_k: p_k = s_k / sum_j s_j + 1e-7 and exp(-sum_k p_k log p_k), as Garrido et al. (RankMe, ICML
+    2023). Not centered. Compare only embeddings of the same scans: it grows with their number.
+    """
+    values = np.linalg.svd(embeddings.astype(np.float64), compute_uv=False)
+    shares = values / max(float(values.sum()), EPSILON) + EPSILON
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def spread(embeddings: Float[np.ndarray, "N D"]) -> float:
+    """Mean deviation of the features of embeddings of length 1, times sqrt(D): 0 is collapse, 1 every direction alike.
+
+    As Chen & He watch it (SimSiam, CVPR 2021, section 4.1).
+    """
+    x = embeddings.astype(np.float64)
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    return float(x.std(0).mean() * np.sqrt(x.shape[1]))
+
+
+def dead_share(embeddings: Float[np.ndarray, "N D"]) -> float:
+    """Share of features that hardly differ between rows: deviation up to 0.001 of the root mean square of them all."""
+    x = embeddings.astype(np.float64)
+    return float((x.std(0) <= DEAD * np.sqrt((x**2).mean())).mean())
+
+
+def describe(embeddings: Float[np.ndarray, "N D"]) -> dict[str, float]:
+    """Measures of the embeddings of consecutive steps, the oldest first.
+
+    A network in training moves its embeddings from step to step, which is no difference between scans: the spread is
+    the mean over groups of 16 rows or more, and for the other two each group is moved to the mean of all.
+
+    Returns:
+        "embedding_not_finite", the share of rows that hold NaN or infinity; of the others, where they are two or more,
+        "embedding_rank", "embedding_spread" and "embedding_dead".
+    """
+    finite = np.isfinite(embeddings).all(1)
+    rows, lost = embeddings[finite].astype(np.float64), {"embedding_not_finite": float((~finite).mean())}
+    if len(rows) < 2:
+        return lost
+    groups = np.array_split(rows, max(1, len(rows) // GROUP))
+    still = np.concatenate([group - group.mean(0) for group in groups]) + rows.mean(0)
+    return lost | {
+        "embedding_rank": effective_rank(still),
+        "embedding_spread": float(np.mean([spread(group) for group in groups])),
+        "embedding_dead": dead_share(still),
+    }
+
+
+# --- the verdict on a run
+
+
+def alarms(history: Sequence[Measures], *, settled: int) -> list[Alarm]:
+    """What is wrong with a run now; nothing where it is well, or too young to tell.
+
+    Args:
+        history: Measurements in the order of their steps, the first one of step 1.
+        settled: Step from which on a loss that has not moved is an alarm.
+    """
+    now = history[-1]
+    if (flat := now.get("input_flat", 0.0)) >= FLAT_INPUT:
+        message = (
+            f"the input is constant: {flat:.0%} of the views hold one value: look at pictures/, then check the store "
+            "and the intensity rule of its preprocessing"
+        )
+        return [Alarm("input", message)]
+    if now.get("chance") == 0:
+        message = (
+            "a network that knows nothing has a loss of 0: there is nothing to tell apart in a batch; take a larger "
+            "training.batch_size, or look at what the objective says of its pairs"
+        )
+        return [Alarm("nothing", message)]
+    rules = (_collapse, _sharpness, _flatness, _divergence)
+    found = [_not_finite(now), *(rule(history) for rule in rules), _narrowing(history, settled)]
+    if now["step"] >= settled:
+        found += [_stuck(history), _teacher(now)]
+    kinds = {alarm.kind for alarm in found if alarm}
+    explained = {"stuck"} if kinds - {"stuck"} else set()
+    explained |= {"narrowing"} if "collapse" in kinds else set()
+    return [alarm for alarm in found if alarm and alarm.kind not in explained]
+
+
+def _not_finite(now: Measures) -> Alarm | None:
+    if not (share := now.get("embedding_not_finite", 0.0)):
+        return None
+    message = (
+        f"{share:.1%} of the embeddings are not finite while the loss is, and no measure counts them; lower "
+        f"optimizer.learning_rate ({_rate(now)}), or take bf16 where training.precision is fp16"
+    )
+    return Alarm("not finite", message)
+
+
+def _collapse(history: Sequence[Measures]) -> Alarm | None:
+    known = [row for row in history[1:] if "embedding_spread" in row][-2:]
+    if len(known) < 2 or max(row["embedding_spread"] for row in known) >= COLLAPSED:
+        return None
+    now = known[-1]
+    message = (
+        f"embeddings have collapsed to {now['embedding_rank']:.1f} of {now['embedding_width']:.0f} directions (spread "
+        f"{now['embedding_spread']:.2g}): all scans look alike to the encoder; lower optimizer.learning_rate "
+        f"({_rate(now)}), and compare with objectives that push embeddings apart"
+    )
+    return Alarm("collapse", message)
+
+
+def _narrowing(history: Sequence[Measures], settled: int) -> Alarm | None:
+    known, now = [row for row in history[1:] if "embedding_rank" in row], history[-1]
+    if "chance" in now and "uniformity" not in now:
+        if now["step"] < settled or _share(now) >= STUCK:
+            return None
+        if _share(now) < LEARNING:
+            first = next((place for place, row in enumerate(known) if _share(row) < LEARNING), len(known))
+            known = known[first:]
+    if len(known) < 3:
+        return None
+    widest, now = max(known, key=lambda row: row["embedding_rank"]), known[-1]
+    if max(row["embedding_rank"] for row in known[-2:]) >= NARROW * widest["embedding_rank"]:
+        return None
+    message = (
+        f"embeddings use ever fewer directions: {now['embedding_rank']:.1f}, down from {widest['embedding_rank']:.1f} "
+        f"at step {widest['step']:.0f}; lower optimizer.learning_rate ({_rate(now)})"
+    )
+    return Alarm("narrowing", message)
+
+
+def _sharpness(history: Sequence[Measures]) -> Alarm | None:
+    first, now = history[0], history[-1]
+    if "chance" not in first or _share(first) < SHARP or _share(now) < 2:
+        return None
+    remedy = (
+        "raise the temperature" if "uniformity" in now else "check the intensity rule and the objective's own settings"
+    )
+    message = (
+        f"the first loss was {_share(first):.0f} times that of a network that knows nothing ({first['loss']:.3g} "
+        f"against {first['chance']:.3g}): single differences outweigh all others; {remedy}"
+    )
+    return Alarm("sharpness", message)
+
+
+def _flatness(history: Sequence[Measures]) -> Alarm | None:
+    last = [row for row in history[1:] if "chance" in row and "uniformity" in row][-3:]
+    felt = [abs(_share(row) - 1) >= UNFELT or row["uniformity"] >= -0.5 for row in last]
+    if len(last) < 3 or any(felt):
+        return None
+    now = last[-1]
+    message = (
+        f"embeddings differ, but the loss does not feel it: it stays within {UNFELT:.1%} of {now['chance']:.4g}, that "
+        "of equal embeddings; lower the temperature"
+    )
+    return Alarm("flatness", message)
+
+
+def _divergence(history: Sequence[Measures]) -> Alarm | None:
+    *before, now = history
+    if not before:
+        return None
+    lowest = min(before, key=lambda row: row["loss"])
+    norms = [row["gradient_norm"] for row in before if "gradient_norm" in row]
+    risen = _share(now) > 2 if "chance" in now else now["loss"] > before[0]["loss"]
+    jumped = now["loss"] > 10 * abs(lowest["loss"]) and risen
+    grown = bool(norms) and now.get("gradient_norm", 0.0) > max(100 * median(norms), 10 * norms[0])
+    if not jumped and not grown:
+        return None
+    what = (
+        f"the loss went up from {lowest['loss']:.3g} (step {lowest['step']:.0f}) to {now['loss']:.3g}"
+        if jumped
+        else f"the gradient's norm grew from {median(norms):.3g} to {now['gradient_norm']:.3g}"
+    )
+    return Alarm("divergence", f"training diverges: {what}; lower optimizer.learning_rate ({_rate(now)})")
+
+
+def _stuck(history: Sequence[Measures]) -> Alarm | None:
+    now = history[-1]
+    if "chance" not in now or _share(now) < STUCK:
+        return None
+    level = f"after {now['step']:.0f} steps the loss is {now['loss']:.4g}, that of a network that knows nothing is"
+    if now.get("uniformity", -1.0) > -0.5:
+        cause = (
+            "all views are projected to nearly the same place, so that the two views of a scan may have too little in "
+            "common (look at pictures/, make the changes weaker), or the learning rate may be too high: lower "
+            f"optimizer.learning_rate ({_rate(now)})"
+        )
+    else:
+        cause = f"change optimizer.learning_rate ({_rate(now)}) tenfold, and look at pictures/ for what is asked for"
+    return Alarm("stuck", f"{level} {now['chance']:.4g}: {cause}")
+
+
+def _teacher(now: Measures) -> Alarm | None:
+    if "chance" not in now or now.get("teacher_entropy", 0.0) < UNIFORM * now["chance"] or now["chance"] <= 0:
+        return None
+    message = (
+        f"teacher output is uniform: its entropy is {now['teacher_entropy']:.3g}, at log K = {now['chance']:.3g}; "
+        "lower the teacher temperature"
+    )
+    return Alarm("teacher", message)
+
+
+def _share(row: Measures) -> float:
+    """Loss as a share of chance; infinite where chance is not known, 1 where there was nothing to be learned."""
+    if "chance" not in row:
+        return np.inf
+    return row["loss"] / row["chance"] if row["chance"] > 0 else 1.0
+
+
+def _rate(row: Measures) -> str:
+    return f"now {row['learning_rate']:.2g}" if "learning_rate" in row else "its value is in config.yaml"

@@ -1,0 +1,159 @@
+"""What one run scores on each test subject, read from the tables of its evaluation, so that runs can be compared.
+
+Of a segmentation, a class that neither the label nor the prediction of a scan has scores 1 here: nothing was there, and
+nothing was found. Its Dice is not defined, but that of a run which invents it is 0, and a subject that counts in one
+run only would make the two incomparable.
+
+An AUROC takes only the classes that at least two subjects have and two lack: of any other it hangs on one subject, and
+how sure it is over subjects cannot be said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medssl.metrics.bootstrap import subject_means
+from medssl.metrics.cases import CASES, read_classification, read_multi_label, read_regression, read_segmentation
+from medssl.metrics.classification import auroc
+from medssl.metrics.comparison import pseudo_values
+from medssl.metrics.label_efficiency import Trained
+from medssl.metrics.multi_label import NOT_KNOWN, findings_arrays
+from medssl.metrics.tables import SUMMARY, read_summary
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from jaxtyping import Bool, Float, Int
+
+    from medssl.metrics.cases import SegmentationRow
+
+FEWEST = 2  # subjects that have a class, and that lack it
+LEAKS = ("scores may be too good", "is unknown", "leaks are possible")  # so ends a note on whom the network has seen
+SHOWN = 3  # reasons that a note names
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A class or finding: of each of N scans its probability, whether it is there, and whether that is known."""
+
+    name: str
+    scores: Float[np.ndarray, "N"]
+    positive: Bool[np.ndarray, "N"]
+    known: Bool[np.ndarray, "N"]
+
+    def on(self, places: Int[np.ndarray, "M"]) -> float | None:
+        """AUROC on some of the scans; None where it is not defined."""
+        chosen = places[self.known[places]]
+        return auroc(self.scores[chosen], self.positive[chosen])
+
+
+def judged(
+    positive: Bool[np.ndarray, "N"], subjects: Sequence[str], known: Bool[np.ndarray, "N"] | None = None
+) -> bool:
+    """Whether an AUROC stays defined whichever subject is left out.
+
+    Args:
+        positive: Whether each scan is of the class.
+        subjects: Subject of each scan.
+        known: Whether that is known; None where it always is.
+    """
+    names, chosen = np.array(subjects), np.ones(len(positive), bool) if known is None else known
+    return all(len(set(names[chosen & side])) >= FEWEST for side in (positive, ~positive))
+
+
+def read_trained(what: tuple[str, int, int], folder: Path) -> Trained:
+    """What a run scores.
+
+    Args:
+        what: Arm, labeled subjects and number of the run.
+        folder: What medssl evaluate wrote.
+
+    Raises:
+        UserError: Its tables were damaged.
+    """
+    summary = read_summary(folder / SUMMARY)
+    found = _read_scores(what, summary["kind"], folder / CASES)
+    return replace(found, notes=(*found.notes, *_told(summary)))
+
+
+def _told(summary: Mapping[str, Any]) -> list[str]:
+    """What an evaluation noted on subjects that the network may have seen, and what it skipped."""
+    notes = [f"{note}." for note in summary["notes"] if note.endswith(LEAKS)]
+    if skipped := summary["skipped"]:
+        reasons = Counter(scan["reason"] for scan in skipped).most_common()
+        told = "; ".join(f"{count}: {reason}" for reason, count in reasons[:SHOWN])
+        more = f"; and {len(reasons) - SHOWN} more reasons" if len(reasons) > SHOWN else ""
+        notes.append(f"{len(skipped)} test scans could not be scored and are left out ({told}{more}).")
+    return notes
+
+
+def _read_scores(what: tuple[str, int, int], kind: str, file: Path) -> Trained:
+    if kind == "segmentation":
+        return by_dice(what, read_segmentation(file))
+    if kind == "regression":
+        numbers = read_regression(file)
+        errors = [-abs(row.predicted - row.truth) for row in numbers]  # more is better, as of every measure here
+        means = subject_means(errors, [row.subject_id for row in numbers])
+        return Trained(*what, "negative_mae", _mean(means), means)
+    if kind == "multi_label":
+        asked, names = read_multi_label(file)
+        scores, truth = findings_arrays(asked, names)
+        found = [Ranked(name, scores[:, k], truth[:, k] == 1, truth[:, k] != NOT_KNOWN) for k, name in enumerate(names)]
+        return by_auroc(what, found, [row.subject_id for row in asked])
+    answers, names = read_classification(file)
+    probabilities, own = np.array([row.probabilities for row in answers]), np.array([row.truth for row in answers])
+    everywhere = np.ones(len(answers), bool)
+    found = [Ranked(name, probabilities[:, k], own == name, everywhere) for k, name in enumerate(names)]
+    return by_auroc(what, found if len(found) > 2 else found[1:], [row.subject_id for row in answers])
+
+
+def by_dice(what: tuple[str, int, int], rows: Sequence[SegmentationRow]) -> Trained:
+    """What a run scores by Dice: the mean over the classes of a scan, then over the scans of a subject."""
+    of_scan: dict[str, list[float]] = {row.scan_id: [] for row in rows}
+    for row in rows:
+        of_scan[row.scan_id].append(1.0 if row.score.dice is None else row.score.dice)
+    subject_of = {row.scan_id: row.subject_id for row in rows}
+    means = subject_means([_mean_of(values) for values in of_scan.values()], [subject_of[scan] for scan in of_scan])
+    lacking = len({row.subject_id for row in rows if not row.score.true_voxels})
+    note = (
+        f"{lacking} of {len(means)} test subjects lack a class in a label: there it scores 1 where none is predicted, "
+        "else 0."
+    )
+    return Trained(*what, "dice", _mean(means), means, (note,) if lacking else ())
+
+
+def by_auroc(what: tuple[str, int, int], classes: Sequence[Ranked], subjects: Sequence[str]) -> Trained:
+    """What a run scores by the mean AUROC of classes: what each subject adds to it.
+
+    Args:
+        what: Arm, labeled subjects and number of the run.
+        classes: Each against the rest.
+        subjects: Subject of each scan.
+    """
+    chosen = [one for one in classes if judged(one.positive, subjects, one.known)]
+    left_out = [one.name for one in classes if not judged(one.positive, subjects, one.known)]
+    note = f"The AUROC leaves {', '.join(left_out)} out: fewer than {FEWEST} test subjects have it or lack it."
+
+    def measure(places: Int[np.ndarray, "M"]) -> float | None:
+        found = [value for value in (one.on(places) for one in chosen) if value is not None]
+        return float(np.mean(found)) if found and len(found) == len(chosen) else None
+
+    whole = measure(np.arange(len(subjects)))
+    added = pseudo_values(measure, subjects)
+    scores = {subject: None if math.isnan(value) else value for subject, value in added.items()}
+    return Trained(*what, "auroc", math.nan if whole is None else whole, scores, (note,) if left_out else ())
+
+
+def _mean(means: dict[str, float | None]) -> float:
+    known = [value for value in means.values() if value is not None]
+    return _mean_of(known) if known else math.nan
+
+
+def _mean_of(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,1 @@
+"""What the features of a frozen encoder tell, without a training schedule."""

@@ -1,0 +1,90 @@
+"""What was computed for each scan before a command was stopped, as arrays in one file that is written whole."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+from medssl.io.files import write_whole
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+EVERY = 30.0  # seconds between writings: what a kill costs at most
+
+
+class Kept:
+    """Named arrays of each scan, in a safetensors file that says what made them (never a path).
+
+    Use as a context: what is new is written when it ends, also by an error.
+
+    Args:
+        path: The file.
+        encoder: What made the features: a folder holds those of one encoder alone.
+        settings: What else made the arrays; where another made those of the file, none of them is taken.
+
+    Raises:
+        UserError: Another encoder made those of the file, or the file is damaged.
+    """
+
+    def __init__(self, path: Path, encoder: dict[str, Any], settings: dict[str, Any]) -> None:
+        self.path = path
+        self.made_by = json.loads(json.dumps({"encoder": encoder, "settings": settings}))
+        self.arrays: dict[str, dict[str, NDArray[Any]]] = {}
+        self.written, self.new = time.monotonic(), 0
+        if path.exists():
+            self._read()
+
+    def __enter__(self) -> Kept:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.new:
+            self._write()
+
+    def get(self, key: str) -> dict[str, NDArray[Any]] | None:
+        """The arrays of a scan, or None where it is not done."""
+        return self.arrays.get(key)
+
+    def add(self, key: str, **arrays: NDArray[Any]) -> None:
+        """Keeps the arrays of a scan; writes the file where it is time to."""
+        self.arrays[key] = arrays
+        self.new += 1
+        if time.monotonic() - self.written >= EVERY:
+            self._write()
+
+    def _read(self) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, "numpy") as file:
+                then = json.loads((file.metadata() or {})["made_by"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            message = f"{self.path} is damaged ({error}): delete it, and the same command computes it again"
+            raise UserError(message) from error
+        if then["encoder"] != self.made_by["encoder"]:
+            differing = ", ".join(
+                key for key, own in self.made_by["encoder"].items() if then["encoder"].get(key) != own
+            )
+            message = (
+                f"{self.path.parent} holds features of another encoder or store (other {differing}): choose another "
+                "--out"
+            )
+            raise UserError(message)
+        if then["settings"] == self.made_by["settings"]:
+            for name, array in tensors.items():
+                key, _, part = name.partition("/")
+                self.arrays.setdefault(key, {})[part] = array
+
+    def _write(self) -> None:
+        from safetensors.numpy import save
+
+        tensors = {f"{key}/{part}": array for key, arrays in self.arrays.items() for part, array in arrays.items()}
+        content = save(tensors, metadata={"made_by": json.dumps(self.made_by)})
+        write_whole(self.path, lambda file: file.write(content))
+        self.written, self.new = time.monotonic(), 0

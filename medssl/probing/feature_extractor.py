@@ -1,0 +1,205 @@
+"""A frozen encoder that is asked for the features of stored scans, and which scans it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from medssl.data.index.split import overlap
+from medssl.data.labels.selection import labeled_scans, subjects_of
+from medssl.encoders.weights import CARD, make_encoder
+from medssl.heads.sliding import encode
+from medssl.inference.predictor import Windows, device_of
+from medssl.training import describe
+from medssl.training import initial_weights as start
+from medssl.training.loop import keyed_seed
+from medssl.training.selection import select_scans
+from medssl.training.settings import Examples
+from medssl.training.supervised import StoredScan
+from medssl.types import UserError, ViewSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from medssl.data.store.store import Store
+    from medssl.encoders.base import Encoder
+    from medssl.training.initial_weights import Start
+    from medssl.types import Features, LabelSchema
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """An encoder in evaluation mode that nothing changes.
+
+    Attributes:
+        encoder: On its device.
+        window: Voxels per axis of what it sees at once.
+        slice_axis: Stored axis that slices are taken across, where it is 2D and scans are volumes.
+        windows: How a scan is gone through.
+        made_by: Names the weights and how they are asked, without a path.
+    """
+
+    encoder: Encoder
+    window: tuple[int, ...]
+    slice_axis: int
+    windows: Windows
+    made_by: dict[str, Any]
+
+    def scan(self, store: Store, number: int) -> StoredScan:
+        """A stored scan as it is read window by window."""
+        return StoredScan(store, number, self.window, self.slice_axis)
+
+    def computing(self) -> Any:
+        """The precision that it computes in."""
+        device = next(self.encoder.parameters()).device
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.windows.precision == "bf16")
+
+    def features(self, scan: StoredScan) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], Features]]:
+        """Features of the fewest windows that cover a scan (``heads.sliding.encode``)."""
+        batch, plane = self.windows.batch_size, scan.plane
+        with self.computing():
+            yield from encode(
+                self.encoder, scan.read, scan.shape, window=self.window, axis=scan.axis, plane=plane, batch_size=batch
+            )
+
+    def embedding(self, scan: StoredScan) -> NDArray[np.float32]:
+        """Mean of the pooled features of the windows that cover a scan, [D]."""
+        total: NDArray[np.float32] = np.mean([x.pooled[0].float().cpu().numpy() for _, _, x in self.features(scan)], 0)
+        return total
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Numbers in the store of labeled scans.
+
+    Attributes:
+        learned: Those that a probe is fitted on.
+        validated: Those that its settings are chosen by.
+        tested: Those that it is measured on.
+        everything: All labeled scans of the three splits.
+    """
+
+    learned: tuple[int, ...]
+    validated: tuple[int, ...]
+    tested: tuple[int, ...]
+    everything: tuple[int, ...]
+
+
+def begin_of(
+    run: Path, encoder: Callable[[], Encoder] | None, *, from_scratch: bool, trust: Collection[str] = ()
+) -> Start:
+    """What the command line says of the encoder: a run folder, its card, or a file of weights.
+
+    Raises:
+        UserError: As ``start.start_of``.
+    """
+    try:
+        return start.start_of(run, encoder, from_scratch=from_scratch, trust=trust)
+    except UserError as error:
+        raise UserError(str(error).replace("--pretrained ", "")) from error
+
+
+def freeze(
+    begin: Start, store: Store, windows: Windows, *, window: tuple[int, ...] | None, slice_axis: int | None, seed: int
+) -> tuple[Frozen, str]:
+    """Makes the encoder, and a line on its weights.
+
+    Random weights are those that ``medssl finetune --from-scratch`` starts from with the same seed.
+
+    Raises:
+        UserError: The weights or the window do not fit, or nothing tells the window.
+    """
+    window = window or _window_of(begin)
+    tuned = begin.card.tuned if begin.card else None
+    axis = slice_axis if slice_axis is not None else tuned.slice_axis if tuned else 2
+    torch.manual_seed(keyed_seed(seed))
+    encoder = make_encoder(begin.encoder, "--encoder" if begin.card is None else CARD, begin.trust)
+    refuse_misfit(encoder, window)
+    report = start.fill(encoder, begin)
+    own = {key: value for key, value in begin.encoder.init_args.items() if key != "pretrained"}
+    made_by: dict[str, Any] = {
+        "weights": f"random, seed {seed}" if begin.digest == "random" else begin.digest,
+        "encoder": {"class_path": begin.encoder.class_path, "init_args": describe.plain(own)},
+        "window": list(window),
+        "slice_axis": axis,
+        "precision": windows.precision,
+        "preprocess": store.preprocess.digest(),
+    }
+    step = f" of step {begin.card.step}" if begin.card else ""
+    loaded = start.first_weights(begin) if report is None else f"weights{step}: {report}"
+    encoder.to(device_of(windows.accelerator)).eval().requires_grad_(requires_grad=False)
+    return Frozen(encoder, window, axis, windows, made_by), loaded
+
+
+def _window_of(begin: Start) -> tuple[int, ...]:
+    """The window of a fine-tuned network, or the view of pretraining.
+
+    Raises:
+        UserError: The card tells neither.
+    """
+    if begin.card and begin.card.tuned:
+        return begin.card.tuned.window
+    view = (begin.card.objective.init_args if begin.card and begin.card.objective else {}).get("view")
+    if not isinstance(view, dict) or "size" not in view:
+        message = "nothing tells how many voxels the encoder sees at once: say it, as in --window '[48,48,48]'"
+        raise UserError(message)
+    return tuple(view["size"])
+
+
+def refuse_misfit(encoder: Encoder, window: tuple[int, ...]) -> None:
+    """Refuses a window that the encoder cannot take.
+
+    Raises:
+        UserError: Names both sides.
+    """
+    if len(window) not in encoder.ndims:
+        own = " or ".join(f"{ndim}D" for ndim in sorted(encoder.ndims))
+        message = f"the encoder is {own}, the window has {len(window)} axes ({list(window)}): set --window"
+        raise UserError(message)
+    for size, stride in zip(window, encoder.strides[-1], strict=True):
+        if size < 1 or size % stride:
+            message = f"--window {list(window)}: {size} is not a multiple of the encoder's stride {stride}"
+            raise UserError(message)
+
+
+def split_scans(
+    store: Store, schema: LabelSchema, axes: int, *, labels: float | None, validation_labels: int | None, seed: int
+) -> Splits:
+    """The labeled scans of the splits train, val and test; few subjects as ``medssl finetune`` chooses them.
+
+    Raises:
+        UserError: A split without a labeled scan, too few subjects, or a subject in two splits.
+    """
+    data = Examples(ViewSpec((1,) * axes), schema.name, validation_labels=validation_labels, label_seed=seed)
+    try:
+        chosen = select_scans(store, schema, data, labels, seed)
+    except UserError as error:
+        raise UserError(str(error).replace("data.validation_labels", "--validation_labels")) from error
+    pools = {split: labeled_scans(store, axes, split, schema) for split in ("train", "val", "test")}
+    names = {split: subjects_of(store, scans) for split, scans in pools.items()}
+    for split, others in (("train", "val"), ("train", "test"), ("val", "test")):
+        if shared := overlap(names[split], names[others]):
+            message = (
+                f"{len(shared)} of the {len(names[split])} subjects of split {split!r} are in split {others!r} too: "
+                "give each subject one split when indexing (--labels.split), and cache again"
+            )
+            raise UserError(message)
+    everything = tuple(sorted({number for scans in pools.values() for number in scans}))
+    return Splits(chosen.learned, chosen.validated, pools["test"], everything)
+
+
+def subject_names(store: Store, scans: tuple[int, ...]) -> tuple[str, ...]:
+    """Keyed digest of the subject of each scan."""
+    held = store.records
+    return tuple(held.tables["subject"][held.subject[number]] for number in scans)
+
+
+def scan_key(store: Store, number: int) -> str:
+    """Digest of everything that decides a scan's stored bytes."""
+    return str(store.records.key[number].decode())

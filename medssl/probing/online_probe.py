@@ -1,0 +1,144 @@
+"""What labels say of an encoder while it is pretrained: nearest neighbors and a linear probe, from time to time."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as lightning
+import numpy as np
+from tqdm import tqdm
+
+from medssl.data.index.split import overlap
+from medssl.data.labels.selection import MASK, class_number, classes_of, few, labeled_scans, subjects_of
+from medssl.encoders.base import Encoder
+from medssl.inference.predictor import Windows
+from medssl.metrics import scan_probe as probes
+from medssl.objectives.base import undisturbed
+from medssl.probing.feature_extractor import Frozen
+from medssl.probing.scan_probe import group_of, refuse_kind
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from medssl.data.store.store import Store
+    from medssl.training.loop import TrainingLoop
+    from medssl.training.settings import OnlineProbe
+    from medssl.types import LabelSchema, ViewPlan
+
+SHOWN = {"knn": "nearest neighbors", "logistic": "linear probe"}
+
+
+class ProbeWhileTraining(lightning.Callback):
+    """Embeds labeled scans with the encoder as it is, and logs ``probe_knn_auroc`` and ``probe_logistic_auroc``.
+
+    Probes learn from scans of the split "train" and are judged on "val", where their settings are chosen as well: a
+    curve to follow, not a result (``medssl probe`` measures on scans that chose nothing). The first process alone does
+    this, in evaluation mode and without a random draw: the training does not change.
+
+    Args:
+        store: Where the scans are.
+        plan: The views of the objective; the encoder sees scans through windows of the first view's size.
+        settings: Which labels, and how often.
+        half: Compute in bfloat16.
+
+    Raises:
+        UserError: There are no such labels, they are no classes of whole scans, a split lacks a class, or subjects are
+            in both splits.
+    """
+
+    def __init__(self, store: Store, plan: ViewPlan, settings: OnlineProbe, *, half: bool) -> None:
+        assert settings.target is not None
+        if settings.target == MASK:
+            message = (
+                "probe.target is mask: only whole scans are probed while training goes on; medssl probe does voxels"
+            )
+            raise UserError(message)
+        self.store, self.every = store, settings.every
+        self.window, self.axis = tuple(plan.views[0].size), plan.sampling.slice_axis
+        self.windows = Windows(precision="bf16" if half else "fp32")
+        self.schema = classes_of(store, settings.target, key="--probe.target")
+        refuse_kind(self.schema)
+        self.asked = {"target": settings.target, "subjects": settings.subjects, "seed": settings.seed}
+        self.learned, self.judged = (
+            bounded(store, len(self.window), split, self.schema, settings) for split in ("train", "val")
+        )
+        if shared := overlap(subjects_of(store, self.learned), subjects_of(store, self.judged)):
+            message = (
+                f"{len(shared)} subjects are in the splits 'train' and 'val': give each subject one split when "
+                "indexing (--labels.split), and cache again"
+            )
+            raise UserError(message)
+        self.names = [name for _, name in self.schema.classes]
+        self.start: dict[str, float] = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: TrainingLoop) -> None:
+        """Looks at the encoder before its first step."""
+        if pl_module.progress.step == 0 and trainer.is_global_zero:
+            self.start = self.look(pl_module)
+            self.tell(0, self.start)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: TrainingLoop, *_: object) -> None:
+        """Looks where it is time to."""
+        step = pl_module.progress.step
+        if trainer.is_global_zero and (step % self.every == 0 or step >= pl_module.steps):
+            try:
+                found = self.look(pl_module)
+            except UserError as error:  # features that are not finite: the training goes on without a look
+                tqdm.write(f"probe of {self.schema.name}, step {step}: skipped, {error}", file=sys.stdout)
+                return
+            pl_module.record |= found
+            pl_module.measured = True
+            self.tell(step, found)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the encoder was worth before its first step, to the probe that was asked for."""
+        return {"start": self.start, "asked": self.asked}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes it over where the probe is the same."""
+        self.start = dict(state_dict["start"]) if state_dict.get("asked") == self.asked else {}
+
+    # --- one look
+
+    def look(self, module: TrainingLoop) -> dict[str, float]:
+        """AUROC on the validation scans of the probes, each with the setting that is best there."""
+        objective = module.objective
+        encoder = objective.exported()["encoder"]
+        assert isinstance(encoder, Encoder)
+        frozen = Frozen(encoder, self.window, self.axis, self.windows, {})
+        with undisturbed(objective):
+            features = {n: frozen.embedding(frozen.scan(self.store, n)) for n in (*self.learned, *self.judged)}
+        train, validation = (
+            group_of(self.store, self.schema, scans, features) for scans in (self.learned, self.judged)
+        )
+        fitted = [probe for probe in probes.fit_probes(train, validation, self.names) if probe.name in SHOWN]
+        return {f"probe_{probe.name}_auroc": max(auroc for _, auroc, _ in probe.tried) for probe in fitted}
+
+    def tell(self, step: int, found: dict[str, float]) -> None:
+        """Prints a line."""
+        parts = [f"{what} {found[f'probe_{name}_auroc']:.3f}" for name, what in SHOWN.items()]
+        before = [f"{self.start[f'probe_{name}_auroc']:.3f}" for name in SHOWN if self.start]
+        since = f" (before training {' and '.join(before)})" if step and before else ""
+        scans = f"{len(self.learned)} scans to learn from, {len(self.judged)} to judge" if not step else ""
+        line = f"probe of {self.schema.name}, step {step}: validation AUROC {', '.join(parts)}{since}; {scans}"
+        tqdm.write(line.rstrip("; "), file=sys.stdout)
+        sys.stdout.flush()
+
+
+def bounded(store: Store, axes: int, split: str, schema: LabelSchema, settings: OnlineProbe) -> tuple[int, ...]:
+    """The labeled scans of a split, of at most so many subjects.
+
+    Raises:
+        UserError: There are none, or a class is lacking; names the split and the settings.
+    """
+    try:
+        scans = labeled_scans(store, axes, split, schema)
+        number = min(settings.subjects, len(subjects_of(store, scans)))
+        chosen = few(store, scans, schema, subjects=number, seed=settings.seed)
+        truth = [class_number(store.records.values(scan), schema) for scan in chosen]
+        probes.refuse_lacking("labeled", np.array(truth), [name for _, name in schema.classes])
+    except UserError as error:
+        asked = f"probe.target {schema.name} in split {split!r}, probe.subjects {settings.subjects}"
+        message = f"{asked}: {error}".replace("take more --labels", "raise probe.subjects")
+        raise UserError(message) from error
+    return chosen

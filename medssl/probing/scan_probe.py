@@ -1,0 +1,149 @@
+"""Probes of whole scans: embed, fit, measure, and the tables of what was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medssl.data.labels.selection import class_number, subjects_of
+from medssl.data.store.store import Store
+from medssl.metrics import health
+from medssl.metrics import scan_probe as probes
+from medssl.metrics.classification import undefined
+from medssl.metrics.probe_tables import entry
+from medssl.probing.feature_cache import Kept
+from medssl.probing.feature_extractor import Frozen, Splits, scan_key, subject_names
+from medssl.types import LabelSchema, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from jaxtyping import Float
+
+
+@dataclass(frozen=True)
+class ProbeResults:
+    """What probes found.
+
+    Attributes:
+        entries: A probe each, as ``metrics.probe_tables.entry`` makes it.
+        skipped: Probes that could not be, with the reason.
+        notes: What a reader must know.
+        embedding: What is known of the features without labels.
+    """
+
+    entries: list[dict[str, Any]]
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    embedding: dict[str, Any] | None = None
+
+
+def refuse_kind(schema: LabelSchema) -> None:
+    """Refuses labels that are no classes.
+
+    Raises:
+        UserError: Says what they are.
+    """
+    if schema.kind != "classes":
+        message = f"{schema.name!r} is of the kind {schema.kind!r}: probes are for classes; choose another --target"
+        raise UserError(message)
+
+
+def first_line(store: Store, splits: Splits, loaded: str) -> str:
+    """Weights, and labeled subjects and scans of each split."""
+    parts = {"learn from": splits.learned, "choose by": splits.validated, "measure on": splits.tested}
+    counts = [f"{len(subjects_of(store, scans))} ({len(scans)}) to {what}" for what, scans in parts.items()]
+    return f"{loaded}; labeled subjects (scans): {', '.join(counts)}"
+
+
+def embed(frozen: Frozen, store: Store, scans: Sequence[int], out: Path) -> dict[int, Float[np.ndarray, "D"]]:
+    """Features of scans by their number; those that the folder keeps are not computed again."""
+    from tqdm import tqdm
+
+    keys = [scan_key(store, scan) for scan in scans]
+    with Kept(out / "features.safetensors", frozen.made_by, {}) as kept:
+        for scan, key in zip(tqdm(scans, desc="embed", unit="scan"), keys, strict=True):
+            if kept.get(key) is None:
+                kept.add(key, pooled=frozen.embedding(frozen.scan(store, scan)))
+        return {scan: kept.arrays[key]["pooled"] for scan, key in zip(scans, keys, strict=True)}
+
+
+def probe_scans(
+    store: Store,
+    schema: LabelSchema,
+    splits: Splits,
+    features: dict[int, Float[np.ndarray, "D"]],
+    *,
+    shots: Sequence[int],
+    draws: int,
+    seed: int,
+) -> ProbeResults:
+    """Fits all probes of whole scans and measures them.
+
+    Raises:
+        UserError: A class without a scan to learn from or to choose by, or features that are not finite.
+    """
+    from tqdm import tqdm
+
+    names = [name for _, name in schema.classes]
+    parts = (splits.learned, splits.validated, splits.tested)
+    train, validation, test = (group_of(store, schema, scans, features) for scans in parts)
+    probes.refuse_not_finite(test)
+    entries, skipped = [], []
+    for fitted in probes.fit_probes(train, validation, names):
+        metrics = probes.measure([fitted.answer(test.features)], test, names)
+        best, chosen = max(auroc for _, auroc, _ in fitted.tried), f"{fitted.setting} {fitted.chosen:.3g}"
+        entries.append(entry(fitted.name, chosen, best, metrics, tried=fitted.tried, note=fitted.note))
+    fewest = int(np.bincount(train.truth, minlength=len(names)).min())
+    for number in tqdm(sorted(set(shots)), desc="prototypes", unit="number of shots"):
+        name = f"prototypes, {number} shot{'s' * (number > 1)}"
+        drawn = probes.prototypes(train, len(names), number, draws=draws, seed=seed)
+        if drawn is None:
+            skipped.append((name, f"the rarest class has {fewest} training scan{'s' * (fewest > 1)}"))
+            continue
+        scores = [answer(test.features) for answer in drawn]
+        deviations = probes.deviation_over_draws(scores, test, names)
+        metrics = probes.measure(scores, test, names)
+        entries.append(entry(name, f"{draws} draws", None, metrics, deviations=deviations))
+    notes = sorted({f"{measure}: {why}" for measure, why in undefined(test.truth, names).items() if ":" not in measure})
+    return ProbeResults(entries, skipped, notes, describe_embedding(features))
+
+
+def group_of(
+    store: Store, schema: LabelSchema, scans: tuple[int, ...], features: dict[int, Float[np.ndarray, "D"]]
+) -> probes.Group:
+    """The scans of a split with their classes."""
+    return probes.Group(
+        np.stack([features[scan] for scan in scans]).astype(np.float64),
+        np.array([class_number(store.records.values(scan), schema) for scan in scans]),
+        subject_names(store, scans),
+        tuple(store.scan_id(scan) for scan in scans),
+    )
+
+
+def describe_embedding(features: dict[int, Float[np.ndarray, "D"]]) -> dict[str, Any]:
+    """How much of their room the features of all labeled scans use."""
+    held = np.stack(list(features.values()))
+    rank, spread = health.effective_rank(held), health.spread(held)
+    return {"scans": len(held), "features": held.shape[1], "effective_rank": rank, "spread": spread}
+
+
+def summarize(
+    schema: LabelSchema, splits: Splits, answers: ProbeResults, *, notes: list[str], by: dict[str, Any]
+) -> dict[str, Any]:
+    """What ``probe.json`` holds."""
+    found = {} if answers.embedding is None else {"embedding": answers.embedding}
+    said = [f"{own['probe']}: {own['note']}" for own in answers.entries if own["note"]]
+    return {
+        "target": schema.name,
+        "classes": [name for value, name in schema.classes if value != schema.ignore],
+        "scans": {"train": len(splits.learned), "val": len(splits.validated), "test": len(splits.tested)},
+        "probes": answers.entries,
+        "skipped": [{"probe": name, "reason": reason} for name, reason in answers.skipped],
+        **found,
+        "notes": [*notes, *answers.notes, *said],
+        "by": by,
+    }

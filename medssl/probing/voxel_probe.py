@@ -1,0 +1,233 @@
+"""The probe of voxels over whole scans: sample, fit, choose by validation Dice, measure, keep the fitted network."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from medssl.data.labels.selection import subjects_of
+from medssl.data.labels.trained_on import trained_on
+from medssl.heads.base import Network, class_numbers
+from medssl.heads.segmentation import VoxelLinear
+from medssl.heads.sliding import slide
+from medssl.heads.weights import save_network
+from medssl.metrics import voxel_probe
+from medssl.metrics.bootstrap import mean_interval
+from medssl.metrics.probe_tables import entry
+from medssl.metrics.voxel_probe import Candidate, Candidates, set_weights
+from medssl.ops.draws import keyed_generator
+from medssl.probing.feature_cache import Kept
+from medssl.probing.feature_extractor import scan_key, subject_names
+from medssl.training import describe
+from medssl.types import Card, Imported, LabelSchema, Tuned, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from medssl.data.store.store import Store
+    from medssl.probing.feature_extractor import Frozen, Splits
+    from medssl.training.initial_weights import Start
+
+HELD = 1 << 30  # bytes of probabilities that the candidates of one pass may hold
+ON_STORED_GRID = "Dice is on the grid of the store; for the scans' own grids: medssl evaluate OUT/network"
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """Of what voxels are probed.
+
+    Attributes:
+        store: The scans and masks.
+        schema: Classes of the masks.
+        levels: Places of the encoder's maps that are looked at, fine to coarse.
+        sampled: Voxels to learn from, over all scans and classes.
+        seed: Of their choice.
+    """
+
+    store: Store
+    schema: LabelSchema
+    levels: tuple[int, ...]
+    sampled: int
+    seed: int
+
+    def numbers(self, scan: int) -> Int[np.ndarray, "*s"]:
+        """Class numbers of a scan's mask, negative where nothing is known."""
+        shape = self.store.records.shape(scan)
+        label = self.store.read_label(scan, (0,) * len(shape), shape)[0].astype(np.int64)
+        found: Int[np.ndarray, "*s"] = class_numbers(torch.from_numpy(label), self.schema).numpy()
+        return found
+
+    def counts(self, scan: int) -> Int[np.ndarray, "K"]:
+        """Voxels of each class."""
+        numbers = self.numbers(scan)
+        return np.bincount(numbers[numbers >= 0], minlength=len(self.schema.classes))
+
+
+def levels_of(frozen: Frozen, levels: tuple[int, ...] | None) -> tuple[int, ...]:
+    """Places of the encoder's maps, all of them or those that were asked for.
+
+    Raises:
+        UserError: The encoder has no such map.
+    """
+    count = len(frozen.encoder.channels)
+    chosen = tuple(range(count)) if levels is None else tuple(sorted(set(levels)))
+    if not chosen or not 0 <= chosen[0] <= chosen[-1] < count:
+        message = f"--levels {list(levels or ())}: the encoder has the maps 0 (fine) to {count - 1} (coarse)"
+        raise UserError(message)
+    return chosen
+
+
+def probe_voxels(frozen: Frozen, voxels: Voxels, splits: Splits, begin: Start, out: Path) -> dict[str, Any]:
+    """Fits, chooses and measures; returns the entry of ``probe.json`` and leaves the network in ``out/network``.
+
+    Raises:
+        UserError: A class without a voxel among the training or the validation scans, or features that are not finite.
+    """
+    store, schema = voxels.store, voxels.schema
+    in_validation = np.sum([voxels.counts(scan) for scan in splits.validated], 0)
+    voxel_probe.refuse_absent("validation", in_validation, schema)
+    features, truth, counts = sample(frozen, voxels, splits.learned, out)
+    candidates = voxel_probe.fit_candidates(features, truth, counts.tolist(), schema)
+    scores = judge(frozen, voxels, splits.validated, candidates, out / "voxels_val.safetensors")
+    place, dice = voxel_probe.choose(scores, subject_names(store, splits.validated))
+    best = candidates[place]
+    head = VoxelLinear(frozen.encoder, schema)
+    set_weights(head, [best.linear], voxels.levels)
+    save_network(out / "network", Network(frozen.encoder, head), card_of(frozen, voxels, splits, begin))
+    measured = [rows[0] for rows in judge(frozen, voxels, splits.tested, [best], out / "voxels_test.safetensors")]
+    subjects = subject_names(store, splits.tested)
+    known = [[value for value in row if value is not None] for row in measured]
+    metrics = {"dice": mean_interval([sum(row) / len(row) if row else None for row in known], subjects)}
+    for number, (value, name) in enumerate(schema.classes[1:]):
+        if value != schema.ignore:
+            metrics[f"dice:{name}"] = mean_interval([row[number] for row in measured], subjects)
+    end = best.penalty in (candidates[0].penalty, candidates[-1].penalty)
+    return entry(
+        "voxel_logistic",
+        f"penalty {best.penalty:g}, prior {best.prior:g}",
+        dice[place],
+        metrics,
+        tried=[(own.penalty, own.prior, value) for own, value in zip(candidates, dice, strict=True)],
+        note=f"the penalty {best.penalty:g} is the end of the range that was tried" if end else "",
+    )
+
+
+def sample(
+    frozen: Frozen, voxels: Voxels, scans: Sequence[int], out: Path
+) -> tuple[Float[np.ndarray, "M D"], Int[np.ndarray, "M"], Int[np.ndarray, "K"]]:
+    """Features and class numbers of sampled voxels, and how many voxels of each class the scans have."""
+    from tqdm import tqdm
+
+    classes = len(voxels.schema.classes)
+    per_class = max(1, round(voxels.sampled / len(scans) / classes))
+    settings = {"per_class": per_class, "seed": voxels.seed, "levels": voxels.levels, "schema": _plain(voxels.schema)}
+    keys = [scan_key(voxels.store, scan) for scan in scans]
+    with Kept(out / "voxels_train.safetensors", frozen.made_by, settings) as kept:
+        for scan, key in zip(tqdm(scans, desc="sample", unit="scan"), keys, strict=True):
+            if kept.get(key) is None:
+                numbers = voxels.numbers(scan)
+                generator = keyed_generator(
+                    voxels.seed, int(hashlib.blake2b(key.encode()).hexdigest()[:12], 16), "voxels"
+                )
+                places = voxel_probe.sample_voxels(numbers, classes, per_class, generator)
+                truth = numbers[tuple(places.T)]
+                kept.add(key, features=look(frozen, voxels, scan, places), truth=truth, counts=voxels.counts(scan))
+        held = [kept.arrays[key] for key in keys]
+    counts: Int[np.ndarray, "K"] = np.sum([own["counts"] for own in held], 0)
+    return np.concatenate([x["features"] for x in held]), np.concatenate([x["truth"] for x in held]), counts
+
+
+def look(frozen: Frozen, voxels: Voxels, scan: int, places: Int[np.ndarray, "M n"]) -> Float[np.ndarray, "M D"]:
+    """Features of voxels of a scan, each from the first window that sees it; one window's maps are held at a time."""
+    width = sum(frozen.encoder.channels[level] for level in voxels.levels)
+    found, left = np.zeros((len(places), width), np.float32), np.ones(len(places), bool)
+    for start, order, features in frozen.features(frozen.scan(voxels.store, scan)):
+        box = [1] * places.shape[1]
+        for axis, size in zip(order, frozen.window, strict=True):
+            box[axis] = size
+        offset = places - np.array(start)
+        inside = np.flatnonzero(left & ((offset >= 0) & (offset < box)).all(1))
+        if len(inside):
+            left[inside] = False
+            own = replace(features, maps=tuple(features.maps[level] for level in voxels.levels))
+            at = torch.from_numpy(offset[inside][:, list(order)]).to(own.maps[0].device)
+            found[inside] = voxel_probe.features_at(own, frozen.window, at).cpu().numpy()
+    assert not left.any(), "the windows do not cover the scan"
+    return found
+
+
+def judge(
+    frozen: Frozen, voxels: Voxels, scans: Sequence[int], candidates: Sequence[Candidate], file: Path
+) -> list[voxel_probe.Scores]:
+    """Dice of every candidate on every scan, by sliding windows; what was done before a stop is not done again."""
+    from tqdm import tqdm
+
+    digest = hashlib.blake2b(digest_size=8)
+    for candidate in candidates:
+        own = candidate.linear
+        for array in (own.mean, own.deviation, own.weight, own.bias):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    settings = {"weights": digest.hexdigest(), "levels": voxels.levels, "overlap": frozen.windows.overlap}
+    with Kept(file, frozen.made_by, settings) as kept:
+        for scan in tqdm(scans, desc=file.stem, unit="scan"):
+            key = scan_key(voxels.store, scan)
+            if kept.get(key) is None:
+                rows = dice_of(frozen, voxels, scan, candidates)
+                values = [[np.nan if value is None else value for value in row] for row in rows]
+                kept.add(key, dice=np.array(values))
+        tables = [kept.arrays[scan_key(voxels.store, scan)]["dice"].tolist() for scan in scans]
+    return [[[None if np.isnan(value) else value for value in row] for row in rows] for rows in tables]
+
+
+def dice_of(frozen: Frozen, voxels: Voxels, scan: int, candidates: Sequence[Candidate]) -> voxel_probe.Scores:
+    """Dice of every candidate on a scan; as many at once as the memory for their probabilities allows."""
+    stored = frozen.scan(voxels.store, scan)
+    numbers: Tensor = torch.from_numpy(voxels.numbers(scan)).movedim(stored.axis, 0)
+    slab = min(stored.shape[stored.axis], max(frozen.window)) * numbers[0].numel() * len(voxels.schema.classes) * 4
+    at_once, found = max(1, HELD // slab), []
+    for first in range(0, len(candidates), at_once):
+        own = [candidate.linear for candidate in candidates[first : first + at_once]]
+        head = Candidates(frozen.encoder, voxels.schema, own, voxels.levels)
+        network = Network(frozen.encoder, head.to(next(frozen.encoder.parameters()).device)).eval()
+        with frozen.computing():
+            blocks = slide(
+                network, stored.read, stored.shape, window=frozen.window, axis=stored.axis, plane=stored.plane,
+                overlap=frozen.windows.overlap, batch_size=frozen.windows.batch_size,
+            )  # fmt: skip
+            found += voxel_probe.dice_of_candidates(blocks, numbers, len(own))
+    return found
+
+
+def card_of(frozen: Frozen, voxels: Voxels, splits: Splits, begin: Start) -> Card:
+    """What the fitted network is."""
+    head = Imported("medssl.heads.segmentation.VoxelLinear")
+    subjects = subjects_of(voxels.store, (*splits.learned, *splits.validated))
+    return Card(
+        encoder=begin.encoder,
+        preprocess=voxels.store.preprocess,
+        objective=begin.card.objective if begin.card and begin.weights else None,
+        index_digest=voxels.store.index_digest,
+        subjects=begin.seen,
+        step=begin.card.step if begin.card and begin.weights else 0,
+        versions=describe.versions(),
+        tuned=Tuned(
+            head,
+            voxels.schema,
+            frozen.window,
+            frozen.slice_axis,
+            subjects,
+            trained_on(voxels.store, splits.learned, voxels.schema),
+        ),
+    )
+
+
+def _plain(schema: LabelSchema) -> list[Any]:
+    return [list(map(list, schema.classes)), schema.ignore]

@@ -1,0 +1,309 @@
+"""One self-contained HTML page of runs and evaluations: no script, no address, every picture inside."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections import Counter
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from medssl.data.synthetic.phantoms import PHANTOMS
+from medssl.metrics.cases import scan_scores
+from medssl.metrics.health import FEWEST
+from medssl.reporting.calibration import calibration_chart
+from medssl.reporting.comparison import Comparison, compare, title
+from medssl.reporting.curves import Point, Series, line_chart
+from medssl.reporting.parts import Evaluation, Run
+from medssl.reporting.studies import Probes, Study, shown_probes, shown_study
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from medssl.reporting.parts import Part, Picture
+    from medssl.types import Imported
+
+TEMPLATE = "page.html.j2"
+MEANINGS = {
+    "absent": "absent (in neither)",
+    "missed": "missed (in the label, not in the prediction)",
+    "invented": "invented (in the prediction, not in the label)",
+}
+SHOWN = 3  # pictures of an evaluation whose pictures are more: worst, median, best
+
+
+def make_page(parts: Sequence[Part], heading: str = "medssl report") -> str:
+    """Renders a page.
+
+    Evaluations of the same kind and classes stand side by side, and the first of them is compared with each other one.
+
+    Args:
+        parts: What the page is made of, in the order in which it is shown.
+        heading: Title of the page.
+
+    Raises:
+        UserError: No parts, or two of one kind and name.
+    """
+    names = Counter((type(part), part.name) for part in parts)
+    twice = sorted({name for (_, name), count in names.items() if count > 1})
+    if not parts or twice:
+        what = f"two parts of one kind are called {', '.join(twice)}: give them names, NAME=PATH"
+        what = what if twice else "no parts given"
+        message = f"no page can be made: {what}"
+        raise UserError(message)
+    import jinja2
+
+    source = resources.files("medssl.reporting").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "number": number,
+        "interval": interval,
+        "signed": signed,
+        "source": source_of,
+        "title_of": title,
+    }
+    evaluations = [part for part in parts if isinstance(part, Evaluation)]
+    runs = [part for part in parts if isinstance(part, Run)]
+    tunings = [run for run in runs if run.card.tuned]
+    return environment.from_string(source).render(
+        heading=heading,
+        meanings=MEANINGS,
+        groups=[_group(group) for group in _alike(evaluations)],
+        tunings=[_run(run) for run in tunings],
+        together=_together(tunings),
+        pretrainings=[_run(run) for run in runs if not run.card.tuned],
+        probes=[shown_probes(part) for part in parts if isinstance(part, Probes)],
+        studies=[shown_study(part) for part in parts if isinstance(part, Study)],
+        synthetic=_synthetic(parts),
+    )
+
+
+def _synthetic(parts: Sequence[Part]) -> str:
+    """Whether the scans are phantoms: "all" or "some" of the parts say so, or ""."""
+    made = [part.summary.get("by", {}).get("versions", {}) for part in parts if isinstance(part, Evaluation | Probes)]
+    made += [part.card.versions for part in parts if isinstance(part, Run)]
+    said = [PHANTOMS in versions for versions in made]
+    return "all" if said and all(said) else "some" if any(said) else ""
+
+
+def comparisons(evaluations: Sequence[Evaluation]) -> list[Comparison]:
+    """The first evaluation against each other one of the same kind and classes."""
+    return [compare(group[0], other) for group in _alike(evaluations) for other in group[1:]]
+
+
+def number(value: float | None, measure: str = "") -> str:
+    """A score for people: three decimals, millimeters with two; a dash where it is not defined."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if measure.startswith("hd95") else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference for people."""
+    return "–" if value is None else f"{value:+.3f}"
+
+
+def interval(low: float | None, high: float | None, measure: str = "") -> str:
+    """Both bounds of an interval, or nothing."""
+    return "" if low is None or high is None else f"{number(low, measure)} to {number(high, measure)}"
+
+
+def source_of(picture: Picture) -> str:
+    """A PNG as the address of an image that lies in the page itself."""
+    return f"data:image/png;base64,{base64.b64encode(picture.content).decode()}"
+
+
+# --- evaluations
+
+
+def _alike(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    groups: dict[tuple[str, ...], list[Evaluation]] = {}
+    for evaluation in evaluations:
+        key = (evaluation.summary["kind"], *evaluation.summary["classes"])
+        groups.setdefault(key, []).append(evaluation)
+    return list(groups.values())
+
+
+def _group(group: Sequence[Evaluation]) -> dict[str, Any]:
+    """Evaluations that can stand side by side: one table, their comparisons, and each one's own."""
+    measures = list(dict.fromkeys(measure for evaluation in group for measure in evaluation.summary["metrics"]))
+    rows = [
+        {"measure": measure, "title": title(measure), "cells": [e.summary["metrics"].get(measure) for e in group]}
+        for measure in measures
+    ]
+    return {
+        "kind": group[0].summary["kind"],
+        "classes": group[0].summary["classes"],
+        "names": [evaluation.name for evaluation in group],
+        "rows": rows,
+        "comparisons": comparisons(group),
+        "each": [_evaluation(evaluation, group) for evaluation in group],
+    }
+
+
+def _evaluation(evaluation: Evaluation, group: Sequence[Evaluation]) -> dict[str, Any]:
+    summary = evaluation.summary
+    lacks = summary["kind"] == "segmentation"
+    plain = {key: value for key, value in summary["by"].items() if isinstance(value, str | int | float)}
+    return {
+        "name": evaluation.name,
+        "scans": summary["scans"],
+        "subjects": summary["subjects"],
+        "counts": summary["counts"],
+        "lacks": lacks,
+        "whole": lacks and not any(any(counts.values()) for counts in summary["counts"].values()),
+        "notes": summary["notes"],
+        "skipped": summary["skipped"],
+        "facts": list(plain.items()),
+        "subgroups": _subgroups(summary),
+        "calibration": _calibration(summary),
+        "pictures": _pictures(evaluation, group),
+    }
+
+
+def _subgroups(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """A table for each column: a row for each value, with the measures that stand for the whole."""
+    measures = [measure for measure in summary["metrics"] if ":" not in measure]
+    return [
+        {
+            "column": column,
+            "titles": [(measure, title(measure)) for measure in measures],
+            "groups": [
+                (value, found["scans"], found["subjects"], [found["metrics"].get(measure) for measure in measures])
+                for value, found in groups.items()
+            ],
+        }
+        for column, groups in summary.get("subgroups", {}).items()
+    ]
+
+
+def _calibration(summary: dict[str, Any]) -> str:
+    """The calibration curve; "" where there is none."""
+    from markupsafe import Markup
+
+    return Markup(calibration_chart(summary)) if summary.get("calibration") else ""
+
+
+def _pictures(evaluation: Evaluation, group: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """Worst, median and best picture by mean Dice; the caption tells what the others reach on the same scan."""
+    scores = {other.name: scan_scores(other.segmentations) for other in group}
+    own = scores[evaluation.name]
+    found = sorted(
+        (picture for picture in evaluation.pictures if own.get(picture.name) is not None),
+        key=lambda picture: own[picture.name] or 0.0,
+    )
+    places = range(len(found)) if len(found) <= SHOWN else (0, len(found) // 2, len(found) - 1)
+    words = ("worst", "median", "best") if len(places) == SHOWN else ("",) * len(places)
+    shown = []
+    for place, word in zip(places, words, strict=True):
+        picture = found[place]
+        others = [
+            f"{name} {number(scored[picture.name])}"
+            for name, scored in scores.items()
+            if name != evaluation.name and picture.name in scored
+        ]
+        shown.append({"picture": picture, "word": word, "dice": own[picture.name], "others": ", ".join(others)})
+    return shown
+
+
+# --- runs
+
+
+def _run(run: Run) -> dict[str, Any]:
+    loss = _chart(
+        [
+            Series("loss", tuple(Point(*pair) for pair in run.log.values("loss")), faint=True),
+            Series("smoothed", tuple(Point(*pair) for pair in run.log.values("loss_smoothed"))),
+        ],
+        f"{run.name}: loss",
+        "loss",
+    )
+    validation = _validation([run]) if run.log.validation else ""
+    return {
+        "name": run.name,
+        "facts": _facts(run),
+        "charts": [chart for chart in (loss, validation) if chart],
+        "rows": len(run.log.rows),
+        "broken": run.log.broken,
+        "picture": run.picture,
+        "shows": "input, label, prediction" if run.card.tuned else "input, what was hidden, reconstruction",
+    }
+
+
+def _facts(run: Run) -> list[tuple[str, str]]:
+    """What a reader wants to know of a run, from its card and its configuration."""
+    card, training = run.card, run.config.get("training", {})
+    facts = [("encoder", _described(card.encoder))]
+    if card.tuned:
+        facts.append(("head", _described(card.tuned.head)))
+        facts.append(("classes", ", ".join(name for _, name in card.tuned.schema.classes)))
+        facts.append(("labeled subjects, of training and validation", str(len(card.tuned.subjects))))
+        start = run.config.get("start", "")
+        own = {"random": "random", "pretrained": "pretrained, those that the encoder brings"}
+        facts.append(("first weights", own.get(start, f"pretrained (digest {start})")))
+    elif card.objective:
+        facts.append(("objective", _described(card.objective)))
+    seen = card.subjects
+    count = str(len(seen.known)) if seen.complete or seen.known else "not told by the card"
+    more = ", and others that are not known" if seen.known and not seen.complete else ""
+    facts.append(("subjects seen in pretraining", count + more))
+    facts.append(("weights of step", f"{card.step} of {training.get('steps', '?')}"))
+    told = [f"{name} {training[key]}" for key, name in (("batch_size", "batch"), ("precision", "")) if key in training]
+    rate = run.config.get("optimizer", {}).get("learning_rate")
+    facts.append(
+        ("training", ", ".join([*(text.strip() for text in told), *([f"learning rate {rate}"] if rate else [])]))
+    )
+    facts.append(("health", _health(run)))
+    return [(term, text) for term, text in facts if text]
+
+
+def _health(run: Run) -> str:
+    """How often training looked unwell; "" where nothing was measured."""
+    found = run.log.values("alarms")
+    unwell = [step for step, count in found if count]
+    if not unwell and 0 < len(found) < FEWEST:
+        return f"not judged: {len(found)} of the {FEWEST} measurements that this takes"
+    if not unwell:
+        return f"well at all {len(found)} measurements" if found else ""
+    return (
+        f"alarms at {len(unwell)} of {len(found)} measurements, first at step {unwell[0]:.0f}, last at {unwell[-1]:.0f}"
+    )
+
+
+def _described(imported: Imported) -> str:
+    """The name of a class and its plain arguments."""
+    plain = [
+        f"{key} {value}" for key, value in imported.init_args.items() if isinstance(value, str | int | float | list)
+    ]
+    name = imported.class_path.rpartition(".")[2]
+    return f"{name} ({', '.join(plain)})" if plain else name
+
+
+def _together(tunings: Sequence[Run]) -> list[str]:
+    """One chart of all fine-tunings for each measure that validated more than one of them."""
+    measures = dict.fromkeys(run.log.validation for run in tunings if run.log.validation)
+    groups = [[run for run in tunings if run.log.validation == measure] for measure in measures]
+    return [chart for group in groups if len(group) > 1 and (chart := _validation(group))]
+
+
+def _validation(runs: Sequence[Run]) -> str:
+    """The validation measure of runs over their steps."""
+    measure = runs[0].log.validation
+    series = [Series(run.name, tuple(Point(*pair) for pair in run.log.values(measure)), marked=True) for run in runs]
+    name = title(measure.removeprefix("validation_"))
+    return _chart(
+        series, f"{runs[0].name}: validation" if len(runs) == 1 else "Validation of all", f"validation, {name}"
+    )
+
+
+def _chart(series: Sequence[Series], heading: str, y_label: str) -> str:
+    """A chart of the lines that have finite points; "" where none has."""
+    from markupsafe import Markup
+
+    drawn = [line for line in series if any(math.isfinite(point.y) for point in line.points)]
+    if not drawn:
+        return ""
+    return Markup(line_chart(drawn, title=heading, x_label="optimizer steps", y_label=y_label))

@@ -1,0 +1,180 @@
+"""What a page is made of: runs of pretraining and of fine-tuning, and evaluations, read from their folders."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medssl.encoders.weights import CARD, read_card
+from medssl.io.files import read_yaml
+from medssl.metrics.cases import (
+    CASES,
+    ClassificationRow,
+    FindingsRow,
+    NumberRow,
+    SegmentationRow,
+    read_classification,
+    read_multi_label,
+    read_regression,
+    read_segmentation,
+)
+from medssl.metrics.tables import SUMMARY, read_summary
+from medssl.reporting.studies import PROBE, STUDY, Probes, Study, read_probes, read_study
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from medssl.io.files import read_yaml
+from medssl.types import Card
+
+METRICS, CONFIG, PICTURES = "metrics.jsonl", "config.yaml", "pictures"
+
+
+@dataclass(frozen=True)
+class Log:
+    """Rows of ``metrics.jsonl`` in the order of their steps; ``broken`` lines were left out (a kill cuts one)."""
+
+    rows: tuple[dict[str, float], ...]
+    broken: int
+
+    def values(self, key: str) -> tuple[tuple[float, float], ...]:
+        """Pairs of step and value of the rows that have the key."""
+        return tuple((row["step"], row[key]) for row in self.rows if key in row)
+
+    @property
+    def validation(self) -> str:
+        """Name of what validated the run, such as "validation_dice"; "" where nothing did."""
+        names = {key for row in self.rows for key in row if key.startswith("validation_")}
+        return min(names, default="")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG and the step of the run, or the scan, that it shows."""
+
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder of pretraining, or of fine-tuning where ``card.tuned`` is set; ``picture`` is its newest."""
+
+    name: str
+    card: Card
+    config: dict[str, Any]
+    log: Log
+    picture: Picture | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A folder that ``medssl evaluate`` wrote; its rows are of one kind, as ``summary["kind"]`` says.
+
+    ``others`` are those of findings and of numbers.
+    """
+
+    name: str
+    summary: dict[str, Any]
+    segmentations: tuple[SegmentationRow, ...]
+    classifications: tuple[ClassificationRow, ...]
+    pictures: tuple[Picture, ...]
+    others: tuple[FindingsRow | NumberRow, ...] = ()
+
+    @property
+    def scans(self) -> dict[str, str]:
+        """Subject of each scan."""
+        found = {row.scan_id: row.subject_id for row in self.segmentations}
+        return found | {row.scan_id: row.subject_id for row in (*self.classifications, *self.others)}
+
+
+Part = Run | Evaluation | Probes | Study
+
+
+def read_part(name: str, folder: Path) -> Part:
+    """Reads a folder of any of the five kinds, told apart by what is in it.
+
+    Raises:
+        UserError: No folder, or none of these; or a file of it that is damaged.
+    """
+    if not folder.is_dir():
+        what = "is a file, no folder" if folder.exists() else "no such folder"
+        message = f"{folder}: {what}: a report is made of run folders and of folders of medssl evaluate, probe, compare"
+        raise UserError(message)
+    if (folder / PROBE).exists():
+        return read_probes(name, folder)
+    if (folder / STUDY).exists():
+        return read_study(name, folder)
+    if (folder / SUMMARY).exists():
+        return _read_evaluation(name, folder)
+    if not (folder / CARD).exists():
+        message = (
+            f"{folder} holds neither {CARD} nor {SUMMARY}: expected a run folder of medssl pretrain or finetune whose "
+            "first checkpoint is written, or a folder of medssl evaluate, probe or compare"
+        )
+        raise UserError(message)
+    config = _read_config(folder / CONFIG)
+    found = sorted((folder / PICTURES).glob("step_*.png"), key=lambda file: (len(file.name), file.name))
+    picture = Picture(str(int(re.sub(r"\D", "", found[-1].stem))), found[-1].read_bytes()) if found else None
+    return Run(name, read_card(folder), config, read_log(folder / METRICS), picture)
+
+
+def read_log(path: Path) -> Log:
+    """Reads the rows that training logged; no file is no row."""
+    if not path.exists():
+        return Log((), 0)
+    rows, broken = [], 0
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = {key: float(value) for key, value in json.loads(line).items() if isinstance(value, int | float)}
+        except (ValueError, AttributeError):
+            broken += 1
+            continue
+        if math.isfinite(row.get("step", math.nan)):
+            rows.append(row)
+        else:
+            broken += 1
+    return Log(tuple(sorted(rows, key=lambda row: row["step"])), broken)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        config = read_yaml(path)
+    except (OSError, yaml.YAMLError) as error:
+        message = f"{path} cannot be read ({str(error).splitlines()[0]}): expected what medssl wrote beside {CARD}"
+        raise UserError(message) from error
+    return config if isinstance(config, dict) else {}
+
+
+def _read_evaluation(name: str, folder: Path) -> Evaluation:
+    summary = read_summary(folder / SUMMARY)
+    segmentations: Sequence[SegmentationRow] = ()
+    classifications: Sequence[ClassificationRow] = ()
+    others: Sequence[FindingsRow | NumberRow] = ()
+    if summary["kind"] == "segmentation":
+        segmentations = read_segmentation(folder / CASES)
+    elif summary["kind"] == "multi_label":
+        others, _ = read_multi_label(folder / CASES)
+    elif summary["kind"] == "regression":
+        others = read_regression(folder / CASES)
+    else:
+        classifications, _ = read_classification(folder / CASES)
+    scans = {row.scan_id for row in segmentations} | {row.scan_id for row in classifications}
+    files = sorted((folder / PICTURES).glob("*.png"))
+    pictures = tuple(Picture(file.stem, file.read_bytes()) for file in files if file.stem in scans)
+    return Evaluation(name, summary, tuple(segmentations), tuple(classifications), pictures, tuple(others))
+
+
+def named_folder(part: str) -> tuple[str, Path]:
+    """Name and folder of ``NAME=FOLDER`` or ``FOLDER``; a folder whose own name holds "=" needs no name."""
+    name, separator, folder = part.partition("=")
+    if separator and not Path(part).exists():
+        return name, Path(folder)
+    return Path(part).resolve().name, Path(part)

@@ -1,0 +1,129 @@
+"""Folders of ``medssl probe`` and ``medssl compare`` as parts of a page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from medssl.io.files import read_json
+from medssl.reporting.curves import Point, Series, line_chart
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROBE, STUDY = "probe.json", "compare.yaml"  # each tells what its folder is
+SUMMARY = "summary.json"
+PROBE_KEYS = ("target", "classes", "scans", "probes", "notes")
+STUDY_KEYS = ("curves", "compared", "notes")
+
+
+@dataclass(frozen=True)
+class Probes:
+    """A folder that ``medssl probe`` wrote."""
+
+    name: str
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A folder that ``medssl compare`` wrote: arms with several runs each."""
+
+    name: str
+    summary: dict[str, Any]
+
+    @property
+    def verdicts(self) -> list[str]:
+        """One sentence for each arm against its baseline from scratch."""
+        return [f"{one['arm']}: {'; '.join([one['verdict'], *one['saved']])}." for one in self.summary["compared"]]
+
+
+def read_probes(name: str, folder: Path) -> Probes:
+    """Reads what a probe found.
+
+    Raises:
+        UserError: The file is damaged.
+    """
+    return Probes(name, _read(folder / PROBE, PROBE_KEYS, "medssl probe"))
+
+
+def read_study(name: str, folder: Path) -> Study:
+    """Reads what a comparison found.
+
+    Raises:
+        UserError: It has not written its tables yet, or they are damaged.
+    """
+    return Study(name, _read(folder / SUMMARY, STUDY_KEYS, "medssl compare"))
+
+
+def _read(file: Path, keys: tuple[str, ...], verb: str) -> dict[str, Any]:
+    try:
+        summary = read_json(file)
+    except (OSError, ValueError) as error:
+        message = f"{file} cannot be read: run {verb} again, it writes the file at its end"
+        raise UserError(message) from error
+    lacking = [key for key in keys if key not in summary] if isinstance(summary, dict) else list(keys)
+    if lacking:
+        message = f"{file} lacks {', '.join(lacking)}: expected what {verb} writes"
+        raise UserError(message)
+    return dict(summary)
+
+
+def shown_probes(probes: Probes) -> dict[str, Any]:
+    """What the page shows of probes."""
+    summary = probes.summary
+    measures = list(dict.fromkeys(measure for one in summary["probes"] for measure in one["metrics"]))
+    scans = ", ".join(f"{count} {split}" for split, count in summary["scans"].items())
+    embedding = summary.get("embedding")
+    notes = [f"skipped: {one['probe']}: {one['reason']}" for one in summary.get("skipped", [])]
+    if embedding:
+        notes.append(
+            f"Embedding of {embedding['scans']} scans: effective rank {embedding['effective_rank']:.1f} of at most "
+            f"{min(embedding['scans'], embedding['features'])}, spread {embedding['spread']:.2f}."
+        )
+    return {
+        "name": probes.name,
+        "about": f"Frozen features, target {summary['target']} ({', '.join(summary['classes'])}); scans: {scans}.",
+        "measures": measures,
+        "rows": [
+            (one["probe"], one["chosen"], [one["metrics"].get(measure) for measure in measures])
+            for one in summary["probes"]
+        ],
+        "notes": [*notes, *summary["notes"]],
+    }
+
+
+def shown_study(study: Study) -> dict[str, Any]:
+    """What the page shows of a comparison."""
+    curves, what = study.summary["curves"], study.summary.get("measure", "score")
+    numbers = sorted({level["labels"] for own in curves.values() for level in own})
+    rows = []
+    for name, own in curves.items():
+        at = {level["labels"]: level for level in own}
+        rows.append((name, [at.get(number) for number in numbers]))
+    return {
+        "name": study.name,
+        "what": what,
+        "verdicts": study.verdicts or ["Nothing can be compared: no encoder has a run in common with its baseline."],
+        "numbers": numbers,
+        "rows": rows,
+        "chart": _curve(curves, what),
+        "notes": study.summary["notes"],
+        "failed": list(study.summary.get("failed", {}).items()),
+    }
+
+
+def _curve(curves: dict[str, Any], what: str) -> str:
+    """The label-efficiency curves as SVG; "" where no score is defined."""
+    from markupsafe import Markup
+
+    series = [
+        Series(name, tuple(Point(one["labels"], one["value"], one["low"], one["high"]) for one in known), marked=True)
+        for name, own in curves.items()
+        if (known := [level for level in own if level["value"] is not None])
+    ]
+    if not series:
+        return ""
+    title = f"{what} over labeled subjects"
+    return Markup(line_chart(series, title=title, x_label="labeled subjects", y_label=f"test {what}", logarithmic=True))

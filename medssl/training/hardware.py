@@ -1,0 +1,101 @@
+"""What this machine has: whether it computes in half precision, and whether a training fits into its memory."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from medssl.training import describe
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from medssl.objectives.base import Objective
+    from medssl.training.settings import Training
+
+SURE = 1.25  # an estimate counts every layer's output once: beyond so many times the memory nothing saves the run
+_HALF = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of processors that compute in bfloat16
+
+
+def uses_gpu(accelerator: str) -> bool:
+    """Whether a training runs on a GPU."""
+    return accelerator != "cpu" and torch.cuda.is_available()
+
+
+@functools.cache
+def processor_computes_in_bf16() -> bool:
+    """Whether the processor has instructions for bfloat16; others emulate it, about ten times slower than float32."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return not _HALF.isdisjoint(flags.split())
+
+
+def precision_of(training: Training) -> str:
+    """The precision of a training: "auto" is bf16 where the device computes in it, else fp32."""
+    if training.precision != "auto":
+        return training.precision
+    if uses_gpu(training.accelerator):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if processor_computes_in_bf16() else "fp32"
+
+
+def precision_notes(training: Training) -> list[str]:
+    """What the first line of a run tells of its precision."""
+    if training.precision == "auto":
+        return [f"training.precision auto: {precision_of(training)}"]
+    if training.precision == "bf16" and not uses_gpu(training.accelerator) and not processor_computes_in_bf16():
+        return [
+            "this processor emulates bf16, about ten times slower than fp32: set training.precision to fp32 or auto"
+        ]
+    return []
+
+
+def memory_limit(accelerator: str) -> float:
+    """Bytes that a training may take: of the GPU, or of the machine or its container; infinity where nothing says."""
+    if uses_gpu(accelerator):
+        return float(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    try:
+        limit = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (ValueError, OSError):
+        return float("inf")
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limit = min(limit, float(Path(file).read_text()))
+        except (OSError, ValueError):  # no container, or "max"
+            continue
+    return limit
+
+
+def refuse_too_large(objective: Objective, training: Training) -> None:
+    """Refuses a training that cannot fit into the memory, before the first step.
+
+    Raises:
+        UserError: With the batch size that fits, or that not even one sample does.
+    """
+    needed = describe.step_bytes(objective, half=precision_of(training) != "fp32")
+    if needed is None:
+        return
+    fixed, sample = needed
+    limit = memory_limit(training.accelerator)
+    if fixed + training.batch_size * sample <= SURE * limit:
+        return
+    fits = int((0.8 * limit - fixed) // sample)
+    sizes = ", ".join(str(list(view.size)) for view in objective.needs.views)
+    if fits >= 1:
+        remedy = f"training.batch_size {fits} fits (now {training.batch_size})"
+        if not objective.compares_samples:
+            accumulate = -(-training.batch_size * training.accumulate // fits)
+            remedy += f", with training.accumulate {accumulate} the step is as large"
+    else:
+        remedy = f"not even one sample fits: make the views smaller (now {sizes}) or take a smaller encoder"
+    message = (
+        f"a step needs about {describe.size(fixed + training.batch_size * sample)} of memory and there are "
+        f"{describe.size(limit)}: {remedy}"
+    )
+    raise UserError(message)

@@ -1,0 +1,248 @@
+"""What a fine-tuning starts from: the weights of a run, a file of weights, or none."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+from medssl.data.index.split import overlap
+from medssl.encoders.tensors import read_tensors
+from medssl.encoders.weights import CARD, WEIGHTS, encoder_class, load, read_card, refuse_encoder
+from medssl.io.trust import named_in
+from medssl.training import describe
+from medssl.training.distributed import layout
+from medssl.types import Card, Imported, UserError
+from medssl.types.provenance import Seen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Sequence
+    from pathlib import Path
+
+    from medssl.data.store.store import Store
+    from medssl.encoders.base import Encoder
+    from medssl.encoders.weights import Report
+    from medssl.heads.base import Head
+
+DECODER = "decoder.safetensors"
+Allowed = Literal["seen", "channels", "preprocess"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """An encoder as a description, and where its weights come from.
+
+    Attributes:
+        encoder: Import path and arguments.
+        weights: File of weights; None starts from those that the encoder is made with.
+        card: Card of the run that the weights come from, or that the twin is a twin of.
+        digest: Names the weights in ``config.yaml`` without a path: a digest of the file, "random", or "pretrained"
+            where the encoder brings its own.
+        trust: Import paths of classes that may be built: those that the command names, whatever a card says.
+    """
+
+    encoder: Imported
+    weights: Path | None
+    card: Card | None
+    digest: str
+    trust: frozenset[str] = field(default=frozenset(), compare=False)
+
+    @property
+    def seen(self) -> Seen:
+        """Subjects that the weights have seen, with labels or without."""
+        own = Seen(complete=not brings_weights(self.encoder))
+        if self.weights is None:
+            return own
+        return own | (seen_by(self.card) if self.card else seen_by_file(self.weights))
+
+    @property
+    def labeled(self) -> tuple[str, ...]:
+        """Subjects whose labels these weights have seen, known even where those of pretraining are not."""
+        tuned = None if self.card is None or self.weights is None else self.card.tuned
+        return () if tuned is None else tuned.subjects
+
+
+def start_of(
+    pretrained: Path | None,
+    encoder: Callable[[], Encoder] | None,
+    *,
+    from_scratch: bool,
+    trust: Collection[str] = (),
+) -> Start:
+    """Reads what the command line says about the start; no weights are loaded yet, no class of a card is imported.
+
+    Raises:
+        UserError: Neither an encoder nor a run to take it from, no such file, a run folder without a card, or an
+            encoder from scratch that brings weights.
+    """
+    given = None if encoder is None else describe.imported(describe.plain(encoder, "encoder"))
+    mine = frozenset(trust) | frozenset(() if given is None else named_in(asdict(given)))
+    if from_scratch and given is not None and brings_weights(given):
+        message = "--from-scratch, and encoder.pretrained true: the encoder would bring weights; leave one of them out"
+        raise UserError(message)
+    if pretrained is None:
+        if given is None:
+            message = "say what to start from: --pretrained RUN, or --encoder NAME for random weights"
+            raise UserError(message)
+        return Start(given, None, None, "pretrained" if brings_weights(given) else "random", mine)
+    pretrained = run_of(pretrained)
+    if not pretrained.exists():
+        message = f"--pretrained {pretrained}: there is no such folder or file"
+        raise UserError(message)
+    if pretrained.is_dir():
+        card = read_card(pretrained)
+        if given is None:
+            refuse_encoder(card.encoder, f"{pretrained.name}/{CARD}", trust)
+        weights, wanted = pretrained / WEIGHTS, given or card.encoder
+        if not from_scratch and not weights.exists():
+            message = f"--pretrained {pretrained}: it has {CARD} but no {WEIGHTS}"
+            raise UserError(message)
+    elif given is None:
+        message = f"--pretrained {pretrained.name} is a file of weights: say with --encoder which encoder they fit"
+        raise UserError(message)
+    else:
+        card, weights, wanted = None, pretrained, given
+    if from_scratch:
+        return Start(wanted, None, card, "random", mine)
+    digest = hashlib.sha256(weights.read_bytes())
+    if (file := decoder_of(weights)) is not None:
+        digest.update(file.read_bytes())
+    return Start(wanted, weights, card, digest.hexdigest()[:16], mine)
+
+
+def brings_weights(encoder: Imported) -> bool:
+    """Whether an encoder is made with weights of its own, of which nothing tells whom they have seen."""
+    return bool(encoder.init_args.get("pretrained"))
+
+
+def run_of(path: Path) -> Path:
+    """The run folder of an ``encoder.safetensors`` or a card that have each other; any other path is itself."""
+    pair = (WEIGHTS, CARD)
+    return path.parent if path.name in pair and all((path.parent / name).exists() for name in pair) else path
+
+
+def seen_by(card: Card) -> Seen:
+    """Whom the weights of a card have seen, with labels or without."""
+    return card.subjects | Seen(card.tuned.subjects if card.tuned else ())
+
+
+def seen_by_file(file: Path) -> Seen:
+    """Whom the weights of a file have seen: never known, but in a run folder whoever its card names is among them."""
+    folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
+    unknown = Seen(complete=False)
+    return unknown | seen_by(read_card(folder)) if (folder / CARD).exists() else unknown
+
+
+def decoder_of(weights: Path | None) -> Path | None:
+    """The file of the decoder that a pretraining trained along with these weights of its encoder, if any."""
+    file = None if weights is None or weights.name != WEIGHTS else weights.with_name(DECODER)
+    return file if file is not None and file.exists() else None
+
+
+def with_channels(start: Start, channels: int, allow: Sequence[Allowed]) -> Start:
+    """The start for scans of ``channels`` channels.
+
+    Raises:
+        UserError: The encoder takes another number, and "channels" is not allowed.
+    """
+    own = start.encoder.init_args.get("in_channels", 1)
+    if own == channels:
+        return start
+    if "channels" not in allow:
+        message = (
+            f"the encoder takes {own} channel(s), the scans of the store have {channels}: choose other scans, or "
+            "say --allow '[channels]' to spread the weights of the first layer"
+        )
+        raise UserError(message)
+    return replace(start, encoder=replace(start.encoder, init_args=start.encoder.init_args | {"in_channels": channels}))
+
+
+def with_drop_path(start: Start, chance: float | None) -> Start:
+    """The start with another probability of dropping residual branches; None leaves the encoder's own.
+
+    Raises:
+        UserError: The encoder has no such argument.
+    """
+    if chance is None:
+        return start
+    if "drop_path" not in inspect.signature(encoder_class(start.encoder, "--encoder", start.trust)).parameters:
+        name = start.encoder.class_path.rpartition(".")[2]
+        message = f"optimizer.drop_path {chance}: {name} has no drop_path, as transformers have; set it to null"
+        raise UserError(message)
+    return replace(start, encoder=replace(start.encoder, init_args=start.encoder.init_args | {"drop_path": chance}))
+
+
+def fill(encoder: Encoder, start: Start) -> Report | None:
+    """Loads the weights of the start into an encoder; returns what became of every key.
+
+    Raises:
+        UserError: The file cannot be read, or fills fewer than 90 % of the encoder's keys.
+    """
+    return None if start.weights is None else load(encoder, start.weights, minimum=0.9)
+
+
+def first_weights(start: Start) -> str:
+    """What the first line says of a start without a file."""
+    return "the encoder's own pretrained weights" if brings_weights(start.encoder) else "random weights"
+
+
+def tell_keys(report: Report, where: str = "") -> None:
+    """Prints each key that was not simply loaded, and shapes that do not fit, in the first process."""
+    for name, keys in (("adapted", report.adapted), ("missing", report.missing), ("unexpected", report.unexpected)):
+        for key in keys if layout().first else ():
+            more = report.unfit.get(key) or report.assumed.get(key)
+            print(f"{name}{where}: {key}" + (f" ({more})" if more else ""))
+
+
+def fill_decoder(head: Head, start: Start) -> str:
+    """Loads the first steps of a decoder that pretraining trained into that of the head; returns a note, or nothing.
+
+    Raises:
+        UserError: The head's decoder is another one.
+    """
+    file = decoder_of(start.weights)
+    if file is None:
+        return ""
+    tensors, own = read_tensors(file), head.state_dict()
+    if not any(name.startswith("decoder.") for name in own):
+        return "the pretrained decoder is not used: this head has none"
+    fitting = {
+        f"decoder.{key}": value
+        for key, value in tensors.items()
+        if f"decoder.{key}" in own and own[f"decoder.{key}"].shape == value.shape
+    }
+    steps = {".".join(key.split(".")[:2]) for key in tensors}  # such as steps.0
+    asked = {name for name in own if any(name.startswith(f"decoder.{step}.") for step in steps)}
+    if len(fitting) < len(tensors) or asked != set(fitting):
+        message = (
+            f"{len(fitting)} of the {len(tensors)} keys of the pretrained decoder fit the head {type(head).__name__}: "
+            "take --head unet with the norm and channels of pretraining, or start from the stage before"
+        )
+        raise UserError(message)
+    head.load_state_dict(fitting, strict=False)
+    return f"{len(fitting)} of the {sum(name.startswith('decoder.') for name in own)} keys of the decoder too"
+
+
+def refuse_seen(store: Store, start: Start, allow: Sequence[Allowed]) -> str:
+    """Refuses weights that have seen subjects of the store's split "test".
+
+    Returns:
+        A note where it cannot be known or was allowed, else nothing.
+
+    Raises:
+        UserError: Counts the subjects.
+    """
+    test = describe.subjects(store, "test")
+    seen = overlap(test, start.seen.known)
+    if seen and "seen" not in allow:
+        message = (
+            f"pretraining has seen {len(seen)} of the {len(test)} subjects of split 'test': results there would be too "
+            "good; pretrain with --data.split train, or say --allow '[seen]'"
+        )
+        raise UserError(message)
+    told = f"{len(seen)} of the {len(test)} subjects of split 'test' were seen in pretraining (allowed)"
+    notes = [told] if seen else []
+    if test and not start.seen.complete:
+        notes.append("not all subjects that pretraining has seen are known: a test subject may be among the others")
+    return "; ".join(notes)

@@ -1,0 +1,217 @@
+"""Pseudo-labels in training: whose subjects they carry over, and how often they are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medssl.data.index.split import overlap
+from medssl.data.labels.selection import MASK
+from medssl.data.loading.batches import population
+from medssl.data.store.store import Store
+from medssl.io.files import read_json
+from medssl.ops.draws import keyed_generator
+from medssl.training import describe
+from medssl.types import UserError
+from medssl.types.provenance import Seen, as_written
+
+if TYPE_CHECKING:
+    from medssl.types import LabelSchema
+
+
+FACTS = "pseudolabels.json"
+
+
+IGNORED = -1  # what labels hold where nothing is known
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """Labels that a network made, to learn from beside those that people made.
+
+    The self-training that Chaitanya et al. (Contrastive learning of global and local features for medical image
+    segmentation with limited annotations, NeurIPS 2020) add to contrastive pretraining; the idea is Lee's
+    (Pseudo-label, ICML workshops 2013). Repeat it by labeling again with the network that learned from both.
+
+    Attributes:
+        labels: Folder made by ``medssl pseudolabel``; None takes none.
+        share: Share of the samples that show scans which people labeled, above 0 to below 1; whichever side is too few
+            for it is drawn more often.
+    """
+
+    labels: Path | None = None
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            message = f"pseudo.share is {self.share}: give a share above 0 and below 1"
+            raise UserError(message)
+
+
+@dataclass(frozen=True)
+class Behind:
+    """Keyed digests of the subjects that labels carry over: whoever learns from them has seen these, too.
+
+    Attributes:
+        labeled: Those that the teacher was trained or validated on.
+        pretrained: Those that its pretraining saw.
+    """
+
+    labeled: tuple[str, ...] = ()
+    pretrained: Seen = field(default_factory=Seen)
+
+
+def _provenance_facts(seen: Seen) -> dict[str, Any]:
+    return {"known": sorted(seen.known), "complete": seen.complete}
+
+
+def subjects_behind(pseudo: PseudoLabels) -> Behind:
+    """The subjects behind pseudo-labels; not known of a folder that does not tell them.
+
+    Raises:
+        UserError: No readable facts.
+    """
+    if pseudo.labels is None:
+        return Behind()
+    facts = facts_of(pseudo.labels)
+    pretrained = as_written(facts.get("pretrained"))
+    return Behind(tuple(facts.get("labelled", ())), Seen(tuple(pretrained["known"]), pretrained["complete"]))
+
+
+def refuse_test_subjects(store: Store, subjects: Behind, *, allowed: bool) -> list[str]:
+    """Refuses labels that would carry over what was learned of subjects of the store's split "test".
+
+    Returns:
+        Notes on what was allowed and on what cannot be known.
+
+    Raises:
+        UserError: Counts the subjects.
+    """
+    test = describe.subjects(store, "test")
+    seen = overlap(test, (*subjects.labeled, *subjects.pretrained.known))
+    if seen and not allowed:
+        message = (
+            f"the network that labels has seen {len(seen)} of the {len(test)} subjects of split 'test', and its labels "
+            "carry that over: choose another network, or allow it (medssl pseudolabel --allow_seen true, medssl "
+            "finetune --allow '[seen]') and tell it with the results"
+        )
+        raise UserError(message)
+    notes = []
+    if seen:
+        notes.append(
+            f"the network that labels has seen {len(seen)} of the {len(test)} subjects of split 'test' (allowed): "
+            "scores there of whoever learns from its labels may be too good"
+        )
+    if test and not subjects.pretrained.complete:
+        notes.append(
+            "not all subjects that the network that labels has seen in pretraining are known: a test subject may be "
+            "among the others"
+        )
+    return notes
+
+
+def label_type(schema: LabelSchema) -> np.dtype[Any]:
+    """Integer type that holds all classes and ``IGNORED``."""
+    values = [value for value, _ in schema.classes]
+    return np.result_type(np.int16, np.min_scalar_type(max(values)), np.min_scalar_type(min(values)))
+
+
+def label_file(folder: Path, store: Store, number: int) -> Path:
+    """File of a scan's label, named by the digest of the scan and its rules."""
+    return folder / f"{store.records.key[number].decode()}.b2nd"
+
+
+def with_pseudo_labels(
+    store: Store, learned: tuple[int, ...], split: str, pseudo: PseudoLabels, schema: LabelSchema, seed: int
+) -> tuple[Store, tuple[int, ...]]:
+    """The store with a teacher's labels, and the scans to draw from so that people's labels have their share.
+
+    Args:
+        store: The store that the labels were made for.
+        learned: Scans whose own labels are learned from; they keep them, as do all scans of their subjects.
+        split: Split that the others are taken from.
+        pseudo: Where the labels are.
+        schema: Classes that are asked for.
+        seed: As of ``in_share``.
+
+    Returns:
+        A store in which the other scans carry the teacher's labels, and the numbers of all scans to draw from, as often
+        as the share of ``learned`` asks for. Without pseudo-labels the store as it is, and none.
+
+    Raises:
+        UserError: No labels, or labels of other classes or another store.
+    """
+    folder = pseudo.labels
+    if folder is None:
+        return store, ()
+    facts = facts_of(folder)
+    if schema.name != MASK or facts["classes"] != [list(pair) for pair in schema.classes]:
+        message = f"the pseudo-labels have the classes {facts['classes']}, the target {schema.name!r} has others"
+        raise UserError(message)
+    if facts["store"] != describe.store_digest(store):
+        message = "the pseudo-labels were made for another store (or this one has changed): make them again"
+        raise UserError(message)
+    scans, subject = population(store, facts["axes"], split), store.records.subject
+    others = scans[~np.isin(subject[scans], subject[list(learned)])].tolist()
+    files = {number: label_file(folder, store, number) for number in others}
+    if not files:
+        message = (
+            f"all {len(scans)} scans of split {split!r} are of subjects that are learned from by their own labels: "
+            "pseudo-labels have no place; leave --pseudo.labels out, or learn from fewer with --labels"
+        )
+        raise UserError(message)
+    missing = sum(not file.exists() for file in files.values())
+    if missing:
+        message = (
+            f"{missing} of the {len(files)} other scans of split {split!r} have no pseudo-label: finish medssl "
+            f"pseudolabel --split {split}"
+        )
+        raise UserError(message)
+    return store.with_labels(files, label_type(schema)), in_share(learned, tuple(files), pseudo.share, seed)
+
+
+def in_share(learned: tuple[int, ...], others: tuple[int, ...], share: float, seed: int) -> tuple[int, ...]:
+    """Every scan at least once, those of the side that is too few more often: one pass of the training.
+
+    Args:
+        learned: Scans that are to have the share.
+        others: The other scans.
+        share: Share of ``learned`` in what is returned, met to within half a scan.
+        seed: Draws which scans come once more than others of their side.
+    """
+    wanted = round(share / (1 - share) * len(others))
+    if wanted >= len(learned):
+        return repeated(learned, wanted, seed) + others
+    return learned + repeated(others, max(len(others), round((1 - share) / share * len(learned))), seed)
+
+
+def repeated(scans: tuple[int, ...], wanted: int, seed: int) -> tuple[int, ...]:
+    """``wanted`` draws of scans, none more than once more often than another."""
+    whole, left = divmod(wanted, len(scans))
+    once_more = keyed_generator(seed, 0, "pseudo").permutation(len(scans))[:left]
+    return scans * whole + tuple(scans[place] for place in sorted(once_more.tolist()))
+
+
+def facts_of(folder: Path) -> dict[str, Any]:
+    """What made the labels of a folder.
+
+    Raises:
+        UserError: Not readable.
+    """
+    try:
+        facts: dict[str, Any] = read_json(folder / FACTS)
+    except (OSError, ValueError) as error:
+        message = f"--pseudo.labels {folder}: it has no readable {FACTS}; make one with medssl pseudolabel"
+        raise UserError(message) from error
+    return facts
+
+
+def in_configuration(pseudo: PseudoLabels) -> dict[str, Any] | None:
+    """What a run's configuration says of pseudo-labels: which they are, not where."""
+    if pseudo.labels is None:
+        return None
+    facts = facts_of(pseudo.labels)
+    return {"teacher": facts["teacher"], "confidence": facts["confidence"], "share": pseudo.share}

@@ -1,0 +1,55 @@
+"""The training selection: which labeled subjects are learned from, and which validate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from medssl.data.index.split import overlap
+from medssl.data.labels.selection import few, labeled_scans, subjects_of
+from medssl.data.store.store import Store
+from medssl.training import describe
+from medssl.training.settings import Examples
+from medssl.types import LabelSchema, UserError
+
+
+@dataclass(frozen=True)
+class TrainingSelection:
+    """Numbers in the store of the scans that are learned from by their own labels, and of those that judge.
+
+    ``drawn``, where it is not empty, holds those that are learned from together with scans that a network labeled.
+    """
+
+    learned: tuple[int, ...]
+    validated: tuple[int, ...]
+    drawn: tuple[int, ...] = ()
+
+
+def select_scans(
+    store: Store, schema: LabelSchema, data: Examples, labels: float | None, seed: int
+) -> TrainingSelection:
+    """Picks the labeled subjects.
+
+    Raises:
+        UserError: A split has no labeled scan or too few subjects, only one class, or two splits share a subject.
+    """
+    axes, seed = len(data.view.size), seed if data.label_seed is None else data.label_seed
+    pools = {split: labeled_scans(store, axes, split, schema) for split in (data.train, data.validation)}
+    learned = few(store, pools[data.train], schema, subjects=labels, seed=seed)
+    try:
+        validated = few(store, pools[data.validation], schema, subjects=data.validation_labels, seed=seed)
+    except UserError as error:
+        message = f"split {data.validation!r}, which validates: {error}".replace("--labels", "data.validation_labels")
+        raise UserError(message) from error
+    names = subjects_of(store, learned)
+    for split, others in {
+        data.validation: subjects_of(store, validated),
+        "test": describe.subjects(store, "test"),
+    }.items():
+        shared = overlap(names, others) if split != data.train else ()
+        if shared:
+            message = (
+                f"{len(shared)} of the {len(names)} subjects to learn from are in split {split!r} too: give each "
+                "subject one split when indexing (--labels.split), and cache again"
+            )
+            raise UserError(message)
+    return TrainingSelection(learned, validated)

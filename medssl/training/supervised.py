@@ -1,0 +1,241 @@
+"""Learning from labels with the engine of pretraining: a supervised objective, and a validation that judges it."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as lightning
+import numpy as np
+import torch
+from torch import distributed
+
+from medssl.data.loading.crops import slice_axes
+from medssl.heads.base import UNLABELED, Network, class_numbers
+from medssl.heads.sliding import classify, slide
+from medssl.metrics.bootstrap import mean_of_known, subject_means
+from medssl.metrics.classification import auroc, score_cases
+from medssl.metrics.multi_label import mean_of_findings
+from medssl.metrics.regression import r2
+from medssl.metrics.segmentation import dice_scores
+from medssl.objectives.base import Objective, undisturbed
+from medssl.ops.draws import Draws
+from medssl.training.label_targets import in_words, targets_of
+from medssl.training.optim import FineTuning
+from medssl.types import Loss, ViewPlan
+from medssl.views.intensity import decode
+from medssl.views.mixing import Mixing, mix
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from medssl.data.store.store import Store
+    from medssl.heads.base import Head
+    from medssl.training.loop import TrainingLoop
+    from medssl.training.settings import Examples
+    from medssl.types import Batch, LabelSchema, Step
+
+
+class Supervised(Objective):
+    """The loss of a head on labeled views; weights are kept under ``encoder`` and ``head``.
+
+    While the head moves alone (``optimizer.head_first``) the encoder has no dropout and no statistics that move.
+
+    Args:
+        network: Encoder and head.
+        data: How views are cut out of scans, and how scans fill a batch.
+        optimizer: How weights move.
+        mixing: Whether the samples of a batch are mixed.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        data: Examples,
+        optimizer: FineTuning = FineTuning(),  # noqa: B008 (frozen)
+        mixing: Mixing = Mixing(),  # noqa: B008 (frozen)
+    ) -> None:
+        super().__init__()
+        self.encoder = network.encoder
+        self.head: Head = network.head
+        self.optimizer, self.mixing = optimizer, mixing
+        self.averaged = copy.deepcopy(network).requires_grad_(False).eval() if optimizer.average else None
+        self.needs = ViewPlan((data.view,), data.sampling)
+
+    def forward(self, batch: Batch, step: Step) -> Loss:
+        """Loss of one micro-batch: voxels that are padding, not scored or of the value to ignore do not count."""
+        self.require(batch, step)
+        draws = Draws(step.seed, (step.index,), "mixing")  # of the step: all processes mix alike
+        mixed = mix(batch.views[0].image, self.target(batch), self.mixing, draws)
+        with undisturbed(self.encoder) if step.progress < self.optimizer.head_first else nullcontext():
+            features = self.encoder(mixed.image)
+        prediction = self.head(features, mixed.image.shape[2:])
+        counts = [None] * len(mixed.targets) if step.counts is None else step.counts
+        losses = [
+            weight * self.head.loss(prediction, target, count)
+            for (weight, target), count in zip(mixed.targets, counts, strict=True)
+        ]
+        loss = torch.stack(losses).sum()
+        return Loss(loss, {"loss": loss.detach()})
+
+    def counts(self, batch: Batch, step: Step) -> Tensor:
+        """Counts of the head's loss, a row for each target of mixed samples."""
+        draws = Draws(step.seed, (step.index,), "mixing")
+        mixed = mix(batch.views[0].image, self.target(batch), self.mixing, draws)
+        return torch.stack([self.head.counts(target) for _, target in mixed.targets])
+
+    @property
+    def judged(self) -> Network:
+        """The network that is validated and written."""
+        return self.averaged or Network(self.encoder, self.head)
+
+    @torch.no_grad()
+    def after_step(self, step: Step) -> None:
+        """Moves the averaged weights towards those of the step; counts and statistics are those of the step."""
+        if self.averaged is None:
+            return
+        kept = min(self.optimizer.average, (1 + step.index) / (10 + step.index))
+        now = Network(self.encoder, self.head)
+        for mean, fresh in zip(self.averaged.parameters(), now.parameters(), strict=True):
+            mean.lerp_(fresh, 1 - kept)
+        for former, current in zip(self.averaged.buffers(), now.buffers(), strict=True):
+            former.copy_(current)
+
+    def target(self, batch: Batch) -> Tensor:
+        """What the head learns from (``Head.loss``)."""
+        view, schema = batch.views[0], self.head.schema
+        if self.head.kind != "segmentation":
+            return targets_of(batch.values, schema).to(view.image.device)
+        assert batch.targets is not None
+        mask = class_numbers(batch.targets[0][:, 0], schema)
+        return mask.masked_fill(~view.scored[:, 0], UNLABELED)
+
+    def pictures(self, batch: Batch, step: Step) -> dict[str, Float[Tensor, "B C *s"]]:
+        """Input, label and prediction of a segmentation; the input alone where ``captions`` tell the other two."""
+        image = batch.views[0].image
+        if self.head.kind != "segmentation":
+            return {"input": image}
+        with undisturbed(self):
+            prediction = self.head(self.encoder(image), image.shape[2:])
+        assert isinstance(prediction, torch.Tensor)
+        shown = {"label": self.target(batch), "prediction": prediction.argmax(1)}
+        return {"input": image} | {name: numbers[:, None].float() for name, numbers in shown.items()}
+
+    def captions(self, batch: Batch) -> list[str]:
+        """Label and prediction of each sample in words, where whole scans are answered for."""
+        if self.head.kind == "segmentation":
+            return []
+        image = batch.views[0].image
+        with undisturbed(self):
+            prediction = self.head(self.encoder(image), image.shape[2:])
+        assert isinstance(prediction, torch.Tensor)
+        answers = self.head.answer(prediction).tolist()
+        schema = self.head.schema
+        return [in_words(values, answer, schema) for values, answer in zip(batch.values, answers, strict=True)]
+
+
+class Validation(lightning.Callback):
+    """Judges the weights by labeled scans that are never learned from, every ``every`` steps and at the end.
+
+    The scans are shared out among the processes. Stands before the callback that writes checkpoints, so that each
+    verdict is in the checkpoint of its step.
+    """
+
+    def __init__(self, store: Store, scans: tuple[int, ...], data: Examples, *, every: int) -> None:
+        self.store = store
+        self.scans = scans
+        self.window = tuple(data.view.size)
+        self.axis = data.sampling.slice_axis
+        self.every = every
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: TrainingLoop) -> None:
+        """Says that the loss does not judge."""
+        pl_module.validated = False
+        best = pl_module.progress.best
+        pl_module.outcome = f"best validation {1 - best:.4f}, of a step before this start: its weights are written"
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: TrainingLoop, *_: object) -> None:
+        """Validates where it is time to."""
+        progress = pl_module.progress
+        pl_module.validated = progress.step % self.every == 0 or progress.step >= pl_module.steps
+        if not pl_module.validated:
+            progress.judged = None
+            return
+        objective = pl_module.objective
+        assert isinstance(objective, Supervised)
+        mine = self.scans[trainer.global_rank :: trainer.world_size]
+        with (
+            undisturbed(objective),
+            torch.autocast(pl_module.device.type, enabled=False),
+            trainer.precision_plugin.forward_context(),
+        ):
+            found = self.judge(objective.judged.eval(), mine)
+        if trainer.world_size > 1:
+            shares: list[Any] = [None] * trainer.world_size
+            distributed.all_gather_object(shares, found)
+            found = [case for share in shares for case in share]
+        name, value = self.verdict(objective.head.schema, found)
+        pl_module.record |= {f"validation_{name}": value}
+        progress.judged = 1 - value
+        if progress.judged < progress.best:
+            pl_module.outcome = f"validation {name} {value:.4f} at step {progress.step}, whose weights are written"
+
+    def judge(self, network: Network, scans: tuple[int, ...]) -> list[tuple[int, list[Any]]]:
+        """For each scan its number with its Dice per class, or what the head answers."""
+        segmentation = network.head.kind == "segmentation"
+        found = []
+        for number in scans:
+            scan = StoredScan(self.store, number, self.window, self.axis)
+            if not segmentation:
+                row = classify(
+                    network, scan.read, scan.shape, window=self.window, axis=scan.axis, plane=scan.plane
+                ).tolist()
+                found.append((number, row))
+                continue
+            blocks = slide(network, scan.read, scan.shape, window=self.window, axis=scan.axis, plane=scan.plane)
+            prediction = torch.cat([block.argmax(0) for _, block in blocks], 0).movedim(0, scan.axis)
+            label = self.store.read_label(number, (0,) * len(scan.shape), scan.shape)
+            target = class_numbers(torch.from_numpy(label[0].astype(np.int64)), network.head.schema)
+            found.append((number, dice_scores(prediction, target, len(network.head.schema.classes))))
+        return found
+
+    def verdict(self, schema: LabelSchema, found: list[tuple[int, list[Any]]]) -> tuple[str, float]:
+        """Name and value of the measure, of which more is better: mean Dice over subjects, AUROC, or R2."""
+        held = self.store.records
+        if schema.name != "mask":
+            return scan_verdict(schema, found, targets_of([held.values(number) for number, _ in found], schema).numpy())
+        names = [held.tables["subject"][held.subject[number]] for number, _ in found]
+        means = subject_means([mean_of_known(row) for _, row in found], names)
+        return "dice", mean_of_known(list(means.values())) or 0.0
+
+
+def scan_verdict(schema: LabelSchema, found: list[tuple[int, list[Any]]], truth: np.ndarray) -> tuple[str, float]:
+    """Name and value of the measure of answers for whole scans."""
+    answers = np.array([row for _, row in found])
+    if schema.kind == "number":
+        name, value = "r2", r2(answers[:, 0], truth)
+    elif schema.kind == "findings":
+        name, value = "auroc", mean_of_findings(auroc, answers, truth)
+    else:
+        name, value = "auroc", score_cases(answers, truth, [name for _, name in schema.classes])["auroc"]
+    assert value is not None  # scans that differ were asked for before training
+    return name, value
+
+
+class StoredScan:
+    """A stored scan as ``heads.sliding`` reads it: boxes of normalized values, along which axis, in which plane."""
+
+    def __init__(self, store: Store, number: int, window: tuple[int, ...], axis: int) -> None:
+        self.store = store
+        self.number = number
+        self.shape = store.records.shape(number)
+        self.numbers = torch.from_numpy(store.records.intensity(number).copy())[None]
+        sliced = len(self.shape) > len(window)
+        self.axis = axis if sliced else int(np.argmax(self.shape))
+        self.plane = slice_axes(store.records.world(number), axis) if sliced else None
+
+    def read(self, start: tuple[int, ...], size: tuple[int, ...]) -> Float[Tensor, "C *w"]:
+        """A box, decoded; beyond the scan the lowest value."""
+        return decode(torch.from_numpy(self.store.read(self.number, start, size))[None], self.numbers)[0]

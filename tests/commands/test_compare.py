@@ -1,0 +1,241 @@
+"""Comparisons: the same tables whatever happens on the way, an arm that fails, and one line for bad input."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from commands import labeled
+
+from medssl import cli
+from medssl.commands import compare
+from medssl.comparison import jobs as children
+from medssl.data.index.scan_index import Index
+from medssl.data.store.store import Store
+from medssl.encoders.resenc import ResEnc
+from medssl.encoders.weights import save_encoder
+from medssl.training import describe
+from medssl.training.optim import FineTuning
+from medssl.types import Card, Imported, Preprocess
+from medssl.types.provenance import Seen
+
+TESTS = Path(__file__).parent.parent
+ENCODER = {"in_channels": 1, "ndim": 3, "channels": (4, 8), "strides": ((1, 1, 1), (2, 2, 2)), "blocks": (1, 1)}
+
+
+def scenario(name: str, folder: Path) -> tuple[dict[str, object], str]:
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("compare_child.py"), folder, name],
+        capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
+
+
+def table(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_killed_three_times_it_ends_with_the_same_tables(tmp_path):
+    result, said = scenario("kills", tmp_path)
+    assert result["codes"] == [0, -9, -9, -9, 143, 0], said
+    assert result["done"] == 3
+    assert f"stopped by a signal: {result['done']} of 4 runs are done; run the same command to continue" in said
+    straight, broken = tmp_path / "data/straight", tmp_path / "data/broken"
+    first, second = ([row | {"minutes": ""} for row in table(out / "runs.csv")] for out in (straight, broken))
+    assert first == second
+    expected = [(arm, "2", run) for arm in ("scratch", "first") for run in "01"]
+    assert [(row["arm"], row["labels"], row["run"]) for row in first] == expected
+    assert (straight / "cases.csv").read_bytes() == (broken / "cases.csv").read_bytes()
+    assert len(table(straight / "cases.csv")) == 4 * 3  # test subjects
+    texts = [(out / "summary.json").read_text() for out in (straight, broken)]
+    assert json.loads(texts[0])["compared"] == json.loads(texts[1])["compared"]
+    assert (straight / "efficiency.svg").read_bytes() == (broken / "efficiency.svg").read_bytes()
+    assert "first: too few runs for a verdict: 2 of each arm, it takes 5." in said
+    assert "| first less scratch | " in (broken / "summary.md").read_text()
+
+
+def test_an_arm_that_fails_does_not_stop_the_others(tmp_path):
+    result, said = scenario("failures", tmp_path)
+    assert result["codes"] == [0, 1, 0, 2], said
+    assert "failed: broken, 2 labeled subjects, run 0: " in said
+    assert "1 of 3 runs failed; the same command tries them again" in said
+    assert "| spark less scratch | " in said
+    cards = [json.loads((tmp_path / f"data/out/runs/{arm}/2-0/card.json").read_text()) for arm in ("scratch", "spark")]
+    assert cards[0]["tuned"]["subjects"] == cards[1]["tuned"]["subjects"]
+    assert cards[0]["subjects"] == {"known": [], "complete": True}
+    assert cards[1]["subjects"]["known"]
+    # every arm fails
+    assert "data.view.size [15, 16, 8]: 15 is not a multiple of the encoder's stride 2" in said
+    assert "2 of 2 runs failed" in said
+    assert "error: no encoder has a run in common with its twin: nothing can be compared" in said
+    # a table that was edited by hand does not count, another recipe is refused
+    assert "note: runs.csv is not what the runs say (lines: 1 changed): it is written anew from them" in said
+    assert "labels 0.3, 2 are 2 of 6 labeled subjects" in said
+    assert result["same"]
+    assert "out/ holds another comparison: training.steps: 6 there, 7 here; choose another --out" in said
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    below = folder / "data"
+    labeled.volumes(below / "scans")
+    file = labeled.indexed(below / "scans", below / "index.sqlite", key=folder / "key")
+    labeled.stored(file, below / "store", Preprocess(foreground_crop=False, orientation=None))
+    store = Store.open(below / "store")
+    for name, preprocess, split in (
+        ("good", store.preprocess, "train"),
+        ("again/good", store.preprocess, "train"),
+        ("other", Preprocess(foreground_crop=False, spacing_mm=(2.0, 2.0, 2.0)), "train"),
+        ("seen", store.preprocess, None),
+        ("validated", store.preprocess, "val"),
+    ):
+        card = Card(
+            Imported("medssl.encoders.resenc.ResEnc", ENCODER), preprocess, None, "digest",
+            Seen(describe.subjects(store, split)), 7, {},
+        )  # fmt: skip
+        torch.manual_seed(0)
+        save_encoder(below / name, ResEnc(**ENCODER), card)
+    return below
+
+
+@pytest.mark.parametrize(
+    ("encoders", "words", "message"),
+    [
+        (["good", "again/good"], [], "2 encoders are called 'good': give each a name of its own, as NAME=FOLDER"),
+        (["scratch=good"], [], "a twin is called 'scratch': give each a name of its own"),
+        (["scratch-good=good"], [], "a twin is called 'scratch-good': give each a name of its own"),
+        (["a/b=good"], [], "'a/b' cannot be the name of a folder"),
+        (["other"], [], "was made by another Preprocess"),
+        (["seen"], [], "seen: pretraining has seen 3 of the 3 subjects of split 'test'"),
+        (["gone"], [], "there is no such folder or file"),
+        (["good"], ["--labels=[2,9]"], "--labels 9: there are 6 labeled subjects to choose from"),
+        (["good"], ["--labels=[0.01]"], "there are 6 labeled subjects to choose from; 0.01 of them is less than one"),
+        (["good"], ["--labels=[0]"], "--labels 0: give a number of subjects (8) or a share of them between 0 and 1"),
+        (["good"], ["--labels=[]"], "give at least 1 of each"),
+        (["good"], ["--runs=0"], "give at least 1 of each"),
+        (["good"], ["--split=val"], "of the 2 subjects of split 'val', 2 are in split 'val', which validates: scores"),
+        (["good"], ["--split=train"],
+         "of the 6 subjects of split 'train', 6 are in split 'train', which is learned from; 6 are known to good from "
+         "pretraining: scores on them say nothing about new patients; choose another --split, or say --allow '[seen]'"),
+        (["validated"], ["--split=val", "--data.validation=other"],
+         "of the 2 subjects of split 'val', 2 are known to validated from pretraining: "),
+        (["good"], ["--split=none"], "none of the 0 scans of split 'none' is labeled with 'mask'"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_before_anything_is_trained(place, tmp_path, capsys, encoders, words, message):
+    given = [word if "=" not in word else word.replace("=", f"={place}/") for word in encoders]
+    given = [word if "=" in word else str(place / word) for word in given]
+    said = [
+        "--config=segment_3d_small", f"--store={place / 'store'}", f"--index={place / 'index.sqlite'}",
+        f"--out={tmp_path / 'out'}", "--labels=[2]", "--data.view.size=[16,16,8]",
+    ]  # fmt: skip
+    mask = os.umask(0o077)
+    try:
+        code = cli.main(["compare", *given, *said, *words])
+    finally:
+        os.umask(mask)
+    shown = capsys.readouterr()
+    assert code == 2
+    assert message in shown.err
+    assert len(shown.err.splitlines()) == 1
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_what_is_not_known_of_pretraining_is_said_before_anything_is_trained(place, tmp_path, capsys):
+    store = Store.open(place / "store")
+    card = Card(
+        Imported("medssl.encoders.resenc.ResEnc", ENCODER), store.preprocess, None, "digest",
+        Seen(complete=False), 7, {},
+    )  # fmt: skip
+    save_encoder(tmp_path / "unknown", ResEnc(**ENCODER), card)
+    compare.begin_of("spark", tmp_path / "unknown", store, FineTuning(), ())
+    compare.begin_of("seen", place / "seen", store, FineTuning(), ("seen",))
+    compare.begin_of("good", place / "good", store, FineTuning(), ())
+    assert capsys.readouterr().out.splitlines() == [
+        "note: spark: not all subjects that pretraining has seen are known: a test subject may be among the others",
+        "note: seen: 3 of the 3 subjects of split 'test' were seen in pretraining (allowed)",
+    ]
+
+
+def test_classes_that_no_training_scan_has_are_told_for_each_number_of_labels(place, tmp_path, capsys, monkeypatch):
+    """Before anything is trained, and in the notes of the results."""
+    classes = "0=background,1=left,4=right,7=tail"
+    (tmp_path / "key").mkdir(mode=0o700)
+    (tmp_path / "i").mkdir()
+    file = labeled.indexed(place / "scans", tmp_path / "i/i.sqlite", classes=classes, key=tmp_path / "key/key")
+    labeled.stored(file, tmp_path / "store", Preprocess(foreground_crop=False, orientation=None))
+    studies = []
+    monkeypatch.setattr(compare, "finish", lambda *_, **__: {})
+    monkeypatch.setattr(compare, "tell", lambda study, _: studies.append(study) or 0)
+    mask = os.umask(0o077)
+    try:
+        code = cli.main([
+            "compare", str(place / "good"), "--config=segment_3d_small", f"--store={tmp_path / 'store'}",
+            f"--index={file}", f"--out={tmp_path / 'out'}", "--labels=[2,null]", "--runs=3",
+            "--data.view.size=[16,16,8]",
+        ])  # fmt: skip
+    finally:
+        os.umask(mask)
+    assert code == 0
+    notes = [
+        f"With {count} labeled subjects no scan that a network learns from has tail (3 of 3 runs): it will hardly "
+        "ever give that answer."
+        for count in (2, 6)
+    ]
+    assert studies[0].notes == tuple(notes)
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: With")] == [
+        f"note: {x}" for x in notes
+    ]
+
+
+def test_what_is_scored_is_known_by_its_content_and_not_by_the_state_of_its_files(place, tmp_path):
+    with Index.open(place / "index.sqlite") as known:
+        scans, root = list(known.scans(split="test")), known.root
+    shutil.copytree(root, tmp_path / "copy")
+    first = compare.digest_of(scans, root)
+    assert first == compare.digest_of(list(reversed(scans)), tmp_path / "copy")
+    value = replace(scans[0], labels=replace(scans[0].labels, values=(("grade", "2"),)))
+    assert compare.digest_of([value, *scans[1:]], root) != first
+    assert compare.digest_of(scans[1:], root) != first
+    mask = tmp_path / "copy" / scans[0].labels.mask[0].path
+    mask.write_bytes(mask.read_bytes() + b"0")
+    changed = compare.digest_of(scans, tmp_path / "copy")
+    mask.unlink()
+    assert len({first, changed, compare.digest_of(scans, tmp_path / "copy")}) == 3
+
+
+def test_a_real_process_runs_its_commands_with_its_log_and_device(tmp_path):
+    jobs = [
+        children.Job("good", (("--version",), ("--version",)), tmp_path / "logs/good.log"),
+        children.Job("bad", (("index", "--nonsense"), ("--version",)), tmp_path / "logs/bad.log"),
+    ]
+    ended = {}
+    with children.alone(tmp_path / ".lock", "here") as lock:
+        code = children.run_jobs(jobs, lambda job, why: ended.update({job.name: why}), at_once=2, lock=lock)
+    assert code == 0
+    assert ended["good"] is None
+    assert "nonsense" in ended["bad"].reason
+    assert (tmp_path / "logs/good.log").read_text().count("medssl ") == 2
+    assert "medssl 0" not in (tmp_path / "logs/bad.log").read_text()
+
+
+def test_gpus_take_turns(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert [children.devices(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
+    assert [children.devices(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["5", "GPU-7"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert children.devices(0) == {}

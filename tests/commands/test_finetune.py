@@ -1,0 +1,467 @@
+"""Fine-tuning: best weights by validation, the twin from scratch, killed and resumed, and one line for bad input."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from commands import labeled
+from data.make_scans import write_nifti
+
+from medssl import cli
+from medssl.commands import finetune
+from medssl.data.store.store import Store
+from medssl.encoders.resenc import ResEnc
+from medssl.encoders.timm2d import Timm2d
+from medssl.encoders.weights import load_card, save_encoder
+from medssl.heads.segmentation import UNet
+from medssl.heads.weights import load_network
+from medssl.training import describe
+from medssl.training.checkpoint import differing
+from medssl.training.initial_weights import Start, first_weights, start_of
+from medssl.types import Card, Imported, LabelSchema, Preprocess, UserError
+from medssl.types.provenance import Seen
+
+TESTS = Path(__file__).parent.parent
+ENCODER = {"in_channels": 1, "ndim": 3, "channels": (4, 8), "strides": ((1, 1, 1), (2, 2, 2)), "blocks": (1, 1)}
+TIMED = {"seconds", "waiting", "samples_per_second"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Labeled volumes and pictures, their stores, and encoders for both with cards."""
+    folder = tmp_path_factory.mktemp("finetune")
+    for name, write in (("volumes", labeled.volumes), ("pictures", labeled.pictures)):
+        below = folder / name
+        write(below / "scans")
+        file = labeled.indexed(below / "scans", below / "index.sqlite", key=folder / "key")
+        labeled.stored(file, below / "store", Preprocess(foreground_crop=False, orientation=None))
+    encoder_for(folder / "volumes")
+    encoder_for(folder / "pictures", ndim=2, strides=((1, 1), (2, 2)))
+    return folder
+
+
+def encoder_for(below: Path, *, name: str = "pretrained", subjects=None, **changes) -> Path:
+    store = Store.open(below / "store")
+    arguments = ENCODER | changes
+    torch.manual_seed(5)
+    seen = describe.subjects(store, "train") if subjects is None else subjects
+    described = Imported("medssl.encoders.resenc.ResEnc", arguments)
+    card = Card(described, store.preprocess, None, "digest", Seen(seen), 7, {})
+    save_encoder(below / name, ResEnc(**arguments), card)
+    return below / name
+
+
+@pytest.fixture
+def call(place, tmp_path, capsys):
+    """Calls the verb with short runs; gives the exit code and everything it said."""
+
+    def run(*words: object, data: str = "volumes", folder: Path | None = None):
+        mask, threads = os.umask(0o077), torch.get_num_threads()
+        recipe, size = ("segment_3d_small", "[16,16,8]") if data == "volumes" else ("classify_2d_small", "[32,32]")
+        given = {
+            "--config": recipe, "--store": place / data / "store", "--run": folder or tmp_path / "run",
+            "--pretrained": place / data / "pretrained", "--data.view.size": size, "--training.steps": 2,
+            "--data.workers": 0, "--training.output.validate_every": 2, "--training.output.log_every": 1,
+        }  # fmt: skip
+        rest = list(map(str, words))
+        named = {word.partition("=")[0] for word in rest}
+        given = {key: value for key, value in given.items() if key not in named or key == "--config"}
+        try:
+            code = cli.main(["finetune", *(f"{key}={value}" for key, value in given.items()), *rest])
+        finally:
+            os.umask(mask)
+            torch.set_num_threads(threads)
+        shown = capsys.readouterr()
+        return code, shown.out + shown.err
+
+    return run
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_it_learns_and_the_best_weights_are_the_ones_written(call, place, tmp_path):
+    code, said = call(
+        "--labels=4", "--training.steps=60", "--training.output.validate_every=10", "--optimizer.learning_rate=0.01",
+        "--data.workers=1",
+    )  # fmt: skip
+    assert code == 0, said
+    assert "weights of step 7: 100% of the keys filled" in said
+    assert "4 labeled subjects (4 scans) to learn from; 2 (2) to validate with" in said
+    dice = {row["step"]: row["validation_dice"] for row in rows(tmp_path / "run") if "validation_dice" in row}
+    assert list(dice) == [10, 20, 30, 40, 50, 60]
+    top = max(dice, key=dice.get)
+    assert dice[top] > 0.6
+    assert f"validation dice {dice[top]:.4f} at step {top}, whose weights are written" in said
+    network, card = load_network(tmp_path / "run")
+    best = torch.load(tmp_path / "run/checkpoints/best.pt", weights_only=True)
+    assert card.step == best["progress"]["step"] == top
+    assert best["progress"]["best"] == pytest.approx(1 - dice[top])
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, best["objective"][name]), name
+
+
+def test_the_card_says_what_the_network_is(call, place, tmp_path):
+    code, said = call("--labels=2", "--data.validation_labels=1")
+    assert code == 0, said
+    card, former = load_card(tmp_path / "run"), load_card(place / "volumes/pretrained")
+    assert card.encoder == former.encoder
+    assert card.subjects == former.subjects
+    assert card.preprocess == former.preprocess
+    assert card.tuned is not None
+    assert card.tuned.schema == LabelSchema("mask", ((0, "background"), (1, "left"), (4, "right")))
+    assert card.tuned.window == (16, 16, 8)
+    store = Store.open(place / "volumes/store")
+    assert set(card.tuned.subjects) < {*describe.subjects(store, "train"), *describe.subjects(store, "val")}
+    assert len(card.tuned.subjects) == 3
+    text = "".join(
+        path.read_text() for path in (tmp_path / "run").glob("*.*") if path.suffix in {".yaml", ".jsonl", ".json"}
+    )
+    assert str(place) not in text
+    assert str(tmp_path) not in text
+
+
+def test_the_twin_has_the_same_recipe_and_head_but_random_weights(place):
+    with_weights = start_of(place / "volumes/pretrained", None, from_scratch=False)
+    twin = start_of(place / "volumes/pretrained", None, from_scratch=True)
+    assert (twin.encoder, twin.digest, twin.seen) == (with_weights.encoder, "random", Seen())
+    schema = LabelSchema("mask", ((0, "background"), (1, "left")))
+    networks = [finetune.build(begin, UNet, schema, 3)[0] for begin in (with_weights, twin, twin)]
+    states = [network.state_dict() for network in networks]
+    heads = [name for name in states[0] if name.startswith("head.")]
+    assert heads
+    assert all(torch.equal(states[0][name], states[1][name]) for name in heads)
+    assert all(torch.equal(states[1][name], states[2][name]) for name in states[0])
+    stem = next(name for name, value in states[0].items() if value.ndim == 5)
+    assert not torch.equal(states[0][stem], states[1][stem])
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(run / "encoder.safetensors")
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_a_frozen_encoder_stays_bit_for_bit_as_it_was(call, place, tmp_path, norm):
+    start = encoder_for(place / "volumes", name=f"frozen_{norm}", norm=norm)
+    code, said = call("--pretrained", start, "--optimizer=frozen", "--training.steps=3", "--head=voxel_linear")
+    assert code == 0, said
+    before, after = weights_of(start), weights_of(tmp_path / "run")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert "(0 M encoder)" in said  # nothing of it is trained
+
+
+def test_the_head_moves_first_then_the_encoder_too(call, place, tmp_path):
+    start = encoder_for(place / "volumes", name="sawtooth", norm="batch")
+    words = ("--pretrained", start, "--optimizer=sawtooth", "--optimizer.head_first=0.5", "--training.steps=4")
+    code, said = call(*words, "--training.output.keep_every=1", "--training.output.checkpoint_every=1")
+    assert code == 0, said
+    before = {f"encoder.{key}": value for key, value in weights_of(start).items()}
+    kept = sorted((tmp_path / "run/checkpoints").glob("step*.pt"))
+    states = [torch.load(path, weights_only=True)["objective"] for path in kept]
+    still = [[torch.equal(before[key], state[key]) for key in before] for state in states]
+    assert [all(row) for row in still] == [True, True, False, False]
+    head = [key for key in states[0] if key.startswith("head.") and key.endswith("weight")]
+    assert not any(torch.equal(states[0][key], states[1][key]) for key in head)
+
+
+def test_averaged_weights_are_judged_and_written(call, place, tmp_path):
+    """Reference: the average followed in NumPy over the checkpoints of every step."""
+    words = ("--optimizer.average=0.5", "--training.steps=4", "--training.output.keep_every=1")
+    code, said = call(*words, "--training.output.validate_every=4")
+    assert code == 0, said
+    kept = sorted((tmp_path / "run/checkpoints").glob("step*.pt"))
+    states = [torch.load(path, weights_only=True)["objective"] for path in kept]
+    written = weights_of(tmp_path / "run")
+    expected = {key: value.double() for key, value in weights_of(place / "volumes/pretrained").items()}
+    for step, state in enumerate(states):
+        share = min(0.5, (1 + step) / (10 + step))
+        expected = {k: share * v + (1 - share) * state[f"encoder.{k}"].double() for k, v in expected.items()}
+    assert all(torch.allclose(written[key].double(), expected[key], atol=1e-6) for key in written)
+    assert not torch.equal(written[key := next(iter(written))], states[-1][f"encoder.{key}"])
+
+
+@pytest.mark.parametrize("data", ["volumes", "pictures"])
+def test_samples_are_mixed_where_that_is_asked_for(call, tmp_path, data):
+    losses = []
+    for mixing in ([], ["--mixing.mixup=0.4", "--mixing.cutmix=1.0"]):
+        target = ["--data.target=class"] if data == "pictures" else []
+        code, said = call(*target, *mixing, data=data, folder=tmp_path / str(len(losses)))
+        assert code == 0, said
+        losses.append([row["loss"] for row in rows(tmp_path / str(len(losses)))])
+    assert losses[0] != losses[1]
+
+
+def test_a_file_of_weights_reports_every_key(call, place, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(place / "volumes/pretrained/encoder.safetensors")
+    dropped = sorted(tensors)[0]
+    tensors["extra.weight"] = torch.zeros(3)
+    save_file({name: value for name, value in tensors.items() if name != dropped}, tmp_path / "some.safetensors")
+    (tmp_path / "encoder.yaml").write_text(
+        json.dumps({"class_path": "medssl.encoders.resenc.ResEnc", "init_args": ENCODER})
+    )
+    code, said = call(f"--pretrained={tmp_path / 'some.safetensors'}", f"--encoder={tmp_path / 'encoder.yaml'}")
+    assert code == 0, said
+    assert f"missing: {dropped}" in said
+    assert "unexpected: extra.weight" in said
+    assert "not all subjects that pretraining has seen are known: a test subject may be among the others" in said
+    assert load_card(tmp_path / "run").subjects == Seen(complete=False)
+
+
+TIMM = Imported("medssl.encoders.timm2d.Timm2d", {"model": "resnet10t", "in_channels": 1, "pretrained": True})
+
+
+def test_weights_that_an_encoder_brings_are_not_called_random(place):
+    begin = start_of(None, functools.partial(Timm2d, **TIMM.init_args), from_scratch=False)
+    assert begin == Start(TIMM, None, None, "pretrained")
+    assert begin.seen == Seen(complete=False)
+    assert first_weights(begin) == "the encoder's own pretrained weights"
+    message = "--from-scratch, and encoder.pretrained true: the encoder would bring weights; leave one of them out"
+    for run in (None, place / "pictures/pretrained"):
+        with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+            start_of(run, functools.partial(Timm2d, **TIMM.init_args), from_scratch=True)
+
+
+def test_a_key_that_is_gone_says_what_does_its_work(call, tmp_path):
+    code, said = call(
+        "--encoder=timm_resnet18", "--encoder.pretrained_file=some.pth", "--data.target=class", data="pictures"
+    )
+    assert (code, said) == (2, (
+        "error: unknown key 'encoder.pretrained_file': leave it out; weights of a file are loaded by medssl pretrain "
+        "--init, finetune --pretrained\n"
+    ))  # fmt: skip
+    older = {"encoder": {"init_args": {"model": "resnet18", "pretrained_file": None}}}
+    now = {"encoder": {"init_args": {"model": "resnet18"}}}
+    assert differing(older, now, ()) == ""
+
+
+def test_labels_that_were_seen_are_known_where_the_subjects_of_pretraining_are_not(call, place, tmp_path):
+    """A run that was fine-tuned from foreign weights, and is gone on from."""
+    assert call("--labels=1", folder=tmp_path / "first")[0] == 0
+    card = json.loads((tmp_path / "first/card.json").read_text()) | {"subjects": None}
+    (tmp_path / "first/card.json").write_text(json.dumps(card))
+    code, said = call(f"--pretrained={tmp_path / 'first'}", "--training.seed=1", folder=tmp_path / "second")
+    assert code == 0, said
+    assert "not all subjects that pretraining has seen are known: a test subject may be among the others" in said
+    assert set(card["tuned"]["subjects"]) <= set(load_card(tmp_path / "second").tuned.subjects)
+
+    card["tuned"]["subjects"] = list(describe.subjects(Store.open(place / "volumes/store"), "test"))
+    (tmp_path / "first/card.json").write_text(json.dumps(card))
+    code, said = call(f"--pretrained={tmp_path / 'first'}", folder=tmp_path / "third")
+    assert code == 2
+    assert "pretraining has seen 3 of the 3 subjects of split 'test'" in said
+
+
+def test_classification_is_judged_by_auroc(call, tmp_path):
+    code, said = call(
+        "--training.steps=40", "--training.output.validate_every=20", "--optimizer.learning_rate=0.01", data="pictures"
+    )
+    assert code == 0, said
+    found = [row["validation_auroc"] for row in rows(tmp_path / "run") if "validation_auroc" in row]
+    assert len(found) == 2
+    assert max(found) > 0.8
+    assert load_card(tmp_path / "run").tuned.schema.classes == ((0, "left"), (1, "none"), (2, "right"))
+
+
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(place, tmp_path):
+    """Kills while a checkpoint is written, after the row of a step, and after the last row."""
+    child = [sys.executable, Path(__file__).with_name("finetune_child.py")]
+    done = subprocess.run(
+        [*child, place / "volumes/store", place / "volumes/pretrained", tmp_path],
+        capture_output=True, text=True, check=False, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["codes"], result["kills"]) == ([0, -9, -9, -9, 0], 3), done.stdout + done.stderr
+    assert result["straight"] == result["broken"]
+    a, b = (load_network(tmp_path / run)[0].state_dict() for run in ("straight", "broken"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    tables = [
+        [{k: v for k, v in row.items() if k not in TIMED} for row in rows(tmp_path / r)] for r in ("straight", "broken")
+    ]
+    assert tables[0] == tables[1]
+    assert [row["step"] for row in tables[0] if "validation_dice" in row] == [2, 4, 6]
+
+
+@pytest.mark.ddp
+def test_two_processes_equal_one_with_the_whole_batch(place, tmp_path):
+    """Weights and validation after three steps; tolerance 1e-5 of float32."""
+
+    def start(processes: int, batch: int):
+        together = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "--"]
+        words = {
+            "--config": "segment_3d_small", "--store": place / "volumes/store", "--run": tmp_path / str(processes),
+            "--pretrained": place / "volumes/pretrained", "--data.view.size": "[16,16,8]", "--training.steps": 3,
+            "--training.batch_size": batch, "--training.output.validate_every": 3, "--data.workers": 0,
+        }  # fmt: skip
+        return subprocess.Popen(
+            [sys.executable, *(together if processes > 1 else ["-m"]), "medssl", "finetune"]
+            + [f"{key}={value}" for key, value in words.items()],
+            env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+
+    running = [start(1, 4), start(2, 2)]
+    said = [process.communicate(timeout=240)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    one, two = (torch.load(tmp_path / run / "checkpoints/last.pt", weights_only=True) for run in ("1", "2"))
+    for name, value in one["objective"].items():
+        if not name.endswith((".conv.bias", ".all_modules.0.bias")):  # the norm undoes it: Adam on rounding errors
+            assert torch.allclose(value, two["objective"][name], atol=1e-5), name
+    dice = [rows(tmp_path / run)[-1]["validation_dice"] for run in ("1", "2")]
+    assert dice[0] == pytest.approx(dice[1], abs=2e-3)
+
+
+BAD = [
+    ("empty training split", ["--data.train=nowhere"], r"no scan with 3 axes in split 'nowhere'.*6 'train', 2 'val'"),
+    ("more subjects than there are", ["--labels=9"], r"--labels 9: there are 6 labeled subjects"),
+    ("more to validate than there are", ["--data.validation_labels=9"], r"split 'val', which validates.*there are 2"),
+    ("one split for both", ["--data.validation=train"], r"data\.train and data\.validation are both 'train'"),
+    ("a seed below zero", ["--training.seed=-1"], r"training\.seed must be at least 0, got -1"),
+    ("a seed of labels below zero", ["--data.label_seed=-2"], r"data\.label_seed must be at least 0, got -2"),
+    ("no such value", ["--data.target=grade"], r"has a value 'grade'; values there are: none"),
+    ("head of another task", ["--head=linear"], r"the head is for classification, the target is 'mask'"),
+    ("another dimension", ["--data.view.size=[16,16]"], r"takes 3D, data.view.size \[16, 16\] has 2 axes"),
+    ("size beside the stride", ["--data.view.size=[16,15,8]"], r"15 is not a multiple of .* stride 2; 14 and 16"),
+    ("nothing to start from", ["--pretrained=null"], r"say what to start from: --pretrained RUN, or --encoder NAME"),
+    ("no such run", ["--pretrained=nowhere"], r"--pretrained nowhere: there is no such folder or file"),
+    ("unknown word to allow", ["--allow=[all]"], r"allow.*Expected one of.*seen"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
+def test_bad_input_is_one_line(call, words, message):
+    code, said = call(*words)
+    assert code == 2
+    assert re.search(message, said), said
+    assert said.count("\n") == 1
+    assert said.startswith("error: ")
+
+
+def test_a_store_that_was_never_filled(call, place, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(place / "volumes/store", bare)
+    (bare / "checksums.json").unlink()
+    with closing(sqlite3.connect(bare / "records.sqlite")) as table:
+        table.execute("DELETE FROM scans")
+        table.commit()
+    code, said = call(f"--store={bare}")
+    assert code == 2
+    assert said == f"error: {bare} holds no scan: run medssl cache again, which lists what it skips\n"
+
+
+def test_one_sample_cannot_be_mixed(call):
+    code, said = call("--mixing.mixup=0.4", "--training.batch_size=1")
+    assert code == 2
+    assert "mixing takes samples of one micro-batch: set training.batch_size to 2 or more" in said
+
+
+def test_crops_around_labels_need_masks(call):
+    code, said = call("--data.target=class", "--data.sampling.labeled=0.5", data="pictures")
+    assert code == 2
+    assert "error: data.sampling.labeled is 0.5, but no masks are read here" in said
+
+
+def test_test_subjects_that_pretraining_saw_are_counted_and_refused(call, place):
+    store = Store.open(place / "volumes/store")
+    test = describe.subjects(store, "test")
+    seen = encoder_for(place / "volumes", name="saw", subjects=(*describe.subjects(store, "train"), *test[:2]))
+    code, said = call(f"--pretrained={seen}")
+    assert code == 2
+    assert re.search(r"pretraining has seen 2 of the 3 subjects of split 'test'.*--allow '\[seen\]'", said)
+    code, said = call(f"--pretrained={seen}", "--allow=[seen]")
+    assert code == 0, said
+    assert "2 of the 3 subjects of split 'test' were seen in pretraining (allowed)" in said
+    code, said = call(f"--pretrained={seen}", "--from-scratch", f"--run={seen}-twin")
+    assert code == 0, said  # random weights have seen nobody
+
+
+def test_a_test_subject_among_those_to_learn_from(place, call, tmp_path):
+    """Splits by folder or column go by scan: the same subject can be in two of them."""
+    scans = labeled.volumes(tmp_path / "scans")
+    for part in ("images", "labels"):
+        (scans / part / "p09.nii.gz").rename(scans / part / "p01-again.nii.gz")
+    labeled.table(tmp_path / "splits.csv", [f"p{n:02d}.nii.gz" if n != 9 else "p01-again.nii.gz" for n in range(11)])
+    file = labeled.indexed(scans, tmp_path / "index.sqlite", key=place / "key")
+    store = labeled.stored(file, tmp_path / "store", Preprocess(foreground_crop=False, orientation=None))
+    code, said = call(f"--store={store}")
+    assert code == 2
+    assert re.search(r"1 of the 6 subjects to learn from are in split 'test' too: give each subject one split", said)
+
+
+def test_another_number_of_channels(call, place, tmp_path):
+    three = encoder_for(place / "volumes", name="three", in_channels=3)
+    code, said = call(f"--pretrained={three}")
+    assert code == 2
+    assert re.search(r"the encoder takes 3 channel\(s\), the scans of the store have 1.*--allow '\[channels\]'", said)
+    code, said = call(f"--pretrained={three}", "--allow=[channels]")
+    assert code == 0, said
+    assert re.search(r"adapted: encoder\.stem", said)
+    assert load_network(tmp_path / "run")[1].encoder.init_args["in_channels"] == 1
+
+
+def test_another_preprocess(call, place, tmp_path):
+    store = labeled.stored(place / "volumes/index.sqlite", tmp_path / "store", Preprocess(spacing_mm=(2.0, 2.0, 2.0)))
+    code, said = call(f"--store={store}")
+    assert code == 2
+    assert re.search(r"made by another Preprocess.*spacing_mm", said)
+    code, said = call(f"--store={store}", "--allow=[preprocess]")
+    assert code == 0, said
+    assert load_card(tmp_path / "run").preprocess.spacing_mm == (2.0, 2.0, 2.0)
+
+
+def test_a_run_folder_without_a_card(call, place, tmp_path):
+    (tmp_path / "bare").mkdir()
+    code, said = call(f"--pretrained={tmp_path / 'bare'}")
+    assert code == 2
+    assert re.search(r"card\.json: no card could be read .*expected a folder that pretraining wrote", said)
+
+
+def test_a_label_value_outside_the_class_list(place, tmp_path, capsys):
+    """Caught when the store is made: the scan is left out, with the value and the classes."""
+    scans = labeled.volumes(tmp_path / "scans", strange=True)
+    file = labeled.indexed(scans, tmp_path / "index.sqlite", key=place / "key")
+    labeled.stored(file, tmp_path / "store")
+    shown = capsys.readouterr()
+    assert re.search(
+        r"label value not in the class map 0=background, 1=left, 4=right: 9 \(1 voxels\)", shown.out + shown.err
+    )
+    assert len(Store.open(tmp_path / "store")) == 10
+
+
+def test_one_class_only(place, tmp_path, call):
+    scans = labeled.volumes(tmp_path / "scans")
+    for mask in (scans / "labels").iterdir():
+        write_nifti(mask, np.zeros(labeled.SHAPE, np.uint8), np.diag([1, 1, 1.5, 1]))
+    file = labeled.indexed(scans, tmp_path / "index.sqlite", classes="0=background", key=place / "key")
+    store = labeled.stored(file, tmp_path / "store", Preprocess(foreground_crop=False, orientation=None))
+    code, said = call(f"--store={store}")
+    assert code == 2
+    assert "'mask' has one class only (background): there is nothing to tell apart" in said
+
+
+def test_weights_that_do_not_fit_are_refused(call, place, tmp_path):
+    wider = encoder_for(place / "volumes", name="wider", channels=(6, 12))
+    (tmp_path / "encoder.yaml").write_text(
+        json.dumps({"class_path": "medssl.encoders.resenc.ResEnc", "init_args": ENCODER})
+    )
+    code, said = call(f"--pretrained={wider}", f"--encoder={tmp_path / 'encoder.yaml'}")
+    assert code == 2
+    assert re.search(r"too few weights fit ResEnc: .*% of the keys filled.*expected at least 90%", said)

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from commands.toys import ToyEncoder
+from torch import nn
+
+from medssl.encoders.resenc import ResEnc
+from medssl.encoders.timm2d import Timm2d
+from medssl.training.optim import FineTuning, Optimization, decays, drop_unmoved, make_optimizer, set_rates
+from medssl.types import UserError
+
+
+def test_norms_biases_and_tokens_do_not_decay():
+    module = ToyEncoder()
+    module.mask_token = nn.Parameter(torch.zeros(1, 8))
+    module.head = nn.Linear(4, 4)
+    kept = {name for name, parameter in module.named_parameters() if not decays(name, parameter)}
+    assert kept == {
+        "mask_token",
+        "head.bias",
+        *(f"{part}.1.{end}" for part in ("first", "second") for end in ("weight", "bias")),
+    }
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_each_trained_parameter_is_in_one_group(name):
+    module = ToyEncoder()
+    module.first[0].weight.requires_grad_(False)
+    optimizer = make_optimizer(module, Optimization(name=name))
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(held) == sorted(id(parameter) for parameter in module.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_state_survives_a_round_trip_without_unpickling(name, tmp_path):
+    module = ToyEncoder()
+    optimizer = make_optimizer(module, Optimization(name=name))
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+    again = make_optimizer(module, Optimization(name=name))
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    for parameter in module.parameters():
+        assert torch.equal(again.state[parameter]["exp_avg"], optimizer.state[parameter]["exp_avg"])
+
+
+def test_rates_follow_the_progress():
+    settings = Optimization(learning_rate=2.0, warmup=0.2, weight_decay=(0.04, 0.2), final_share=0.001)
+    optimizer = make_optimizer(ToyEncoder(), settings)
+    rates = {p: set_rates(optimizer, settings, p) for p in (0.0, 0.1, 0.2, 0.6, 1.0)}
+    expected = {0.0: 0.01, 0.1: 1.005, 0.2: 2.0, 0.6: 1.001, 1.0: 0.002}
+    assert {p: rate for p, (rate, _) in rates.items()} == pytest.approx(expected)
+    assert rates[1.0][1] == pytest.approx(0.2)
+    assert rates[0.1][1] == pytest.approx(0.04 + 0.16 * (0.5 - 0.5 * math.cos(0.1 * math.pi)))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.0])
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.002, 0.002])
+
+
+def test_rates_of_an_encoder_and_its_head():
+    settings = FineTuning(learning_rate=2.0, warmup=0.5, head_first=0.2, encoder_rate=0.1, final_share=0.0)
+    module = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    optimizer = make_optimizer(module, settings)
+    found = {}
+    for progress in (0.0, 0.1, 0.2, 0.4, 0.6, 0.8):
+        set_rates(optimizer, settings, progress)
+        found[progress] = [
+            {group["lr"] for group in optimizer.param_groups if group["encoder"] is e} for e in (False, True)
+        ]
+    head = {progress: rates[0].pop() for progress, rates in found.items()}
+    encoder = {progress: rates[1].pop() for progress, rates in found.items()}
+    # alone up to the peak within 20 % of the steps; then up within half of the rest, and down a cosine
+    assert head == pytest.approx({0.0: 0.01, 0.1: 1.005, 0.2: 0.01, 0.4: 1.005, 0.6: 2.0, 0.8: 1.0})
+    assert encoder == pytest.approx({0.0: 0, 0.1: 0, 0.2: 0.001, 0.4: 0.1005, 0.6: 0.2, 0.8: 0.1})
+
+
+def test_layers_near_the_image_move_less():
+    settings = FineTuning(learning_rate=1.0, warmup=0.0, layer_decay=0.5)
+    encoder = ResEnc(ndim=2, channels=(4, 8), strides=((1, 1), (2, 2)), blocks=(1, 2))
+    module = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(2, 2)})
+    optimizer = make_optimizer(module, settings)
+    set_rates(optimizer, settings, 0.0)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == sum(1 for _ in module.parameters())
+    found = {name: rates[id(p)] for name, p in module.named_parameters()}
+    expected = {"encoder.encoder.stem.": 1 / 16, "encoder.encoder.stages.0.blocks.0.": 1 / 8}
+    expected |= {"encoder.encoder.stages.1.blocks.0.": 1 / 4, "encoder.encoder.stages.1.blocks.1.": 1 / 2, "head.": 1}
+    for start, rate in expected.items():
+        assert {value for name, value in found.items() if name.startswith(start)} == {rate}
+    assert all(any(name.startswith(start) for start in expected) for name in found)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
+def test_layers_of_timm_rise_from_the_image(name):
+    encoder = Timm2d(name, in_channels=1)
+    layers = encoder.layers()
+    assert layers.keys() == {key for key, _ in encoder.named_parameters()}
+    assert sorted(set(layers.values())) == list(range(max(layers.values()) + 1))
+    order = list(layers.values())
+    assert order[0] == 0
+    assert max(layers.values()) >= 8
+
+
+def test_a_frozen_encoder_has_no_rate_and_the_head_its_usual_one():
+    frozen, usual = FineTuning(head_first=1.0), Optimization()
+    for progress in (0.0, 0.02, 0.5, 1.0):
+        assert frozen.rate(progress, encoder=True) == 0
+        assert frozen.rate(progress, encoder=False) == usual.rate(progress, encoder=False)
+
+
+def test_what_does_not_move_has_neither_gradient_nor_moments():
+    settings = FineTuning(head_first=0.5)
+    module = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    optimizer = make_optimizer(module, settings)
+    for progress in (0.0, 0.5):
+        module["head"](module["encoder"](torch.ones(1, 2))).sum().backward()
+        set_rates(optimizer, settings, progress)
+        drop_unmoved(optimizer)
+        optimizer.step()
+        assert all((p.grad is None) == (progress == 0) for p in module["encoder"].parameters())
+        assert all((p in optimizer.state) == (progress == 0.5) for p in module["encoder"].parameters())
+        assert all(p in optimizer.state for p in module["head"].parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"head_first": 1.5}, r"optimizer\.head_first must be from 0 to 1 \(1 leaves the encoder as it is\), got 1\.5"),
+        ({"encoder_rate": 0.0}, r"optimizer\.encoder_rate must be above 0 .*head_first 1 leaves .*, got 0\.0"),
+        ({"layer_decay": 1.5}, r"optimizer\.layer_decay must be above 0, 1 at most, got 1\.5"),
+        ({"average": 1.0}, r"optimizer\.average must be from 0 to below 1, got 1\.0"),
+        ({"warmup": 2.0}, r"optimizer\.warmup must be from 0 to 1, got 2\.0"),
+    ],
+)
+def test_rates_that_cannot_be_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        FineTuning(**arguments)
