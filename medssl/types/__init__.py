@@ -19,6 +19,7 @@ from medssl.types.batches import (
 )
 from medssl.types.cards import Card, TrainedOn, Tuned
 from medssl.types.errors import UserError
+from medssl.types.notes import Note, NoteKind
 from medssl.types.preprocess import Imported, IntensityRule, IntensityRules, Preprocess
 from medssl.types.scans import (
     Digests,
@@ -54,6 +55,8 @@ __all__ = [
     "Labels",
     "Loss",
     "MaskMode",
+    "Note",
+    "NoteKind",
     "Origin",
     "Part",
     "Placement",
