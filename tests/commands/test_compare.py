@@ -35,7 +35,7 @@ def scenario(name: str, folder: Path) -> tuple[dict[str, object], str]:
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("compare_child.py"), folder, name],
         capture_output=True, text=True, check=False, timeout=300,
-        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr

@@ -285,7 +285,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(place, tmp_path):
     done = subprocess.run(
         [*child, place / "volumes/store", place / "volumes/pretrained", tmp_path],
         capture_output=True, text=True, check=False, timeout=300,
-        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
@@ -314,7 +314,7 @@ def test_two_processes_equal_one_with_the_whole_batch(place, tmp_path):
         return subprocess.Popen(
             [sys.executable, *(together if processes > 1 else ["-m"]), "medssl", "finetune"]
             + [f"{key}={value}" for key, value in words.items()],
-            env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
 

@@ -173,8 +173,10 @@ def test_killed_and_resumed_equals_uninterrupted(call, place, tmp_path):
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("probe_child.py"), "20", run]
         + [f"{key}={value}" for key, value in words.items()],
-        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}, capture_output=True, timeout=200,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=200,
+    )
     assert done.returncode == -9, done.stderr
     assert len(safetensors.torch.load_file(tmp_path / "killed/features.safetensors")) == 20
     assert not (tmp_path / "killed/probe.json").exists()

@@ -25,7 +25,7 @@ def start(store, run, processes, *words):
             sys.executable, *(together if processes > 1 else ["-m"]), "medssl", "pretrain", "--config", RECIPE,
             "--store", store, "--run", run, "--encoder.norm", "instance", "--encoder.dropout", "0", *words,
         ],
-        env={**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
+        env={**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS.parent}", "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
