@@ -18,8 +18,8 @@ from medssl.data.store import writer as filling
 from medssl.data.store.store import Store, Tier
 from medssl.data.store.verify import mend
 from medssl.data.store.verify import verify as verify_store
-from medssl.io.files import open_lock
 from medssl.io.limits import Limits, total_memory_gb
+from medssl.io.locks import open_lock, share_lock, try_lock
 from medssl.io.processes import Lost, Pool, spawning
 from medssl.types import Preprocess, UserError
 
@@ -156,25 +156,21 @@ def _one(schemas: dict[str, LabelSchema | None]) -> LabelSchema | None:
 @contextmanager
 def _sharing(store: Path) -> Iterator[None]:
     """Several runs may fill one store; the one that finds itself alone clears what a killed run left half written."""
-    import fcntl
-
     with open_lock(store / ".lock") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # others are at work, or a file system without locks
-            abandoned = ABANDONED_SECONDS
-        else:
-            abandoned = -1.0
+        alone = False
+        with suppress(OSError):  # a file system without locks
+            alone = try_lock(lock)
+        abandoned = -1.0 if alone else ABANDONED_SECONDS
         for path in store.rglob(".*.part"):
             with suppress(FileNotFoundError):  # whoever writes it has just put it in its place
                 if time.time() - path.stat().st_mtime > abandoned:
                     path.unlink()
         with suppress(OSError):
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            share_lock(lock)
         yield
-        with suppress(OSError):  # others are at work, who do it
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            checksums.seal(store)
+        with suppress(OSError):
+            if try_lock(lock):  # otherwise others are at work, who do it
+                checksums.seal(store)
 
 
 def _verify(store: Path) -> int:

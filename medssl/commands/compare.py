@@ -31,7 +31,7 @@ from medssl.encoders.base import Encoder
 from medssl.encoders.weights import CARD
 from medssl.heads.base import Head
 from medssl.inference.predictor import Windows
-from medssl.io.files import write_whole
+from medssl.io.atomic_write import atomic_write
 from medssl.io.trust import names, others_in
 from medssl.metrics.run_scores import FEWEST, judged
 from medssl.training import describe
@@ -130,7 +130,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         plan = [Run(arm, n, number) for number in range(runs) for n in counts for arm in arms]
         kept = hold(out, held, arms, starts, plan)
         study = replace(study_of(out, kept, arms, plan), notes=(*first_notes(data, optimizer), *rare))
-        write_whole(out / "recipe.yaml", lambda file: file.write(yaml.safe_dump(recipe, sort_keys=False).encode()))
+        atomic_write(out / "recipe.yaml", lambda file: file.write(yaml.safe_dump(recipe, sort_keys=False).encode()))
         note_edits(study, set_aside(study))
         words = common_words(out, store, index, split, windows, allow, sorted(names(trust) | others_in(recipe)))
         missing = [job_of(run, out, words, training.seed) for run in plan if not run.done(out)]

@@ -21,7 +21,7 @@ from medssl.inference.finished_scans import Finished
 from medssl.inference.predictor import Windows, classify, device_of, load_fitted, reason_of, segment
 from medssl.inference.scan_scores import score_answers, score_classes
 from medssl.inference.temperature import fit_scaling, refuse_calibration, refuse_shared
-from medssl.io.files import write_whole
+from medssl.io.atomic_write import atomic_write
 from medssl.io.trust import names
 from medssl.metrics import cases, tables
 from medssl.metrics.cases import ClassificationRow, SegmentationRow
@@ -337,4 +337,4 @@ def draw_case(fitted: Fitted, scan: Scan, root: Path, windows: Windows, path: Pa
         label, found = (grid.orient(array, affine, "RAS")[0] for array in (label, found))
         image, affine = grid.orient(image, affine, "RAS")
     picture = overlay(image, label[0], found[0], fitted.schema, grid.spacing_of(affine))
-    write_whole(path, lambda file: file.write(picture))
+    atomic_write(path, lambda file: file.write(picture))

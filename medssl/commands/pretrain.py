@@ -15,7 +15,7 @@ from medssl.data.loading.loader import small_scans
 from medssl.data.store.store import Store, differences
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import save_encoder
-from medssl.io.files import write_whole
+from medssl.io.atomic_write import atomic_write
 from medssl.objectives.base import Objective
 from medssl.training import describe, hardware
 from medssl.training.checkpoint import RunFolder
@@ -138,4 +138,4 @@ def write_weights(folder: Path, objective: Objective, card: Card) -> None:
 def write_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     """Writes tensors as safetensors, the whole file or nothing."""
     plain = {name: value.detach().clone().contiguous().cpu() for name, value in tensors.items()}
-    write_whole(file, lambda stream: stream.write(to_safetensors(plain)))
+    atomic_write(file, lambda stream: stream.write(to_safetensors(plain)))

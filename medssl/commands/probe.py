@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from medssl.data.labels.selection import MASK, classes_of
 from medssl.encoders.base import Encoder
 from medssl.inference.predictor import Windows
-from medssl.io.files import read_json, write_whole
+from medssl.io.atomic_write import atomic_write
+from medssl.io.documents import read_json
 from medssl.io.trust import names
 from medssl.metrics.probe_tables import table, write_table
 from medssl.probing.feature_extractor import begin_of, freeze, split_scans
@@ -131,7 +132,7 @@ def write(out: Path, summary: dict[str, Any]) -> None:
             print(f"the measures of target {then['target']!r}, labels {then['by'].get('labels')} there are replaced")
     write_table(out / "probe.csv", summary["probes"])
     text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    atomic_write(path, lambda file: file.write(text.encode()))
 
 
 def tell(summary: dict[str, Any]) -> None:

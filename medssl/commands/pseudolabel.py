@@ -16,7 +16,8 @@ from medssl.data.store import chunks
 from medssl.data.store.store import Store
 from medssl.heads.sliding import slide
 from medssl.inference.predictor import Fitted, Windows, device_of, load_fitted
-from medssl.io.files import read_json, refusals, whole, write_whole
+from medssl.io.atomic_write import atomic_files, atomic_write, explain_disk_errors
+from medssl.io.documents import read_json
 from medssl.io.trust import names
 from medssl.training import describe
 from medssl.training.pseudo_labels import (
@@ -134,7 +135,7 @@ def begin(out: Path, facts: dict[str, Any]) -> None:
         message = f"{out} is a folder with other files: give an empty or a new one for the labels"
         raise UserError(message)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_whole(file, lambda stream: stream.write(json.dumps(facts, indent=1).encode()))
+    atomic_write(file, lambda stream: stream.write(json.dumps(facts, indent=1).encode()))
 
 
 def label_all(
@@ -150,7 +151,7 @@ def label_all(
             there += 1
             continue
         label = labeled_by(teacher, store, number, confidence, windows)
-        with refusals(file), whole(file) as (stream,):
+        with explain_disk_errors(file), atomic_files(file) as (stream,):
             stream.write(chunks.chunked_bytes(label[None]))
     return there
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from medssl.io.files import read_yaml, write_whole
+from medssl.io.atomic_write import atomic_write
+from medssl.io.documents import read_yaml
 from medssl.metrics.tables import SUMMARY
 from medssl.reporting.parts import METRICS, named_folder, read_log
 from medssl.training import describe
@@ -306,7 +307,7 @@ def _earlier(name: str, kept: Mapping[str, Any]) -> Arm:
 
 def _write(out: Path, kept: Mapping[str, Any]) -> None:
     text = yaml.safe_dump(dict(kept), sort_keys=False)
-    write_whole(out / CONFIG, lambda stream: stream.write(text.encode()))
+    atomic_write(out / CONFIG, lambda stream: stream.write(text.encode()))
 
 
 def _kind_of_runs(out: Path, name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import re
@@ -18,7 +17,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import torch
 
-from medssl.io.files import open_lock, open_to_append
+from medssl.io.links import open_to_append
+from medssl.io.locks import open_lock, try_lock
 from medssl.io.safe_path import python_command
 from medssl.types import UserError
 
@@ -183,15 +183,11 @@ def alone(file: Path, what: str) -> Iterator[IO[str]]:
     """
     with open_lock(file) as lock:
         since = time.monotonic()
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() - since > PATIENCE_S:
-                    message = f"another process is at work in {what}: wait for it, or choose another --out"
-                    raise UserError(message) from error
-                if time.monotonic() - since < 0.1:
-                    print(f"waiting for a process that is at work in {what}", file=sys.stderr)
-                time.sleep(0.2)
+        while not try_lock(lock):
+            if time.monotonic() - since > PATIENCE_S:
+                message = f"another process is at work in {what}: wait for it, or choose another --out"
+                raise UserError(message)
+            if time.monotonic() - since < 0.1:
+                print(f"waiting for a process that is at work in {what}", file=sys.stderr)
+            time.sleep(0.2)
         yield lock

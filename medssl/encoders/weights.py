@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 from medssl.encoders.adapt import adapted, assumed, is_table
 from medssl.encoders.base import Encoder
 from medssl.encoders.tensors import read_tensors, refuse_strange, tensor_bytes
-from medssl.io.files import read_json, refusals, whole
+from medssl.io.atomic_write import atomic_files, explain_disk_errors
+from medssl.io.documents import read_json
 from medssl.io.trust import network_class, refuse_transforms
 from medssl.types import Card, Imported, UserError
 from medssl.types.provenance import as_written
@@ -44,7 +45,7 @@ def save_encoder(folder: Path, encoder: nn.Module, card: Card) -> None:
     own = {k: v for k, v in card.encoder.init_args.items() if k != "pretrained"}
     text = json.dumps(asdict(replace(card, encoder=replace(card.encoder, init_args=own))), indent=2, default=str)
     folder.mkdir(parents=True, exist_ok=True)
-    with refusals(folder / WEIGHTS), whole(folder / WEIGHTS, folder / CARD) as (weights, written):
+    with explain_disk_errors(folder / WEIGHTS), atomic_files(folder / WEIGHTS, folder / CARD) as (weights, written):
         weights.write(tensor_bytes(encoder.state_dict(), {"format": "pt"}))
         written.write(text.encode() + b"\n")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from medssl.encoders.tensors import tensor_bytes
 from medssl.encoders.weights import CARD, load_encoder, read_card, save_encoder
 from medssl.heads.base import Head, Network
-from medssl.io.files import write_whole
+from medssl.io.atomic_write import atomic_write
 from medssl.io.trust import network_class
 from medssl.types import Card, UserError
 
@@ -28,7 +28,7 @@ def save_network(folder: Path, network: Network, card: Card) -> None:
     """
     content = tensor_bytes(network.head.state_dict(), {"format": "pt", "step": str(card.step)})
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / HEAD, lambda file: file.write(content))
+    atomic_write(folder / HEAD, lambda file: file.write(content))
     save_encoder(folder, network.encoder, card)
 
 

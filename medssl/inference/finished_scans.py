@@ -6,7 +6,8 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from medssl.io.files import open_to_append, write_whole
+from medssl.io.atomic_write import atomic_write
+from medssl.io.links import open_to_append
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -68,4 +69,4 @@ class Finished:
         self.results[scan.scan_id, scan.digests.source] = result
 
     def _write(self, content: bytes) -> None:
-        write_whole(self.path, lambda file: file.write(content))
+        atomic_write(self.path, lambda file: file.write(content))

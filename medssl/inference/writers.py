@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medssl.io.atomic_write import atomic_write
 from medssl.io.csv_text import as_csv
-from medssl.io.files import write_whole
 from medssl.metrics.cases import PROBABILITY
 from medssl.reporting.overlay import color_of
 from medssl.types import UserError
@@ -47,7 +47,7 @@ def write_nifti(path: Path, labels: Int[np.ndarray, "i j k"], affine: NDArray[np
         with gzip.GzipFile("", "wb", compresslevel=3, fileobj=file, mtime=0) as stream:
             image.to_stream(stream)
 
-    write_whole(path, write)
+    atomic_write(path, write)
 
 
 def write_picture(path: Path, labels: Int[np.ndarray, "H W"]) -> None:
@@ -62,20 +62,20 @@ def write_picture(path: Path, labels: Int[np.ndarray, "H W"]) -> None:
         message = f"classes have values from {labels.min()} to {labels.max()}: a PNG holds 0 to 65535"
         raise UserError(message)
     picture = Image.fromarray(labels.astype(np.uint8 if int(labels.max(initial=0)) < 256 else np.uint16))
-    write_whole(path, lambda file: picture.save(file, format="PNG"))
+    atomic_write(path, lambda file: picture.save(file, format="PNG"))
 
 
 def write_classes(folder: Path, schema: LabelSchema) -> None:
     """Writes ``classes.json``, and ``classes.txt`` in the form of ITK-SNAP's label descriptions."""
     text = json.dumps(_named(schema), indent=1) + "\n"
-    write_whole(folder / "classes.json", lambda file: file.write(text.encode()))
+    atomic_write(folder / "classes.json", lambda file: file.write(text.encode()))
     lines = ["# IDX R G B A VIS MSH LABEL"]
     for place, (value, name) in enumerate(schema.classes):
         color = " ".join(map(str, color_of(schema, value))) if place else "0 0 0"
         shown = "1 1 1" if place else "0 0 0"
         lines.append(f'{value} {color} {shown} "{name.replace(chr(34), chr(39))}"')
     table = "\n".join(lines) + "\n"
-    write_whole(folder / "classes.txt", lambda file: file.write(table.encode()))
+    atomic_write(folder / "classes.txt", lambda file: file.write(table.encode()))
 
 
 def write_answers(path: Path, rows: Iterable[tuple[str, Sequence[float]]], schema: LabelSchema, *, first: str) -> None:
@@ -90,7 +90,7 @@ def write_answers(path: Path, rows: Iterable[tuple[str, Sequence[float]]], schem
     table: list[list[object]] = [[first, *(["predicted"] if chosen else []), *columns]]
     for who, values in rows:
         table.append([who, *([names[int(np.argmax(values))]] if chosen else []), *map(repr, values)])
-    write_whole(path, lambda file: file.write(as_csv(table).encode()))
+    atomic_write(path, lambda file: file.write(as_csv(table).encode()))
 
 
 def _named(schema: LabelSchema) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medssl.io.files import read_yaml
+from medssl.io.documents import read_yaml
 from medssl.io.suggestions import nearest
 from medssl.io.trust import refuse_config
 from medssl.types import UserError

@@ -12,8 +12,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
+from medssl.io.atomic_write import atomic_files, explain_disk_errors
 from medssl.io.csv_text import as_csv
-from medssl.io.files import refusals, whole
 from medssl.metrics.classification import SUM_TOLERANCE
 from medssl.metrics.segmentation import FURTHER, ClassScore, Further
 from medssl.types import UserError
@@ -118,7 +118,7 @@ def read_segmentation(path: Path) -> list[SegmentationRow]:
     further = FURTHER[0] in lines[0].cells
     for line in lines:
         dice, hd95 = line.optional("dice", 1.0), line.optional("hd95_mm")
-        voxels, note = (line.whole("true_voxels"), line.whole("predicted_voxels")), line.cells["note"]
+        voxels, note = (line.count("true_voxels"), line.count("predicted_voxels")), line.cells["note"]
         if note not in ("", *LACKS):
             line.refuse("note", f"nothing, {', '.join(LACKS[:-1])} or {LACKS[-1]}")
         if (dice is None) != (note == "absent"):
@@ -305,7 +305,7 @@ class _Line:
     def optional(self, column: str, highest: float = math.inf, lowest: float = 0.0) -> float | None:
         return self.number(column, highest, lowest) if self.cells[column] else None
 
-    def whole(self, column: str) -> int:
+    def count(self, column: str) -> int:
         if not self.cells[column].isascii() or not self.cells[column].isdigit():
             self.refuse(column, "a whole number from 0")
         return int(self.cells[column])
@@ -321,7 +321,7 @@ def _further(line: _Line, note: str) -> Further:
         line.refuse("volume_error_ml", "nothing where the note is absent")
     if (share is None) != (note in ("absent", "invented")):
         line.refuse("volume_error", "nothing where the note is absent or invented, a number from -1 elsewhere")
-    counts = [line.whole(column) for column in ("lesions_found", "lesions_missed", "lesions_invented")]
+    counts = [line.count(column) for column in ("lesions_found", "lesions_missed", "lesions_invented")]
     further, f1 = Further(nsd, millilitres, share, *counts), line.optional("lesion_f1", 1.0)
     expected = further.lesion_f1
     if (f1 is None) != (expected is None) or (f1 is not None and abs(f1 - (expected or 0.0)) > F1_TOLERANCE):
@@ -365,7 +365,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: The disk refuses the file; a former file is untouched.
     """
-    with refusals(path):
+    with explain_disk_errors(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with whole(path) as (file,):
+        with atomic_files(path) as (file,):
             file.write(text.encode())

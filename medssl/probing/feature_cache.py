@@ -6,7 +6,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
-from medssl.io.files import write_whole
+from medssl.io.atomic_write import atomic_write
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -86,5 +86,5 @@ class Kept:
 
         tensors = {f"{key}/{part}": array for key, arrays in self.arrays.items() for part, array in arrays.items()}
         content = save(tensors, metadata={"made_by": json.dumps(self.made_by)})
-        write_whole(self.path, lambda file: file.write(content))
+        atomic_write(self.path, lambda file: file.write(content))
         self.written, self.new = time.monotonic(), 0

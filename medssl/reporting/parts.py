@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medssl.encoders.weights import CARD, read_card
-from medssl.io.files import read_yaml
+from medssl.io.documents import read_yaml
 from medssl.metrics.cases import (
     CASES,
     ClassificationRow,
@@ -29,7 +29,7 @@ from medssl.types import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from medssl.io.files import read_yaml
+    from medssl.io.documents import read_yaml
 from medssl.types import Card
 
 METRICS, CONFIG, PICTURES = "metrics.jsonl", "config.yaml", "pictures"

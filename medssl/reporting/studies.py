@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from medssl.io.files import read_json
+from medssl.io.documents import read_json
 from medssl.reporting.curves import Point, Series, line_chart
 from medssl.types import UserError
 

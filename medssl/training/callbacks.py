@@ -13,7 +13,8 @@ import lightning.pytorch as lightning
 import torch
 from tqdm import tqdm
 
-from medssl.io.files import open_to_append, write_whole
+from medssl.io.atomic_write import atomic_write
+from medssl.io.links import open_to_append
 from medssl.training.checkpoint import is_best
 from medssl.training.pictures import draw
 
@@ -107,7 +108,7 @@ class Metrics(lightning.Callback):
         path = self.folder / "metrics.jsonl"
         if path.exists():
             rows = [row for row in path.read_text(encoding="utf-8").splitlines() if kept(row, done)]
-            write_whole(path, lambda file: file.write("".join(f"{row}\n" for row in rows).encode()))
+            atomic_write(path, lambda file: file.write("".join(f"{row}\n" for row in rows).encode()))
         self.lines = io.TextIOWrapper(open_to_append(path), encoding="utf-8")
         events = self.folder / "tensorboard"
         events.mkdir(exist_ok=True)

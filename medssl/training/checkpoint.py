@@ -7,7 +7,6 @@ A run folder holds ``config.yaml`` (the resolved configuration without any path)
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pickle
 import zipfile
@@ -18,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from medssl.io.files import open_lock, read_yaml, write_whole
+from medssl.io.atomic_write import atomic_write
+from medssl.io.documents import read_yaml
+from medssl.io.locks import open_lock, try_lock
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def link(source: Path, target: Path) -> None:
     try:
         os.link(source, part)
     except OSError:
-        write_whole(target, lambda file: file.write(source.read_bytes()))
+        atomic_write(target, lambda file: file.write(source.read_bytes()))
         return
     part.replace(target)
 
@@ -152,7 +153,7 @@ class RunFolder:
         if best and progress.judged is not None:
             progress.best = progress.judged
         last = self.checkpoints / "last.pt"
-        write_whole(last, lambda file: torch.save(state | {"progress": asdict(progress)}, file))
+        atomic_write(last, lambda file: torch.save(state | {"progress": asdict(progress)}, file))
         if keep:
             link(last, self.checkpoints / f"step_{progress.step:06d}.pt")
         if best:
@@ -174,17 +175,15 @@ class RunFolder:
             raise UserError(message)
         self.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open_lock(self.path / ".lock") as lock:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not try_lock(lock, inherited=False):
                 message = f"another process is training in {self.path.name}/: wait for it, or choose another --run"
-                raise UserError(message) from error
+                raise UserError(message)
             for part in self.path.rglob(".*.part"):
                 part.unlink()
             if stored.exists() and checkpoints(self.checkpoints):
                 refuse_other(read_yaml(stored), config, self.path.name)
             text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-            write_whole(stored, lambda file: file.write(text.encode()))
+            atomic_write(stored, lambda file: file.write(text.encode()))
             yield
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from medssl.encoders.tensors import read_tensors, refuse_strange
 from medssl.encoders.weights import CARD, WEIGHTS, Report, load, misfit, read_card
-from medssl.io.files import read_yaml
+from medssl.io.documents import read_yaml
 from medssl.training.checkpoint import checkpoints
 from medssl.training.initial_weights import brings_weights, run_of, seen_by, seen_by_file, tell_keys
 from medssl.types import Card, Imported, UserError

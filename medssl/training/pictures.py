@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from medssl.io.files import write_whole
+from medssl.io.atomic_write import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,7 @@ def draw(
             pen.text((2, HEADER + i * step + height + 1), captions[i], fill="white")
     for j, name in enumerate(names):
         pen.text((j * per_tensor * (width + GAP) + 2, 1), name, fill="white")
-    write_whole(path, lambda file: canvas.save(file, format="PNG"))
+    atomic_write(path, lambda file: canvas.save(file, format="PNG"))
 
 
 def tiles(

@@ -12,7 +12,7 @@ from medssl.data.index.split import overlap
 from medssl.data.labels.selection import MASK
 from medssl.data.loading.batches import population
 from medssl.data.store.store import Store
-from medssl.io.files import read_json
+from medssl.io.documents import read_json
 from medssl.ops.draws import keyed_generator
 from medssl.training import describe
 from medssl.types import UserError

@@ -14,7 +14,7 @@ from security.planted import change_card
 from medssl import cli
 from medssl.encoders.tensors import read_tensors
 from medssl.encoders.weights import load_card
-from medssl.io import files
+from medssl.io import documents
 from medssl.types import UserError
 
 
@@ -23,7 +23,7 @@ def test_a_card_of_many_megabytes_or_levels(tmp_path, monkeypatch):
     (run / "card.json").write_text("[" * 100_000)
     with pytest.raises(UserError, match=r"card\.json: not JSON \(nested too deeply\)"):
         load_card(run)
-    monkeypatch.setattr(files, "JSON_BYTES", 1 << 20)
+    monkeypatch.setattr(documents, "JSON_BYTES", 1 << 20)
     (run / "card.json").write_bytes(b" " * ((1 << 20) + 1))
     with pytest.raises(UserError, match=r"card\.json: not JSON \(larger than 1 MiB\)"):
         load_card(run)
@@ -55,10 +55,10 @@ def test_configurations_that_grow_or_make_objects(text, words, tmp_path, monkeyp
 
 def test_honest_aliases_are_read(tmp_path):
     (tmp_path / "mine.yaml").write_text("a: &a [1, 2]\nb: *a\n")
-    assert files.read_yaml(tmp_path / "mine.yaml") == {"a": [1, 2], "b": [1, 2]}
-    (tmp_path / "mine.yaml").write_bytes(b"#" * (files.YAML_BYTES + 1))
+    assert documents.read_yaml(tmp_path / "mine.yaml") == {"a": [1, 2], "b": [1, 2]}
+    (tmp_path / "mine.yaml").write_bytes(b"#" * (documents.YAML_BYTES + 1))
     with pytest.raises(yaml.YAMLError, match="larger than 4 MiB"):
-        files.read_yaml(tmp_path / "mine.yaml")
+        documents.read_yaml(tmp_path / "mine.yaml")
 
 
 def test_a_safetensors_header_longer_than_the_file(tmp_path):

@@ -13,7 +13,7 @@ from medssl.data.index.scan_index import Index, IndexOptions
 from medssl.data.index.update import update
 from medssl.data.store.store import Store
 from medssl.inference import finished_scans as finished
-from medssl.io import files
+from medssl.io import atomic_write, locks
 from medssl.training.callbacks import Metrics
 from medssl.training.checkpoint import RunFolder
 from medssl.types import UserError
@@ -65,7 +65,7 @@ def test_the_lock_of_a_comparison(tmp_path, target):
 
 def test_a_lock_keeps_the_content_that_it_has(tmp_path):
     (tmp_path / ".lock").write_text("kept")
-    with files.open_lock(tmp_path / ".lock"):
+    with locks.open_lock(tmp_path / ".lock"):
         pass
     assert (tmp_path / ".lock").read_text() == "kept"
 
@@ -101,11 +101,11 @@ def test_parts_that_somebody_has_put_in_the_way(tmp_path, target, monkeypatch):
     monkeypatch.setattr("secrets.token_hex", lambda n: "guessed")
     (tmp_path / ".card.json.guessed.part").symlink_to(target)
     with pytest.raises(UserError, match=r"card\.json could not be written \(File exists\)"):
-        files.write_whole(tmp_path / "card.json", lambda file: file.write(b"new"))
+        atomic_write.atomic_write(tmp_path / "card.json", lambda file: file.write(b"new"))
     assert not (tmp_path / "card.json").exists()
     (tmp_path / "card.json").symlink_to(target)
     monkeypatch.undo()
-    files.write_whole(tmp_path / "card.json", lambda file: file.write(b"new"))  # takes the link's place
+    atomic_write.atomic_write(tmp_path / "card.json", lambda file: file.write(b"new"))  # takes the link's place
     assert (tmp_path / "card.json").read_bytes() == b"new"
 
 

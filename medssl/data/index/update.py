@@ -25,8 +25,8 @@ from medssl.data.index.pseudonyms import fingerprint
 from medssl.data.index.scan_index import Index, IndexOptions
 from medssl.data.index.schema import transaction
 from medssl.data.index.walk import Found, walk
-from medssl.io.files import open_lock
 from medssl.io.limits import Limits
+from medssl.io.locks import open_lock, try_lock
 from medssl.io.processes import Lost, Pool, forking, one_thread
 from medssl.types import UserError
 
@@ -79,15 +79,11 @@ def update(
 @contextmanager
 def _alone(index: Index) -> Iterator[None]:
     """One update at a time; the lock goes with the process, however it ends."""
-    import fcntl
-
     lock = index.file.with_name(f".{index.file.name}.lock")
     with open_lock(lock) as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not try_lock(stream):
             message = f"{index.file} is being updated by another process: wait until it is done"
-            raise UserError(message) from error
+            raise UserError(message)
         yield
 
 

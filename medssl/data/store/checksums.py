@@ -225,10 +225,10 @@ class Entries:
 
 def seal(store: Path) -> None:
     """Write down the checksums of the table and the description, which nobody changes until the next run."""
-    from medssl.io.files import write_whole
+    from medssl.io.atomic_write import atomic_write
 
     text = json.dumps({name: _state(store / name) for name in SEALED}, indent=1)
-    write_whole(store / SEAL, lambda file: file.write(text.encode()))
+    atomic_write(store / SEAL, lambda file: file.write(text.encode()))
 
 
 def unseal(store: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from medssl.data.store import checksums
-from medssl.io.files import FULL, whole
+from medssl.io.atomic_write import DISK_FULL, atomic_files
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -234,10 +234,10 @@ def write_parts(path: Path, parts: Iterable[bytes | NDArray[np.uint8]]) -> int:
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with whole(path) as (file,):
+        with atomic_files(path) as (file,):
             return sum(file.write(part.data if isinstance(part, np.ndarray) else part) for part in parts)
     except OSError as error:
-        if error.errno in FULL:
+        if error.errno in DISK_FULL:
             raise DiskFull from error
         raise
 

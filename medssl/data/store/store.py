@@ -18,7 +18,7 @@ import numpy as np
 
 from medssl.data.store import checksums, chunks, records
 from medssl.data.store.coding import EXCLUDED
-from medssl.io.files import read_json
+from medssl.io.documents import read_json
 from medssl.types import Imported, IntensityRule, IntensityRules, LabelSchema, Preprocess, UserError
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from medssl.data.synthetic.phantoms import PHANTOMS, VERSION, Modality, Phantom, phantom
-from medssl.io.files import whole
+from medssl.io.atomic_write import atomic_files
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _write(folder: Path, recipe: Recipe, number: int) -> None:
 def _put(file: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with whole(file) as (stream,):
+    with atomic_files(file) as (stream,):
         stream.write(content)
 
 

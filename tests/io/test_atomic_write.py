@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from medssl.io.files import sync_folder, whole, write_whole
+from medssl.io.atomic_write import atomic_files, atomic_write, sync_folder
 from medssl.types import UserError
 
 
@@ -23,7 +23,7 @@ def former(tmp_path):
 
 
 def test_it_takes_its_place(former):
-    write_whole(former, lambda file: file.write(b"new"))
+    atomic_write(former, lambda file: file.write(b"new"))
     assert former.read_bytes() == b"new"
     assert names(former.parent) == ["a"]
 
@@ -31,7 +31,7 @@ def test_it_takes_its_place(former):
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), RuntimeError("broken"), KeyboardInterrupt("broken")])
 def test_a_block_that_raises_leaves_the_former_file(former, error):
     def write():
-        with whole(former) as (file,):
+        with atomic_files(former) as (file,):
             file.write(b"half")
             raise error
 
@@ -50,7 +50,7 @@ def test_none_of_several_takes_its_place_before_all_are_on_the_disk(former, monk
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.fsync", sync)
-    with pytest.raises(OSError, match="No space left"), whole(former, other) as files:
+    with pytest.raises(OSError, match="No space left"), atomic_files(former, other) as files:
         [file.write(b"new") for file in files]
     assert former.read_bytes() == b"former"
     assert names(former.parent) == ["a"]
@@ -59,7 +59,7 @@ def test_none_of_several_takes_its_place_before_all_are_on_the_disk(former, monk
 def test_a_process_that_is_killed_leaves_the_former_file(former):
     child = os.fork()
     if child == 0:
-        with whole(former) as (file,):
+        with atomic_files(former) as (file,):
             file.write(b"half")
             file.flush()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -69,7 +69,7 @@ def test_a_process_that_is_killed_leaves_the_former_file(former):
 
 
 def test_two_writers_of_one_file_do_not_mix(former):
-    with whole(former) as (one,), whole(former) as (two,):
+    with atomic_files(former) as (one,), atomic_files(former) as (two,):
         one.write(b"1" * 100)
         two.write(b"2" * 10)
     assert former.read_bytes() == b"1" * 100
@@ -99,13 +99,13 @@ def test_the_reason_is_said(former, number, said, torch):
             raise
 
     with pytest.raises(UserError, match=said):
-        write_whole(former, write)
+        atomic_write(former, write)
     assert former.read_bytes() == b"former"
 
 
 def test_a_folder_that_is_not_there_is_said(tmp_path):
     with pytest.raises(UserError, match=r"a could not be written \(No such file or directory\)"):
-        write_whole(tmp_path / "gone" / "a", lambda file: file.write(b"new"))
+        atomic_write(tmp_path / "gone" / "a", lambda file: file.write(b"new"))
 
 
 def test_other_errors_of_torch_are_not_blamed_on_the_disk(former):
@@ -113,7 +113,7 @@ def test_other_errors_of_torch_are_not_blamed_on_the_disk(former):
         raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
-        write_whole(former, write)
+        atomic_write(former, write)
 
 
 @pytest.mark.parametrize(("number", "passes"), [(errno.EINVAL, True), (errno.EIO, False)])
