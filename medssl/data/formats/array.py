@@ -34,6 +34,8 @@ from medssl.data.formats.base import (
 from medssl.types import Grid
 
 SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
+NOUN = "an array file"
+NEEDS_SUFFIX = True  # ZIP and HDF5 files hold many other things
 _NPY, _ZIP, _HDF5 = b"\x93NUMPY", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
 _MOST_MEMBERS = 1000
 _DEFLATE_LIMIT = 1032  # bytes out of one byte in

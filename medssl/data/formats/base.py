@@ -1,14 +1,6 @@
-"""What the module of a format gives to the index and to the reader of scans.
+"""The interface of a file format, and the types and checks that all formats share.
 
-A format module has
-
-- ``SUFFIXES``: lower-case endings of file names, with the dot;
-- ``matches(first)``: whether the first 352 bytes of a file are of this format;
-- ``read_header(path) -> FileHeader``: no pixel is decoded unless only decoding can tell that the file is whole;
-  ``details["companions"]`` names other files that hold part of the scan (a detached ``.raw``);
-- ``read_pixels(path, frame, reading) -> (array [C, *s], Grid)``: the values as the file defines them.
-
-All raise ``FormatError`` (one line, without the path) for files that cannot be a scan.
+To add a format, write one module (or package) that satisfies ``Format`` and enter it in ``recognition.FORMATS``.
 """
 
 from __future__ import annotations
@@ -21,7 +13,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -80,6 +73,38 @@ class FileHeader:
     dtype: str = ""
     notes: tuple[str, ...] = ()
     details: dict[str, Any] = field(default_factory=dict)
+
+
+class Format(Protocol):
+    """What the module of a format provides.
+
+    All functions raise ``FormatError`` (one line, without the path) for files that cannot be a scan.
+    """
+
+    @property
+    def SUFFIXES(self) -> tuple[str, ...]:
+        """Lower-case endings of file names, with the dot."""
+
+    @property
+    def NOUN(self) -> str:
+        """The format with its article, as messages name it ("a NIfTI file")."""
+
+    @property
+    def NEEDS_SUFFIX(self) -> bool:
+        """Whether the first bytes alone do not prove the format, since files of other kinds begin alike."""
+
+    def matches(self, first: bytes) -> bool:
+        """Whether the first 352 bytes of a file belong to this format."""
+
+    def read_header(self, path: Path) -> FileHeader:
+        """Read kind, grid and number type.
+
+        Pixels are decoded only where nothing else shows whether the file is complete. ``details["companions"]`` names
+        other files that hold part of the scan, such as a detached ``.raw``.
+        """
+
+    def read_pixels(self, path: Path, frame: int | None, reading: Reading) -> tuple[np.ndarray, Grid]:
+        """Read the values as the file defines them, [C, *s], and their grid."""
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def _reading(scan: Scan, *, label: bool = False) -> Reading:
 def _read_objects(scan: Scan, root: Path, grid: Grid, notes: list[str]) -> np.ndarray:
     """The label of a scan from segmentation objects and structure sets [1, i, j, k]; what is odd joins ``notes``."""
     from medssl.data.formats.dicom.elements import DicomError
-    from medssl.data.formats.dicom.objects import read_objects
+    from medssl.data.formats.dicom.label_objects import read_objects
 
     try:
         label, odd = read_objects(scan.labels.mask, scan.labels.classes, root, grid)

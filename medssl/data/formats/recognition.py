@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from medssl.data.formats import array, metaimage, nifti, nrrd, picture, tiff, unread
-from medssl.data.formats.base import FIRST_BYTES, FileHeader, check_grid
-from medssl.data.formats.streams import gzip_beginning, packed_with
+from medssl.data.formats.base import FIRST_BYTES, FileHeader, Format, check_grid
+from medssl.data.formats.voxels.streams import gzip_beginning, packed_with
 
-FORMATS: dict[str, Any] = {
+FORMATS: dict[str, Format] = {
     "array": array,
     "nifti": nifti,
     "nrrd": nrrd,
@@ -21,14 +21,12 @@ FORMATS: dict[str, Any] = {
 }  # DICOM: see ``dicom``
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _FIRST_REPRESENTATIONS = (b"UL", b"CS", b"DA", b"TM", b"UI", b"SH", b"LO", b"DT", b"UN")  # of elements of group 0008
-_NAMES = {"nifti": "a NIfTI file", "tiff": "a TIFF picture", "dicom": "a DICOM file"}
 _OTHER_FILES = tuple(
     (
         ".txt .json .csv .tsv .xml .html .htm .pdf .md .log .yaml .yml .xlsx .xls .doc .docx .bval .bvec .py .sqlite "
         ".db .pt .pth .safetensors .ipynb .sh .ini .cfg .pptx .rtf .exe .dll .js .css .xsl .rst .toml .pkl"
     ).split()
 )
-_BY_NAME = ("array",)  # ZIP and HDF5 files hold many other things
 _UNOPENED = (".zip", ".tar", ".tgz", ".7z", ".rar", ".tar.gz", ".mp4", ".avi", ".mov", ".mkv", ".wmv")
 _TEXT_HEADERS = (".mha", ".mhd")  # text without a signature of its own
 _READ = 4096  # holds FIRST_BYTES of a gzip file, too
@@ -87,7 +85,9 @@ def recognize(path: Path) -> Recognition:
         return Recognition(named)  # its reader unpacks it, or says where the stream is damaged
     form = _form_of_content(inside, named)
     if form and packed and form != "nifti":
-        return Recognition("", "rejected", f"{_described(form, inside)[2:]} packed with gzip; unpack it first")
+        return Recognition(
+            "", "rejected", f"{_described(form, inside).partition(' ')[2]} packed with gzip; unpack it first"
+        )
     if form:
         note = f"named {suffix}, but is {_described(form, inside)}" if named and form != named else ""
         return Recognition(form, note=note)
@@ -101,8 +101,7 @@ def read_header(path: Path, form: str) -> FileHeader:
         FormatError: Truncated, of another content than its name says, or of a layout that is no scan.
         OSError: The file cannot be opened.
     """
-    header: FileHeader = FORMATS[form].read_header(path)
-    return check_grid(header)
+    return check_grid(FORMATS[form].read_header(path))
 
 
 def _by_name_alone(name: str) -> Recognition | None:
@@ -143,7 +142,7 @@ def _form_of_content(first: bytes, named: str) -> str:
     if named in FORMATS and FORMATS[named].matches(first):
         return named
     for form, module in FORMATS.items():
-        if form not in (named, *_BY_NAME) and module.matches(first) and not _by_chance(first):
+        if form != named and not module.NEEDS_SUFFIX and module.matches(first) and not _by_chance(first):
             return form
     return "dicom" if _bare_dicom(first) else ""
 
@@ -179,14 +178,12 @@ def _suffix(name: str) -> str:
 
 def _described(form: str, first: bytes) -> str:
     """A format in words, with its article."""
-    if form in _NAMES:
-        return _NAMES[form]
-    signatures = {b"NRRD": "an NRRD file", b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture"}
-    signatures |= {b"BM": "a BMP picture"}
-    other = {"metaimage": "a MetaImage file", "nrrd": "an NRRD file"}
-    return next(
-        (what for start, what in signatures.items() if first.startswith(start)), other.get(form, f"a {form} file")
-    )
+    if form == "dicom":
+        return "a DICOM file"
+    pictures = {b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"BM": "a BMP picture"}
+    if form == "picture":
+        return next((noun for start, noun in pictures.items() if first.startswith(start)), picture.NOUN)
+    return FORMATS[form].NOUN
 
 
 def _bare_dicom(first: bytes) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 
 from medssl.data.formats.base import FormatError
 from medssl.data.formats.dicom.elements import DicomError
-from medssl.data.formats.dicom.header import read_slices, to_json
+from medssl.data.formats.dicom.header import read_slices
+from medssl.data.formats.dicom.slices import to_json
 from medssl.data.formats.recognition import read_header, recognize
 from medssl.data.index import companions
 from medssl.data.index.pseudonyms import keyed_digest

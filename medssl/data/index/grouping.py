@@ -13,10 +13,10 @@ from typing import Any
 
 from medssl.data.formats.array import lay_out
 from medssl.data.formats.base import FormatError
-from medssl.data.formats.dicom.films import is_film, stacks_of_films
-from medssl.data.formats.dicom.header import Slice, from_json
 from medssl.data.formats.dicom.pixels import same_pixels
-from medssl.data.formats.dicom.volumes import Beside, Stack, stacks_of
+from medssl.data.formats.dicom.series.films import stacks_of_films
+from medssl.data.formats.dicom.series.volumes import Beside, stacks_of
+from medssl.data.formats.dicom.slices import Slice, Stack, from_json
 from medssl.data.formats.modality import domain_of, normalized
 from medssl.data.formats.units import in_unit, out_of_range
 from medssl.data.index.neighbors import unread_beside
@@ -114,8 +114,8 @@ def _stacks(slices: list[Slice], root: Path, options: dict[str, Any], beside: Be
         else:
             kept.append(one)
     equal = lambda a, b: same_pixels(root, Part(a.path, a.frame), Part(b.path, b.frame))  # noqa: E731
-    films = [one for one in kept if is_film(one)]
-    stacks = stacks_of([one for one in kept if not is_film(one)], equal, beside)
+    films = [one for one in kept if one.is_film]
+    stacks = stacks_of([one for one in kept if not one.is_film], equal, beside)
     stacks += stacks_of_films(films, options["frames"], beside.damaged, equal)
     return stacks + [Stack(tuple(some), Status("rejected", out[name]), name=name) for name, some in left.items()]
 

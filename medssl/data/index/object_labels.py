@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import PurePath
 from typing import Any
 
-from medssl.data.formats.dicom.objects import LabelObject
+from medssl.data.formats.dicom.label_objects import LabelObject
 from medssl.data.index.pairing import Mask
 from medssl.data.index.pseudonyms import keyed_digest
 from medssl.data.index.schema import transaction

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from medssl.data.formats.base import FormatError
-from medssl.data.formats.streams import Source, unpacked
+from medssl.data.formats.voxels.streams import Source, unpacked
 
 CONTENT = np.random.default_rng(0).integers(0, 40, 5000).astype(np.uint8).tobytes()  # packed, but hardly predictable
 PACK = {

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.data.formats.dicom.elements import DicomError
-from medssl.data.formats.dicom.header import from_json, read_slices, to_json
+from medssl.data.formats.dicom.header import read_slices
 from medssl.data.formats.dicom.pixels import read_stack, same_pixels
-from medssl.data.formats.dicom.volumes import Stack, stacks_of
+from medssl.data.formats.dicom.series.volumes import stacks_of
+from medssl.data.formats.dicom.slices import Stack, from_json, to_json
 from medssl.data.index.pseudonyms import keyed_digest
 from medssl.types import Part
 

@@ -1,4 +1,4 @@
-"""DICOM files: from one header to slices, and from the files of a stack to its array.
+"""One DICOM header -> the slices of its file, or why it is no scan.
 
 References: DICOM PS3.3 (2024e) C.7.6.1 to C.7.6.3, C.7.6.16 (frames), C.8 (modalities); PS3.5 (transfer syntaxes).
 Identifiers never leave this room in the clear: they are hashed as they are read.
@@ -6,21 +6,20 @@ Identifiers never leave this room in the clear: they are hashed as they are read
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medssl.data.formats.dicom import fields, mosaic, objects
+from medssl.data.formats.dicom import fields, label_objects, mosaic
 from medssl.data.formats.dicom.attributes import VECTORS, attributes_of, divided, of_frames, tags
-from medssl.data.formats.dicom.elements import DicomError, damage, is_capture, parse, quiet, reason_of, shown
-from medssl.data.formats.dicom.extent import check_length
+from medssl.data.formats.dicom.elements import DicomError, damage, is_capture, parse, quiet, reason_of, shown, syntax_of
 from medssl.data.formats.dicom.geometry import TAGS, picture_spacing, pose_of, spacing_of, vector_poses
-from medssl.data.formats.dicom.layout import samples_of
-from medssl.data.formats.dicom.values import unit_of
+from medssl.data.formats.dicom.pixels.extent import check_length
+from medssl.data.formats.dicom.pixels.layout import samples_of
+from medssl.data.formats.dicom.pixels.values import unit_of
+from medssl.data.formats.dicom.slices import Slice
 from medssl.data.formats.modality import normalized
-from medssl.types import Kind, ValueDomain
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -35,85 +34,12 @@ _TAGS = (
     "ModalityLUTSequence", "Units", "FrameTime",
 )  # fmt: skip
 _MOST_FRAMES = 100_000
+_VIDEO = "1.2.840.10008.1.2.4.10"  # MPEG-2, MPEG-4 and HEVC: .100 to .108
+_FRAME_TIME = 0x00181063
 _NO_PICTURE = (
     "SR", "PR", "KO", "DOC", "RTSTRUCT", "RTPLAN", "RTRECORD", "REG", "FID", "AU", "ECG", "HD", "EPS", "PLAN"
 )  # fmt: skip
-_STACKED = ("CT", "MR", "PT", "NM")
 _COLOR = ("US", "ES", "XC", "GM", "SM", "OP", "IVUS", "IVOCT", "OPT", "DMS")
-
-
-@dataclass(frozen=True)
-class Slice:
-    """One slice (or one picture) of a DICOM series, all identifiers hashed.
-
-    Attributes:
-        instance: Digest of the SOP instance and the frame.
-        shape: Rows, columns, samples a pixel.
-        spacing_mm: Between rows, between columns; None where nothing says.
-        pose: Direction of a row (3), direction of a column (3), position of the first pixel (3), LPS; None without.
-        turn: Attributes of this slice alone that may tell volumes of one series apart, by keyword; "number" is
-            InstanceNumber.
-        about: Facts of the file, safe to list; "apart" holds more attributes, see ``attributes``.
-    """
-
-    path: str
-    frame: int | None
-    instance: str
-    shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float] | None
-    pose: tuple[float, ...] | None
-    turn: dict[str, Any]
-    about: dict[str, Any]
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """What may tell this slice's volume from others of its series."""
-        shared: dict[str, Any] = self.about.get("apart", {})
-        return shared | self.turn
-
-    @property
-    def kind(self) -> Kind:
-        """Slices of CT, MR, PET and all else that has a place in space belong to volumes; the rest are images."""
-        located = self.pose is not None or self.about["modality"] in _STACKED
-        return "volume" if located and "frames" not in self.turn else "image"
-
-    @property
-    def value_domain(self) -> ValueDomain:
-        """What the values mean, by modality and samples."""
-        if self.shape[2] == 3:
-            return "rgb"
-        if self.about.get("capture"):
-            return "gray"  # a derived picture: its values need not be those of its modality
-        if self.about["modality"] == "CT":
-            return "hu" if self.about.get("unit", "HU") == "HU" else "gray"
-        return "mr" if self.about["modality"] == "MR" else "gray"
-
-
-def to_json(slices: Sequence[Slice]) -> tuple[str, str]:
-    """The slices of one file as JSON: what is each one's own, and what they share with their whole series."""
-    own = [[one.frame, one.instance, one.shape, one.spacing_mm, one.pose, one.turn] for one in slices]
-    return json.dumps(own, separators=(",", ":")), json.dumps(slices[0].about, separators=(",", ":"))
-
-
-def from_json(own: str, about: str, path: str) -> list[Slice]:
-    """The opposite of ``to_json``."""
-    shared = json.loads(about)
-    return [
-        Slice(
-            path=path,
-            frame=frame,
-            instance=instance,
-            shape=tuple(shape),
-            spacing_mm=tuple(spacing_mm) if spacing_mm else None,
-            pose=tuple(pose) if pose else None,
-            turn=turn,
-            about=shared,
-        )
-        for frame, instance, shape, spacing_mm, pose, turn in json.loads(own)
-    ]
-
-
-# --- one header
 
 
 def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str, list[Slice]]:
@@ -136,9 +62,9 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
         slices: tuple[Slice, ...] = ()
         try:
             series = digest("series", str(dataset.get("SeriesInstanceUID", "") or Path(path).parent))
-            if form := objects.form_of(dataset):
+            if form := label_objects.form_of(dataset):
                 message = f"{form}: not a scan; --labels.objects true takes it as the label of its series"
-                raise DicomError(message, rejected=True, label_object=objects.describe(stream, digest))
+                raise DicomError(message, rejected=True, label_object=label_objects.describe(stream, digest))
             reason = _rejection(dataset)
             if reason:
                 raise DicomError(reason, rejected=True)
@@ -219,10 +145,22 @@ def _slices(dataset: Dataset, path: str, digest: Callable[..., str]) -> list[Sli
         for frame in range(1 if film else frames)
     ]
     if film:
-        from medssl.data.formats.dicom.films import film_of
-
-        return [film_of(dataset, slices[0], frames)]
+        return [_film(dataset, slices[0], frames)]
     return slices
+
+
+def _film(dataset: Dataset, first: Slice, frames: int) -> Slice:
+    """The header of a film as one slice; ``turn`` holds the number of its frames.
+
+    Raises:
+        DicomError: A video stream.
+    """
+    if syntax_of(dataset).startswith(_VIDEO):
+        message = f"film of {frames} frames as a video stream (MPEG): export its frames as pictures"
+        raise DicomError(message, rejected=True)
+    turn: dict[str, Any] = {"number": first.turn.get("number", 0.0), "frames": frames}
+    time = fields.number(dataset, _FRAME_TIME)
+    return replace(first, frame=None, turn=turn | ({"frame_ms": time} if time else {}))
 
 
 def _by_vectors(

@@ -20,7 +20,7 @@ from medssl.data.formats.dicom.elements import DicomError, parse, shown
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-    from medssl.data.formats.dicom.header import Slice
+    from medssl.data.formats.dicom.slices import Slice
 
 _BLOCKS = range(0x10, 0x20)  # where private elements may lie: the creator says which block is whose
 _CREATORS = {0x0019: "SIEMENS MR HEADER", 0x0029: "SIEMENS CSA HEADER"}

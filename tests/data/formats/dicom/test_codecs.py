@@ -14,9 +14,9 @@ import pytest
 from data.formats.dicom.pixel_files import SYNTAXES, dataset_of, encapsulate, encode, put, write, written
 
 from medssl.data.formats.dicom.elements import PIXEL_TAGS, DicomError, parse
-from medssl.data.formats.dicom.extent import check_length
 from medssl.data.formats.dicom.header import read_slices
 from medssl.data.formats.dicom.pixels import read_stack
+from medssl.data.formats.dicom.pixels.extent import check_length
 from medssl.data.index.pseudonyms import keyed_digest
 from medssl.types import Part
 

@@ -12,8 +12,8 @@ from data.make_scans import AXIAL, CORONAL, SAGITTAL, Series
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from medssl.data.formats.dicom.contours import inside, read_structures
 from medssl.data.formats.dicom.elements import DicomError
+from medssl.data.formats.dicom.label_objects.contours import inside, read_structures
 
 OBLIQUE = (0.8, 0.6, 0.0, -0.48, 0.64, 0.6)
 SHAPE = (40, 30, 6)

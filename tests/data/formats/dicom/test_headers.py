@@ -17,9 +17,10 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from medssl.data.formats.dicom.elements import DicomError
-from medssl.data.formats.dicom.header import Slice, read_slices
+from medssl.data.formats.dicom.header import read_slices
 from medssl.data.formats.dicom.pixels import read_stack, read_values, same_pixels
-from medssl.data.formats.dicom.volumes import stacks_of
+from medssl.data.formats.dicom.series.volumes import stacks_of
+from medssl.data.formats.dicom.slices import Slice
 from medssl.data.formats.recognition import recognize
 from medssl.data.index.pseudonyms import keyed_digest, patient_digest
 from medssl.types import Part
@@ -354,7 +355,7 @@ def test_identifiers_in_another_character_set_stay_apart_and_stable(tmp_path):
 
 
 def test_dates_and_identifiers_do_not_enter_the_index(tmp_path):
-    from medssl.data.formats.dicom.header import to_json
+    from medssl.data.formats.dicom.slices import to_json
 
     dataset = dataset_with(
         AcquisitionDateTime="20210203040506.5", AcquisitionUID="1.2.777", FrameOfReferenceUID="1.2.888",

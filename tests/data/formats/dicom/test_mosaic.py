@@ -18,7 +18,7 @@ from medssl.data.formats.dicom.elements import DicomError
 from medssl.data.formats.dicom.header import read_slices
 from medssl.data.formats.dicom.mosaic import parse_csa
 from medssl.data.formats.dicom.pixels import read_stack, same_pixels
-from medssl.data.formats.dicom.volumes import Stack, stacks_of
+from medssl.data.formats.dicom.series.volumes import stacks_of
 from medssl.data.index.pseudonyms import keyed_digest
 from medssl.types import Part
 

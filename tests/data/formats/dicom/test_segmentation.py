@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.data.formats.dicom.elements import DicomError
-from medssl.data.formats.dicom.segmentation import read_segmentation
+from medssl.data.formats.dicom.label_objects.segmentation import read_segmentation
 
 hd = pytest.importorskip("highdicom")
 

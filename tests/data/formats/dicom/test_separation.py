@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.data.formats.dicom.attributes import CONTRASTS, DESCRIPTIONS, MOMENTS
-from medssl.data.formats.dicom.header import Slice
-from medssl.data.formats.dicom.volumes import Beside, Stack, stacks_of
+from medssl.data.formats.dicom.series.volumes import Beside, stacks_of
+from medssl.data.formats.dicom.slices import Slice, Stack
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from medssl.data.formats.dicom.header import read_slices
 from medssl.data.formats.dicom.pixels import read_stack, same_pixels
-from medssl.data.formats.dicom.volumes import Beside, Stack, stacks_of
+from medssl.data.formats.dicom.series.volumes import Beside, stacks_of
+from medssl.data.formats.dicom.slices import Stack
 from medssl.data.formats.reading import read
 from medssl.data.index.pseudonyms import keyed_digest
 from medssl.data.index.scan_index import FileOptions, Index, IndexOptions

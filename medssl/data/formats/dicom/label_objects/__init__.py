@@ -1,0 +1,184 @@
+"""Objects that label scans: segmentations and structure sets. What the index notes of them, and how they are read.
+
+Names of segments are free text: they stay in the index file, and messages of single scans give numbers instead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from medssl.data.formats.dicom import fields
+from medssl.data.formats.dicom.elements import DicomError, damage, parse, quiet, reason_of
+from medssl.data.formats.dicom.label_objects.contours import read_structures
+from medssl.data.formats.dicom.label_objects.segmentation import read_segmentation
+from medssl.types import Grid, Part
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+_FORMS = {
+    "1.2.840.10008.5.1.4.1.1.66.4": "segmentation object",
+    "1.2.840.10008.5.1.4.1.1.66.7": "segmentation object",  # Label Map Segmentation
+    "1.2.840.10008.5.1.4.1.1.481.3": "structure set",
+}
+_TAGS = (
+    "SOPClassUID", "PatientID", "StudyInstanceUID", "FrameOfReferenceUID", "SegmentSequence", "SegmentationType",
+    "ReferencedSeriesSequence", "StructureSetROISequence", "ReferencedFrameOfReferenceSequence",
+)  # fmt: skip
+_LONGEST_NAME = 200
+_MOST = 10_000  # segments, slices
+
+
+@dataclass(frozen=True)
+class LabelObject:
+    """What the index knows of an object; identifiers are hashed as those of scans are.
+
+    Attributes:
+        form: "segmentation object" or "structure set".
+        subject: Digest of the patient.
+        study: Digest of the study.
+        series: Digests of the series that it says it labels.
+        references: Digests of its frames of reference.
+        segments: Number, label and name of the type of each segment or region.
+        instances: Digests of the slices (the first frames of multi-frame files) that it says it labels.
+    """
+
+    form: str
+    subject: str
+    study: str
+    series: tuple[str, ...]
+    references: tuple[str, ...]
+    segments: tuple[tuple[int, str, str], ...]
+    instances: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """As the index stores it."""
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> LabelObject:
+        """The opposite of ``to_json``."""
+        found: dict[str, Any] = json.loads(text)
+        lists = {name: tuple(found[name]) for name in ("series", "references", "instances")}
+        segments = tuple((int(number), str(label), str(kind)) for number, label, kind in found["segments"])
+        return cls(found["form"], found["subject"], found["study"], **lists, segments=segments)
+
+
+def form_of(dataset: Dataset) -> str:
+    """What an object that labels scans is called; nothing for all others."""
+    return _FORMS.get(str(dataset.get("SOPClassUID", "")), "")
+
+
+def describe(stream: BinaryIO, digest: Callable[..., str]) -> str:
+    """What the index notes of an object, as JSON.
+
+    Args:
+        stream: Its file.
+        digest: Keyed hash of some words.
+    """
+    stream.seek(0)
+    dataset = parse(stream, _TAGS)
+    form = form_of(dataset)
+    structures = form == "structure set"
+    frames = dataset.get("ReferencedFrameOfReferenceSequence") or ()
+    references = [str(one.get("FrameOfReferenceUID", "")) for one in (dataset, *frames)]
+    series = _series_of_structures(frames) if structures else list(dataset.get("ReferencedSeriesSequence") or ())
+    patient, study = fields.identifier(dataset, 0x00100020), fields.text(dataset, 0x0020000D)
+    segments = _regions(dataset) if structures else _segments(dataset)
+    uids = [str(one.get("SeriesInstanceUID", "")) for one in series]
+    return LabelObject(
+        form=form,
+        subject=digest("patient", patient) if patient else "",
+        study=digest("study", study) if study else "",
+        series=tuple(digest("series", uid) for uid in dict.fromkeys(uids) if uid),
+        references=tuple(digest("reference", uid) for uid in dict.fromkeys(references) if uid),
+        segments=tuple(segments[:_MOST]),
+        instances=tuple(digest("instance", uid, "0") for uid in _instances(series)[:_MOST]),
+    ).to_json()
+
+
+def _series_of_structures(frames: Sequence[Any]) -> list[Any]:
+    studies = [study for frame in frames for study in frame.get("RTReferencedStudySequence") or ()]
+    return [series for study in studies for series in study.get("RTReferencedSeriesSequence") or ()]
+
+
+def _instances(series: Sequence[Any]) -> list[str]:
+    names = ("ReferencedInstanceSequence", "ContourImageSequence")
+    items = [item for one in series for name in names for item in one.get(name) or ()]
+    uids = [str(item.get("ReferencedSOPInstanceUID", "")) for item in items]
+    return [uid for uid in dict.fromkeys(uids) if uid]
+
+
+def _segments(dataset: Dataset) -> list[tuple[int, str, str]]:
+    background = 0 if str(dataset.get("SegmentationType", "")).upper() == "LABELMAP" else None
+    found = []
+    for item in dataset.get("SegmentSequence") or ():
+        kind = (item.get("SegmentedPropertyTypeCodeSequence") or [{}])[0].get("CodeMeaning", "")
+        if int(item.SegmentNumber) != background:
+            found.append((int(item.SegmentNumber), _name(item.get("SegmentLabel", "")), _name(kind)))
+    return found
+
+
+def _regions(dataset: Dataset) -> list[tuple[int, str, str]]:
+    items = dataset.get("StructureSetROISequence") or ()
+    return [(int(item.ROINumber), _name(item.get("ROIName", "")), "") for item in items]
+
+
+def _name(value: Any) -> str:
+    return " ".join(str(value or "").split())[:_LONGEST_NAME]
+
+
+def read_objects(parts: Sequence[Part], classes: Sequence[int], root: Path, grid: Grid) -> tuple[np.ndarray, list[str]]:
+    """The label of a scan from its objects.
+
+    Args:
+        parts: File and segment (as ``frame``) of everything that makes the label.
+        classes: Value of the class of each part.
+        root: Root of the index.
+        grid: Grid of the scan, a volume.
+
+    Returns:
+        The label [1, i, j, k], and what is odd about it.
+
+    Raises:
+        DicomError: Naming the file that is damaged or does not fit the scan.
+        OSError: A file is missing.
+    """
+    by_path: dict[str, dict[int, int]] = {}
+    for part, value in zip(parts, classes, strict=True):
+        by_path.setdefault(part.path, {})[part.frame or 0] = value
+    label: np.ndarray | None = None
+    notes: list[str] = []
+    for path, segments in by_path.items():
+        file = root / path
+        try:
+            with file.open("rb") as stream, quiet():
+                form = form_of(parse(stream, ("SOPClassUID",)))
+            if not form:
+                message = "is no segmentation object or structure set any more: run medssl index again"
+                raise DicomError(message)
+            result = (read_structures if form == "structure set" else read_segmentation)(file, segments, grid)
+        except OSError:
+            raise
+        except damage() as error:
+            message = f"label {file.name}: {reason_of(error)}"
+            raise DicomError(message) from error
+        notes += [f"label {file.name}: {note}" for note in result.notes]
+        if label is None:
+            label = result.array
+            continue
+        overlap = int(((label != 0) & (result.array != 0)).sum())
+        if overlap:
+            message = f"label {file.name}: overlaps another object of the scan at {overlap:,} voxels: keep one of them"
+            raise DicomError(message)
+        label = np.where(result.array != 0, result.array, label)
+    if label is None:
+        message = "a label without files"
+        raise DicomError(message)
+    return label[None], notes

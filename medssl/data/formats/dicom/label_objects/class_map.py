@@ -1,0 +1,36 @@
+"""Classes on the grid of a scan, filled segment by segment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from medssl.types import Grid
+
+
+@dataclass
+class ClassMap:
+    """Classes on the grid of a scan (i, j, k), filled segment by segment."""
+
+    array: np.ndarray
+    notes: list[str]
+    overlap: int = 0  # voxels that two classes claim
+    outside: int = 0  # labeled voxels outside of the scan
+
+    @classmethod
+    def empty(cls, grid: Grid, classes: Mapping[int, int]) -> ClassMap:
+        """All background; 8 bits where they hold every class."""
+        small = all(0 <= value < 256 for value in classes.values())
+        return cls(np.zeros(grid.shape, np.uint8 if small else np.int32), [])
+
+    def put(self, voxels: np.ndarray, values: np.ndarray | int) -> None:
+        """Give ``voxels`` [N, 3] their class; counts those that another class has, and those outside."""
+        inside = ((voxels >= 0) & (voxels < self.array.shape)).all(axis=1)
+        self.outside += int((~inside).sum())
+        place = tuple(voxels[inside].T)
+        wanted = values[inside] if isinstance(values, np.ndarray) else values
+        before = self.array[place]
+        self.overlap += int(((before != 0) & (before != wanted)).sum())
+        self.array[place] = wanted

@@ -1,0 +1,294 @@
+"""Which attributes separate the slices of one grid into volumes.
+
+1. Attributes that say what a voxel shows (``CONTRASTS``) always separate. One exception: a number of the measurement
+   (echo time, inversion time, flip angle) that takes a value of its own on nearly every slice is a fact of the slice,
+   and is said.
+2. Where places repeat, the other attributes (``MOMENTS``) separate, alone or up to three together, if no place repeats
+   within a group and each group fills every place. If none does, the clocks are tried: the n-th slice of each place by
+   time belongs to volume n, where all places hold equally many. Then attributes separate if no place repeats, and one
+   group fills every place (the others are incomplete) or each group is a whole volume of even steps.
+3. Where no place repeats, a moment separates only if each of its groups is a whole volume of even steps and the groups
+   cover about the same range (interleaved acquisitions), or if the slices have no even steps together. Slices whose
+   header declares their common step (SpacingBetweenSlices; in MR also a thickness that leaves no overlap) stay
+   together: they were measured in turns.
+4. InstanceNumber separates nothing by itself. Only where the header declares NumberOfTemporalPositions, and runs of
+   numbers fill every place exactly that many times, the runs are the points in time, and this is said.
+
+Measured numbers (times of the sequence, angles, lengths, directions) within 0.5 % of each other count as equal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+
+from medssl.data.formats.dicom.attributes import CLOCKS, DESCRIPTIONS, MOMENTS, is_contrast
+from medssl.data.formats.dicom.series.steps import (
+    FEWEST_SLICES,
+    declared,
+    origins_of,
+    places_of,
+    ranks_of,
+    same_place_mm,
+    step_of,
+    unevenness,
+)
+from medssl.data.formats.dicom.slices import Slice
+
+_OF_A_SLICE = (
+    "EchoTime", "EffectiveEchoTime", "InversionTime", "InversionTimes", "FlipAngle",
+)  # fmt: skip
+_MEASURED = (
+    *_OF_A_SLICE, "RepetitionTime", "SliceThickness", "SpacingBetweenSlices", "ReconstructionDiameter",
+    "DiffusionGradientOrientation", "VelocityEncodingDirection", "KVP", "MonoenergeticEnergyEquivalent",
+)  # fmt: skip
+_ORIGIN = "ImagePositionPatient"
+_EQUAL = 5e-3
+_SAME_RANGE = 0.75  # of the common range that each of several interleaved volumes covers
+_MANY = 4000  # slices above which attributes are tried two together at most
+
+
+@dataclass(frozen=True)
+class Split:
+    """Slices in volumes: what separates them, what is to be said, or why they cannot be told apart."""
+
+    parts: list[list[Slice]]
+    note: str = ""
+    problem: str = ""
+
+
+def by_contrast(slices: Sequence[Slice]) -> Split:
+    """Separate by all attributes that say what a voxel shows."""
+    levels = _levels_of(slices)
+    names = [name for name in levels if is_contrast(name)]
+    own = [name for name in names if name in _OF_A_SLICE and _differs_everywhere(levels[name])]
+    names = [name for name in names if name not in own]
+    parts = [[slices[i] for i in part] for part in _parts(levels, names, len(slices))]
+    notes = [f"split by {_listed(names)}"] if len(parts) > 1 else []
+    notes += [f"{_listed(own)} differs from slice to slice"] if own else []
+    return Split(parts, "; ".join(notes))
+
+
+def by_moment(slices: Sequence[Slice]) -> Split:
+    """Separate what ``by_contrast`` left together."""
+    places = places_of(slices)
+    ranks = ranks_of(places, same_place_mm(slices))
+    levels = _levels_of(slices)
+    names = [name for name in levels if not is_contrast(name) or name in _OF_A_SLICE]
+    order = [*MOMENTS, *DESCRIPTIONS]
+    names.sort(key=lambda name: (order.index(name) if name in order else len(order), name))
+    counts = Counter(ranks.tolist())
+    levels, names = _with_origins(slices, levels, names)
+    if max(counts.values()) == 1:
+        return _interleaved(slices, levels, names)
+    if len(counts) < FEWEST_SLICES:
+        return Split([list(slices)])
+    return (
+        _by_words(slices, ranks, (levels, names), lambda parts: all(len(part) == len(counts) for part in parts))
+        or _by_clock(slices, ranks)
+        or _by_declared_times(slices, ranks)
+        or _by_words(slices, ranks, (levels, names), lambda parts: _whole(slices, parts, len(counts)))
+        or _refused(slices, ranks, names)
+    )
+
+
+def _by_words(
+    slices: Sequence[Slice],
+    ranks: np.ndarray,
+    attributes: tuple[dict[str, list[int]], list[str]],
+    whole: Callable[[list[list[int]]], bool],
+) -> Split | None:
+    """Separate by the first of few attributes in whose groups no place repeats and that are ``whole``."""
+    levels, names = attributes
+    for count in (1, 2, 3)[: 3 if len(slices) < _MANY else 2]:
+        for words in combinations(names, count):
+            parts = _parts(levels, words, len(slices))
+            once = all(len(set(ranks[part].tolist())) == len(part) for part in parts)
+            if len(parts) > 1 and once and whole(parts):
+                return Split([[slices[i] for i in part] for part in parts], f"split by {_listed(words)}")
+    return None
+
+
+def _refused(slices: Sequence[Slice], ranks: np.ndarray, names: Sequence[str]) -> Split:
+    counts = Counter(ranks.tolist())
+    times = sum(count > 1 for count in counts.values())
+    first = min(rank for rank, count in counts.items() if count > 1)
+    here = [one for one, rank in zip(slices, ranks.tolist(), strict=True) if rank == first]
+    files = ", ".join(one.file_name for one in here[:2])
+    place = places_of([slices[0], *here])[1]
+    problem = f"two different slices in one place: {times} times, first at {place:.2f} mm ({files}); "
+    if names:
+        problem += f"no attribute separates them into whole volumes ({_listed(names)} differ)"
+    elif len({(rank, one.turn.get("number")) for one, rank in zip(slices, ranks.tolist(), strict=True)}) > len(counts):
+        problem += "none of the attributes that can tell volumes apart does (InstanceNumber differs, but is no proof)"
+    else:
+        problem += "none of the attributes that can tell volumes apart differs"
+    return Split([list(slices)], problem=problem)
+
+
+# --- no place repeats
+
+
+def _interleaved(slices: Sequence[Slice], levels: dict[str, list[int]], names: Sequence[str]) -> Split:
+    together = _sorted(slices)
+    even = len(slices) < FEWEST_SLICES or not unevenness(together)
+    for name in names:
+        parts = [[slices[i] for i in part] for part in _parts(levels, [name], len(slices))]
+        whole = [_sorted(part) for part in parts if len(part) >= FEWEST_SLICES]
+        if len(parts) < 2 or not whole or any(unevenness(part) for part in whole):
+            continue
+        if even and (len(whole) < len(parts) or not _same_range(whole) or _in_turns(together)):
+            continue
+        if name in CLOCKS and 2 * len(parts) > min(map(len, parts)):
+            continue
+        return Split(parts, f"split by {name}")
+    return Split([list(slices)])
+
+
+def _same_range(parts: Sequence[Sequence[Slice]]) -> bool:
+    """Whether volumes cover about the same range along the normal."""
+    normal_first = parts[0][0]
+    ends = []
+    for part in parts:
+        places = places_of([normal_first, *part])[1:]
+        ends.append((float(places.min()), float(places.max()), step_of(part)))
+    union = max(high for _, high, _ in ends) - min(low for low, _, _ in ends)
+    return all(high - low + step >= _SAME_RANGE * (union + step) for low, high, step in ends)
+
+
+def _in_turns(slices: Sequence[Slice]) -> bool:
+    """Whether the header says that interleaved slices are one volume, measured in turns."""
+    step, between = step_of(slices), declared(slices, "SpacingBetweenSlices")
+    if between is not None:
+        return abs(between - step) <= 0.1 * step
+    thickness = declared(slices, "SliceThickness")
+    return slices[0].about["modality"] == "MR" and thickness is not None and thickness <= 1.1 * step
+
+
+def _sorted(slices: Sequence[Slice]) -> list[Slice]:
+    order = np.argsort(places_of(slices), kind="stable")
+    return [slices[i] for i in order]
+
+
+# --- places repeat
+
+
+def _whole(slices: Sequence[Slice], parts: Sequence[Sequence[int]], places: int) -> bool:
+    """Whether one group fills all places, or each is a volume of even steps."""
+    if any(len(part) == places for part in parts):
+        return True
+    return all(len(part) >= FEWEST_SLICES and not unevenness(_sorted([slices[i] for i in part])) for part in parts)
+
+
+def _with_origins(
+    slices: Sequence[Slice], levels: dict[str, list[int]], names: list[str]
+) -> tuple[dict[str, list[int]], list[str]]:
+    """Where the first pixel lies within the plane separates stacks side by side (both knees, both breasts)."""
+    direction = np.array(slices[0].pose or ())[:6].reshape(2, 3)
+    inside = np.round(origins_of(slices) @ direction.T, 1)
+    found: dict[tuple[float, ...], int] = {}
+    values = [tuple(row) for row in inside.tolist()]
+    for value in sorted(set(values)):
+        found[value] = len(found)
+    if len(found) < 2:
+        return levels, names
+    return levels | {_ORIGIN: [found[value] for value in values]}, [_ORIGIN, *names]
+
+
+def _by_clock(slices: Sequence[Slice], ranks: np.ndarray) -> Split | None:
+    """The n-th slice of each place by time belongs to volume n."""
+    several = set(Counter(ranks.tolist()).values())
+    if len(several) > 1:
+        return None
+    for name in CLOCKS:
+        values = [one.attributes.get(name) for one in slices]
+        if None in values or len(set(zip(ranks.tolist(), values, strict=True))) < len(slices):
+            continue
+        parts: list[list[Slice]] = [[] for _ in range(several.copy().pop())]
+        met: Counter[int] = Counter()
+        for i in sorted(range(len(slices)), key=lambda i: (values[i], int(ranks[i]))):
+            parts[met[int(ranks[i])]].append(slices[i])
+            met[int(ranks[i])] += 1
+        return Split(parts, f"split by {name}, in the order of time at each place")
+    return None
+
+
+def _by_declared_times(slices: Sequence[Slice], ranks: np.ndarray) -> Split | None:
+    """Points in time that the header counts and that runs of InstanceNumber confirm."""
+    times = declared(slices, "NumberOfTemporalPositions")
+    numbers = [one.turn.get("number", 0.0) for one in slices]
+    places = int(ranks.max()) + 1
+    order = sorted(range(len(slices)), key=numbers.__getitem__)
+    steps = {numbers[b] - numbers[a] for a, b in pairwise(order)}
+    if times is None or steps != {1.0} or len(slices) != places * int(times):
+        return None
+    in_order = ranks[order].reshape(int(times), places)
+    if (np.sort(in_order, axis=1) == np.arange(places)).all():
+        parts = np.array(order).reshape(int(times), places).tolist()
+    elif (ranks[order].reshape(places, int(times)).std(axis=1) == 0).all():
+        parts = np.array(order).reshape(places, int(times)).T.tolist()
+    else:
+        return None
+    note = f"split by InstanceNumber into the {int(times)} points in time that NumberOfTemporalPositions declares"
+    return Split([[slices[i] for i in part] for part in parts], note)
+
+
+# --- values
+
+
+def _levels_of(slices: Sequence[Slice]) -> dict[str, list[int]]:
+    """For each attribute that differs among slices, the number of each slice's value in their order."""
+    attributes = [one.attributes for one in slices]
+    names = sorted({name for one in attributes for name in one} - {"number", "NumberOfTemporalPositions"})
+    found = {}
+    for name in names:
+        levels = _levels([one.get(name) for one in attributes], _EQUAL if name in _MEASURED else 0.0)
+        if len(set(levels)) > 1:
+            found[name] = levels
+    return found
+
+
+def _levels(values: Sequence[Any], tolerance: float) -> list[int]:
+    """Numbers of values in their order; measured ones that differ by rounding share one; -1 for none."""
+    keys = [tuple(value) if isinstance(value, list) else value for value in values]
+    known: dict[Any, int] = {}
+    firsts: list[Any] = []
+    for key in sorted({key for key in keys if key is not None}, key=lambda key: (str(type(key)), key)):
+        tried = range(len(firsts)) if isinstance(key, tuple) else range(len(firsts))[-1:]  # numbers come in order
+        same = next((n for n in tried if tolerance and _equal(firsts[n], key, tolerance)), None)
+        if same is None:
+            firsts.append(key)
+        known[key] = len(firsts) - 1 if same is None else same
+    return [-1 if key is None else known[key] for key in keys]
+
+
+def _equal(a: Any, b: Any, tolerance: float) -> bool:
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(_equal(left, right, tolerance) for left, right in zip(a, b, strict=True))
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return abs(a - b) <= tolerance * max(abs(a), abs(b), 1e-6)
+    return bool(a == b)
+
+
+def _parts(levels: dict[str, list[int]], names: Sequence[str], count: int) -> list[list[int]]:
+    """Slices of equal values, ordered by these."""
+    if not names:
+        return [list(range(count))]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, key in enumerate(zip(*(levels[name] for name in names), strict=True)):
+        groups.setdefault(key, []).append(i)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _differs_everywhere(levels: Sequence[int]) -> bool:
+    return len(set(levels)) >= FEWEST_SLICES and max(Counter(levels).values()) < FEWEST_SLICES
+
+
+def _listed(names: Sequence[str], most: int = 4) -> str:
+    shown = [*names[:most], "..."] if len(names) > most else list(names)
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)

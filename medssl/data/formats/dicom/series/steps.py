@@ -1,0 +1,159 @@
+"""Where slices lie along their common normal, and what is wrong with the steps between them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from medssl.data.formats.dicom.slices import Slice
+from medssl.data.formats.placement import LARGEST_MM, SMALLEST_MM
+
+SAME_PLACE_MM = 1e-2
+FEWEST_SLICES = 3
+UNEVEN = 0.15  # share of the step that a slice may lie off its place
+_COARSEST = 0.35  # share of the step that positions may be rounded to
+_GAP = 1.5  # of the step or of the thickness: more is a gap
+
+
+def normal_of(one: Slice) -> np.ndarray:
+    """Direction from slice to slice, LPS."""
+    pose = one.pose or ()
+    normal = np.cross(pose[:3], pose[3:6])
+    return np.asarray(normal / max(float(np.linalg.norm(normal)), 1e-12))
+
+
+def places_of(slices: Sequence[Slice]) -> np.ndarray:
+    """Millimeters along the normal of the first slice, per slice."""
+    return np.asarray(origins_of(slices) @ normal_of(slices[0]))
+
+
+def origins_of(slices: Sequence[Slice]) -> np.ndarray:
+    """Positions of the first pixels (slice, 3), LPS mm."""
+    return np.array([(one.pose or ())[6:] for one in slices])
+
+
+def same_place_mm(slices: Sequence[Slice]) -> float:
+    """Distance that is rounding: small against the pixels of a microscope, too."""
+    return min(SAME_PLACE_MM, 0.05 * min(slices[0].spacing_mm or (1.0, 1.0)))
+
+
+def ranks_of(places: np.ndarray, same: float = SAME_PLACE_MM) -> np.ndarray:
+    """The same number for slices in the same place, counted along the normal."""
+    order = np.argsort(places, kind="stable")
+    steps = np.concatenate([[0], np.cumsum(np.diff(places[order]) > same)])
+    ranks = np.empty(len(places), dtype=np.int64)
+    ranks[order] = steps
+    return ranks
+
+
+def unevenness(slices: Sequence[Slice]) -> str:
+    """What is wrong with the steps between slices that are sorted by place, or nothing."""
+    places, origins = places_of(slices), origins_of(slices)
+    steps = np.diff(places)
+    same = np.flatnonzero(steps <= same_place_mm(slices))
+    if len(same):
+        here = int(same[0])
+        names = f"{slices[here].file_name}, {slices[here + 1].file_name}"
+        return f"two different slices in one place: {len(same)} times, first at {places[here]:.2f} mm ({names})"
+    usual = float(np.median(steps))
+    gaps = np.flatnonzero(steps > _GAP * usual)
+    if len(gaps):
+        here = int(gaps[0])
+        missing = int(sum(round(float(steps[gap]) / usual) - 1 for gap in gaps))
+        where = f"between {places[here]:.2f} and {places[here + 1]:.2f} mm ({slices[here].file_name})"
+        return (
+            f"missing slice: a gap of {steps[here]:.2f} mm {where} where the step is {usual:.2f} mm; {missing} missing"
+        )
+    start, step = line_of(origins)
+    off = float(np.linalg.norm(origins - start - np.arange(len(origins))[:, None] * step, axis=1).max())
+    if off > UNEVEN * usual:
+        return (
+            f"uneven slices: steps of {steps.min():.2f} to {steps.max():.2f} mm, up to {off:.2f} mm off a straight line"
+        )
+    mean = float(np.linalg.norm(step))
+    if not SMALLEST_MM <= mean <= LARGEST_MM:
+        return f"slices {mean:g} mm apart: expected {SMALLEST_MM:g} to {LARGEST_MM:g} mm (DICOM measures in mm)"
+    return ""
+
+
+def line_of(origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Start and step of the straight line on which the origins of sorted slices lie at even distances, in mm.
+
+    From the first to the last one; where rounding alone explains what lies off that line, the one that is nearest to
+    all (least squares), since the ends are rounded, too.
+    """
+    count = len(origins)
+    start, step = origins[0], (origins[-1] - origins[0]) / (count - 1)
+    off = np.abs(origins - start - np.arange(count)[:, None] * step).max()
+    unit = _rounded_to(origins)
+    if not 1e-3 * np.linalg.norm(step) < off <= 1.001 * unit < _COARSEST * np.linalg.norm(step):
+        return start, step
+    fitted = np.polynomial.polynomial.polyfit(np.arange(count), origins, 1)
+    return fitted[0], fitted[1]
+
+
+def _rounded_to(origins: np.ndarray) -> float:
+    """The decimal unit that all coordinates are multiples of: 0.1 mm, 0.01 mm or 0.001 mm; 0 where there is none."""
+    for digits in (1, 2, 3):
+        if np.allclose(origins, origins.round(digits), rtol=0, atol=1e-7):
+            return 10.0**-digits
+    return 0.0
+
+
+def step_of(slices: Sequence[Slice]) -> float:
+    """Mean distance between neighbors along the normal, for slices sorted by place."""
+    places = places_of(slices)
+    return float(abs(places[-1] - places[0]) / max(len(places) - 1, 1))
+
+
+def declared(slices: Sequence[Slice], name: str) -> float | None:
+    """A number above zero that all slices declare alike, but for rounding."""
+    values = sorted(float(value) for one in slices if (value := one.attributes.get(name)) is not None)
+    if len(values) < len(slices) or values[0] <= 0 or values[-1] > 1.01 * values[0]:
+        return None
+    return values[len(values) // 2]
+
+
+def contiguous(slices: Sequence[Slice]) -> bool:
+    """Whether the header proves that no slice is missing between two neighbors.
+
+    ``SpacingBetweenSlices`` equals the step, or the slices are about as thick as the step is long.
+    """
+    step = step_of(slices)
+    between, thickness = declared(slices, "SpacingBetweenSlices"), declared(slices, "SliceThickness")
+    if between is not None and abs(between - step) <= 0.05 * step:
+        return True
+    return thickness is not None and step <= 1.25 * thickness
+
+
+def skipped(slices: Sequence[Slice], numbers: frozenset[float]) -> str:
+    """Why evenly stepped slices seem to be every second (third ...) one of a volume, or nothing.
+
+    Args:
+        slices: Sorted by place.
+        numbers: Instance numbers of the whole series.
+    """
+    step = step_of(slices)
+    between, thickness = declared(slices, "SpacingBetweenSlices"), declared(slices, "SliceThickness")
+    if between is not None and between < step:
+        times = round(step / between)
+        gap_alone = thickness is not None and between < 0.98 * thickness  # some writers give the gap for the distance
+        if times >= 2 and abs(step - times * between) <= 0.03 * step:
+            if not (gap_alone and abs(step - between - (thickness or 0.0)) <= 0.03 * step):
+                return (
+                    f"missing slices: steps of {step:.2f} mm where SpacingBetweenSlices is {between:.2f} mm, so that "
+                    f"{times - 1} of {times} slices are missing"
+                )
+    own = [one.turn.get("number", 0.0) for one in slices]
+    jumps = {round(abs(second - first)) for first, second in itertools.pairwise(own)}
+    if contiguous(slices) or len(jumps) != 1 or min(jumps) < 2:
+        return ""
+    between_numbers = set(np.arange(min(own), max(own) + 1).tolist()) - set(own)
+    if between_numbers & numbers:
+        return ""
+    return (
+        f"missing slices: steps of {step:.2f} mm, InstanceNumber goes in steps of {min(jumps)}, no file of the series "
+        "holds the numbers between, and no header says that the steps are that long"
+    )

@@ -1,0 +1,362 @@
+"""The slices of one DICOM series -> volumes and images, with a true affine, or the reason why not.
+
+Slices are ordered by their position along the normal of the stack (DICOM PS3.3 C.7.6.2.1.1), never by number. Nothing
+is filled in: a gap, two different slices in one place or uneven steps make the volume fail, in one line.
+
+1. Copies are dropped (``copies``).
+2. Slices of different patients, studies, frames of reference, modalities, shapes, orientations or pixel spacings never
+   share a volume. Fewer than three beside a larger group are strays: they cost themselves alone.
+3. Attributes separate volumes of one grid (``separation``).
+4. A slice that could not be read fails its volume; one whose header could not be read fails the volumes of its series.
+   Files beside a series whose headers say nothing fail a volume only if there are enough of them to lie in each of its
+   gaps and nothing proves that it has no gaps (``steps.contiguous``).
+5. Steps are checked against SpacingBetweenSlices and SliceThickness (``steps.skipped``): a volume of every second slice
+   is refused; a real gap between slices is said.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from medssl.data.formats.base import LPS_TO_RAS, make_grid, picture_grid
+from medssl.data.formats.dicom.series.copies import Copies, SamePixels, dropped_note, without_copies
+from medssl.data.formats.dicom.series.separation import by_contrast, by_moment
+from medssl.data.formats.dicom.series.steps import (
+    FEWEST_SLICES,
+    contiguous,
+    declared,
+    line_of,
+    normal_of,
+    origins_of,
+    places_of,
+    ranks_of,
+    same_place_mm,
+    skipped,
+    step_of,
+    unevenness,
+)
+from medssl.data.formats.dicom.slices import Slice, Stack
+from medssl.types import Grid, Status
+
+SAME_DIRECTION = 1e-3  # difference of direction cosines that is rounding
+_WIDE_GAP = 1.5  # of the thickness
+_AS_IMAGES = "--files.slices image takes each slice as an image"
+_FACTS = {
+    "subject": "PatientID", "issuer": "IssuerOfPatientID", "study": "StudyInstanceUID",
+    "reference": "FrameOfReferenceUID", "modality": "Modality", "name": "PatientName",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is known of a series apart from its slices.
+
+    Attributes:
+        damaged: File of a slice whose pixels are damaged -> why.
+        lost: Names and reasons of files of this series whose header could not be read.
+        unknown: Finds the names of files in the folders of this series that could not be read and may be of any series.
+        images: Take every slice as an image.
+        files: How many files the series has.
+    """
+
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    lost: tuple[tuple[str, str], ...] = ()
+    unknown: Callable[[], Sequence[str]] = tuple
+    images: bool = False
+    files: int = 0
+
+
+def stacks_of(slices: Sequence[Slice], same_pixels: SamePixels, beside: Beside | None = None) -> list[Stack]:
+    """Group the slices of one series.
+
+    Args:
+        slices: All slices of the series, in any order; those of damaged files, too.
+        same_pixels: Whether two slices hold equal pixels; asked only for two slices of equal headers in one place.
+        beside: Damaged files, and whether slices are taken as images.
+    """
+    beside = beside or Beside()
+    ordered = sorted(slices, key=lambda one: (one.turn.get("number", 0.0), one.path, one.frame or 0))
+    sound = lambda a, b: not {a.path, b.path} & beside.damaged.keys() and same_pixels(a, b)  # noqa: E731
+    unique, copies = without_copies(ordered, sound)
+    flat = [one for one in unique if one.kind == "image" or beside.images]
+    stacks = _pictures(flat, beside)
+    if not beside.images:
+        stacks += _Series(beside, same_pixels, frozenset(one.turn.get("number", 0.0) for one in slices)).volumes(
+            [one for one in unique if one.kind == "volume"]
+        )
+    return [_noted(stack, dropped_note(copies, stack.slices)) for stack in stacks]
+
+
+def _noted(stack: Stack, note: str) -> Stack:
+    """Add what was done to the reason."""
+    if not note:
+        return stack
+    reason = f"{stack.status.reason}; {note}" if stack.status.reason else note
+    return replace(stack, status=replace(stack.status, reason=reason))
+
+
+def _pictures(slices: Sequence[Slice], beside: Beside) -> list[Stack]:
+    """Every slice as an image of its own; identifiers that several share get a number."""
+    stacks, met = [], dict[str, int]()
+    for one in slices:
+        number = met[one.instance] = met.get(one.instance, -1) + 1
+        name = f"{one.instance}.{number}" if number else one.instance
+        grid = picture_grid(one.shape[0], one.shape[1], one.spacing_mm or (1.0, 1.0))
+        why = beside.damaged.get(one.path)
+        status = Status("failed", why) if why else Status()
+        stacks.append(Stack((one,), status, name=name, grid=None if why else grid))
+    return stacks
+
+
+@dataclass(frozen=True)
+class _Series:
+    """The slices with a place, and what lies beside them."""
+
+    beside: Beside
+    same_pixels: SamePixels
+    numbers: frozenset[float]
+
+    def volumes(self, slices: list[Slice]) -> list[Stack]:
+        """Volumes and strays: split by grid, then by attributes, then checked."""
+        lost = [one for one in slices if one.pose is None or one.spacing_mm is None]
+        located = [one for one in slices if one.pose is not None and one.spacing_mm is not None]
+        kinds = {str(one.attributes.get("ImageType")) for one in located}
+        if lost and located and not kinds & {str(one.attributes.get("ImageType")) for one in lost}:
+            reason = (
+                f"stray image: without position or spacing, and of another ImageType than the {len(located)} slices"
+            )
+            stray = Stack(tuple(lost), Status("rejected", f"{reason}; {_AS_IMAGES}"), name="stray unplaced")
+            return [*self.volumes(located), stray]
+        if lost:
+            message = f"no geometry: {len(lost)} of {len(slices)} slices without position or spacing"
+            return [Stack(tuple(slices), Status("failed", f"{message} ({lost[0].file_name})"))]
+        if not slices:
+            return []
+        clusters = _clusters(slices)
+        problem = _no_volume(clusters)
+        if problem:
+            return [self._damaged(Stack(tuple(slices), problem))]
+        stacks = []
+        strays: list[list[Slice]] = []
+        for number, cluster in enumerate(clusters):
+            if len(cluster) < FEWEST_SLICES and len(clusters) > 1:
+                strays.append(cluster)
+                continue
+            other = clusters[1 if number == 0 else 0] if len(clusters) > 1 else []
+            note = f"split by {_differing(cluster[0], other[0])}" if len(other) >= FEWEST_SLICES else ""
+            stacks += [_noted(stack, note) for stack in self._of_grid(cluster, number)]
+        stacks += [self._stray(cluster, clusters[0], n) for n, cluster in enumerate(strays)]
+        issuers = {(one.about["subject"], one.about["issuer"]) for one in slices if one.about.get("issuer")}
+        shared = Counter(subject for subject, _ in issuers)
+        twice = "IssuerOfPatientID differs in this series for one PatientID: one subject is taken for both"
+        return [_noted(stack, twice if shared[stack.slices[0].about["subject"]] > 1 else "") for stack in stacks]
+
+    def _of_grid(self, cluster: list[Slice], number: int) -> list[Stack]:
+        """Volumes of slices that share shape, direction and spacing."""
+        contrast = by_contrast(cluster)
+        found: list[tuple[list[Slice], str, str]] = []
+        odd: list[list[Slice]] = []
+        main = max(map(len, contrast.parts))
+        if main < FEWEST_SLICES <= len(cluster):
+            names = contrast.note.removeprefix("split by ")
+            few = f"no volume: of {len(cluster)} slices no {FEWEST_SLICES} agree ({names})"
+            return [self._damaged(Stack(tuple(cluster), Status("failed", f"{few}; {_AS_IMAGES}"), f"{number}.0"))]
+        for part in contrast.parts:
+            if len(part) == 1 and main >= FEWEST_SLICES:
+                odd.append(part)
+                continue
+            split = by_moment(part)
+            if split.problem:
+                kept, copies = _repeated(part, self.same_pixels, self.beside)
+                again = by_moment(kept)
+                if copies and not again.problem:
+                    found += [(p, _joined(contrast.note, again.note, dropped_note(copies, p)), "") for p in again.parts]
+                    continue
+            found += [(p, _joined(contrast.note, split.note), split.problem) for p in split.parts]
+        ranks = _ranks_by_slice(cluster)
+        fullest = max((part for part, _, _ in found), key=len, default=[])
+        stacks = []
+        for turn, (part, note, problem) in enumerate(found):
+            stack = Stack(tuple(part), Status(), f"{number}.{turn}", volume=(turn + 1, len(found)))
+            problem = problem or _incomplete(stack, fullest, ranks)
+            stacks.append(_noted(self._checked(stack, problem), note))
+        return stacks + [self._stray(part, fullest, f"{number}.{n}") for n, part in enumerate(odd)]
+
+    def _checked(self, stack: Stack, problem: str) -> Stack:
+        """Sort by place, check the steps, and give the stack its grid, or say what is wrong."""
+        order = np.argsort(places_of(stack.slices), kind="stable")
+        slices = tuple(stack.slices[index] for index in order)
+        stack = replace(stack, slices=slices)
+        damaged = self._damaged(stack)
+        if damaged is not stack:
+            return damaged
+        if problem:
+            return replace(stack, status=Status("failed", problem))
+        if len(slices) < FEWEST_SLICES or len(set(_ranks_by_slice(slices).values())) < FEWEST_SLICES:
+            few = f"too few slices for a volume: {len(slices)} of at least {FEWEST_SLICES}"
+            if len(slices) >= FEWEST_SLICES:
+                few = f"too few places for a volume: {len(slices)} slices in fewer than {FEWEST_SLICES} places"
+            return replace(stack, status=Status("rejected", f"{few}; {_AS_IMAGES}"))
+        problem = unevenness(slices) or skipped(slices, self.numbers) or self._doubtful(slices)
+        if problem:
+            return replace(stack, status=Status("failed", problem))
+        return _with_grid(stack)
+
+    def _damaged(self, stack: Stack) -> Stack:
+        """The stack as failed where one of its slices, or one of its series, could not be read."""
+        own = sorted(
+            {(one.file_name, self.beside.damaged[one.path]) for one in stack.slices if one.path in self.beside.damaged}
+        )
+        bad = own or sorted(self.beside.lost)
+        if not bad:
+            return stack
+        name, why = bad[0]
+        count = f"{len(bad)} of {self.beside.files} files" if self.beside.files else f"{len(bad)} files"
+        return replace(stack, status=Status("failed", f"damaged slice: {name} {why} ({count})"))
+
+    def _doubtful(self, slices: Sequence[Slice]) -> str:
+        """Why files that could not be read may be the slices between these, or nothing."""
+        unknown = () if contiguous(slices) else self.beside.unknown()
+        if not unknown or len(unknown) < len(slices) - 1:
+            return ""
+        return (
+            f"{len(unknown)} files beside this series could not be read (first: {unknown[0]}), and no header says that "
+            f"its steps of {step_of(slices):.2f} mm hide no slice"
+        )
+
+    def _stray(self, slices: Sequence[Slice], main: Sequence[Slice], number: int | str) -> Stack:
+        """One row for slices that belong to no volume."""
+        names = _differing(slices[0], main[0])
+        many = "1 slice that differs" if len(slices) == 1 else f"{len(slices)} slices that differ"
+        reason = f"stray image: {many} from the other {len(main)} of its series in {names}; {_AS_IMAGES}"
+        return self._damaged(Stack(tuple(slices), Status("rejected", reason), name=f"stray {number}"))
+
+
+def _joined(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
+
+
+def _repeated(slices: Sequence[Slice], same_pixels: SamePixels, beside: Beside) -> tuple[list[Slice], Copies]:
+    """Drop slices that repeat another of their place under another number or time, where their pixels are equal."""
+    ranks = _ranks_by_slice(slices)
+    places: dict[int, list[Slice]] = {}
+    copies: Copies = {}
+    for one in slices:
+        alike = places.setdefault(ranks[one.path, one.frame], [])
+        readable = one.path not in beside.damaged
+        first = next((other for other in alike if readable and same_pixels(other, one)), None)
+        if first is None and alike:
+            return list(slices), {}  # different pictures in one place: nothing is dropped
+        if first is None:
+            alike.append(one)
+        else:
+            copies.setdefault((first.path, first.frame), []).append(one.file_name)
+    return [one for alike in places.values() for one in alike], copies
+
+
+def _ranks_by_slice(slices: Sequence[Slice]) -> dict[tuple[str, int | None], int]:
+    ranks = ranks_of(places_of(slices), same_place_mm(slices)).tolist()
+    return {(one.path, one.frame): rank for one, rank in zip(slices, ranks, strict=True)}
+
+
+def _incomplete(stack: Stack, fullest: Sequence[Slice], ranks: Mapping[tuple[str, int | None], int]) -> str:
+    """Whether a stack holds only some of the places of a larger one of its grid."""
+    if len(stack.slices) >= len(fullest):
+        return ""
+    own = {ranks[one.path, one.frame] for one in stack.slices}
+    if not own < {ranks[one.path, one.frame] for one in fullest}:
+        return ""
+    number, count = stack.volume
+    return f"incomplete volume: number {number} of {count} has {len(stack.slices)} of {len(fullest)} slices"
+
+
+# --- grids
+
+
+def _clusters(slices: Sequence[Slice]) -> list[list[Slice]]:
+    """Slices of one patient and one grid (shape, direction, spacing), largest group first."""
+    clusters: dict[tuple[Any, ...], list[list[Slice]]] = {}
+    for one in slices:
+        alike = clusters.setdefault((one.shape, *(one.about.get(name, "") for name in _FACTS)), [])
+        for cluster in alike:
+            first = cluster[0]
+            if _close(_direction(one), _direction(first), SAME_DIRECTION) and _close(
+                _spacing(one), _spacing(first), 1e-3 * max(_spacing(first))
+            ):
+                cluster.append(one)
+                break
+        else:
+            alike.append([one])
+    found = [cluster for key in sorted(clusters, key=str) for cluster in clusters[key]]
+    return sorted(found, key=lambda cluster: (-len(cluster), _direction(cluster[0]), _spacing(cluster[0])))
+
+
+def _close(a: Sequence[float], b: Sequence[float], tolerance: float) -> bool:
+    """Plain Python: millions of slices, six numbers each."""
+    return a == b or all(abs(left - right) <= tolerance for left, right in zip(a, b, strict=True))
+
+
+def _direction(one: Slice) -> tuple[float, ...]:
+    return (one.pose or ())[:6]
+
+
+def _spacing(one: Slice) -> tuple[float, float]:
+    return one.spacing_mm or (0.0, 0.0)
+
+
+def _differing(one: Slice, other: Slice) -> str:
+    """Keywords of what tells two slices apart."""
+    names = [word for name, word in _FACTS.items() if one.about.get(name, "") != other.about.get(name, "")]
+    names += ["Rows or Columns"] if one.shape != other.shape else []
+    names += [] if _close(_direction(one), _direction(other), SAME_DIRECTION) else ["ImageOrientationPatient"]
+    names += [] if _close(_spacing(one), _spacing(other), 1e-3 * max(_spacing(other))) else ["PixelSpacing"]
+    if not names:
+        names = by_contrast([one, other]).note.removeprefix("split by ").split(", ")
+    return ", ".join(names)
+
+
+def _no_volume(clusters: Sequence[Sequence[Slice]]) -> Status | None:
+    """Three planes of few slices are a localizer; where no grid has three slices there is no volume."""
+    if len(clusters) < 2:
+        return None
+    most = max(map(len, clusters))
+    normals = [normal_of(cluster[0]) for cluster in clusters]
+    upright = sum(abs(float(a @ b)) < 0.3 for a, b in combinations(normals[:12], 2))
+    if upright >= 3 and most < 12:
+        return Status("rejected", f"localizer: {len(clusters)} directions of at most {most} slices")
+    if most < FEWEST_SLICES:
+        names = _differing(clusters[1][0], clusters[0][0])
+        few = f"too few slices for a volume: at most {most} of at least {FEWEST_SLICES} that agree in {names}"
+        return Status("rejected", f"{few}; {_AS_IMAGES}")
+    return None
+
+
+def _with_grid(stack: Stack) -> Stack:
+    """Give the stack its grid, and say what is unusual about its steps."""
+    slices = stack.slices
+    start, step = line_of(origins_of(slices))
+    stack = replace(stack, grid=_grid(slices, start, step))
+    tilt = float(np.degrees(np.arccos(np.clip(step @ normal_of(slices[0]) / np.linalg.norm(step), -1, 1))))
+    if tilt > 0.5:
+        stack = _noted(stack, f"gantry tilt of {tilt:.1f} degrees: the affine is sheared")
+    thickness, length = declared(slices, "SliceThickness"), step_of(slices)
+    if thickness is not None and length > _WIDE_GAP * thickness and not contiguous(slices):
+        stack = _noted(stack, f"gaps between slices: {thickness:.4g} mm thick, {length:.4g} mm apart")
+    return stack
+
+
+def _grid(slices: Sequence[Slice], origin: np.ndarray, step: np.ndarray) -> Grid:
+    """Grid of the array (column, row, slice): RAS+ from DICOM's LPS."""
+    direction = np.array(_direction(slices[0]))
+    between_rows, between_columns = _spacing(slices[0])
+    affine = np.eye(4)
+    affine[:3] = np.column_stack([direction[:3] * between_columns, direction[3:] * between_rows, step, origin])
+    affine[:3] *= np.array(LPS_TO_RAS)[:, None]
+    rows, columns, _ = slices[0].shape
+    return make_grid((columns, rows, len(slices)), affine)

@@ -1,0 +1,95 @@
+"""NRRD (``.nrrd``, ``.nhdr``) by an own decoder.
+
+Libraries open any path that a header names, do not verify checksums, and end the process on some damaged headers.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medssl.data.formats.base import FileHeader, Reading
+from medssl.data.formats.nrrd.axes import Axes, axes_of, geometry
+from medssl.data.formats.nrrd.header import NrrdHeader, read_text, sources
+from medssl.data.formats.placement import is_left_handed
+from medssl.data.formats.voxels.layout import Layout, arrange, check_sources, from_text, grid_of, read_values
+from medssl.data.formats.voxels.streams import Source
+from medssl.types import Grid, ValueDomain
+
+SUFFIXES = (".nrrd", ".nhdr")
+NOUN = "an NRRD file"
+NEEDS_SUFFIX = False
+_SEGMENT = re.compile(r"Segment\d+_(ID|LabelValue)")  # own keys of 3D Slicer's segmentations
+
+
+def matches(first: bytes) -> bool:
+    """Whether a file begins as NRRD does."""
+    return re.match(rb"NRRD000[1-9]\r?\n", first) is not None
+
+
+def read_header(path: Path) -> FileHeader:
+    """Read shape, type and grid, and compare the length of the voxels with what the files hold.
+
+    Raises:
+        FormatError: Truncated, damaged, or of a layout that is no scan.
+    """
+    header = read_text(path)
+    axes = axes_of(header)
+    layout = _layout(header, axes)
+    affine, notes = geometry(header, axes)
+    grid = grid_of(layout, affine)
+    found = sources(path, header, layout)
+    _check(header, layout, found)
+    details: dict[str, Any] = {}
+    if any(source.companion for source in found):
+        details["companions"] = [source.path.relative_to(path.parent).as_posix() for source in found]
+    if any(_SEGMENT.fullmatch(key) for key in header.pairs):
+        details["intent"] = "label"
+    if len(grid.shape) == 3 and is_left_handed(affine):
+        details["handedness"] = "left"
+    domain: ValueDomain = "rgb" if axes.colors and layout.channels == 3 and layout.dtype.itemsize == 1 else "gray"
+    if layout.keep:
+        notes += ("transparency left out",)
+    if {"oldmin", "oldmax"} & set(header.fields):
+        notes += ("values are quantized: old min and old max of the header not applied",)
+    kind: Any = "volume" if len(grid.shape) == 3 else "image"
+    name = layout.dtype.newbyteorder("=").name
+    notes = header.notes + axes.notes + notes
+    return FileHeader(kind, domain, layout.channels, grid, layout.frames(axes.noun), name, notes, details)
+
+
+def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.ndarray, Grid]:
+    """Read an array [C, i, j, k] or [C, row, column] in the file's own number type, and its grid.
+
+    Raises:
+        FormatError: Truncated or damaged.
+    """
+    del reading
+    header = read_text(path)
+    axes = axes_of(header)
+    layout = _layout(header, axes)
+    affine, _ = geometry(header, axes)
+    found = sources(path, header, layout)
+    if header.encoding in ("text", "hex"):
+        values, alone = from_text(found, layout, header.encoding), False
+    else:
+        check_sources(found, layout)
+        values, alone = read_values(found, layout, frame)
+    return arrange(values, layout, frame, alone=alone), grid_of(layout, affine)
+
+
+def _check(header: NrrdHeader, layout: Layout, found: tuple[Source, ...]) -> None:
+    if header.encoding in ("text", "hex"):
+        from_text(found, layout, header.encoding)  # only decoding tells how many numbers there are
+    else:
+        check_sources(found, layout)
+
+
+def _layout(header: NrrdHeader, axes: Axes) -> Layout:
+    layout = Layout(header.dtype, header.sizes, axes.roles)
+    if axes.colors and layout.length("c") == 4:
+        return Layout(header.dtype, header.sizes, axes.roles, 3)
+    return layout

@@ -1,0 +1,18 @@
+"""What PNG, JPEG, BMP and TIFF share: notes on colors, and the spacing of pixels that are not square."""
+
+from __future__ import annotations
+
+MIXED_COLORS = "colors of 16 bits: kept as three channels of gray values"
+TRANSPARENCY = "transparency left out"
+
+
+def uneven_spacing(across: float, down: float) -> tuple[tuple[float, float], tuple[str, ...]]:
+    """Spacing of (rows, columns) in columns, and what to say, from pixels per length across and down the picture.
+
+    How many pixels a screen or printer should put on a length is no size of what was photographed, so a column counts
+    as 1 mm as everywhere else; that pixels are not square is a matter of the picture and kept.
+    """
+    if not (0 < across < 1e9 and 0 < down < 1e9) or abs(across / down - 1) < 0.01:
+        return (1.0, 1.0), ()
+    ratio = across / down
+    return (ratio, 1.0), (f"pixels are not square: {ratio:.4g} times as high as wide",)

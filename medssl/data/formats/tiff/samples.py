@@ -1,0 +1,149 @@
+"""What the samples of a TIFF page mean (TIFF 6, sections 4-6, 18-23): colors, transparency, palettes, white as 0."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medssl.data.formats.base import FormatError
+from medssl.data.formats.picture.base import MIXED_COLORS, TRANSPARENCY
+from medssl.types import ValueDomain
+
+MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, MASK, CMYK, YCBCR = range(7)
+_JPEG = frozenset((6, 7, 33007, 34892))
+_REFUSED = {
+    MASK: "a transparency mask", CMYK: "CMYK colors", 8: "CIELab colors", 9: "ICCLab colors", 10: "ITULab colors",
+    32803: "a color filter array", 32844: "LogL values", 32845: "LogLuv colors", 34892: "raw camera data",
+}  # fmt: skip
+_ALPHA = (1, 2)  # of the tag ExtraSamples: transparency, associated or not
+_LEFT_OUT = f"{TRANSPARENCY} (colors were already multiplied by it)"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """How the samples of a page become channels.
+
+    Attributes:
+        value_domain: Colors of 8 bits, or gray values.
+        channels: Channels of the page after palette and transparency.
+        dtype: Number type of the channels.
+        kept: How many of the first samples are kept.
+        white: Value that 0 is turned into where 0 is white; None where 0 is black.
+        palette: Colors [places, 3] of 8 bits, or None.
+        bilevel: One bit a pixel.
+        notes: What the user should know.
+    """
+
+    value_domain: ValueDomain
+    channels: int
+    dtype: np.dtype[Any]
+    kept: int
+    white: int | None = None
+    palette: np.ndarray | None = None
+    bilevel: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def samples_of(page: Any) -> Samples:
+    """Samples of a page that tifffile has read the tags of.
+
+    Raises:
+        FormatError: Colors or numbers that are not read; says which.
+    """
+    dtype = _number_type(page)
+    photometric, count = int(page.photometric), int(page.samplesperpixel)
+    extra = tuple(int(kind) for kind in page.extrasamples)
+    if photometric in _REFUSED or photometric > 6 or (photometric == YCBCR and int(page.compression) not in _JPEG):
+        colors = _REFUSED.get(photometric, "YCbCr colors" if photometric == YCBCR else f"colors of kind {photometric}")
+        message = f"{colors}: only gray and RGB pictures are read: save it as RGB"
+        raise FormatError(message)
+    alpha = extra[-1:] in ((1,), (2,))
+    kept = count - alpha
+    notes = () if not alpha else (_LEFT_OUT,) if extra[-1] == 1 else (TRANSPARENCY,)
+    if photometric == PALETTE:
+        return Samples("rgb", 3, np.dtype(np.uint8), kept, palette=_palette(page, kept), notes=notes)
+    if photometric in (RGB, YCBCR):
+        return _colors(dtype, kept, notes)
+    white = _white(page, dtype, kept) if photometric == MIN_IS_WHITE else None
+    if white is not None:
+        notes = (*notes, "0 is white (MinIsWhite): values turned round")
+    bilevel = int(page.bitspersample) == 1
+    return Samples("gray", kept, np.dtype(np.uint8) if bilevel else dtype, kept, white, None, bilevel, notes)
+
+
+def channels_of(array: np.ndarray, samples: Samples, *, label: bool) -> np.ndarray:
+    """Channels [C, row, column] of the decoded samples [S, row, column] of a page.
+
+    Raises:
+        FormatError: A place beyond the palette, or a mask whose 0 is white.
+    """
+    array = array[: samples.kept]
+    if samples.palette is not None:
+        if label:
+            return array
+        if array.size and int(array.max()) >= len(samples.palette):
+            message = f"damaged: place {int(array.max())} of a palette of {len(samples.palette)} colors"
+            raise FormatError(message)
+        return np.asarray(samples.palette.T[:, array[0]])
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    if samples.white is not None:
+        if label:
+            message = (
+                "a mask in which 0 is white (MinIsWhite): whether 0 or the highest value is background is not certain; "
+                "save it with 0 as black"
+            )
+            raise FormatError(message)
+        array = ~array if samples.white == -1 else array.dtype.type(samples.white) - array
+    return array * np.uint8(255) if samples.bilevel and not label else array
+
+
+def _number_type(page: Any) -> np.dtype[Any]:
+    """Number type of the samples.
+
+    Raises:
+        FormatError: No such type, or complex numbers.
+    """
+    dtype = page.dtype
+    if dtype is None or np.dtype(dtype).kind not in "iufb":
+        bits = page.bitspersample
+        bits = ", ".join(map(str, bits)) if isinstance(bits, tuple) else str(bits) if isinstance(bits, int) else "?"
+        kind = "complex numbers" if dtype is not None and np.dtype(dtype).kind == "c" else "samples"
+        message = f"{kind} of {bits} bits, sample format {int(page.sampleformat)}: only whole and real numbers are read"
+        raise FormatError(message)
+    found: np.dtype[Any] = np.dtype(dtype).newbyteorder("=")
+    return found
+
+
+def _colors(dtype: np.dtype[Any], kept: int, notes: tuple[str, ...]) -> Samples:
+    """RGB with what follows it; only three channels of 8 bits are in the domain of colors."""
+    if kept < 3:
+        message = f"RGB colors of {kept} samples: expected three"
+        raise FormatError(message)
+    if kept > 3:
+        notes = (*notes, f"{kept} samples where red, green and blue are three: kept as channels of gray values")
+        return Samples("gray", kept, dtype, kept, notes=notes)
+    if dtype != np.uint8:
+        bits = 8 * dtype.itemsize
+        notes = (*notes, MIXED_COLORS.replace("16", str(bits)))
+        return Samples("gray", 3, dtype, 3, notes=notes)
+    return Samples("rgb", 3, dtype, 3, notes=notes)
+
+
+def _palette(page: Any, kept: int) -> np.ndarray:
+    """Colors [places, 3] of 8 bits; some programs write 8 bits where the standard wants 16."""
+    table = page.colormap
+    if table is None or np.ndim(table) != 2 or len(table) != 3 or kept != 1:
+        message = "damaged: a picture with a palette, but without a table of its colors"
+        raise FormatError(message)
+    table = np.asarray(table)
+    return np.asarray((table if table.max() < 256 else table >> 8).astype(np.uint8).T)
+
+
+def _white(page: Any, dtype: np.dtype[Any], kept: int) -> int:
+    """The value that black has where 0 is white: -1 for signed numbers, whose bits are all turned round."""
+    if kept != 1 or dtype.kind == "f":
+        message = "0 is white (MinIsWhite) in several samples or in real numbers, which has no meaning: not read"
+        raise FormatError(message)
+    return -1 if dtype.kind == "i" else 2 ** int(page.bitspersample) - 1
