@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from medssl.io.console import log_to_console
+
 REPOSITORY = Path(__file__).parent.parent
 
 
@@ -14,6 +16,12 @@ REPOSITORY = Path(__file__).parent.parent
 def _own_state_folder(tmp_path_factory: pytest.TempPathFactory):
     """Keeps what commands remember for the user away from the home of whoever runs the tests."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _console():
+    """Shows what functions log as the command line does, for tests that read it."""
+    log_to_console()
 
 
 @pytest.fixture(scope="session")

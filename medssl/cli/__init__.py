@@ -23,6 +23,7 @@ from medssl.io.configurations import (
     of_another_verb,
     verb_of,
 )
+from medssl.io.console import log_to_console
 from medssl.io.safe_path import protect_children
 from medssl.io.suggestions import nearest
 from medssl.io.trust import names
@@ -58,6 +59,7 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit code: 0 good, 1 nothing useful could be done, 2 a mistake of the user."""
     protect_children()
+    log_to_console()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in {"-h", "--help", "help"}:
         print(overview())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from medssl.data.index.scan_index import Index
     from medssl.data.store.writer import Filling, Outcome
     from medssl.types import IntensityRule, LabelSchema, Scan
+
+log = logging.getLogger(__name__)
 
 ABANDONED_SECONDS = 3600.0  # a part file untouched for so long is left from a run that was killed, whoever else works
 
@@ -82,10 +85,10 @@ def cache(  # noqa: PLR0913 (the keys of a command line)
             message = f"{index} has no good scan" + (f" that meets --where {where}" if where else "")
             raise UserError(message)
         if note := check_domains(preprocess or Preprocess(), domains):
-            print(f"note: {note}")
+            log.info(f"note: {note}")
         schemas = {name: opened.schema(name) for name in names}
         for line in mend(store):
-            print(f"note: {line}")
+            log.info(f"note: {line}")
         made = Store.create(
             store,
             preprocess or Preprocess(),
@@ -175,28 +178,30 @@ def _sharing(store: Path) -> Iterator[None]:
 
 def _verify(store: Path) -> int:
     """Compares a whole store with its checksums and lists what is damaged."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     with tqdm(desc="verify", unit="B", unit_scale=True) as bar:
         found = verify_store(store, bar.update)
     for text in found.files:
-        print(f"damaged {text}")
+        log.info(f"damaged {text}")
     for scan_id, text in found.damaged.items():
-        print(f"damaged {scan_id}: {text}")
+        log.info(f"damaged {scan_id}: {text}")
     if found.without:
-        print(f"note: {found.without} of {found.checked} scans were stored without checksums: only sizes are compared")
+        log.info(
+            f"note: {found.without} of {found.checked} scans were stored without checksums: only sizes are compared"
+        )
     if not found.sealed:
-        print(
+        log.info(
             "note: no run of medssl cache has ended since the store was changed: run it again to check all of the table"
         )
     damaged = len(found.damaged)
     if damaged or found.files:
-        print(
+        log.info(
             f"{store}: {found.checked} scans, {damaged} damaged: run medssl cache with the same index and store, which "
             "stores them anew"
         )
         return 1
-    print(f"{store}: {found.checked} scans, none damaged")
+    log.info(f"{store}: {found.checked} scans, none damaged")
     return 0
 
 
@@ -213,7 +218,7 @@ def _estimate(work: _Work, scans: Callable[[], Iterator[Scan]]) -> tuple[int, in
     needed = voxels * (filling.COMPRESSED if plan.tier == "chunked" else 1.0) / 1e9
     free = shutil.disk_usage(plan.store).free / 1e9
     if missing:
-        print(f"{missing} scans to store, about {needed:.3g} GB; {free:.3g} GB free on the disk of {plan.store}")
+        log.info(f"{missing} scans to store, about {needed:.3g} GB; {free:.3g} GB free on the disk of {plan.store}")
     if needed > free:
         message = (
             f"the store needs about {needed:.3g} GB and {free:.3g} GB are free: make room, choose another disk, "
@@ -228,7 +233,7 @@ def _run(work: _Work, scans: Iterator[Scan], missing: tuple[int, int], workers: 
 
     The bar goes by bytes, so that the time left does not depend on which scans come first.
     """
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     stored = skipped = 0
     jobs = filling.jobs(work.plan, scans, work.connection, lambda scan: scan.scan_id in work.left_out)
@@ -236,14 +241,14 @@ def _run(work: _Work, scans: Iterator[Scan], missing: tuple[int, int], workers: 
         count, size = missing
         with tqdm(total=size, desc="cache", unit="B", unit_scale=True, disable=not count) as bar:
             for scan_id, reason in work.left_out.items():
-                bar.write(f"skipped {scan_id}: {reason}")
+                log.info(f"skipped {scan_id}: {reason}")
                 skipped += 1
             for outcome in _outcomes(work, jobs, workers):
                 filling.keep(work.plan, work.connection, outcome)
                 for scan_id, _, reason in outcome.skipped:
-                    bar.write(f"skipped {scan_id}: {reason}")
+                    log.info(f"skipped {scan_id}: {reason}")
                 for note in outcome.notes:
-                    bar.write(f"note {note}")
+                    log.info(f"note: {note}")
                 stored, skipped = stored + len(outcome.rows), skipped + len(outcome.skipped)
                 bar.set_postfix_str(f"{stored + skipped} of {count} scans", refresh=False)
                 bar.update(outcome.size)
@@ -293,20 +298,20 @@ def _summary(
         clipped += known["clipped"] > 0
     inexact = [x for x in errors if x > 0]
     size = sum(path.stat().st_size for path in plan.store.rglob("*") if path.is_file())
-    print(
+    log.info(
         f"{plan.store}: {total} scans, {size / 1e9:.3g} GB ({new} new, {total - new} there already, {skipped} skipped)"
     )
     if inexact:
         worst = f"at most half a step of the scan's own, {max(inexact):.3g} in the coarsest"
-        print(f"  {len(inexact)} hold resampled or real numbers in 8 or 16 bits: rounded by {worst}")
+        log.info(f"  {len(inexact)} hold resampled or real numbers in 8 or 16 bits: rounded by {worst}")
     if clipped:
-        print(f"  {clipped} had voxels beyond the clip bounds of their intensity rule, stored as the bound")
+        log.info(f"  {clipped} had voxels beyond the clip bounds of their intensity rule, stored as the bound")
     for line in _label_lines(plan, connection):
-        print(f"  {line}")
+        log.info(f"  {line}")
     if changed:
-        print(f"  {changed} took over a new subject, split or label value from the index")
+        log.info(f"  {changed} took over a new subject, split or label value from the index")
     if other:
-        print(f"  {other} are in the store but not in this selection of the index (kept)")
+        log.info(f"  {other} are in the store but not in this selection of the index (kept)")
     return 0 if total else 1
 
 

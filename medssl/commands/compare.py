@@ -8,6 +8,7 @@ tables, pictures and verdicts are made of them anew each time.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from medssl.types import Scan
+
+log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 
@@ -162,7 +165,7 @@ def begin_of(
         message = f"{name}: {error}"
         raise UserError(message) from error
     if note:
-        print(f"note: {name}: {note}")
+        log.info(f"note: {name}: {note}")
     return begin
 
 
@@ -247,7 +250,7 @@ def counts_of(
             few(store, scans, schema, subjects=count, seed=seed)
     if not all(isinstance(number, int) for number in labels):
         words = ", ".join("null" if number is None else str(number) for number in labels)
-        print(f"labels {words} are {', '.join(map(str, counts))} of {there} labeled subjects")
+        log.info(f"labels {words} are {', '.join(map(str, counts))} of {there} labeled subjects")
     return counts
 
 
@@ -268,7 +271,7 @@ def missing_notes(
                 "give that answer."
             )
     for note in notes:
-        print(f"note: {note}")
+        log.info(f"note: {note}")
     return notes
 
 
@@ -328,7 +331,7 @@ def finish(
         Why some failed, or the exit code of a signal.
     """
     import torch
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     failed, runs = dict[str, Failure](), {str(run): run for run in study.asked}
     with tqdm(total=len(study.asked), initial=len(study.asked) - len(missing), desc="compare", unit="run") as bar:
@@ -340,7 +343,7 @@ def finish(
                 why = Failure(told, told)
             if why:
                 failed[job.name] = why
-                bar.write(f"failed: {job.name}: {why.reason}")
+                log.info(f"failed: {job.name}: {why.reason}")
             else:
                 write_tables(study)
                 if not keep:
@@ -351,6 +354,6 @@ def finish(
         clear_states(study)
     if not number:
         return failed
-    print(f"stopped by a signal: {sum(run.done(study.out) for run in study.asked)} of {len(study.asked)} runs are "
+    log.info(f"stopped by a signal: {sum(run.done(study.out) for run in study.asked)} of {len(study.asked)} runs are "
           "done; run the same command to continue")  # fmt: skip
     return 128 + number

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from medssl.inference.predictor import Fitted
     from medssl.metrics.calibration import Scaling
     from medssl.types import LabelSchema, Scan
+
+log = logging.getLogger(__name__)
 
 _WINDOWS = Windows()
 
@@ -102,7 +105,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         versions = describe.versions(synthetic=all_phantoms(opened, {scan.source.dataset for scan in scans}))
     notes += [*refuse_shared(fitted, scans, others), *missing_note(fitted.tuned.trained_on)]
     for note in notes:
-        print(f"note: {note}")
+        log.info(f"note: {note}")
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     made_by: dict[str, Any] = {"weights": fitted.digest, "overlap": windows.overlap, "precision": windows.precision}
     made_by |= {"nsd_tolerance_mm": nsd_tolerance_mm} if fitted.kind == "segmentation" else {}
@@ -128,9 +131,9 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         summary, groups = score_classes(answers, fitted.schema, out, values, more, scaling, specificity)
     summary |= {"subgroups": groups} if groups else {}
     tables.write_summary(out / tables.SUMMARY, summary)
-    print(tables.table(summary))
+    log.info(tables.table(summary))
     there = summary["scans"] - new
-    print(f"{out}: {new + there} scans scored ({new} new, {there} there already), {len(skipped)} skipped")
+    log.info(f"{out}: {new + there} scans scored ({new} new, {there} there already), {len(skipped)} skipped")
     return 0
 
 
@@ -203,7 +206,7 @@ def score_all(
         place: Root of the index, how a scan is gone through, tolerance of surfaces in mm.
         finished: Where scores are kept.
     """
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     root, windows, tolerance = place
     new, skipped = 0, []

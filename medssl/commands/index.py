@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import re
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -16,6 +16,8 @@ from medssl.data.index.update import Update, update
 from medssl.data.labels.sources import LabelOptions
 from medssl.io.progress import progress_bar
 from medssl.types import UserError
+
+log = logging.getLogger(__name__)
 
 _SHOWN = 20
 _LABELS, _FILES = LabelOptions(), FileOptions()
@@ -64,7 +66,7 @@ def index(  # noqa: PLR0913 (the keys of a command line)
         if show is not None:
             return _show(opened, show)
         if export is not None:
-            print(f"{opened.export(export, where):,} scans written to {export}")
+            log.info(f"{opened.export(export, where):,} scans written to {export}")
             return 0
         return _list(opened, where)
 
@@ -77,7 +79,7 @@ def _update(directories: Sequence[Path], file: Path, options: IndexOptions) -> i
     SubjectRule(options.subject)
     places = places_of(directories)
     for folder in places.folders if options.layout else ():
-        print(f"{folder.name}: {layouts.fill(options, folder).said}")
+        log.info(f"{folder.name}: {layouts.fill(options, folder).said}")
     if not directories and not file.exists():
         message = f"no index at {file}: name the folders or files to index"
         raise UserError(message)
@@ -92,7 +94,7 @@ def _update(directories: Sequence[Path], file: Path, options: IndexOptions) -> i
 
 def _summary(opened: Index, done: Update, directories: Sequence[Path]) -> int:
     """Print what was done, what there is, and what was left out and why."""
-    print(f"files: {done.read:,} read, {done.unchanged:,} unchanged, {done.gone:,} gone")
+    log.info(f"files: {done.read:,} read, {done.unchanged:,} unchanged, {done.gone:,} gone")
     query = """
         SELECT dataset, kind, modality, count(*) AS scans, count(DISTINCT subject_id) AS subjects,
         sum(has_mask) AS masks, min(channels) AS fewest, max(channels) AS most,
@@ -102,7 +104,7 @@ def _summary(opened: Index, done: Update, directories: Sequence[Path]) -> int:
     """
     rows = opened.connection.execute(query).fetchall()
     total = sum(row["scans"] for row in rows)
-    print(f"scans: {total:,}")
+    log.info(f"scans: {total:,}")
     for row in rows:
         sizes = [
             f"{low}-{high}" if low != high else f"{low}" for low, high in zip(row[9::2], row[10::2], strict=True) if low
@@ -113,24 +115,24 @@ def _summary(opened: Index, done: Update, directories: Sequence[Path]) -> int:
         masks = f", {row['masks']:,} with a mask" if row["masks"] else ""
         masks += f", {row['excluded']:,} with excluded voxels" if row["excluded"] else ""
         kind = f"{row['modality']} {row['kind']}".strip()
-        print(f"  {row['dataset']}: {row['scans']:,} {kind}, {size}, {row['subjects']:,} subjects{masks}")
+        log.info(f"  {row['dataset']}: {row['scans']:,} {kind}, {size}, {row['subjects']:,} subjects{masks}")
     splits = opened.connection.execute("SELECT split, count(*) FROM scans WHERE status = 'ok' GROUP BY 1 ORDER BY 1")
-    print("split: " + (", ".join(f"{name or 'none'} {count:,}" for name, count in splits) or "none"))
+    log.info("split: " + (", ".join(f"{name or 'none'} {count:,}" for name, count in splits) or "none"))
     counts = opened.counts()
     for status in ("failed", "rejected", "ignored"):
         reasons = [(reason, count) for code, reason, count in counts if code == status]
         if reasons:
             unit = "files" if status == "ignored" else "scans or files"
-            print(f"{status}: {sum(count for _, count in reasons):,} {unit} (--show {status} names them)")
+            log.info(f"{status}: {sum(count for _, count in reasons):,} {unit} (--show {status} names them)")
             for reason, count in reasons[:_SHOWN]:
-                print(f"  {count:,} {reason}")
+                log.info(f"  {count:,} {reason}")
     _print_notes(opened)
     for note in done.notes:
-        print(f"note: {note}")
+        log.info(f"note: {note}")
     if total:
         return 0
     where = ", ".join(map(str, directories)) or "the directories of this index"
-    print(f"error: nothing readable in {where}", file=sys.stderr)
+    log.error(f"error: nothing readable in {where}")
     return 1
 
 
@@ -149,10 +151,10 @@ def _print_notes(opened: Index) -> None:
             count[kind := _kind_of_note(note)] += 1
             first.setdefault(kind, (note, PurePosixPath(path).name))
     if count:
-        print("notes on scans:")
+        log.info("notes on scans:")
     for kind, number in count.most_common(_SHOWN):
         note, name = first[kind]
-        print(f"  {number:,}: {note} ({name})" if number == 1 else f"  {number:,}: {note} (first: {name})")
+        log.info(f"  {number:,}: {note} ({name})" if number == 1 else f"  {number:,}: {note} (first: {name})")
 
 
 def _kind_of_note(note: str) -> str:
@@ -170,13 +172,13 @@ def _list(opened: Index, where: str | None) -> int:
     shown = ["scan_id", "status", "dataset", "modality", "size_i", "size_j", "size_k", "split"]
     places = [names.index(name) for name in shown]
     count = 0
-    print("\t".join(shown))
+    log.info("\t".join(shown))
     for row in cursor:
         count += 1
         if count <= _SHOWN:
-            print("\t".join("" if row[place] is None else str(row[place]) for place in places))
+            log.info("\t".join("" if row[place] is None else str(row[place]) for place in places))
     more = f", {_SHOWN} shown: --export FILE.csv writes all" if count > _SHOWN else ""
-    print(f"{count:,} scans{more}")
+    log.info(f"{count:,} scans{more}")
     return 0 if count else 1
 
 
@@ -197,26 +199,26 @@ def _show(opened: Index, what: str) -> int:
     for row in rows:
         count += 1
         more = f" and {row['files'] - 1:,} more" if "files" in row.keys() and row["files"] > 1 else ""
-        print(f"{opened.root / row['path']}{more}: {row['reason']}")
-    print(f"{count:,} {what}")
+        log.info(f"{opened.root / row['path']}{more}: {row['reason']}")
+    log.info(f"{count:,} {what}")
     return 0
 
 
 def _show_scan(opened: Index, scan_id: str) -> int:
     scan = opened.scan(scan_id)
     grid, source = scan.grid, scan.source
-    print(f"{scan.scan_id} {scan.status.code} {scan.status.reason}".rstrip())
-    print(f"  {source.dataset}: {source.modality} {source.kind}, values {source.value_domain}")
+    log.info(f"{scan.scan_id} {scan.status.code} {scan.status.reason}".rstrip())
+    log.info(f"  {source.dataset}: {source.modality} {source.kind}, values {source.value_domain}")
     spacing = " x ".join(f"{step:.3g}" for step in grid.spacing_mm)
-    print(f"  shape {' x '.join(map(str, grid.shape))}, spacing {spacing} mm")
-    print(
+    log.info(f"  shape {' x '.join(map(str, grid.shape))}, spacing {spacing} mm")
+    log.info(
         f"  subject {scan.subject.subject_id}, study {scan.subject.study_id or 'unknown'}, split {scan.subject.split}"
     )
     for name, value in scan.labels.values:
-        print(f"  {name}: {value}")
+        log.info(f"  {name}: {value}")
     roles = (("file", source.parts), ("mask", scan.labels.mask), ("excluded", scan.labels.excluded))
     for role, parts in roles:
         for part in parts:
             frame = "" if part.frame is None else f" frame {part.frame}"
-            print(f"  {role} {opened.root / part.path}{frame}")
+            log.info(f"  {role} {opened.root / part.path}{frame}")
     return 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Literal
+
+log = logging.getLogger(__name__)
 
 
 def phantoms(
@@ -31,7 +34,7 @@ def phantoms(
     Returns:
         0: every scan is there.
     """
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     from medssl.data.synthetic.phantom_files import Recipe, write_phantoms
 
@@ -39,5 +42,5 @@ def phantoms(
     with tqdm(total=count, desc="phantoms", unit="scan") as bar:
         new, old = write_phantoms(out, recipe, written=lambda _: bar.update())
     labels = "labels of another patient" if shuffle_labels else "labels"
-    print(f"{out}: {count} synthetic scans, {labeled} with {labels} ({new} written, {old} there already)")
+    log.info(f"{out}: {count} synthetic scans, {labeled} with {labels} ({new} written, {old} there already)")
     return 0

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from medssl.inference.predictor import Fitted
     from medssl.types import Scan
+
+log = logging.getLogger(__name__)
 
 _FILES, _WINDOWS = FileOptions(), Windows()
 _SHOWN = 20
@@ -92,7 +94,7 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
         chosen = [scan for scan in opened.scans(where) if given is None or given.has(scan, opened.root)]
         skipped = list(given.left_out(opened)) if given else []
         for note in missing_note(fitted.tuned.trained_on):
-            print(f"note: {note}")
+            log.info(f"note: {note}")
         chosen, others = split_by_training(fitted, chosen, allowed)
         skipped += others
         called = _names(chosen, names)
@@ -104,7 +106,7 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
         rows = [(called[scan.scan_id], finished.get(scan)) for scan in chosen if finished.get(scan) is not None]
         first = "scan_id" if names == "scan_id" else "name"
         if fit is not None:
-            print(
+            log.info(
                 f"probabilities at temperature {fit.temperature:.4g}, fitted on {fit.scans} scans of split {fit.split}"
             )
             rows = [(who, scaled(np.array([own]), fit.temperature)[0].tolist()) for who, own in rows]
@@ -113,9 +115,9 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     elif len(chosen) > len(failed):
         outputs.write_classes(out, fitted.schema)
     if given is not None and names == "scan_id":
-        print(f"which file a scan_id is: medssl index --index {given.index} --show SCAN_ID")
+        log.info(f"which file a scan_id is: medssl index --index {given.index} --show SCAN_ID")
     if (out / "index.sqlite").exists():
-        print(f"note: {out}/index.sqlite, of an earlier version, names files: delete it before you pass {out} on")
+        log.info(f"note: {out}/index.sqlite, of an earlier version, names files: delete it before you pass {out} on")
     return _summary(out, len(chosen) - len(failed), there, skipped)
 
 
@@ -138,7 +140,7 @@ def split_by_training(
     """Scans like those of the training, and the others with the reason."""
     known = fitted.tuned.trained_on
     if known is None:
-        print("note: the card does not say which scans the network was trained on: scans are not compared with them")
+        log.info("note: the card does not say which scans the network was trained on: scans are not compared with them")
         return list(scans), []
     alike, others = [], []
     for scan in scans:
@@ -235,7 +237,7 @@ def _predict_all(
     fitted: Fitted, scans: Sequence[Scan], called: dict[str, str], place: tuple[Path, Path, Windows], finished: Finished
 ) -> tuple[int, list[tuple[str, str]]]:
     """Predicts what is not there yet; returns how many were, and what failed with the reason."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     out, root, windows = place
     there, failed = 0, []
@@ -267,12 +269,12 @@ def _predict_all(
 def _summary(out: Path, good: int, there: int, skipped: Sequence[tuple[str, str]]) -> int:
     """Says what there is now, and what was skipped and why."""
     for name, reason in skipped[:_SHOWN]:
-        print(f"skipped {name}: {reason}")
+        log.info(f"skipped {name}: {reason}")
     if len(skipped) > _SHOWN:
-        print(f"skipped {len(skipped) - _SHOWN} more")
+        log.info(f"skipped {len(skipped) - _SHOWN} more")
     if not good:
         found = "" if skipped else ": none was found"
-        print(f"error: no scan could be predicted{found}, {len(skipped)} were skipped", file=sys.stderr)
+        log.error(f"error: no scan could be predicted{found}, {len(skipped)} were skipped")
         return 1
-    print(f"{out}: {good} scans predicted ({good - there} new, {there} there already), {len(skipped)} skipped")
+    log.info(f"{out}: {good} scans predicted ({good - there} new, {there} there already), {len(skipped)} skipped")
     return 0

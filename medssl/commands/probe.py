@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ from medssl.training.settings import refuse_below
 
 if TYPE_CHECKING:
     pass
+
+log = logging.getLogger(__name__)
 
 RESULT = "probe.json"
 
@@ -99,7 +102,7 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
     notes = list(filter(None, [start.refuse_seen(opened, begin, allow)]))
     asked: dict[str, Any] = {"seed": seed, "labels": labels, "validation_labels": validation_labels}
     chosen = levels_of(frozen, levels) if target == MASK else ()
-    print(first_line(opened, splits, loaded))
+    log.info(first_line(opened, splits, loaded))
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     if target == MASK:
         asked |= {"voxels": voxels, "levels": list(chosen), "overlap": windows.overlap}
@@ -129,7 +132,7 @@ def write(out: Path, summary: dict[str, Any]) -> None:
     if path.exists():
         then = read_json(path)
         if {key: then["by"].get(key) for key in summary["by"]} != summary["by"] or then["target"] != summary["target"]:
-            print(f"the measures of target {then['target']!r}, labels {then['by'].get('labels')} there are replaced")
+            log.info(f"the measures of target {then['target']!r}, labels {then['by'].get('labels')} there are replaced")
     write_table(out / "probe.csv", summary["probes"])
     text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
     atomic_write(path, lambda file: file.write(text.encode()))
@@ -137,15 +140,15 @@ def write(out: Path, summary: dict[str, Any]) -> None:
 
 def tell(summary: dict[str, Any]) -> None:
     """Prints the table."""
-    print(table(summary["probes"]))
+    log.info(table(summary["probes"]))
     for skipped in summary["skipped"]:
-        print(f"skipped: {skipped['probe']}: {skipped['reason']}")
+        log.info(f"skipped: {skipped['probe']}: {skipped['reason']}")
     if "embedding" in summary:
         own = summary["embedding"]
         most = min(own["scans"], own["features"])
-        print(
+        log.info(
             f"embedding of {own['scans']} scans: effective rank {own['effective_rank']:.1f} of at most {most}, spread "
             f"{own['spread']:.2f} (0 all alike, 1 every direction alike)"
         )
     for note in summary["notes"]:
-        print(f"note: {note}")
+        log.info(f"note: {note}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jaxtyping import Int
+
+log = logging.getLogger(__name__)
 
 
 _WINDOWS = Windows()
@@ -81,7 +84,7 @@ def pseudolabel(
     teacher = load_fitted(run, device_of(windows.accelerator), names(trust))
     opened = Store.open(store, preprocess=teacher.card.preprocess)
     for note in (*refuse_teacher(teacher, opened, allow_seen=allow_seen), *missing_note(teacher.tuned.trained_on)):
-        print(f"note: {note}")
+        log.info(f"note: {note}")
     facts = {"teacher": teacher.digest, "confidence": confidence, "overlap": windows.overlap}
     facts |= {"precision": windows.precision, "store": describe.store_digest(opened)}
     facts |= {"classes": [list(pair) for pair in teacher.schema.classes], "axes": len(teacher.tuned.window)}
@@ -89,7 +92,7 @@ def pseudolabel(
     begin(out, facts)
     scans = population(opened, len(teacher.tuned.window), split).tolist()
     there = label_all(teacher, opened, scans, out, confidence, windows)
-    print(f"{out}: {len(scans)} scans labeled ({len(scans) - there} new, {there} there already)")
+    log.info(f"{out}: {len(scans)} scans labeled ({len(scans) - there} new, {there} there already)")
     return 0
 
 
@@ -142,7 +145,7 @@ def label_all(
     teacher: Fitted, store: Store, scans: Sequence[int], out: Path, confidence: float, windows: Windows
 ) -> int:
     """Labels the scans that have no file yet; returns how many had one."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     there = 0
     for number in tqdm(scans, desc="pseudolabel", unit="scan"):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from medssl.reporting.parts import named_folder
+
+log = logging.getLogger(__name__)
 
 
 def report(page: Path, parts: list[str], *, heading: str = "medssl report") -> int:
@@ -39,8 +42,8 @@ def report(page: Path, parts: list[str], *, heading: str = "medssl report") -> i
     text = make_page(found, heading)
     write_text(page, text)
     for comparison in comparisons([part for part in found if isinstance(part, Evaluation)]):
-        print(comparison.verdict)
+        log.info(comparison.verdict)
     for study in (part for part in found if isinstance(part, Study)):
-        print("\n".join(study.verdicts))
-    print(f"{page}: {len(found)} parts, {len(text) / 2**20:.1f} MiB; pictures in it are patient data")
+        log.info("\n".join(study.verdicts))
+    log.info(f"{page}: {len(found)} parts, {len(text) / 2**20:.1f} MiB; pictures in it are patient data")
     return 0

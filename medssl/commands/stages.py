@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pydoc
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from medssl.io.safe_path import python_command
 from medssl.training.distributed import layout
 from medssl.training.label_targets import schema_for
 from medssl.types import UserError
+
+log = logging.getLogger(__name__)
 
 START = {"pretrain": "init", "finetune": "pretrained"}
 
@@ -66,7 +69,7 @@ def stages(*, stages: tuple[Stage, ...], store: Path, out: Path, settings: dict[
             return code
     for number, (stage, words) in enumerate(zip(stages, commands, strict=True), 1):
         if layout().first:
-            print(f"stage {number} of {len(stages)}, {stage.name}: medssl {' '.join(words)}", flush=True)
+            log.info(f"stage {number} of {len(stages)}, {stage.name}: medssl {' '.join(words)}")
         if code := run(words):
             return code
     return 0

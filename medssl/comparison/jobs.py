@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import re
 import signal
@@ -25,6 +26,8 @@ from medssl.types import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 CHILD = """
 import json, sys
@@ -188,6 +191,6 @@ def alone(file: Path, what: str) -> Iterator[IO[str]]:
                 message = f"another process is at work in {what}: wait for it, or choose another --out"
                 raise UserError(message)
             if time.monotonic() - since < 0.1:
-                print(f"waiting for a process that is at work in {what}", file=sys.stderr)
+                log.warning(f"waiting for a process that is at work in {what}")
             time.sleep(0.2)
         yield lock

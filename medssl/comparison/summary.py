@@ -8,6 +8,7 @@ from them: they are written anew from the runs, whatever happened to them in bet
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from collections import Counter
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from medssl.comparison.jobs import Failure
     from medssl.metrics.comparison import Difference
     from medssl.metrics.label_efficiency import Compared, Level
+
+log = logging.getLogger(__name__)
 
 STATES = "checkpoints"
 RUNS, SCORES, REPORT, CURVE = "runs.csv", "cases.csv", "summary.md", "efficiency.svg"
@@ -78,13 +81,13 @@ def set_aside(study: Study) -> list[Run]:
     damaged = [run for run in (*study.asked, *study.earlier) if run.strange(study.out)]
     for run in damaged:
         again = "it is trained again" if run in study.asked else "it is left out until its encoder is named again"
-        print(f"note: {run}: {set_aside_strange(run, study.out)}; {again}")
+        log.info(f"note: {run}: {set_aside_strange(run, study.out)}; {again}")
     for run in study.done:
         try:
             trained_of(run, run.folder(study.out))
         except UserError as error:
             again = "is scored again" if run in study.asked else "is left out until its encoder is named again"
-            print(f"note: {run}: {error}; the run {again}")
+            log.info(f"note: {run}: {error}; the run {again}")
             shutil.rmtree(run.folder(study.out) / TEST)
             (run.folder(study.out) / TEST).mkdir()  # says that it is trained
             damaged.append(run)
@@ -132,7 +135,7 @@ def note_edits(study: Study, damaged: Sequence[Run] = ()) -> None:
             "missing": sum(key not in then and key[:3] not in later for key in now),
         }
         if told := ", ".join(f"{count} {what}" for what, count in counts.items() if count):
-            print(f"note: {name} is not what the runs say (lines: {told}): it is written anew from them")
+            log.info(f"note: {name} is not what the runs say (lines: {told}): it is written anew from them")
 
 
 def key_of(line: str) -> tuple[str, ...]:
@@ -144,9 +147,9 @@ def tell(study: Study, failed: Mapping[str, Failure]) -> int:
     """Writes everything, prints what there is to know; returns the exit code."""
     trained, out, wanted = write_tables(study), study.out, len(study.asked) + len(study.earlier)
     for name, why in failed.items():
-        print(f"failed: {name}: {why.reason}")
+        log.info(f"failed: {name}: {why.reason}")
     if failed:
-        print(f"{len(failed)} of {len(study.asked)} runs failed; the same command tries them again")
+        log.info(f"{len(failed)} of {len(study.asked)} runs failed; the same command tries them again")
     curves = {arm.name: own for arm in study.arms if (own := efficiency.levels(trained, arm.name))}
     found = differences_of(study, trained)
     minutes = {arm.name: minutes_of(study, arm) for arm in study.arms}
@@ -167,14 +170,14 @@ def tell(study: Study, failed: Mapping[str, Failure]) -> int:
         write_text(out / CURVE, drawn(curves, NAMES[trained[0].measure]))
     else:
         (out / CURVE).unlink(missing_ok=True)
-    print(text if trained else "\n".join(["no run is done", *notes]))
+    log.info(text if trained else "\n".join(["no run is done", *notes]))
     if not found:
         what = "no encoder has a run in common with its twin"
         if trained and not drawable:
             what = f"{NAMES[trained[0].measure]} is not defined on these test subjects"
-        print(f"error: {what}: nothing can be compared")
+        log.info(f"error: {what}: nothing can be compared")
         return 1
-    print(f"{out}: {len(trained)} of {wanted} runs; {RUNS}, {SCORES}, {REPORT}, {SUMMARY}, {CURVE}")
+    log.info(f"{out}: {len(trained)} of {wanted} runs; {RUNS}, {SCORES}, {REPORT}, {SUMMARY}, {CURVE}")
     return 0
 
 

@@ -15,7 +15,7 @@ def progress_bar() -> Iterator[Progress]:
 
     In the log of a batch job the first line comes after ten seconds.
     """
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     total = 0
     delay = 0 if sys.stderr.isatty() else 10

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as lightning
 import numpy as np
-from tqdm import tqdm
 
 from medssl.data.index.split import overlap
 from medssl.data.labels.selection import MASK, class_number, classes_of, few, labeled_scans, subjects_of
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from medssl.training.loop import TrainingLoop
     from medssl.training.settings import OnlineProbe
     from medssl.types import LabelSchema, ViewPlan
+
+log = logging.getLogger(__name__)
 
 SHOWN = {"knn": "nearest neighbors", "logistic": "linear probe"}
 
@@ -84,7 +86,7 @@ class ProbeWhileTraining(lightning.Callback):
             try:
                 found = self.look(pl_module)
             except UserError as error:  # features that are not finite: the training goes on without a look
-                tqdm.write(f"probe of {self.schema.name}, step {step}: skipped, {error}", file=sys.stdout)
+                log.info(f"probe of {self.schema.name}, step {step}: skipped, {error}")
                 return
             pl_module.record |= found
             pl_module.measured = True
@@ -121,7 +123,7 @@ class ProbeWhileTraining(lightning.Callback):
         since = f" (before training {' and '.join(before)})" if step and before else ""
         scans = f"{len(self.learned)} scans to learn from, {len(self.judged)} to judge" if not step else ""
         line = f"probe of {self.schema.name}, step {step}: validation AUROC {', '.join(parts)}{since}; {scans}"
-        tqdm.write(line.rstrip("; "), file=sys.stdout)
+        log.info(line.rstrip("; "))
         sys.stdout.flush()
 
 

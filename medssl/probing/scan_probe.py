@@ -61,7 +61,7 @@ def first_line(store: Store, splits: Splits, loaded: str) -> str:
 
 def embed(frozen: Frozen, store: Store, scans: Sequence[int], out: Path) -> dict[int, Float[np.ndarray, "D"]]:
     """Features of scans by their number; those that the folder keeps are not computed again."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     keys = [scan_key(store, scan) for scan in scans]
     with Kept(out / "features.safetensors", frozen.made_by, {}) as kept:
@@ -86,7 +86,7 @@ def probe_scans(
     Raises:
         UserError: A class without a scan to learn from or to choose by, or features that are not finite.
     """
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     names = [name for _, name in schema.classes]
     parts = (splits.learned, splits.validated, splits.tested)

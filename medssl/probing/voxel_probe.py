@@ -124,7 +124,7 @@ def sample(
     frozen: Frozen, voxels: Voxels, scans: Sequence[int], out: Path
 ) -> tuple[Float[np.ndarray, "M D"], Int[np.ndarray, "M"], Int[np.ndarray, "K"]]:
     """Features and class numbers of sampled voxels, and how many voxels of each class the scans have."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     classes = len(voxels.schema.classes)
     per_class = max(1, round(voxels.sampled / len(scans) / classes))
@@ -168,7 +168,7 @@ def judge(
     frozen: Frozen, voxels: Voxels, scans: Sequence[int], candidates: Sequence[Candidate], file: Path
 ) -> list[voxel_probe.Scores]:
     """Dice of every candidate on every scan, by sliding windows; what was done before a stop is not done again."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     digest = hashlib.blake2b(digest_size=8)
     for candidate in candidates:
