@@ -24,7 +24,7 @@ from medssl.comparison.jobs import Failure, Job, alone, run_jobs
 from medssl.comparison.summary import STATES, clear_states, note_edits, set_aside, set_aside_strange, tell, write_tables
 from medssl.data.index.scan_index import Index
 from medssl.data.index.split import overlap
-from medssl.data.labels.selection import MASK, few, how_many, labeled_scans, labeled_scans_of_index, subjects_of
+from medssl.data.labels.selection import MASK, few, how_many, labeled_scans, labeled_scans_of_index
 from medssl.data.labels.trained_on import trained_on
 from medssl.data.labels.values import findings_of
 from medssl.data.store.store import Store
@@ -125,7 +125,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
     recipe = describe.plain(
         {"head": head, "data": data, "training": training, "optimizer": optimizer, "mixing": mixing}
     )
-    held = {"store": describe.store_digest(opened), "split": split, "scored": scored}
+    held = {"store": opened.digest, "split": split, "scored": scored}
     held |= {"windows": describe.plain(windows)} | recipe
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with alone(out / LOCK, f"{out}/") as lock:
@@ -210,8 +210,8 @@ def refuse_unscored(scans: Sequence[Scan], schema: LabelSchema, split: str) -> N
 def known_subjects(store: Store, data: Examples, starts: Mapping[str, Start]) -> dict[str, Sequence[str]]:
     """Subjects whose scores would be too good, by how the networks know them."""
     found: dict[str, Sequence[str]] = {
-        f"in split {data.train!r}, which is learned from": describe.subjects(store, data.train),
-        f"in split {data.validation!r}, which validates": describe.subjects(store, data.validation),
+        f"in split {data.train!r}, which is learned from": store.subjects_of_split(data.train),
+        f"in split {data.validation!r}, which validates": store.subjects_of_split(data.validation),
     }
     for name, begin in starts.items():
         found[f"known to {name} from pretraining"] = begin.seen.known
@@ -243,7 +243,7 @@ def counts_of(
         UserError: Some run cannot have as many; says how many there are.
     """
     scans = labeled_scans(store, len(data.view.size), data.train, schema)
-    there = len(subjects_of(store, scans))
+    there = len(store.distinct_subjects(scans))
     counts = sorted({how_many(number, there) for number in labels})
     for count in counts:
         for seed in seeds if data.label_seed is None else [data.label_seed]:

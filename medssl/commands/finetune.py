@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from medssl.data.labels.selection import subjects_of
 from medssl.data.labels.trained_on import missing_note, trained_on
 from medssl.data.loading.loader import small_scans
 from medssl.data.store.store import Store
@@ -94,7 +93,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     begin = start.with_channels(begin, opened.channels, allow)
     schema = schema_for(opened, data.target, head)
     chosen = select_scans(opened, schema, data, labels, training.seed)
-    digest = describe.store_digest(opened)
+    digest = opened.digest
     opened, drawn = with_pseudo_labels(opened, chosen.learned, data.train, pseudo, schema, training.seed)
     chosen = replace(chosen, drawn=drawn)
     teacher = subjects_behind(pseudo)
@@ -179,7 +178,7 @@ def refuse_misfit(network: Network, data: Examples, training: Training, mixing: 
 
 def first_notes(store: Store, data: Examples, chosen: TrainingSelection, loaded: str, schema: LabelSchema) -> list[str]:
     """What the first line tells of labels and weights."""
-    counts = [(len(subjects_of(store, scans)), len(scans)) for scans in (chosen.learned, chosen.validated)]
+    counts = [(len(store.distinct_subjects(scans)), len(scans)) for scans in (chosen.learned, chosen.validated)]
     notes = [
         loaded,
         "{} labeled subjects ({} scans) to learn from".format(*counts[0]),
@@ -204,7 +203,7 @@ def make_card(
     """
     size, axis = config["data"]["view"]["size"], config["data"]["sampling"]["slice_axis"]
     scans = (*chosen.learned, *chosen.drawn, *chosen.validated)
-    labeled = {*subjects_of(store, scans), *teacher.labeled, *begin.labeled}
+    labeled = {*store.distinct_subjects(scans), *teacher.labeled, *begin.labeled}
     return Card(
         encoder=Imported(**config["encoder"]),
         preprocess=store.preprocess,

@@ -87,7 +87,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     largest = tuple(map(max, zip(*(view.size for view in plan.views), strict=True)))
     small = small_scans(opened, largest, split=data.split, slice_axis=plan.sampling.slice_axis)
     feed = running.make_feed(opened, plan, training, workers=data.workers, split=data.split)
-    progress = running.first_progress(training, describe.store_digest(opened))
+    progress = running.first_progress(training, opened.digest)
     module = TrainingLoop(network, feed, optimizer, steps=training.steps, progress=progress)
 
     def export() -> None:
@@ -118,7 +118,7 @@ def make_card(config: dict[str, Any], opened: Store, begun: Begin, step: int) ->
         preprocess=opened.preprocess,
         objective=describe.imported(config["objective"]),
         index_digest=opened.index_digest,
-        subjects=begun.seen | Seen(describe.subjects(opened, config["data"]["split"])),
+        subjects=begun.seen | Seen(opened.subjects_of_split(config["data"]["split"])),
         step=step,
         versions=describe.versions(synthetic=opened.synthetic),
     )

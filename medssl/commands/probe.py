@@ -113,7 +113,7 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
         features = embed(frozen, opened, splits.everything, out)
         answers = probe_scans(opened, schema, splits, features, shots=shots, draws=draws, seed=seed)
     made = {**frozen.made_by, "step": begin.card.step if begin.card and begin.weights else None, **asked}
-    made |= {"store": describe.store_digest(opened), "versions": describe.versions(synthetic=opened.synthetic)}
+    made |= {"store": opened.digest, "versions": describe.versions(synthetic=opened.synthetic)}
     summary = summarize(schema, splits, answers, notes=notes, by=made)
     write(out, summary)
     tell(summary)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from medssl.data.labels.trained_on import missing_note
-from medssl.data.loading.batches import population
 from medssl.data.store import chunks
 from medssl.data.store.store import Store
 from medssl.heads.sliding import slide
@@ -20,7 +19,6 @@ from medssl.inference.predictor import Fitted, Windows, device_of, load_fitted
 from medssl.io.atomic_write import atomic_files, atomic_write, explain_disk_errors
 from medssl.io.documents import read_json
 from medssl.io.trust import names
-from medssl.training import describe
 from medssl.training.pseudo_labels import (
     FACTS,
     IGNORED,
@@ -86,11 +84,11 @@ def pseudolabel(
     for note in (*refuse_teacher(teacher, opened, allow_seen=allow_seen), *missing_note(teacher.tuned.trained_on)):
         log.info(f"note: {note}")
     facts = {"teacher": teacher.digest, "confidence": confidence, "overlap": windows.overlap}
-    facts |= {"precision": windows.precision, "store": describe.store_digest(opened)}
+    facts |= {"precision": windows.precision, "store": opened.digest}
     facts |= {"classes": [list(pair) for pair in teacher.schema.classes], "axes": len(teacher.tuned.window)}
     facts |= {"labelled": sorted(teacher.tuned.subjects), "pretrained": _provenance_facts(teacher.card.subjects)}
     begin(out, facts)
-    scans = population(opened, len(teacher.tuned.window), split).tolist()
+    scans = opened.scans(split, axes=len(teacher.tuned.window)).tolist()
     there = label_all(teacher, opened, scans, out, confidence, windows)
     log.info(f"{out}: {len(scans)} scans labeled ({len(scans) - there} new, {there} there already)")
     return 0

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from medssl.data.index.split import overlap
-from medssl.data.labels.selection import labeled_scans, subjects_of
+from medssl.data.labels.selection import labeled_scans
 from medssl.encoders.weights import CARD, make_encoder
 from medssl.heads.sliding import encode
 from medssl.inference.predictor import Windows, device_of
@@ -182,7 +182,7 @@ def split_scans(
     except UserError as error:
         raise UserError(str(error).replace("data.validation_labels", "--validation_labels")) from error
     pools = {split: labeled_scans(store, axes, split, schema) for split in ("train", "val", "test")}
-    names = {split: subjects_of(store, scans) for split, scans in pools.items()}
+    names = {split: store.distinct_subjects(scans) for split, scans in pools.items()}
     for split, others in (("train", "val"), ("train", "test"), ("val", "test")):
         if shared := overlap(names[split], names[others]):
             message = (
@@ -192,14 +192,3 @@ def split_scans(
             raise UserError(message)
     everything = tuple(sorted({number for scans in pools.values() for number in scans}))
     return Splits(chosen.learned, chosen.validated, pools["test"], everything)
-
-
-def subject_names(store: Store, scans: tuple[int, ...]) -> tuple[str, ...]:
-    """Keyed digest of the subject of each scan."""
-    held = store.records
-    return tuple(held.tables["subject"][held.subject[number]] for number in scans)
-
-
-def scan_key(store: Store, number: int) -> str:
-    """Digest of everything that decides a scan's stored bytes."""
-    return str(store.records.key[number].decode())

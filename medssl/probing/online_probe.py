@@ -10,7 +10,7 @@ import lightning.pytorch as lightning
 import numpy as np
 
 from medssl.data.index.split import overlap
-from medssl.data.labels.selection import MASK, class_number, classes_of, few, labeled_scans, subjects_of
+from medssl.data.labels.selection import MASK, class_number, classes_of, few, labeled_scans
 from medssl.encoders.base import Encoder
 from medssl.inference.predictor import Windows
 from medssl.metrics import scan_probe as probes
@@ -64,7 +64,7 @@ class ProbeWhileTraining(lightning.Callback):
         self.learned, self.judged = (
             bounded(store, len(self.window), split, self.schema, settings) for split in ("train", "val")
         )
-        if shared := overlap(subjects_of(store, self.learned), subjects_of(store, self.judged)):
+        if shared := overlap(store.distinct_subjects(self.learned), store.distinct_subjects(self.judged)):
             message = (
                 f"{len(shared)} subjects are in the splits 'train' and 'val': give each subject one split when "
                 "indexing (--labels.split), and cache again"
@@ -135,9 +135,9 @@ def bounded(store: Store, axes: int, split: str, schema: LabelSchema, settings: 
     """
     try:
         scans = labeled_scans(store, axes, split, schema)
-        number = min(settings.subjects, len(subjects_of(store, scans)))
+        number = min(settings.subjects, len(store.distinct_subjects(scans)))
         chosen = few(store, scans, schema, subjects=number, seed=settings.seed)
-        truth = [class_number(store.records.values(scan), schema) for scan in chosen]
+        truth = [class_number(store.values(scan), schema) for scan in chosen]
         probes.refuse_lacking("labeled", np.array(truth), [name for _, name in schema.classes])
     except UserError as error:
         asked = f"probe.target {schema.name} in split {split!r}, probe.subjects {settings.subjects}"

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medssl.data.labels.selection import class_number, subjects_of
+from medssl.data.labels.selection import class_number
 from medssl.data.store.store import Store
 from medssl.metrics import health
 from medssl.metrics import scan_probe as probes
 from medssl.metrics.classification import undefined
 from medssl.metrics.probe_tables import entry
 from medssl.probing.feature_cache import Kept
-from medssl.probing.feature_extractor import Frozen, Splits, scan_key, subject_names
+from medssl.probing.feature_extractor import Frozen, Splits
 from medssl.types import LabelSchema, UserError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def refuse_kind(schema: LabelSchema) -> None:
 def first_line(store: Store, splits: Splits, loaded: str) -> str:
     """Weights, and labeled subjects and scans of each split."""
     parts = {"learn from": splits.learned, "choose by": splits.validated, "measure on": splits.tested}
-    counts = [f"{len(subjects_of(store, scans))} ({len(scans)}) to {what}" for what, scans in parts.items()]
+    counts = [f"{len(store.distinct_subjects(scans))} ({len(scans)}) to {what}" for what, scans in parts.items()]
     return f"{loaded}; labeled subjects (scans): {', '.join(counts)}"
 
 
@@ -63,7 +63,7 @@ def embed(frozen: Frozen, store: Store, scans: Sequence[int], out: Path) -> dict
     """Features of scans by their number; those that the folder keeps are not computed again."""
     from tqdm.auto import tqdm
 
-    keys = [scan_key(store, scan) for scan in scans]
+    keys = [store.key(scan) for scan in scans]
     with Kept(out / "features.safetensors", frozen.made_by, {}) as kept:
         for scan, key in zip(tqdm(scans, desc="embed", unit="scan"), keys, strict=True):
             if kept.get(key) is None:
@@ -118,8 +118,8 @@ def group_of(
     """The scans of a split with their classes."""
     return probes.Group(
         np.stack([features[scan] for scan in scans]).astype(np.float64),
-        np.array([class_number(store.records.values(scan), schema) for scan in scans]),
-        subject_names(store, scans),
+        np.array([class_number(store.values(scan), schema) for scan in scans]),
+        store.subjects(scans),
         tuple(store.scan_id(scan) for scan in scans),
     )
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from medssl.data.labels.selection import subjects_of
 from medssl.data.labels.trained_on import trained_on
 from medssl.heads.base import Network, class_numbers
 from medssl.heads.segmentation import VoxelLinear
@@ -21,7 +20,6 @@ from medssl.metrics.probe_tables import entry
 from medssl.metrics.voxel_probe import Candidate, Candidates, set_weights
 from medssl.ops.draws import keyed_generator
 from medssl.probing.feature_cache import Kept
-from medssl.probing.feature_extractor import scan_key, subject_names
 from medssl.training import describe
 from medssl.types import Card, Imported, LabelSchema, Tuned, UserError
 
@@ -60,7 +58,7 @@ class Voxels:
 
     def numbers(self, scan: int) -> Int[np.ndarray, "*s"]:
         """Class numbers of a scan's mask, negative where nothing is known."""
-        shape = self.store.records.shape(scan)
+        shape = self.store.shape(scan)
         label = self.store.read_label(scan, (0,) * len(shape), shape)[0].astype(np.int64)
         found: Int[np.ndarray, "*s"] = class_numbers(torch.from_numpy(label), self.schema).numpy()
         return found
@@ -97,13 +95,13 @@ def probe_voxels(frozen: Frozen, voxels: Voxels, splits: Splits, begin: Start, o
     features, truth, counts = sample(frozen, voxels, splits.learned, out)
     candidates = voxel_probe.fit_candidates(features, truth, counts.tolist(), schema)
     scores = judge(frozen, voxels, splits.validated, candidates, out / "voxels_val.safetensors")
-    place, dice = voxel_probe.choose(scores, subject_names(store, splits.validated))
+    place, dice = voxel_probe.choose(scores, store.subjects(splits.validated))
     best = candidates[place]
     head = VoxelLinear(frozen.encoder, schema)
     set_weights(head, [best.linear], voxels.levels)
     save_network(out / "network", Network(frozen.encoder, head), card_of(frozen, voxels, splits, begin))
     measured = [rows[0] for rows in judge(frozen, voxels, splits.tested, [best], out / "voxels_test.safetensors")]
-    subjects = subject_names(store, splits.tested)
+    subjects = store.subjects(splits.tested)
     known = [[value for value in row if value is not None] for row in measured]
     metrics = {"dice": mean_interval([sum(row) / len(row) if row else None for row in known], subjects)}
     for number, (value, name) in enumerate(schema.classes[1:]):
@@ -129,7 +127,7 @@ def sample(
     classes = len(voxels.schema.classes)
     per_class = max(1, round(voxels.sampled / len(scans) / classes))
     settings = {"per_class": per_class, "seed": voxels.seed, "levels": voxels.levels, "schema": _plain(voxels.schema)}
-    keys = [scan_key(voxels.store, scan) for scan in scans]
+    keys = [voxels.store.key(scan) for scan in scans]
     with Kept(out / "voxels_train.safetensors", frozen.made_by, settings) as kept:
         for scan, key in zip(tqdm(scans, desc="sample", unit="scan"), keys, strict=True):
             if kept.get(key) is None:
@@ -178,12 +176,12 @@ def judge(
     settings = {"weights": digest.hexdigest(), "levels": voxels.levels, "overlap": frozen.windows.overlap}
     with Kept(file, frozen.made_by, settings) as kept:
         for scan in tqdm(scans, desc=file.stem, unit="scan"):
-            key = scan_key(voxels.store, scan)
+            key = voxels.store.key(scan)
             if kept.get(key) is None:
                 rows = dice_of(frozen, voxels, scan, candidates)
                 values = [[np.nan if value is None else value for value in row] for row in rows]
                 kept.add(key, dice=np.array(values))
-        tables = [kept.arrays[scan_key(voxels.store, scan)]["dice"].tolist() for scan in scans]
+        tables = [kept.arrays[voxels.store.key(scan)]["dice"].tolist() for scan in scans]
     return [[[None if np.isnan(value) else value for value in row] for row in rows] for rows in tables]
 
 
@@ -209,7 +207,7 @@ def dice_of(frozen: Frozen, voxels: Voxels, scan: int, candidates: Sequence[Cand
 def card_of(frozen: Frozen, voxels: Voxels, splits: Splits, begin: Start) -> Card:
     """What the fitted network is."""
     head = Imported("medssl.heads.segmentation.VoxelLinear")
-    subjects = subjects_of(voxels.store, (*splits.learned, *splits.validated))
+    subjects = voxels.store.distinct_subjects((*splits.learned, *splits.validated))
     return Card(
         encoder=begin.encoder,
         preprocess=voxels.store.preprocess,

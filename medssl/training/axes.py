@@ -36,7 +36,7 @@ def open_store(
         UserError: Says which two do not fit, and what to choose.
     """
     opened = Store.open(path)
-    held = {int(axes) for axes in opened.records.facts["ndim"]}
+    held = set(opened.axes)
     takes = _axes_of(begin)
     if message := misfit(takes, held, size, key):
         raise UserError(message)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import hashlib
 import math
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from medssl.data.synthetic.phantoms import PHANTOMS, VERSION
 from medssl.types import Imported, UserError
 
 if TYPE_CHECKING:
-    from medssl.data.store.store import Store
     from medssl.encoders.base import Encoder
     from medssl.objectives.base import Objective
 
@@ -59,37 +56,6 @@ def class_of(value: Any) -> type | None:
 def imported(config: dict[str, Any]) -> Imported:
     """The class and arguments that a configuration names."""
     return Imported(config["class_path"], config["init_args"])
-
-
-def store_digest(store: Store) -> str:
-    """Digest of which scans a store holds, of their voxels and labels, and of their splits.
-
-    Files that were copied or touched and then cached again, to the same voxels, leave it as it is.
-    """
-    held = store.records
-    digest = hashlib.blake2b(digest_size=8)
-    for part in (held.scan_id, held.facts["content"], held.affine, held.facts["split"]):
-        digest.update(part.tobytes())
-    digest.update(repr(held.tables["split"]).encode())
-    return digest.hexdigest()
-
-
-def typical_spacing(store: Store, axes: int) -> tuple[float, ...] | None:
-    """Median spacing of a store's volumes per stored axis (tilted views of thick slices reach further); None in 2D."""
-    held = store.records
-    volumes = held.affine[held.facts["ndim"] == 3]
-    if axes != 3 or not len(volumes):
-        return None
-    columns = volumes.reshape(-1, 3, 4)[:, :, :3]
-    return tuple(np.median(np.linalg.norm(columns, axis=1), axis=0).tolist())
-
-
-def subjects(store: Store, split: str | None) -> tuple[str, ...]:
-    """Keyed digests of the subjects whose scans a run is trained on."""
-    held = store.records
-    names = held.tables["split"]
-    chosen = [split is None or names[code] == split for code in held.facts["split"]]
-    return tuple(held.tables["subject"][code] for code in sorted(set(held.subject[chosen].tolist())))
 
 
 def versions(*, synthetic: bool = False) -> dict[str, str]:

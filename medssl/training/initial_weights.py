@@ -233,7 +233,7 @@ def refuse_seen(store: Store, start: Start, allow: Sequence[Allowed]) -> str:
     Raises:
         UserError: Counts the subjects.
     """
-    test = describe.subjects(store, "test")
+    test = store.subjects_of_split("test")
     seen = overlap(test, start.seen.known)
     if seen and "seen" not in allow:
         message = (

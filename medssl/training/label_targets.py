@@ -75,7 +75,7 @@ def in_words(values: Mapping[str, str], answer: Sequence[float], schema: LabelSc
 def prepare(network: Network, store: Store, scans: Sequence[int]) -> None:
     """Lets the head take what it needs from the labels that are learned from."""
     if network.head.kind != "segmentation":
-        network.head.prepare(targets_of([store.records.values(n) for n in scans], network.head.schema))
+        network.head.prepare(targets_of([store.values(n) for n in scans], network.head.schema))
 
 
 def balanced_groups(store: Store, scans: Sequence[int], schema: LabelSchema, data: Examples) -> tuple[int, ...] | None:

@@ -10,11 +10,9 @@ import numpy as np
 
 from medssl.data.index.split import overlap
 from medssl.data.labels.selection import MASK
-from medssl.data.loading.batches import population
 from medssl.data.store.store import Store
 from medssl.io.documents import read_json
 from medssl.ops.draws import keyed_generator
-from medssl.training import describe
 from medssl.types import UserError
 from medssl.types.provenance import Seen, as_written
 
@@ -90,7 +88,7 @@ def refuse_test_subjects(store: Store, subjects: Behind, *, allowed: bool) -> li
     Raises:
         UserError: Counts the subjects.
     """
-    test = describe.subjects(store, "test")
+    test = store.subjects_of_split("test")
     seen = overlap(test, (*subjects.labeled, *subjects.pretrained.known))
     if seen and not allowed:
         message = (
@@ -121,7 +119,7 @@ def label_type(schema: LabelSchema) -> np.dtype[Any]:
 
 def label_file(folder: Path, store: Store, number: int) -> Path:
     """File of a scan's label, named by the digest of the scan and its rules."""
-    return folder / f"{store.records.key[number].decode()}.b2nd"
+    return folder / f"{store.key(number)}.b2nd"
 
 
 def with_pseudo_labels(
@@ -151,11 +149,12 @@ def with_pseudo_labels(
     if schema.name != MASK or facts["classes"] != [list(pair) for pair in schema.classes]:
         message = f"the pseudo-labels have the classes {facts['classes']}, the target {schema.name!r} has others"
         raise UserError(message)
-    if facts["store"] != describe.store_digest(store):
+    if facts["store"] != store.digest:
         message = "the pseudo-labels were made for another store (or this one has changed): make them again"
         raise UserError(message)
-    scans, subject = population(store, facts["axes"], split), store.records.subject
-    others = scans[~np.isin(subject[scans], subject[list(learned)])].tolist()
+    scans = store.scans(split, axes=facts["axes"])
+    same_subject = np.isin(store.subject_numbers(scans), store.subject_numbers(learned))
+    others = scans[~same_subject].tolist()
     files = {number: label_file(folder, store, number) for number in others}
     if not files:
         message = (

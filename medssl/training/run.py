@@ -106,7 +106,7 @@ def make_feed(
         groups: Class of each of ``scans``, where the plan's sampling balances them.
         with_labels: Read the voxels of the masks too.
     """
-    size, own = read_size(plan, describe.typical_spacing(store, len(plan.views[0].size))), workers
+    size, own = read_size(plan, store.spacing(len(plan.views[0].size))), workers
 
     def crops(first: int, rank: int, world_size: int, workers: int = own) -> Iterable[Crops]:
         return make_loader(

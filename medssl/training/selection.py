@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medssl.data.index.split import overlap
-from medssl.data.labels.selection import few, labeled_scans, subjects_of
+from medssl.data.labels.selection import few, labeled_scans
 from medssl.data.store.store import Store
-from medssl.training import describe
 from medssl.training.settings import Examples
 from medssl.types import LabelSchema, UserError
 
@@ -40,10 +39,10 @@ def select_scans(
     except UserError as error:
         message = f"split {data.validation!r}, which validates: {error}".replace("--labels", "data.validation_labels")
         raise UserError(message) from error
-    names = subjects_of(store, learned)
+    names = store.distinct_subjects(learned)
     for split, others in {
-        data.validation: subjects_of(store, validated),
-        "test": describe.subjects(store, "test"),
+        data.validation: store.distinct_subjects(validated),
+        "test": store.subjects_of_split("test"),
     }.items():
         shared = overlap(names, others) if split != data.train else ()
         if shared:

@@ -203,10 +203,11 @@ class Validation(lightning.Callback):
 
     def verdict(self, schema: LabelSchema, found: list[tuple[int, list[Any]]]) -> tuple[str, float]:
         """Name and value of the measure, of which more is better: mean Dice over subjects, AUROC, or R2."""
-        held = self.store.records
         if schema.name != "mask":
-            return scan_verdict(schema, found, targets_of([held.values(number) for number, _ in found], schema).numpy())
-        names = [held.tables["subject"][held.subject[number]] for number, _ in found]
+            return scan_verdict(
+                schema, found, targets_of([self.store.values(number) for number, _ in found], schema).numpy()
+            )
+        names = self.store.subjects(number for number, _ in found)
         means = subject_means([mean_of_known(row) for _, row in found], names)
         return "dice", mean_of_known(list(means.values())) or 0.0
 
@@ -230,11 +231,11 @@ class StoredScan:
     def __init__(self, store: Store, number: int, window: tuple[int, ...], axis: int) -> None:
         self.store = store
         self.number = number
-        self.shape = store.records.shape(number)
-        self.numbers = torch.from_numpy(store.records.intensity(number).copy())[None]
+        self.shape = store.shape(number)
+        self.numbers = torch.from_numpy(store.intensity(number).copy())[None]
         sliced = len(self.shape) > len(window)
         self.axis = axis if sliced else int(np.argmax(self.shape))
-        self.plane = slice_axes(store.records.world(number), axis) if sliced else None
+        self.plane = slice_axes(store.affine(number), axis) if sliced else None
 
     def read(self, start: tuple[int, ...], size: tuple[int, ...]) -> Float[Tensor, "C *w"]:
         """A box, decoded; beyond the scan the lowest value."""

@@ -22,7 +22,6 @@ from medssl.comparison import jobs as children
 from medssl.data.store.store import Store
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.weights import save_encoder
-from medssl.training import describe
 from medssl.types import Card, Imported, Preprocess
 from medssl.types.provenance import Seen
 
@@ -83,7 +82,7 @@ def made(folder: Path) -> Path:
         torch.manual_seed(number)
         card = Card(
             Imported("medssl.encoders.resenc.ResEnc", ENCODER), store.preprocess, None, "digest",
-            Seen(describe.subjects(store, "train")), 7, {},
+            Seen(store.subjects_of_split("train")), 7, {},
         )  # fmt: skip
         save_encoder(below / name, ResEnc(**ENCODER), card)
     return below

@@ -22,7 +22,6 @@ from medssl.data.index.scan_index import Index
 from medssl.data.store.store import Store
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.weights import save_encoder
-from medssl.training import describe
 from medssl.training.optim import FineTuning
 from medssl.types import Card, Imported, Preprocess
 from medssl.types.provenance import Seen
@@ -103,7 +102,7 @@ def place(tmp_path_factory):
     ):
         card = Card(
             Imported("medssl.encoders.resenc.ResEnc", ENCODER), preprocess, None, "digest",
-            Seen(describe.subjects(store, split)), 7, {},
+            Seen(store.subjects_of_split(split)), 7, {},
         )  # fmt: skip
         torch.manual_seed(0)
         save_encoder(below / name, ResEnc(**ENCODER), card)

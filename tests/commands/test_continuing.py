@@ -20,7 +20,6 @@ from medssl.encoders.base import Encoder
 from medssl.encoders.weights import load_card
 from medssl.objectives.base import Objective
 from medssl.objectives.global_local import LocalContrast
-from medssl.training import describe
 from medssl.training.continuing import OWN, Begin, begin
 from medssl.types import Batch, Geometry, Imported, Loss, Preprocess, Step, UserError, ViewPlan, ViewSpec
 from medssl.types.provenance import Seen
@@ -261,7 +260,7 @@ def test_whoever_the_first_weights_have_seen_counts_as_seen(place, tmp_path):
     code, said = pretrain(place, tmp_path / "val", GLOBAL, f"--init={place / 'global'}", "--data.split=val")
     assert code == 0, said
     store = Store.open(place / "store")
-    both = {*describe.subjects(store, "train"), *describe.subjects(store, "val")}
+    both = {*store.subjects_of_split("train"), *store.subjects_of_split("val")}
     assert load_card(tmp_path / "val").subjects == Seen(tuple(sorted(both)))
     beside, _ = pretrain(place, tmp_path / "beside", GLOBAL, f"--init={place / 'global/encoder.safetensors'}",
                          "--data.split=val")  # fmt: skip
@@ -282,7 +281,7 @@ def test_whom_a_run_itself_has_seen_is_known_whatever_its_first_weights_were(pla
                           "--data.split=null")  # fmt: skip
     assert code == 0, said
     store = Store.open(place / "store")
-    everyone = tuple(sorted(describe.subjects(store, None)))
+    everyone = tuple(sorted(store.subjects_of_split(None)))
     assert load_card(tmp_path / "all").subjects == Seen(everyone, complete=False)
     words = [
         "--config=segment_3d_small", f"--store={place / 'store'}", f"--run={tmp_path / 'tuned'}",

@@ -169,7 +169,7 @@ def test_from_the_index_to_the_loss(tmp_path):
     logs = [pretrained(tmp_path / name, value) for name, value in (("quiet", 0), ("loud", 9000))]
     store = Store.open(tmp_path / "loud" / "store")
     assert store.records.facts["excluded"].all()
-    assert (store.read(0, (0, 0, 0), store.records.shape(0)) == EXCLUDED).any()
+    assert (store.read(0, (0, 0, 0), store.shape(0)) == EXCLUDED).any()
     losses = [[row["loss"] for row in log if "loss" in row] for log in logs]
     assert len(losses[0]) == 2
     assert losses[0] == losses[1]

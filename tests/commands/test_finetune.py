@@ -28,7 +28,6 @@ from medssl.encoders.timm2d import Timm2d
 from medssl.encoders.weights import load_card, save_encoder
 from medssl.heads.segmentation import UNet
 from medssl.heads.weights import load_network
-from medssl.training import describe
 from medssl.training.checkpoint import differing
 from medssl.training.initial_weights import Start, first_weights, start_of
 from medssl.types import Card, Imported, LabelSchema, Preprocess, UserError
@@ -57,7 +56,7 @@ def encoder_for(below: Path, *, name: str = "pretrained", subjects=None, **chang
     store = Store.open(below / "store")
     arguments = ENCODER | changes
     torch.manual_seed(5)
-    seen = describe.subjects(store, "train") if subjects is None else subjects
+    seen = store.subjects_of_split("train") if subjects is None else subjects
     described = Imported("medssl.encoders.resenc.ResEnc", arguments)
     card = Card(described, store.preprocess, None, "digest", Seen(seen), 7, {})
     save_encoder(below / name, ResEnc(**arguments), card)
@@ -126,7 +125,7 @@ def test_the_card_says_what_the_network_is(call, place, tmp_path):
     assert card.tuned.schema == LabelSchema("mask", ((0, "background"), (1, "left"), (4, "right")))
     assert card.tuned.window == (16, 16, 8)
     store = Store.open(place / "volumes/store")
-    assert set(card.tuned.subjects) < {*describe.subjects(store, "train"), *describe.subjects(store, "val")}
+    assert set(card.tuned.subjects) < {*store.subjects_of_split("train"), *store.subjects_of_split("val")}
     assert len(card.tuned.subjects) == 3
     text = "".join(
         path.read_text() for path in (tmp_path / "run").glob("*.*") if path.suffix in {".yaml", ".jsonl", ".json"}
@@ -261,7 +260,7 @@ def test_labels_that_were_seen_are_known_where_the_subjects_of_pretraining_are_n
     assert "not all subjects that pretraining has seen are known: a test subject may be among the others" in said
     assert set(card["tuned"]["subjects"]) <= set(load_card(tmp_path / "second").tuned.subjects)
 
-    card["tuned"]["subjects"] = list(describe.subjects(Store.open(place / "volumes/store"), "test"))
+    card["tuned"]["subjects"] = list(Store.open(place / "volumes/store").subjects_of_split("test"))
     (tmp_path / "first/card.json").write_text(json.dumps(card))
     code, said = call(f"--pretrained={tmp_path / 'first'}", folder=tmp_path / "third")
     assert code == 2
@@ -381,8 +380,8 @@ def test_crops_around_labels_need_masks(call):
 
 def test_test_subjects_that_pretraining_saw_are_counted_and_refused(call, place):
     store = Store.open(place / "volumes/store")
-    test = describe.subjects(store, "test")
-    seen = encoder_for(place / "volumes", name="saw", subjects=(*describe.subjects(store, "train"), *test[:2]))
+    test = store.subjects_of_split("test")
+    seen = encoder_for(place / "volumes", name="saw", subjects=(*store.subjects_of_split("train"), *test[:2]))
     code, said = call(f"--pretrained={seen}")
     assert code == 2
     assert re.search(r"pretraining has seen 2 of the 3 subjects of split 'test'.*--allow '\[seen\]'", said)

@@ -32,7 +32,6 @@ from medssl.probing import feature_cache as kept
 from medssl.probing import feature_extractor as frozen
 from medssl.probing import scan_probe, voxel_probe
 from medssl.probing.feature_extractor import Frozen
-from medssl.training import describe
 from medssl.training.initial_weights import start_of
 from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned, UserError
 from medssl.types.provenance import Seen
@@ -139,11 +138,11 @@ def test_features_are_means_over_the_windows_of_a_scan(call, place, tmp_path):
     held = safetensors.torch.load_file(tmp_path / "out/features.safetensors")
     assert len(held) == 33
     for number in range(0, 33, 8):
-        scale, offset, low, high, shift, divisor = store.records.intensity(number)[0]
+        scale, offset, low, high, shift, divisor = store.intensity(number)[0]
         raw = store.read(number, (0, 0), (32, 32))[0] * scale + offset
         image = (raw.clip(low, high) - shift) / divisor
         expected = [image[:, [*range(a, a + 8), *range(a + 16, a + 24)]].mean() for a in (0, 8)]
-        own = held[f"{store.records.key[number].decode()}/pooled"]
+        own = held[f"{store.key(number)}/pooled"]
         np.testing.assert_allclose(own.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -306,7 +305,7 @@ def test_voxels_that_differ_by_brightness_are_told_apart_and_evaluate_agrees(cal
     assert len(entry["tried"]) == 18
     card = load_network(tmp_path / "out/network")[1]
     store = Store.open(place / "volumes/store")
-    assert set(card.tuned.subjects) == {*describe.subjects(store, "train"), *describe.subjects(store, "val")}
+    assert set(card.tuned.subjects) == {*store.subjects_of_split("train"), *store.subjects_of_split("val")}
     mask = os.umask(0o077)
     index = place / "volumes/index.sqlite"
     assert (
@@ -417,7 +416,7 @@ def test_another_preprocess_and_other_channels_are_refused(call, tmp_path):
 
 
 def test_test_subjects_that_pretraining_saw_are_refused(call, place, tmp_path):
-    seen = describe.subjects(Store.open(place / "volumes/store"), "test")[:2]
+    seen = Store.open(place / "volumes/store").subjects_of_split("test")[:2]
     run = encoder_of(tmp_path / "run", seen=seen)
     code, said = call(run)
     assert code == 2

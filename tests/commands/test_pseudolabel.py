@@ -22,7 +22,7 @@ from medssl.data.loading.loader import make_loader
 from medssl.data.store.store import Store
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.weights import load_card, save_encoder
-from medssl.training import describe, pseudo_labels
+from medssl.training import pseudo_labels
 from medssl.training.pseudo_labels import PseudoLabels, with_pseudo_labels
 from medssl.types import Card, Imported, Sampling, TrainedOn, UserError, ViewPlan, ViewSpec
 from medssl.types.provenance import Seen
@@ -39,7 +39,7 @@ def place(tmp_path_factory):
     labeled.stored(file, folder / "store", replace(fitted.RAW, orientation=None, foreground_crop=False))
     store = Store.open(folder / "store")
     described = Imported("medssl.encoders.resenc.ResEnc", ENCODER)
-    card = Card(described, store.preprocess, None, "digest", Seen(describe.subjects(store, "train")), 7, {})
+    card = Card(described, store.preprocess, None, "digest", Seen(store.subjects_of_split("train")), 7, {})
     save_encoder(folder / "pretrained", ResEnc(**ENCODER), card)
     teacher(folder)
     return folder
@@ -47,7 +47,7 @@ def place(tmp_path_factory):
 
 def teacher(place, name="teacher", store=None, **changes):
     store = Store.open((store or place) / "store")
-    given = {"schema": store.schema, "preprocess": store.preprocess, "subjects": describe.subjects(store, "val")}
+    given = {"schema": store.schema, "preprocess": store.preprocess, "subjects": store.subjects_of_split("val")}
     return fitted.save(place / name, **(given | changes))
 
 
@@ -80,7 +80,7 @@ def expected(image: np.ndarray, confidence: float) -> np.ndarray:
 
 
 def read(store: Store, number: int) -> tuple[np.ndarray, np.ndarray]:
-    shape = store.records.shape(number)
+    shape = store.shape(number)
     return store.read(number, (0, 0, 0), shape)[0], store.read_label(number, (0, 0, 0), shape)[0]
 
 
@@ -211,7 +211,7 @@ def finetuned(place, run, labels, *more):
 
 def test_whom_the_teacher_has_seen_the_student_has_seen(place, call, tmp_path):
     store = Store.open(place / "store")
-    train, val, test = (describe.subjects(store, split) for split in ("train", "val", "test"))
+    train, val, test = (store.subjects_of_split(split) for split in ("train", "val", "test"))
     run, labels = teacher(place, "saw", subjects=(*val, test[0]), seen=Seen(test[1:])), tmp_path / "labels"
     made = ("pseudolabel", run, "--store", place / "store", "--out", labels)
     code, said = call(*made, "--allow_seen", "true")
@@ -249,7 +249,7 @@ def test_what_the_teacher_does_not_tell_stays_unknown(place, call, tmp_path):
     assert (code, unknown in said) == (0, True)
     card = load_card(tmp_path / "student")
     assert not card.subjects.complete
-    assert {*describe.subjects(Store.open(place / "store"), "val")} <= {*card.tuned.subjects}
+    assert {*Store.open(place / "store").subjects_of_split("val")} <= {*card.tuned.subjects}
     facts = json.loads((labels / pseudolabel.FACTS).read_text())
     del facts["pretrained"], facts["labelled"]
     (labels / pseudolabel.FACTS).write_text(json.dumps(facts))
@@ -304,7 +304,7 @@ BAD = [
 @pytest.mark.parametrize(("changes", "more", "message"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
 def test_bad_teachers_are_one_line(place, call, tmp_path, changes, more, message):
     if changes.get("seen") == "test":
-        changes = {"seen": Seen(describe.subjects(Store.open(place / "store"), "test"))}
+        changes = {"seen": Seen(Store.open(place / "store").subjects_of_split("test"))}
     run = teacher(place, f"bad{abs(hash(message))}", **changes)
     code, said = call("pseudolabel", run, "--store", place / "store", "--out", tmp_path / "labels", *more)
     assert code == 2

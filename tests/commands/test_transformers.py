@@ -24,7 +24,7 @@ from medssl.encoders.weights import save_encoder
 from medssl.heads.base import Network
 from medssl.heads.transformer import FeaturePyramid
 from medssl.heads.weights import load_network
-from medssl.training import describe, lora
+from medssl.training import lora
 from medssl.training.callbacks import Checkpoints
 from medssl.training.initial_weights import Start, with_drop_path
 from medssl.training.optim import FineTuning
@@ -52,7 +52,7 @@ def place(tmp_path_factory):
         store = Store.open(below / "store")
         torch.manual_seed(5)
         described = Imported("medssl.encoders.vit.ViT", ARGUMENTS[name])
-        card = Card(described, store.preprocess, None, "digest", Seen(describe.subjects(store, "train")), 7, {})
+        card = Card(described, store.preprocess, None, "digest", Seen(store.subjects_of_split("train")), 7, {})
         save_encoder(below / "pretrained", ViT(**ARGUMENTS[name]), card)
     return folder
 

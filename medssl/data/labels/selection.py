@@ -17,7 +17,6 @@ from medssl.data.labels.values import (
     quarters,
     refuse_unknown,
 )
-from medssl.data.loading.batches import population
 from medssl.types import LabelSchema, UserError
 
 if TYPE_CHECKING:
@@ -45,12 +44,9 @@ def classes_of(store: Store, target: str, kind: LabelKind = "classes", *, key: s
         UserError: The store has no such labels, their classes have no names, there is one class only, or the values are
             no findings or numbers.
     """
-    facts = store.records.facts
     if target == MASK:
-        if not facts["label"].any():
-            values = sorted(
-                {name for number in np.flatnonzero(facts["text"]).tolist() for name in store.records.values(number)}
-            )
+        if not store.has_masks:
+            values = sorted({name for number in store.scans_with_values for name in store.values(number)})
             other = f"; or learn a value of whole scans, {key} NAME, out of {', '.join(values)}" if values else ""
             message = f"{store.path} has no masks: index with --labels.masks and cache again{other}"
             raise UserError(message)
@@ -62,7 +58,7 @@ def classes_of(store: Store, target: str, kind: LabelKind = "classes", *, key: s
             raise UserError(message)
         schema: LabelSchema = store.schema
     else:
-        held = [store.records.values(number) for number in range(len(store)) if facts[number]["text"]]
+        held = [store.values(number) for number in store.scans_with_values]
         if kind != "classes":
             return (findings_schema if kind == "findings" else number_schema)(held, target, str(store.path))
         refuse_unknown(target, held, str(store.path))
@@ -119,11 +115,11 @@ def labeled_scans(store: Store, axes: int, split: str, schema: LabelSchema) -> t
     Raises:
         UserError: There are none.
     """
-    facts, scans = store.records.facts, population(store, axes, split).tolist()
+    scans = store.scans(split, axes=axes).tolist()
     if schema.name == MASK:
-        found = tuple(number for number in scans if facts[number]["label"])
+        found = tuple(number for number in scans if store.has_mask(number))
     else:
-        found = tuple(n for n in scans if facts[n]["text"] and is_labeled(store.records.values(n), schema))
+        found = tuple(n for n in scans if is_labeled(store.values(n), schema))
     if not found:
         message = f"none of the {len(scans)} scans of split {split!r} of {store.path} is labeled with {schema.name!r}"
         raise UserError(message)
@@ -175,7 +171,7 @@ def few(
     """
     of_subject: dict[str, list[int]] = {}
     for number in scans:
-        of_subject.setdefault(store.records.tables["subject"][store.records.subject[number]], []).append(number)
+        of_subject.setdefault(store.subject(number), []).append(number)
     count = how_many(subjects, len(of_subject))
     order = sorted(of_subject, key=lambda name: _place(seed, name))
     if schema.name != MASK:
@@ -194,7 +190,7 @@ def groups_of(store: Store, scans: Sequence[int], schema: LabelSchema) -> list[i
 
     The rarest finding is that of the fewest of these scans; scans without any are the group -1.
     """
-    held = [store.records.values(number) for number in scans]
+    held = [store.values(number) for number in scans]
     if schema.kind == "number":
         found: list[int] = quarters(np.array([number_of(values, schema) for values in held])).tolist()
         return found
@@ -205,14 +201,9 @@ def groups_of(store: Store, scans: Sequence[int], schema: LabelSchema) -> list[i
     return [min(np.flatnonzero(row).tolist(), key=lambda k: (counts[k], k), default=-1) for row in there]
 
 
-def subjects_of(store: Store, scans: tuple[int, ...]) -> tuple[str, ...]:
-    """Keyed digests of the subjects of some scans, sorted."""
-    return tuple(sorted({store.records.tables["subject"][store.records.subject[number]] for number in scans}))
-
-
 def lacking(store: Store, scans: Sequence[int], schema: LabelSchema) -> list[str]:
     """Findings that are not both there and absent in some scans: nothing is learned of them, and none is judged."""
-    found = np.array([findings_of(store.records.values(number), schema) for number in scans])
+    found = np.array([findings_of(store.values(number), schema) for number in scans])
     both = (found == 1).any(0) & (found == 0).any(0)
     return [name for (_, name), good in zip(schema.classes, both, strict=True) if not good]
 
@@ -223,11 +214,11 @@ def _refuse_alike(store: Store, chosen: Sequence[int], schema: LabelSchema) -> N
     if schema.kind == "findings" and len(lacking(store, chosen, schema)) == len(schema.classes):
         message = f"no finding is there in some and absent in others of all {count} labeled scans: take more labels"
     elif schema.kind == "number":
-        numbers = {number_of(store.records.values(number), schema) for number in chosen}
+        numbers = {number_of(store.values(number), schema) for number in chosen}
         if len(numbers) == 1:
             message = f"{schema.name} is {numbers.pop():g} in all {count} labeled scans: there is nothing to learn"
     elif schema.kind == "classes":
-        seen = {class_number(store.records.values(number), schema) for number in chosen}
+        seen = {class_number(store.values(number), schema) for number in chosen}
         if len(seen) == 1:
             name = schema.classes[seen.pop()][1]
             message = f"all {count} labeled scans are {name!r}: one class only cannot be told from others"

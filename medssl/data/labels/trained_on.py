@@ -63,7 +63,7 @@ def _missing(store: Store, scans: Sequence[int], schema: LabelSchema, values: se
         return ()
     if schema.name == MASK:
         return () if values is None else tuple(name for value, name in schema.classes if value not in values)
-    held = {store.records.values(number).get(schema.name) for number in scans}
+    held = {store.values(number).get(schema.name) for number in scans}
     return tuple(name for _, name in schema.classes if name not in held)
 
 

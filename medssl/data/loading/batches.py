@@ -46,33 +46,6 @@ class Options(TypedDict, total=False):
     groups: tuple[int, ...] | None
 
 
-def population(store: Store, axes: int, split: str | None = None) -> NDArray[np.int64]:
-    """Returns the numbers of the scans that crops of ``axes`` spatial axes can be taken from.
-
-    Raises:
-        UserError: There are none, or their numbers of channels differ.
-    """
-    facts = store.records.facts
-    chosen = facts["ndim"] >= axes
-    if split is not None:
-        known = store.records.tables["split"]
-        chosen = chosen & (facts["split"] == known.index(split)) if split in known else np.zeros_like(chosen)
-    found = np.flatnonzero(chosen)
-    if not len(found):
-        counts = np.bincount(facts["split"], minlength=1)
-        held = ", ".join(f"{n} {s!r}" for n, s in zip(counts, store.records.tables["split"], strict=False)) or "none"
-        message = f"no scan with {axes} axes in split {split!r} of {store.path}; scans by split: {held}"
-        raise UserError(message)
-    channels = np.unique(facts["channels"][found])
-    if len(channels) > 1:
-        message = (
-            f"scans of {store.path} have {' and '.join(map(str, channels))} channels and cannot share a batch: "
-            "cache them into stores of their own with --where"
-        )
-        raise UserError(message)
-    return found
-
-
 @dataclass(frozen=True)
 class Packet:
     """What is known of a batch beside its voxels: places by name, who the rows are, their scan-level labels."""
@@ -104,7 +77,7 @@ class Feed:
     ) -> None:
         self.store, self.sampling, self.size = store, plan.sampling, tuple(read_size)
         self.batch_size, self.seed, self.options = batch_size, seed, options
-        numbers = population(store, len(read_size), split)
+        numbers = store.scans(split, axes=len(read_size))
         chosen = options.get("scans")
         if chosen is not None:
             numbers = np.sort(np.array(chosen, np.int64)[np.isin(chosen, numbers)])
@@ -117,8 +90,7 @@ class Feed:
         if options.get("with_labels", False) and facts["label"].any():
             small = np.isin(facts["label"], narrow).all()
             self.label = (batch_size, 1, *self.size), np.dtype(np.int16 if small else np.int32)
-        some = bool(store.records.facts["excluded"].any())
-        self.scored = ((batch_size, 1, *self.size), np.dtype(np.bool_)) if some else None
+        self.scored = ((batch_size, 1, *self.size), np.dtype(np.bool_)) if store.has_excluded else None
         if self.sampling.labeled > 0 and self.label is None:
             message = (
                 f"data.sampling.labeled is {self.sampling.labeled}, but no masks are read here (pretraining, values "
@@ -142,7 +114,6 @@ class Feed:
         if scored is not None:
             for row, number in enumerate(numbers):
                 scored[row] = self.store.scored(number, images[row])
-        held = self.store.records
         start, extent, spacing, world_affine, along, shown = (np.stack(column) for column in zip(*places, strict=True))
         arrays = {
             "start": start,
@@ -151,16 +122,16 @@ class Feed:
             "world_affine": world_affine.astype(np.float32),
             "positions": ((start + np.array(self.size) / 2) / extent).clip(0, 1).astype(np.float32),
             "along": along.astype(np.float32),
-            "intensity": np.stack([held.intensity(number) for number in numbers]),
+            "intensity": np.stack([self.store.intensity(number) for number in numbers]),
         }
         if self.sampling.labeled > 0:
             arrays["shown"] = shown
         origin = (
             tuple(self.store.scan_id(number) for number in numbers),
-            tuple(held.tables["subject"][held.subject[number]] for number in numbers),
+            self.store.subjects(numbers),
             samples,
         )
-        return Packet(arrays, origin, tuple(held.values(number) for number in numbers) if self.valued else ())
+        return Packet(arrays, origin, tuple(self.store.values(number) for number in numbers) if self.valued else ())
 
     def fill(
         self, sample: int, number: int, image: NDArray[Any], labels: NDArray[Any] | None
@@ -172,14 +143,13 @@ class Feed:
             the stratified axis the views of the crop are to lie, or else where a slice lies in its volume, as a share
             of the scan (0.5 where there is neither), and the labeled voxel that views are to show (NaN: any).
         """
-        held = self.store.records
-        shape, world = held.shape(number), held.world(number)
+        shape, world = self.store.shape(number), self.store.affine(number)
         sliced = len(shape) > len(self.size)
         axes = slice_axes(world, self.sampling.slice_axis) if sliced else tuple(range(len(shape)))
         size = [1] * len(shape)
         for axis, n in zip(axes, self.size, strict=True):
             size[axis] = n
-        cells = held.cells(number) if self.sampling.foreground > 0 else None
+        cells = self.store.cells(number) if self.sampling.foreground > 0 else None
         around = None
         if self.sampling.labeled > 0:
             around = self.places.draw(self.seed, sample, number, self.sampling.labeled)
@@ -217,7 +187,7 @@ class Feed:
                 "make the batch a multiple of that, or set data.sampling.distinct_subjects to false"
             )
             raise UserError(message)
-        subjects = self.store.records.subject[numbers]
+        subjects = self.store.subject_numbers(numbers)
         return Order(self.seed, numbers, subjects=subjects, per_batch=together // sampling.regions_per_scan)
 
 

@@ -52,7 +52,7 @@ class Places:
         if not classes:
             return None
         own = classes[int(generator.integers(len(classes)))]
-        place = np.unravel_index(int(own[int(generator.integers(len(own)))]), self.store.records.shape(number))
+        place = np.unravel_index(int(own[int(generator.integers(len(own)))]), self.store.shape(number))
         return tuple(int(at) for at in place)
 
     def of(self, number: int) -> tuple[NDArray[np.unsignedinteger], ...]:
@@ -70,14 +70,14 @@ class Places:
         dtype, schema = self.store.label_dtype(number), self.store.schema
         if dtype is None:
             return ()
-        shape = self.store.records.shape(number)
+        shape = self.store.shape(number)
         label = self.store.read_label(number, (0,) * len(shape), shape, np.empty((1, *shape), dtype)).ravel()
         if schema is None:
             values = [value for value in np.unique(label).tolist() if value > 0]
         else:
             values = [value for value, _ in schema.classes[1:] if value != schema.ignore]
         counted: NDArray[np.bool_] | np.bool_ = np.True_
-        if self.store.records.facts[number]["excluded"]:  # no loss would look at what such crops are to show
+        if self.store.excluded(number):  # no loss would look at what such crops are to show
             counted = self.store.scored(number, self.store.read(number, (0,) * len(shape), shape)).ravel()
         generator = keyed_generator(0, number, "places")  # of no run: whoever reads finds the same
         found = (_spread(np.flatnonzero((label == value) & counted), generator) for value in values)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from medssl.data.loading.batches import Feed, Options, Packet, population
+from medssl.data.loading.batches import Feed, Options, Packet
 from medssl.data.loading.crops import slice_axes
 from medssl.types import Crops, Origin, Placement, UserError
 
@@ -72,15 +72,15 @@ def make_loader(
 
 def small_scans(store: Store, read_size: tuple[int, ...], *, split: str | None = None, slice_axis: int = 2) -> int:
     """Returns how many scans are smaller than a raw crop along some axis: those crops are padded."""
-    numbers = population(store, len(read_size), split)
+    numbers = store.scans(split, axes=len(read_size))
     shape = store.records.facts["shape"][numbers].astype(np.int64)
     flat = store.records.facts["ndim"][numbers] == len(read_size)
     if len(read_size) == 3:
         return int((shape < np.asarray(read_size)).any(axis=1).sum())
     count = int((shape[flat][:, :2] < np.asarray(read_size)).any(axis=1).sum())
     for number in numbers[~flat]:
-        axes = slice_axes(store.records.world(number), slice_axis)
-        count += any(store.records.shape(number)[a] < n for a, n in zip(axes, read_size, strict=True))
+        axes = slice_axes(store.affine(number), slice_axis)
+        count += any(store.shape(number)[a] < n for a, n in zip(axes, read_size, strict=True))
     return count
 
 

@@ -67,7 +67,7 @@ class StoreReader(ImageReader):  # type: ignore[misc]
     def get_data(self, img: Any) -> tuple[NDArray[Any], dict[str, Any]]:
         """Returns voxels [C, *s] (several scans joined along the channels) and MONAI's metadata."""
         arrays = [self._array(number, label) for number, label in img]
-        affine = self.store.records.world(img[0][0])
+        affine = self.store.affine(img[0][0])
         meta = {
             "affine": affine,
             "original_affine": affine,
@@ -78,12 +78,11 @@ class StoreReader(ImageReader):  # type: ignore[misc]
         return np.concatenate(arrays), meta
 
     def _array(self, number: int, label: bool) -> NDArray[Any]:
-        held = self.store.records
-        shape = held.shape(number)
+        shape = self.store.shape(number)
         origin = (0,) * len(shape)
         if label:
             return self.store.read_label(number, origin, shape)
-        return decode(self.store.read(number, origin, shape), held.intensity(number), normalise=self.normalise)
+        return decode(self.store.read(number, origin, shape), self.store.intensity(number), normalise=self.normalise)
 
 
 class CropDataset(Dataset[Any]):
@@ -134,7 +133,7 @@ class CropDataset(Dataset[Any]):
         affine[:-1, -1] += world[:-1, :-1] @ start
         at = torch.from_numpy(affine)
         item: dict[str, Any] = {
-            "image": MetaTensor(torch.from_numpy(decode(codes, self.store.records.intensity(number))), affine=at),
+            "image": MetaTensor(torch.from_numpy(decode(codes, self.store.intensity(number))), affine=at),
             "scan_id": self.store.scan_id(number),
         }
         if label is not None:

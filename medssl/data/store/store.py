@@ -18,6 +18,7 @@ import numpy as np
 
 from medssl.data.store import checksums, chunks, records
 from medssl.data.store.coding import EXCLUDED
+from medssl.data.store.contents import Contents
 from medssl.io.documents import read_json
 from medssl.types import Imported, IntensityRule, IntensityRules, LabelSchema, Preprocess, UserError
 
@@ -32,7 +33,7 @@ FORMAT = 1
 SMALL = {2: 1 << 20, 3: 1 << 18}  # bytes below which an image or a volume goes into a pack and is decoded whole
 
 
-class Store:
+class Store(Contents):
     """A store that is open for reading (and, through ``records.connect``, for adding).
 
     Attributes:
@@ -128,49 +129,8 @@ class Store:
             raise UserError(message)
         return cls(path, description)
 
-    def __len__(self) -> int:
-        return len(self.records)
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_handles": chunks.Handles()}
-
-    def scan_id(self, number: int) -> str:
-        """Identifier of a scan."""
-        return str(self.records.scan_id[number].decode())
-
-    def number(self, scan_id: str) -> int:
-        """Place of a scan in the records.
-
-        Raises:
-            UserError: It is not in the store.
-        """
-        wanted = np.bytes_(scan_id.encode())
-        found = int(np.searchsorted(self.records.scan_id, wanted))
-        if found == len(self) or self.records.scan_id[found] != wanted:
-            message = f"scan {scan_id} is not in the store {self.path}"
-            raise UserError(message)
-        return found
-
-    def dtype(self, number: int) -> np.dtype[Any]:
-        """Integer type of a stored scan: uint8 or int16."""
-        return np.dtype(np.int16 if self.records.facts[number]["wide"] else np.uint8)
-
-    @property
-    def channels(self) -> int:
-        """Channels of the scans.
-
-        Raises:
-            UserError: The store holds no scan.
-        """
-        if not len(self):
-            message = f"{self.path} holds no scan: run medssl cache again, which lists what it skips"
-            raise UserError(message)
-        return int(self.records.facts["channels"][0])
-
-    def label_dtype(self, number: int) -> np.dtype[Any] | None:
-        """Integer type of a stored label, or None where the scan has none."""
-        name = list(records.LABELS)[int(self.records.facts[number]["label"])]
-        return np.dtype(name) if name else None
 
     def read(
         self, number: int, start: tuple[int, ...], size: tuple[int, ...], out: NDArray[Any] | None = None

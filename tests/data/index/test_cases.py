@@ -138,9 +138,9 @@ def test_case_is_right_or_clearly_refused(name, cases, capsys):
 def _check_input_spreads(folder: Path) -> None:
     """What the network sees of a stored scan is not flat: (code * scale + offset - shift) / divisor."""
     store = Store.open(folder)
-    shape = store.records.shape(0)
+    shape = store.shape(0)
     code = store.read(0, (0,) * len(shape), shape).astype(np.float64)
-    scale, offset, low, high, shift, divisor = store.records.intensity(0)[0]
+    scale, offset, low, high, shift, divisor = store.intensity(0)[0]
     shown = (np.clip(code * scale + offset, low, high) - shift) / divisor
     assert shown.std() > 0.5
     assert len(np.unique(shown)) > 50

@@ -115,7 +115,7 @@ def test_a_file_replaced_by_one_of_its_size_never_gives_old_voxels_as_new(tmp_pa
     index_folder(tmp_path / "d", file)
     assert main(cache) == 0
     store = Store.open(tmp_path / "store")
-    numbers = store.records.intensity(0)[0]
+    numbers = store.intensity(0)[0]
     values = store.read(0, (0, 0, 0), (8, 8, 8))[0] * numbers[0] + numbers[1]
     np.testing.assert_allclose(values, new, atol=1)
 

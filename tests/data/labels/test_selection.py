@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from data.stores import fill_store, numbered, volume
 
-from medssl.data.labels.selection import class_number, classes_of, few, how_many, labeled_scans, subjects_of
+from medssl.data.labels.selection import class_number, classes_of, few, how_many, labeled_scans
 from medssl.types import LabelSchema, UserError
 
 KINDS = ("benign", "benign", "benign", "benign", "benign", "malignant", "malignant", "normal")
@@ -54,7 +54,7 @@ def test_subjects_come_whole_and_fewer_are_among_more(images, seed):
     scans = labeled_scans(images, 2, "train", schema)
     chosen = [few(images, scans, schema, subjects=count, seed=seed) for count in range(2, 13)]
     for count, picked in enumerate(chosen, start=2):
-        assert len(subjects_of(images, picked)) == count
+        assert len(images.distinct_subjects(picked)) == count
         assert len(picked) == 2 * count  # both images of each
     assert all(set(a) < set(b) for a, b in pairwise(chosen))
     assert chosen[-1] == few(images, scans, schema, subjects=None, seed=seed) == scans
@@ -66,7 +66,7 @@ def test_classes_take_turns(images, seed):
     scans = labeled_scans(images, 2, "train", schema)
     for count, expected in ((3, {0: 2, 1: 2, 2: 2}), (6, {0: 6, 1: 4, 2: 2})):  # one subject is normal, two malignant
         picked = few(images, scans, schema, subjects=count, seed=seed)
-        assert Counter(class_number(images.records.values(number), schema) for number in picked) == expected
+        assert Counter(class_number(images.values(number), schema) for number in picked) == expected
 
 
 def test_another_seed_chooses_others(images):
@@ -95,7 +95,7 @@ def test_too_many_subjects(images):
 
 def test_one_class_in_the_choice(images):
     schema = classes_of(images, "kind")
-    benign = tuple(n for n in range(24) if images.records.values(n)["kind"] == "benign")
+    benign = tuple(n for n in range(24) if images.values(n)["kind"] == "benign")
     with pytest.raises(UserError, match=r"all 4 labeled scans are 'benign': one class only"):
         few(images, benign, schema, subjects=2, seed=0)
 

@@ -111,7 +111,7 @@ def test_scan_level_classes_that_no_scan_has_are_known(tmp_path):
         labeled.pictures(tmp_path / "data" / "scans"), tmp_path / "data" / "i.sqlite", key=tmp_path / "key"
     )
     store = Store.open(labeled.stored(place, tmp_path / "store"))
-    left = [n for n in range(len(store)) if store.records.values(n)["class"] == "left"]
+    left = [n for n in range(len(store)) if store.values(n)["class"] == "left"]
     schema = LabelSchema("class", ((0, "left"), (1, "none"), (2, "right")))
     assert trained_on(store, left, schema).missing_classes == ("none", "right")
 

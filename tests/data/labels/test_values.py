@@ -139,7 +139,7 @@ def test_few_subjects_show_every_finding(patients, seed):
     assert len(scans) == 22  # nothing is known of the last subject
     chosen = [few(patients, scans, schema, subjects=count, seed=seed) for count in range(3, 12)]
     assert all(set(a) < set(b) for a, b in pairwise(chosen))
-    found = [findings_of(patients.records.values(n), schema) for n in chosen[0]]
+    found = [findings_of(patients.values(n), schema) for n in chosen[0]]
     assert Counter(found)[(0, 0)] == 2
     assert {k for row in found for k in (0, 1) if row[k]} == {0, 1}
     assert lacking(patients, chosen[0], schema) == []
@@ -152,7 +152,7 @@ def test_few_subjects_spread_over_the_number(patients, seed):
     scans = labeled_scans(patients, 2, "train", schema)
     assert len(scans) == 22
     ages = [
-        sorted({float(patients.records.values(n)["age"]) for n in few(patients, scans, schema, subjects=k, seed=seed)})
+        sorted({float(patients.values(n)["age"]) for n in few(patients, scans, schema, subjects=k, seed=seed)})
         for k in (2, 4)
     ]
     assert ages[0][0] <= 20 and ages[0][1] >= 80  # noqa: PT018
@@ -166,7 +166,7 @@ def test_scans_that_are_alike_are_refused(patients):
     with pytest.raises(UserError, match=r"age is .* in all 2 labeled scans: there is nothing to learn"):
         few(patients, scans, schema, subjects=1, seed=0)
     findings = classes_of(patients, "effusion,nodule", "findings")
-    alike = tuple(n for n in scans if findings_of(patients.records.values(n), findings) == (0, 0))
+    alike = tuple(n for n in scans if findings_of(patients.values(n), findings) == (0, 0))
     with pytest.raises(
         UserError, match=f"no finding is there in some and absent in others of all {len(alike)} labeled"
     ):
@@ -230,7 +230,7 @@ def test_balanced_batches_do_not_depend_on_processes(patients):
     both = [scan for k in range(6) for part in parts for scan in part[2 * k : 2 * k + 2]]
     assert one == both
     numbers = [next(n for n in scans if patients.scan_id(n) == scan) for scan in one]
-    positive = [findings_of(patients.records.values(n), schema)[0] for n in numbers]
+    positive = [findings_of(patients.values(n), schema)[0] for n in numbers]
     assert sum(positive) == len(positive) / 2  # a third of the scans
 
 

@@ -70,11 +70,11 @@ def test_crops_are_what_the_store_holds(store):
             start = tuple(crops.placement.start[row].tolist())
             np.testing.assert_array_equal(crops.image[row], store.read(number, start, (32, 32, 16)))
             np.testing.assert_array_equal(crops.labels[row], store.read_label(number, start, (32, 32, 16)))
-            assert tuple(crops.placement.source_shape[row].tolist()) == store.records.shape(number)
-            np.testing.assert_array_equal(crops.intensity[row], store.records.intensity(number))
+            assert tuple(crops.placement.source_shape[row].tolist()) == store.shape(number)
+            np.testing.assert_array_equal(crops.intensity[row], store.intensity(number))
             np.testing.assert_allclose(crops.placement.world_affine[row], AFFINE)
             np.testing.assert_allclose(crops.placement.spacing_mm[row], (3, 2, 4))
-            center = (np.array(start) + np.array([16, 16, 8])) / store.records.shape(number)
+            center = (np.array(start) + np.array([16, 16, 8])) / store.shape(number)
             np.testing.assert_allclose(crops.origin.positions[row], center.clip(0, 1), rtol=1e-6)
             assert crops.origin.along[row] == 0.5
             assert crops.origin.subject_ids[row] == ("ab" if scan_id in "ab" else scan_id)
@@ -129,7 +129,7 @@ def test_distinct_subjects(store):
 def test_regions_know_where_they_lie_along_the_axis_that_they_are_spread_along(store):
     sampling = Sampling(regions_per_scan=4, stratified_axis=2)
     for crops in batches(store, 4, size=(16, 24), sampling=sampling, batch_size=4):
-        depth = store.records.shape(store.number(crops.origin.scan_ids[0]))[2]
+        depth = store.shape(store.number(crops.origin.scan_ids[0]))[2]
         slices = crops.origin.along * depth - 0.5
         assert torch.allclose(slices, slices.round(), atol=1e-4)
         assert sorted(part_along(crops.origin.along, 4).tolist()) == [0, 1, 2, 3]
@@ -150,7 +150,7 @@ def test_slices_of_volumes_lie_like_pictures(store):
             assert crops.image.shape == (3, 1, 16, 24)
             assert crops.placement.world_affine.shape == (3, 3, 3)
             for row, scan_id in enumerate(crops.origin.scan_ids):
-                whole = store.read(number := store.number(scan_id), (0, 0, 0), store.records.shape(number))[0]
+                whole = store.read(number := store.number(scan_id), (0, 0, 0), store.shape(number))[0]
                 # AFFINE: axis 1 runs left-right, so it is the column wherever it is in the plane
                 kept = {0: (2, 1), 1: (0, 2), 2: (0, 1)}[axis]
                 planes = np.moveaxis(whole, (axis, *kept), (0, 1, 2))

@@ -58,7 +58,7 @@ def world_values(item, store):
     index = np.stack(np.meshgrid(*map(np.arange, image.shape[1:]), indexing="ij")).reshape(3, -1)
     world = affine[:3, :3] @ index + affine[:3, 3:]
     expected = (np.array([100, 10, 1]) @ world).reshape(image.shape)
-    _, _, low, high, shift, divisor = store.records.intensity(store.number(item["scan_id"]))[0]
+    _, _, low, high, shift, divisor = store.intensity(store.number(item["scan_id"]))[0]
     return (np.clip(expected, low, high) - shift) / divisor
 
 

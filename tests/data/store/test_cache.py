@@ -100,8 +100,8 @@ def test_cache_stores_every_scan_and_a_second_run_does_nothing(scans, tmp_path, 
             np.testing.assert_array_equal(
                 store.read_label(number, (0, 0, 0), shape)[0], noise(shape, np.uint8, seed=k, high=3)
             )
-            np.testing.assert_allclose(store.records.world(number), AFFINE)
-            assert store.records.tables["subject"][store.records.subject[number]] == scan.subject.subject_id
+            np.testing.assert_allclose(store.affine(number), AFFINE)
+            assert store.subject(number) == scan.subject.subject_id
     before = content(tmp_path / "store")
     times = [p.stat().st_mtime_ns for p in (tmp_path / "store" / "scans").rglob("*.b2nd")]
     assert cache(index, tmp_path / "store", preprocess=Preprocess(foreground_crop=False), workers=0) == 0
@@ -172,7 +172,7 @@ def test_a_mask_of_excluded_voxels_that_comes_changes_or_goes_is_stored_again(sc
         (number,) = np.flatnonzero(opened.records.facts["excluded"])
         codes = opened.read(int(number), (0, 0, 0), (70, 60, 41))
         np.testing.assert_array_equal(codes[0] == EXCLUDED, mask != 0)
-        values = decode(codes, opened.records.intensity(int(number)), normalise=False)[0]
+        values = decode(codes, opened.intensity(int(number)), normalise=False)[0]
         np.testing.assert_array_equal(values[mask == 0], noise((70, 60, 41), np.int16, seed=1)[mask == 0])
     files = {str(p.relative_to(store)) for p in (store / "scans").rglob("*.b2nd")}
     assert len(files) == 10  # those of the masks before are gone
@@ -243,10 +243,10 @@ def test_real_scans(real_data, tmp_path):
         for scan in opened.scans():
             number = store.number(scan.scan_id)
             source = nibabel.as_closest_canonical(nibabel.load(folder.parent / opened.root / scan.source.parts[0].path))
-            shape = store.records.shape(number)
+            shape = store.shape(number)
             assert shape == source.shape
-            np.testing.assert_allclose(store.records.world(number), source.affine, atol=1e-5)
-            scale, offset, low, high, _, _ = store.records.intensity(number)[0].astype(np.float64)
+            np.testing.assert_allclose(store.affine(number), source.affine, atol=1e-5)
+            scale, offset, low, high, _, _ = store.intensity(number)[0].astype(np.float64)
             values = store.read(number, (0, 0, 0), shape)[0] * scale + offset
             clipped = np.clip(source.get_fdata(), low, high)
             assert np.abs(np.clip(values, low, high) - clipped).max() <= 0.51 * scale + 1e-3 * (scale < 1)

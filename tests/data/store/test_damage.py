@@ -52,8 +52,8 @@ def flip(path: Path, bit: int) -> None:
 def read_all(store: Path) -> None:
     opened = Store.open(store)
     for number in range(len(opened)):
-        opened.read(number, (0, 0, 0), opened.records.shape(number))
-        opened.read_label(number, (0, 0, 0), opened.records.shape(number))
+        opened.read(number, (0, 0, 0), opened.shape(number))
+        opened.read_label(number, (0, 0, 0), opened.shape(number))
 
 
 def files_of(store: Path) -> list[Path]:
@@ -107,7 +107,7 @@ def test_a_box_that_lies_elsewhere_is_read(made, tmp_path, tier):
     flip(path, 8 * path.stat().st_size - 8 * 300)  # in the last chunk
     store = Store.open(tmp_path / "store")
     assert store.read(number, (0, 0, 0), (8, 8, 8)).shape == (1, 8, 8, 8)
-    end = store.records.shape(number)
+    end = store.shape(number)
     with pytest.raises(UserError, match=f"scan {store.scan_id(number)}: its stored voxels are damaged .the checksum"):
         store.read(number, tuple(n - 4 for n in end), (4, 4, 4))
     assert [path.name for path in (tmp_path / "store" / MARKS).iterdir()] == [store.scan_id(number)]

@@ -53,11 +53,11 @@ def test_reading_a_box_equals_slicing(mixed, data, name):
     store, volumes = mixed
     image = volumes[name].image
     number = store.number(name)
-    assert store.records.shape(number) == image.shape[1:]
+    assert store.shape(number) == image.shape[1:]
     size = tuple(data.draw(st.integers(1, 12)) for _ in image.shape[1:])
     start = tuple(data.draw(st.integers(-6, n + 3)) for n in image.shape[1:])
     got = store.read(number, start, size)
-    offset = store.records.intensity(number)[:, 1].reshape(-1, *[1] * len(size)).astype(np.int64)
+    offset = store.intensity(number)[:, 1].reshape(-1, *[1] * len(size)).astype(np.int64)
     lowest = image.reshape(len(image), -1).min(1).reshape(-1, *[1] * len(size))
     np.testing.assert_array_equal(got + offset, slow_read(image, start, size, lowest))
     wide = np.empty((len(image), *size), np.int16)
@@ -81,9 +81,9 @@ def test_records_say_what_the_scans_are(mixed):
     assert len(store) == 6
     assert [store.scan_id(i) for i in range(6)] == sorted(volumes)
     number = store.number("large")
-    np.testing.assert_array_equal(store.records.world(number), np.diag([1, 2, 3, 1.0]))
-    assert store.records.world(store.number("photo")).shape == (3, 3)
-    assert store.records.values(number) == {}
+    np.testing.assert_array_equal(store.affine(number), np.diag([1, 2, 3, 1.0]))
+    assert store.affine(store.number("photo")).shape == (3, 3)
+    assert store.values(number) == {}
     assert store.records.tables["split"] == ("train",)
     with pytest.raises(UserError, match="scan nobody is not in the store"):
         store.number("nobody")
