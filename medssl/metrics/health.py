@@ -4,7 +4,7 @@ A run is judged by a history of measurements, each the mean over the steps since
 "step", "loss", "gradient_norm", "learning_rate"; where an objective has them "chance" (the loss if nothing had been
 learned), "uniformity" (``ops.similarity``, of what the loss compares) and "teacher_entropy" (nats); and of the views
 and embeddings "input_flat", "embedding_spread", "embedding_rank" and "embedding_not_finite". Rules, with the reasons of
-their thresholds (figures of broken and of healthy runs: ``docs/guides/pretrain.md``):
+their thresholds (figures of broken and of healthy runs: ``docs/results.md``):
 
     nothing      chance is 0: no pair of a batch is to be told apart
     input        half of the views or more hold one value, or their crops did before noise came on top: crops of air
