@@ -37,9 +37,9 @@ SUFFIXES = (".npy", ".npz", ".h5", ".hdf5")
 NOUN = "an array file"
 NEEDS_SUFFIX = True  # ZIP and HDF5 files hold many other things
 _NPY, _ZIP, _HDF5 = b"\x93NUMPY", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n"
-_MOST_MEMBERS = 1000
+_MAX_MEMBERS = 1000
 _DEFLATE_LIMIT = 1032  # bytes out of one byte in
-_LISTED = 6  # members that a message names
+_MAX_LISTED = 6  # members that a message names
 
 Members = dict[str, tuple[tuple[int, ...], str]]  # name -> shape and number type
 
@@ -55,7 +55,7 @@ def read_header(path: Path) -> FileHeader:
     Raises:
         FormatError: Truncated, damaged, without an array of numbers, or HDF5 without h5py.
     """
-    with _one_line("not readable as an array"):
+    with _as_format_error("not readable as an array"):
         members = _members(path)
     if not members:
         message = "no array of numbers with at least two axes"
@@ -82,7 +82,7 @@ def lay_out(arrays: Mapping[str, Any], options: Mapping[str, str]) -> tuple[File
         raise FormatError(message)
     members = {name: (tuple(shape), dtype) for name, (shape, dtype) in arrays.items()}
     reading = Reading(axes=options["axes"], member=options.get("member", ""), spacing_mm=options.get("spacing_mm", ""))
-    header = _header(*members[_chosen(members, reading)], reading)
+    header = _header(*members[_select_member(members, reading)], reading)
     return header, json.dumps({key: value for key, value in asdict(reading).items() if value}, sort_keys=True)
 
 
@@ -97,17 +97,17 @@ def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.nda
     Raises:
         FormatError: Truncated or damaged, or axes that do not fit.
     """
-    with _one_line("truncated or damaged"):
+    with _as_format_error("truncated or damaged"):
         members = _members(path)
-        name = _chosen(members, reading)
+        name = _select_member(members, reading)
         header = _header(*members[name], reading)
         array = _load(path, name)
         letters = _letters(reading.axes, array.ndim)
-        inside = "ijk" if "k" in letters else "ji"
+        spatial_axes = "ijk" if "k" in letters else "ji"
         for letter in "ct":
             if letter not in letters:
                 array, letters = array[None], letter + letters
-        array = array.transpose([letters.index(letter) for letter in f"tc{inside}"])
+        array = array.transpose([letters.index(letter) for letter in f"tc{spatial_axes}"])
         array = array if frame is None else array[frame : frame + 1]
         array = array.reshape(-1, *array.shape[2:])
         return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")), header.grid
@@ -118,15 +118,15 @@ def _letters(axes: str, ndim: int) -> str:
     return axes.replace("c", "") if ndim == len(axes) - 1 and "c" in axes else axes
 
 
-def _chosen(members: Members, reading: Reading) -> str:
+def _select_member(members: Members, reading: Reading) -> str:
     """Name of the array that is read."""
-    listed = ", ".join(f"{name} ({times(shape)})" for name, (shape, _) in list(members.items())[:_LISTED])
-    if len(members) > _LISTED:
-        listed += f" and {len(members) - _LISTED} more"
+    listed = ", ".join(f"{name} ({times(shape)})" for name, (shape, _) in list(members.items())[:_MAX_LISTED])
+    if len(members) > _MAX_LISTED:
+        listed += f" and {len(members) - _MAX_LISTED} more"
     if "" in members or (len(members) == 1 and not reading.member):
         return next(iter(members))
-    if named := [name for name in reading.member.split(",") if name in members]:
-        return named[0]
+    if matching_names := [name for name in reading.member.split(",") if name in members]:
+        return matching_names[0]
     if reading.member:
         message = f"no array named {reading.member} (--files.arrays.member), only {listed}"
     else:
@@ -163,7 +163,7 @@ def _header(shape: tuple[int, ...], dtype: str, reading: Reading) -> FileHeader:
 
 
 @contextmanager
-def _one_line(what: str) -> Iterator[None]:
+def _as_format_error(what: str) -> Iterator[None]:
     """Turns what the libraries raise on damaged files into one line."""
     try:
         yield
@@ -205,26 +205,28 @@ def _members(path: Path) -> Members:
     with path.open("rb") as stream:
         first = stream.read(8)
     if first.startswith(_NPY):
-        return _of_npy(path)
+        return _npy_members(path)
     if first.startswith(_ZIP):
-        return _of_npz(path)
+        return _npz_members(path)
     if first == _HDF5:
-        return _of_hdf5(path)
+        return _hdf5_members(path)
     message = "its first bytes are not those of NumPy or HDF5"
     raise FormatError(message)
 
 
-def _described(stream: BinaryIO | Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _read_npy_header(stream: BinaryIO | Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and number type in the header of NumPy's format; the stream then stands at the first number."""
     version = np.lib.format.read_magic(stream)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-    if read is None:
+    read_fields = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
+        version
+    )
+    if read_fields is None:
         message = f"NumPy format {version[0]}.{version[1]}: only arrays of numbers are read"
         raise FormatError(message)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of headers that Python 2 wrote
-            shape, _, dtype = read(stream)
+            shape, _, dtype = read_fields(stream)
     except (SyntaxError, TypeError, ValueError, tokenize.TokenError) as error:
         message = "damaged: the header of the NumPy array makes no sense"
         raise FormatError(message) from error
@@ -239,13 +241,13 @@ def _is_number(dtype: Any) -> bool:
     return dtype.kind in "iufb" and dtype.itemsize <= 8
 
 
-def _usable(shape: tuple[int, ...], dtype: Any) -> bool:
+def _can_be_scan(shape: tuple[int, ...], dtype: Any) -> bool:
     return _is_number(dtype) and len(shape) >= 2
 
 
-def _of_npy(path: Path) -> Members:
+def _npy_members(path: Path) -> Members:
     with path.open("rb") as stream:
-        shape, dtype = _described(stream)
+        shape, dtype = _read_npy_header(stream)
         start = stream.tell()
     if not _is_number(dtype):
         kind = "Python objects, which are never loaded" if dtype.hasobject else f"values of type {dtype}"
@@ -257,31 +259,31 @@ def _of_npy(path: Path) -> Members:
         if size > expected:
             message = f"{size - expected:,} bytes behind the array: several arrays in one .npy file are not read"
         raise FormatError(message)
-    return {"": (shape, dtype.name)} if _usable(shape, dtype) else {}
+    return {"": (shape, dtype.name)} if _can_be_scan(shape, dtype) else {}
 
 
-def _of_npz(path: Path) -> Members:
+def _npz_members(path: Path) -> Members:
     members: Members = {}
     with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist()[: _MOST_MEMBERS + 1]:
+        for entry in archive.infolist()[: _MAX_MEMBERS + 1]:
             if not entry.filename.endswith(".npy"):
                 continue
             with archive.open(entry) as stream:
-                shape, dtype = _described(stream)
+                shape, dtype = _read_npy_header(stream)
                 start = stream.tell()
-            if not _usable(shape, dtype):
+            if not _can_be_scan(shape, dtype):
                 continue
             expected = start + int(np.prod(shape, dtype=object)) * dtype.itemsize
             if entry.file_size != expected or expected > 4096 + _DEFLATE_LIMIT * entry.compress_size:
                 message = f"damaged: {entry.filename} has {entry.file_size:,} bytes, its header says {expected:,}"
                 raise FormatError(message)
             members[entry.filename.removesuffix(".npy")] = (shape, dtype.name)
-    return _few(members)
+    return _check_count(members)
 
 
-def _few(members: Members) -> Members:
-    if len(members) > _MOST_MEMBERS:
-        message = f"more than {_MOST_MEMBERS:,} arrays: such a file is no scan"
+def _check_count(members: Members) -> Members:
+    if len(members) > _MAX_MEMBERS:
+        message = f"more than {_MAX_MEMBERS:,} arrays: such a file is no scan"
         raise FormatError(message)
     return members
 
@@ -295,16 +297,16 @@ def _h5py() -> Any:
     return h5py
 
 
-def _of_hdf5(path: Path) -> Members:
+def _hdf5_members(path: Path) -> Members:
     h5py, members = _h5py(), {}
 
-    def note(name: str, entry: Any) -> None:
-        if isinstance(entry, h5py.Dataset) and entry.shape is not None and _usable(entry.shape, entry.dtype):
+    def collect(name: str, entry: Any) -> None:
+        if isinstance(entry, h5py.Dataset) and entry.shape is not None and _can_be_scan(entry.shape, entry.dtype):
             members[name] = (tuple(int(length) for length in entry.shape), entry.dtype.name)
 
     with h5py.File(path, "r", locking=False) as file:
-        file.visititems(note)  # goes along hard links only
-    return _few(members)
+        file.visititems(collect)  # goes along hard links only
+    return _check_count(members)
 
 
 def _load(path: Path, name: str) -> np.ndarray:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from medssl.types import LabelSchema
 
 SAME_VOXELS = 0.1  # corners of a mask may lie this far from those of its image (voxels of the image): rounded headers
-SAID_VOXELS = 0.01  # from here on it is said
+REPORTED_VOXELS = 0.01  # from here on it is said
 WHOLE = 1e-6  # relative: a scaled value this close to a whole number is one (slopes are stored in float32)
 LOSSY = (".jpg", ".jpeg")
-_NEAR = 24  # lossy compression keeps values of a binary mask this close to 0 and 255
+_LOSSY_TOLERANCE = 24  # lossy compression keeps values of a binary mask this close to 0 and 255
 
 
 class MaskError(UserError):
@@ -30,36 +30,37 @@ class MaskError(UserError):
 
 
 @dataclass(frozen=True)
-class Turn:
+class Reorientation:
     """How the array of a mask becomes that of its image.
 
     Attributes:
         axes: For each axis of the image, the axis of the mask that runs along it.
         flips: For each axis of the image, whether the mask runs against it.
-        off: Distance of the worst corner after the turn, in voxels of the image; infinite where the sizes differ.
+        offset_voxels: Largest distance of a corner from its place in the image, in voxels of the image; infinite where
+            the sizes differ.
     """
 
     axes: tuple[int, ...]
     flips: tuple[bool, ...]
-    off: float
+    offset_voxels: float
 
     @property
-    def moves(self) -> bool:
+    def changes_array(self) -> bool:
         """Whether the array changes at all."""
         return any(self.flips) or self.axes != tuple(range(len(self.axes)))
 
     def apply(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
         """An array [C, *mask axes] as [C, *image axes]."""
-        turned = array.transpose(0, *(axis + 1 for axis in self.axes))
-        flipped = np.flip(turned, tuple(axis + 1 for axis, flip in enumerate(self.flips) if flip))
-        return np.ascontiguousarray(flipped) if self.moves else array
+        permuted = array.transpose(0, *(axis + 1 for axis in self.axes))
+        flipped = np.flip(permuted, tuple(axis + 1 for axis, flip in enumerate(self.flips) if flip))
+        return np.ascontiguousarray(flipped) if self.changes_array else array
 
 
 @dataclass(frozen=True)
 class Match:
     """Result of comparing two grids: how to turn the mask; ``problem`` why it cannot be used, ``note`` what is odd."""
 
-    turn: Turn
+    reorientation: Reorientation
     problem: str = ""
     note: str = ""
 
@@ -76,45 +77,58 @@ def compare(image: Grid, mask: Grid, *, trust: bool = False) -> Match:
         How to turn the mask. ``problem`` starts with "shape differs" or "on another grid" and holds ``{name}`` where
         the name of the mask belongs.
     """
-    turn = turn_of(image, mask)
-    if turn.off <= SAME_VOXELS:
-        far = turn.off > SAID_VOXELS
-        return Match(turn, note=f"lies up to {turn.off:.2g} voxels off its image (taken as rounding)" if far else "")
-    still = Turn(tuple(range(len(image.shape))), (False,) * len(image.shape), turn.off)
+    reorientation = reorientation_of(image, mask)
+    if reorientation.offset_voxels <= SAME_VOXELS:
+        is_off = reorientation.offset_voxels > REPORTED_VOXELS
+        return Match(
+            reorientation,
+            note=f"lies up to {reorientation.offset_voxels:.2g} voxels off its image (taken as rounding)"
+            if is_off
+            else "",
+        )
+    identity = Reorientation(tuple(range(len(image.shape))), (False,) * len(image.shape), reorientation.offset_voxels)
     if sorted(image.shape) != sorted(mask.shape) or len(image.shape) == 2:
-        return Match(still, f"shape differs: {{name}} has {times(mask.shape)}, its image {times(image.shape)}")
+        return Match(identity, f"shape differs: {{name}} has {times(mask.shape)}, its image {times(image.shape)}")
     if trust and image.shape == mask.shape:
-        return Match(still, note="is taken to lie on its image's grid, which its header does not say (grid trust)")
-    apart = f"corners up to {turn.off:.3g} voxels apart" if np.isfinite(turn.off) else "the axes do not fit"
-    ways = "resample it to its image"
+        return Match(identity, note="is taken to lie on its image's grid, which its header does not say (grid trust)")
+    distance = (
+        f"corners up to {reorientation.offset_voxels:.3g} voxels apart"
+        if np.isfinite(reorientation.offset_voxels)
+        else "the axes do not fit"
+    )
+    advice = "resample it to its image"
     if image.shape == mask.shape:
-        position = "its header gives no position: " if _without_position(mask) else ""
-        ways = f"{position}{ways}, or take equal shapes as equal grids with --labels.grid trust"
-    return Match(still, f"on another grid: {{name}} has {describe(mask)}, its image {describe(image)}; {apart}: {ways}")
+        position = "its header gives no position: " if _has_default_affine(mask) else ""
+        advice = f"{position}{advice}, or take equal shapes as equal grids with --labels.grid trust"
+    return Match(
+        identity, f"on another grid: {{name}} has {describe(mask)}, its image {describe(image)}; {distance}: {advice}"
+    )
 
 
-def turn_of(image: Grid, mask: Grid) -> Turn:
+def reorientation_of(image: Grid, mask: Grid) -> Reorientation:
     """The turn that brings a mask closest to its image. A picture's grid is its pixels: only its shape counts."""
     count = len(image.shape)
-    still = Turn(tuple(range(count)), (False,) * count, np.inf)
+    identity = Reorientation(tuple(range(count)), (False,) * count, np.inf)
     if len(mask.shape) != count:
-        return still
+        return identity
     if count == 2:
-        return Turn(still.axes, still.flips, 0.0 if image.shape == mask.shape else np.inf)
-    inner = np.linalg.solve(np.array(image.affine), np.array(mask.affine))  # mask voxel -> image voxel
-    linear = inner[:count, :count]
+        return Reorientation(identity.axes, identity.flips, 0.0 if image.shape == mask.shape else np.inf)
+    mask_to_image = np.linalg.solve(np.array(image.affine), np.array(mask.affine))  # mask voxel -> image voxel
+    linear = mask_to_image[:count, :count]
     axes = tuple(int(axis) for axis in np.abs(linear).argmax(axis=1))
     if sorted(axes) != list(range(count)) or tuple(mask.shape[axis] for axis in axes) != tuple(image.shape):
-        return still
+        return identity
     flips = tuple(bool(linear[row, axis] < 0) for row, axis in enumerate(axes))
     exact = np.zeros((count, count + 1))
     for row, (axis, flip) in enumerate(zip(axes, flips, strict=True)):
         exact[row, axis] = -1.0 if flip else 1.0
         exact[row, count] = image.shape[row] - 1 if flip else 0
-    last = np.array(mask.shape) - 1
-    corners = np.stack(np.meshgrid(*((0, length) for length in last), indexing="ij")).reshape(count, -1)
-    off = (inner[:count, :count] - exact[:, :count]) @ corners + (inner[:count, count:] - exact[:, count:])
-    return Turn(axes, flips, float(np.abs(off).max()))
+    last_voxel = np.array(mask.shape) - 1
+    corners = np.stack(np.meshgrid(*((0, length) for length in last_voxel), indexing="ij")).reshape(count, -1)
+    corner_offsets = (mask_to_image[:count, :count] - exact[:, :count]) @ corners + (
+        mask_to_image[:count, count:] - exact[:, count:]
+    )
+    return Reorientation(axes, flips, float(np.abs(corner_offsets).max()))
 
 
 def describe(grid: Grid) -> str:
@@ -140,7 +154,7 @@ def one_channel(array: NDArray[np.generic], name: str, holds: str, notes: list[s
     lossy = name.lower().endswith(LOSSY)
     if array.ndim == 3 and len(array) in (3, 4):
         colors = array[:3].astype(np.int64)
-        if np.abs(colors - colors[:1]).max() <= (_NEAR if lossy else 0):
+        if np.abs(colors - colors[:1]).max() <= (_LOSSY_TOLERANCE if lossy else 0):
             notes.append(f"{name} has three equal channels: the first is taken")
             return array[:1]
         count = len(np.unique(colors[0] * 2**32 + colors[1] * 2**16 + colors[2]))
@@ -195,7 +209,7 @@ def _fractions(label: NDArray[np.generic]) -> str:
     return f"values that are not whole numbers ({shown}): {cause}"
 
 
-def above(label: NDArray[np.generic], threshold: float) -> NDArray[np.uint8]:
+def apply_threshold(label: NDArray[np.generic], threshold: float) -> NDArray[np.uint8]:
     """Classes 0 and 1: values from ``threshold`` on are 1; NaN is 0."""
     return np.asarray(label >= threshold, np.uint8)  # type: ignore[operator]
 
@@ -211,8 +225,8 @@ def refuse_lossy(label: NDArray[np.generic], name: str, *, advice: str) -> None:
     values = value_counts(label)
     count = len(values)
     if count > 2 or set(values) - {0, 255}:
-        near = np.minimum(label, 255 - label.astype(np.int16)) <= _NEAR
-        kind = "near 0 and 255" if near.mean() > 0.95 else "of any size"
+        close_to_binary = np.minimum(label, 255 - label.astype(np.int16)) <= _LOSSY_TOLERANCE
+        kind = "near 0 and 255" if close_to_binary.mean() > 0.95 else "of any size"
         message = f"{name} is a JPEG picture with {count} values {kind}: compression changes class numbers; {advice}"
         raise MaskError(message)
 
@@ -242,14 +256,16 @@ def check_label(label: NDArray[np.generic], schema: LabelSchema | None) -> None:
     """
     counts = value_counts(label)
     if schema is None:
-        known = {value for value in counts if value >= 0}
+        allowed_values = {value for value in counts if value >= 0}
     else:
-        known = {value for value, _ in schema.classes} | ({schema.ignore} if schema.ignore is not None else set())
-    strange = {value: count for value, count in counts.items() if value not in known}
-    if not strange:
+        allowed_values = {value for value, _ in schema.classes} | (
+            {schema.ignore} if schema.ignore is not None else set()
+        )
+    unexpected = {value: count for value, count in counts.items() if value not in allowed_values}
+    if not unexpected:
         return
-    shown = ", ".join(f"{value} ({count:,} voxels)" for value, count in list(strange.items())[:5])
-    shown += f" and {len(strange) - 5} more values" if len(strange) > 5 else ""
+    shown = ", ".join(f"{value} ({count:,} voxels)" for value, count in list(unexpected.items())[:5])
+    shown += f" and {len(unexpected) - 5} more values" if len(unexpected) > 5 else ""
     if schema is None:
         advice = "name all values with --labels.class_names, and with --labels.ignore the one that no loss looks at"
         message = f"negative label value: {shown}; {advice}"
@@ -257,15 +273,15 @@ def check_label(label: NDArray[np.generic], schema: LabelSchema | None) -> None:
     classes = ", ".join(f"{value}={name}" for value, name in schema.classes)
     advice = "name it with --labels.class_names or leave it out of the loss with --labels.ignore"
     names = dict(schema.classes)
-    if set(strange) == {255} and set(counts) <= {0, 255} and set(names) == {0, 1}:
+    if set(unexpected) == {255} and set(counts) <= {0, 255} and set(names) == {0, 1}:
         advice = f"the mask holds 0 and 255 only: --labels.class_names 0={names[0]},255={names[1]}"
-    elif len(strange) > 5 and set(names) <= {0, 1, 255}:
+    elif len(unexpected) > 5 and set(names) <= {0, 1, 255}:
         advice = f"many values for {len(names)} classes: --labels.threshold 128 makes values from 128 on class 1"
     message = f"label value not in the class map {classes}: {shown}; {advice}"
     raise MaskError(message)
 
 
-def _without_position(grid: Grid) -> bool:
+def _has_default_affine(grid: Grid) -> bool:
     """Whether an affine is what writers put where they know nothing: unit steps from the origin."""
     affine = np.abs(np.array(grid.affine))
     return bool(np.allclose(affine, np.eye(len(affine))))

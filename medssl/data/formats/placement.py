@@ -51,9 +51,9 @@ def check_affine(affine: np.ndarray, noun: str) -> tuple[str, ...]:
     if abs(np.linalg.det(cosines)) < _FLAT:
         message = f"geometry unusable: the axes of {noun} lie in one plane, it cannot be inverted"
         raise FormatError(message)
-    off = float(np.abs(cosines.T @ cosines - np.eye(len(cosines))).max())
-    if off > _SHEAR:
-        degrees = np.degrees(np.arcsin(min(off, 1.0)))
+    largest_cosine = float(np.abs(cosines.T @ cosines - np.eye(len(cosines))).max())
+    if largest_cosine > _SHEAR:
+        degrees = np.degrees(np.arcsin(min(largest_cosine, 1.0)))
         return (f"sheared axes: {noun} is {degrees:.2g} degrees off right angles; distances are those along its axes",)
     return ()
 
@@ -65,5 +65,5 @@ def is_left_handed(affine: np.ndarray) -> bool:
 
 def converted_note(units: Iterable[str]) -> tuple[str, ...]:
     """Says that lengths were converted, where a unit is not the millimeter."""
-    others = sorted({unit.strip().strip('"') for unit in units if millimeters(unit) not in (None, 1.0)})
-    return (f"{CONVERTED} {', '.join(others)}",) if others else ()
+    converted = sorted({unit.strip().strip('"') for unit in units if millimeters(unit) not in (None, 1.0)})
+    return (f"{CONVERTED} {', '.join(converted)}",) if converted else ()

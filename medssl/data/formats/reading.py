@@ -58,7 +58,7 @@ def read(scan: Scan, root: Path, *, with_label: bool = True) -> Volume:
     image, grid = _read_parts(scan.source.parts, root, scan.grid, _reading(scan), notes)
     if len(image) != len(scan.source.channels) or grid.shape != scan.grid.shape:
         message = (
-            f"{_first(scan.source.parts)} now has shape {times(image.shape)}, the index says "
+            f"{_first_name(scan.source.parts)} now has shape {times(image.shape)}, the index says "
             f"{times((len(scan.source.channels), *scan.grid.shape))}: run medssl index again"
         )
         raise ReadError(message)
@@ -89,37 +89,37 @@ class _Mask:
     threshold: float | None = None
 
 
-def _read_mask(mask: _Mask, scan: Scan, root: Path, place: tuple[Grid, float], notes: list[str]) -> np.ndarray:
+def _read_mask(mask: _Mask, scan: Scan, root: Path, image_place: tuple[Grid, float], notes: list[str]) -> np.ndarray:
     """A mask on the image's grid [1, *s]: classes, or True where voxels are excluded; what is odd joins ``notes``.
 
-    ``place`` is the image's grid, and what the lengths of its file were multiplied by.
+    ``image_place`` is the image's grid, and what the lengths of its file were multiplied by.
     """
-    grid, factor = place
-    array, its_grid = _read_parts(mask.parts, root, scan.grid, _reading(scan, label=True))
-    its_grid = units.like_image(its_grid, grid, factor)
-    name = f"{mask.noun} {_first(mask.parts)}"
-    match = masks.compare(grid, its_grid, trust=scan.labels.trust_grid)
+    grid, factor = image_place
+    array, mask_grid = _read_parts(mask.parts, root, scan.grid, _reading(scan, label=True))
+    mask_grid = units.like_image(mask_grid, grid, factor)
+    name = f"{mask.noun} {_first_name(mask.parts)}"
+    match = masks.compare(grid, mask_grid, trust=scan.labels.trust_grid)
     if match.problem.startswith("shape differs"):
         message = (
-            f"{name} has shape {times(its_grid.shape)}, its image {_first(scan.source.parts)} "
+            f"{name} has shape {times(mask_grid.shape)}, its image {_first_name(scan.source.parts)} "
             f"{times(grid.shape)}: they must be equal"
         )
         raise ReadError(message)
     if match.problem:
-        message = f"{mask.noun} {match.problem.format(name=_first(mask.parts))}"
+        message = f"{mask.noun} {match.problem.format(name=_first_name(mask.parts))}"
         raise ReadError(message)
     if match.note:
         notes.append(f"{name} {match.note}")
     try:
-        return _values(mask, match.turn.apply(masks.one_channel(array, name, mask.holds, notes)), name)
+        return _checked_values(mask, match.reorientation.apply(masks.one_channel(array, name, mask.holds, notes)), name)
     except masks.MaskError as error:
         raise ReadError(str(error)) from error
 
 
-def _values(mask: _Mask, array: np.ndarray, name: str) -> np.ndarray:
+def _checked_values(mask: _Mask, array: np.ndarray, name: str) -> np.ndarray:
     """Whole numbers of a label map, or where a mask of excluded voxels is not zero."""
     if mask.threshold is not None:
-        return masks.above(array, mask.threshold)
+        return masks.apply_threshold(array, mask.threshold)
     if mask.noun == "label":
         masks.refuse_lossy(array, name, advice="binary masks: --labels.threshold 128; others: save them as PNG")
         return masks.whole_numbers(array, name)
@@ -132,8 +132,8 @@ def _values(mask: _Mask, array: np.ndarray, name: str) -> np.ndarray:
 
 def _reading(scan: Scan, *, label: bool = False) -> Reading:
     """How the files of a scan and its masks are read where they do not say it themselves."""
-    stated: dict[str, str] = json.loads(scan.source.reading) if scan.source.reading else {}
-    return Reading(label, **stated)
+    options: dict[str, str] = json.loads(scan.source.reading) if scan.source.reading else {}
+    return Reading(label, **options)
 
 
 def _read_objects(scan: Scan, root: Path, grid: Grid, notes: list[str]) -> np.ndarray:
@@ -142,13 +142,13 @@ def _read_objects(scan: Scan, root: Path, grid: Grid, notes: list[str]) -> np.nd
     from medssl.data.formats.dicom.label_objects import read_objects
 
     try:
-        label, odd = read_objects(scan.labels.mask, scan.labels.classes, root, grid)
+        label, label_notes = read_objects(scan.labels.mask, scan.labels.classes, root, grid)
     except DicomError as error:
         raise ReadError(str(error)) from error
     except OSError as error:
-        message = f"label {_first(scan.labels.mask)}: {error.strerror or 'cannot be read'}: run medssl index again"
+        message = f"label {_first_name(scan.labels.mask)}: {error.strerror or 'cannot be read'}: run medssl index again"
         raise ReadError(message) from error
-    notes += odd
+    notes += label_notes
     return label
 
 
@@ -190,16 +190,16 @@ def _with_channels(
     """The channels of further files on the same grid, behind those of the first."""
     arrays = [image]
     for part in parts[1:]:
-        more, its_grid = _read_parts((part,), root, grid, reading)
-        match = masks.compare(grid, its_grid)
+        channels, channel_grid = _read_parts((part,), root, grid, reading)
+        match = masks.compare(grid, channel_grid)
         if match.problem:
             message = f"channel {match.problem.format(name=Path(part.path).name)}"
             raise ReadError(message)
-        arrays.append(match.turn.apply(more))
+        arrays.append(match.reorientation.apply(channels))
     return np.concatenate(arrays), grid
 
 
-def _first(parts: tuple[Part, ...]) -> str:
+def _first_name(parts: tuple[Part, ...]) -> str:
     return Path(parts[0].path).name
 
 

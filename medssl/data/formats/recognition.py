@@ -56,8 +56,8 @@ def format_of(path: Path) -> tuple[str, str]:
     Returns:
         Name of the format (a key of ``FORMATS``, or "dicom") and nothing; or nothing and why the file is not read.
     """
-    found = recognize(path)
-    return found.form, found.reason
+    recognition = recognize(path)
+    return recognition.form, recognition.reason
 
 
 def recognize(path: Path) -> Recognition:
@@ -67,31 +67,33 @@ def recognize(path: Path) -> Recognition:
         OSError: The file cannot be opened.
     """
     name = path.name.lower()
-    if found := _by_name_alone(name):
-        return found
-    first = _first_bytes(path)
-    named = _form_of_name(name)
+    if recognition := _recognize_by_name(name):
+        return recognition
+    first_bytes = _first_bytes(path)
+    form_by_name = _form_of_name(name)
     suffix = _suffix(name)
-    if not first:
+    if not first_bytes:
         return (
-            Recognition("", "failed", "empty file") if named else Recognition("", "ignored", "not an image: empty file")
+            Recognition("", "failed", "empty file")
+            if form_by_name
+            else Recognition("", "ignored", "not an image: empty file")
         )
-    if reason := unread.pointer(first):
+    if reason := unread.pointer(first_bytes):
         return Recognition("", "failed", reason)
-    packing = packed_with(first)
+    packing = packed_with(first_bytes)
     packed = packing == "gzip"
-    inside = gzip_beginning(first, FIRST_BYTES) if packed else first
-    if named == "nifti" and (packing in _OTHER_PACKING or (packed and not inside)):
-        return Recognition(named)  # its reader unpacks it, or says where the stream is damaged
-    form = _form_of_content(inside, named)
+    content = gzip_beginning(first_bytes, FIRST_BYTES) if packed else first_bytes
+    if form_by_name == "nifti" and (packing in _OTHER_PACKING or (packed and not content)):
+        return Recognition(form_by_name)  # its reader unpacks it, or says where the stream is damaged
+    form = _form_of_content(content, form_by_name)
     if form and packed and form != "nifti":
         return Recognition(
-            "", "rejected", f"{_described(form, inside).partition(' ')[2]} packed with gzip; unpack it first"
+            "", "rejected", f"{_noun_of(form, content).partition(' ')[2]} packed with gzip; unpack it first"
         )
     if form:
-        note = f"named {suffix}, but is {_described(form, inside)}" if named and form != named else ""
+        note = f"named {suffix}, but is {_noun_of(form, content)}" if form_by_name and form != form_by_name else ""
         return Recognition(form, note=note)
-    return _of_no_content(name, named, suffix, inside if packed and inside else first)
+    return _recognize_unread(name, form_by_name, suffix, content if packed and content else first_bytes)
 
 
 def read_header(path: Path, form: str) -> FileHeader:
@@ -104,7 +106,7 @@ def read_header(path: Path, form: str) -> FileHeader:
     return check_grid(FORMATS[form].read_header(path))
 
 
-def _by_name_alone(name: str) -> Recognition | None:
+def _recognize_by_name(name: str) -> Recognition | None:
     """What the name of a file says so well that nobody needs to open it."""
     if name.startswith("._"):
         return Recognition("", "ignored", "not an image: AppleDouble file")
@@ -135,48 +137,50 @@ def _form_of_name(name: str) -> str:
     return "dicom" if name.endswith(DICOM_SUFFIXES) else ""
 
 
-def _form_of_content(first: bytes, named: str) -> str:
+def _form_of_content(first: bytes, form_by_name: str) -> str:
     """The format that first bytes are of; the one that the name promises is asked first."""
     if first[128:132] == b"DICM":
         return "dicom"
-    if named in FORMATS and FORMATS[named].matches(first):
-        return named
+    if form_by_name in FORMATS and FORMATS[form_by_name].matches(first):
+        return form_by_name
     for form, module in FORMATS.items():
-        if form != named and not module.NEEDS_SUFFIX and module.matches(first) and not _by_chance(first):
+        if form != form_by_name and not module.NEEDS_SUFFIX and module.matches(first) and not _is_bmp_by_chance(first):
             return form
     return "dicom" if _bare_dicom(first) else ""
 
 
-def _by_chance(first: bytes) -> bool:
+def _is_bmp_by_chance(first: bytes) -> bool:
     """Whether bytes begin with the two letters of BMP and go on otherwise: numbers of a raw file may."""
     return first[:2] == b"BM" and first[6:10] != bytes(4)
 
 
-def _of_no_content(name: str, named: str, suffix: str, first: bytes) -> Recognition:
+def _recognize_unread(name: str, form_by_name: str, suffix: str, first: bytes) -> Recognition:
     """What a file is whose first bytes are of no format that is read."""
-    what = unread.by_content(first)
-    if name.endswith(".hdr") and what:
-        return Recognition("", "ignored", f"not an image: .hdr file that is {what}")
-    if named and what and not (what == "text" and name.endswith(_TEXT_HEADERS)):
-        return Recognition("", "failed", f"named {suffix}, but is {what}")
-    if named:
-        return Recognition(named)  # its reader says what is wrong with it
+    content = unread.by_content(first)
+    if name.endswith(".hdr") and content:
+        return Recognition("", "ignored", f"not an image: .hdr file that is {content}")
+    if form_by_name and content and not (content == "text" and name.endswith(_TEXT_HEADERS)):
+        return Recognition("", "failed", f"named {suffix}, but is {content}")
+    if form_by_name:
+        return Recognition(form_by_name)  # its reader says what is wrong with it
     state, reason = unread.by_name(name)
     if state == "rejected":
         return Recognition("", "rejected", reason)
-    if what not in ("", "text"):
-        return Recognition("", "ignored", f"not an image: {what}")
+    if content not in ("", "text"):
+        return Recognition("", "ignored", f"not an image: {content}")
     if state == "ignored":
         return Recognition("", "ignored", reason)
-    other = suffix and not suffix[1:].isdigit()
-    return Recognition("", "ignored", f"not an image: {suffix} file" if other else "not an image: no known format")
+    is_extension = suffix and not suffix[1:].isdigit()
+    return Recognition(
+        "", "ignored", f"not an image: {suffix} file" if is_extension else "not an image: no known format"
+    )
 
 
 def _suffix(name: str) -> str:
     return ".nii.gz" if name.endswith(".nii.gz") else Path(name).suffix
 
 
-def _described(form: str, first: bytes) -> str:
+def _noun_of(form: str, first: bytes) -> str:
     """A format in words, with its article."""
     if form == "dicom":
         return "a DICOM file"

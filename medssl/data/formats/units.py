@@ -41,17 +41,21 @@ def out_of_range(grid: Grid, unit: LengthUnit) -> str:
     if unit == "mm" or (low >= SMALLEST_MM * (1 - _SAME) and high <= LARGEST_MM * (1 + _SAME)):
         return ""
     shown = " x ".join(f"{step:.3g}" for step in grid.spacing_mm)
-    what = (
+    hint = (
         "--files.length_unit mm takes it as it is"
         if unit
         else ("say with --files.length_unit um, mm, cm or m what its lengths are (mm takes them as they are)")
     )
-    return f"spacing outside {SMALLEST_MM:g} to {LARGEST_MM:g} mm ({shown} mm): {what}"
+    return f"spacing outside {SMALLEST_MM:g} to {LARGEST_MM:g} mm ({shown} mm): {hint}"
 
 
 def factor_between(file: Grid, index: Grid) -> float:
     """What makes the lengths of a file those of the index, where a unit alone differs; else 1."""
-    ratios = [there / here for here, there in zip(file.spacing_mm, index.spacing_mm, strict=False) if here > 0]
+    ratios = [
+        index_step / file_step
+        for file_step, index_step in zip(file.spacing_mm, index.spacing_mm, strict=False)
+        if file_step > 0
+    ]
     factors = [factor for factor in _FACTORS.values() if ratios and all(_close(ratio, factor) for ratio in ratios)]
     return factors[0] if factors else 1.0
 
@@ -59,8 +63,8 @@ def factor_between(file: Grid, index: Grid) -> float:
 def like_image(mask: Grid, image: Grid, factor: float) -> Grid:
     """A mask's grid in the unit of its image: the one that its own spacing says where that fits already."""
     pairs = zip(sorted(mask.spacing_mm), sorted(image.spacing_mm), strict=False)
-    return mask if all(_close(one, other) for one, other in pairs) else scaled(mask, factor)
+    return mask if all(_close(mask_step, image_step) for mask_step, image_step in pairs) else scaled(mask, factor)
 
 
-def _close(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=_SAME)
+def _close(left: float, right: float) -> bool:
+    return math.isclose(left, right, rel_tol=_SAME)

@@ -15,7 +15,7 @@ from medssl.data.formats.array import lay_out
 from medssl.data.formats.base import FormatError
 from medssl.data.formats.dicom.pixels import same_pixels
 from medssl.data.formats.dicom.series.films import stacks_of_films
-from medssl.data.formats.dicom.series.volumes import Beside, stacks_of
+from medssl.data.formats.dicom.series.volumes import SeriesFiles, stacks_of
 from medssl.data.formats.dicom.slices import Slice, Stack, from_json
 from medssl.data.formats.modality import domain_of, normalized
 from medssl.data.formats.units import in_unit, out_of_range
@@ -64,20 +64,20 @@ def regroup(index: Index, series: str, key: bytes) -> None:
         _add_left_out(connection, left_out, base, key)
         return
     lost = [(PurePath(file["path"]).name, str(file["reason"])) for file in left_out if file["state"] == "failed"]
-    beside = Beside(
+    series_files = SeriesFiles(
         damaged={str(file["path"]): str(file["reason"]) for file in readable if file["state"] == "failed"},
-        lost=tuple(lost),
-        unknown=partial(unread_beside, connection, dataset, sorted({one.path for one in slices})),
-        images=options.get("slices", "volume") == "image",
-        files=len(files),
+        unreadable=tuple(lost),
+        unassigned=partial(unread_beside, connection, dataset, sorted({one.path for one in slices})),
+        as_images=options.get("slices", "volume") == "image",
+        count=len(files),
     )
-    stacks = _stacks(slices, index.root, options, beside)
+    stacks = _stacks(slices, index.root, options, series_files)
     for stack in stacks:
         row = _from_stack(stack)
         parts = [by_path[one.path] for one in stack.slices]
         frames = [one.frame for one in stack.slices]
         _add(connection, keyed_digest(key, "scan", series, stack.name), row, base, parts, frames)
-    if any(stack.slices[0].kind == "volume" and not beside.images for stack in stacks):
+    if any(stack.slices[0].kind == "volume" and not series_files.as_images for stack in stacks):
         left_out = [file for file in left_out if file["state"] == "rejected"]  # what is lost stands with its volumes
     _add_left_out(connection, left_out, base, key)
 
@@ -98,7 +98,7 @@ def path_of(root: Path, path: str) -> str:
     return os.path.normpath(root / path)
 
 
-def _stacks(slices: list[Slice], root: Path, options: dict[str, Any], beside: Beside) -> list[Stack]:
+def _stacks(slices: list[Slice], root: Path, options: dict[str, Any], series_files: SeriesFiles) -> list[Stack]:
     """Volumes and images of a series, and what the options of the data set leave out."""
     out = {
         "burned-in": "burned-in annotation: --files.burned_in true takes it all the same",
@@ -107,16 +107,16 @@ def _stacks(slices: list[Slice], root: Path, options: dict[str, Any], beside: Be
     kept: list[Slice] = []
     left: dict[str, list[Slice]] = {}
     for one in slices:
-        if one.about["burned_in"] and not options["burned_in"]:
+        if one.facts["burned_in"] and not options["burned_in"]:
             left.setdefault("burned-in", []).append(one)
-        elif one.about.get("capture") and not options.get("captures"):
+        elif one.facts.get("capture") and not options.get("captures"):
             left.setdefault("capture", []).append(one)
         else:
             kept.append(one)
     equal = lambda a, b: same_pixels(root, Part(a.path, a.frame), Part(b.path, b.frame))  # noqa: E731
     films = [one for one in kept if one.is_film]
-    stacks = stacks_of([one for one in kept if not one.is_film], equal, beside)
-    stacks += stacks_of_films(films, options["frames"], beside.damaged, equal)
+    stacks = stacks_of([one for one in kept if not one.is_film], equal, series_files)
+    stacks += stacks_of_films(films, options["frames"], series_files.damaged, equal)
     return stacks + [Stack(tuple(some), Status("rejected", out[name]), name=name) for name, some in left.items()]
 
 
@@ -165,13 +165,13 @@ def _tuples(value: Any) -> Any:
 def _from_stack(stack: Stack) -> dict[str, Any]:
     """Row of a stack of DICOM slices."""
     first = stack.slices[0]
-    row: dict[str, Any] = {name: first.about[name] for name in _ABOUT}
+    row: dict[str, Any] = {name: first.facts[name] for name in _ABOUT}
     kind = "image" if stack.grid is not None and len(stack.grid.shape) == 2 else first.kind
-    row |= {"kind": kind, "modality": first.about["modality"], "value_domain": first.value_domain}
+    row |= {"kind": kind, "modality": first.facts["modality"], "value_domain": first.value_domain}
     channels = first.shape[2] * (len(stack.slices) if kind == "image" and stack.status.code == "ok" else 1)
     row |= {"channels": channels, "volume": stack.volume[0], "volumes": stack.volume[1]}
-    row |= _place(stack.grid) | _found(stack.status, first.about["subject"], first.about["study"])
-    row["found"]["reference"] = first.about.get("reference", "")
+    row |= _place(stack.grid) | _found(stack.status, first.facts["subject"], first.facts["study"])
+    row["found"]["reference"] = first.facts.get("reference", "")
     return row
 
 

@@ -194,10 +194,12 @@ class Pairing:
             return None, f"{rule.noun} {match.problem.format(name=name)}"
         if mask["kind"] == "image" and self._runs_otherwise(row, mask):
             return None, f"{rule.noun} on another grid: {name} is one slice that lies otherwise than its image: turn it"
-        if match.turn.moves and mask["state"] == "slice":
+        if match.reorientation.changes_array and mask["state"] == "slice":
             return None, f"{rule.noun} on another grid: {name} is DICOM with other axes than its image: convert it"
-        self.matched[f"trusted {rule.role}"] += bool(match.note) and match.turn.off > masks.SAME_VOXELS
-        self.matched[f"turned {rule.role}"] += match.turn.moves
+        self.matched[f"trusted {rule.role}"] += (
+            bool(match.note) and match.reorientation.offset_voxels > masks.SAME_VOXELS
+        )
+        self.matched[f"turned {rule.role}"] += match.reorientation.changes_array
         self.matched[f"upright {rule.role}"] += _TURNED in row["reason"] and _TURNED not in mask["reason"]
         query = "SELECT file, frame FROM parts WHERE scan_id = ? AND role = 'image' ORDER BY number"
         parts = tuple((part["file"], part["frame"]) for part in self.connection.execute(query, (mask["scan_id"],)))
@@ -212,7 +214,7 @@ class Pairing:
         shape = (row["size_j"], row["size_i"], 1)
         image, other = (make_grid(shape, np.array(json.loads(plane[0]))) for plane in planes)
         match = masks.compare(image, other)
-        return bool(match.problem) or match.turn.moves
+        return bool(match.problem) or match.reorientation.changes_array
 
 
 def of_files(row: sqlite3.Row, name: str) -> Any:

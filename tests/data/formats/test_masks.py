@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from medssl.data.formats.base import make_grid
-from medssl.data.formats.masks import MaskError, check_label, compare, turn_of, value_counts, whole_numbers
+from medssl.data.formats.masks import MaskError, check_label, compare, reorientation_of, value_counts, whole_numbers
 from medssl.data.formats.reading import ReadError, Volume, read
 from medssl.data.index.scan_index import Index, IndexOptions
 from medssl.data.index.update import update
@@ -67,7 +67,7 @@ def test_a_turned_grid_is_turned_back_exactly(axes, flips, seed):
     other, affine = turned(label, AFFINE, axes, flips)
     match = compare(make_grid(SHAPE, AFFINE), make_grid(other.shape, affine))
     assert match.problem == match.note == ""
-    np.testing.assert_array_equal(match.turn.apply(other[None])[0], label)
+    np.testing.assert_array_equal(match.reorientation.apply(other[None])[0], label)
 
 
 @settings(max_examples=25, deadline=None)
@@ -85,7 +85,7 @@ def test_axis_codes_agree_with_nibabel(codes, seed):
     steps = ornt_transform(io_orientation(affine), axcodes2ornt(codes))
     other = nibabel.orientations.apply_orientation(label, steps)
     match = compare(make_grid(SHAPE, affine), make_grid(other.shape, affine @ inv_ornt_aff(steps, SHAPE)))
-    np.testing.assert_array_equal(match.turn.apply(other[None])[0], label)
+    np.testing.assert_array_equal(match.reorientation.apply(other[None])[0], label)
 
 
 def test_a_mirrored_mask_is_turned_when_read_and_counted(tmp_path):
@@ -118,7 +118,7 @@ def test_rounding_is_taken_and_half_a_voxel_refused(shift, problem, note):
     stretched[:, 1] *= 1 + shift / (SHAPE[1] - 1)
     for affine in (moved, stretched):
         match = compare(make_grid(SHAPE, AFFINE), make_grid(SHAPE, affine))
-        assert match.turn.off == pytest.approx(shift, rel=1e-6)
+        assert match.reorientation.offset_voxels == pytest.approx(shift, rel=1e-6)
         assert (bool(match.problem), bool(match.note)) == (problem, note)
 
 
@@ -170,7 +170,7 @@ def test_equal_shapes_are_the_grid_of_pictures():
     square = make_grid((5, 5), np.diag([0.2, 0.2, 1]))
     assert compare(square, make_grid((5, 5), np.eye(3))).problem == ""
     assert compare(square, make_grid((5, 4), np.eye(3))).problem == "shape differs: {name} has 5x4, its image 5x5"
-    assert np.isinf(turn_of(square, make_grid((5, 5, 5), np.eye(4))).off)
+    assert np.isinf(reorientation_of(square, make_grid((5, 5, 5), np.eye(4))).offset_voxels)
 
 
 def test_a_mirrored_mask_of_one_slice_is_refused(tmp_path):

@@ -112,7 +112,7 @@ def test_nothing_that_names_the_patient_is_kept(tmp_path):
     text = series + "".join(to_json(slices))
     for secret in ("4711", "Doe", "Jane", "1.2.826", "045Y"):
         assert secret not in text
-    assert slices[0].about["age_band"] == "40-49"
+    assert slices[0].facts["age_band"] == "40-49"
 
 
 def test_points_in_time_become_volumes(tmp_path):

@@ -118,7 +118,7 @@ def tags() -> tuple[str | int, ...]:
 
 
 @cache
-def _wanted() -> dict[int, tuple[str, Kind]]:
+def _attributes_by_tag() -> dict[int, tuple[str, Kind]]:
     from pydicom.datadict import tag_for_keyword
 
     names: dict[str, tuple[str, Kind]] = {
@@ -140,60 +140,63 @@ def _sequences() -> frozenset[int]:
 
 def attributes_of(dataset: Dataset, digest: Callable[..., str]) -> Attributes:
     """The attributes that a data set states for all its frames."""
-    found = _collected(dataset, digest)
-    found |= _clock(dataset, digest)
+    attributes = _collect(dataset, digest)
+    attributes |= _acquisition_time(dataset, digest)
     for creator, group, name, elements, form in _PRIVATE:
-        if name not in found and fields.text(dataset, group << 16 | 0x10) == creator:
+        if name not in attributes and fields.text(dataset, group << 16 | 0x10) == creator:
             values = _private(dataset, elements, form)
-            if values and (name != "DiffusionGradientOrientation" or found.get("DiffusionBValue")):
-                found[name] = list(values) if name == "DiffusionGradientOrientation" else values[0]
+            if values and (name != "DiffusionGradientOrientation" or attributes.get("DiffusionBValue")):
+                attributes[name] = list(values) if name == "DiffusionGradientOrientation" else values[0]
     shared = dataset.get("SharedFunctionalGroupsSequence")
-    return found | (_collected(shared[0], digest) if shared else {})
+    return attributes | (_collect(shared[0], digest) if shared else {})
 
 
 def of_frames(dataset: Dataset, groups: Sequence[Dataset], digest: Callable[..., str]) -> list[Attributes]:
     """What each frame states for itself: its functional groups and its dimension indices."""
     dimensions = _dimensions(dataset)
-    found = []
+    attributes = []
     for group in groups:
-        one = _collected(group, digest)
+        frame_attributes = _collect(group, digest)
         for name in ("UnassignedPerFrameConvertedAttributesSequence", "FrameContentSequence"):
             for item in group.get(name) or ():
-                one |= _clock(item, digest, dataset) | _indices(item, dimensions)
-        found.append(one)
-    return found
+                frame_attributes |= _acquisition_time(item, digest, dataset) | _dimension_values(item, dimensions)
+        attributes.append(frame_attributes)
+    return attributes
 
 
-def divided(attributes: Sequence[Attributes]) -> tuple[Attributes, list[Attributes]]:
+def split_shared(attributes: Sequence[Attributes]) -> tuple[Attributes, list[Attributes]]:
     """The attributes of the slices of one file -> those of the file, and what each slice has for itself."""
     if len(attributes) == 1:
-        (one,) = attributes
-        own = {name: value for name, value in one.items() if name in _OF_SLICES}
-        return {name: value for name, value in one.items() if name not in own}, [own]
+        (slice_attributes,) = attributes
+        slice_only = {name: value for name, value in slice_attributes.items() if name in _OF_SLICES}
+        return {name: value for name, value in slice_attributes.items() if name not in slice_only}, [slice_only]
     first = attributes[0]
     shared = {
         name: value
         for name, value in first.items()
-        if all(name in other and other[name] == value for other in attributes)
+        if all(name in compared and compared[name] == value for compared in attributes)
     }
-    return shared, [{name: value for name, value in one.items() if name not in shared} for one in attributes]
+    return shared, [
+        {name: value for name, value in slice_attributes.items() if name not in shared}
+        for slice_attributes in attributes
+    ]
 
 
-def _collected(source: Dataset, digest: Callable[..., str]) -> Attributes:
+def _collect(source: Dataset, digest: Callable[..., str]) -> Attributes:
     """The wanted attributes of a data set, or of a functional group and what lies in it."""
-    wanted, sequences = _wanted(), _sequences()
-    found: Attributes = {}
+    keywords, sequences = _attributes_by_tag(), _sequences()
+    attributes: Attributes = {}
     for tag in list(source.keys()):
         number = int(tag)
         if number in sequences:
             for item in fields.items(source, tag):
-                found |= _collected(item, digest)
-        elif number in wanted:
-            name, kind = wanted[number]
+                attributes |= _collect(item, digest)
+        elif number in keywords:
+            name, kind = keywords[number]
             value = _value(source, number, kind, digest)
             if value not in (None, "", []) and (name, value) not in _DEFAULTS:
-                found[name] = value
-    return found
+                attributes[name] = value
+    return attributes
 
 
 def _value(source: Dataset, tag: int, kind: Kind, digest: Callable[..., str]) -> Any:
@@ -208,7 +211,7 @@ def _value(source: Dataset, tag: int, kind: Kind, digest: Callable[..., str]) ->
     return digest("attribute", text.rstrip("^ ").casefold()) if kind == "digest" and text else text
 
 
-def _clock(source: Dataset, digest: Callable[..., str], dataset: Dataset | None = None) -> Attributes:
+def _acquisition_time(source: Dataset, digest: Callable[..., str], dataset: Dataset | None = None) -> Attributes:
     """When a slice was taken, in seconds from a moment that only the key tells: no date enters the index."""
     start = int(digest("clock", fields.text(dataset if dataset is not None else source, 0x0020000D)), 16) % 10**9
     for tag in (0x00189074, 0x0008002A):
@@ -232,7 +235,7 @@ def _seconds(day: str, time: str) -> float | None:
 
 def _private(dataset: Dataset, elements: Sequence[int], form: str) -> tuple[float, ...] | None:
     """Numbers of private elements: as text, or as 4 or 8 bytes each."""
-    found: list[float] = []
+    values: list[float] = []
     for element in elements:
         item = dataset.get_item(element)
         value = item.value if item is not None else None
@@ -240,13 +243,13 @@ def _private(dataset: Dataset, elements: Sequence[int], form: str) -> tuple[floa
             size = struct.calcsize(form)
             if not value or len(value) % size:
                 return None
-            found += struct.unpack(f"<{len(value) // size}{form}", value)
+            values += struct.unpack(f"<{len(value) // size}{form}", value)
         else:
             numbers = fields.numbers(dataset, element)
             if not numbers:
                 return None
-            found += numbers[:1] if form == "text" else numbers
-    return tuple(found)
+            values += numbers[:1] if form == "text" else numbers
+    return tuple(values)
 
 
 def _dimensions(dataset: Dataset) -> list[str] | None:
@@ -265,7 +268,7 @@ def _dimensions(dataset: Dataset) -> list[str] | None:
     return names
 
 
-def _indices(content: Dataset, dimensions: list[str] | None) -> Attributes:
+def _dimension_values(content: Dataset, dimensions: list[str] | None) -> Attributes:
     values = fields.numbers(content, 0x00209157) or ()
     if dimensions is None:
         return {f"DimensionIndexValues[{place + 1}]": value for place, value in enumerate(values)}

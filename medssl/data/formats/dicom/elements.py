@@ -75,8 +75,8 @@ def parse(stream: BinaryIO, tags: Sequence[str | int]) -> Dataset:
     import pydicom
 
     try:
-        wanted: list[Any] = _as_tags(tuple(tags))
-        return pydicom.dcmread(stream, specific_tags=wanted, stop_before_pixels=True, force=True)
+        wanted_tags: list[Any] = _as_tags(tuple(tags))
+        return pydicom.dcmread(stream, specific_tags=wanted_tags, stop_before_pixels=True, force=True)
     except damage() as error:
         message = f"not readable as DICOM: {reason_of(error)}"
         raise DicomError(message) from error
@@ -93,9 +93,9 @@ def _as_tags(tags: tuple[str | int, ...]) -> list[Any]:
 def syntax_of(dataset: Dataset) -> str:
     """Transfer syntax of the file; without meta information, the one that its elements are written in."""
     meta = getattr(dataset, "file_meta", None)
-    named = str(meta.get("TransferSyntaxUID", "")) if meta is not None else ""
+    stated = str(meta.get("TransferSyntaxUID", "")) if meta is not None else ""
     implicit, little = dataset.original_encoding
-    return named or ("1.2.840.10008.1.2" + ("" if implicit else ".1" if little is not False else ".2"))
+    return stated or ("1.2.840.10008.1.2" + ("" if implicit else ".1" if little is not False else ".2"))
 
 
 def is_capture(sop: str) -> bool:

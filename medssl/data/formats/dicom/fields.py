@@ -35,22 +35,24 @@ def numbers(source: Dataset, tag: int, count: int | None = None) -> tuple[float,
         return None
     value: Any = element.value
     if isinstance(value, bytes):
-        found = (
+        values = (
             _binary(element, tag, value) if _vr(element, tag) in _BINARY else _texts_to_numbers(_words(value), count)
         )
     elif isinstance(value, str):
-        found = _texts_to_numbers(_split(value), count)
+        values = _texts_to_numbers(_split(value), count)
     else:
-        found = _texts_to_numbers([str(one) for one in value] if hasattr(value, "__iter__") else [str(value)], count)
-    if not found or (count is not None and len(found) != count):
+        values = _texts_to_numbers(
+            [str(entry) for entry in value] if hasattr(value, "__iter__") else [str(value)], count
+        )
+    if not values or (count is not None and len(values) != count):
         return None
-    return found
+    return values
 
 
 def number(source: Dataset, tag: int) -> float | None:
     """The first value of an element as a finite number."""
-    found = numbers(source, tag)
-    return found[0] if found and math.isfinite(found[0]) else None
+    values = numbers(source, tag)
+    return values[0] if values and math.isfinite(values[0]) else None
 
 
 def texts(source: Dataset, tag: int) -> list[str]:
@@ -61,10 +63,10 @@ def texts(source: Dataset, tag: int) -> list[str]:
     value: Any = element.value
     if isinstance(value, bytes):
         vr = _vr(element, tag)
-        return [f"{one:g}" for one in _binary(element, tag, value)] if vr in _BINARY else _words(value)
+        return [f"{entry:g}" for entry in _binary(element, tag, value)] if vr in _BINARY else _words(value)
     if isinstance(value, str):
         return _split(value)
-    return [str(one).strip() for one in value] if hasattr(value, "__iter__") else [str(value)]
+    return [str(entry).strip() for entry in value] if hasattr(value, "__iter__") else [str(value)]
 
 
 def text(source: Dataset, tag: int) -> str:
@@ -111,7 +113,8 @@ def _binary(element: Any, tag: int, value: bytes) -> tuple[float, ...]:
     size = struct.calcsize(code)
     order = "<" if getattr(element, "is_little_endian", True) else ">"
     return tuple(
-        float(one) for one in struct.unpack(f"{order}{len(value) // size}{code}", value[: len(value) // size * size])
+        float(entry)
+        for entry in struct.unpack(f"{order}{len(value) // size}{code}", value[: len(value) // size * size])
     )
 
 

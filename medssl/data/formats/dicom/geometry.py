@@ -40,9 +40,9 @@ def spacing_of(dataset: Dataset, groups: Sequence[Any]) -> Spacing | None:
         DicomError: Values that are no distance: zero, negative, or outside 0.001 to 100 mm.
     """
     for source in (*(_item(group, "PixelMeasuresSequence") for group in groups), dataset):
-        found = _spacing(source, _SPACING, "PixelSpacing")
-        if found:
-            return found
+        spacing = _spacing(source, _SPACING, "PixelSpacing")
+        if spacing:
+            return spacing
     return None
 
 
@@ -52,14 +52,14 @@ def picture_spacing(dataset: Dataset) -> Spacing | None:
     ``ImagerPixelSpacing`` lies on the detector: divided by the magnification, where that is known. A ratio of the sides
     of a pixel alone gives 1 mm to the shorter side.
     """
-    found = _spacing(dataset, _IMAGER, "ImagerPixelSpacing")
-    if found:
+    spacing = _spacing(dataset, _IMAGER, "ImagerPixelSpacing")
+    if spacing:
         factor = fields.number(dataset, _MAGNIFICATION) or 1.0
-        return (found[0] / factor, found[1] / factor) if 0.1 < factor < 100 else found
-    found = _spacing(dataset, _SCANNED, "NominalScannedPixelSpacing") or _of_regions(dataset)
+        return (spacing[0] / factor, spacing[1] / factor) if 0.1 < factor < 100 else spacing
+    spacing = _spacing(dataset, _SCANNED, "NominalScannedPixelSpacing") or _spacing_of_regions(dataset)
     ratio = fields.numbers(dataset, 0x00280034, 2)
-    if found or not ratio or min(ratio) <= 0:
-        return found
+    if spacing or not ratio or min(ratio) <= 0:
+        return spacing
     return ratio[0] / min(ratio), ratio[1] / min(ratio)
 
 
@@ -71,9 +71,9 @@ def pose_of(dataset: Dataset, groups: Sequence[Any]) -> tuple[float, ...] | None
     """
     detector = _item(dataset, "DetectorInformationSequence")
     orientation = _first(
-        [_item(one, "PlaneOrientationSequence") for one in groups] + [dataset, detector], _ORIENTATION, 6
+        [_item(group, "PlaneOrientationSequence") for group in groups] + [dataset, detector], _ORIENTATION, 6
     )
-    position = _first([_item(one, "PlanePositionSequence") for one in groups] + [dataset, detector], _POSITION, 3)
+    position = _first([_item(group, "PlanePositionSequence") for group in groups] + [dataset, detector], _POSITION, 3)
     if orientation is None or position is None or not any(orientation):
         return None
     rows, columns = np.array(orientation[:3]), np.array(orientation[3:])
@@ -85,9 +85,9 @@ def pose_of(dataset: Dataset, groups: Sequence[Any]) -> tuple[float, ...] | None
             f"{angle:.4f}, expected unit vectors at right angles"
         )
         raise DicomError(message)
-    far = max(map(abs, position))
-    if far > FARTHEST_MM:
-        message = f"ImagePositionPatient {far:.3g} mm away: expected at most {FARTHEST_MM:g} mm"
+    distance = max(map(abs, position))
+    if distance > FARTHEST_MM:
+        message = f"ImagePositionPatient {distance:.3g} mm away: expected at most {FARTHEST_MM:g} mm"
         raise DicomError(message)
     if max(abs(length - 1) for length in lengths) > 1e-6:
         rows, columns = rows / lengths[0], columns / lengths[1]
@@ -133,9 +133,9 @@ def _spacing(source: Any, tag: int, name: str) -> Spacing | None:
     return values[0], values[1]
 
 
-def _of_regions(dataset: Dataset) -> Spacing | None:
+def _spacing_of_regions(dataset: Dataset) -> Spacing | None:
     """Spacing of ultrasound: that of its two-dimensional regions, where all agree and measure in centimeters."""
-    found = set()
+    spacings = set()
     for region in dataset.get("SequenceOfUltrasoundRegions") or ():
         if fields.number(region, 0x00186012) != 1:
             continue
@@ -143,10 +143,10 @@ def _of_regions(dataset: Dataset) -> Spacing | None:
         units = fields.number(region, 0x00186026), fields.number(region, 0x00186024)
         if units != (_CENTIMETERS, _CENTIMETERS) or None in deltas:
             return None
-        found.add((abs(deltas[0] or 0.0) * 10, abs(deltas[1] or 0.0) * 10))
-    if len(found) != 1:
+        spacings.add((abs(deltas[0] or 0.0) * 10, abs(deltas[1] or 0.0) * 10))
+    if len(spacings) != 1:
         return None
-    (spacing,) = found
+    (spacing,) = spacings
     check_step("PhysicalDeltaX and PhysicalDeltaY", spacing)
     return spacing
 

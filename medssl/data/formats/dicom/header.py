@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medssl.data.formats.dicom import fields, label_objects, mosaic
-from medssl.data.formats.dicom.attributes import VECTORS, attributes_of, divided, of_frames, tags
+from medssl.data.formats.dicom.attributes import VECTORS, attributes_of, of_frames, split_shared, tags
 from medssl.data.formats.dicom.elements import DicomError, damage, is_capture, parse, quiet, reason_of, shown, syntax_of
 from medssl.data.formats.dicom.geometry import TAGS, picture_spacing, pose_of, spacing_of, vector_poses
 from medssl.data.formats.dicom.pixels.extent import check_length
@@ -33,7 +33,7 @@ _TAGS = (
     "PerFrameFunctionalGroupsSequence", "RescaleSlope", "RescaleIntercept", "RescaleType",
     "ModalityLUTSequence", "Units", "FrameTime",
 )  # fmt: skip
-_MOST_FRAMES = 100_000
+_MAX_FRAMES = 100_000
 _VIDEO = "1.2.840.10008.1.2.4.10"  # MPEG-2, MPEG-4 and HEVC: .100 to .108
 _FRAME_TIME = 0x00181063
 _NO_PICTURE = (
@@ -73,8 +73,10 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
             check_length(dataset, stream, file.stat().st_size)
             return series, mosaic.tiles(slices, stream, digest) if mosaic.is_mosaic(dataset) else list(slices)
         except DicomError as error:
-            rejected, about = error.rejected, error.label_object
-            raise DicomError(str(error), rejected=rejected, series=series, slices=slices, label_object=about) from error
+            rejected, label_object = error.rejected, error.label_object
+            raise DicomError(
+                str(error), rejected=rejected, series=series, slices=slices, label_object=label_object
+            ) from error
         except damage() as error:
             raise DicomError(reason_of(error), series=series) from error
 
@@ -108,8 +110,8 @@ def _rejection(dataset: Dataset) -> str:
 def _slices(dataset: Dataset, path: str, digest: Callable[..., str]) -> list[Slice]:
     """One slice for each frame; frames without positions are a film: one slice for all of them."""
     frames = int(dataset.get("NumberOfFrames") or 1)
-    if not 0 < frames <= _MOST_FRAMES:
-        message = f"{frames:,} frames: expected 1 to {_MOST_FRAMES:,}"
+    if not 0 < frames <= _MAX_FRAMES:
+        message = f"{frames:,} frames: expected 1 to {_MAX_FRAMES:,}"
         raise DicomError(message)
     groups = dataset.get("PerFrameFunctionalGroupsSequence") or ()
     if groups and len(groups) != frames:
@@ -119,14 +121,14 @@ def _slices(dataset: Dataset, path: str, digest: Callable[..., str]) -> list[Sli
     sources = [[group, *(shared or ())[:1]] for group in groups] or [list((shared or ())[:1])]
     poses = [pose_of(dataset, source) for source in sources]
     common = attributes_of(dataset, digest)
-    own = of_frames(dataset, groups, digest) if groups else [{}]
+    frame_attributes = of_frames(dataset, groups, digest) if groups else [{}]
     if frames > 1 and not groups:
-        poses, own = _by_vectors(dataset, poses[0], frames)
+        poses, frame_attributes = _by_vectors(dataset, poses[0], frames)
     spacings = [spacing_of(dataset, source) for source in sources]
     spacings = spacings if len(spacings) == frames else spacings * frames
     picture = picture_spacing(dataset) if None in poses and None in spacings else None
-    file, turns = divided([common | one for one in own])
-    about = _about(dataset, digest) | {"apart": file}
+    shared_attributes, slice_attributes = split_shared([common | attributes for attributes in frame_attributes])
+    facts = _facts(dataset, digest) | {"apart": shared_attributes}
     uid = str(dataset.get("SOPInstanceUID", "") or path)
     number = fields.number(dataset, 0x00200013) or 0.0
     shape = (int(dataset.Rows), int(dataset.Columns), samples_of(dataset))
@@ -139,18 +141,18 @@ def _slices(dataset: Dataset, path: str, digest: Callable[..., str]) -> list[Sli
             shape=shape,
             spacing_mm=spacings[frame] or (picture if poses[frame] is None else None),
             pose=poses[frame],
-            turn=turns[frame] | {"number": number + frame},
-            about=about,
+            slice_attributes=slice_attributes[frame] | {"number": number + frame},
+            facts=facts,
         )
         for frame in range(1 if film else frames)
     ]
     if film:
-        return [_film(dataset, slices[0], frames)]
+        return [_film_slice(dataset, slices[0], frames)]
     return slices
 
 
-def _film(dataset: Dataset, first: Slice, frames: int) -> Slice:
-    """The header of a film as one slice; ``turn`` holds the number of its frames.
+def _film_slice(dataset: Dataset, first: Slice, frames: int) -> Slice:
+    """The header of a film as one slice; ``slice_attributes`` holds the number of its frames.
 
     Raises:
         DicomError: A video stream.
@@ -158,9 +160,9 @@ def _film(dataset: Dataset, first: Slice, frames: int) -> Slice:
     if syntax_of(dataset).startswith(_VIDEO):
         message = f"film of {frames} frames as a video stream (MPEG): export its frames as pictures"
         raise DicomError(message, rejected=True)
-    turn: dict[str, Any] = {"number": first.turn.get("number", 0.0), "frames": frames}
+    slice_attributes: dict[str, Any] = {"number": first.slice_attributes.get("number", 0.0), "frames": frames}
     time = fields.number(dataset, _FRAME_TIME)
-    return replace(first, frame=None, turn=turn | ({"frame_ms": time} if time else {}))
+    return replace(first, frame=None, slice_attributes=slice_attributes | ({"frame_ms": time} if time else {}))
 
 
 def _by_vectors(
@@ -172,20 +174,20 @@ def _by_vectors(
     if poses is None:
         return [None] * frames, [{}] * frames
     vectors = {name: dataset.get(name) for name in VECTORS}
-    known = {name: value for name, value in vectors.items() if value is not None and hasattr(value, "__len__")}
-    own = [
-        {name: float(value[frame]) for name, value in known.items() if len(value) == frames} for frame in range(frames)
+    usable = {name: value for name, value in vectors.items() if value is not None and hasattr(value, "__len__")}
+    frame_attributes = [
+        {name: float(value[frame]) for name, value in usable.items() if len(value) == frames} for frame in range(frames)
     ]
-    return list(poses), own
+    return list(poses), frame_attributes
 
 
-def _about(dataset: Dataset, digest: Callable[..., str]) -> dict[str, Any]:
+def _facts(dataset: Dataset, digest: Callable[..., str]) -> dict[str, Any]:
     """Facts to select scans by; free text stays out, since it may hold names."""
     patient, issuer = fields.identifier(dataset, 0x00100020), fields.identifier(dataset, 0x00100021)
     study, reference = fields.text(dataset, 0x0020000D), fields.text(dataset, 0x00200052)
     sequence = dataset.get("ScanningSequence") or ""
     age = str(dataset.get("PatientAge", "") or "")
-    about: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "modality": normalized(str(dataset.get("Modality", "") or "")) or "OT",
         "unit": unit_of(dataset),
         "subject": digest("patient", patient) if patient else "",
@@ -212,8 +214,8 @@ def _about(dataset: Dataset, digest: Callable[..., str]) -> dict[str, Any]:
         ("repetition_time_ms", 0x00180080),
         ("kvp", 0x00180060),
     ):
-        about[word] = fields.number(dataset, tag)
-    return about
+        facts[word] = fields.number(dataset, tag)
+    return facts
 
 
 def _age_band(age: str) -> str:

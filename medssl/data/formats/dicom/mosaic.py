@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _BLOCKS = range(0x10, 0x20)  # where private elements may lie: the creator says which block is whose
 _CREATORS = {0x0019: "SIEMENS MR HEADER", 0x0029: "SIEMENS CSA HEADER"}
 _NUMBER, _HEADER = (0x0019, 0x0A), (0x0029, 0x10)
-_MOST_TAGS = 1000  # of a CSA header; real ones have about a hundred
+_MAX_TAGS = 1000  # of a CSA header; real ones have about a hundred
 _SAME_LINE = 1e-3
 _EXPORT = "export the series from the scanner without mosaics, or convert it to NIfTI"
 
@@ -48,7 +48,7 @@ def is_mosaic(dataset: Dataset) -> bool:
 def tiles(slices: Sequence[Slice], stream: BinaryIO, digest: Callable[..., str]) -> list[Slice]:
     """The slices in a mosaic whose header was read as that of one picture."""
     mosaic = read_mosaic(stream)
-    return [tile for one in slices for tile in unpack(one, mosaic, digest)]
+    return [tile for slice_ in slices for tile in unpack(slice_, mosaic, digest)]
 
 
 def read_mosaic(stream: BinaryIO) -> Mosaic:
@@ -85,35 +85,37 @@ def read_mosaic(stream: BinaryIO) -> Mosaic:
     return Mosaic(count, side, normal, step)
 
 
-def unpack(one: Slice, mosaic: Mosaic, digest: Callable[..., str]) -> list[Slice]:
+def unpack(slice_: Slice, mosaic: Mosaic, digest: Callable[..., str]) -> list[Slice]:
     """The slices of a mosaic that was read as one picture; ``frame`` is the number of the tile.
 
     Raises:
         DicomError: No position, orientation or spacing, or the normal does not stand on the slices.
     """
-    if one.pose is None or one.spacing_mm is None:
+    if slice_.pose is None or slice_.spacing_mm is None:
         message = f"Siemens mosaic without position, orientation or spacing: {_EXPORT}"
         raise DicomError(message)
-    right, down, corner = (np.array(one.pose[start : start + 3]) for start in (0, 3, 6))
+    right, down, corner = (np.array(slice_.pose[start : start + 3]) for start in (0, 3, 6))
     across = np.cross(right, down)
     along = float(across @ np.array(mosaic.normal))
     if abs(abs(along) - 1) > _SAME_LINE:
         message = f"Siemens mosaic whose slice normal does not stand on its slices (cosine {along:.3f}): {_EXPORT}"
         raise DicomError(message)
-    rows, columns = one.shape[0] // mosaic.side, one.shape[1] // mosaic.side
-    between_rows, between_columns = one.spacing_mm
-    first = corner + right * between_columns * (one.shape[1] - columns) / 2
-    first = first + down * between_rows * (one.shape[0] - rows) / 2
+    rows, columns = slice_.shape[0] // mosaic.side, slice_.shape[1] // mosaic.side
+    between_rows, between_columns = slice_.spacing_mm
+    first = corner + right * between_columns * (slice_.shape[1] - columns) / 2
+    first = first + down * between_rows * (slice_.shape[0] - rows) / 2
     step = np.sign(along) * across / np.linalg.norm(across) * mosaic.step_mm
-    turn = one.turn | {"mosaic": f"{one.turn.get('number', 0.0):012.2f} {one.instance}"}  # one file is one volume
+    slice_attributes = slice_.slice_attributes | {
+        "mosaic": f"{slice_.slice_attributes.get('number', 0.0):012.2f} {slice_.instance}"
+    }  # one file is one volume
     return [
         replace(
-            one,
+            slice_,
             frame=tile,
-            instance=digest("tile", one.instance, str(tile)),
-            shape=(rows, columns, one.shape[2]),
-            pose=(*one.pose[:6], *(float(value) for value in first + tile * step)),
-            turn=turn,
+            instance=digest("tile", slice_.instance, str(tile)),
+            shape=(rows, columns, slice_.shape[2]),
+            pose=(*slice_.pose[:6], *(float(value) for value in first + tile * step)),
+            slice_attributes=slice_attributes,
         )
         for tile in range(mosaic.count)
     ]
@@ -132,11 +134,11 @@ def parse_csa(data: bytes) -> dict[str, list[str]]:
     Raises:
         DicomError: The bytes are no CSA header.
     """
-    second = data[:4] == b"SV10"
-    place = 8 if second else 0
+    is_second_layout = data[:4] == b"SV10"
+    place = 8 if is_second_layout else 0
     try:
         tags, place = _integers(data, place, 2)[0], place + 8
-        if not 0 < tags <= _MOST_TAGS:
+        if not 0 < tags <= _MAX_TAGS:
             message = f"CSA header with {tags} elements"
             raise DicomError(message)
         elements: dict[str, list[str]] = {}
@@ -150,9 +152,9 @@ def parse_csa(data: bytes) -> dict[str, list[str]]:
             for _ in range(items):
                 lengths = _integers(data, place, 4)
                 place += 16
-                length = lengths[1] if second else lengths[0] - base
+                length = lengths[1] if is_second_layout else lengths[0] - base
                 if not 0 <= length <= len(data) - place:
-                    if not second:
+                    if not is_second_layout:
                         break
                     message = f"CSA header damaged: a value of {length} bytes at {place} of {len(data)}"
                     raise DicomError(message)
@@ -175,9 +177,9 @@ def _private(dataset: Dataset, group: int, element: int) -> bytes | int | None:
         creator = dataset.get((group, block))
         if creator is None or str(creator.value).strip() != _CREATORS[group]:
             continue
-        found = dataset.get((group, block << 8 | element))
-        if found is not None and found.value is not None:
-            value: bytes | int = found.value
+        private_element = dataset.get((group, block << 8 | element))
+        if private_element is not None and private_element.value is not None:
+            value: bytes | int = private_element.value
             return value
     return None
 
@@ -188,8 +190,8 @@ def _count(number: bytes | int | None, csa: dict[str, list[str]]) -> int:
         number = int.from_bytes(number[:2], "little")
     counts = {int(value) for value in (number, *_floats(csa.get("NumberOfImagesInMosaic", []))[:1]) if value}
     if len(counts) != 1 or not 0 < min(counts) <= 10_000:
-        found = " and ".join(map(str, sorted(counts))) or "nothing"
-        message = f"Siemens mosaic: its number of slices (0019,100A or CSA header) is {shown(found)}; {_EXPORT}"
+        shown_counts = " and ".join(map(str, sorted(counts))) or "nothing"
+        message = f"Siemens mosaic: its number of slices (0019,100A or CSA header) is {shown(shown_counts)}; {_EXPORT}"
         raise DicomError(message, rejected=True)
     return counts.pop()
 

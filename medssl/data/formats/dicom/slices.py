@@ -25,9 +25,9 @@ class Slice:
         shape: Rows, columns, samples a pixel.
         spacing_mm: Between rows, between columns; None where nothing says.
         pose: Direction of a row (3), direction of a column (3), position of the first pixel (3), LPS; None without.
-        turn: Attributes of this slice alone that may tell volumes of one series apart, by keyword; "number" is
-            InstanceNumber.
-        about: Facts of the file, safe to list; "apart" holds more attributes, see ``attributes``.
+        slice_attributes: Attributes of this slice alone that may separate the volumes of a series, by keyword; "number"
+            is InstanceNumber.
+        facts: Facts of the file, safe to list; "apart" holds more attributes, see ``attributes``.
     """
 
     path: str
@@ -36,36 +36,36 @@ class Slice:
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float] | None
     pose: tuple[float, ...] | None
-    turn: dict[str, Any]
-    about: dict[str, Any]
+    slice_attributes: dict[str, Any]
+    facts: dict[str, Any]
 
     @property
     def attributes(self) -> dict[str, Any]:
         """What may tell this slice's volume from others of its series."""
-        shared: dict[str, Any] = self.about.get("apart", {})
-        return shared | self.turn
+        shared: dict[str, Any] = self.facts.get("apart", {})
+        return shared | self.slice_attributes
 
     @property
     def kind(self) -> Kind:
         """Slices of CT, MR, PET and all else that has a place in space belong to volumes; the rest are images."""
-        located = self.pose is not None or self.about["modality"] in _STACKED
-        return "volume" if located and "frames" not in self.turn else "image"
+        located = self.pose is not None or self.facts["modality"] in _STACKED
+        return "volume" if located and "frames" not in self.slice_attributes else "image"
 
     @property
     def value_domain(self) -> ValueDomain:
         """What the values mean, by modality and samples."""
         if self.shape[2] == 3:
             return "rgb"
-        if self.about.get("capture"):
+        if self.facts.get("capture"):
             return "gray"  # a derived picture: its values need not be those of its modality
-        if self.about["modality"] == "CT":
-            return "hu" if self.about.get("unit", "HU") == "HU" else "gray"
-        return "mr" if self.about["modality"] == "MR" else "gray"
+        if self.facts["modality"] == "CT":
+            return "hu" if self.facts.get("unit", "HU") == "HU" else "gray"
+        return "mr" if self.facts["modality"] == "MR" else "gray"
 
     @property
     def is_film(self) -> bool:
         """Whether this slice stands for all frames of a film."""
-        return "frames" in self.turn
+        return "frames" in self.slice_attributes
 
     @property
     def file_name(self) -> str:
@@ -86,13 +86,16 @@ class Stack:
 
 def to_json(slices: Sequence[Slice]) -> tuple[str, str]:
     """The slices of one file as JSON: what is each one's own, and what they share with their whole series."""
-    own = [[one.frame, one.instance, one.shape, one.spacing_mm, one.pose, one.turn] for one in slices]
-    return json.dumps(own, separators=(",", ":")), json.dumps(slices[0].about, separators=(",", ":"))
+    rows = [
+        [slice_.frame, slice_.instance, slice_.shape, slice_.spacing_mm, slice_.pose, slice_.slice_attributes]
+        for slice_ in slices
+    ]
+    return json.dumps(rows, separators=(",", ":")), json.dumps(slices[0].facts, separators=(",", ":"))
 
 
-def from_json(own: str, about: str, path: str) -> list[Slice]:
+def from_json(rows: str, facts: str, path: str) -> list[Slice]:
     """The opposite of ``to_json``."""
-    shared = json.loads(about)
+    shared = json.loads(facts)
     return [
         Slice(
             path=path,
@@ -101,8 +104,8 @@ def from_json(own: str, about: str, path: str) -> list[Slice]:
             shape=tuple(shape),
             spacing_mm=tuple(spacing_mm) if spacing_mm else None,
             pose=tuple(pose) if pose else None,
-            turn=turn,
-            about=shared,
+            slice_attributes=slice_attributes,
+            facts=shared,
         )
-        for frame, instance, shape, spacing_mm, pose, turn in json.loads(own)
+        for frame, instance, shape, spacing_mm, pose, slice_attributes in json.loads(rows)
     ]

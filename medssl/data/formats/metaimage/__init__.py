@@ -45,11 +45,11 @@ def read_header(path: Path) -> FileHeader:
     layout = layout_of(header)
     affine, notes = geometry(header)
     grid = grid_of(layout, affine)
-    found = sources(path, header, layout)
-    _check(header, layout, found)
+    voxel_sources = sources(path, header, layout)
+    _check(header, layout, voxel_sources)
     details = details_of(header)
-    if any(source.companion for source in found):
-        details["companions"] = [source.path.relative_to(path.parent).as_posix() for source in found]
+    if any(source.companion for source in voxel_sources):
+        details["companions"] = [source.path.relative_to(path.parent).as_posix() for source in voxel_sources]
     if len(grid.shape) == 3 and is_left_handed(affine):
         details["handedness"] = "left"
     colors = layout.channels == 3 and layout.dtype.itemsize == 1 and layout.dtype.kind == "u"
@@ -77,34 +77,39 @@ def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.nda
     header = read_text(path)
     layout = layout_of(header)
     affine, _ = geometry(header)
-    found = sources(path, header, layout)
-    alone = False
+    voxel_sources = sources(path, header, layout)
+    single_frame = False
     if header.as_text:
-        values = from_text(found, layout, "text")
+        values = from_text(voxel_sources, layout, "text")
     else:
         if not header.packed:
-            check_sources(found, layout)
-        values, alone = read_values(found, layout, frame)
+            check_sources(voxel_sources, layout)
+        values, single_frame = read_values(voxel_sources, layout, frame)
     values = scaled(values, *scale_of(header))
-    return arrange(values, layout, frame, alone=alone), grid_of(layout, affine)
+    return arrange(values, layout, frame, alone=single_frame), grid_of(layout, affine)
 
 
-def _check(header: MetaHeader, layout: Layout, found: tuple[Source, ...]) -> None:
+def _check(header: MetaHeader, layout: Layout, voxel_sources: tuple[Source, ...]) -> None:
     """Compare lengths; compressed voxels are decoded only where the header does not say how long they are."""
     if header.as_text:
-        from_text(found, layout, "text")
+        from_text(voxel_sources, layout, "text")
     elif not header.packed:
-        check_sources(found, layout)
-    elif not _has_stated_length(header, layout, found):
-        check_sources(found, layout)
+        check_sources(voxel_sources, layout)
+    elif not _has_stated_length(header, layout, voxel_sources):
+        check_sources(voxel_sources, layout)
 
 
-def _has_stated_length(header: MetaHeader, layout: Layout, found: tuple[Source, ...]) -> bool:
+def _has_stated_length(header: MetaHeader, layout: Layout, voxel_sources: tuple[Source, ...]) -> bool:
     """Whether one file holds exactly the compressed bytes that the header states, and these can be the voxels."""
-    stated = header.fields.get("compresseddatasize", "")
-    if len(found) != 1 or not stated.isdecimal() or len(stated) > 15 or layout.bytes > 1032 * int(stated) + 1000:
+    stated_length = header.fields.get("compresseddatasize", "")
+    if (
+        len(voxel_sources) != 1
+        or not stated_length.isdecimal()
+        or len(stated_length) > 15
+        or layout.bytes > 1032 * int(stated_length) + 1000
+    ):
         return False
     try:
-        return check_length(Source(found[0].path, found[0].offset), int(stated)) == 0
+        return check_length(Source(voxel_sources[0].path, voxel_sources[0].offset), int(stated_length)) == 0
     except FormatError:
         return False

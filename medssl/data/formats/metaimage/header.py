@@ -15,18 +15,18 @@ from medssl.data.formats.voxels.data_files import inside, listed, numbered, othe
 from medssl.data.formats.voxels.layout import Layout
 from medssl.data.formats.voxels.streams import Source, size_of
 
-_MOST_BYTES = 1 << 20
-_LINE = 1 << 16
+_MAX_BYTES = 1 << 20
+_MAX_LINE = 1 << 16
 _TYPES = {
     "char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4", "long": "i4", "ulong": "u4",
     "long_long": "i8", "ulong_long": "u8", "float": "f4", "double": "f8",
 }  # fmt: skip
-_SAME = {
+_SYNONYMS = {
     "position": "offset", "origin": "offset", "orientation": "transformmatrix", "rotation": "transformmatrix",
     "elementbyteordermsb": "binarydatabyteordermsb",
 }  # fmt: skip
 _MODALITIES = {"met_mod_ct": "CT", "met_mod_mr": "MR", "met_mod_nm": "NM", "met_mod_us": "US"}
-_UNSAID = ("", "?", "???", "unknown", "none")
+_WITHOUT_UNIT = ("", "?", "???", "unknown", "none")
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def read_text(path: Path) -> MetaHeader:
     """
     fields: dict[str, str] = {}
     with path.open("rb") as stream:
-        while line := stream.readline(_LINE):
-            if stream.tell() > _MOST_BYTES or (len(line) == _LINE and not line.endswith(b"\n")):
+        while line := stream.readline(_MAX_LINE):
+            if stream.tell() > _MAX_BYTES or (len(line) == _MAX_LINE and not line.endswith(b"\n")):
                 break
             text = plain_text(line).strip()
             if not text:
@@ -82,13 +82,13 @@ def read_text(path: Path) -> MetaHeader:
             if not mark:
                 message = "not readable as MetaImage: a line of the header is no name with its value"
                 raise FormatError(message)
-            field = _SAME.get(name.strip().lower(), name.strip().lower())
+            field = _SYNONYMS.get(name.strip().lower(), name.strip().lower())
             if field in fields and fields[field] != value.strip():
                 message = f"not readable as MetaImage: {name.strip()[:40]} stands twice in the header"
                 raise FormatError(message)
             fields[field] = value.strip()
             if field == "elementdatafile":
-                files = _listed_names(stream.read(_MOST_BYTES)) if fields[field].upper().startswith("LIST") else ()
+                files = _listed_names(stream.read(_MAX_BYTES)) if fields[field].upper().startswith("LIST") else ()
                 return MetaHeader(fields, files, path.stat().st_size if files else stream.tell())
     message = "not readable as MetaImage: no ElementDataFile in the header"
     raise FormatError(message)
@@ -160,20 +160,20 @@ def geometry(header: MetaHeader) -> tuple[np.ndarray, tuple[str, ...]]:
         shown = " x ".join(f"{step:g}" for step in steps[:world])
         message = f"geometry unusable: voxel sizes {shown}: expected positive lengths"
         raise FormatError(message)
-    factor, said = _unit(header)
-    notes += said
+    factor, unit_notes = _unit(header)
+    notes += unit_notes
     if count == 2:
         return np.diag([steps[0] * factor, steps[1] * factor, 1.0]), notes
     offset = _reals(header, "offset", count)[:3] if "offset" in header.fields else np.zeros(3)
-    directions, said = _directions(header, count)
+    directions, orientation_notes = _directions(header, count)
     affine = np.eye(4)
     affine[:3] = np.column_stack([directions * steps[:3], offset]) * np.array(LPS_TO_RAS)[:, None] * factor
-    return affine + 0.0, notes + said + check_affine(affine, "the affine")
+    return affine + 0.0, notes + orientation_notes + check_affine(affine, "the affine")
 
 
 def _unit(header: MetaHeader) -> tuple[float, tuple[str, ...]]:
     unit = header.fields.get("distanceunits", "")
-    if unit.lower() in _UNSAID:
+    if unit.lower() in _WITHOUT_UNIT:
         return 1.0, ()
     factor = millimeters(unit)
     if factor is None:
@@ -185,10 +185,12 @@ def _unit(header: MetaHeader) -> tuple[float, tuple[str, ...]]:
 def _directions(header: MetaHeader, count: int) -> tuple[np.ndarray, tuple[str, ...]]:
     """Columns are the directions of the axes, LPS; the header writes one axis after the other."""
     code = header.fields.get("anatomicalorientation", "").upper()
-    known = len(code) == 3 and all(len(set(code) & set(pair)) == 1 for pair in ("LR", "AP", "IS"))
+    is_valid_code = len(code) == 3 and all(len(set(code) & set(pair)) == 1 for pair in ("LR", "AP", "IS"))
     if "transformmatrix" not in header.fields:
-        said = f", AnatomicalOrientation {code} not applied" if known and code not in ("RAI", "LPS") else ""
-        return np.eye(3), (f"orientation is a guess: no TransformMatrix (left-posterior-superior taken{said})",)
+        ignored_code = (
+            f", AnatomicalOrientation {code} not applied" if is_valid_code and code not in ("RAI", "LPS") else ""
+        )
+        return np.eye(3), (f"orientation is a guess: no TransformMatrix (left-posterior-superior taken{ignored_code})",)
     matrix = _reals(header, "transformmatrix", count * count).reshape(count, count).T
     if count == 4 and (matrix[3, :3].any() or matrix[:3, 3].any()):
         message = "geometry unusable: TransformMatrix mixes the fourth axis with space"
@@ -201,7 +203,7 @@ def _directions(header: MetaHeader, count: int) -> tuple[np.ndarray, tuple[str, 
     lengths = np.linalg.norm(matrix, axis=0)
     if (np.abs(lengths - 1) > 1e-3).any() and (lengths > 0).all():
         notes += ("rows of TransformMatrix are not of length 1: voxel sizes multiplied by their lengths",)
-    if known and (np.abs(matrix).max(axis=0) > 0.9 * lengths).all():
+    if is_valid_code and (np.abs(matrix).max(axis=0) > 0.9 * lengths).all():
         strongest = np.abs(matrix).argmax(axis=0)
         starts = "".join(("RL", "AP", "IS")[row][int(matrix[row, axis] < 0)] for axis, row in enumerate(strongest))
         ends = starts.translate(str.maketrans("RLAPIS", "LRPASI"))
@@ -218,8 +220,8 @@ def sources(path: Path, header: MetaHeader, layout: Layout) -> tuple[Source, ...
     """
     name = header.need("ElementDataFile", "elementdatafile")
     words = name.split()
-    local = name.lower() == "local"
-    if local:
+    follows_header = name.lower() == "local"
+    if follows_header:
         files: tuple[Path, ...] = (path,)
     elif words and words[0].upper() == "LIST":
         files = listed(path.parent, header.files)
@@ -227,22 +229,22 @@ def sources(path: Path, header: MetaHeader, layout: Layout) -> tuple[Source, ...
         files = numbered(path.parent, words[0], words[1:4])
     else:
         files = (inside(path.parent, name),)
-    files = files if local else other_than(path, files)
+    files = files if follows_header else other_than(path, files)
     (skip,) = _whole(header, "HeaderSize", 1) if "headersize" in header.fields else (0,)
     if skip < -1 or (skip == -1 and (header.packed or header.as_text)):
         message = f"HeaderSize {skip}: expected 0 or more, or -1 where voxels are neither compressed nor text"
         raise FormatError(message)
-    if local and 0 < skip < header.end:
+    if follows_header and 0 < skip < header.end:
         message = f"HeaderSize {skip}: expected at least the {header.end:,} bytes of the header itself"
         raise FormatError(message)
-    found = []
+    voxel_sources = []
     for file in files:
         size = size_of(file)
-        offset = skip or (header.end if local else 0)
+        offset = skip or (header.end if follows_header else 0)
         if skip == -1:
-            offset = max(header.end if local else 0, size - layout.bytes // len(files))
-        found.append(Source(file, offset, "zlib" if header.packed else "", 0, not local))
-    return tuple(found)
+            offset = max(header.end if follows_header else 0, size - layout.bytes // len(files))
+        voxel_sources.append(Source(file, offset, "zlib" if header.packed else "", 0, not follows_header))
+    return tuple(voxel_sources)
 
 
 def details_of(header: MetaHeader) -> dict[str, Any]:

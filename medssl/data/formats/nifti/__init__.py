@@ -22,7 +22,7 @@ NOUN = "a NIfTI file"
 NEEDS_SUFFIX = False
 
 _LABEL, _VECTOR, _RGB_VECTOR, _RGBA_VECTOR = (1002, 1003), 1007, 2003, 2004
-_NO_SCAN = {
+_NO_SCAN_INTENTS = {
     1004: "a matrix in each voxel", 1005: "a tensor in each voxel", 1006: "a displacement field",
     1008: "a set of points", 1009: "a set of triangles", 1010: "a quaternion in each voxel",
     2001: "a time series of a surface",
@@ -89,9 +89,9 @@ def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.nda
     layout = _layout(header)
     check_sources([source], layout)
     affine, _ = affine_of(header)
-    values, alone = read_values([source], layout, frame)
+    values, single_frame = read_values([source], layout, frame)
     values = scaled(values, *header.scale)
-    return arrange(values, layout, frame, alone=alone), _grid(header, affine)
+    return arrange(values, layout, frame, alone=single_frame), _grid(header, affine)
 
 
 # --- layout
@@ -104,8 +104,8 @@ def _layout(header: NiftiHeader) -> Layout:
         FormatError: What the header's intent says is no scan, or axes 6 and 7 are in use.
     """
     intent = header.fields["intent"]
-    if intent in _NO_SCAN or 3000 <= intent < 3100:
-        what = _NO_SCAN.get(intent, "values of a brain surface (CIFTI)")
+    if intent in _NO_SCAN_INTENTS or 3000 <= intent < 3100:
+        what = _NO_SCAN_INTENTS.get(intent, "values of a brain surface (CIFTI)")
         message = f"no scan: it holds {what} (intent code {intent})"
         raise FormatError(message)
     if header.shape[5] * header.shape[6] > 1:
@@ -172,10 +172,10 @@ def _source(path: Path, packing: str, start: int, *, companion: bool) -> Source:
 
 
 def _voxels_of(path: Path) -> Path | None:
-    return _beside(path.parent, _split(path.name)[0], ".img")
+    return _find_beside(path.parent, _split(path.name)[0], ".img")
 
 
-def _beside(folder: Path, stem: str, ending: str) -> Path | None:
+def _find_beside(folder: Path, stem: str, ending: str) -> Path | None:
     """The file of that stem and ending, in lower or upper case, packed or not."""
     for packed in _PACKED:
         for name in (ending + packed, (ending + packed).upper(), ending.title() + packed):
@@ -187,7 +187,7 @@ def _beside(folder: Path, stem: str, ending: str) -> Path | None:
 def _split(name: str) -> tuple[str, str, str]:
     """Stem, ending and ending of the packing ("scan", ".img", ".gz")."""
     lower = name.lower()
-    packed = next((one for one in _PACKED[1:] if lower.endswith(one)), "")
+    packed = next((suffix for suffix in _PACKED[1:] if lower.endswith(suffix)), "")
     stem = name[: len(name) - len(packed)]
-    ending = next((one for one in _ENDINGS if stem.lower().endswith(one)), "")
+    ending = next((suffix for suffix in _ENDINGS if stem.lower().endswith(suffix)), "")
     return stem[: len(stem) - len(ending)], ending, packed

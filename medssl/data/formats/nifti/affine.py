@@ -10,7 +10,7 @@ from medssl.data.formats.placement import check_affine, converted_note, millimet
 
 _UNITS = {0: "mm", 1: "meters", 2: "mm", 3: "micrometers"}  # 0: not said
 _SPACES = {1: "scanner", 2: "aligned", 3: "Talairach", 4: "MNI", 5: "template"}
-_NEAR = 0.5  # cosine of the angle between two directions of one axis that are still the same direction
+_SAME_DIRECTION = 0.5  # cosine of the angle between two directions of one axis that are still the same direction
 
 
 def affine_of(header: NiftiHeader) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -23,18 +23,18 @@ def affine_of(header: NiftiHeader) -> tuple[np.ndarray, tuple[str, ...]]:
     sform, qform, unusable = _forms(header)
     if sform is not None:
         affine = sform
-        notes += unusable + _other_steps(sform, header)
-        notes += _compare(sform, qform, header, factor) if qform is not None else ()
+        notes += unusable + _spacing_notes(sform, header)
+        notes += _compare_forms(sform, qform, header, factor) if qform is not None else ()
     elif qform is not None:
         affine = qform
         notes += unusable
     elif unusable:
         raise FormatError(unusable[0])
     else:
-        affine = _guess(header)
+        affine = _guessed_affine(header)
         if header.kind == "nifti":
             notes += ("orientation is a guess: qform_code and sform_code are 0 (first axis to the left taken)",)
-    notes += check_affine(_flat(affine, header), "the affine")
+    notes += check_affine(_without_unit_axes(affine, header), "the affine")
     affine = affine.copy()
     affine[:3] *= factor
     return affine, notes
@@ -63,7 +63,7 @@ def _forms(header: NiftiHeader) -> tuple[np.ndarray | None, np.ndarray | None, t
     if sform_code > 0:
         sform = np.vstack([np.array(header.fields["sform"], np.float64).reshape(3, 4), [0, 0, 0, 1]])
         try:
-            check_affine(_flat(sform, header), "the sform")
+            check_affine(_without_unit_axes(sform, header), "the sform")
         except FormatError as error:
             sform, problems = None, (str(error),)
     if qform_code > 0:
@@ -103,29 +103,33 @@ def _qform(header: NiftiHeader) -> tuple[np.ndarray | None, str]:
     return affine, ""
 
 
-def _other_steps(sform: np.ndarray, header: NiftiHeader) -> tuple[str, ...]:
+def _spacing_notes(sform: np.ndarray, header: NiftiHeader) -> tuple[str, ...]:
     """What to say where pixdim gives other voxel sizes than the sform."""
     axes = [axis for axis in range(3) if header.shape[axis] > 1]
-    ours = np.linalg.norm(sform[:3, axes], axis=0)
+    sform_steps = np.linalg.norm(sform[:3, axes], axis=0)
     pixdim = np.array(header.fields["pixdim"], np.float64)[1:4][axes]
-    if np.allclose(pixdim, ours, rtol=1e-2):
+    if np.allclose(pixdim, sform_steps, rtol=1e-2):
         return ()
-    shown = [" x ".join(f"{step:.4g}" for step in steps) for steps in (pixdim, ours)]
+    shown = [" x ".join(f"{step:.4g}" for step in steps) for steps in (pixdim, sform_steps)]
     return (f"voxel sizes disagree: {shown[0]} in pixdim, {shown[1]} in the sform: sform used",)
 
 
-def _compare(sform: np.ndarray, qform: np.ndarray, header: NiftiHeader, factor: float) -> tuple[str, ...]:
+def _compare_forms(sform: np.ndarray, qform: np.ndarray, header: NiftiHeader, factor: float) -> tuple[str, ...]:
     """What to say where both forms count and place voxels differently; the sform is used.
 
     Raises:
         FormatError: They differ in left and right, front and back, or up and down.
     """
-    ours, other = (form[:3, : 3 if header.shape[2] > 1 else 2] for form in (sform, qform))
-    cosines = np.sum(ours * other, axis=0) / np.linalg.norm(ours, axis=0) / np.linalg.norm(other, axis=0)
-    if ours.shape[1] == 3 and np.linalg.det(ours) * np.linalg.det(other) < 0:
+    sform_axes, qform_axes = (form[:3, : 3 if header.shape[2] > 1 else 2] for form in (sform, qform))
+    cosines = (
+        np.sum(sform_axes * qform_axes, axis=0)
+        / np.linalg.norm(sform_axes, axis=0)
+        / np.linalg.norm(qform_axes, axis=0)
+    )
+    if sform_axes.shape[1] == 3 and np.linalg.det(sform_axes) * np.linalg.det(qform_axes) < 0:
         message = "qform and sform disagree: one is the mirror image of the other; repair one, or set its code to 0"
         raise FormatError(message)
-    if (cosines < _NEAR).any():
+    if (cosines < _SAME_DIRECTION).any():
         axis = int(np.argmin(cosines)) + 1
         degrees = np.degrees(np.arccos(np.clip(cosines.min(), -1, 1)))
         message = (
@@ -135,15 +139,15 @@ def _compare(sform: np.ndarray, qform: np.ndarray, header: NiftiHeader, factor: 
         raise FormatError(message)
     ends = np.array(header.shape[:3]) - 1
     corners = np.array([[i, j, k, 1] for i in (0, ends[0]) for j in (0, ends[1]) for k in (0, ends[2])], np.float64).T
-    apart = float(np.linalg.norm(((sform - qform) @ corners)[:3], axis=0).max())
+    distance = float(np.linalg.norm(((sform - qform) @ corners)[:3], axis=0).max())
     extent = float(np.linalg.norm(sform[:3, :3] @ ends))
-    if apart <= 0.1 * float(np.linalg.norm(ours, axis=0).min()) + 1e-3 * extent:
+    if distance <= 0.1 * float(np.linalg.norm(sform_axes, axis=0).min()) + 1e-3 * extent:
         return ()
     names = [_SPACES.get(code, f"code {code}") for code in header.fields["codes"]]
-    return (f"qform ({names[0]}) and sform ({names[1]}) disagree by up to {apart * factor:.3g} mm: sform used",)
+    return (f"qform ({names[0]}) and sform ({names[1]}) disagree by up to {distance * factor:.3g} mm: sform used",)
 
 
-def _guess(header: NiftiHeader) -> np.ndarray:
+def _guessed_affine(header: NiftiHeader) -> np.ndarray:
     """Steps of pixdim, the first axis to the left; centered, or from the origin that SPM writes."""
     steps = np.array(header.fields["pixdim"][1:4], np.float64)
     steps[[axis for axis in range(3) if header.shape[axis] == 1 and not steps[axis] > 0]] = 1.0
@@ -162,7 +166,7 @@ def _guess(header: NiftiHeader) -> np.ndarray:
     return affine
 
 
-def _flat(affine: np.ndarray, header: NiftiHeader) -> np.ndarray:
+def _without_unit_axes(affine: np.ndarray, header: NiftiHeader) -> np.ndarray:
     """The affine without axes of length 1 where only two are longer: pictures often have no third step."""
     if header.shape[2] > 1:
         return affine

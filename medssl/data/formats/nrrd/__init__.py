@@ -41,11 +41,11 @@ def read_header(path: Path) -> FileHeader:
     layout = _layout(header, axes)
     affine, notes = geometry(header, axes)
     grid = grid_of(layout, affine)
-    found = sources(path, header, layout)
-    _check(header, layout, found)
+    voxel_sources = sources(path, header, layout)
+    _check(header, layout, voxel_sources)
     details: dict[str, Any] = {}
-    if any(source.companion for source in found):
-        details["companions"] = [source.path.relative_to(path.parent).as_posix() for source in found]
+    if any(source.companion for source in voxel_sources):
+        details["companions"] = [source.path.relative_to(path.parent).as_posix() for source in voxel_sources]
     if any(_SEGMENT.fullmatch(key) for key in header.pairs):
         details["intent"] = "label"
     if len(grid.shape) == 3 and is_left_handed(affine):
@@ -72,20 +72,20 @@ def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.nda
     axes = axes_of(header)
     layout = _layout(header, axes)
     affine, _ = geometry(header, axes)
-    found = sources(path, header, layout)
+    voxel_sources = sources(path, header, layout)
     if header.encoding in ("text", "hex"):
-        values, alone = from_text(found, layout, header.encoding), False
+        values, single_frame = from_text(voxel_sources, layout, header.encoding), False
     else:
-        check_sources(found, layout)
-        values, alone = read_values(found, layout, frame)
-    return arrange(values, layout, frame, alone=alone), grid_of(layout, affine)
+        check_sources(voxel_sources, layout)
+        values, single_frame = read_values(voxel_sources, layout, frame)
+    return arrange(values, layout, frame, alone=single_frame), grid_of(layout, affine)
 
 
-def _check(header: NrrdHeader, layout: Layout, found: tuple[Source, ...]) -> None:
+def _check(header: NrrdHeader, layout: Layout, voxel_sources: tuple[Source, ...]) -> None:
     if header.encoding in ("text", "hex"):
-        from_text(found, layout, header.encoding)  # only decoding tells how many numbers there are
+        from_text(voxel_sources, layout, header.encoding)  # only decoding tells how many numbers there are
     else:
-        check_sources(found, layout)
+        check_sources(voxel_sources, layout)
 
 
 def _layout(header: NrrdHeader, axes: Axes) -> Layout:

@@ -69,23 +69,25 @@ def axes_of(header: NrrdHeader) -> Axes:
         else:
             message = f"no scan: axis {axis + 1} of {size} values is of kind {kind[:40]!r}"
             raise FormatError(message)
-    text = "".join(roles)
-    if text.count("t") > 1 or text.count("c") > 1:
+    axis_roles = "".join(roles)
+    if axis_roles.count("t") > 1 or axis_roles.count("c") > 1:
         message = f"sizes {' '.join(map(str, sizes))}: more than one axis of frames or of channels; split the file"
         raise FormatError(message)
     if any(kind in _VECTORS for kind in kinds):
-        notes.append(f"vectors of {sizes[text.index('c')]} values taken as channels; a displacement field is no scan")
+        notes.append(
+            f"vectors of {sizes[axis_roles.index('c')]} values taken as channels; a displacement field is no scan"
+        )
         if "measurementframe" in header.fields:
             notes.append("measurement frame not applied to the vectors")
-    return Axes(text, _noun(header, kinds, text), colors, tuple(notes))
+    return Axes(axis_roles, _noun(header, kinds, axis_roles), colors, tuple(notes))
 
 
 def _noun(header: NrrdHeader, kinds: tuple[str, ...], roles: str) -> str:
-    what = "volumes" if "k" in roles else "pictures"
+    noun = "volumes" if "k" in roles else "pictures"
     if header.pairs.get("modality", "").upper() == "DWMRI":
-        return f"diffusion-weighted {what}"
+        return f"diffusion-weighted {noun}"
     kind = kinds[roles.index("t")] if "t" in roles else ""
-    return f"{what} along axis {roles.index('t') + 1} ({kind or 'no kind'})" if "t" in roles else what
+    return f"{noun} along axis {roles.index('t') + 1} ({kind or 'no kind'})" if "t" in roles else noun
 
 
 def _kinds(header: NrrdHeader) -> tuple[str, ...]:
@@ -100,17 +102,21 @@ def _spatial(header: NrrdHeader, kinds: tuple[str, ...], directions: list[np.nda
     """Numbers of the axes in space."""
     count = header.dimension
     if directions:
-        found = [axis for axis, one in enumerate(directions) if one is not None and (len(one) < 4 or one[:3].any())]
+        axes = [
+            axis
+            for axis, direction in enumerate(directions)
+            if direction is not None and (len(direction) < 4 or direction[:3].any())
+        ]
     else:
-        found = [axis for axis, kind in enumerate(kinds) if kind in _SPATIAL]
-        if len(found) > 3 and "spacings" in header.fields:
+        axes = [axis for axis, kind in enumerate(kinds) if kind in _SPATIAL]
+        if len(axes) > 3 and "spacings" in header.fields:
             steps = _reals(header, "spacings", count)
-            found = [axis for axis in found if not np.isnan(steps[axis])]
-        found = found[:3]
-    if len(found) not in (2, 3):
-        message = f"{len(found)} axes in space among {count}: expected 2 (picture) or 3 (volume)"
+            axes = [axis for axis in axes if not np.isnan(steps[axis])]
+        axes = axes[:3]
+    if len(axes) not in (2, 3):
+        message = f"{len(axes)} axes in space among {count}: expected 2 (picture) or 3 (volume)"
         raise FormatError(message)
-    return found
+    return axes
 
 
 def geometry(header: NrrdHeader, axes: Axes) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -137,12 +143,12 @@ def geometry(header: NrrdHeader, axes: Axes) -> tuple[np.ndarray, tuple[str, ...
 def _in_space(header: NrrdHeader, directions: list[np.ndarray | None]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Columns of axes and origin (3 x n+1) from space directions, in RAS mm."""
     dimension = _space_dimension(header)
-    columns = np.array([one for one in directions if one is not None]).T
+    columns = np.array([direction for direction in directions if direction is not None]).T
     if dimension == 4 and columns[3].any():
         message = "space directions: an axis that lies in space and in time"
         raise FormatError(message)
-    start = _vectors(header, "spaceorigin", dimension, 1)[0] if "spaceorigin" in header.fields else None
-    origin = np.zeros(dimension) if start is None else start
+    stated_origin = _vectors(header, "spaceorigin", dimension, 1)[0] if "spaceorigin" in header.fields else None
+    origin = np.zeros(dimension) if stated_origin is None else stated_origin
     world = min(dimension, 3)
     if world < columns.shape[1]:
         message = f"{columns.shape[1]} axes in a space of {world} dimensions"
@@ -150,15 +156,15 @@ def _in_space(header: NrrdHeader, directions: list[np.ndarray | None]) -> tuple[
     factors, notes = _unit_factors(header, "spaceunits", range(world))
     matrix = np.column_stack([columns[:world], origin[:world]]) * factors[:, None]
     _check_spacings(header, columns[:world])
-    axes = [axis for axis, one in enumerate(_directions(header)) if one is not None]
+    axes = [axis for axis, direction in enumerate(_directions(header)) if direction is not None]
     if "spaceunits" not in header.fields and (_unit_factors(header, "units", axes)[0] != 1).any():
         message = "units of axes other than mm beside space directions: expected space units in their place"
         raise FormatError(message)
     if world < 3:
         return matrix, notes
     if columns.shape[1] == 3:
-        signs, said = _signs(header)
-        return matrix * np.array(signs)[:, None], notes + said
+        signs, space_notes = _signs(header)
+        return matrix * np.array(signs)[:, None], notes + space_notes
     return matrix, notes
 
 
@@ -201,8 +207,8 @@ def _signs(header: NrrdHeader) -> tuple[tuple[int, ...], tuple[str, ...]]:
         raise FormatError(message)
     signs = _SPACES.get(name)
     if signs is None:
-        what = f"space {name}" if name else "a space without a name"
-        return (-1, -1, 1), (f"orientation is a guess: {what} (left-posterior-superior taken)",)
+        space = f"space {name}" if name else "a space without a name"
+        return (-1, -1, 1), (f"orientation is a guess: {space} (left-posterior-superior taken)",)
     return signs, ()
 
 
@@ -229,18 +235,18 @@ def _directions(header: NrrdHeader) -> list[np.ndarray | None]:
 
 def _vectors(header: NrrdHeader, name: str, dimension: int, count: int) -> list[np.ndarray | None]:
     text, name = header.fields[name], name.replace("space", "space ")
-    found: list[np.ndarray | None] = []
+    vectors: list[np.ndarray | None] = []
     for match in _VECTOR.finditer(text):
-        found.append(None if match[1] is None else _numbers(match[1].split(","), f"{name} {match[0][:40]!r}"))
-    lengths = {len(one) for one in found if one is not None}
-    if _VECTOR.sub("", text).strip() or len(found) != count or lengths - {dimension}:
+        vectors.append(None if match[1] is None else _numbers(match[1].split(","), f"{name} {match[0][:40]!r}"))
+    lengths = {len(vector) for vector in vectors if vector is not None}
+    if _VECTOR.sub("", text).strip() or len(vectors) != count or lengths - {dimension}:
         message = f"{name} {text[:60]!r}: expected {count} vector{'s' * (count != 1)} of {dimension} numbers"
         raise FormatError(message)
-    for one in found:
-        if one is not None and not np.isfinite(one).all():
+    for vector in vectors:
+        if vector is not None and not np.isfinite(vector).all():
             message = f"geometry unusable: {name} has values that are no finite numbers"
             raise FormatError(message)
-    return found
+    return vectors
 
 
 def _check_spacings(header: NrrdHeader, columns: np.ndarray) -> None:
@@ -262,14 +268,14 @@ def _unit_factors(header: NrrdHeader, name: str, axes: Sequence[int]) -> tuple[n
     """
     text = header.fields.get(name, "")
     units = re.findall(r'"([^"]*)"', text) if '"' in text else text.split()
-    said = [units[axis] if axis < len(units) else "" for axis in axes]
-    said = ["mm" if unit.strip().lower() in ("", "???", "none", "unknown") else unit for unit in said]
-    factors = [millimeters(unit) for unit in said]
+    axis_units = [units[axis] if axis < len(units) else "" for axis in axes]
+    axis_units = ["mm" if unit.strip().lower() in ("", "???", "none", "unknown") else unit for unit in axis_units]
+    factors = [millimeters(unit) for unit in axis_units]
     if None in factors:
-        unit = said[factors.index(None)]
+        unit = axis_units[factors.index(None)]
         message = f"unit of length {unit[:40]!r} is not known: expected mm, cm, m, um (microns) or nm"
         raise FormatError(message)
-    return np.array(factors, np.float64), converted_note(said)
+    return np.array(factors, np.float64), converted_note(axis_units)
 
 
 def _reals(header: NrrdHeader, name: str, count: int) -> np.ndarray:

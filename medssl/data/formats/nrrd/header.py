@@ -14,8 +14,8 @@ from medssl.data.formats.voxels.data_files import inside, listed, numbered, othe
 from medssl.data.formats.voxels.layout import Layout
 from medssl.data.formats.voxels.streams import Source, size_of
 
-_MOST_BYTES = 1 << 20
-_LINE = 1 << 16
+_MAX_BYTES = 1 << 20
+_MAX_LINE = 1 << 16
 _TYPES = {
     "i1": "signed char|int8|int8_t",
     "u1": "uchar|unsigned char|uint8|uint8_t",
@@ -119,8 +119,8 @@ def read_text(path: Path) -> NrrdHeader:
         if not re.fullmatch(rb"NRRD000[1-9]\r?\n", stream.readline(64)):
             message = "not readable as NRRD: its first line is not NRRD0001 to NRRD0005"
             raise FormatError(message)
-        while line := stream.readline(_LINE):
-            if stream.tell() > _MOST_BYTES or (len(line) == _LINE and not line.endswith(b"\n")):
+        while line := stream.readline(_MAX_LINE):
+            if stream.tell() > _MAX_BYTES or (len(line) == _MAX_LINE and not line.endswith(b"\n")):
                 message = "not readable as NRRD: the header has no end (an empty line)"
                 raise FormatError(message)
             text = plain_text(line)
@@ -129,7 +129,7 @@ def read_text(path: Path) -> NrrdHeader:
             if fields.get("datafile", "").upper().startswith("LIST"):
                 files.append(text)
             elif not text.startswith("#"):
-                _take(text, fields, pairs, notes)
+                _add_line(text, fields, pairs, notes)
         else:
             if "datafile" not in fields:
                 message = "not readable as NRRD: the header has no end (an empty line)"
@@ -137,7 +137,7 @@ def read_text(path: Path) -> NrrdHeader:
         return NrrdHeader(fields, pairs, tuple(files), stream.tell(), tuple(notes))
 
 
-def _take(text: str, fields: dict[str, str], pairs: dict[str, str], notes: list[str]) -> None:
+def _add_line(text: str, fields: dict[str, str], pairs: dict[str, str], notes: list[str]) -> None:
     """Put a line where it belongs."""
     name, colon, value = text.partition(":")
     if not colon:
@@ -191,7 +191,7 @@ def sources(path: Path, header: NrrdHeader, layout: Layout) -> tuple[Source, ...
     if lines < 0 or skip < -1 or (skip == -1 and header.encoding):
         message = f"line skip {lines}, byte skip {skip}: expected 0 or more (byte skip -1 only with raw encoding)"
         raise FormatError(message)
-    found = []
+    voxel_sources = []
     for file in files:
         offset = 0 if name is not None else header.end
         size = size_of(file)
@@ -201,15 +201,15 @@ def sources(path: Path, header: NrrdHeader, layout: Layout) -> tuple[Source, ...
             offset = max(offset, size - layout.bytes // len(files))
         elif not packing:
             offset += skip
-        found.append(Source(file, offset, packing, skip if packing else 0, name is not None))
-    return tuple(found)
+        voxel_sources.append(Source(file, offset, packing, skip if packing else 0, name is not None))
+    return tuple(voxel_sources)
 
 
 def _after_lines(file: Path, offset: int, lines: int) -> int:
     with file.open("rb") as stream:
         stream.seek(offset)
         for _ in range(lines):
-            if not stream.readline(_LINE):
+            if not stream.readline(_MAX_LINE):
                 message = f"truncated: {file.name} has fewer than {lines:,} lines (line skip)"
                 raise FormatError(message)
         return stream.tell()

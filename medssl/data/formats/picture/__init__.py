@@ -39,8 +39,8 @@ def read_header(path: Path) -> FileHeader:
     except FormatError:
         raise
     except (OSError, *DAMAGE) as error:
-        raise _problem(error, f"not readable as a {content} picture") from error
-    if _named(path) == content or not path.name.lower().endswith(SUFFIXES):
+        raise _as_format_error(error, f"not readable as a {content} picture") from error
+    if _format_of_name(path) == content or not path.name.lower().endswith(SUFFIXES):
         return header
     return replace(header, notes=(*header.notes, f"named {path.suffix}, but is a {content} picture"))
 
@@ -67,11 +67,11 @@ def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.nda
     except FormatError:
         raise
     except (OSError, *DAMAGE) as error:
-        raise _problem(error, "truncated or damaged") from error
+        raise _as_format_error(error, "truncated or damaged") from error
     return np.ascontiguousarray(array), header.grid
 
 
-def _named(path: Path) -> str:
+def _format_of_name(path: Path) -> str:
     """The format that the ending of a name says."""
     suffix = path.suffix[1:].lower()
     return _NAMES.get(suffix, suffix.upper())
@@ -97,12 +97,14 @@ def _content_of(path: Path) -> str:
     with path.open("rb") as stream:
         content = _content(stream.read(32))
     if not content:
-        message = f"not readable as a {_named(path)} picture: its first bytes are not those of PNG, JPEG or BMP"
+        message = (
+            f"not readable as a {_format_of_name(path)} picture: its first bytes are not those of PNG, JPEG or BMP"
+        )
         raise FormatError(message)
     return content
 
 
-def _problem(error: BaseException, what: str) -> BaseException:
+def _as_format_error(error: BaseException, what: str) -> BaseException:
     """One line of an error of a decoder; an error of the system stays as it is."""
     if isinstance(error, OSError) and error.errno is not None:
         return error

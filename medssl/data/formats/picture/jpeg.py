@@ -20,7 +20,7 @@ _HEAD = 1 << 16  # bytes that hold the markers of most files
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2, 0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 _READ = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
 _SCAN, _END, _APP1, _APP2, _APP0, _APP14, _INTERVAL = 0xDA, 0xD9, 0xE1, 0xE2, 0xE0, 0xEE, 0xDD
-_ALONE = frozenset((0x01, *range(0xD0, 0xD9)))
+_WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
 _NEXT_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # that ends the compressed data of a scan
 _FILLER = bytes((0x5A, 0xA5, 0x3C, 0xC3)) * 64
 _PIXELS_PER_BYTE = 1024  # no JPEG packs more
@@ -78,13 +78,13 @@ def read_header(path: Path) -> FileHeader:
         head = stream.read(_HEAD)
         try:
             markers = read_markers(head, whole=False)
-        except _Short:
+        except _EndsEarly:
             head = stream.read(-1) if not head else head + stream.read(-1)
-            markers = _whole(head)
+            markers = _read_all_markers(head)
         stream.seek(-min(64, size), 2)
         if b"\xff\xd9" not in stream.read():
             stream.seek(0)
-            _whole(stream.read())
+            _read_all_markers(stream.read())
     return _header(markers, size)
 
 
@@ -95,7 +95,7 @@ def read_pixels(path: Path) -> tuple[np.ndarray, FileHeader]:
         FormatError: Truncated, damaged, or of colors or a process that are not read.
     """
     content = path.read_bytes()
-    markers = _whole(content)
+    markers = _read_all_markers(content)
     header = _header(markers, len(content))
     array = _decode(content, markers)
     _check_scans(content, markers, array, lambda data: _decode(data, markers))
@@ -103,15 +103,15 @@ def read_pixels(path: Path) -> tuple[np.ndarray, FileHeader]:
     return orientation.turn(channels, _orientation(markers)), header
 
 
-class _Short(FormatError):
+class _EndsEarly(FormatError):
     """The bytes end before the compressed data begin or end."""
 
 
-def _whole(content: bytes) -> Markers:
+def _read_all_markers(content: bytes) -> Markers:
     """All markers up to the end mark."""
     try:
         return read_markers(content, whole=True)
-    except _Short as error:
+    except _EndsEarly as error:
         message = f"truncated: {len(content):,} bytes without the end mark of a JPEG picture"
         raise FormatError(message) from error
 
@@ -124,31 +124,31 @@ def read_markers(content: bytes, *, whole: bool) -> Markers:
     """
     markers, start = Markers(), 2
     while True:
-        found = re.compile(rb"\xff+[^\xff]").match(content, start)
-        if found is None:
+        match = re.compile(rb"\xff+[^\xff]").match(content, start)
+        if match is None:
             if len(content) - start < 4 and not content[start:].strip(b"\xff"):
-                raise _Short
+                raise _EndsEarly
             message = f"damaged: no marker of a JPEG picture at byte {start:,}"
             raise FormatError(message)
-        marker, start = content[found.end() - 1], found.end()
+        marker, start = content[match.end() - 1], match.end()
         if marker == _END and markers.scans:
             return markers
-        if marker in _ALONE or marker == _END:
+        if marker in _WITHOUT_LENGTH or marker == _END:
             continue
         length = int.from_bytes(content[start : start + 2], "big")
         if start + length > len(content) or len(content) < start + 2:
-            raise _Short
+            raise _EndsEarly
         if length < 2:
             message = f"damaged: a JPEG segment of {length} bytes at byte {start:,}"
             raise FormatError(message)
         block, start = content[start + 2 : start + length], start + length
-        _note(markers, marker, block)
+        _store_segment(markers, marker, block)
         if marker == _SCAN:
             if not whole:
                 return markers
             end = _NEXT_MARKER.search(content, start)
             if end is None:
-                raise _Short
+                raise _EndsEarly
             markers.scans.append(_scan(block, (start, end.start()), markers.interval))
             start = end.start()
 
@@ -163,7 +163,7 @@ def _scan(block: bytes, data: tuple[int, int], interval: int) -> Scan:
     return Scan(tuple(block[1 : 1 + 2 * count : 2]), (first, last), bits & 15, data, interval)
 
 
-def _note(markers: Markers, marker: int, block: bytes) -> None:
+def _store_segment(markers: Markers, marker: int, block: bytes) -> None:
     """Keep what a segment says."""
     if marker in _FRAMES and not markers.process:
         if len(block) < 6 or len(block) < 6 + 3 * block[5]:
@@ -247,7 +247,7 @@ def check_segment(content: bytes, tables: bytes | None = None) -> None:
     def decode(data: bytes) -> np.ndarray:
         return np.asarray(imagecodecs.jpeg8_decode(data, tables=tables))
 
-    _check_scans(content, _whole(content), decode(content), decode)
+    _check_scans(content, _read_all_markers(content), decode(content), decode)
 
 
 def _check_scans(content: bytes, markers: Markers, array: np.ndarray, decode: Callable[[bytes], np.ndarray]) -> None:
@@ -260,22 +260,22 @@ def _check_scans(content: bytes, markers: Markers, array: np.ndarray, decode: Ca
         FormatError: The data of a scan are cut.
     """
     message = "truncated: the compressed data of the JPEG picture end early"
-    if not _all_there(markers):
+    if not _brings_all_bits(markers):
         raise FormatError(message)
-    pieces, last = [], 0
+    pieces, position = [], 0
     for scan in markers.scans:
         start, end = scan.data
         marks = len(re.findall(rb"\xff[\xd0-\xd7]", content[start:end])) if scan.interval else 0
         if scan.interval and marks + 1 < -(-_units(markers, scan.components) // scan.interval):
             raise FormatError(message)
-        pieces += [content[last:end], _FILLER]
-        last = end
-    again = decode(b"".join((*pieces, content[last:])))
-    if not np.array_equal(again, array):
+        pieces += [content[position:end], _FILLER]
+        position = end
+    with_filler = decode(b"".join((*pieces, content[position:])))
+    if not np.array_equal(with_filler, array):
         raise FormatError(message)
 
 
-def _all_there(markers: Markers) -> bool:
+def _brings_all_bits(markers: Markers) -> bool:
     """Whether the scans bring every component and, where they refine it step by step, all its bits.
 
     The first component (brightness) needs all 64 coefficients; an encoder may leave out those of colors.
@@ -293,10 +293,10 @@ def _all_there(markers: Markers) -> bool:
 
 def _units(markers: Markers, components: tuple[int, ...]) -> int:
     """Minimum coded units of a scan (T.81, A.2)."""
-    most = [max(pair[axis] for pair in markers.factors.values()) for axis in (0, 1)]
+    max_factors = [max(pair[axis] for pair in markers.factors.values()) for axis in (0, 1)]
     width, height = markers.size[1], markers.size[0]
     if len(components) > 1:
-        return -(-width // (8 * most[0])) * -(-height // (8 * most[1]))
+        return -(-width // (8 * max_factors[0])) * -(-height // (8 * max_factors[1]))
     across, down = markers.factors.get(components[0] if components else -1, (1, 1))
-    columns, rows = -(-width * across // most[0]), -(-height * down // most[1])
+    columns, rows = -(-width * across // max_factors[0]), -(-height * down // max_factors[1])
     return -(-columns // 8) * -(-rows // 8)

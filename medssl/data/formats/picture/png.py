@@ -24,8 +24,8 @@ _DEPTHS = {
 }  # fmt: skip
 _SAMPLES = {_GRAY: 1, _RGB: 3, _PALETTE: 1, _GRAY_ALPHA: 2, _RGB_ALPHA: 4}
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-_KEPT = (b"IHDR", b"PLTE", b"tRNS", b"pHYs", b"eXIf", b"acTL")
-_LARGEST_KEPT = 1 << 20  # bytes of a chunk that is looked into
+_READ_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"pHYs", b"eXIf", b"acTL")
+_MAX_CHUNK_BYTES = 1 << 20  # bytes of a chunk that is looked into
 _DEFLATE_LIMIT = 1032  # bytes out of one byte in
 
 
@@ -57,7 +57,7 @@ def read_header(path: Path) -> FileHeader:
         FormatError: Truncated, damaged, or more samples than the bytes of the file can hold.
     """
     with path.open("rb", buffering=0) as stream:
-        chunks = _walk(lambda start, count: os.pread(stream.fileno(), count, start), path.stat().st_size)
+        chunks = _read_chunks(lambda start, count: os.pread(stream.fileno(), count, start), path.stat().st_size)
     return _header(chunks)
 
 
@@ -68,18 +68,18 @@ def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.nda
         FormatError: Truncated or damaged.
     """
     content = path.read_bytes()
-    chunks = _walk(lambda start, count: content[start : start + count], len(content), sums=True)
+    chunks = _read_chunks(lambda start, count: content[start : start + count], len(content), sums=True)
     header = _header(chunks)
     if header.frames.count > 1:
-        array = _animated(content, frame, header, reading)
+        array = _decode_animation(content, frame, header, reading)
     elif chunks.depth == 16:
-        array = _deep(content, chunks)
+        array = _decode_16_bit(content, chunks)
     else:
-        array = _shallow(content, chunks, reading)
+        array = _decode_8_bit(content, chunks, reading)
     return orientation.turn(array, _orientation(chunks)), header
 
 
-def _walk(read: Any, size: int, *, sums: bool = False) -> _Chunks:
+def _read_chunks(read: Any, size: int, *, sums: bool = False) -> _Chunks:
     """Go from chunk to chunk; ``read(start, count)`` gives bytes of the file, ``sums`` compares check sums."""
     start, packed, hidden = len(SIGNATURE), 0, True
     blocks: dict[bytes, bytes] = {}
@@ -98,20 +98,20 @@ def _walk(read: Any, size: int, *, sums: bool = False) -> _Chunks:
         if not packed and name == b"fcTL":
             hidden = False
         if sums or name == b"IHDR":
-            content, found = read(start + 8, length), read(start + 8 + length, 4)
-            if zlib.crc32(content, zlib.crc32(name)) != int.from_bytes(found, "big"):
+            content, stored_sum = read(start + 8, length), read(start + 8 + length, 4)
+            if zlib.crc32(content, zlib.crc32(name)) != int.from_bytes(stored_sum, "big"):
                 message = f"damaged: the check sum of chunk {name.decode('latin-1')!r} does not fit"
                 raise FormatError(message)
-        if name in _KEPT and name not in blocks and length <= _LARGEST_KEPT:
+        if name in _READ_CHUNKS and name not in blocks and length <= _MAX_CHUNK_BYTES:
             blocks[name] = read(start + 8, length)
         packed += length if name == b"IDAT" else 0
         start += 12 + length
         if name == b"IEND":
             break
-    return _checked(blocks, packed, hidden=hidden)
+    return _parse_header(blocks, packed, hidden=hidden)
 
 
-def _checked(blocks: dict[bytes, bytes], packed: int, *, hidden: bool) -> _Chunks:
+def _parse_header(blocks: dict[bytes, bytes], packed: int, *, hidden: bool) -> _Chunks:
     """The chunks, once size, depth and color type are known to make sense."""
     if len(blocks.get(b"IHDR", b"")) != 13:
         message = "not readable as a PNG picture: no chunk IHDR of 13 bytes"
@@ -176,7 +176,7 @@ def _spacing(block: bytes) -> tuple[tuple[float, float], tuple[str, ...]]:
     return uneven_spacing(across, down)
 
 
-def _deep(content: bytes, chunks: _Chunks) -> np.ndarray:
+def _decode_16_bit(content: bytes, chunks: _Chunks) -> np.ndarray:
     """Samples of 16 bits [C, row, column]; Pillow would cut colors down to 8."""
     import imagecodecs
 
@@ -184,11 +184,11 @@ def _deep(content: bytes, chunks: _Chunks) -> np.ndarray:
     if array.dtype != np.uint16 or array.shape[2] < _SAMPLES[chunks.color]:
         message = f"truncated or damaged: decoded to {array.shape[2]} samples of type {array.dtype}"
         raise FormatError(message)
-    kept = 1 if chunks.color in (_GRAY, _GRAY_ALPHA) else 3
-    return np.asarray(array[..., :kept].transpose(2, 0, 1))
+    channels = 1 if chunks.color in (_GRAY, _GRAY_ALPHA) else 3
+    return np.asarray(array[..., :channels].transpose(2, 0, 1))
 
 
-def _shallow(content: bytes, chunks: _Chunks, reading: Reading) -> np.ndarray:
+def _decode_8_bit(content: bytes, chunks: _Chunks, reading: Reading) -> np.ndarray:
     """Samples of up to 8 bits [C, row, column]: gray spans 0 to 255 whatever its depth; a label is as stored."""
     from PIL import PngImagePlugin
 
@@ -200,14 +200,14 @@ def _shallow(content: bytes, chunks: _Chunks, reading: Reading) -> np.ndarray:
             )
             raise FormatError(message)
         if chunks.color == _PALETTE:
-            return _indexed(np.asarray(image), chunks.blocks[b"PLTE"], label=reading.label)
+            return _palette_colors(np.asarray(image), chunks.blocks[b"PLTE"], label=reading.label)
         if chunks.color in (_RGB, _RGB_ALPHA):
             return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
         array = np.asarray(image.convert("L"))[None]
     return array // (255 // (2**chunks.depth - 1)) if reading.label else array
 
 
-def _indexed(places: np.ndarray, palette: bytes, *, label: bool) -> np.ndarray:
+def _palette_colors(places: np.ndarray, palette: bytes, *, label: bool) -> np.ndarray:
     """The colors of a palette, or its places where they are classes."""
     if label:
         return places[None]
@@ -218,7 +218,7 @@ def _indexed(places: np.ndarray, palette: bytes, *, label: bool) -> np.ndarray:
     return colors.T[:, places]
 
 
-def _animated(content: bytes, frame: int | None, header: FileHeader, reading: Reading) -> np.ndarray:
+def _decode_animation(content: bytes, frame: int | None, header: FileHeader, reading: Reading) -> np.ndarray:
     """One picture of an animation as it is shown, or all of them one after the other as channels."""
     from PIL import PngImagePlugin
 
@@ -226,10 +226,10 @@ def _animated(content: bytes, frame: int | None, header: FileHeader, reading: Re
         message = f"{header.frames.count} pictures of an animation: a mask is one picture"
         raise FormatError(message)
     mode = "L" if header.channels == 1 else "RGB"
-    shown = []
+    pictures = []
     with PngImagePlugin.PngImageFile(io.BytesIO(content)) as image:
         for number in range(header.frames.count) if frame is None else [frame]:
             image.seek(number)
             array = np.asarray(image.convert(mode))
-            shown.append(array[None] if mode == "L" else array.transpose(2, 0, 1))
-    return np.concatenate(shown)
+            pictures.append(array[None] if mode == "L" else array.transpose(2, 0, 1))
+    return np.concatenate(pictures)

@@ -33,7 +33,7 @@ NEEDS_SUFFIX = False
 _REDUCED, _TRANSPARENCY = 1, 4  # bits of NewSubfileType
 _PLAIN = ("generic", "uniform")  # files of which nothing but their pages says what they hold
 _JPEG, _JPEG_2000 = frozenset((7, 34892, 33007)), frozenset((33003, 33004, 33005, 34712))
-_MOST_OUT_OF_ONE = 2048  # bytes of pixels out of one byte of a file, beyond which a size is checked
+_MAX_RATIO = 2048  # bytes of pixels out of one byte of a file, beyond which a size is checked
 _LARGE = 1 << 30  # bytes
 
 
@@ -85,7 +85,7 @@ def read_header(path: Path) -> FileHeader:
     except FormatError:
         raise
     except (OSError, *DAMAGE, tifffile.TiffFileError) as error:
-        raise _problem(error, "not readable as a TIFF picture") from error
+        raise _as_format_error(error, "not readable as a TIFF picture") from error
     return header
 
 
@@ -108,15 +108,15 @@ def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.nda
             stack = _stack(file)
             header, samples = _header(file, stack), samples_of(stack.first)
             _check_bytes(stack, path.stat().st_size)
-            wanted = range(stack.frames) if frame is None else [frame]
-            pages = [_decoded(file, stack, number) for one in wanted for number in stack.of(one)]
+            frames = range(stack.frames) if frame is None else [frame]
+            pages = [_decoded(file, stack, number) for frame_number in frames for number in stack.of(frame_number)]
             channels = np.concatenate([channels_of(page, samples, label=reading.label) for page in pages])
             array = _calibrated(channels, file)
             return orientation.turn(array, _orientation(stack.first)), header.grid
     except FormatError:
         raise
     except (OSError, *DAMAGE, tifffile.TiffFileError) as error:
-        raise _problem(error, "truncated or damaged") from error
+        raise _as_format_error(error, "truncated or damaged") from error
 
 
 def _check_content(path: Path) -> None:
@@ -133,7 +133,7 @@ def _check_content(path: Path) -> None:
     raise FormatError(message)
 
 
-def _problem(error: BaseException, what: str) -> BaseException:
+def _as_format_error(error: BaseException, what: str) -> BaseException:
     """One line of an error of tifffile; an error of the system stays as it is."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
@@ -161,17 +161,17 @@ def _stack(file: Any) -> _Stack:
         raise FormatError(message)
     if len(series) == 1 and len(series[0].pages) == 1:
         return _Stack(tuple(series[0].pages), series[0].keyframe)
-    if all(one.kind in _PLAIN for one in series):
-        return _plain(file)
-    main = max(series, key=lambda one: one.keyframe.imagelength * one.keyframe.imagewidth)
+    if all(entry.kind in _PLAIN for entry in series):
+        return _stack_of_pages(file)
+    main = max(series, key=lambda entry: entry.keyframe.imagelength * entry.keyframe.imagewidth)
     if main.is_multifile:
         message = "pixels in several files (OME): only one file is read"
         raise FormatError(message)
-    left = () if len(series) == 1 else (f"other pictures of the file left out: {len(series) - 1}",)
-    return _of_series(main, left)
+    notes = () if len(series) == 1 else (f"other pictures of the file left out: {len(series) - 1}",)
+    return _stack_of_series(main, notes)
 
 
-def _plain(file: Any) -> _Stack:
+def _stack_of_pages(file: Any) -> _Stack:
     """Pages of a file that says nothing about them: those of the largest size are pictures of one stack."""
     pages = [file.pages.get(number, aspage=True, validate=False) for number in range(len(file.pages))]
     pages = [page for page in pages if not int(page.subfiletype) & _TRANSPARENCY] or pages
@@ -180,16 +180,19 @@ def _plain(file: Any) -> _Stack:
     main = [page for page in pages if (page.imagelength, page.imagewidth) == size]
     first = main[0]
     for page in main[1:]:
-        kinds = [(one.dtype, one.samplesperpixel, int(one.photometric), _orientation(one)) for one in (first, page)]
+        kinds = [
+            (compared.dtype, compared.samplesperpixel, int(compared.photometric), _orientation(compared))
+            for compared in (first, page)
+        ]
         if kinds[0] != kinds[1]:
             message = f"pages of one size but of different kinds (1 and {page.index + 1}): split the file"
             raise FormatError(message)
-    left = len(pages) - len(main)
-    notes = (f"smaller pages left out: {left}",) if left else ()
+    left_out = len(pages) - len(main)
+    notes = (f"smaller pages left out: {left_out}",) if left_out else ()
     return _Stack(tuple(main), first, len(main), notes=notes)
 
 
-def _of_series(series: Any, notes: tuple[str, ...]) -> _Stack:
+def _stack_of_series(series: Any, notes: tuple[str, ...]) -> _Stack:
     """Pages of a series with named axes (ImageJ, OME, tifffile): C are channels, others but Y, X and S frames."""
     axes, shape = series.get_axes(squeeze=False), series.get_shape(squeeze=False)
     inside = len([letter for letter in series.keyframe.axes if letter in "YXS"])
@@ -229,7 +232,7 @@ def _header(file: Any, stack: _Stack) -> FileHeader:
     frames = Frames(stack.frames, "pages") if stack.frames > 1 else Frames()
     channels = samples.channels * stack.planes
     domain = samples.value_domain if channels in (1, 3) and stack.planes == 1 else "gray"
-    notes = (*orientation.note(turn), *samples.notes, *stack.notes, *_calibration(file)[1], *size, *_left_alone(page))
+    notes = (*orientation.note(turn), *samples.notes, *stack.notes, *_calibration(file)[1], *size, *_gdal_notes(page))
     dtype = _calibrated(np.zeros(0, samples.dtype), file).dtype.name
     return FileHeader("image", domain, channels, grid, frames, dtype, notes, _details(page, samples))
 
@@ -240,12 +243,14 @@ def _details(page: Any, samples: Samples) -> dict[str, Any]:
     return details | ({} if samples.palette is None else {"palette": len(samples.palette)})
 
 
-def _left_alone(page: Any) -> tuple[str, ...]:
+def _gdal_notes(page: Any) -> tuple[str, ...]:
     """What GDAL says of values, which is not applied."""
-    about, missing = str(page.tags.valueof(42112) or ""), page.tags.valueof(42113)
-    notes = ("scale and offset that GDAL gives are not applied",) if re.search('role="(scale|offset)"', about) else ()
+    metadata, no_data = str(page.tags.valueof(42112) or ""), page.tags.valueof(42113)
+    notes = (
+        ("scale and offset that GDAL gives are not applied",) if re.search('role="(scale|offset)"', metadata) else ()
+    )
     return (
-        notes if missing is None else (*notes, f"values {str(missing)[:20].strip()} mark no data (GDAL) and are kept")
+        notes if no_data is None else (*notes, f"values {str(no_data)[:20].strip()} mark no data (GDAL) and are kept")
     )
 
 
@@ -261,19 +266,19 @@ def _calibration(file: Any) -> tuple[tuple[float, float], tuple[str, ...]]:
     Raises:
         FormatError: Another function than a line.
     """
-    about = (file.imagej_metadata or {}) if file.is_imagej else {}
-    kind = about.get("cf")
+    metadata = (file.imagej_metadata or {}) if file.is_imagej else {}
+    kind = metadata.get("cf")
     if kind is None:
         return (1.0, 0.0), ()
     if kind != 0:
         message = f"values calibrated by function {kind} of ImageJ: only a straight line (0) is read"
         raise FormatError(message)
-    inter, slope = float(about.get("c0", 0.0)), float(about.get("c1", 1.0))
+    inter, slope = float(metadata.get("c0", 0.0)), float(metadata.get("c1", 1.0))
     if slope == 0 or not np.isfinite([slope, inter]).all():
         message = f"values calibrated by ImageJ with slope {slope:g} and intercept {inter:g}: not usable"
         raise FormatError(message)
-    same = (slope, inter) == (1.0, 0.0)
-    return (slope, inter), () if same else (f"values times {slope:g} plus {inter:g} (calibration of ImageJ)",)
+    is_identity = (slope, inter) == (1.0, 0.0)
+    return (slope, inter), () if is_identity else (f"values times {slope:g} plus {inter:g} (calibration of ImageJ)",)
 
 
 def _calibrated(array: np.ndarray, file: Any) -> np.ndarray:
@@ -313,38 +318,38 @@ def _check_bytes(stack: _Stack, size: int) -> None:
     first = stack.first
     segments = int(np.prod(first.chunked, dtype=np.int64))
     total = int(first.nbytes) * stack.frames * stack.planes
-    real = [page for page in stack.pages if page is not None]
-    last = packed = 0
-    for page in real:
+    pages = [page for page in stack.pages if page is not None]
+    end = packed = 0
+    for page in pages:
         offsets, counts = page.dataoffsets, page.databytecounts
         if len(offsets) < segments or len(counts) < segments or 0 in counts[:segments]:
             message = f"pages with missing strips or tiles: expected {segments} of them with pixels"
             raise FormatError(message)
-        last = max(last, *(start + count for start, count in zip(offsets, counts, strict=False)))
+        end = max(end, *(start + count for start, count in zip(offsets, counts, strict=False)))
         packed += sum(counts)
     tile = int(np.prod(first.chunks, dtype=np.int64)) * np.dtype(first.dtype).itemsize
     if tile > max(_LARGE // 16, 16 * int(first.nbytes)):
         message = f"damaged: strips or tiles of {tile:,} bytes in a page of {int(first.nbytes):,}"
         raise FormatError(message)
-    if first.is_contiguous and len(real) < stack.frames * stack.planes:
-        last = max(last, first.dataoffsets[0] + total)
+    if first.is_contiguous and len(pages) < stack.frames * stack.planes:
+        end = max(end, first.dataoffsets[0] + total)
     elif first.is_contiguous:
-        last = max(last, *(page.dataoffsets[0] + int(first.nbytes) for page in real))
-    elif total > max(_LARGE, _MOST_OUT_OF_ONE * packed):
+        end = max(end, *(page.dataoffsets[0] + int(first.nbytes) for page in pages))
+    elif total > max(_LARGE, _MAX_RATIO * packed):
         message = f"damaged: {packed:,} bytes cannot hold pixels of {total:,} bytes"
         raise FormatError(message)
     bits = first.bitspersample if isinstance(first.bitspersample, int) else 0
-    flat = -(-int(first.imagewidth) * bits * int(first.samplesperpixel) // 8) * int(first.imagelength)
+    page_bytes = -(-int(first.imagewidth) * bits * int(first.samplesperpixel) // 8) * int(first.imagelength)
     if (
         int(first.compression) == 1
         and not first.is_tiled
         and bits
-        and packed > len(real) * (flat * 1.05 + 64 + 4 * segments)
+        and packed > len(pages) * (page_bytes * 1.05 + 64 + 4 * segments)
     ):
-        message = f"damaged: {packed:,} bytes of pixels where {len(real) * flat:,} of {bits} bits are expected"
+        message = f"damaged: {packed:,} bytes of pixels where {len(pages) * page_bytes:,} of {bits} bits are expected"
         raise FormatError(message)
-    if last > size:
-        message = f"truncated: {size:,} of at least {last:,} bytes"
+    if end > size:
+        message = f"truncated: {size:,} of at least {end:,} bytes"
         raise FormatError(message)
 
 

@@ -18,7 +18,7 @@ _REFUSED = {
     32803: "a color filter array", 32844: "LogL values", 32845: "LogLuv colors", 34892: "raw camera data",
 }  # fmt: skip
 _ALPHA = (1, 2)  # of the tag ExtraSamples: transparency, associated or not
-_LEFT_OUT = f"{TRANSPARENCY} (colors were already multiplied by it)"
+_PREMULTIPLIED = f"{TRANSPARENCY} (colors were already multiplied by it)"
 
 
 @dataclass(frozen=True)
@@ -53,24 +53,26 @@ def samples_of(page: Any) -> Samples:
         FormatError: Colors or numbers that are not read; says which.
     """
     dtype = _number_type(page)
-    photometric, count = int(page.photometric), int(page.samplesperpixel)
+    photometric, stored_count = int(page.photometric), int(page.samplesperpixel)
     extra = tuple(int(kind) for kind in page.extrasamples)
     if photometric in _REFUSED or photometric > 6 or (photometric == YCBCR and int(page.compression) not in _JPEG):
         colors = _REFUSED.get(photometric, "YCbCr colors" if photometric == YCBCR else f"colors of kind {photometric}")
         message = f"{colors}: only gray and RGB pictures are read: save it as RGB"
         raise FormatError(message)
     alpha = extra[-1:] in ((1,), (2,))
-    kept = count - alpha
-    notes = () if not alpha else (_LEFT_OUT,) if extra[-1] == 1 else (TRANSPARENCY,)
+    sample_count = stored_count - alpha
+    notes = () if not alpha else (_PREMULTIPLIED,) if extra[-1] == 1 else (TRANSPARENCY,)
     if photometric == PALETTE:
-        return Samples("rgb", 3, np.dtype(np.uint8), kept, palette=_palette(page, kept), notes=notes)
+        return Samples("rgb", 3, np.dtype(np.uint8), sample_count, palette=_palette(page, sample_count), notes=notes)
     if photometric in (RGB, YCBCR):
-        return _colors(dtype, kept, notes)
-    white = _white(page, dtype, kept) if photometric == MIN_IS_WHITE else None
+        return _colors(dtype, sample_count, notes)
+    white = _white(page, dtype, sample_count) if photometric == MIN_IS_WHITE else None
     if white is not None:
         notes = (*notes, "0 is white (MinIsWhite): values turned round")
     bilevel = int(page.bitspersample) == 1
-    return Samples("gray", kept, np.dtype(np.uint8) if bilevel else dtype, kept, white, None, bilevel, notes)
+    return Samples(
+        "gray", sample_count, np.dtype(np.uint8) if bilevel else dtype, sample_count, white, None, bilevel, notes
+    )
 
 
 def channels_of(array: np.ndarray, samples: Samples, *, label: bool) -> np.ndarray:
@@ -112,18 +114,18 @@ def _number_type(page: Any) -> np.dtype[Any]:
         kind = "complex numbers" if dtype is not None and np.dtype(dtype).kind == "c" else "samples"
         message = f"{kind} of {bits} bits, sample format {int(page.sampleformat)}: only whole and real numbers are read"
         raise FormatError(message)
-    found: np.dtype[Any] = np.dtype(dtype).newbyteorder("=")
-    return found
+    number_type: np.dtype[Any] = np.dtype(dtype).newbyteorder("=")
+    return number_type
 
 
-def _colors(dtype: np.dtype[Any], kept: int, notes: tuple[str, ...]) -> Samples:
+def _colors(dtype: np.dtype[Any], sample_count: int, notes: tuple[str, ...]) -> Samples:
     """RGB with what follows it; only three channels of 8 bits are in the domain of colors."""
-    if kept < 3:
-        message = f"RGB colors of {kept} samples: expected three"
+    if sample_count < 3:
+        message = f"RGB colors of {sample_count} samples: expected three"
         raise FormatError(message)
-    if kept > 3:
-        notes = (*notes, f"{kept} samples where red, green and blue are three: kept as channels of gray values")
-        return Samples("gray", kept, dtype, kept, notes=notes)
+    if sample_count > 3:
+        notes = (*notes, f"{sample_count} samples where red, green and blue are three: kept as channels of gray values")
+        return Samples("gray", sample_count, dtype, sample_count, notes=notes)
     if dtype != np.uint8:
         bits = 8 * dtype.itemsize
         notes = (*notes, MIXED_COLORS.replace("16", str(bits)))
@@ -131,19 +133,19 @@ def _colors(dtype: np.dtype[Any], kept: int, notes: tuple[str, ...]) -> Samples:
     return Samples("rgb", 3, dtype, 3, notes=notes)
 
 
-def _palette(page: Any, kept: int) -> np.ndarray:
+def _palette(page: Any, sample_count: int) -> np.ndarray:
     """Colors [places, 3] of 8 bits; some programs write 8 bits where the standard wants 16."""
     table = page.colormap
-    if table is None or np.ndim(table) != 2 or len(table) != 3 or kept != 1:
+    if table is None or np.ndim(table) != 2 or len(table) != 3 or sample_count != 1:
         message = "damaged: a picture with a palette, but without a table of its colors"
         raise FormatError(message)
     table = np.asarray(table)
     return np.asarray((table if table.max() < 256 else table >> 8).astype(np.uint8).T)
 
 
-def _white(page: Any, dtype: np.dtype[Any], kept: int) -> int:
+def _white(page: Any, dtype: np.dtype[Any], sample_count: int) -> int:
     """The value that black has where 0 is white: -1 for signed numbers, whose bits are all turned round."""
-    if kept != 1 or dtype.kind == "f":
+    if sample_count != 1 or dtype.kind == "f":
         message = "0 is white (MinIsWhite) in several samples or in real numbers, which has no meaning: not read"
         raise FormatError(message)
     return -1 if dtype.kind == "i" else 2 ** int(page.bitspersample) - 1

@@ -16,11 +16,11 @@ Spacing = tuple[tuple[float, float], tuple[str, ...]]  # of (rows, columns) in m
 
 def spacing_of(file: Any, page: Any) -> Spacing:
     """Spacing in mm by the first of OME-XML, ImageJ and the resolution tags that says it; else 1 mm."""
-    if file.is_ome and (found := _ome(file.ome_metadata or "")):
-        return found
+    if file.is_ome and (spacing := _ome(file.ome_metadata or "")):
+        return spacing
     across, down = (_ratio(page.tags.valueof(code)) for code in (282, 283))  # pixels per unit
-    if file.is_imagej and (found := _imagej(str((file.imagej_metadata or {}).get("unit", "")), across, down)):
-        return found
+    if file.is_imagej and (spacing := _imagej(str((file.imagej_metadata or {}).get("unit", "")), across, down)):
+        return spacing
     return _resolution(across, down, page.tags.valueof(296))
 
 
@@ -35,7 +35,7 @@ def _ome(text: str) -> Spacing | None:
             sizes.append(float(size.group(1)) * factor if size and factor else 0.0)
         except ValueError:
             sizes.append(0.0)
-    return _said((sizes[0], sizes[1]), "OME-XML")
+    return _plausible((sizes[0], sizes[1]), "OME-XML")
 
 
 def _imagej(unit: str, across: float, down: float) -> Spacing | None:
@@ -43,7 +43,7 @@ def _imagej(unit: str, across: float, down: float) -> Spacing | None:
     factor = _factor(unit)
     if not factor or not across or not down:
         return None
-    return _said((factor / down, factor / across), "ImageJ")
+    return _plausible((factor / down, factor / across), "ImageJ")
 
 
 def _resolution(across: float, down: float, unit: object) -> Spacing:
@@ -55,8 +55,8 @@ def _resolution(across: float, down: float, unit: object) -> Spacing:
     if length and not across == down == 1:
         sizes, inches = (length / down, length / across), across * 25.4 / length
         shown = length == 25.4 or any(abs(inches / usual - 1) < 0.005 for usual in _DISPLAY_DPI)
-        if (not shown or max(sizes) < _FINER_THAN_PRINT_MM) and (found := _said(sizes, "its resolution")):
-            return found
+        if (not shown or max(sizes) < _FINER_THAN_PRINT_MM) and (spacing := _plausible(sizes, "its resolution")):
+            return spacing
         notes = (f"{inches:.4g} dots per inch are not taken as the size of pixels",)
     ratio = across / down
     if abs(ratio - 1) >= 0.01:
@@ -64,7 +64,7 @@ def _resolution(across: float, down: float, unit: object) -> Spacing:
     return (1.0, 1.0), notes
 
 
-def _said(sizes: tuple[float, float], source: str) -> Spacing | None:
+def _plausible(sizes: tuple[float, float], source: str) -> Spacing | None:
     """A spacing that makes sense, with where it comes from."""
     if not all(0 < size <= LARGEST_MM for size in sizes):
         return None

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from medssl.data.formats.base import FormatError
 
-_MOST_FILES = 100_000
+_MAX_FILES = 100_000
 _CONVERSION = re.compile(r"%(0?)(\d{0,2})[diu]")
 
 
@@ -61,8 +61,8 @@ def listed(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
         FormatError: None, too many, or one that lies elsewhere.
     """
     names = [name for name in names if name.strip()]
-    if not 1 <= len(names) <= _MOST_FILES:
-        message = f"a list of {len(names):,} files with voxels: expected 1 to {_MOST_FILES:,}"
+    if not 1 <= len(names) <= _MAX_FILES:
+        message = f"a list of {len(names):,} files with voxels: expected 1 to {_MAX_FILES:,}"
         raise FormatError(message)
     return tuple(inside(folder, name) for name in names)
 
@@ -73,8 +73,8 @@ def numbered(folder: Path, pattern: str, words: Sequence[str]) -> tuple[Path, ..
     Raises:
         FormatError: Another pattern than one of a whole number, or a range of none or too many.
     """
-    found = list(_CONVERSION.finditer(pattern))
-    if len(found) != 1 or pattern.count("%") != 1:
+    conversions = list(_CONVERSION.finditer(pattern))
+    if len(conversions) != 1 or pattern.count("%") != 1:
         message = "a pattern of file names with other fields than one whole number (such as %03d)"
         raise FormatError(message)
     try:
@@ -82,11 +82,14 @@ def numbered(folder: Path, pattern: str, words: Sequence[str]) -> tuple[Path, ..
     except ValueError as error:
         message = f"a pattern of file names with the range {' '.join(words)[:60]}: expected first, last and step"
         raise FormatError(message) from error
-    if not step or not 0 <= (last - first) // step < _MOST_FILES:
-        message = f"a pattern of file names from {first} to {last} by {step}: expected 1 to {_MOST_FILES:,} files"
+    if not step or not 0 <= (last - first) // step < _MAX_FILES:
+        message = f"a pattern of file names from {first} to {last} by {step}: expected 1 to {_MAX_FILES:,} files"
         raise FormatError(message)
-    zero, width = found[0].groups()
-    form = f"{zero}{int(width)}d" if width else "d"
+    zero, width = conversions[0].groups()
+    number_format = f"{zero}{int(width)}d" if width else "d"
     numbers = range(first, last + (1 if step > 0 else -1), step)
-    names = [f"{pattern[: found[0].start()]}{number:{form}}{pattern[found[0].end() :]}" for number in numbers]
+    names = [
+        f"{pattern[: conversions[0].start()]}{number:{number_format}}{pattern[conversions[0].end() :]}"
+        for number in numbers
+    ]
     return tuple(inside(folder, name) for name in names)

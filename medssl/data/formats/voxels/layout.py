@@ -45,7 +45,7 @@ class Layout:
 
     def length(self, role: str) -> int:
         """Product of the lengths of the axes of a role."""
-        return prod(length for length, one in zip(self.shape, self.roles, strict=True) if one == role)
+        return prod(length for length, axis_role in zip(self.shape, self.roles, strict=True) if axis_role == role)
 
     @property
     def channels(self) -> int:
@@ -81,11 +81,11 @@ def read_values(sources: Sequence[Source], layout: Layout, frame: int | None) ->
         FormatError: Too few, damaged, or too many for the memory.
     """
     total, start = layout.count, 0
-    alone = frame is not None and len(sources) == 1 and layout.roles.rstrip("-").endswith("t")
-    if alone and frame is not None:
+    single_frame = frame is not None and len(sources) == 1 and layout.roles.rstrip("-").endswith("t")
+    if single_frame and frame is not None:
         total //= layout.length("t")
         start = frame * total
-    share = _share(sources, layout) if not alone else total
+    share = _share(sources, layout) if not single_frame else total
     step = share * layout.dtype.itemsize
     for source in sources:
         check_possible(source, step)
@@ -93,7 +93,7 @@ def read_values(sources: Sequence[Source], layout: Layout, frame: int | None) ->
     target = memoryview(values.view(np.uint8))  # type: ignore[arg-type]
     for number, source in enumerate(sources):
         read_into(source, start * layout.dtype.itemsize, target[number * step : (number + 1) * step])
-    return native(values), alone
+    return native(values), single_frame
 
 
 def grid_of(layout: Layout, affine: np.ndarray) -> Grid:
@@ -115,9 +115,9 @@ def from_text(sources: Sequence[Source], layout: Layout, encoding: str) -> np.nd
         raise FormatError(message)
     (source,) = sources
     size = size_of(source.path) - source.offset
-    least = layout.bytes * 2 if encoding == "hex" else layout.count * 2 - 1
-    if size < least:
-        message = f"truncated: {source.words}{size:,} of at least {least:,} bytes of text"
+    min_size = layout.bytes * 2 if encoding == "hex" else layout.count * 2 - 1
+    if size < min_size:
+        message = f"truncated: {source.prefix}{size:,} of at least {min_size:,} bytes of text"
         raise FormatError(message)
     with source.path.open("rb") as stream:
         stream.seek(source.offset)
@@ -127,15 +127,15 @@ def from_text(sources: Sequence[Source], layout: Layout, encoding: str) -> np.nd
             return native(np.frombuffer(bytes.fromhex(text.decode("ascii")), layout.dtype, layout.count).copy())
         words = text.replace(b",", b" ").split()
         dtype = layout.dtype.newbyteorder("=")
-        number: Any = float if dtype.kind == "f" else int
+        number_type: Any = float if dtype.kind == "f" else int
         if len(words) < layout.count:
-            message = f"truncated: {source.words}{len(words):,} of {layout.count:,} numbers"
+            message = f"truncated: {source.prefix}{len(words):,} of {layout.count:,} numbers"
             raise FormatError(message)
-        return np.fromiter((number(word) for word in words), dtype, layout.count)
+        return np.fromiter((number_type(word) for word in words), dtype, layout.count)
     except (ValueError, OverflowError) as error:
         if isinstance(error, FormatError):
             raise
-        message = f"damaged: {source.words}voxels that are no numbers of type {layout.dtype.name}"
+        message = f"damaged: {source.prefix}voxels that are no numbers of type {layout.dtype.name}"
         raise FormatError(message) from error
 
 
@@ -185,12 +185,12 @@ def scaled(values: np.ndarray, slope: float, inter: float) -> np.ndarray:
         for dtype in (np.uint8, np.int16, np.uint16, np.int32):
             if np.iinfo(dtype).min <= lowest and highest <= np.iinfo(dtype).max:
                 return np.asarray((values.astype(np.int64) + int(inter)).astype(dtype))
-    most = 1.0 if values.dtype.kind == "f" else 1e30
-    narrow = values.dtype.str[1:] in _NARROW and 1e-30 < abs(slope) <= most and abs(inter) < 1e30
+    largest_slope = 1.0 if values.dtype.kind == "f" else 1e30
+    narrow = values.dtype.str[1:] in _NARROW and 1e-30 < abs(slope) <= largest_slope and abs(inter) < 1e30
     out = np.empty_like(values, dtype=np.float32 if narrow else np.float64)
-    for begin in range(0, len(values), 1 << 20):
-        part = slice(begin, begin + (1 << 20))  # pieces: the float64 of a whole scan would double its memory
-        out[part] = values[part].astype(np.float64) * slope + inter
+    for start in range(0, len(values), 1 << 20):
+        piece = slice(start, start + (1 << 20))  # pieces: the float64 of a whole scan would double its memory
+        out[piece] = values[piece].astype(np.float64) * slope + inter
     return out
 
 

@@ -23,11 +23,11 @@ _MAGIC = {  # first bytes of packed files
     b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"\x1f\x9d": "compress",
     b"PK\x03\x04": "zip", b"7z\xbc\xaf": "7z",
 }  # fmt: skip
-_UNREAD = ("zstd", "compress", "zip", "7z")
+_NOT_READ = ("zstd", "compress", "zip", "7z")
 _BLOCK = 1 << 20
-_MOST_FOLLOWING = 1 << 26  # unpacked bytes after the voxels that are read for the checksum behind them
-_MOST_MEMORY = 1 << 28  # of xz: its streams say how much they need
-_MOST_GZIP = 1032  # bytes that one packed byte of gzip or zlib can stand for
+_MAX_FOLLOWING = 1 << 26  # unpacked bytes after the voxels that are read for the checksum behind them
+_MAX_MEMORY = 1 << 28  # of xz: its streams say how much they need
+_MAX_GZIP_RATIO = 1032  # bytes that one packed byte of gzip or zlib can stand for
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Source:
     companion: bool = False
 
     @property
-    def words(self) -> str:
+    def prefix(self) -> str:
         """Beginning of what messages say of it."""
         return f"{self.path.name}: " if self.companion else ""
 
@@ -69,7 +69,7 @@ def packing_of(first: bytes) -> str:
         FormatError: A packing that is not read.
     """
     name = packed_with(first)
-    if name in _UNREAD:
+    if name in _NOT_READ:
         message = f"packed with {name}: only gzip, bzip2 and xz are read; unpack it or pack it with gzip"
         raise FormatError(message)
     return name
@@ -86,12 +86,12 @@ def first_bytes(path: Path, count: int) -> tuple[bytes, str]:
         beginning = gzip_beginning(first, count)
         if len(beginning) == count:
             return beginning, packing
-    found = bytearray()
+    content = bytearray()
     for block in unpacked(Source(path, 0, packing), block=4096):
-        found += block
-        if len(found) >= count:
+        content += block
+        if len(content) >= count:
             break
-    return bytes(found[:count]), packing
+    return bytes(content[:count]), packing
 
 
 def size_of(path: Path) -> int:
@@ -101,14 +101,14 @@ def size_of(path: Path) -> int:
         FormatError: It is missing, or a folder, a pipe or a device.
     """
     try:
-        about = path.stat()
+        status = path.stat()
     except FileNotFoundError as error:
         message = f"{path.name}, which holds its voxels, is missing"
         raise FormatError(message) from error
-    if not stat.S_ISREG(about.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         message = f"{path.name}, which should hold its voxels, is not a regular file"
         raise FormatError(message)
-    return about.st_size
+    return status.st_size
 
 
 def check_length(source: Source, count: int) -> int:
@@ -127,17 +127,17 @@ def check_length(source: Source, count: int) -> int:
     size, needed = size_of(source.path), source.skip + count
     if not source.packing:
         if size < source.offset + needed:
-            raise FormatError(_too_few(source, size, source.offset + needed))
+            raise FormatError(_describe_missing_bytes(source, size, source.offset + needed))
         return size - source.offset - needed
     check_possible(source, count)
-    if source.packing == "gzip" and _last_length(source.path) == needed % 2**32:
+    if source.packing == "gzip" and _stated_length(source.path) == needed % 2**32:
         return 0
     total = 0
     for block in unpacked(source):
         total += len(block)
-        if total >= needed and (not block or total > needed + _MOST_FOLLOWING):
+        if total >= needed and (not block or total > needed + _MAX_FOLLOWING):
             return 0
-    raise FormatError(_too_short(source, total, needed))
+    raise FormatError(_describe_short_stream(source, total, needed))
 
 
 def read_into(source: Source, start: int, target: memoryview) -> None:
@@ -150,21 +150,21 @@ def read_into(source: Source, start: int, target: memoryview) -> None:
     if not source.packing:
         with source.path.open("rb") as stream:
             stream.seek(source.offset + start)
-            done = _fill(stream, target)
-        if done < len(target):
-            message = f"truncated: {source.words}{done:,} of {len(target):,} bytes of voxels"
+            filled = _fill(stream, target)
+        if filled < len(target):
+            message = f"truncated: {source.prefix}{filled:,} of {len(target):,} bytes of voxels"
             raise FormatError(message)
         return
-    position = done = 0
+    position = filled = 0
     for block in unpacked(source):
-        begin = max(0, start + done - position)
-        piece = block[begin : begin + len(target) - done] if done < len(target) else b""
-        target[done : done + len(piece)] = piece
-        done, position = done + len(piece), position + len(block)
-        if not block and done == len(target):
+        offset = max(0, start + filled - position)
+        piece = block[offset : offset + len(target) - filled] if filled < len(target) else b""
+        target[filled : filled + len(piece)] = piece
+        filled, position = filled + len(piece), position + len(block)
+        if not block and filled == len(target):
             return
-    if done < len(target):
-        raise FormatError(_too_short(source, position, start + len(target)))
+    if filled < len(target):
+        raise FormatError(_describe_short_stream(source, position, start + len(target)))
 
 
 def allocate(count: int, dtype: np.dtype[Any]) -> np.ndarray:
@@ -188,12 +188,12 @@ def check_possible(source: Source, count: int) -> None:
     """
     size, needed = size_of(source.path), source.skip + count
     if source.packing in ("gzip", "zlib"):
-        possible = _MOST_GZIP * size + _BLOCK
+        possible = _MAX_GZIP_RATIO * size + _BLOCK
     else:
         possible = needed if source.packing else size - source.offset
     if needed > possible:
         message = (
-            f"too short: {source.words}the header asks for {needed:,} bytes, the file of {size:,} cannot hold them"
+            f"too short: {source.prefix}the header asks for {needed:,} bytes, the file of {size:,} cannot hold them"
         )
         raise FormatError(message)
 
@@ -208,83 +208,83 @@ def unpacked(source: Source, block: int = _BLOCK) -> Iterator[bytes]:
     """
     with source.path.open("rb") as stream:
         stream.seek(source.offset)
-        raw = stream.read(block)
-        while raw:
-            engine = _engine(source.packing)
-            while not engine.eof:
+        packed = stream.read(block)
+        while packed:
+            decompressor = _decompressor(source.packing)
+            while not decompressor.eof:
                 try:
-                    piece = bytes(engine.decompress(raw, 4 * block))  # a small file can unpack to any size
+                    piece = bytes(decompressor.decompress(packed, 4 * block))  # a small file can unpack to any size
                 except (zlib.error, OSError, lzma.LZMAError, EOFError, ValueError) as error:
-                    message = f"truncated or damaged: {source.words}{_cause(error, source.packing)}"
+                    message = f"truncated or damaged: {source.prefix}{_describe_damage(error, source.packing)}"
                     raise FormatError(message) from error
                 if piece:
                     yield piece
-                at_end = not raw and not piece and not engine.eof
-                raw = bytes(getattr(engine, "unconsumed_tail", b""))  # zlib's; bz2 and lzma keep theirs inside
-                if not raw and getattr(engine, "needs_input", True) and not engine.eof:
-                    raw = stream.read(block)
-                if at_end and not raw:
-                    message = f"truncated or damaged: {source.words}the {source.packing} stream has no end"
+                at_end = not packed and not piece and not decompressor.eof
+                packed = bytes(getattr(decompressor, "unconsumed_tail", b""))  # zlib's; bz2 and lzma keep theirs inside
+                if not packed and getattr(decompressor, "needs_input", True) and not decompressor.eof:
+                    packed = stream.read(block)
+                if at_end and not packed:
+                    message = f"truncated or damaged: {source.prefix}the {source.packing} stream has no end"
                     raise FormatError(message)
             yield b""
-            raw = _next_member(source, engine.unused_data, stream, block)
+            packed = _next_member(source, decompressor.unused_data, stream, block)
 
 
 # --- one stream
 
 
-def _engine(packing: str) -> Any:
+def _decompressor(packing: str) -> Any:
     if packing == "bzip2":
         return bz2.BZ2Decompressor()
     if packing == "xz":
-        return lzma.LZMADecompressor(memlimit=_MOST_MEMORY)
+        return lzma.LZMADecompressor(memlimit=_MAX_MEMORY)
     return zlib.decompressobj(31 if packing == "gzip" else 47)  # 47: zlib, or gzip where its first bytes say so
 
 
-def _next_member(source: Source, rest: bytes, stream: BinaryIO, block: int) -> bytes:
+def _next_member(source: Source, remainder: bytes, stream: BinaryIO, block: int) -> bytes:
     """First bytes of the next packed stream of the file; nothing where the rest is padding or something else."""
     if source.packing == "zlib":
         return b""
-    rest = rest.lstrip(b"\0") if len(rest) >= block else (rest + stream.read(block)).lstrip(b"\0")
+    remainder = remainder.lstrip(b"\0") if len(remainder) >= block else (remainder + stream.read(block)).lstrip(b"\0")
     kinds = [magic for magic, name in _MAGIC.items() if name == source.packing]
-    return rest if rest.startswith(tuple(kinds)) else b""
+    return remainder if remainder.startswith(tuple(kinds)) else b""
 
 
 def _fill(stream: BinaryIO, target: memoryview) -> int:
-    done = 0
-    while done < len(target):
-        count = stream.readinto(target[done : done + (1 << 26)])  # type: ignore[attr-defined]
+    filled = 0
+    while filled < len(target):
+        count = stream.readinto(target[filled : filled + (1 << 26)])  # type: ignore[attr-defined]
         if not count:
             break
-        done += count
-    return done
+        filled += count
+    return filled
 
 
 # --- words
 
 
-def _last_length(path: Path) -> int:
+def _stated_length(path: Path) -> int:
     """Length of the last stream of a gzip file, as its last bytes tell, modulo 2**32."""
     with path.open("rb") as stream:
         stream.seek(-4, 2)
         return int.from_bytes(stream.read(4), "little")
 
 
-def _too_few(source: Source, size: int, needed: int) -> str:
+def _describe_missing_bytes(source: Source, size: int, needed: int) -> str:
     """What is wrong with a plain file of fewer bytes than the header asks for."""
     with source.path.open("rb") as stream:
         stream.seek(min(source.offset, source.path.stat().st_size))
         first = stream.read(8)
     if name := packed_with(first):
-        return f"packed with {name}: {source.words}the header does not say so; unpack it, or repair the header"
-    return f"truncated: {source.words}{size:,} of {needed:,} bytes"
+        return f"packed with {name}: {source.prefix}the header does not say so; unpack it, or repair the header"
+    return f"truncated: {source.prefix}{size:,} of {needed:,} bytes"
 
 
-def _too_short(source: Source, found: int, needed: int) -> str:
-    return f"too short: {source.words}the header asks for {needed:,} bytes, the unpacked file has {found:,}"
+def _describe_short_stream(source: Source, available: int, needed: int) -> str:
+    return f"too short: {source.prefix}the header asks for {needed:,} bytes, the unpacked file has {available:,}"
 
 
-def _cause(error: Exception, packing: str) -> str:
+def _describe_damage(error: Exception, packing: str) -> str:
     """What is wrong with a packed stream, without the words of the library that found it."""
     text = str(error)
     if "incorrect data check" in text or "CRC" in text or "integrity" in text:
@@ -294,5 +294,5 @@ def _cause(error: Exception, packing: str) -> str:
     if "header" in text or "unknown compression method" in text:
         return f"the {packing} stream begins with bytes that are not valid"
     if isinstance(error, lzma.LZMAError) and "limit" in text:
-        return f"the {packing} stream needs more than {_MOST_MEMORY >> 20} MiB of memory to be unpacked"
+        return f"the {packing} stream needs more than {_MAX_MEMORY >> 20} MiB of memory to be unpacked"
     return f"the {packing} stream holds codes that are not valid"

@@ -325,7 +325,7 @@ def test_nuclear_medicine_volumes_lie_along_their_normal(tmp_path, step):
     np.testing.assert_array_equal(array, Series(shape=(8, 6, 5)).pixels()[:: 1 if step > 0 else -1])
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "DYNAMIC", "EMISSION"]
     (film,) = slices_of(tmp_path, dataset)  # frames in time are no places
-    assert (film.kind, film.turn["frames"]) == ("image", 5)
+    assert (film.kind, film.slice_attributes["frames"]) == ("image", 5)
 
 
 @pytest.mark.parametrize("vector", ["EnergyWindowVector", "DetectorVector", "PhaseVector", "TimeSlotVector"])
@@ -348,10 +348,10 @@ def test_identifiers_in_another_character_set_stay_apart_and_stable(tmp_path):
     for name in (b"CASE_\xfc", b"CASE_\xf6", b"CASE_\xfc"):
         file = write_slice(tmp_path / "x", dataset_with(PatientID="CASE_X", SpecificCharacterSet="ISO_IR 192"))
         file.write_bytes(file.read_bytes().replace(b"CASE_X", name))
-        found.add(read_slices(file, "x", DIGEST)[1][0].about["subject"])
+        found.add(read_slices(file, "x", DIGEST)[1][0].facts["subject"])
     assert len(found) == 2
     (one,) = slices_of(tmp_path, dataset_with(PatientID="Jos\u00e9 1", SpecificCharacterSet="ISO_IR 192"))
-    assert one.about["subject"] == patient_digest(KEY, "Jos\u00e9 1")
+    assert one.facts["subject"] == patient_digest(KEY, "Jos\u00e9 1")
 
 
 def test_dates_and_identifiers_do_not_enter_the_index(tmp_path):

@@ -10,26 +10,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.data.formats.dicom.attributes import CONTRASTS, DESCRIPTIONS, MOMENTS
-from medssl.data.formats.dicom.series.volumes import Beside, stacks_of
+from medssl.data.formats.dicom.series.volumes import SeriesFiles, stacks_of
 from medssl.data.formats.dicom.slices import Slice, Stack
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
-def slice_at(place: float, name: str = "", *, number: float = 0, about: Any = None, **attributes: Any) -> Slice:
+def slice_at(place: float, name: str = "", *, number: float = 0, facts: Any = None, **attributes: Any) -> Slice:
     """A slice ``place`` mm above the origin; ``name`` is that of its file."""
-    facts = {"modality": "CT", "subject": "s", "study": "t", "burned_in": False, "apart": {}} | (about or {})
+    all_facts = {"modality": "CT", "subject": "s", "study": "t", "burned_in": False, "apart": {}} | (facts or {})
     turn = attributes | {"number": number}
     pose = (*AXIAL, 0.0, 0.0, float(place))
-    return Slice(name or f"f/{place}{sorted(turn.items())}", None, "i", (6, 8, 1), (0.8, 0.6), pose, turn, facts)
+    return Slice(name or f"f/{place}{sorted(turn.items())}", None, "i", (6, 8, 1), (0.8, 0.6), pose, turn, all_facts)
 
 
 def never(_a: Slice, _b: Slice) -> bool:
     return False
 
 
-def grouped(slices: list[Slice], beside: Beside | None = None) -> list[Stack]:
-    return stacks_of(slices, never, beside)
+def grouped(slices: list[Slice], files: SeriesFiles | None = None) -> list[Stack]:
+    return stacks_of(slices, never, files)
 
 
 def places(stack: Stack) -> list[float]:
@@ -107,7 +107,7 @@ def test_what_differs_within_one_volume_does_not_tear_it(values):
 @pytest.mark.parametrize("hint", [{"SpacingBetweenSlices": 4.4}, {"SliceThickness": 4.0}])
 def test_two_packages_of_one_mr_volume_stay_together(hint):
     apart = {"modality": "MR", "apart": hint}
-    slices = [slice_at(4.4 * k, about=apart, AcquisitionNumber=1 + k % 2, AcquisitionTime=k % 2) for k in range(12)]
+    slices = [slice_at(4.4 * k, facts=apart, AcquisitionNumber=1 + k % 2, AcquisitionTime=k % 2) for k in range(12)]
     (stack,) = grouped(slices)
     assert stack.status.code == "ok"
     assert stack.grid.spacing_mm[2] == pytest.approx(4.4)
@@ -128,7 +128,10 @@ def test_echoes_and_points_in_time_are_told_apart_together():
         for k in range(4)
     ]
     stacks = grouped(slices)
-    found = {(s.slices[0].turn["EchoTime"], s.slices[0].turn["TemporalPositionIdentifier"]) for s in stacks}
+    found = {
+        (s.slices[0].slice_attributes["EchoTime"], s.slices[0].slice_attributes["TemporalPositionIdentifier"])
+        for s in stacks
+    }
     assert len(stacks) == len(found) == 6
     assert {stack.volume[1] for stack in stacks} == {6}
 
@@ -138,7 +141,12 @@ def test_heart_phases_whose_trigger_times_differ_by_slice_follow_the_clock():
     stacks = grouped(slices)
     assert len(stacks) == 5
     for phase, stack in enumerate(stacks):
-        assert [round(one.turn["TriggerTime"] - 40 * phase, 6) for one in stack.slices] == [0, 0.7, 1.4, 2.1]
+        assert [round(one.slice_attributes["TriggerTime"] - 40 * phase, 6) for one in stack.slices] == [
+            0,
+            0.7,
+            1.4,
+            2.1,
+        ]
         assert "split by TriggerTime, in the order of time at each place" in stack.status.reason
 
 
@@ -158,21 +166,21 @@ def test_a_clock_goes_before_groups_that_leave_volumes_incomplete():
 
 
 def test_one_identifier_of_two_issuers_is_said():
-    slices = [slice_at(5 * k, about={"issuer": "AB"[n]}) for n in (0, 1) for k in range(4)]
+    slices = [slice_at(5 * k, facts={"issuer": "AB"[n]}) for n in (0, 1) for k in range(4)]
     assert all("IssuerOfPatientID differs in this series" in stack.status.reason for stack in grouped(slices))
 
 
 def test_numbers_alone_are_no_proof_but_declared_points_in_time_are():
     def series(**declared: float) -> list[Slice]:
         apart = {"apart": declared}
-        return [slice_at(5 * k, number=1 + 4 * time + k, about=apart) for time in range(3) for k in range(4)]
+        return [slice_at(5 * k, number=1 + 4 * time + k, facts=apart) for time in range(3) for k in range(4)]
 
     (stack,) = grouped(series())
     assert stack.status.code == "failed"
     assert "InstanceNumber differs, but is no proof" in stack.status.reason
     assert [s.status.code for s in grouped(series(NumberOfTemporalPositions=2.0))] == ["failed"]
     stacks = grouped(series(NumberOfTemporalPositions=3.0))
-    assert [[one.turn["number"] for one in stack.slices] for stack in stacks] == [
+    assert [[one.slice_attributes["number"] for one in stack.slices] for stack in stacks] == [
         [1, 2, 3, 4],
         [5, 6, 7, 8],
         [9, 10, 11, 12],
@@ -202,7 +210,7 @@ def test_stacks_side_by_side_are_two_volumes():
             one.spacing_mm,
             (*AXIAL, float(one.path[2:-1]), 0.0, one.pose[8]),
             {},
-            one.about,
+            one.facts,
         )
         for one in slices
     ]
@@ -223,11 +231,11 @@ def test_stacks_side_by_side_are_two_volumes():
     ],
 )
 def test_patients_studies_and_frames_of_reference_never_share_a_volume(fact, word):
-    slices = [slice_at(5 * k + 2.5 * n, about={fact: "AB"[n]}) for n in (0, 1) for k in range(6)]
+    slices = [slice_at(5 * k + 2.5 * n, facts={fact: "AB"[n]}) for n in (0, 1) for k in range(6)]
     stacks = grouped(slices)
     assert [stack.status.code for stack in stacks] == ["ok", "ok"]
-    assert {stack.slices[0].about[fact] for stack in stacks} == {"A", "B"}
-    *_, stray = grouped([*slices[:6], slice_at(100, about={fact: "B"})])
+    assert {stack.slices[0].facts[fact] for stack in stacks} == {"A", "B"}
+    *_, stray = grouped([*slices[:6], slice_at(100, facts={fact: "B"})])
     assert stray.status.code == "rejected"
     assert f"differs from the other 6 of its series in {word}" in stray.status.reason
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from medssl.data.formats.dicom.header import read_slices
 from medssl.data.formats.dicom.pixels import read_stack, same_pixels
-from medssl.data.formats.dicom.series.volumes import Beside, stacks_of
+from medssl.data.formats.dicom.series.volumes import SeriesFiles, stacks_of
 from medssl.data.formats.dicom.slices import Stack
 from medssl.data.formats.reading import read
 from medssl.data.index.pseudonyms import keyed_digest
@@ -28,13 +28,13 @@ KEY = b"k" * 32
 DIGEST = partial(keyed_digest, KEY)
 
 
-def stacks_in(folder: Path, beside: Beside | None = None) -> list[Stack]:
+def stacks_in(folder: Path, files: SeriesFiles | None = None) -> list[Stack]:
     slices = []
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             slices += read_slices(file, file.relative_to(folder).as_posix(), DIGEST)[1]
     part = lambda one: Part(one.path, one.frame)  # noqa: E731
-    return stacks_of(slices, lambda a, b: same_pixels(folder, part(a), part(b)), beside)
+    return stacks_of(slices, lambda a, b: same_pixels(folder, part(a), part(b)), files)
 
 
 def array_of(stack: Stack, folder: Path) -> np.ndarray:
@@ -216,8 +216,8 @@ def test_a_header_that_cannot_be_read_fails_every_volume_of_its_series(tmp_path,
 def test_unread_files_beside_a_series_count_only_where_they_may_fill_each_gap(tmp_path):
     def doubtful(unknown: int, **hints: float) -> str:
         names = [f"X{n}" for n in range(unknown)]
-        slices = [slice_at(5 * k, about={"apart": hints}) for k in range(5)]
-        (stack,) = stacks_of(slices, lambda _a, _b: False, Beside(unknown=lambda: names))
+        slices = [slice_at(5 * k, facts={"apart": hints}) for k in range(5)]
+        (stack,) = stacks_of(slices, lambda _a, _b: False, SeriesFiles(unassigned=lambda: names))
         return stack.status.reason if stack.status.code == "failed" else ""
 
     assert "4 files beside this series could not be read (first: X0)" in doubtful(4)
@@ -255,7 +255,7 @@ def test_a_file_that_cannot_be_read_any_more_makes_its_neighbors_due(tmp_path):
     ],
 )
 def test_steps_are_checked_against_what_the_header_declares(hints, step, says):
-    slices = [slice_at(step * k, about={"apart": hints}, number=k) for k in range(6)]
+    slices = [slice_at(step * k, facts={"apart": hints}, number=k) for k in range(6)]
     (stack,) = stacks_of(slices, lambda _a, _b: False)
     assert stack.status.code == ("failed" if says else "ok")
     assert says in stack.status.reason
@@ -264,7 +264,7 @@ def test_steps_are_checked_against_what_the_header_declares(hints, step, says):
 
 def test_numbers_with_holes_are_refused_only_where_the_steps_have_gaps():
     def status(numbers: range, **hints: float) -> str:
-        slices = [slice_at(5 * k, number=number, about={"apart": hints}) for k, number in enumerate(numbers)]
+        slices = [slice_at(5 * k, number=number, facts={"apart": hints}) for k, number in enumerate(numbers)]
         return stacks_of(slices, lambda _a, _b: False)[0].status.code
 
     assert status(range(1, 13, 2)) == "failed"

@@ -32,7 +32,7 @@ _TAGS = (
     "ReferencedSeriesSequence", "StructureSetROISequence", "ReferencedFrameOfReferenceSequence",
 )  # fmt: skip
 _LONGEST_NAME = 200
-_MOST = 10_000  # segments, slices
+_MAX_ENTRIES = 10_000  # segments, slices
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ class LabelObject:
     @classmethod
     def from_json(cls, text: str) -> LabelObject:
         """The opposite of ``to_json``."""
-        found: dict[str, Any] = json.loads(text)
-        lists = {name: tuple(found[name]) for name in ("series", "references", "instances")}
-        segments = tuple((int(number), str(label), str(kind)) for number, label, kind in found["segments"])
-        return cls(found["form"], found["subject"], found["study"], **lists, segments=segments)
+        stored: dict[str, Any] = json.loads(text)
+        lists = {name: tuple(stored[name]) for name in ("series", "references", "instances")}
+        segments = tuple((int(number), str(label), str(kind)) for number, label, kind in stored["segments"])
+        return cls(stored["form"], stored["subject"], stored["study"], **lists, segments=segments)
 
 
 def form_of(dataset: Dataset) -> str:
@@ -87,19 +87,19 @@ def describe(stream: BinaryIO, digest: Callable[..., str]) -> str:
     form = form_of(dataset)
     structures = form == "structure set"
     frames = dataset.get("ReferencedFrameOfReferenceSequence") or ()
-    references = [str(one.get("FrameOfReferenceUID", "")) for one in (dataset, *frames)]
+    references = [str(item.get("FrameOfReferenceUID", "")) for item in (dataset, *frames)]
     series = _series_of_structures(frames) if structures else list(dataset.get("ReferencedSeriesSequence") or ())
     patient, study = fields.identifier(dataset, 0x00100020), fields.text(dataset, 0x0020000D)
     segments = _regions(dataset) if structures else _segments(dataset)
-    uids = [str(one.get("SeriesInstanceUID", "")) for one in series]
+    uids = [str(item.get("SeriesInstanceUID", "")) for item in series]
     return LabelObject(
         form=form,
         subject=digest("patient", patient) if patient else "",
         study=digest("study", study) if study else "",
         series=tuple(digest("series", uid) for uid in dict.fromkeys(uids) if uid),
         references=tuple(digest("reference", uid) for uid in dict.fromkeys(references) if uid),
-        segments=tuple(segments[:_MOST]),
-        instances=tuple(digest("instance", uid, "0") for uid in _instances(series)[:_MOST]),
+        segments=tuple(segments[:_MAX_ENTRIES]),
+        instances=tuple(digest("instance", uid, "0") for uid in _instances(series)[:_MAX_ENTRIES]),
     ).to_json()
 
 
@@ -110,19 +110,19 @@ def _series_of_structures(frames: Sequence[Any]) -> list[Any]:
 
 def _instances(series: Sequence[Any]) -> list[str]:
     names = ("ReferencedInstanceSequence", "ContourImageSequence")
-    items = [item for one in series for name in names for item in one.get(name) or ()]
+    items = [item for entry in series for name in names for item in entry.get(name) or ()]
     uids = [str(item.get("ReferencedSOPInstanceUID", "")) for item in items]
     return [uid for uid in dict.fromkeys(uids) if uid]
 
 
 def _segments(dataset: Dataset) -> list[tuple[int, str, str]]:
     background = 0 if str(dataset.get("SegmentationType", "")).upper() == "LABELMAP" else None
-    found = []
+    segments = []
     for item in dataset.get("SegmentSequence") or ():
         kind = (item.get("SegmentedPropertyTypeCodeSequence") or [{}])[0].get("CodeMeaning", "")
         if int(item.SegmentNumber) != background:
-            found.append((int(item.SegmentNumber), _name(item.get("SegmentLabel", "")), _name(kind)))
-    return found
+            segments.append((int(item.SegmentNumber), _name(item.get("SegmentLabel", "")), _name(kind)))
+    return segments
 
 
 def _regions(dataset: Dataset) -> list[tuple[int, str, str]]:

@@ -29,8 +29,8 @@ class ClassMap:
         """Give ``voxels`` [N, 3] their class; counts those that another class has, and those outside."""
         inside = ((voxels >= 0) & (voxels < self.array.shape)).all(axis=1)
         self.outside += int((~inside).sum())
-        place = tuple(voxels[inside].T)
-        wanted = values[inside] if isinstance(values, np.ndarray) else values
-        before = self.array[place]
-        self.overlap += int(((before != 0) & (before != wanted)).sum())
-        self.array[place] = wanted
+        index = tuple(voxels[inside].T)
+        new_values = values[inside] if isinstance(values, np.ndarray) else values
+        old_values = self.array[index]
+        self.overlap += int(((old_values != 0) & (old_values != new_values)).sum())
+        self.array[index] = new_values

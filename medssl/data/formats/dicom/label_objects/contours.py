@@ -21,7 +21,7 @@ from medssl.types import Grid
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _CONTOUR_DATA = 0x30060050
 _PLANE = 0.1  # steps between slices that the points of a contour may lie apart
-_SAID = 0.1  # contours that lie farther off their slice are counted
+_REPORTED = 0.1  # contours that lie farther off their slice are counted
 _FARTHEST = 0.45  # nearer to half a step, the nearest slice is a matter of rounding
 _EDGES_AT_ONCE = 4096
 
@@ -71,18 +71,20 @@ def _filled(regions: Mapping[int, Any], classes: Mapping[int, int], grid: Grid) 
             continue
         items = regions[number].get("ContourSequence") or () if number in regions else ()
         kinds = [str(item.get("ContourGeometricType", "")).upper() for item in items]
-        other = [kind for kind in kinds if kind not in _CLOSED]
-        if other:
-            shown = ", ".join(sorted(set(other)))
-            result.notes.append(f"region {number}: {len(other)} contours that enclose nothing left out ({shown})")
+        open_kinds = [kind for kind in kinds if kind not in _CLOSED]
+        if open_kinds:
+            shown = ", ".join(sorted(set(open_kinds)))
+            result.notes.append(f"region {number}: {len(open_kinds)} contours that enclose nothing left out ({shown})")
         pairs = zip(items, kinds, strict=True)
         contours = [_contour(item, kind, number, grid) for item, kind in pairs if kind in _CLOSED]
         if not contours:
             result.notes.append(f"region {number} has no closed contour")
             continue
         result.notes += _check_slices(contours, number)
-        for index in sorted({one.index for one in contours}):
-            mask = _slice_mask([one for one in contours if one.index == index], number, grid.shape[:2], result.notes)
+        for index in sorted({contour.index for contour in contours}):
+            mask = _slice_mask(
+                [contour for contour in contours if contour.index == index], number, grid.shape[:2], result.notes
+            )
             voxels = np.argwhere(mask)
             result.put(np.column_stack([voxels, np.full(len(voxels), index)]), value)
     if result.overlap:
@@ -98,7 +100,7 @@ def _contour(item: Any, kind: str, number: int, grid: Grid) -> _Contour:
     """
     raw = item.get_item(_CONTOUR_DATA)
     value = b"" if raw is None or raw.value is None else raw.value
-    texts = value.strip(b" \0").split(b"\\") if isinstance(value, bytes) else [str(one) for one in value]
+    texts = value.strip(b" \0").split(b"\\") if isinstance(value, bytes) else [str(entry) for entry in value]
     numbers = np.array([float(text) for text in texts if text])
     if len(numbers) < 9 or len(numbers) % 3 or not np.isfinite(numbers).all():
         message = f"region {number} has a contour of {len(numbers)} numbers: expected x, y, z of at least 3 points"
@@ -126,9 +128,9 @@ def _check_slices(contours: Sequence[_Contour], number: int) -> list[str]:
     Raises:
         DicomError: The contours were drawn on slices that are finer or coarser than those of the scan.
     """
-    indices = np.unique([one.index for one in contours])
+    indices = np.unique([contour.index for contour in contours])
     for index in indices:
-        planes = [one.plane for one in contours if one.index == index]
+        planes = [contour.plane for contour in contours if contour.index == index]
         if max(planes) - min(planes) > _PLANE:
             message = f"region {number} has contours in several planes of one slice: it was drawn on finer slices"
             raise DicomError(message)
@@ -137,10 +139,12 @@ def _check_slices(contours: Sequence[_Contour], number: int) -> list[str]:
         message = f"region {number} has contours on every {int(gaps.min())}th slice only: fill in the slices between"
         raise DicomError(message)
     notes = []
-    off = [abs(one.plane - one.index) for one in contours]
-    if max(off) > _SAID:
-        count = sum(value > _SAID for value in off)
-        notes.append(f"region {number}: {count} contours lie up to {max(off):.2f} steps off the slice they are put on")
+    offsets = [abs(contour.plane - contour.index) for contour in contours]
+    if max(offsets) > _REPORTED:
+        count = sum(value > _REPORTED for value in offsets)
+        notes.append(
+            f"region {number}: {count} contours lie up to {max(offsets):.2f} steps off the slice they are put on"
+        )
     missing = int((gaps - 1).sum())
     if missing:
         notes.append(f"region {number}: {missing} slices without a contour between others")
@@ -153,17 +157,19 @@ def _slice_mask(contours: list[_Contour], number: int, shape: tuple[int, ...], n
     Raises:
         DicomError: Two contours cross each other: what they mean together is not defined.
     """
-    masks = [inside(one.points, shape) for one in contours]
+    masks = [inside(contour.points, shape) for contour in contours]
     total = masks[0].copy()
-    for place, mask in enumerate(masks[1:], start=1):
-        for earlier, other in enumerate(masks[:place]):
-            common = int((mask & other).sum())
-            if common in (0, int(mask.sum()), int(other.sum())) and not (common and np.array_equal(mask, other)):
+    for later, mask in enumerate(masks[1:], start=1):
+        for earlier, earlier_mask in enumerate(masks[:later]):
+            common = int((mask & earlier_mask).sum())
+            if common in (0, int(mask.sum()), int(earlier_mask.sum())) and not (
+                common and np.array_equal(mask, earlier_mask)
+            ):
                 continue
-            if contours[place].xor and contours[earlier].xor:
+            if contours[later].xor and contours[earlier].xor:
                 continue
-            what = "twice" if np.array_equal(mask, other) else "across each other"
-            message = f"region {number} has contours {what} on slice {contours[place].index}: one outline, one hole"
+            what = "twice" if np.array_equal(mask, earlier_mask) else "across each other"
+            message = f"region {number} has contours {what} on slice {contours[later].index}: one outline, one hole"
             raise DicomError(message)
         total ^= mask
     return total
@@ -181,14 +187,19 @@ def inside(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     following = np.roll(points, -1, axis=0)
     for start in range(0, len(points), _EDGES_AT_ONCE):
         ends = points[start : start + _EDGES_AT_ONCE], following[start : start + _EDGES_AT_ONCE]
-        turned = (ends[0][:, 1] > ends[1][:, 1])[:, None]  # an edge crosses where its reverse does, to the last bit:
-        here, there = np.where(turned, ends[1], ends[0]), np.where(turned, ends[0], ends[1])  # keyholes close
-        first = np.clip(np.ceil(here[:, 1]), 0, rows).astype(int)  # a row belongs to an edge from its lower end up
-        count = np.clip(np.ceil(there[:, 1]), 0, rows).astype(int) - first  # to, not including, its upper end
-        edge = np.repeat(np.arange(len(here)), count)
+        reversed_edges = (ends[0][:, 1] > ends[1][:, 1])[
+            :, None
+        ]  # an edge crosses where its reverse does, to the last bit:
+        lower, upper = (
+            np.where(reversed_edges, ends[1], ends[0]),
+            np.where(reversed_edges, ends[0], ends[1]),
+        )  # keyholes close
+        first = np.clip(np.ceil(lower[:, 1]), 0, rows).astype(int)  # a row belongs to an edge from its lower end up
+        count = np.clip(np.ceil(upper[:, 1]), 0, rows).astype(int) - first  # to, not including, its upper end
+        edge = np.repeat(np.arange(len(lower)), count)
         row = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + first[edge]
-        share = (row - here[edge, 1]) / (there[edge, 1] - here[edge, 1])  # 0 to 1: no slope that overflows
-        crossing = here[edge, 0] + share * (there[edge, 0] - here[edge, 0])
+        share = (row - lower[edge, 1]) / (upper[edge, 1] - lower[edge, 1])  # 0 to 1: no slope that overflows
+        crossing = lower[edge, 0] + share * (upper[edge, 0] - lower[edge, 0])
         column = np.clip(np.ceil(crossing), 0, columns).astype(int)
         np.add.at(toggles, (column, row), 1)
     return np.asarray(np.cumsum(toggles, axis=0)[:columns] % 2 == 1)

@@ -26,7 +26,7 @@ _BIG_ENDIAN = "1.2.840.10008.1.2.2"
 _DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
 _OFF_VOXELS = 0.1  # a corner of a frame may lie this far from the voxel it belongs to: rounded positions
 _OFF_SLICES = 0.2  # the slices of a scan may lie this far off even steps
-_MOST_VALUES = 1 << 31
+_MAX_VALUES = 1 << 31
 
 
 def read_segmentation(file: Path, classes: Mapping[int, int], grid: Grid) -> ClassMap:
@@ -64,25 +64,25 @@ def _read(dataset: Dataset, classes: Mapping[int, int], grid: Grid) -> ClassMap:
         message = f"segmentation object of {count} frames describes {len(groups)} of them"
         raise DicomError(message)
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [None])[0]
-    known = {int(item.SegmentNumber) for item in dataset.get("SegmentSequence") or ()}
+    described = {int(item.SegmentNumber) for item in dataset.get("SegmentSequence") or ()}
     frame_of = frame_reader(dataset)
     result = ClassMap.empty(grid, classes)
     if kind == "FRACTIONAL":
-        most = int(dataset.MaximumFractionalValue)
-        result.notes.append(f"fractional segments: voxels from half of {most} on belong to the segment")
+        maximum = int(dataset.MaximumFractionalValue)
+        result.notes.append(f"fractional segments: voxels from half of {maximum} on belong to the segment")
     for number, group in enumerate(groups):
         if kind != "LABELMAP":
             segment = int(_item(group, shared, "SegmentIdentificationSequence").ReferencedSegmentNumber)
-            if segment not in known:
+            if segment not in described:
                 message = f"frame {number + 1} belongs to segment {segment}, which the object does not describe"
                 raise DicomError(message)
             if not classes.get(segment):
                 continue
         frame = frame_of(number)
-        rows, columns = np.nonzero(frame >= most / 2) if kind == "FRACTIONAL" else np.nonzero(frame)
+        rows, columns = np.nonzero(frame >= maximum / 2) if kind == "FRACTIONAL" else np.nonzero(frame)
         values: np.ndarray | int
         if kind == "LABELMAP":
-            values = _classes_of(frame[rows, columns], classes, known)
+            values = _classes_of(frame[rows, columns], classes, described)
             rows, columns, values = rows[values != 0], columns[values != 0], values[values != 0]
         else:
             values = classes[segment]
@@ -90,7 +90,7 @@ def _read(dataset: Dataset, classes: Mapping[int, int], grid: Grid) -> ClassMap:
                 message = f"binary segmentation with the value {int(frame.max())}: expected 0 and 1"
                 raise DicomError(message)
         if len(rows):
-            first, right, down = _placed(group, shared, dataset, grid, number)
+            first, right, down = _frame_place(group, shared, dataset, grid, number)
             result.put(first + columns[:, None] * right + rows[:, None] * down, values)
     return _checked(result)
 
@@ -105,15 +105,15 @@ def _checked(result: ClassMap) -> ClassMap:
     return result
 
 
-def _classes_of(values: np.ndarray, classes: Mapping[int, int], known: set[int]) -> np.ndarray:
+def _classes_of(values: np.ndarray, classes: Mapping[int, int], described: set[int]) -> np.ndarray:
     """Classes of the pixels of a label map, whose values are numbers of segments."""
-    found = np.unique(values).tolist()
-    strange = [value for value in found if value not in known]
-    if strange:
-        message = f"label map with the segment number {strange[0]}, which the object does not describe"
+    numbers = np.unique(values).tolist()
+    unknown = [value for value in numbers if value not in described]
+    if unknown:
+        message = f"label map with the segment number {unknown[0]}, which the object does not describe"
         raise DicomError(message)
-    table = np.array([classes.get(value, 0) for value in found], np.int64)
-    return table[np.searchsorted(found, values)] if found else np.zeros(0, np.int64)
+    table = np.array([classes.get(value, 0) for value in numbers], np.int64)
+    return table[np.searchsorted(numbers, values)] if numbers else np.zeros(0, np.int64)
 
 
 def _item(group: Any, shared: Any, name: str) -> Any:
@@ -125,7 +125,7 @@ def _item(group: Any, shared: Any, name: str) -> Any:
     raise DicomError(message)
 
 
-def _placed(
+def _frame_place(
     group: Any, shared: Any, dataset: Dataset, grid: Grid, number: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Voxel of the scan at the first pixel of a frame, and the steps of voxels along its columns and its rows."""
@@ -135,14 +135,16 @@ def _placed(
     frame = np.eye(4)[:, [0, 1, 3]]
     frame[:3] = np.column_stack([direction[:3] * between_columns, direction[3:] * between_rows, position])
     frame[:3] *= np.array(LPS_TO_RAS)[:, None]
-    inner = np.linalg.solve(np.array(grid.affine), frame)[:3]  # pixel (column, row, 1) -> voxel
-    right, down = np.rint(inner[:, 0]).astype(int), np.rint(inner[:, 1]).astype(int)
+    pixel_to_voxel = np.linalg.solve(np.array(grid.affine), frame)[:3]  # pixel (column, row, 1) -> voxel
+    right, down = np.rint(pixel_to_voxel[:, 0]).astype(int), np.rint(pixel_to_voxel[:, 1]).astype(int)
     columns, rows = int(dataset.Columns), int(dataset.Rows)
     across = [axis for axis in range(3) if not right[axis] and not down[axis]]
     unit = np.abs(right).sum() == np.abs(down).sum() == 1 and len(across) == 1
     corners = np.array([[x, y, 1] for x in (0, columns - 1) for y in (0, rows - 1)])
-    off = np.abs(corners @ inner.T - (np.rint(inner[:, 2]) + corners[:, :1] * right + corners[:, 1:2] * down)).max(0)
-    if not unit or np.delete(off, across).max() > _OFF_VOXELS or (off[across[0]] > 0.5):
+    offsets = np.abs(
+        corners @ pixel_to_voxel.T - (np.rint(pixel_to_voxel[:, 2]) + corners[:, :1] * right + corners[:, 1:2] * down)
+    ).max(0)
+    if not unit or np.delete(offsets, across).max() > _OFF_VOXELS or (offsets[across[0]] > 0.5):
         size = f"{rows} x {columns} pixels of {between_rows:.4g} x {between_columns:.4g} mm"
         message = (
             f"segmentation on another grid: frame {number + 1} has {size}, the scan "
@@ -150,10 +152,10 @@ def _placed(
             "save it on the grid of its series"
         )
         raise DicomError(message)
-    if off[across[0]] > _OFF_SLICES:
-        message = f"frame {number + 1} of the segmentation lies between slices, {off[across[0]]:.2f} steps off"
+    if offsets[across[0]] > _OFF_SLICES:
+        message = f"frame {number + 1} of the segmentation lies between slices, {offsets[across[0]]:.2f} steps off"
         raise DicomError(message)
-    return np.rint(inner[:, 2]).astype(int), right, down
+    return np.rint(pixel_to_voxel[:, 2]).astype(int), right, down
 
 
 def _numbers(value: Any, count: int) -> np.ndarray:
@@ -171,7 +173,7 @@ def frame_reader(dataset: Dataset) -> Callable[[int], np.ndarray]:
     """Function that gives one frame (row, column): bits packed from the lowest on across frames, bytes, or encoded."""
     rows, columns, bits = int(dataset.Rows), int(dataset.Columns), int(dataset.BitsAllocated)
     count = int(dataset.get("NumberOfFrames") or 1)
-    if bits not in (1, 8, 16) or min(rows, columns, count) < 1 or rows * columns * count > _MOST_VALUES:
+    if bits not in (1, 8, 16) or min(rows, columns, count) < 1 or rows * columns * count > _MAX_VALUES:
         message = f"segmentation of {count} frames of {rows} x {columns} pixels of {bits} bits: not read"
         raise DicomError(message)
     if "PixelData" not in dataset:

@@ -24,9 +24,9 @@ from medssl.data.formats.dicom.pixels.extent import (
     pixel_extent,
 )
 from medssl.data.formats.dicom.pixels.layout import Layout, check_fits, layout_of, unpack
-from medssl.data.formats.dicom.pixels.stacking import Stacking
+from medssl.data.formats.dicom.pixels.stacking import StackBuilder
 from medssl.data.formats.dicom.pixels.syntaxes import BIG_ENDIAN, DEFLATED, family_of, unread
-from medssl.data.formats.dicom.pixels.values import meaning_of
+from medssl.data.formats.dicom.pixels.values import value_transform_of
 from medssl.types import Part
 
 
@@ -52,7 +52,7 @@ def read_values(root: Path, parts: Sequence[Part]) -> StackValues:
     Raises:
         DicomError: Naming the file that is truncated, of another shape than the first, or cannot be decoded.
     """
-    stacking = Stacking(len(parts))
+    builder = StackBuilder(len(parts))
     layout: Layout | None = None
     file: _File | None = None
     with quiet():
@@ -64,7 +64,7 @@ def read_values(root: Path, parts: Sequence[Part]) -> StackValues:
                         file.close()
                     file = _File(path)
                     file.open()
-                layout = _add(file, part.frame or 0, layout, stacking)
+                layout = _add(file, part.frame or 0, layout, builder)
         except damage() as error:
             message = f"{path.name}: {reason_of(error)}"
             raise DicomError(message) from error
@@ -74,18 +74,18 @@ def read_values(root: Path, parts: Sequence[Part]) -> StackValues:
     if layout is None:
         message = "a scan without files"
         raise DicomError(message)
-    return StackValues(stacking.finish(layout), tuple(stacking.notes))
+    return StackValues(builder.finish(layout), tuple(builder.notes))
 
 
-def same_pixels(root: Path, one: Part, other: Part) -> bool:
+def same_pixels(root: Path, first: Part, second: Part) -> bool:
     """Whether two slices hold equal values; one that cannot be read equals none."""
     try:
-        return np.array_equal(read_stack(root, (one,)), read_stack(root, (other,)))
+        return np.array_equal(read_stack(root, (first,)), read_stack(root, (second,)))
     except DicomError:
         return False
 
 
-def _add(file: _File, frame: int, first: Layout | None, stacking: Stacking) -> Layout:
+def _add(file: _File, frame: int, first: Layout | None, builder: StackBuilder) -> Layout:
     """Read one frame into the stack; returns its layout."""
     dataset = file.dataset
     layout = layout_of(dataset, file.extent.element)
@@ -102,17 +102,17 @@ def _add(file: _File, frame: int, first: Layout | None, stacking: Stacking) -> L
         )
         raise DicomError(message)
     notes: list[str] = []
-    meaning = meaning_of(dataset, frame, layout, notes)
+    transform = value_transform_of(dataset, frame, layout, notes)
     palette = None
     if layout.photometric == "PALETTE COLOR":
         palette = palette_of(dataset, signed=layout.bits.signed)
-    room = stacking.room(layout, meaning)
+    slot = builder.room(layout, transform)
     if file.side > 1:
-        room[...] = tile_of(file.picture(picture, notes), frame, file.side)
+        slot[...] = tile_of(file.picture(picture, notes), frame, file.side)
     else:
-        file.read_into(room, frame, layout, notes)
-    stacking.add(room, layout, meaning, palette)
-    stacking.notes.extend(note for note in notes if note not in stacking.notes)
+        file.read_into(slot, frame, layout, notes)
+    builder.add(slot, layout, transform, palette)
+    builder.notes.extend(note for note in notes if note not in builder.notes)
     return layout
 
 
@@ -186,8 +186,8 @@ class _File:
             out[...] = decode(self._compressed(frame, frames), family_of(self.syntax), layout, notes)
             return
         bits = frame_bits(self.dataset)
-        first, rest = divmod(bits * frame, 8)
-        size = -(-(rest + bits) // 8)
+        first, first_bit = divmod(bits * frame, 8)
+        size = -(-(first_bit + bits) // 8)
         if self.extent.length > -(-bits * frames // 8) + 1:
             notes.append(f"{self.extent.length - bits * frames // 8:,} bytes after the pixels were left alone")
         if layout.simple and self.syntax != BIG_ENDIAN and np.little_endian:
@@ -196,7 +196,7 @@ class _File:
                 message = f"truncated: fewer than {out.nbytes:,} bytes of pixels"
                 raise DicomError(message)
             return
-        array = unpack(self._bytes(first, size), layout, first_bit=rest, big=self.syntax == BIG_ENDIAN)
+        array = unpack(self._bytes(first, size), layout, first_bit=first_bit, big=self.syntax == BIG_ENDIAN)
         out[...] = ybr_to_rgb(array) if layout.photometric.startswith("YBR") else array
 
     def _bytes(self, first: int, size: int) -> bytes:

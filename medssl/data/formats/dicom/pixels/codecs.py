@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from medssl.data.formats.dicom.elements import DicomError
-from medssl.data.formats.dicom.pixels.codestreams import Codestream, describe, early
+from medssl.data.formats.dicom.pixels.codestreams import Codestream, describe, ends_early
 from medssl.data.formats.dicom.pixels.colors import ybr_to_rgb
 from medssl.data.formats.dicom.pixels.layout import Bits, Layout, unpack
 from medssl.data.formats.dicom.pixels.syntaxes import DEFLATED_FRAMES, JPEG, JPEG_2000, JPEG_LS, RLE, UNCOMPRESSED
 
-_MORE = b"\x5a\xa5\x33\x0f" * 64  # bits that a decoder reads only where the codestream has too few of its own
+_FILLER = b"\x5a\xa5\x33\x0f" * 64  # bits that a decoder reads only where the codestream has too few of its own
 
 
 def decode(data: bytes, family: str, layout: Layout, notes: list[str]) -> np.ndarray:
@@ -42,9 +42,9 @@ def decode(data: bytes, family: str, layout: Layout, notes: list[str]) -> np.nda
         message = f"the transfer syntax says {family}, but the pixels are a {facts.family} codestream"
         raise DicomError(message)
     _check_size(facts, layout)
-    colors = _colors(facts, layout, notes)
+    colors = _color_space(facts, layout, notes)
     try:
-        array = _decoded(data, facts, colors)
+        array = _decode_codestream(data, facts, colors)
     except (RuntimeError, ValueError, TypeError, OSError) as error:
         message = f"damaged: the {family} codestream cannot be decoded"
         raise DicomError(message) from error
@@ -71,25 +71,29 @@ def _check_size(facts: Codestream, layout: Layout) -> None:
         raise DicomError(problem)
 
 
-def _colors(facts: Codestream, layout: Layout, notes: list[str]) -> str:
+def _color_space(facts: Codestream, layout: Layout, notes: list[str]) -> str:
     """What the three components are, "rgb" or "ybr": as the codestream says, else as the header says."""
     if layout.shape[2] == 1:
         return ""
-    said = layout.photometric
-    named = "rgb" if said == "RGB" else "ybr"
+    photometric = layout.photometric
+    named = "rgb" if photometric == "RGB" else "ybr"
     if facts.family == JPEG_2000:
-        if said in ("YBR_FULL", "YBR_FULL_422") and not facts.colors:
+        if photometric in ("YBR_FULL", "YBR_FULL_422") and not facts.colors:
             return "ybr"
-        if said != "RGB" and (said not in ("YBR_ICT", "YBR_RCT") or not facts.colors):
+        if photometric != "RGB" and (photometric not in ("YBR_ICT", "YBR_RCT") or not facts.colors):
             has = "a" if facts.colors else "no"
-            message = f"Photometric Interpretation is {said}, but the JPEG 2000 codestream has {has} color transform"
+            message = (
+                f"Photometric Interpretation is {photometric}, but the JPEG 2000 codestream has {has} color transform"
+            )
             raise DicomError(message)
         return "rgb"
     if facts.family == JPEG_LS or not facts.lossy:
         return named
     actual = facts.colors or ("ybr" if facts.halved else named)
     if actual != named:
-        notes.append(f"Photometric Interpretation is {said}, the JPEG codestream holds {actual.upper()}: that is taken")
+        notes.append(
+            f"Photometric Interpretation is {photometric}, the JPEG codestream holds {actual.upper()}: that is taken"
+        )
     return actual
 
 
@@ -98,7 +102,7 @@ def _by_decoder(facts: Codestream) -> bool:
     return facts.family == JPEG and facts.lossy
 
 
-def _decoded(data: bytes, facts: Codestream, colors: str) -> np.ndarray:
+def _decode_codestream(data: bytes, facts: Codestream, colors: str) -> np.ndarray:
     import imagecodecs
 
     if facts.family == JPEG_2000:
@@ -109,9 +113,9 @@ def _decoded(data: bytes, facts: Codestream, colors: str) -> np.ndarray:
     if colors:
         spaces = {"colorspace": "YCBCR" if colors == "ybr" and facts.lossy else "RGB", "outcolorspace": "RGB"}
     array = np.asarray(imagecodecs.jpeg8_decode(data, **spaces))
-    longer = np.asarray(imagecodecs.jpeg8_decode(data[:-2] + _MORE + data[-2:], **spaces))
-    if not np.array_equal(array, longer):  # the decoder makes up what is missing and says nothing
-        raise early(JPEG)
+    with_filler = np.asarray(imagecodecs.jpeg8_decode(data[:-2] + _FILLER + data[-2:], **spaces))
+    if not np.array_equal(array, with_filler):  # the decoder makes up what is missing and says nothing
+        raise ends_early(JPEG)
     return array
 
 
@@ -148,14 +152,14 @@ def _run_lengths(data: bytes, layout: Layout) -> np.ndarray:
     planes = np.empty((samples, size, rows * columns), np.uint8)
     for number in range(count):
         if starts[number] > starts[number + 1]:
-            raise early(RLE)
+            raise ends_early(RLE)
         try:
             plane = imagecodecs.packbits_decode(data[starts[number] : starts[number + 1]])
         except (RuntimeError, ValueError) as error:
             message = "truncated or damaged: a segment of the RLE frame cannot be decoded"
             raise DicomError(message) from error
         if len(plane) < rows * columns:
-            raise early(RLE)
+            raise ends_early(RLE)
         planes[number // size, size - 1 - number % size] = np.frombuffer(plane, np.uint8, rows * columns)
     values = np.ascontiguousarray(planes.transpose(2, 0, 1)).view(layout.bits.dtype)
     return values.reshape(layout.shape)

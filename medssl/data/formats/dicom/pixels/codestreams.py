@@ -55,7 +55,7 @@ def describe(data: bytes) -> tuple[Codestream, bytes]:
     raise DicomError(message)
 
 
-def early(family: str) -> DicomError:
+def ends_early(family: str) -> DicomError:
     """The error for a codestream that was cut."""
     return DicomError(f"truncated: the {family} codestream ends early")
 
@@ -69,7 +69,7 @@ def _jpeg(data: bytes) -> tuple[Codestream, bytes]:
             place += 1
         code, length = data[place + 1 : place + 2], _number(data, place + 2, 2)
         if data[place : place + 1] != b"\xff" or not code or (length < 2 and code[0] not in _ALONE):
-            raise early(facts.family if facts else JPEG)
+            raise ends_early(facts.family if facts else JPEG)
         body = data[place + 4 : place + 2 + length]
         if code[0] in _FRAMES:
             facts = _start_of_frame(code[0], body)
@@ -82,7 +82,7 @@ def _jpeg(data: bytes) -> tuple[Codestream, bytes]:
         place += 2 if code[0] in _ALONE else 2 + length
     end = data.rfind(b"\xff\xd9")
     if facts is None or end < place:
-        raise early(facts.family if facts else JPEG)
+        raise ends_early(facts.family if facts else JPEG)
     if facts.family == JPEG_LS:
         lossy = bool(body[1 + 2 * body[0]]) if len(body) > 1 + 2 * body[0] else False  # NEAR
         return replace(facts, lossy=lossy), data[: end + 2]
@@ -91,7 +91,7 @@ def _jpeg(data: bytes) -> tuple[Codestream, bytes]:
 
 def _start_of_frame(code: int, body: bytes) -> Codestream:
     if len(body) < 9 or len(body) < 6 + 3 * body[5]:
-        raise early(JPEG_LS if code == 0xF7 else JPEG)
+        raise ends_early(JPEG_LS if code == 0xF7 else JPEG)
     components = [body[6 + 3 * number : 9 + 3 * number] for number in range(body[5])]
     named = bytes(component[0] for component in components)
     return Codestream(
@@ -106,12 +106,12 @@ def _start_of_frame(code: int, body: bytes) -> Codestream:
 
 def _jpeg_2000(data: bytes) -> tuple[Codestream, bytes]:
     if len(data) < 43:
-        raise early(JPEG_2000)
+        raise ends_early(JPEG_2000)
     width, height = _number(data, 8, 4) - _number(data, 16, 4), _number(data, 12, 4) - _number(data, 20, 4)
     count = _number(data, 40, 2)
     parts = [data[42 + 3 * number : 45 + 3 * number] for number in range(count)]
     if not parts or len(parts[-1]) < 3:
-        raise early(JPEG_2000)
+        raise ends_early(JPEG_2000)
     if len({part[0] for part in parts}) > 1:
         message = "the JPEG 2000 codestream has components of different bits: expected equal ones"
         raise DicomError(message)
@@ -126,7 +126,7 @@ def _jpeg_2000(data: bytes) -> tuple[Codestream, bytes]:
     while data[place : place + 2] != b"\xff\x90":  # the main header ends at the first tile
         length = _number(data, place + 2, 2)
         if data[place : place + 1] != b"\xff" or length < 2:
-            raise early(JPEG_2000)
+            raise ends_early(JPEG_2000)
         if data[place + 1] == 0x52 and length >= 12:
             colors = "rgb" if data[place + 8] else ""  # the decoder turns these components back into RGB
             facts = replace(facts, colors=colors, lossy=data[place + 13] == 0)
@@ -143,7 +143,7 @@ def _last_tile(data: bytes, place: int) -> int:
             break
         place += max(length, 12)
     if place < 0 or data[place : place + 2] != b"\xff\xd9":
-        raise early(JPEG_2000)
+        raise ends_early(JPEG_2000)
     return place
 
 

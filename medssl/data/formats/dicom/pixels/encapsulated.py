@@ -103,7 +103,7 @@ def frames_in(
         message = f"{len(places)} fragments and {frames} frames: no offset table says which fragments make a frame"
         raise DicomError(message)
     firsts = [number[start] for start in starts]
-    return [places[one:other] for one, other in zip(firsts, [*firsts[1:], len(places)], strict=True)]
+    return [places[start:end] for start, end in zip(firsts, [*firsts[1:], len(places)], strict=True)]
 
 
 def read_frame(stream: BinaryIO, places: Sequence[tuple[int, int]]) -> bytes:

@@ -96,10 +96,10 @@ def check_claimed(dataset: Dataset, extent: Extent) -> int:
     if length < expected:
         message = f"{_WORDS[extent.element]} has {length:,} bytes: {frames} x {size} need {expected:,}"
         raise DicomError(message)
-    held = length * 8 // bits
-    if held > frames and length * 8 - held * bits < 16 and length > expected + 1:
+    frames_held = length * 8 // bits
+    if frames_held > frames and length * 8 - frames_held * bits < 16 and length > expected + 1:
         message = (
-            f"{_WORDS[extent.element]} has the bytes of {held} frames of {size}, the header says {frames}: "
+            f"{_WORDS[extent.element]} has the bytes of {frames_held} frames of {size}, the header says {frames}: "
             "Number of Frames, Bits Allocated or Samples per Pixel is wrong"
         )
         raise DicomError(message)

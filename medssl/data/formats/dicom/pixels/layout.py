@@ -129,8 +129,8 @@ def unpack(data: bytes | memoryview, layout: Layout, *, first_bit: int = 0, big:
     dtype = layout.bits.dtype.newbyteorder(">" if big else "<")
     if layout.photometric == "YBR_FULL_422":
         pairs = np.frombuffer(data, dtype, rows * columns * 2).reshape(rows, -1, 4)
-        two = pairs[:, :, [[0, 2, 3], [1, 2, 3]]]  # two brightnesses, then the colors that they share
-        return np.ascontiguousarray(two.reshape(layout.shape))
+        pixels = pairs[:, :, [[0, 2, 3], [1, 2, 3]]]  # two brightnesses, then the colors that they share
+        return np.ascontiguousarray(pixels.reshape(layout.shape))
     array = np.frombuffer(data, dtype, count)
     array = array.reshape(samples, rows, columns).transpose(1, 2, 0) if layout.planar else array.reshape(layout.shape)
     return np.ascontiguousarray(array.astype(layout.bits.dtype, copy=False))
@@ -154,25 +154,25 @@ def check_fits(layout: Layout, syntax: str) -> None:
         raise DicomError(message)
 
 
-def dropped(raw: np.ndarray, bits: Bits) -> str:
+def dropped_bits_note(raw: np.ndarray, bits: Bits) -> str:
     """What the user should know of bits beside the stored ones that hold something; nothing where they do not."""
     if bits.real or not bits.spare or bits.allocated == 1:
         return ""
     if bits.lowest:
         low = bool((raw & ((1 << bits.lowest) - 1)).any())
         return f"numbers in the {bits.lowest} bits below the stored ones (High Bit) were dropped" if low else ""
-    least = -(1 << bits.stored - 1) if bits.signed else 0
-    high = least + (1 << bits.stored)
+    lowest_value = -(1 << bits.stored - 1) if bits.signed else 0
+    high = lowest_value + (1 << bits.stored)
     if bits.signed and not raw.min() < 0 and int(raw.max()) < (1 << bits.stored):
         return ""  # a sign that fills its own bits alone
-    if least <= int(raw.min()) and int(raw.max()) < high:
+    if lowest_value <= int(raw.min()) and int(raw.max()) < high:
         return ""
     return (
         f"numbers in the bits beyond Bits Stored {bits.stored} were dropped (an old overlay, or Bits Stored is wrong)"
     )
 
 
-def cleaned(raw: np.ndarray, bits: Bits) -> np.ndarray:
+def stored_bits(raw: np.ndarray, bits: Bits) -> np.ndarray:
     """Keep the stored bits alone (old overlays may lie beside them), with their sign; changes ``raw`` where needed."""
     if bits.real or not bits.spare or bits.allocated == 1:
         return raw

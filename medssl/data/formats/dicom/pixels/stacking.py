@@ -6,14 +6,14 @@ import numpy as np
 
 from medssl.data.formats.dicom.elements import DicomError
 from medssl.data.formats.dicom.pixels.colors import through_palette
-from medssl.data.formats.dicom.pixels.layout import Layout, cleaned, dropped
-from medssl.data.formats.dicom.pixels.values import AIR_HU, Meaning, padding_mask, smallest, values_of
+from medssl.data.formats.dicom.pixels.layout import Layout, dropped_bits_note, stored_bits
+from medssl.data.formats.dicom.pixels.values import AIR_HU, ValueTransform, padding_mask, smallest, values_of
 
 _EXACT = 1 << 24
 Palette = tuple[int, np.ndarray]
 
 
-class Stacking:
+class StackBuilder:
     """Collects slices in order; those that are stored alike are read straight into the array and shifted at the end."""
 
     def __init__(self, count: int) -> None:
@@ -27,38 +27,38 @@ class Stacking:
         self._padding: dict[int, np.ndarray] = {}
         self._unit: str | None = None
 
-    def room(self, layout: Layout, meaning: Meaning) -> np.ndarray:
+    def room(self, layout: Layout, transform: ValueTransform) -> np.ndarray:
         """Array (row, column, sample) to read the next slice into."""
-        if self._unit is not None and meaning.unit != self._unit:
-            message = f"its values are {meaning.unit or 'without a unit'}, those of the first slice "
+        if self._unit is not None and transform.unit != self._unit:
+            message = f"its values are {transform.unit or 'without a unit'}, those of the first slice "
             message += self._unit or "without a unit"
             raise DicomError(message)
-        self._unit = meaning.unit
-        if layout.simple and meaning.shift is not None and not layout.bits.real:
+        self._unit = transform.unit
+        if layout.simple and transform.shift is not None and not layout.bits.real:
             if self.array is None:
-                self.array, self._shift = self._empty(layout.shape, layout.bits.dtype), meaning.shift
-            if self._shift == meaning.shift and self.array.dtype == layout.bits.dtype:
+                self.array, self._shift = self._empty(layout.shape, layout.bits.dtype), transform.shift
+            if self._shift == transform.shift and self.array.dtype == layout.bits.dtype:
                 return np.asarray(self.array[self.done])
         return np.empty(layout.shape, layout.bits.dtype)
 
-    def add(self, raw: np.ndarray, layout: Layout, meaning: Meaning, palette: Palette | None = None) -> None:
+    def add(self, raw: np.ndarray, layout: Layout, transform: ValueTransform, palette: Palette | None = None) -> None:
         """Take the slice that was read into the array that ``room`` gave."""
         direct = self._shift is not None and np.shares_memory(raw, self.array) if self.array is not None else False
-        mask = padding_mask(raw, meaning, layout.bits)
-        if mask is None and (words := dropped(raw, layout.bits)):
-            self._note(words)
-        stored = cleaned(raw, layout.bits) if layout.shape[2] == 1 else raw.astype(np.uint8)
+        mask = padding_mask(raw, transform, layout.bits)
+        if mask is None and (bits_note := dropped_bits_note(raw, layout.bits)):
+            self._note(bits_note)
+        stored = stored_bits(raw, layout.bits) if layout.shape[2] == 1 else raw.astype(np.uint8)
         if mask is not None:
             self._padding[self.done] = np.packbits(mask)
             stored[mask] = stored[~mask].min() if not mask.all() else 0
-        if meaning.covered and (stored.min() < meaning.covered[0] or stored.max() > meaning.covered[1]):
+        if transform.covered and (stored.min() < transform.covered[0] or stored.max() > transform.covered[1]):
             self._note("stored numbers beyond those that the real world value mapping speaks of")
         blank = mask is not None and bool(mask.all())
         if direct:
             if not blank:
                 self._widen(int(stored.min()) + (self._shift or 0), int(stored.max()) + (self._shift or 0))
         else:
-            values = through_palette(stored, *palette) if palette else values_of(stored, meaning, layout.bits)
+            values = through_palette(stored, *palette) if palette else values_of(stored, transform, layout.bits)
             self._put(values, blank=blank)
         self.done += 1
 
@@ -103,8 +103,8 @@ class Stacking:
         if shift == 0 and limits.min <= low and high <= limits.max:
             return
         self.array = self.array.astype(smallest(low, high), copy=False)
-        done = self.array[: self.done]
-        np.add(done, np.array(shift).astype(self.array.dtype), out=done)  # wraps twice: right
+        filled = self.array[: self.done]
+        np.add(filled, np.array(shift).astype(self.array.dtype), out=filled)  # wraps twice: right
 
     def _put(self, values: np.ndarray, *, blank: bool) -> None:
         """Write the values of a slice; the array gets a wider number type where they need one."""
@@ -121,14 +121,14 @@ class Stacking:
             self.array = self.array.astype(dtype, copy=False)
         self.array[self.done] = values
 
-    def _common(self, one: np.dtype, other: np.dtype) -> np.dtype:
+    def _common(self, dtype: np.dtype, new_dtype: np.dtype) -> np.dtype:
         """A number type for all values so far."""
         low, high = self._low or 0, self._high or 0
-        if "f" not in (one.kind, other.kind):
-            limits = np.iinfo(one)
-            return one if limits.min <= low and high <= limits.max else smallest(int(low), int(high))
-        whole = "f" not in one.kind + other.kind or (one.kind != other.kind and max(-low, high) > _EXACT)
-        return np.dtype(np.float64 if whole or np.float64 in (one, other) else np.float32)
+        if "f" not in (dtype.kind, new_dtype.kind):
+            limits = np.iinfo(dtype)
+            return dtype if limits.min <= low and high <= limits.max else smallest(int(low), int(high))
+        whole = "f" not in dtype.kind + new_dtype.kind or (dtype.kind != new_dtype.kind and max(-low, high) > _EXACT)
+        return np.dtype(np.float64 if whole or np.float64 in (dtype, new_dtype) else np.float32)
 
     def _note(self, note: str) -> None:
         if note not in self.notes:

@@ -50,7 +50,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Meaning:
+class ValueTransform:
     """What stored numbers stand for.
 
     Attributes:
@@ -83,18 +83,18 @@ def unit_of(dataset: Dataset, frame: int = 0) -> str:
     modality = str(dataset.get("Modality", ""))
     if modality == "PT":
         return str(dataset.get("Units", "") or "")
-    said = ""
+    stated = ""
     for source in _groups(dataset, frame, "PixelValueTransformationSequence"):
-        said = said or str(source.get("RescaleType", "") or "")
+        stated = stated or str(source.get("RescaleType", "") or "")
     tables = dataset.get("ModalityLUTSequence")
     if tables:
-        said = str(tables[0].get("ModalityLUTType", "") or "")
-    if modality == "CT" and not (said in _UNSPECIFIED and is_capture(str(dataset.get("SOPClassUID", "")))):
-        return "HU" if said in (*_UNSPECIFIED, "HU", "HU_MOD") else said
-    return "" if said in _UNSPECIFIED else said
+        stated = str(tables[0].get("ModalityLUTType", "") or "")
+    if modality == "CT" and not (stated in _UNSPECIFIED and is_capture(str(dataset.get("SOPClassUID", "")))):
+        return "HU" if stated in (*_UNSPECIFIED, "HU", "HU_MOD") else stated
+    return "" if stated in _UNSPECIFIED else stated
 
 
-def meaning_of(dataset: Dataset, frame: int, layout: Layout, notes: list[str]) -> Meaning:
+def value_transform_of(dataset: Dataset, frame: int, layout: Layout, notes: list[str]) -> ValueTransform:
     """Read from the header what the stored numbers of one frame stand for.
 
     Args:
@@ -107,41 +107,43 @@ def meaning_of(dataset: Dataset, frame: int, layout: Layout, notes: list[str]) -
         DicomError: A slope or a table that no value follows from.
     """
     if layout.shape[2] > 1 or layout.photometric == "PALETTE COLOR":
-        return Meaning()
-    slope, intercept, said = _rescale(dataset, frame)
+        return ValueTransform()
+    slope, intercept, has_rescale = _rescale(dataset, frame)
     table = _modality_table(dataset, layout.bits)
     if table is not None and (slope, intercept) != (1.0, 0.0):
         message = f"both a Modality LUT and a rescale slope {slope:g} and intercept {intercept:g}: expected one"
         raise DicomError(message)
     modality = str(dataset.get("Modality", ""))
     quantity = modality in ("CT", "PT")
-    meaning = Meaning(slope, intercept, table, unit=unit_of(dataset, frame), padding=_padding(dataset, layout.bits))
-    meaning = _real_world(dataset, frame, meaning, layout.bits, notes)
+    transform = ValueTransform(
+        slope, intercept, table, unit=unit_of(dataset, frame), padding=_padding(dataset, layout.bits)
+    )
+    transform = _real_world(dataset, frame, transform, layout.bits, notes)
     if layout.photometric == "MONOCHROME1":
-        quantity = quantity or meaning.unit != unit_of(dataset, frame)
+        quantity = quantity or transform.unit != unit_of(dataset, frame)
         if quantity:
             notes.append("MONOCHROME1 concerns the display alone: the values are a quantity and were not inverted")
-        meaning = replace(meaning, inverted=not quantity)
+        transform = replace(transform, inverted=not quantity)
     elif str(dataset.get("PresentationLUTShape", "")) == "INVERSE":
         notes.append("Presentation LUT Shape INVERSE with MONOCHROME2 concerns the display alone: nothing was inverted")
-    if modality == "CT" and meaning.unit == "HU" and not said and table is None:
+    if modality == "CT" and transform.unit == "HU" and not has_rescale and table is None:
         notes.append("no rescale slope and intercept: stored numbers are taken for HU")
-    return meaning
+    return transform
 
 
-def values_of(stored: np.ndarray, meaning: Meaning, bits: Bits) -> np.ndarray:
+def values_of(stored: np.ndarray, transform: ValueTransform, bits: Bits) -> np.ndarray:
     """Values of stored numbers: whole where slope and intercept are, else float32 (float64 where that is too coarse).
 
     Inverted gray is mirrored within the range that the stored bits (or the entries of the table) can hold, which for a
     slope and intercept is the same before and after them.
     """
-    if meaning.table is not None:
-        values = meaning.table.look_up(stored)
-        top = np.array((1 << meaning.table.bits) - 1).astype(values.dtype)
-        return np.asarray(top - values) if meaning.inverted else values
-    if meaning.inverted:
+    if transform.table is not None:
+        values = transform.table.look_up(stored)
+        top = np.array((1 << transform.table.bits) - 1).astype(values.dtype)
+        return np.asarray(top - values) if transform.inverted else values
+    if transform.inverted:
         stored = ~stored if bits.signed else np.array((1 << bits.stored) - 1).astype(stored.dtype) - stored
-    slope, intercept = meaning.slope, meaning.intercept
+    slope, intercept = transform.slope, transform.intercept
     if (slope, intercept) == (1.0, 0.0):
         return stored
     if not bits.real and slope == round(slope) and intercept == round(intercept):
@@ -173,18 +175,18 @@ def smallest(low: int, high: int) -> np.dtype:
     raise DicomError(message)
 
 
-def padding_mask(raw: np.ndarray, meaning: Meaning, bits: Bits) -> np.ndarray | None:
+def padding_mask(raw: np.ndarray, transform: ValueTransform, bits: Bits) -> np.ndarray | None:
     """Where the container holds padding; None where nowhere.
 
     A padding value that the stored bits cannot hold (-2000 beside 12 unsigned bits) is compared with the whole
     container, others with the stored bits alone.
     """
-    if meaning.padding is None:
+    if transform.padding is None:
         return None
-    low, high = meaning.padding
+    low, high = transform.padding
     if bits.spare and not bits.real and bits.allocated > 1:
-        least = -(1 << bits.stored - 1) if bits.signed else 0
-        if least <= low and high < least + (1 << bits.stored):
+        lowest_value = -(1 << bits.stored - 1) if bits.signed else 0
+        if lowest_value <= low and high < lowest_value + (1 << bits.stored):
             raw = np.right_shift(np.left_shift(raw, bits.spare - bits.lowest), bits.spare)
     mask = raw == low if low == high else (raw >= low) & (raw <= high)
     return mask if mask.any() else None
@@ -202,18 +204,18 @@ def _groups(dataset: Dataset, frame: int, sequence: str) -> Iterator[Any]:
 def _rescale(dataset: Dataset, frame: int) -> tuple[float, float, bool]:
     """Slope and intercept of one frame, and whether the file says them."""
     source = next(_groups(dataset, frame, "PixelValueTransformationSequence"))
-    found = []
-    for name, words, default in (("RescaleSlope", "slope", 1.0), ("RescaleIntercept", "intercept", 0.0)):
+    values = []
+    for name, noun, default in (("RescaleSlope", "slope", 1.0), ("RescaleIntercept", "intercept", 0.0)):
         value = source.get(name)
         try:
-            found.append(default if value in (None, "") else float(value))
+            values.append(default if value in (None, "") else float(value))
         except (TypeError, ValueError):
-            found.append(math.nan)
-        if not math.isfinite(found[-1]) or (words == "slope" and found[-1] == 0):
-            message = f"rescale {words} is {shown(value)}: no value follows from it"
+            values.append(math.nan)
+        if not math.isfinite(values[-1]) or (noun == "slope" and values[-1] == 0):
+            message = f"rescale {noun} is {shown(value)}: no value follows from it"
             raise DicomError(message)
-    said = any(source.get(name) not in (None, "") for name in ("RescaleSlope", "RescaleIntercept"))
-    return found[0], found[1], said
+    is_stated = any(source.get(name) not in (None, "") for name in ("RescaleSlope", "RescaleIntercept"))
+    return values[0], values[1], is_stated
 
 
 def _modality_table(dataset: Dataset, bits: Bits) -> Table | None:
@@ -239,41 +241,43 @@ def _modality_table(dataset: Dataset, bits: Bits) -> Table | None:
     if not 1 <= depth <= 16:
         message = f"the Modality LUT has entries of {depth} bits: expected 8 or 16"
         raise DicomError(message)
-    return Table(_wrapped(first, 16, bits.signed), entries.tobytes(), "<u2", depth)
+    return Table(_with_sign(first, 16, bits.signed), entries.tobytes(), "<u2", depth)
 
 
-def _real_world(dataset: Dataset, frame: int, meaning: Meaning, bits: Bits, notes: list[str]) -> Meaning:
+def _real_world(
+    dataset: Dataset, frame: int, transform: ValueTransform, bits: Bits, notes: list[str]
+) -> ValueTransform:
     """A real world value mapping (PS3.3 C.7.6.16.2.11) where no modality transform gives the values."""
     items: list[Any] = []
     for source in _mappings(dataset, frame):
         items = items or list(source)
     if not items:
-        return meaning
+        return transform
     item = items[0]
     unit = item.get("MeasurementUnitsCodeSequence")
     unit = str(unit[0].get("CodeValue", "") or "") if unit else ""
     linear = item.get("RealWorldValueSlope") is not None
     slope, intercept = float(item.get("RealWorldValueSlope") or 1), float(item.get("RealWorldValueIntercept") or 0)
-    if meaning.shift != 0 or meaning.unit:
-        if len(items) > 1 or not linear or (slope, intercept) != (meaning.slope, meaning.intercept):
+    if transform.shift != 0 or transform.unit:
+        if len(items) > 1 or not linear or (slope, intercept) != (transform.slope, transform.intercept):
             notes.append("a real world value mapping was left alone: the modality transform gives the values")
-        return meaning
+        return transform
     if len(items) > 1:
         notes.append(f"{len(items)} real world value mappings were left alone: stored numbers are taken")
-        return meaning
+        return transform
     covered = _covered(item, bits)
     if linear:
         if not (math.isfinite(slope) and slope and math.isfinite(intercept)):
             message = f"real world value mapping with slope {slope:g} and intercept {intercept:g}: no value follows"
             raise DicomError(message)
-        return replace(meaning, slope=slope, intercept=intercept, unit=unit or "real world value", covered=covered)
+        return replace(transform, slope=slope, intercept=intercept, unit=unit or "real world value", covered=covered)
     data = item.get("RealWorldValueLUTData")
     if data is None or covered is None:
         message = "real world value mapping without slope and without table"
         raise DicomError(message)
     entries = np.atleast_1d(np.array(data, "<f8"))
     table = Table(int(covered[0]), entries.tobytes(), "<f8", 64)
-    return replace(meaning, table=table, unit=unit or "real world value", covered=covered)
+    return replace(transform, table=table, unit=unit or "real world value", covered=covered)
 
 
 def _covered(item: Any, bits: Bits) -> tuple[float, float] | None:
@@ -284,7 +288,7 @@ def _covered(item: Any, bits: Bits) -> tuple[float, float] | None:
         if real is not None:
             ends.append(float(real))
         elif whole is not None and not isinstance(whole, (bytes, str)):
-            ends.append(_wrapped(int(whole), 16, bits.signed))
+            ends.append(_with_sign(int(whole), 16, bits.signed))
     return (ends[0], ends[1]) if len(ends) == 2 else None
 
 
@@ -301,7 +305,7 @@ def _padding(dataset: Dataset, bits: Bits) -> tuple[float, float] | None:
     value, limit = dataset.get(f"{kind}PixelPaddingValue"), dataset.get(f"{kind}PixelPaddingRangeLimit")
     if value is None or isinstance(value, str) or isinstance(limit, str):
         return None
-    ends = [_padding_number(one, bits) for one in (value, value if limit is None else limit)]
+    ends = [_padding_number(limit_value, bits) for limit_value in (value, value if limit is None else limit)]
     return min(ends), max(ends)
 
 
@@ -310,10 +314,10 @@ def _padding_number(value: Any, bits: Bits) -> float:
         value = int.from_bytes(value, "little")
     if bits.real:
         return float(value)
-    return _wrapped(int(value), bits.dtype.itemsize * 8, bits.signed)
+    return _with_sign(int(value), bits.dtype.itemsize * 8, bits.signed)
 
 
-def _wrapped(value: int, bits: int, signed: bool) -> int:
+def _with_sign(value: int, bits: int, signed: bool) -> int:
     """The number of ``bits`` bits with the same pattern."""
     value %= 1 << bits
     return value - (1 << bits) if signed and value >> bits - 1 else value

@@ -23,22 +23,22 @@ def without_copies(slices: Sequence[Slice], same_pixels: SamePixels) -> tuple[li
     """
     groups: dict[Hashable, list[Slice]] = {}
     copies: Copies = {}
-    for one in slices:
-        alike = groups.setdefault(_key(one), [])
-        first = next((other for other in alike if same_pixels(other, one)), None)
+    for slice_ in slices:
+        group = groups.setdefault(_key(slice_), [])
+        first = next((earlier for earlier in group if same_pixels(earlier, slice_)), None)
         if first is None:
-            alike.append(one)
+            group.append(slice_)
         else:
-            copies.setdefault((first.path, first.frame), []).append(one.file_name)
-    return [one for alike in groups.values() for one in alike], copies
+            copies.setdefault((first.path, first.frame), []).append(slice_.file_name)
+    return [slice_ for group in groups.values() for slice_ in group], copies
 
 
 def dropped_note(copies: Copies, slices: Iterable[Slice]) -> str:
     """How many copies of these slices were dropped, and of which files; nothing where none were."""
     dropped: Counter[str] = Counter()
-    for one in slices:
-        for _ in copies.get((one.path, one.frame), ()):
-            dropped[one.file_name] += 1
+    for slice_ in slices:
+        for _ in copies.get((slice_.path, slice_.frame), ()):
+            dropped[slice_.file_name] += 1
     if not dropped:
         return ""
     total = sum(dropped.values())
@@ -47,15 +47,15 @@ def dropped_note(copies: Copies, slices: Iterable[Slice]) -> str:
     return f"{total} {'copy' if total == 1 else 'copies'} dropped ({shown})"
 
 
-def _key(one: Slice) -> Hashable:
+def _key(slice_: Slice) -> Hashable:
     """Equal for slices that may be copies: pictures without a place must share their identifier, too."""
     names = ("subject", "issuer", "study", "reference", "modality", "name")
-    identifier = one.instance if one.pose is None else ""
-    place = one.pose and tuple(round(value, 4) for value in one.pose)
-    facts = tuple(one.about.get(name) for name in names)
-    attributes = {name: value for name, value in one.attributes.items() if name not in DESCRIPTIONS}
-    return one.shape, one.spacing_mm, place, identifier, facts, _frozen(attributes)
+    identifier = slice_.instance if slice_.pose is None else ""
+    pose = slice_.pose and tuple(round(value, 4) for value in slice_.pose)
+    facts = tuple(slice_.facts.get(name) for name in names)
+    attributes = {name: value for name, value in slice_.attributes.items() if name not in DESCRIPTIONS}
+    return slice_.shape, slice_.spacing_mm, pose, identifier, facts, _hashable(attributes)
 
 
-def _frozen(attributes: dict[str, Any]) -> Hashable:
+def _hashable(attributes: dict[str, Any]) -> Hashable:
     return tuple(sorted((name, str(value)) for name, value in attributes.items()))

@@ -25,44 +25,49 @@ def stacks_of_films(
     """
     unique: list[Slice] = []
     copies: dict[str, list[str]] = {}
-    for one in sorted(films, key=lambda film: (film.turn["number"], film.path)):
-        first = next((other for other in unique if _same(other, one, same_frame)), None)
+    for film in sorted(films, key=lambda film: (film.slice_attributes["number"], film.path)):
+        first = next((earlier for earlier in unique if _is_copy(earlier, film, same_frame)), None)
         if first is None:
-            unique.append(one)
+            unique.append(film)
         else:
-            copies.setdefault(first.path, []).append(one.file_name)
+            copies.setdefault(first.path, []).append(film.file_name)
     stacks = []
-    met: dict[str, int] = {}
-    for one in unique:
-        number = met[one.instance] = met.get(one.instance, -1) + 1
-        name = f"{one.instance}.{number}" if number else one.instance
-        dropped = copies.get(one.path, [])
+    repeats: dict[str, int] = {}
+    for film in unique:
+        number = repeats[film.instance] = repeats.get(film.instance, -1) + 1
+        name = f"{film.instance}.{number}" if number else film.instance
+        dropped = copies.get(film.path, [])
         note = f"{len(dropped)} copies dropped: {', '.join(dropped[:5])}" if dropped else ""
-        stacks += _stacks(one, option, name, damaged.get(one.path, ""), note)
+        stacks += _stacks(film, option, name, damaged.get(film.path, ""), note)
     return stacks
 
 
-def _same(one: Slice, other: Slice, same_frame: Callable[[Slice, Slice], bool]) -> bool:
+def _is_copy(film: Slice, earlier: Slice, same_frame: Callable[[Slice, Slice], bool]) -> bool:
     """Whether two files are copies of one film."""
-    alike = (one.instance, one.shape, one.turn, one.about) == (other.instance, other.shape, other.turn, other.about)
-    frames = range(one.turn["frames"])
-    return alike and all(same_frame(replace(one, frame=n), replace(other, frame=n)) for n in frames)
+    same_header = (film.instance, film.shape, film.slice_attributes, film.facts) == (
+        earlier.instance,
+        earlier.shape,
+        earlier.slice_attributes,
+        earlier.facts,
+    )
+    frames = range(film.slice_attributes["frames"])
+    return same_header and all(same_frame(replace(film, frame=n), replace(earlier, frame=n)) for n in frames)
 
 
-def _stacks(one: Slice, option: str, name: str, damage: str, note: str) -> list[Stack]:
+def _stacks(film: Slice, option: str, name: str, damage: str, note: str) -> list[Stack]:
     """The images of one film, or why there are none."""
-    count = int(one.turn["frames"])
-    time = f", {one.turn['frame_ms']:g} ms apart" if "frame_ms" in one.turn else ""
+    count = int(film.slice_attributes["frames"])
+    time = f", {film.slice_attributes['frame_ms']:g} ms apart" if "frame_ms" in film.slice_attributes else ""
     if damage:
-        return [Stack((one,), Status("failed", damage), name)]
+        return [Stack((film,), Status("failed", damage), name)]
     if option == "refuse" or (option == "channels" and count > MOST_CHANNELS):
         reason = (
             f"film: {count} frames without positions{time}; --files.frames scans takes each as an image, "
             f"--files.frames channels up to {MOST_CHANNELS} of them as the channels of one image"
         )
-        return [Stack((one,), Status("rejected", reason), name)]
-    grid = picture_grid(one.shape[0], one.shape[1], one.spacing_mm or (1.0, 1.0))
-    frames = [replace(one, frame=number) for number in range(count)]
+        return [Stack((film,), Status("rejected", reason), name)]
+    grid = picture_grid(film.shape[0], film.shape[1], film.spacing_mm or (1.0, 1.0))
+    frames = [replace(film, frame=number) for number in range(count)]
     end = f"; {note}" if note else ""
     if option == "channels":
         return [Stack(tuple(frames), Status("ok", f"film: {count} frames{time} as channels{end}"), name, grid)]

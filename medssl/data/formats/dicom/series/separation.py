@@ -66,11 +66,11 @@ def by_contrast(slices: Sequence[Slice]) -> Split:
     """Separate by all attributes that say what a voxel shows."""
     levels = _levels_of(slices)
     names = [name for name in levels if is_contrast(name)]
-    own = [name for name in names if name in _OF_A_SLICE and _differs_everywhere(levels[name])]
-    names = [name for name in names if name not in own]
+    per_slice = [name for name in names if name in _OF_A_SLICE and _differs_everywhere(levels[name])]
+    names = [name for name in names if name not in per_slice]
     parts = [[slices[i] for i in part] for part in _parts(levels, names, len(slices))]
     notes = [f"split by {_listed(names)}"] if len(parts) > 1 else []
-    notes += [f"{_listed(own)} differs from slice to slice"] if own else []
+    notes += [f"{_listed(per_slice)} differs from slice to slice"] if per_slice else []
     return Split(parts, "; ".join(notes))
 
 
@@ -118,13 +118,15 @@ def _refused(slices: Sequence[Slice], ranks: np.ndarray, names: Sequence[str]) -
     counts = Counter(ranks.tolist())
     times = sum(count > 1 for count in counts.values())
     first = min(rank for rank, count in counts.items() if count > 1)
-    here = [one for one, rank in zip(slices, ranks.tolist(), strict=True) if rank == first]
-    files = ", ".join(one.file_name for one in here[:2])
-    place = places_of([slices[0], *here])[1]
+    repeated = [slice_ for slice_, rank in zip(slices, ranks.tolist(), strict=True) if rank == first]
+    files = ", ".join(slice_.file_name for slice_ in repeated[:2])
+    place = places_of([slices[0], *repeated])[1]
     problem = f"two different slices in one place: {times} times, first at {place:.2f} mm ({files}); "
     if names:
         problem += f"no attribute separates them into whole volumes ({_listed(names)} differ)"
-    elif len({(rank, one.turn.get("number")) for one, rank in zip(slices, ranks.tolist(), strict=True)}) > len(counts):
+    elif len(
+        {(rank, slice_.slice_attributes.get("number")) for slice_, rank in zip(slices, ranks.tolist(), strict=True)}
+    ) > len(counts):
         problem += "none of the attributes that can tell volumes apart does (InstanceNumber differs, but is no proof)"
     else:
         problem += "none of the attributes that can tell volumes apart differs"
@@ -135,14 +137,14 @@ def _refused(slices: Sequence[Slice], ranks: np.ndarray, names: Sequence[str]) -
 
 
 def _interleaved(slices: Sequence[Slice], levels: dict[str, list[int]], names: Sequence[str]) -> Split:
-    together = _sorted(slices)
-    even = len(slices) < FEWEST_SLICES or not unevenness(together)
+    ordered = _sorted(slices)
+    even = len(slices) < FEWEST_SLICES or not unevenness(ordered)
     for name in names:
         parts = [[slices[i] for i in part] for part in _parts(levels, [name], len(slices))]
         whole = [_sorted(part) for part in parts if len(part) >= FEWEST_SLICES]
         if len(parts) < 2 or not whole or any(unevenness(part) for part in whole):
             continue
-        if even and (len(whole) < len(parts) or not _same_range(whole) or _in_turns(together)):
+        if even and (len(whole) < len(parts) or not _same_range(whole) or _in_turns(ordered)):
             continue
         if name in CLOCKS and 2 * len(parts) > min(map(len, parts)):
             continue
@@ -167,7 +169,7 @@ def _in_turns(slices: Sequence[Slice]) -> bool:
     if between is not None:
         return abs(between - step) <= 0.1 * step
     thickness = declared(slices, "SliceThickness")
-    return slices[0].about["modality"] == "MR" and thickness is not None and thickness <= 1.1 * step
+    return slices[0].facts["modality"] == "MR" and thickness is not None and thickness <= 1.1 * step
 
 
 def _sorted(slices: Sequence[Slice]) -> list[Slice]:
@@ -190,14 +192,14 @@ def _with_origins(
 ) -> tuple[dict[str, list[int]], list[str]]:
     """Where the first pixel lies within the plane separates stacks side by side (both knees, both breasts)."""
     direction = np.array(slices[0].pose or ())[:6].reshape(2, 3)
-    inside = np.round(origins_of(slices) @ direction.T, 1)
-    found: dict[tuple[float, ...], int] = {}
-    values = [tuple(row) for row in inside.tolist()]
+    in_plane = np.round(origins_of(slices) @ direction.T, 1)
+    levels_of_origins: dict[tuple[float, ...], int] = {}
+    values = [tuple(row) for row in in_plane.tolist()]
     for value in sorted(set(values)):
-        found[value] = len(found)
-    if len(found) < 2:
+        levels_of_origins[value] = len(levels_of_origins)
+    if len(levels_of_origins) < 2:
         return levels, names
-    return levels | {_ORIGIN: [found[value] for value in values]}, [_ORIGIN, *names]
+    return levels | {_ORIGIN: [levels_of_origins[value] for value in values]}, [_ORIGIN, *names]
 
 
 def _by_clock(slices: Sequence[Slice], ranks: np.ndarray) -> Split | None:
@@ -206,14 +208,14 @@ def _by_clock(slices: Sequence[Slice], ranks: np.ndarray) -> Split | None:
     if len(several) > 1:
         return None
     for name in CLOCKS:
-        values = [one.attributes.get(name) for one in slices]
+        values = [slice_.attributes.get(name) for slice_ in slices]
         if None in values or len(set(zip(ranks.tolist(), values, strict=True))) < len(slices):
             continue
         parts: list[list[Slice]] = [[] for _ in range(several.copy().pop())]
-        met: Counter[int] = Counter()
+        filled: Counter[int] = Counter()
         for i in sorted(range(len(slices)), key=lambda i: (values[i], int(ranks[i]))):
-            parts[met[int(ranks[i])]].append(slices[i])
-            met[int(ranks[i])] += 1
+            parts[filled[int(ranks[i])]].append(slices[i])
+            filled[int(ranks[i])] += 1
         return Split(parts, f"split by {name}, in the order of time at each place")
     return None
 
@@ -221,7 +223,7 @@ def _by_clock(slices: Sequence[Slice], ranks: np.ndarray) -> Split | None:
 def _by_declared_times(slices: Sequence[Slice], ranks: np.ndarray) -> Split | None:
     """Points in time that the header counts and that runs of InstanceNumber confirm."""
     times = declared(slices, "NumberOfTemporalPositions")
-    numbers = [one.turn.get("number", 0.0) for one in slices]
+    numbers = [slice_.slice_attributes.get("number", 0.0) for slice_ in slices]
     places = int(ranks.max()) + 1
     order = sorted(range(len(slices)), key=numbers.__getitem__)
     steps = {numbers[b] - numbers[a] for a, b in pairwise(order)}
@@ -243,28 +245,32 @@ def _by_declared_times(slices: Sequence[Slice], ranks: np.ndarray) -> Split | No
 
 def _levels_of(slices: Sequence[Slice]) -> dict[str, list[int]]:
     """For each attribute that differs among slices, the number of each slice's value in their order."""
-    attributes = [one.attributes for one in slices]
-    names = sorted({name for one in attributes for name in one} - {"number", "NumberOfTemporalPositions"})
-    found = {}
+    attributes = [slice_attributes.attributes for slice_attributes in slices]
+    names = sorted(
+        {name for slice_attributes in attributes for name in slice_attributes} - {"number", "NumberOfTemporalPositions"}
+    )
+    differing = {}
     for name in names:
-        levels = _levels([one.get(name) for one in attributes], _EQUAL if name in _MEASURED else 0.0)
+        levels = _levels(
+            [slice_attributes.get(name) for slice_attributes in attributes], _EQUAL if name in _MEASURED else 0.0
+        )
         if len(set(levels)) > 1:
-            found[name] = levels
-    return found
+            differing[name] = levels
+    return differing
 
 
 def _levels(values: Sequence[Any], tolerance: float) -> list[int]:
     """Numbers of values in their order; measured ones that differ by rounding share one; -1 for none."""
     keys = [tuple(value) if isinstance(value, list) else value for value in values]
-    known: dict[Any, int] = {}
+    level_of: dict[Any, int] = {}
     firsts: list[Any] = []
     for key in sorted({key for key in keys if key is not None}, key=lambda key: (str(type(key)), key)):
-        tried = range(len(firsts)) if isinstance(key, tuple) else range(len(firsts))[-1:]  # numbers come in order
-        same = next((n for n in tried if tolerance and _equal(firsts[n], key, tolerance)), None)
+        candidates = range(len(firsts)) if isinstance(key, tuple) else range(len(firsts))[-1:]  # numbers come in order
+        same = next((n for n in candidates if tolerance and _equal(firsts[n], key, tolerance)), None)
         if same is None:
             firsts.append(key)
-        known[key] = len(firsts) - 1 if same is None else same
-    return [-1 if key is None else known[key] for key in keys]
+        level_of[key] = len(firsts) - 1 if same is None else same
+    return [-1 if key is None else level_of[key] for key in keys]
 
 
 def _equal(a: Any, b: Any, tolerance: float) -> bool:
@@ -289,6 +295,6 @@ def _differs_everywhere(levels: Sequence[int]) -> bool:
     return len(set(levels)) >= FEWEST_SLICES and max(Counter(levels).values()) < FEWEST_SLICES
 
 
-def _listed(names: Sequence[str], most: int = 4) -> str:
-    shown = [*names[:most], "..."] if len(names) > most else list(names)
+def _listed(names: Sequence[str], limit: int = 4) -> str:
+    shown = [*names[:limit], "..."] if len(names) > limit else list(names)
     return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)

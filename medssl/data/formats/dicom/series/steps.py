@@ -17,9 +17,9 @@ _COARSEST = 0.35  # share of the step that positions may be rounded to
 _GAP = 1.5  # of the step or of the thickness: more is a gap
 
 
-def normal_of(one: Slice) -> np.ndarray:
+def normal_of(slice_: Slice) -> np.ndarray:
     """Direction from slice to slice, LPS."""
-    pose = one.pose or ()
+    pose = slice_.pose or ()
     normal = np.cross(pose[:3], pose[3:6])
     return np.asarray(normal / max(float(np.linalg.norm(normal)), 1e-12))
 
@@ -31,7 +31,7 @@ def places_of(slices: Sequence[Slice]) -> np.ndarray:
 
 def origins_of(slices: Sequence[Slice]) -> np.ndarray:
     """Positions of the first pixels (slice, 3), LPS mm."""
-    return np.array([(one.pose or ())[6:] for one in slices])
+    return np.array([(slice_.pose or ())[6:] for slice_ in slices])
 
 
 def same_place_mm(slices: Sequence[Slice]) -> float:
@@ -54,24 +54,22 @@ def unevenness(slices: Sequence[Slice]) -> str:
     steps = np.diff(places)
     same = np.flatnonzero(steps <= same_place_mm(slices))
     if len(same):
-        here = int(same[0])
-        names = f"{slices[here].file_name}, {slices[here + 1].file_name}"
-        return f"two different slices in one place: {len(same)} times, first at {places[here]:.2f} mm ({names})"
-    usual = float(np.median(steps))
-    gaps = np.flatnonzero(steps > _GAP * usual)
+        index = int(same[0])
+        names = f"{slices[index].file_name}, {slices[index + 1].file_name}"
+        return f"two different slices in one place: {len(same)} times, first at {places[index]:.2f} mm ({names})"
+    median_step = float(np.median(steps))
+    gaps = np.flatnonzero(steps > _GAP * median_step)
     if len(gaps):
-        here = int(gaps[0])
-        missing = int(sum(round(float(steps[gap]) / usual) - 1 for gap in gaps))
-        where = f"between {places[here]:.2f} and {places[here + 1]:.2f} mm ({slices[here].file_name})"
-        return (
-            f"missing slice: a gap of {steps[here]:.2f} mm {where} where the step is {usual:.2f} mm; {missing} missing"
-        )
+        index = int(gaps[0])
+        missing = int(sum(round(float(steps[n]) / median_step) - 1 for n in gaps))
+        where = f"between {places[index]:.2f} and {places[index + 1]:.2f} mm ({slices[index].file_name})"
+        gap = f"a gap of {steps[index]:.2f} mm {where} where the step is {median_step:.2f} mm"
+        return f"missing slice: {gap}; {missing} missing"
     start, step = line_of(origins)
-    off = float(np.linalg.norm(origins - start - np.arange(len(origins))[:, None] * step, axis=1).max())
-    if off > UNEVEN * usual:
-        return (
-            f"uneven slices: steps of {steps.min():.2f} to {steps.max():.2f} mm, up to {off:.2f} mm off a straight line"
-        )
+    largest_offset = float(np.linalg.norm(origins - start - np.arange(len(origins))[:, None] * step, axis=1).max())
+    if largest_offset > UNEVEN * median_step:
+        extremes = f"steps of {steps.min():.2f} to {steps.max():.2f} mm"
+        return f"uneven slices: {extremes}, up to {largest_offset:.2f} mm off a straight line"
     mean = float(np.linalg.norm(step))
     if not SMALLEST_MM <= mean <= LARGEST_MM:
         return f"slices {mean:g} mm apart: expected {SMALLEST_MM:g} to {LARGEST_MM:g} mm (DICOM measures in mm)"
@@ -86,9 +84,9 @@ def line_of(origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     count = len(origins)
     start, step = origins[0], (origins[-1] - origins[0]) / (count - 1)
-    off = np.abs(origins - start - np.arange(count)[:, None] * step).max()
+    largest_offset = np.abs(origins - start - np.arange(count)[:, None] * step).max()
     unit = _rounded_to(origins)
-    if not 1e-3 * np.linalg.norm(step) < off <= 1.001 * unit < _COARSEST * np.linalg.norm(step):
+    if not 1e-3 * np.linalg.norm(step) < largest_offset <= 1.001 * unit < _COARSEST * np.linalg.norm(step):
         return start, step
     fitted = np.polynomial.polynomial.polyfit(np.arange(count), origins, 1)
     return fitted[0], fitted[1]
@@ -110,7 +108,7 @@ def step_of(slices: Sequence[Slice]) -> float:
 
 def declared(slices: Sequence[Slice], name: str) -> float | None:
     """A number above zero that all slices declare alike, but for rounding."""
-    values = sorted(float(value) for one in slices if (value := one.attributes.get(name)) is not None)
+    values = sorted(float(value) for slice_ in slices if (value := slice_.attributes.get(name)) is not None)
     if len(values) < len(slices) or values[0] <= 0 or values[-1] > 1.01 * values[0]:
         return None
     return values[len(values) // 2]
@@ -146,11 +144,11 @@ def skipped(slices: Sequence[Slice], numbers: frozenset[float]) -> str:
                     f"missing slices: steps of {step:.2f} mm where SpacingBetweenSlices is {between:.2f} mm, so that "
                     f"{times - 1} of {times} slices are missing"
                 )
-    own = [one.turn.get("number", 0.0) for one in slices]
-    jumps = {round(abs(second - first)) for first, second in itertools.pairwise(own)}
+    stack_numbers = [slice_.slice_attributes.get("number", 0.0) for slice_ in slices]
+    jumps = {round(abs(second - first)) for first, second in itertools.pairwise(stack_numbers)}
     if contiguous(slices) or len(jumps) != 1 or min(jumps) < 2:
         return ""
-    between_numbers = set(np.arange(min(own), max(own) + 1).tolist()) - set(own)
+    between_numbers = set(np.arange(min(stack_numbers), max(stack_numbers) + 1).tolist()) - set(stack_numbers)
     if between_numbers & numbers:
         return ""
     return (

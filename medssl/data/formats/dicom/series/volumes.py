@@ -54,42 +54,44 @@ _FACTS = {
 
 
 @dataclass(frozen=True)
-class Beside:
+class SeriesFiles:
     """What is known of a series apart from its slices.
 
     Attributes:
         damaged: File of a slice whose pixels are damaged -> why.
-        lost: Names and reasons of files of this series whose header could not be read.
-        unknown: Finds the names of files in the folders of this series that could not be read and may be of any series.
-        images: Take every slice as an image.
-        files: How many files the series has.
+        unreadable: Names and reasons of files of this series whose header could not be read.
+        unassigned: Returns the names of unreadable files in the folders of this series that may belong to any series.
+        as_images: Take every slice as an image.
+        count: How many files the series has.
     """
 
     damaged: Mapping[str, str] = field(default_factory=dict)
-    lost: tuple[tuple[str, str], ...] = ()
-    unknown: Callable[[], Sequence[str]] = tuple
-    images: bool = False
-    files: int = 0
+    unreadable: tuple[tuple[str, str], ...] = ()
+    unassigned: Callable[[], Sequence[str]] = tuple
+    as_images: bool = False
+    count: int = 0
 
 
-def stacks_of(slices: Sequence[Slice], same_pixels: SamePixels, beside: Beside | None = None) -> list[Stack]:
+def stacks_of(slices: Sequence[Slice], same_pixels: SamePixels, files: SeriesFiles | None = None) -> list[Stack]:
     """Group the slices of one series.
 
     Args:
         slices: All slices of the series, in any order; those of damaged files, too.
         same_pixels: Whether two slices hold equal pixels; asked only for two slices of equal headers in one place.
-        beside: Damaged files, and whether slices are taken as images.
+        files: Damaged files, and whether slices are taken as images.
     """
-    beside = beside or Beside()
-    ordered = sorted(slices, key=lambda one: (one.turn.get("number", 0.0), one.path, one.frame or 0))
-    sound = lambda a, b: not {a.path, b.path} & beside.damaged.keys() and same_pixels(a, b)  # noqa: E731
-    unique, copies = without_copies(ordered, sound)
-    flat = [one for one in unique if one.kind == "image" or beside.images]
-    stacks = _pictures(flat, beside)
-    if not beside.images:
-        stacks += _Series(beside, same_pixels, frozenset(one.turn.get("number", 0.0) for one in slices)).volumes(
-            [one for one in unique if one.kind == "volume"]
-        )
+    files = files or SeriesFiles()
+    ordered = sorted(
+        slices, key=lambda slice_: (slice_.slice_attributes.get("number", 0.0), slice_.path, slice_.frame or 0)
+    )
+    equal_pixels = lambda a, b: not {a.path, b.path} & files.damaged.keys() and same_pixels(a, b)  # noqa: E731
+    unique, copies = without_copies(ordered, equal_pixels)
+    flat = [slice_ for slice_ in unique if slice_.kind == "image" or files.as_images]
+    stacks = _pictures(flat, files)
+    if not files.as_images:
+        stacks += _Series(
+            files, same_pixels, frozenset(slice_.slice_attributes.get("number", 0.0) for slice_ in slices)
+        ).volumes([slice_ for slice_ in unique if slice_.kind == "volume"])
     return [_noted(stack, dropped_note(copies, stack.slices)) for stack in stacks]
 
 
@@ -101,16 +103,16 @@ def _noted(stack: Stack, note: str) -> Stack:
     return replace(stack, status=replace(stack.status, reason=reason))
 
 
-def _pictures(slices: Sequence[Slice], beside: Beside) -> list[Stack]:
+def _pictures(slices: Sequence[Slice], files: SeriesFiles) -> list[Stack]:
     """Every slice as an image of its own; identifiers that several share get a number."""
-    stacks, met = [], dict[str, int]()
-    for one in slices:
-        number = met[one.instance] = met.get(one.instance, -1) + 1
-        name = f"{one.instance}.{number}" if number else one.instance
-        grid = picture_grid(one.shape[0], one.shape[1], one.spacing_mm or (1.0, 1.0))
-        why = beside.damaged.get(one.path)
+    stacks, repeats = [], dict[str, int]()
+    for slice_ in slices:
+        number = repeats[slice_.instance] = repeats.get(slice_.instance, -1) + 1
+        name = f"{slice_.instance}.{number}" if number else slice_.instance
+        grid = picture_grid(slice_.shape[0], slice_.shape[1], slice_.spacing_mm or (1.0, 1.0))
+        why = files.damaged.get(slice_.path)
         status = Status("failed", why) if why else Status()
-        stacks.append(Stack((one,), status, name=name, grid=None if why else grid))
+        stacks.append(Stack((slice_,), status, name=name, grid=None if why else grid))
     return stacks
 
 
@@ -118,24 +120,24 @@ def _pictures(slices: Sequence[Slice], beside: Beside) -> list[Stack]:
 class _Series:
     """The slices with a place, and what lies beside them."""
 
-    beside: Beside
+    files: SeriesFiles
     same_pixels: SamePixels
     numbers: frozenset[float]
 
     def volumes(self, slices: list[Slice]) -> list[Stack]:
         """Volumes and strays: split by grid, then by attributes, then checked."""
-        lost = [one for one in slices if one.pose is None or one.spacing_mm is None]
-        located = [one for one in slices if one.pose is not None and one.spacing_mm is not None]
-        kinds = {str(one.attributes.get("ImageType")) for one in located}
-        if lost and located and not kinds & {str(one.attributes.get("ImageType")) for one in lost}:
+        unplaced = [slice_ for slice_ in slices if slice_.pose is None or slice_.spacing_mm is None]
+        located = [slice_ for slice_ in slices if slice_.pose is not None and slice_.spacing_mm is not None]
+        kinds = {str(slice_.attributes.get("ImageType")) for slice_ in located}
+        if unplaced and located and not kinds & {str(slice_.attributes.get("ImageType")) for slice_ in unplaced}:
             reason = (
                 f"stray image: without position or spacing, and of another ImageType than the {len(located)} slices"
             )
-            stray = Stack(tuple(lost), Status("rejected", f"{reason}; {_AS_IMAGES}"), name="stray unplaced")
+            stray = Stack(tuple(unplaced), Status("rejected", f"{reason}; {_AS_IMAGES}"), name="stray unplaced")
             return [*self.volumes(located), stray]
-        if lost:
-            message = f"no geometry: {len(lost)} of {len(slices)} slices without position or spacing"
-            return [Stack(tuple(slices), Status("failed", f"{message} ({lost[0].file_name})"))]
+        if unplaced:
+            message = f"no geometry: {len(unplaced)} of {len(slices)} slices without position or spacing"
+            return [Stack(tuple(slices), Status("failed", f"{message} ({unplaced[0].file_name})"))]
         if not slices:
             return []
         clusters = _clusters(slices)
@@ -148,45 +150,48 @@ class _Series:
             if len(cluster) < FEWEST_SLICES and len(clusters) > 1:
                 strays.append(cluster)
                 continue
-            other = clusters[1 if number == 0 else 0] if len(clusters) > 1 else []
-            note = f"split by {_differing(cluster[0], other[0])}" if len(other) >= FEWEST_SLICES else ""
+            compared = clusters[1 if number == 0 else 0] if len(clusters) > 1 else []
+            note = f"split by {_differing(cluster[0], compared[0])}" if len(compared) >= FEWEST_SLICES else ""
             stacks += [_noted(stack, note) for stack in self._of_grid(cluster, number)]
         stacks += [self._stray(cluster, clusters[0], n) for n, cluster in enumerate(strays)]
-        issuers = {(one.about["subject"], one.about["issuer"]) for one in slices if one.about.get("issuer")}
+        issuers = {(slice_.facts["subject"], slice_.facts["issuer"]) for slice_ in slices if slice_.facts.get("issuer")}
         shared = Counter(subject for subject, _ in issuers)
-        twice = "IssuerOfPatientID differs in this series for one PatientID: one subject is taken for both"
-        return [_noted(stack, twice if shared[stack.slices[0].about["subject"]] > 1 else "") for stack in stacks]
+        issuer_note = "IssuerOfPatientID differs in this series for one PatientID: one subject is taken for both"
+        return [_noted(stack, issuer_note if shared[stack.slices[0].facts["subject"]] > 1 else "") for stack in stacks]
 
     def _of_grid(self, cluster: list[Slice], number: int) -> list[Stack]:
         """Volumes of slices that share shape, direction and spacing."""
         contrast = by_contrast(cluster)
-        found: list[tuple[list[Slice], str, str]] = []
-        odd: list[list[Slice]] = []
+        groups: list[tuple[list[Slice], str, str]] = []
+        single_slices: list[list[Slice]] = []
         main = max(map(len, contrast.parts))
         if main < FEWEST_SLICES <= len(cluster):
             names = contrast.note.removeprefix("split by ")
-            few = f"no volume: of {len(cluster)} slices no {FEWEST_SLICES} agree ({names})"
-            return [self._damaged(Stack(tuple(cluster), Status("failed", f"{few}; {_AS_IMAGES}"), f"{number}.0"))]
+            reason = f"no volume: of {len(cluster)} slices no {FEWEST_SLICES} agree ({names})"
+            return [self._damaged(Stack(tuple(cluster), Status("failed", f"{reason}; {_AS_IMAGES}"), f"{number}.0"))]
         for part in contrast.parts:
             if len(part) == 1 and main >= FEWEST_SLICES:
-                odd.append(part)
+                single_slices.append(part)
                 continue
             split = by_moment(part)
             if split.problem:
-                kept, copies = _repeated(part, self.same_pixels, self.beside)
-                again = by_moment(kept)
-                if copies and not again.problem:
-                    found += [(p, _joined(contrast.note, again.note, dropped_note(copies, p)), "") for p in again.parts]
+                unique, copies = _repeated(part, self.same_pixels, self.files)
+                second_split = by_moment(unique)
+                if copies and not second_split.problem:
+                    groups += [
+                        (p, _joined(contrast.note, second_split.note, dropped_note(copies, p)), "")
+                        for p in second_split.parts
+                    ]
                     continue
-            found += [(p, _joined(contrast.note, split.note), split.problem) for p in split.parts]
+            groups += [(p, _joined(contrast.note, split.note), split.problem) for p in split.parts]
         ranks = _ranks_by_slice(cluster)
-        fullest = max((part for part, _, _ in found), key=len, default=[])
+        fullest = max((part for part, _, _ in groups), key=len, default=[])
         stacks = []
-        for turn, (part, note, problem) in enumerate(found):
-            stack = Stack(tuple(part), Status(), f"{number}.{turn}", volume=(turn + 1, len(found)))
+        for position, (part, note, problem) in enumerate(groups):
+            stack = Stack(tuple(part), Status(), f"{number}.{position}", volume=(position + 1, len(groups)))
             problem = problem or _incomplete(stack, fullest, ranks)
             stacks.append(_noted(self._checked(stack, problem), note))
-        return stacks + [self._stray(part, fullest, f"{number}.{n}") for n, part in enumerate(odd)]
+        return stacks + [self._stray(part, fullest, f"{number}.{n}") for n, part in enumerate(single_slices)]
 
     def _checked(self, stack: Stack, problem: str) -> Stack:
         """Sort by place, check the steps, and give the stack its grid, or say what is wrong."""
@@ -199,10 +204,10 @@ class _Series:
         if problem:
             return replace(stack, status=Status("failed", problem))
         if len(slices) < FEWEST_SLICES or len(set(_ranks_by_slice(slices).values())) < FEWEST_SLICES:
-            few = f"too few slices for a volume: {len(slices)} of at least {FEWEST_SLICES}"
+            reason = f"too few slices for a volume: {len(slices)} of at least {FEWEST_SLICES}"
             if len(slices) >= FEWEST_SLICES:
-                few = f"too few places for a volume: {len(slices)} slices in fewer than {FEWEST_SLICES} places"
-            return replace(stack, status=Status("rejected", f"{few}; {_AS_IMAGES}"))
+                reason = f"too few places for a volume: {len(slices)} slices in fewer than {FEWEST_SLICES} places"
+            return replace(stack, status=Status("rejected", f"{reason}; {_AS_IMAGES}"))
         problem = unevenness(slices) or skipped(slices, self.numbers) or self._doubtful(slices)
         if problem:
             return replace(stack, status=Status("failed", problem))
@@ -210,24 +215,30 @@ class _Series:
 
     def _damaged(self, stack: Stack) -> Stack:
         """The stack as failed where one of its slices, or one of its series, could not be read."""
-        own = sorted(
-            {(one.file_name, self.beside.damaged[one.path]) for one in stack.slices if one.path in self.beside.damaged}
+        damaged_slices = sorted(
+            {
+                (slice_.file_name, self.files.damaged[slice_.path])
+                for slice_ in stack.slices
+                if slice_.path in self.files.damaged
+            }
         )
-        bad = own or sorted(self.beside.lost)
-        if not bad:
+        damaged_files = damaged_slices or sorted(self.files.unreadable)
+        if not damaged_files:
             return stack
-        name, why = bad[0]
-        count = f"{len(bad)} of {self.beside.files} files" if self.beside.files else f"{len(bad)} files"
+        name, why = damaged_files[0]
+        count = (
+            f"{len(damaged_files)} of {self.files.count} files" if self.files.count else f"{len(damaged_files)} files"
+        )
         return replace(stack, status=Status("failed", f"damaged slice: {name} {why} ({count})"))
 
     def _doubtful(self, slices: Sequence[Slice]) -> str:
         """Why files that could not be read may be the slices between these, or nothing."""
-        unknown = () if contiguous(slices) else self.beside.unknown()
-        if not unknown or len(unknown) < len(slices) - 1:
+        unassigned = () if contiguous(slices) else self.files.unassigned()
+        if not unassigned or len(unassigned) < len(slices) - 1:
             return ""
         return (
-            f"{len(unknown)} files beside this series could not be read (first: {unknown[0]}), and no header says that "
-            f"its steps of {step_of(slices):.2f} mm hide no slice"
+            f"{len(unassigned)} files beside this series could not be read (first: {unassigned[0]}), and no header "
+            f"says that its steps of {step_of(slices):.2f} mm hide no slice"
         )
 
     def _stray(self, slices: Sequence[Slice], main: Sequence[Slice], number: int | str) -> Stack:
@@ -242,35 +253,35 @@ def _joined(*notes: str) -> str:
     return "; ".join(note for note in notes if note)
 
 
-def _repeated(slices: Sequence[Slice], same_pixels: SamePixels, beside: Beside) -> tuple[list[Slice], Copies]:
+def _repeated(slices: Sequence[Slice], same_pixels: SamePixels, files: SeriesFiles) -> tuple[list[Slice], Copies]:
     """Drop slices that repeat another of their place under another number or time, where their pixels are equal."""
     ranks = _ranks_by_slice(slices)
     places: dict[int, list[Slice]] = {}
     copies: Copies = {}
-    for one in slices:
-        alike = places.setdefault(ranks[one.path, one.frame], [])
-        readable = one.path not in beside.damaged
-        first = next((other for other in alike if readable and same_pixels(other, one)), None)
-        if first is None and alike:
+    for slice_ in slices:
+        group = places.setdefault(ranks[slice_.path, slice_.frame], [])
+        readable = slice_.path not in files.damaged
+        first = next((earlier for earlier in group if readable and same_pixels(earlier, slice_)), None)
+        if first is None and group:
             return list(slices), {}  # different pictures in one place: nothing is dropped
         if first is None:
-            alike.append(one)
+            group.append(slice_)
         else:
-            copies.setdefault((first.path, first.frame), []).append(one.file_name)
-    return [one for alike in places.values() for one in alike], copies
+            copies.setdefault((first.path, first.frame), []).append(slice_.file_name)
+    return [slice_ for group in places.values() for slice_ in group], copies
 
 
 def _ranks_by_slice(slices: Sequence[Slice]) -> dict[tuple[str, int | None], int]:
     ranks = ranks_of(places_of(slices), same_place_mm(slices)).tolist()
-    return {(one.path, one.frame): rank for one, rank in zip(slices, ranks, strict=True)}
+    return {(slice_.path, slice_.frame): rank for slice_, rank in zip(slices, ranks, strict=True)}
 
 
 def _incomplete(stack: Stack, fullest: Sequence[Slice], ranks: Mapping[tuple[str, int | None], int]) -> str:
     """Whether a stack holds only some of the places of a larger one of its grid."""
     if len(stack.slices) >= len(fullest):
         return ""
-    own = {ranks[one.path, one.frame] for one in stack.slices}
-    if not own < {ranks[one.path, one.frame] for one in fullest}:
+    stack_ranks = {ranks[slice_.path, slice_.frame] for slice_ in stack.slices}
+    if not stack_ranks < {ranks[slice_.path, slice_.frame] for slice_ in fullest}:
         return ""
     number, count = stack.volume
     return f"incomplete volume: number {number} of {count} has {len(stack.slices)} of {len(fullest)} slices"
@@ -282,19 +293,19 @@ def _incomplete(stack: Stack, fullest: Sequence[Slice], ranks: Mapping[tuple[str
 def _clusters(slices: Sequence[Slice]) -> list[list[Slice]]:
     """Slices of one patient and one grid (shape, direction, spacing), largest group first."""
     clusters: dict[tuple[Any, ...], list[list[Slice]]] = {}
-    for one in slices:
-        alike = clusters.setdefault((one.shape, *(one.about.get(name, "") for name in _FACTS)), [])
-        for cluster in alike:
+    for slice_ in slices:
+        same_header = clusters.setdefault((slice_.shape, *(slice_.facts.get(name, "") for name in _FACTS)), [])
+        for cluster in same_header:
             first = cluster[0]
-            if _close(_direction(one), _direction(first), SAME_DIRECTION) and _close(
-                _spacing(one), _spacing(first), 1e-3 * max(_spacing(first))
+            if _close(_direction(slice_), _direction(first), SAME_DIRECTION) and _close(
+                _spacing(slice_), _spacing(first), 1e-3 * max(_spacing(first))
             ):
-                cluster.append(one)
+                cluster.append(slice_)
                 break
         else:
-            alike.append([one])
-    found = [cluster for key in sorted(clusters, key=str) for cluster in clusters[key]]
-    return sorted(found, key=lambda cluster: (-len(cluster), _direction(cluster[0]), _spacing(cluster[0])))
+            same_header.append([slice_])
+    all_clusters = [cluster for key in sorted(clusters, key=str) for cluster in clusters[key]]
+    return sorted(all_clusters, key=lambda cluster: (-len(cluster), _direction(cluster[0]), _spacing(cluster[0])))
 
 
 def _close(a: Sequence[float], b: Sequence[float], tolerance: float) -> bool:
@@ -302,22 +313,22 @@ def _close(a: Sequence[float], b: Sequence[float], tolerance: float) -> bool:
     return a == b or all(abs(left - right) <= tolerance for left, right in zip(a, b, strict=True))
 
 
-def _direction(one: Slice) -> tuple[float, ...]:
-    return (one.pose or ())[:6]
+def _direction(slice_: Slice) -> tuple[float, ...]:
+    return (slice_.pose or ())[:6]
 
 
-def _spacing(one: Slice) -> tuple[float, float]:
-    return one.spacing_mm or (0.0, 0.0)
+def _spacing(slice_: Slice) -> tuple[float, float]:
+    return slice_.spacing_mm or (0.0, 0.0)
 
 
-def _differing(one: Slice, other: Slice) -> str:
+def _differing(first: Slice, second: Slice) -> str:
     """Keywords of what tells two slices apart."""
-    names = [word for name, word in _FACTS.items() if one.about.get(name, "") != other.about.get(name, "")]
-    names += ["Rows or Columns"] if one.shape != other.shape else []
-    names += [] if _close(_direction(one), _direction(other), SAME_DIRECTION) else ["ImageOrientationPatient"]
-    names += [] if _close(_spacing(one), _spacing(other), 1e-3 * max(_spacing(other))) else ["PixelSpacing"]
+    names = [word for name, word in _FACTS.items() if first.facts.get(name, "") != second.facts.get(name, "")]
+    names += ["Rows or Columns"] if first.shape != second.shape else []
+    names += [] if _close(_direction(first), _direction(second), SAME_DIRECTION) else ["ImageOrientationPatient"]
+    names += [] if _close(_spacing(first), _spacing(second), 1e-3 * max(_spacing(second))) else ["PixelSpacing"]
     if not names:
-        names = by_contrast([one, other]).note.removeprefix("split by ").split(", ")
+        names = by_contrast([first, second]).note.removeprefix("split by ").split(", ")
     return ", ".join(names)
 
 
@@ -325,15 +336,15 @@ def _no_volume(clusters: Sequence[Sequence[Slice]]) -> Status | None:
     """Three planes of few slices are a localizer; where no grid has three slices there is no volume."""
     if len(clusters) < 2:
         return None
-    most = max(map(len, clusters))
+    largest = max(map(len, clusters))
     normals = [normal_of(cluster[0]) for cluster in clusters]
     upright = sum(abs(float(a @ b)) < 0.3 for a, b in combinations(normals[:12], 2))
-    if upright >= 3 and most < 12:
-        return Status("rejected", f"localizer: {len(clusters)} directions of at most {most} slices")
-    if most < FEWEST_SLICES:
+    if upright >= 3 and largest < 12:
+        return Status("rejected", f"localizer: {len(clusters)} directions of at most {largest} slices")
+    if largest < FEWEST_SLICES:
         names = _differing(clusters[1][0], clusters[0][0])
-        few = f"too few slices for a volume: at most {most} of at least {FEWEST_SLICES} that agree in {names}"
-        return Status("rejected", f"{few}; {_AS_IMAGES}")
+        reason = f"too few slices for a volume: at most {largest} of at least {FEWEST_SLICES} that agree in {names}"
+        return Status("rejected", f"{reason}; {_AS_IMAGES}")
     return None
 
 
