@@ -75,8 +75,8 @@ demo: $(INSTALLED) ## phantoms -> index -> store -> SparK -> few labels, and wit
 	@(umask 077; test -f $(DEMO)/key || printf '%064d\n' 0 > $(DEMO)/key)
 	@echo "== 2. the index: what is there, who is who, what is a label"
 	@$(MEDSSL) index $(DEMO)/scans --index $(DEMO)/index/scans.sqlite --files.key $(DEMO)/key --files.modality MR \
-		--subject '(PHANTOM-[0-9]+)' --labels.masks images=labels --labels.split train=0.55,val=0.15,test=0.3 \
-		--labels.class_names 0=background,1=liver,2=spleen,3=kidneys
+		--subject '(PHANTOM-[0-9]+)' --label.masks images=labels --label.split train=0.55,val=0.15,test=0.3 \
+		--label.class_names 0=background,1=liver,2=spleen,3=kidneys
 	@echo "== 3. the store: oriented, 8 mm voxels, in chunks"
 	@$(MEDSSL) cache $(DEMO)/index/scans.sqlite $(DEMO)/store --preprocess mr --preprocess.spacing_mm '[8,8,8]'
 	@echo "== 4. pretraining with SparK, no labels: a residual encoder fills in what is hidden from it"

@@ -59,7 +59,7 @@ def main() -> None:
     prepare("acdc", given.data, work)
     with ThreadPoolExecutor(given.jobs) as pool:
         list(pool.map(lambda name: pretrain(work, name, FIRST[name]), FIRST))
-    pretrain(work, "global_local", (*SECOND["global_local"], "--init", str(work / "pretrained/global")))
+    pretrain(work, "global_local", (*SECOND["global_local"], "--pretrained", str(work / "pretrained/global")))
     arms = [f"{name}={work / 'pretrained' / name}" for name in (*FIRST, *SECOND)]
     words = (
         "compare", *arms, *COMPARE, "--store", str(work / "store"), "--index", str(work / "index.sqlite"), "--out",

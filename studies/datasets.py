@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-SPLIT_BY_FILE = ("--labels.values", "{work}/split.csv", "--labels.key", "name", "--labels.split", "column:split")
+SPLIT_BY_FILE = ("--label.values", "{work}/split.csv", "--label.key", "name", "--label.split", "column:split")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ DATA_SETS = {
         images=("hippocampus/imagesTr", ""),
         index=(
             "{data}/hippocampus", "--subject", r"hippocampus_(\d+)", "--files.modality", "MR",
-            "--labels.masks", "imagesTr=labelsTr", "--labels.class_names", "0=background,1=anterior,2=posterior",
+            "--label.masks", "imagesTr=labelsTr", "--label.class_names", "0=background,1=anterior,2=posterior",
         ),
         cache=("--preprocess", "mr"),
         test=40,
@@ -46,7 +46,7 @@ DATA_SETS = {
     ),
     "ultrasound": DataSet(
         images=("breast_ultrasound", ""),
-        index=("{data}/breast_ultrasound", "--labels.classes", "folder", "--files.modality", "US"),
+        index=("{data}/breast_ultrasound", "--label.classes", "folder", "--files.modality", "US"),
         cache=("--preprocess", "image", "--preprocess.image_size", "[128,128]"),
         test=100,
         validation=50,
@@ -54,8 +54,8 @@ DATA_SETS = {
     "acdc": DataSet(
         images=("acdc/images", r"patient\d+"),
         index=(
-            "{data}/acdc", "--subject", r"patient(\d+)", "--files.modality", "MR", "--labels.masks", "images=labels",
-            "--labels.class_names", "0=background,1=right ventricle,2=myocardium,3=left ventricle",
+            "{data}/acdc", "--subject", r"patient(\d+)", "--files.modality", "MR", "--label.masks", "images=labels",
+            "--label.class_names", "0=background,1=right ventricle,2=myocardium,3=left ventricle",
         ),
         # 128 pixels are 256 mm, as 192 pixels of 1.37 mm in the paper on global and local contrast
         cache=("--preprocess", "mr", "--preprocess.spacing_mm", "[2.0,2.0,0]"),

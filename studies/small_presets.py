@@ -144,7 +144,7 @@ def one(work: Path, name: str) -> tuple[list[dict[str, object]], list[dict[str, 
 def pretrain(work: Path, name: str, run: Path, *, steps: int, threads: str) -> None:
     """Trains a preset; the second stage starts from the run of the first."""
     preset = PRESETS[name]
-    start = ("--init", str(work / preset.data / "presets" / preset.start)) if preset.start else ()
+    start = ("--pretrained", str(work / preset.data / "presets" / preset.start)) if preset.start else ()
     medssl(
         "pretrain", "--config", name, *preset.words, *start, "--store", str(work / preset.data / "store"), "--run",
         str(run), "--training.steps", str(steps), "--training.precision", "bf16", "--training.output.log_every", "1",

@@ -18,9 +18,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/guides").glob("*.md"))]
 RULES = [
     "--files.modality=MR",
     "--subject=(PHANTOM-[0-9]+)",
-    "--labels.masks=images=labels",
-    "--labels.class_names=0=background,1=liver,2=spleen,3=kidneys",
-    "--labels.split=train=0.6,val=0.2,test=0.2",
+    "--label.masks=images=labels",
+    "--label.class_names=0=background,1=liver,2=spleen,3=kidneys",
+    "--label.split=train=0.6,val=0.2,test=0.2",
 ]
 # What stands in a command for something of the reader's, and what the test has in its place.
 SUBSTITUTES = {
@@ -49,12 +49,12 @@ MORE_OF_RECIPES = {
 }  # fmt: skip
 # Commands that are read by the parser and not run, by how they begin.
 NOT_RUN = {
-    "medssl index SCANS --index index.sqlite --labels.objects": "tests/data/index/test_object_labels.py",
+    "medssl index SCANS --index index.sqlite --label.objects": "tests/data/index/test_object_labels.py",
     "medssl index Dataset001_Brain": "needs a folder of nnU-Net: tests/data/index/test_layouts.py",
     "medssl index Task04_Hippocampus": "needs a folder of the decathlon: tests/data/index/test_layouts.py",
     "medssl index STUDY": "needs a folder of BIDS: tests/data/index/test_layouts.py",
     "medssl index SCANS --layout csv": "needs a table of images: tests/data/index/test_layouts.py",
-    "medssl index SCANS --index index.sqlite --labels.excluded": "needs masks: tests/data/store/test_excluded.py",
+    "medssl index SCANS --index index.sqlite --label.excluded": "needs masks: tests/data/store/test_excluded.py",
     "medssl finetune --config classify_2d_small": "needs values: tests/commands/test_whole_scans.py",
     "medssl finetune --config segment_3d_vit_small": "needs a transformer: tests/commands/test_transformers.py",
     "medssl finetune --config segment_2d_small": "needs the reader's own objective",
@@ -125,7 +125,9 @@ def test_the_parser_takes_every_command(page, command, monkeypatch, tmp_path):
     trusted, words = cli.with_trust(words)
     parameters = inspect.signature(function).parameters
     switches = {name for name, item in parameters.items() if item.annotation == "bool"}
-    parsed = cli.make_parser(function, verb).parse_args(cli.expand(cli.spelled_out(words, switches), trusted))
+    parsed = cli.make_parser(function, verb).parse_args(
+        cli.with_lists(cli.VERBS[verb][0], cli.expand(cli.spelled_out(words, switches), trusted))
+    )
     assert parsed is not None
 
 

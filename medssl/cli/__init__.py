@@ -9,7 +9,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from medssl import __version__
-from medssl.cli.early import check_words, said_when_slow
+from medssl.cli.early import check_words, said_when_slow, with_lists
 from medssl.cli.keys import keys_of
 from medssl.cli.messages import explain, trouble
 from medssl.io.configurations import (
@@ -75,7 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             function = find_verb(words[0])
         code = run_verb(function, words[0], words[1:])
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = error.text(f"--{error.key}" if error.key else "")
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read the output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -155,7 +156,7 @@ def run_verb(function: Callable[..., int | None], verb: str, words: list[str]) -
         words = [*words, f"--trust={','.join(sorted(trusted))}"]
     parser = make_parser(function, verb)
     switches = {name for name, item in parameters.items() if item.annotation == "bool"}
-    expanded = expand(spelled_out(words, switches), trusted)
+    expanded = with_lists(VERBS[verb][0], expand(spelled_out(words, switches), trusted))
     try:
         parsed = parser.parse_args(expanded)
     except argparse.ArgumentError as error:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from medssl.cli.keys import keys_of
-from medssl.cli.messages import unknown_key
+from medssl.cli.messages import renamed, unknown_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,7 +43,8 @@ def check_words(place: str, verb: str, words: Sequence[str], recipes: Sequence[s
         return ""
     every = [*given, *_flat(recipe)]
     if unknown := next((key for key in every if not keys.takes(key)), ""):
-        return unknown_key(keys.first_unknown(unknown), keys.known, keys.standing)
+        former = renamed(unknown) and unknown not in keys.standing
+        return unknown_key(unknown if former else keys.first_unknown(unknown), keys.known, keys.standing)
     tops = {key.partition(".")[0] for key in every}
     missing = [] if asks else [key for key in keys.required if key not in tops]
     if not recipe and CHOSEN_BY_RECIPES & set(missing):
@@ -52,6 +53,22 @@ def check_words(place: str, verb: str, words: Sequence[str], recipes: Sequence[s
         wanted = " and ".join(f"--{key}" for key in missing)
         return f"medssl {verb} needs {wanted} (required: {', '.join(missing)}); medssl {verb} --help says what they are"
     return ""
+
+
+def with_lists(place: str, words: Sequence[str]) -> list[str]:
+    """Words with brackets around the values of keys that take several: ``--labels=2,4`` is ``--labels=[2,4]``."""
+    recipe: dict[str, Any] = next(
+        (json.loads(word.partition("=")[2]) for word in words if word.startswith("--config=")), {}
+    )
+    keys = keys_of(place, _classes(recipe, words))
+    result, flag = [], ""
+    for word in words:
+        name, separator, value = word.partition("=") if word.startswith("--") else (flag, "", word)
+        if keys and _plain(name) in keys.lists and value and value[0] not in "[{" and value != "null":
+            word = f"{name}=[{value}]" if separator else f"[{value}]"
+        flag = word if word.startswith("--") and "=" not in word else ""
+        result.append(word)
+    return result
 
 
 def _plain(flag: str) -> str:

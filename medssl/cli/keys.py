@@ -29,6 +29,7 @@ class Keys:
         standing: Parameters that stand without a flag.
         required: Options without a default.
         switches: Options that are true or false.
+        lists: Keys that take several values.
     """
 
     known: set[str] = field(default_factory=set)
@@ -36,6 +37,7 @@ class Keys:
     standing: list[str] = field(default_factory=list)
     required: list[str] = field(default_factory=list)
     switches: set[str] = field(default_factory=set)
+    lists: set[str] = field(default_factory=set)
 
     def takes(self, key: str) -> bool:
         """Whether a key is known, or may be."""
@@ -89,6 +91,8 @@ def _enter(found: Keys, key: str, module: str, annotation: ast.expr | None, clas
             found.open.add(key)
         return
     part = parts[0]
+    if isinstance(part, ast.Subscript) and isinstance(part.value, ast.Name) and part.value.id in LISTS:
+        found.lists.add(key)
     if isinstance(part, ast.Subscript) and isinstance(part.value, ast.Name) and part.value.id == "Callable":
         _enter_class(found, key, part, classes)
     elif (made := _class(module, part)) is not None:
@@ -124,6 +128,7 @@ def _alternatives(annotation: ast.expr | None) -> Iterator[ast.expr]:
         yield annotation
 
 
+LISTS = {"tuple", "list", "Sequence"}
 PLAIN = {"int", "float", "str", "bool", "Path", "tuple", "list", "Literal", "Sequence", "object"}
 
 

@@ -14,7 +14,13 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 GONE = {  # keys that were once there, and what does their work
-    "pretrained_file": "leave it out; weights of a file are loaded by medssl pretrain --init, finetune --pretrained",
+    "pretrained_file": "leave it out; --pretrained FILE loads weights of a file",
+}
+FORMER = {  # keys of earlier versions, and what takes their place
+    "allow_seen": "allow seen",
+    "init": "pretrained",
+    "init_minimum": "pretrained_minimum",
+    "labels.": "label.",
 }
 PARSER_WORDS = (  # what the parser says of its own workings, and what the user reads instead
     (r"Does not validate against .*|Subtypes: .*|Errors:|Given value type: .*|Given value: NestedArg.*", ""),
@@ -49,11 +55,21 @@ def trouble(error: OSError | sqlite3.OperationalError) -> str:
 
 def unknown_key(key: str, known: Collection[str], standing: Collection[str] = ()) -> str:
     """One line on a key that a verb does not take; ``standing`` ones are known and take no flag."""
+    if (key not in known) and (now := renamed(key)):
+        return f"--{key} is now --{now}"
     if remedy := GONE.get(key.rpartition(".")[2]):
         return f"unknown key {key!r}: {remedy}"
     if key in known or key in standing:
         return f"{key!r} stands without a flag: leave --{key} out, not its value"
     return f"unknown key {key!r}{nearest(key, sorted(known)) or ': --help lists the keys'}"
+
+
+def renamed(key: str) -> str:
+    """What takes the place of a key of an earlier version; "" of other keys."""
+    if key in FORMER:
+        return FORMER[key]
+    group, _, rest = key.partition(".")
+    return f"{FORMER[f'{group}.']}{rest}" if rest and f"{group}." in FORMER else ""
 
 
 def explain(message: str, parser: ArgumentParser) -> str:

@@ -87,7 +87,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         head: What answers: a name in configs/heads, or a class.
         data: Which labeled scans are learned from, and how.
         training: How long and how large; the seed is the one of the first run.
-        labels: Numbers of labeled subjects (8), shares of them (0.25) or null for all, such as [2,4,8,null].
+        labels: Numbers of labeled subjects (8), shares of them (0.25) or null for all, such as 2,4,8,null.
         runs: Runs of each arm and number, each with other labeled subjects and another seed; a verdict takes 5.
         optimizer: How weights move.
         mixing: Whether the samples of a batch are mixed.
@@ -229,7 +229,7 @@ def refuse_known(scans: Sequence[Scan], split: str, known: Mapping[str, Sequence
     if found:
         message = (
             f"of the {len(asked)} subjects of split {split!r}, {'; '.join(found)}: scores on them say nothing about "
-            "new patients; choose another --split, or say --allow '[seen]'"
+            "new patients; choose another --split, or say --allow seen"
         )
         raise UserError(message)
 
@@ -294,8 +294,8 @@ def common_words(
     train = ["--config", str(out.absolute() / "recipe.yaml"), "--store", str(store.absolute())]
     score = ["--index", str(index.absolute()), "--split", split]
     score += [f"--windows.{key}={value}" for key, value in describe.plain(windows).items()]
-    train += ["--allow", f"[{','.join(allow)}]"] if allow else []
-    score += ["--allow_seen", "true"] if "seen" in allow else []
+    train += ["--allow", ",".join(allow)] if allow else []
+    score += ["--allow", "seen"] if "seen" in allow else []
     both = ["--trust", ",".join(trust)] if trust else []
     return (*train, *both), (*score, *both)
 

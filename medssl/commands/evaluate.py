@@ -6,7 +6,7 @@ import logging
 import os
 from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -52,7 +52,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     out: Path,
     split: str = "test",
     where: str | None = None,
-    allow_seen: bool = False,
+    allow: tuple[Literal["seen"], ...] = (),
     nsd_tolerance_mm: float = NSD_TOLERANCE_MM,
     specificity: float = SPECIFICITY,
     calibrate: str | None = None,
@@ -72,7 +72,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         out: Folder of the scores; made if it is not there.
         split: Split whose scans are scored.
         where: SQL condition on the columns of the index.
-        allow_seen: Score subjects that the network was trained, validated or pretrained on, too, and say so.
+        allow: "seen" also scores subjects that the network was trained, validated or pretrained on, with a note.
         nsd_tolerance_mm: Millimeters that a surface of a segmentation may lie off and still count as right (NSD).
         specificity: Share of the scans without a class (or a finding) that the threshold of the sensitivity leaves
             below.
@@ -97,7 +97,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     refuse_calibration(fitted, calibrate, split)
     with Index.open(index) as opened:
         scans = labeled_scans_of_index(opened, fitted.schema, split, where)
-        notes = refuse_seen(fitted, scans, allow_seen=allow_seen)
+        notes = refuse_seen(fitted, scans, allow_seen="seen" in allow)
         schemas = schemas_of(opened, scans, fitted.schema)
         others = labeled_scans_of_index(opened, fitted.schema, calibrate, where) if calibrate else []
         values = values_of(columns_of(by, opened), opened, split, [scan.scan_id for scan in scans])
@@ -155,7 +155,7 @@ def refuse_seen(fitted: Fitted, scans: Sequence[Scan], *, allow_seen: bool) -> l
     if found and not allow_seen:
         message = (
             f"{'; '.join(found)}: scores on them say nothing about new patients; choose another --split, or say "
-            "--allow_seen true and tell it with the scores"
+            "--allow seen and tell it with the scores"
         )
         raise UserError(message)
     notes = [f"{line}: scores may be too good" for line in found]

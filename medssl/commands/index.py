@@ -28,7 +28,7 @@ def index(  # noqa: PLR0913 (the keys of a command line)
     *,
     index: Path = Path("index.sqlite"),
     subject: str = "dicom",
-    labels: LabelOptions = _LABELS,
+    label: LabelOptions = _LABELS,
     files: FileOptions = _FILES,
     layout: LayoutName = "",
     where: str | None = None,
@@ -46,10 +46,10 @@ def index(  # noqa: PLR0913 (the keys of a command line)
         index: The index file. It names files, so it is readable by its owner alone.
         subject: How a subject is recognized: "dicom" (PatientID), a regular expression with one group that is searched
             in the path below the directory, or "column:NAME" of the table of values.
-        labels: Where masks, values and splits are.
+        label: Where masks, values and splits are.
         files: How files are read, and the institution's key.
         layout: Read folders as nnU-Net ("nnunet"), BIDS ("bids"), the Medical Segmentation Decathlon ("decathlon") or a
-            table of images ("csv", with --labels.values) lay them out; it fills the rules that are not given.
+            table of images ("csv", with --label.values) lay them out; it fills the rules that are not given.
         where: SQL condition on the columns of the scans, such as "modality='MR' AND size_k > 20".
         export: Write the scans (those of ``--where``) to this .csv or .parquet file.
         show: A scan's identifier, or "failed", "rejected" or "ignored": name the files.
@@ -59,7 +59,7 @@ def index(  # noqa: PLR0913 (the keys of a command line)
     """
     asked = where is not None or export is not None or show is not None
     if directories or not asked:
-        status = _update(list(directories), index, IndexOptions(subject, labels, files, layout))
+        status = _update(list(directories), index, IndexOptions(subject, label, files, layout))
         if status or not asked:
             return status
     with Index.open(index) as opened:

@@ -17,7 +17,7 @@ from medssl.data.index.pseudonyms import load_key
 from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
 from medssl.data.index.update import update
 from medssl.data.labels.sources import names_of
-from medssl.data.labels.trained_on import NAMES, differences, missing_note
+from medssl.data.labels.trained_on import NAMES, Difference, differences, missing_note
 from medssl.data.store.unchanged import refuse_changed
 from medssl.data.store.writer import UNREADABLE
 from medssl.inference import writers as outputs
@@ -53,7 +53,7 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     names: Literal["scan_id", "file"] = "scan_id",
     scaling: Path | None = None,
     windows: Windows = _WINDOWS,
-    allow: str = "",
+    allow: tuple[Difference, ...] = (),
     trust: str = "",
 ) -> int:
     """Ask a fine-tuned network about scans: NIfTI label maps on the scans' own grids, PNG for images, or a table.
@@ -71,8 +71,8 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
         scaling: Folder of the scores of ``medssl evaluate --calibrate``, or its summary.json: the probabilities of
             classes are given at the temperature that was fitted there.
         windows: How a scan is gone through.
-        allow: Predict scans that differ from those of the training in their "modality", value "domain" or "spacing",
-            several with commas; others that differ are skipped and listed.
+        allow: Predict scans that differ from those of the training in their "modality", value "domain" or "spacing";
+            others that differ are skipped and listed.
         trust: Classes of the card that may run although they are none of medssl's, by import path, several with commas.
 
     Returns:
@@ -82,7 +82,7 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     if bool(scans) == (index is not None):
         message = "say what to predict: files or folders, or else an --index"
         raise UserError(message)
-    allowed = allowed_differences(allow)
+    refuse_unknown(allow)
     fitted = load_fitted(run, device_of(windows.accelerator), trusted(trust))
     fit = None if scaling is None else scaling_of(scaling, fitted)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
         skipped = list(given.left_out(opened)) if given else []
         for note in missing_note(fitted.tuned.trained_on):
             log.info(f"note: {note}")
-        chosen, others = split_by_training(fitted, chosen, allowed)
+        chosen, others = split_by_training(fitted, chosen, allow)
         skipped += others
         called = _names(chosen, names)
         if fitted.kind != "segmentation":
@@ -121,17 +121,15 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     return _summary(out, len(chosen) - len(failed), there, skipped)
 
 
-def allowed_differences(allow: str) -> frozenset[str]:
-    """Names of ``--allow``.
+def refuse_unknown(allow: Iterable[str]) -> None:
+    """Refuses a difference that has no name.
 
     Raises:
-        UserError: One is not known.
+        UserError: Names it.
     """
-    names = frozenset(name.strip() for name in allow.split(",") if name.strip())
-    if unknown := sorted(names - set(NAMES)):
-        message = f"--allow {unknown[0]}: expected {', '.join(NAMES)}, several with commas"
-        raise UserError(message)
-    return names
+    if unknown := sorted(set(allow) - set(NAMES)):
+        message = "unknown difference"
+        raise UserError(message, key="allow", got=unknown[0], expected=", ".join(NAMES))
 
 
 def split_by_training(

@@ -39,8 +39,8 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     optimizer: Optimization = Optimization(),  # noqa: B008 (frozen)
     data: Loading = Loading(),  # noqa: B008 (frozen)
     probe: OnlineProbe = OnlineProbe(),  # noqa: B008 (frozen)
-    init: Path | None = None,
-    init_minimum: float = 0.9,
+    pretrained: Path | None = None,
+    pretrained_minimum: float = 0.9,
 ) -> int:
     """Pretrains an encoder, or goes on with a run that was stopped.
 
@@ -53,10 +53,10 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
         optimizer: How weights move.
         data: How samples are read.
         probe: What labels say of the encoder while it is pretrained; nothing is learned from them.
-        init: Run folder or file of weights to start from: another run's encoder and, of the same objective, its heads
-            and teacher; or safetensors or a torch file of tensors. Channels, 2D kernels and tables of positions are
-            made to fit.
-        init_minimum: Smallest share of the encoder's keys that must be filled.
+        pretrained: Run folder or file of weights to start from. A run gives its encoder and, for the same objective,
+            its heads and teacher; a file (safetensors or torch) gives the encoder. Channels, 2D kernels and tables of
+            positions are adapted.
+        pretrained_minimum: Smallest share of the encoder's keys that must be filled.
 
     Returns:
         0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped the run after saving.
@@ -77,7 +77,9 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     running.refuse_hardware(training)
     torch.manual_seed(keyed_seed(training.seed))
     network = objective(encoder())  # refuses sizes that do not fit, before any data is touched
-    begun = begin_again(folder, init) or begin(network, init, init_minimum, describe.imported(config["encoder"]))
+    begun = begin_again(folder, pretrained) or begin(
+        network, pretrained, pretrained_minimum, describe.imported(config["encoder"])
+    )
     config |= {"init": begun.digest, "probe": describe.plain(probe)}
     opened = Store.open(store, preprocess=data.preprocess)
     if data.sampling is not None:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ def pseudolabel(
     out: Path,
     split: str = "train",
     confidence: float = 0.0,
-    allow_seen: bool = False,
+    allow: tuple[Literal["seen"], ...] = (),
     windows: Windows = _WINDOWS,
     trust: str = "",
 ) -> int:
@@ -65,7 +65,7 @@ def pseudolabel(
         out: Folder of the labels; made if it is not there.
         split: Split whose scans are labeled.
         confidence: Voxels whose best class has a lower probability are left without a label (0 labels all).
-        allow_seen: Go on although the teacher has learned from subjects of the split "test".
+        allow: "seen" takes a teacher that has learned from subjects of the split "test".
         windows: How a scan is gone through.
         trust: Classes of the card that may run although they are none of medssl's, by import path, several with commas.
 
@@ -81,7 +81,7 @@ def pseudolabel(
         raise UserError(message)
     teacher = load_fitted(run, device_of(windows.accelerator), names(trust))
     opened = Store.open(store, preprocess=teacher.card.preprocess)
-    for note in (*refuse_teacher(teacher, opened, allow_seen=allow_seen), *missing_note(teacher.tuned.trained_on)):
+    for note in (*refuse_teacher(teacher, opened, allow_seen="seen" in allow), *missing_note(teacher.tuned.trained_on)):
         log.info(f"note: {note}")
     facts = {"teacher": teacher.digest, "confidence": confidence, "overlap": windows.overlap}
     facts |= {"precision": windows.precision, "store": opened.digest}

@@ -11,11 +11,11 @@ from medssl.reporting.parts import named_folder
 log = logging.getLogger(__name__)
 
 
-def report(page: Path, parts: list[str], *, heading: str = "medssl report") -> int:
+def report(out: Path, parts: list[str], *, heading: str = "medssl report") -> int:
     """Writes one self-contained HTML page of runs and results, and prints what comparisons say.
 
     Args:
-        page: The page to write, such as report.html; a former one is replaced.
+        out: The page to write, such as report.html; a former one is replaced.
         parts: Run folders of pretraining or fine-tuning and folders of medssl evaluate, probe or compare, in the order
             in which they are shown; NAME=FOLDER gives a name, else the folder's is taken. The first evaluation is
             compared with each of the others.
@@ -35,15 +35,15 @@ def report(page: Path, parts: list[str], *, heading: str = "medssl report") -> i
     from medssl.types import UserError
 
     os.umask(0o077)
-    if page.is_dir():
-        message = f"{page} is a folder: name the page to write first, such as {page / 'report.html'}"
+    if out.is_dir():
+        message = f"{out} is a folder: name the page to write first, such as {out / 'report.html'}"
         raise UserError(message)
     found = [read_part(*named_folder(part)) for part in parts]
     text = make_page(found, heading)
-    write_text(page, text)
+    write_text(out, text)
     for comparison in comparisons([part for part in found if isinstance(part, Evaluation)]):
         log.info(comparison.verdict)
     for study in (part for part in found if isinstance(part, Study)):
         log.info("\n".join(study.verdicts))
-    log.info(f"{page}: {len(found)} parts, {len(text) / 2**20:.1f} MiB; pictures in it are patient data")
+    log.info(f"{out}: {len(found)} parts, {len(text) / 2**20:.1f} MiB; pictures in it are patient data")
     return 0

@@ -23,8 +23,6 @@ from medssl.types import UserError
 
 log = logging.getLogger(__name__)
 
-START = {"pretrain": "init", "finetune": "pretrained"}
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -105,7 +103,7 @@ def words_of(stage: Stage, store: Path, out: Path, settings: dict[str, Any]) -> 
     """The command of a stage behind ``medssl``; what is set for it wins over what is set for all, and over its own."""
     keys = {"store": str(store), "run": str(out / stage.name)}
     if stage.start:
-        keys[START[stage.verb]] = str(out / stage.start)
+        keys["pretrained"] = str(out / stage.start)
     given = dict(stage.settings)
     for name in ("*", stage.name):
         given |= {key.partition(".")[2]: value for key, value in settings.items() if key.partition(".")[0] == name}

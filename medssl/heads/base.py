@@ -115,8 +115,8 @@ def class_numbers(labels: Int[Tensor, "*s"], schema: LabelSchema) -> Int[Tensor,
         strange = sorted(set(labels[~known].tolist()))
         classes = ", ".join(f"{value}={name}" for value, name in schema.classes)
         message = (
-            f"label values {strange[:5]} are not among the classes {classes}: name them with --labels.class_names of "
-            "medssl index, or leave them out of the loss with --labels.ignore"
+            f"label values {strange[:5]} are not among the classes {classes}: name them with --label.class_names of "
+            "medssl index, or leave them out of the loss with --label.ignore"
         )
         raise UserError(message)
     return numbers

@@ -187,7 +187,7 @@ def split_scans(
         if shared := overlap(names[split], names[others]):
             message = (
                 f"{len(shared)} of the {len(names[split])} subjects of split {split!r} are in split {others!r} too: "
-                "give each subject one split when indexing (--labels.split), and cache again"
+                "give each subject one split when indexing (--label.split), and cache again"
             )
             raise UserError(message)
     everything = tuple(sorted({number for scans in pools.values() for number in scans}))

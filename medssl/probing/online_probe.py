@@ -67,7 +67,7 @@ class ProbeWhileTraining(lightning.Callback):
         if shared := overlap(store.distinct_subjects(self.learned), store.distinct_subjects(self.judged)):
             message = (
                 f"{len(shared)} subjects are in the splits 'train' and 'val': give each subject one split when "
-                "indexing (--labels.split), and cache again"
+                "indexing (--label.split), and cache again"
             )
             raise UserError(message)
         self.names = [name for _, name in self.schema.classes]

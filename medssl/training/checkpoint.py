@@ -196,7 +196,7 @@ def refuse_other(stored: dict[str, Any], config: dict[str, Any], name: str) -> N
         return
     hint = " (--training.extend true goes on with more steps)" if found.startswith("training.steps") else ""
     if stored.get("init") and not config.get("init"):
-        hint = " (--init with the run's own folder goes on from its checkpoint)"
+        hint = " (the run's own folder as `pretrained` continues from its checkpoint)"
     message = f"{name}/ is a run of another configuration: {found}; choose another --run{hint}"
     raise UserError(message)
 

@@ -65,11 +65,9 @@ def begin_again(folder: RunFolder, init: Path | None) -> Begin | None:
         return None
     source, itself = run_of(init), init.resolve() == folder.path.resolve()
     if source.exists() and not itself and (now := digest_of(source)) != former:
-        message = (
-            f"--init {init} is not what {folder.path.name}/ began with ({former} there, {now} here): it has changed, "
-            f"or is another; --init {folder.path} goes on from the run's own checkpoint, another --run begins anew"
-        )
-        raise UserError(message)
+        message = f"the run {folder.path.name}/ started from other weights ({former} there, {now} here)"
+        hint = f"Give {folder.path} itself to continue from its own checkpoint, or choose another run folder."
+        raise UserError(message, key="pretrained", got=str(init), hint=hint)
     card = folder.path / CARD  # lacks where the run was killed between its first checkpoint and the card
     seen = read_card(folder.path).subjects if card.exists() else Seen(complete=False)
     return Begin((f"first weights: {former}",), former, seen)
@@ -92,8 +90,8 @@ def begin(objective: Objective, init: Path | None, minimum: float, made: Importe
         UserError: There is no such folder or file, too few keys are filled, or the encoder would stay random.
     """
     if not 0 <= minimum <= 1:
-        message = f"init_minimum must be a share from 0 to 1, got {minimum}"
-        raise UserError(message)
+        message = "no share"
+        raise UserError(message, key="pretrained_minimum", got=minimum, expected="a share from 0 to 1")
     if init is None:
         if not brings_weights(made):
             refuse_random(objective)
@@ -101,13 +99,13 @@ def begin(objective: Objective, init: Path | None, minimum: float, made: Importe
         return Begin((OWN,), seen=Seen(complete=False))
     init = run_of(init)
     if not init.exists():
-        message = f"--init {init}: there is no such folder or file"
-        raise UserError(message)
+        message = "there is no such folder or file"
+        raise UserError(message, key="pretrained", got=str(init))
     card = read_card(init) if init.is_dir() else None
     weights = init if card is None else init / WEIGHTS
     if not weights.exists():
-        message = f"--init {init}: it has {CARD} but no {WEIGHTS}"
-        raise UserError(message)
+        message = f"the folder has {CARD} but no {WEIGHTS}"
+        raise UserError(message, key="pretrained", got=str(init))
     report = load(objective.encoder, weights, minimum=minimum)
     tell_keys(report)
     objective.after_load()
@@ -134,11 +132,8 @@ def refuse_random(objective: Objective) -> None:
     """
     learns = [parameter.requires_grad for parameter in objective.encoder.parameters()]
     if learns and not any(learns):
-        message = (
-            f"{type(objective).__name__} leaves the encoder as it is, and its weights are random: give --init RUN (the "
-            "run of the stage before, or a file of weights)"
-        )
-        raise UserError(message)
+        message = f"{type(objective).__name__} does not train the encoder, and the encoder's weights are random"
+        raise UserError(message, key="pretrained", hint="Give the run of the stage before, or a file of weights.")
 
 
 def fill_rest(objective: Objective, file: Path, card: Card) -> str:

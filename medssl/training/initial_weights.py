@@ -152,7 +152,7 @@ def with_channels(start: Start, channels: int, allow: Sequence[Allowed]) -> Star
     if "channels" not in allow:
         message = (
             f"the encoder takes {own} channel(s), the scans of the store have {channels}: choose other scans, or "
-            "say --allow '[channels]' to spread the weights of the first layer"
+            "say --allow channels to spread the weights of the first layer"
         )
         raise UserError(message)
     return replace(start, encoder=replace(start.encoder, init_args=start.encoder.init_args | {"in_channels": channels}))
@@ -238,7 +238,7 @@ def refuse_seen(store: Store, start: Start, allow: Sequence[Allowed]) -> str:
     if seen and "seen" not in allow:
         message = (
             f"pretraining has seen {len(seen)} of the {len(test)} subjects of split 'test': results there would be too "
-            "good; pretrain with --data.split train, or say --allow '[seen]'"
+            "good; pretrain with --data.split train, or say --allow seen"
         )
         raise UserError(message)
     told = f"{len(seen)} of the {len(test)} subjects of split 'test' were seen in pretraining (allowed)"

@@ -93,8 +93,8 @@ def refuse_test_subjects(store: Store, subjects: Behind, *, allowed: bool) -> li
     if seen and not allowed:
         message = (
             f"the network that labels has seen {len(seen)} of the {len(test)} subjects of split 'test', and its labels "
-            "carry that over: choose another network, or allow it (medssl pseudolabel --allow_seen true, medssl "
-            "finetune --allow '[seen]') and tell it with the results"
+            "carry that over: choose another network, or allow it (medssl pseudolabel --allow seen, medssl "
+            "finetune --allow seen) and tell it with the results"
         )
         raise UserError(message)
     notes = []

@@ -48,7 +48,7 @@ def select_scans(
         if shared:
             message = (
                 f"{len(shared)} of the {len(names)} subjects to learn from are in split {split!r} too: give each "
-                "subject one split when indexing (--labels.split), and cache again"
+                "subject one split when indexing (--label.split), and cache again"
             )
             raise UserError(message)
     return TrainingSelection(learned, validated)

@@ -107,7 +107,7 @@ def index(folder: Path, out: Path) -> Road:
     file, place = out / "i.sqlite", folder / "scans"
     words = [
         "index", str(place), "--index", str(file), "--files.key", str(folder / "keys/key"), "--files.modality", "MR",
-        "--labels.masks", "images=labels", "--subject", "(n[0-9]+)",
+        "--label.masks", "images=labels", "--subject", "(n[0-9]+)",
     ]  # fmt: skip
 
     def left() -> str:

@@ -70,7 +70,7 @@ def indexed(folder: Path, place: Path, *, classes: str = "0=background,1=left,4=
         values=str(folder.parent / "splits.csv"), key="name", split="column:split",
     )  # fmt: skip
     files = FileOptions(modality="MR" if masks else "XR", key=key)
-    assert index((folder,), index=place, subject=r"(p\d+)", labels=options, files=files) == 0
+    assert index((folder,), index=place, subject=r"(p\d+)", label=options, files=files) == 0
     return place
 
 

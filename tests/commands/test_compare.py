@@ -127,7 +127,7 @@ def place(tmp_path_factory):
         (["good"], ["--split=val"], "of the 2 subjects of split 'val', 2 are in split 'val', which validates: scores"),
         (["good"], ["--split=train"],
          "of the 6 subjects of split 'train', 6 are in split 'train', which is learned from; 6 are known to good from "
-         "pretraining: scores on them say nothing about new patients; choose another --split, or say --allow '[seen]'"),
+         "pretraining: scores on them say nothing about new patients; choose another --split, or say --allow seen"),
         (["validated"], ["--split=val", "--data.validation=other"],
          "of the 2 subjects of split 'val', 2 are known to validated from pretraining: "),
         (["good"], ["--split=none"], "none of the 0 scans of split 'none' is labeled with 'mask'"),

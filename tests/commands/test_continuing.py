@@ -78,7 +78,7 @@ def call(verb, words):
 
 def test_of_the_same_objective_everything_is_taken_over(place, tmp_path):
     """One step of a rate near 0 leaves what was loaded where it was: encoder, head and their names."""
-    code, said = pretrain(place, tmp_path / "more", GLOBAL, f"--init={place / 'global'}",
+    code, said = pretrain(place, tmp_path / "more", GLOBAL, f"--pretrained={place / 'global'}",
                           "--optimizer.learning_rate=1e-12", steps=1)  # fmt: skip
     assert code == 0, said
     assert "encoder of step 2: 100% of the keys filled" in said
@@ -97,7 +97,8 @@ def test_of_the_same_objective_everything_is_taken_over(place, tmp_path):
     former = config["init"]
     assert said == (
         f"error: more/ is a run of another configuration: init: {former} there, None here; optimizer.learning_rate: "
-        "1e-12 there, 0.001 here; choose another --run (--init with the run's own folder goes on from its checkpoint)\n"
+        "1e-12 there, 0.001 here; choose another --run (the run's own folder as `pretrained` continues "
+        "from its checkpoint)\n"
     )
 
 
@@ -106,19 +107,20 @@ def test_a_run_goes_on_without_the_weights_that_it_began_with(place, tmp_path):
     import shutil
 
     source, run = shutil.copytree(place / "global", tmp_path / "source"), tmp_path / "run"
-    words = (f"--init={source}", "--data.split=val", "--training.extend=true")
+    words = (f"--pretrained={source}", "--data.split=val", "--training.extend=true")
     assert pretrain(place, run, GLOBAL, *words)[0] == 0
     config, seen = yaml.safe_load((run / "config.yaml").read_text()), load_card(run).subjects
     save_file({"other": torch.zeros(3)}, source / "encoder.safetensors")
     code, said = pretrain(place, run, GLOBAL, *words, steps=3)
     assert code == 2
     assert re.fullmatch(
-        rf"error: --init {re.escape(str(source))} is not what run/ began with \({config['init']} there, [0-9a-f]{{16}} "
-        rf"here\): it has changed, or is another; --init {re.escape(str(run))} goes on from the run's own checkpoint, "
-        "another --run begins anew\n",
+        rf"error: --pretrained: the run run/ started from other weights \({config['init']} there, "
+        rf"[0-9a-f]{{16}} here\) \(got '{re.escape(str(source))}'\)\. Give {re.escape(str(run))} itself to "
+        "continue from its own checkpoint, "
+        r"or choose another run folder\.\n",
         said,
     )
-    code, said = pretrain(place, run, GLOBAL, f"--init={run}", *words[1:], steps=3)
+    code, said = pretrain(place, run, GLOBAL, f"--pretrained={run}", *words[1:], steps=3)
     assert (code, "going on after step 2" in said) == (0, True), said
     shutil.rmtree(source)
     code, said = pretrain(place, run, GLOBAL, *words, steps=4)
@@ -131,11 +133,13 @@ def test_a_run_goes_on_without_the_weights_that_it_began_with(place, tmp_path):
 def test_weights_of_scans_that_other_rules_stored_are_noted(place, tmp_path):
     file = place.parent / "place/index.sqlite"
     labeled.stored(file, tmp_path / "store", Preprocess(foreground_crop=False))
-    code, said = pretrain(place, tmp_path / "run", GLOBAL, f"--init={place / 'global'}",
+    code, said = pretrain(place, tmp_path / "run", GLOBAL, f"--pretrained={place / 'global'}",
                           f"--store={tmp_path / 'store'}", steps=1)  # fmt: skip
     assert code == 0, said
     assert "; the first weights are of scans that other rules stored: orientation None -> RAS" in said
-    assert "other rules" not in pretrain(place, tmp_path / "same", GLOBAL, f"--init={place / 'global'}", steps=1)[1]
+    assert (
+        "other rules" not in pretrain(place, tmp_path / "same", GLOBAL, f"--pretrained={place / 'global'}", steps=1)[1]
+    )
 
 
 def test_every_key_of_the_rest_that_is_not_taken_over_is_named(place, tmp_path):
@@ -151,7 +155,7 @@ def test_every_key_of_the_rest_that_is_not_taken_over_is_named(place, tmp_path):
     tensors[other] = torch.zeros(3, *shape)
     tensors.pop(gone)
     save_file({**tensors, "queue": torch.zeros(2)}, file)
-    code, said = pretrain(place, tmp_path / "more", GLOBAL, f"--init={tmp_path / 'former'}", steps=1)
+    code, said = pretrain(place, tmp_path / "more", GLOBAL, f"--pretrained={tmp_path / 'former'}", steps=1)
     assert code == 0, said
     told = [line for line in said.splitlines() if " in the objective: " in line]
     assert sorted(told) == sorted([
@@ -165,7 +169,7 @@ def test_every_key_of_the_rest_that_is_not_taken_over_is_named(place, tmp_path):
 
 
 def test_stages_encoder_then_decoder_then_both_in_the_head(place, tmp_path):
-    code, said = pretrain(place, tmp_path / "local", LOCAL, f"--init={place / 'global'}")
+    code, said = pretrain(place, tmp_path / "local", LOCAL, f"--pretrained={place / 'global'}")
     assert code == 0, said
     assert "nothing else is taken over: that run's objective was GlobalContrast" in said
     first, second = (load_file(run / "encoder.safetensors") for run in (place / "global", tmp_path / "local"))
@@ -196,7 +200,8 @@ def test_a_decoder_is_not_trained_on_an_encoder_that_stays_random(place, tmp_pat
     code, said = pretrain(place, tmp_path / "local", LOCAL)
     assert code == 2
     assert re.search(
-        r"LocalContrast leaves the encoder as it is, and its weights are random: give --init RUN \(the run of", said
+        r"--pretrained: LocalContrast does not train the encoder, and the encoder's weights are random\. Give",
+        said,
     )
     assert not (tmp_path / "local").exists()
 
@@ -235,13 +240,13 @@ class Copied(Bare):
 
 def test_a_teacher_can_begin_with_the_weights_that_were_loaded(place, tmp_path):
     copied = {"class_path": "commands.test_continuing.Copied", "init_args": {"view": VIEW}}
-    words = (f"--init={place / 'global'}", "--optimizer.learning_rate=1e-12")
+    words = (f"--pretrained={place / 'global'}", "--optimizer.learning_rate=1e-12")
     code, said = pretrain(place, tmp_path / "run", copied, *words, steps=1)
     assert code == 0, said
     teacher, former = load_file(tmp_path / "run/objective.safetensors"), load_file(place / "global/encoder.safetensors")
     assert all(torch.equal(teacher[f"teacher.{key}"], value) for key, value in former.items())
     former = load_file(tmp_path / "run/objective.safetensors")
-    code, said = pretrain(place, tmp_path / "more", copied, f"--init={tmp_path / 'run'}", words[1], steps=1)
+    code, said = pretrain(place, tmp_path / "more", copied, f"--pretrained={tmp_path / 'run'}", words[1], steps=1)
     assert code == 0, said  # the teacher of a run of the same objective is its own
     after = load_file(tmp_path / "more/objective.safetensors")
     assert all(torch.equal(after[key], value) for key, value in former.items())
@@ -249,7 +254,7 @@ def test_a_teacher_can_begin_with_the_weights_that_were_loaded(place, tmp_path):
 
 def test_an_objective_without_weights_of_its_own_is_continued(place, tmp_path):
     bare = {"class_path": "commands.test_continuing.Bare", "init_args": {"view": VIEW}}
-    for run, *init in (("first",), ("more", f"--init={tmp_path / 'first'}")):
+    for run, *init in (("first",), ("more", f"--pretrained={tmp_path / 'first'}")):
         code, said = pretrain(place, tmp_path / run, bare, *init, steps=1)
         assert code == 0, said
     assert "encoder of step 1: 100% of the keys filled" in said
@@ -257,17 +262,17 @@ def test_an_objective_without_weights_of_its_own_is_continued(place, tmp_path):
 
 
 def test_whoever_the_first_weights_have_seen_counts_as_seen(place, tmp_path):
-    code, said = pretrain(place, tmp_path / "val", GLOBAL, f"--init={place / 'global'}", "--data.split=val")
+    code, said = pretrain(place, tmp_path / "val", GLOBAL, f"--pretrained={place / 'global'}", "--data.split=val")
     assert code == 0, said
     store = Store.open(place / "store")
     both = {*store.subjects_of_split("train"), *store.subjects_of_split("val")}
     assert load_card(tmp_path / "val").subjects == Seen(tuple(sorted(both)))
-    beside, _ = pretrain(place, tmp_path / "beside", GLOBAL, f"--init={place / 'global/encoder.safetensors'}",
+    beside, _ = pretrain(place, tmp_path / "beside", GLOBAL, f"--pretrained={place / 'global/encoder.safetensors'}",
                          "--data.split=val")  # fmt: skip
     assert beside == 0
     assert load_card(tmp_path / "beside").subjects == load_card(tmp_path / "val").subjects
-    checkpoint, _ = pretrain(place, tmp_path / "checkpoint", GLOBAL, f"--init={place / 'global/checkpoints/last.pt'}",
-                             "--data.split=val")  # fmt: skip
+    last = place / "global/checkpoints/last.pt"
+    checkpoint, _ = pretrain(place, tmp_path / "checkpoint", GLOBAL, f"--pretrained={last}", "--data.split=val")
     assert checkpoint == 0
     assert load_card(tmp_path / "checkpoint").subjects == Seen(tuple(sorted(both)), complete=False)
     rest = [load_file(tmp_path / run / "objective.safetensors") for run in ("val", "beside")]
@@ -277,7 +282,7 @@ def test_whoever_the_first_weights_have_seen_counts_as_seen(place, tmp_path):
 def test_whom_a_run_itself_has_seen_is_known_whatever_its_first_weights_were(place, tmp_path):
     """Of first weights that tell nothing, only their own part stays unknown."""
     save_file(load_file(place / "global/encoder.safetensors"), tmp_path / "foreign.safetensors")
-    code, said = pretrain(place, tmp_path / "all", GLOBAL, f"--init={tmp_path / 'foreign.safetensors'}",
+    code, said = pretrain(place, tmp_path / "all", GLOBAL, f"--pretrained={tmp_path / 'foreign.safetensors'}",
                           "--data.split=null")  # fmt: skip
     assert code == 0, said
     store = Store.open(place / "store")
@@ -291,9 +296,9 @@ def test_whom_a_run_itself_has_seen_is_known_whatever_its_first_weights_were(pla
     code, said = call("finetune", words)
     assert (code, said) == (2, (
         "error: pretraining has seen 3 of the 3 subjects of split 'test': results there would be too good; pretrain "
-        "with --data.split train, or say --allow '[seen]'\n"
+        "with --data.split train, or say --allow seen\n"
     ))  # fmt: skip
-    code, said = call("finetune", [*words, "--allow=[seen]"])
+    code, said = call("finetune", [*words, "--allow=seen"])
     assert code == 0, said
     assert (
         "3 of the 3 subjects of split 'test' were seen in pretraining (allowed); not all subjects that pretraining has "
@@ -310,7 +315,7 @@ def test_heads_that_are_not_finite_are_refused(place, tmp_path):
     tensors = load_file(file)
     weights = [key for key in tensors if tensors[key].is_floating_point()]
     save_file(tensors | {weights[-1]: tensors[weights[-1]] * torch.inf}, file)
-    code, said = pretrain(place, tmp_path / "more", GLOBAL, f"--init={tmp_path / 'former'}", steps=1)
+    code, said = pretrain(place, tmp_path / "more", GLOBAL, f"--pretrained={tmp_path / 'former'}", steps=1)
     assert code == 2
     count = tensors[weights[-1]].numel()
     assert f"objective.safetensors: 1 of {len(tensors)} tensors are no weights, the first is {weights[-1]} (" in said
@@ -322,7 +327,7 @@ def test_a_run_without_the_rest_of_its_objective_says_so(place, tmp_path):
 
     shutil.copytree(place / "global", tmp_path / "former")
     (tmp_path / "former/objective.safetensors").unlink()
-    code, said = pretrain(place, tmp_path / "more", GLOBAL, f"--init={tmp_path / 'former'}", steps=1)
+    code, said = pretrain(place, tmp_path / "more", GLOBAL, f"--pretrained={tmp_path / 'former'}", steps=1)
     assert code == 0, said
     assert "; nothing else is taken over: the run has no objective.safetensors" in said.splitlines()[0]
 
@@ -334,7 +339,7 @@ def test_kernels_of_images_and_other_channels_are_made_to_fit(place, tmp_path):
     torch.manual_seed(3)
     flat = ResEnc(3, ndim=2, channels=(4, 8), strides=((1, 1), (2, 2)), blocks=(1, 1))
     torch.save(flat.state_dict(), tmp_path / "flat.pth")
-    code, said = pretrain(place, tmp_path / "run", GLOBAL, f"--init={tmp_path / 'flat.pth'}",
+    code, said = pretrain(place, tmp_path / "run", GLOBAL, f"--pretrained={tmp_path / 'flat.pth'}",
                           "--optimizer.learning_rate=1e-12", steps=1)  # fmt: skip
     assert code == 0, said
     assert "adapted: encoder.stem.convs.0.conv.weight" in said
@@ -344,11 +349,11 @@ def test_kernels_of_images_and_other_channels_are_made_to_fit(place, tmp_path):
 
 
 BAD = [
-    ("no such run", ["--init=nowhere"], r"--init nowhere: there is no such folder or file"),
-    ("an empty path", ["--init="], r"card\.json: no card could be read"),
-    ("no share", ["--init_minimum=3"], r"init_minimum must be a share from 0 to 1, got 3"),
-    ("too little fits", ["--init={other}"], r"too few weights fit ResEnc: .*expected at least 90%"),
-    ("a folder without a card", ["--init={empty}"], r"no card could be read"),
+    ("no such run", ["--pretrained=nowhere"], r"--pretrained: there is no such folder or file \(got 'nowhere'\)"),
+    ("an empty path", ["--pretrained="], r"card\.json: no card could be read"),
+    ("no share", ["--pretrained_minimum=3"], r"minimum: no share \(got 3\.0; expected a share from 0 to 1\)"),
+    ("too little fits", ["--pretrained={other}"], r"too few weights fit ResEnc: .*expected at least 90%"),
+    ("a folder without a card", ["--pretrained={empty}"], r"no card could be read"),
 ]  # fmt: skip
 
 
@@ -367,7 +372,7 @@ def test_less_may_be_enough_where_that_is_said(place, tmp_path):
     tensors = load_file(place / "global/encoder.safetensors")
     half = dict(list(tensors.items())[::2])
     save_file(half, tmp_path / "half.safetensors")
-    words = (f"--init={tmp_path / 'half.safetensors'}", "--init_minimum=0.3")
+    words = (f"--pretrained={tmp_path / 'half.safetensors'}", "--pretrained_minimum=0.3")
     code, said = pretrain(place, tmp_path / "run", GLOBAL, *words)
     assert code == 0, said
     missing = [line.removeprefix("missing: ") for line in said.splitlines() if line.startswith("missing: ")]
@@ -382,7 +387,7 @@ def test_a_resumed_run_does_not_start_from_init_again(tmp_path):
     recipe = Path(__file__).with_name("toys.yaml")
     words = [f"--config={recipe}", f"--store={store}"]
     assert call("pretrain", [*words, f"--run={tmp_path / 'first'}", "--training.steps=2"])[0] == 0
-    more = [*words, f"--init={tmp_path / 'first'}", "--training.extend=true"]
+    more = [*words, f"--pretrained={tmp_path / 'first'}", "--training.extend=true"]
     assert call("pretrain", [*more, f"--run={tmp_path / 'straight'}", "--training.steps=4"])[0] == 0
     for steps in (2, 4):
         code, said = call("pretrain", [*more, f"--run={tmp_path / 'broken'}", f"--training.steps={steps}"])

@@ -26,8 +26,8 @@ def trained(folder, *, shuffled: bool) -> float:
     commands = [
         ["phantoms", scans, "--count=40", "--labeled=20", f"--shuffle_labels={str(shuffled).lower()}"],
         ["index", scans, f"--index={index}", f"--files.key={key}", "--files.modality=MR", r"--subject=(PHANTOM-\d+)",
-         "--labels.masks=images=labels", f"--labels.class_names={labels}",
-         "--labels.split=train=0.55,val=0.15,test=0.3"],
+         "--label.masks=images=labels", f"--label.class_names={labels}",
+         "--label.split=train=0.55,val=0.15,test=0.3"],
         ["cache", index, store, "--preprocess=mr", "--preprocess.spacing_mm=[6,6,6]", "--workers=0"],
         ["finetune", "--config=segment_3d_small", f"--store={store}", f"--run={run}", "--encoder=resenc_small_3d",
          "--labels=4", f"--data.view.size={size}", "--training.steps=200", "--training.output.validate_every=100",

@@ -328,7 +328,7 @@ def test_a_classification_by_group(tmp_path, out):
             {"subjects": slice(0, 2)},
             r"2 of the 3 subjects were trained or validated on with labels: scores on them say",
         ),
-        ({"seen": slice(2, 3)}, r"1 of the 3 subjects were pretrained on: scores on them say .* --allow_seen true"),
+        ({"seen": slice(2, 3)}, r"1 of the 3 subjects were pretrained on: scores on them say .* --allow seen"),
     ],
 )
 def test_known_subjects_are_refused_and_told(tmp_path, out, known, message, capsys):
@@ -338,7 +338,7 @@ def test_known_subjects_are_refused_and_told(tmp_path, out, known, message, caps
     with pytest.raises(UserError, match=message):
         evaluate(run, index=file, out=out)
     assert not out.exists()
-    assert evaluate(run, index=file, out=out, allow_seen=True) == 0
+    assert evaluate(run, index=file, out=out, allow=("seen",)) == 0
     summary = tables.read_summary(out / "summary.json")
     assert any("of the 3 subjects were" in note and "scores may be too good" in note for note in summary["notes"])
     assert "note:" in capsys.readouterr().out

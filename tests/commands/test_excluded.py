@@ -147,7 +147,7 @@ def pretrained(place: Path, value: int) -> list[dict[str, float]]:
     key.write_text("0" * 64)
     key.chmod(0o600)
     said = call("index", place / "scans", "--index", place / "index.sqlite", "--files.key", key, "--files.modality=MR",
-                r"--subject=(\w)\.nii", "--labels.excluded", "images=faces", "--labels.split", "train=1")  # fmt: skip
+                r"--subject=(\w)\.nii", "--label.excluded", "images=faces", "--label.split", "train=1")  # fmt: skip
     assert "scans: 4\n  scans: 4 MR volume, 26 x 30 x 22, 4 subjects, 4 with excluded voxels\n" in said
     shown = call("index", "--index", place / "index.sqlite", "--show", scan_in(place))
     assert shown.count("\n  excluded ") == 1

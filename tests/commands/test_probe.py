@@ -408,7 +408,7 @@ def test_another_preprocess_and_other_channels_are_refused(call, tmp_path):
     code, said = call(other)
     assert code == 2
     assert re.search(r"was made by another Preprocess .*: orientation None -> RAS; take another folder", said)
-    assert call(other, "--allow=[preprocess]")[0] == 0
+    assert call(other, "--allow=preprocess")[0] == 0
     two = encoder_of(tmp_path / "two", channels=2)
     code, said = call(two)
     assert code == 2
@@ -420,8 +420,8 @@ def test_test_subjects_that_pretraining_saw_are_refused(call, place, tmp_path):
     run = encoder_of(tmp_path / "run", seen=seen)
     code, said = call(run)
     assert code == 2
-    assert re.search(r"pretraining has seen 2 of the 3 subjects of split 'test'.*--allow '\[seen\]'", said)
-    code, said = call(run, "--allow=[seen]")
+    assert re.search(r"pretraining has seen 2 of the 3 subjects of split 'test'.*--allow seen", said)
+    code, said = call(run, "--allow=seen")
     assert code == 0, said
     assert "note: 2 of the 3 subjects of split 'test' were seen in pretraining (allowed)" in said
     assert call(run, "--from-scratch", out="twin")[0] == 0

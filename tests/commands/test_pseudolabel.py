@@ -214,15 +214,15 @@ def test_whom_the_teacher_has_seen_the_student_has_seen(place, call, tmp_path):
     train, val, test = (store.subjects_of_split(split) for split in ("train", "val", "test"))
     run, labels = teacher(place, "saw", subjects=(*val, test[0]), seen=Seen(test[1:])), tmp_path / "labels"
     made = ("pseudolabel", run, "--store", place / "store", "--out", labels)
-    code, said = call(*made, "--allow_seen", "true")
+    code, said = call(*made, "--allow", "seen")
     assert code == 0, said
     assert "note: the network that labels has seen 3 of the 3 subjects of split 'test' (allowed): scores there" in said
     facts = json.loads((labels / pseudolabel.FACTS).read_text())
     assert (facts["labelled"], facts["pretrained"]["known"]) == (sorted((*val, test[0])), sorted(test[1:]))
     code, said = call("finetune", *finetuned(place, tmp_path / "student", labels))
     assert code == 2
-    assert re.search(r"the network that labels has seen 3 of the 3 subjects of split 'test'.*--allow '\[seen\]'", said)
-    code, said = call("finetune", *finetuned(place, tmp_path / "student", labels, "--allow=[seen]"))
+    assert re.search(r"the network that labels has seen 3 of the 3 subjects of split 'test'.*--allow seen", said)
+    code, said = call("finetune", *finetuned(place, tmp_path / "student", labels, "--allow=seen"))
     assert code == 0, said
     assert "has seen 3 of the 3 subjects of split 'test' (allowed)" in said
     card = load_card(tmp_path / "student")
@@ -234,7 +234,7 @@ def test_whom_the_teacher_has_seen_the_student_has_seen(place, call, tmp_path):
     assert (
         "1 of the 3 subjects were trained or validated on with labels; 2 of the 3 subjects were pretrained on" in said
     )
-    code, said = call(*judged, "--allow_seen", "true")
+    code, said = call(*judged, "--allow", "seen")
     assert code == 0, said
     assert "note: 2 of the 3 subjects were pretrained on: scores may be too good" in said
 
@@ -295,7 +295,7 @@ BAD = [
     ("a classification", {"head": fitted.Mean, "schema": fitted.KINDS}, (), r"'diagnosis' of whole scans"),
     ("other channels", {"channels": 2}, (), r"takes 2 channel\(s\), the scans of the store have 1"),
     ("other rules", {"preprocess": fitted.RAW}, (), r"was made by another Preprocess.*foreground_crop"),
-    ("a test subject", {"seen": "test"}, (), r"has seen 3 of the 3 subjects of split 'test'.*--allow_seen true"),
+    ("a test subject", {"seen": "test"}, (), r"has seen 3 of the 3 subjects of split 'test'.*--allow seen"),
     ("no probability", {}, ("--confidence", 1.5), r"confidence is 1\.5: give a probability from 0 to below 1"),
     ("no such split", {}, ("--split", "nowhere"), r"no scan with 3 axes in split 'nowhere'"),
 ]  # fmt: skip

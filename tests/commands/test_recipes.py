@@ -54,9 +54,9 @@ def store(tmp_path_factory):
     key.write_text("0" * 64)
     key.chmod(0o600)
     call("index", place / "scans", f"--index={place / 'index.sqlite'}", f"--files.key={key}", "--files.modality=MR",
-         r"--subject=(PHANTOM-\d+)", "--labels.masks=images=labels", f"--labels.values={place / 'values.csv'}",
-         "--labels.key=name", "--labels.columns=share,grade,large,low", "--labels.split=column:split",
-         "--labels.class_names=0=background,1=liver,2=spleen,3=kidneys")  # fmt: skip
+         r"--subject=(PHANTOM-\d+)", "--label.masks=images=labels", f"--label.values={place / 'values.csv'}",
+         "--label.key=name", "--label.columns=share,grade,large,low", "--label.split=column:split",
+         "--label.class_names=0=background,1=liver,2=spleen,3=kidneys")  # fmt: skip
     call("cache", place / "index.sqlite", place / "store", "--preprocess=mr", "--workers=0")
     return place / "store"
 

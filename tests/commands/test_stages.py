@@ -37,7 +37,7 @@ def test_the_commands_of_a_list():
     words = [" ".join(verb.words_of(stage, Path("s"), Path("o"), settings)) for stage in LIST]
     assert words == [
         "pretrain --config=global_3d_small --store=s --run=o/first --training.steps=5 --training.precision=bf16",
-        "pretrain --config=local_3d_small --store=s --run=o/second --init=o/first --training.steps=5",
+        "pretrain --config=local_3d_small --store=s --run=o/second --pretrained=o/first --training.steps=5",
         "finetune --config=segment_3d_small --store=s --run=o/third --pretrained=o/second --training.steps=5"
         " --labels=8",
     ]

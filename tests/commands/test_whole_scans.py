@@ -58,9 +58,9 @@ def place(tmp_path_factory):
     key.write_text("0" * 64)
     key.chmod(0o600)
     words = {
-        "--index": folder / "index.sqlite", "--subject": r"(p\d+)", "--labels.values": folder / "table.csv",
-        "--labels.key": "name", "--labels.columns": "left,right,balls,height,word,same",
-        "--labels.split": "column:split", "--files.modality": "XR", "--files.key": key,
+        "--index": folder / "index.sqlite", "--subject": r"(p\d+)", "--label.values": folder / "table.csv",
+        "--label.key": "name", "--label.columns": "left,right,balls,height,word,same",
+        "--label.split": "column:split", "--files.modality": "XR", "--files.key": key,
     }  # fmt: skip
     assert cli.main(["index", str(folder / "scans"), *(f"{key}={value}" for key, value in words.items())]) == 0
     labeled.stored(folder / "index.sqlite", folder / "store", None)
@@ -261,9 +261,9 @@ def test_scribbles_train_validate_and_score(place, tmp_path, call):
             drawn.reshape(-1)[chosen] = value
         write_nifti(file, drawn, np.diag([1, 1, 1.5, 1]))
     words = {
-        "--index": tmp_path / "index.sqlite", "--subject": r"(p\d+)", "--labels.masks": "images=labels",
-        "--labels.class_names": "0=background,1=left,4=right", "--labels.ignore": 255,
-        "--labels.values": tmp_path / "splits.csv", "--labels.key": "name", "--labels.split": "column:split",
+        "--index": tmp_path / "index.sqlite", "--subject": r"(p\d+)", "--label.masks": "images=labels",
+        "--label.class_names": "0=background,1=left,4=right", "--label.ignore": 255,
+        "--label.values": tmp_path / "splits.csv", "--label.key": "name", "--label.split": "column:split",
         "--files.modality": "MR", "--files.key": place.parent / "key",
     }  # fmt: skip
     assert call("index", scans, *(f"{key}={value}" for key, value in words.items()))[0] == 0

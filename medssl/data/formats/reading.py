@@ -121,7 +121,7 @@ def _checked_values(mask: _Mask, array: np.ndarray, name: str) -> np.ndarray:
     if mask.threshold is not None:
         return masks.apply_threshold(array, mask.threshold)
     if mask.noun == "label":
-        masks.refuse_lossy(array, name, advice="binary masks: --labels.threshold 128; others: save them as PNG")
+        masks.refuse_lossy(array, name, advice="binary masks: --label.threshold 128; others: save them as PNG")
         return masks.whole_numbers(array, name)
     masks.refuse_lossy(array, name, advice="save it as PNG")
     if array.dtype.kind == "f" and np.isnan(array).any():

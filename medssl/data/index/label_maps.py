@@ -56,12 +56,12 @@ class Recognized:
     examples: list[tuple[str, str]] = field(default_factory=list)  # image, mask
 
     def proposal(self, given: str) -> str:
-        """A value for --labels.masks that works for the examples, or nothing; ``given`` is what the user said."""
+        """A value for --label.masks that works for the examples, or nothing; ``given`` is what the user said."""
         best = [pair for pair, _ in self.pairs.most_common(_PAIRS + 1)]
         if not best or len(best) > _PAIRS or any(pair.count("=") != 1 or "," in pair for pair in best):
             return ""
         text = ",".join(dict.fromkeys([*(word for word in given.split(",") if word), *best]))
-        rule = PathRule("mask", "--labels.masks", text)
+        rule = PathRule("mask", "--label.masks", text)
         return text if all(mask in rule.masks_of(image) for image, mask in self.examples) else ""
 
 

@@ -108,7 +108,7 @@ class Pairing:
         return missing
 
     def failure(self) -> str:
-        """Why --labels.masks cannot be meant: it leads to no file at all. Masks of excluded voxels may come later."""
+        """Why --label.masks cannot be meant: it leads to no file at all. Masks of excluded voxels may come later."""
         for rule in self.options.rules():
             if rule.role != "mask" or self.matched[rule.role] or not (self.paths or rule.role in self.tried):
                 continue
@@ -143,7 +143,7 @@ class Pairing:
             )
         if trusted := sum(self.matched[f"trusted {role}"] for role in MASKS):
             notes.append(
-                f"{trusted:,} masks lie elsewhere by their headers and are taken as they lie (--labels.grid trust): "
+                f"{trusted:,} masks lie elsewhere by their headers and are taken as they lie (--label.grid trust): "
                 "mirrored ones would not be noticed"
             )
         return notes

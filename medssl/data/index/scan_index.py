@@ -142,7 +142,7 @@ class IndexOptions:
     def __post_init__(self) -> None:
         if self.labels.values and not self.labels.key and self.layout != "csv":
             message = (
-                f"--labels.values {self.labels.values}: say with --labels.key which column names the scan or subject"
+                f"--label.values {self.labels.values}: say with --label.key which column names the scan or subject"
             )
             raise UserError(message)
 

@@ -48,11 +48,11 @@ def classes_of(store: Store, target: str, kind: LabelKind = "classes", *, key: s
         if not store.has_masks:
             values = sorted({name for number in store.scans_with_values for name in store.values(number)})
             other = f"; or learn a value of whole scans, {key} NAME, out of {', '.join(values)}" if values else ""
-            message = f"{store.path} has no masks: index with --labels.masks and cache again{other}"
+            message = f"{store.path} has no masks: index with --label.masks and cache again{other}"
             raise UserError(message)
         if store.schema is None:
             message = (
-                f"the masks of {store.path} have no class names: index with --labels.class_names "
+                f"the masks of {store.path} have no class names: index with --label.class_names "
                 "0=background,1=NAME,... and cache again"
             )
             raise UserError(message)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from medssl.data.store.store import Store
     from medssl.types import LabelSchema, Preprocess, Scan
 
-NAMES = ("modality", "domain", "spacing")
+Difference = Literal["modality", "domain", "spacing"]  # in which a scan may differ from those of the training
+NAMES: tuple[str, ...] = get_args(Difference)
 WIDER = 2.0  # a spacing may be so many times finer or coarser than any of the training
 
 

@@ -225,17 +225,17 @@ ROWS = [
     Row(uneven_slices, r"failed: 1 .*\n  1 uneven slices$"),
     Row(without_positions, r"failed: 1 .*\n  1 no geometry$"),
     Row(zero_size, r"failed: 1 .*\n  1 zero-size$"),
-    Row(label_of_another_shape, r"failed: 1 .*\n  1 label shape differs$", words=("--labels.masks", "images=labels")),
-    Row(label_damaged, r"failed: 2 .*\n  1 label unusable$", words=("--labels.masks", "images=labels")),
+    Row(label_of_another_shape, r"failed: 1 .*\n  1 label shape differs$", words=("--label.masks", "images=labels")),
+    Row(label_damaged, r"failed: 2 .*\n  1 label unusable$", words=("--label.masks", "images=labels")),
     Row(
         excluded_of_another_shape,
         r"failed: 1 .*\n  1 mask of excluded voxels shape differs$",
-        words=("--labels.excluded", "images=faces"),
+        words=("--label.excluded", "images=faces"),
     ),
     Row(
         excluded_damaged,
         r"failed: 2 .*\n  1 mask of excluded voxels unusable$",
-        words=("--labels.excluded", "images=faces"),
+        words=("--label.excluded", "images=faces"),
     ),
     Row(empty, r"error: nothing readable in .*scans$", 1),
     Row(only_notes, r"error: nothing readable in .*scans$", 1),
@@ -250,37 +250,37 @@ ROWS = [
     Row(good, r"error: --subject '\(' is no regular expression", 2, words=("--subject", "("), id="subject no regex"),
     Row(good, r"error: --subject 'p' has 0 groups, expected one", 2, words=("--subject", "p"), id="subject no group"),
     Row(good, r"error: column:x needs a table", 2, words=("--subject", "column:x"), id="subject without table"),
-    Row(good, r"error: --labels.masks 'x': expected TEXT=TEXT", 2, words=("--labels.masks", "x"), id="masks"),
+    Row(good, r"error: --label.masks 'x': expected TEXT=TEXT", 2, words=("--label.masks", "x"), id="masks"),
     Row(
         good,
-        r"^error: --labels.excluded 'x': expected TEXT=TEXT, as in images=excluded$",
+        r"^error: --label.excluded 'x': expected TEXT=TEXT, as in images=excluded$",
         2,
-        words=("--labels.excluded", "x"),
+        words=("--label.excluded", "x"),
         id="excluded",
     ),
-    Row(good, r"error: .*class_names 'a': expected VALUE=NAME", 2, words=("--labels.class_names", "a"), id="names"),
+    Row(good, r"error: .*class_names 'a': expected VALUE=NAME", 2, words=("--label.class_names", "a"), id="names"),
     Row(
         good,
-        r"error: --labels.class_names: '=1\+1' begins with '=', which spreadsheets take for a formula: rename it",
+        r"error: --label.class_names: '=1\+1' begins with '=', which spreadsheets take for a formula: rename it",
         2,
-        words=("--labels.class_names", "0=background,1==1+1"),
+        words=("--label.class_names", "0=background,1==1+1"),
         id="class name that is a formula",
     ),
     Row(
         formula_folder,
-        r"error: --labels.classes folder: '@SUM\(A1\)' begins with '@', which spreadsheets take for a",
+        r"error: --label.classes folder: '@SUM\(A1\)' begins with '@', which spreadsheets take for a",
         2,
-        words=("--labels.classes", "folder"),
+        words=("--label.classes", "folder"),
         id="folder that is a formula",
     ),
     Row(
         formula_table,
         r"error: table.csv, column 'grade': '-cmd\|x' begins with '-', which spreadsheets take for a fo",
         2,
-        words=("--labels.values", "{scans}/table.csv", "--labels.key", "scan", "--labels.columns", "grade"),
+        words=("--label.values", "{scans}/table.csv", "--label.key", "scan", "--label.columns", "grade"),
         id="value that is a formula",
     ),
-    Row(good, r"error: .*add up to 0.5, expected 1", 2, words=("--labels.split", "train=0.5"), id="split"),
+    Row(good, r"error: .*add up to 0.5, expected 1", 2, words=("--label.split", "train=0.5"), id="split"),
     Row(
         good, r"error: .*lies inside .*scans, which may be passed on", 2, words=("--files.key", "{scans}/key"), id="key"
     ),
@@ -349,7 +349,7 @@ def test_a_dropped_duplicate_is_said(tmp_path, capsys):
 
 def test_a_label_of_another_shape_names_both(tmp_path, capsys):
     label_of_another_shape(tmp_path / "scans")
-    index(tmp_path, str(tmp_path / "scans"), "--labels.masks", "images=labels")
+    index(tmp_path, str(tmp_path / "scans"), "--label.masks", "images=labels")
     capsys.readouterr()
     index(tmp_path, "--show", "failed")
     assert "label shape differs: bad.nii.gz has 5x5x6, its image 5x5x5" in capsys.readouterr().out
@@ -422,18 +422,18 @@ def test_a_file_that_is_no_index(tmp_path, capsys):
     [
         (
             "id,state\na,b\n",
-            ("--labels.key", "no", "--labels.columns", "state"),
+            ("--label.key", "no", "--label.columns", "state"),
             r"t\.csv has no column 'no'.*id, state",
         ),
-        ("id,state\na,b\n", ("--labels.key", "id"), r"say with --labels\.columns which columns of t\.csv to keep"),
-        ("id,state\na,b\n", ("--labels.columns", "state"), r"say with --labels\.key which column"),
-        ("id,state\na,b\na,c\n", ("--labels.key", "id", "--labels.columns", "state"), r"id 'a' stands twice"),
+        ("id,state\na,b\n", ("--label.key", "id"), r"say with --label\.columns which columns of t\.csv to keep"),
+        ("id,state\na,b\n", ("--label.columns", "state"), r"say with --label\.key which column"),
+        ("id,state\na,b\na,c\n", ("--label.key", "id", "--label.columns", "state"), r"id 'a' stands twice"),
     ],
 )
 def test_a_table_that_does_not_fit(tmp_path, capsys, table, words, says):
     good(tmp_path / "scans")
     (tmp_path / "t.csv").write_text(table)
-    assert index(tmp_path, str(tmp_path / "scans"), "--labels.values", str(tmp_path / "t.csv"), *words) == 2
+    assert index(tmp_path, str(tmp_path / "scans"), "--label.values", str(tmp_path / "t.csv"), *words) == 2
     assert re.search(says, capsys.readouterr().err)
 
 

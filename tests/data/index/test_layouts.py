@@ -84,7 +84,7 @@ def test_nnunet_is_stable_and_follows_changes(tmp_path):
     folder = nnunet(tmp_path / "d")
     file, _ = run(folder, "nnunet")
     before = {scan.scan_id: scan.digests.source for scan in scans_of(file)[0]}
-    run(folder, "nnunet", "--labels.ignore", "2")
+    run(folder, "nnunet", "--label.ignore", "2")
     run(folder, "nnunet")
     assert {scan.scan_id: scan.digests.source for scan in scans_of(file)[0]} == before
     write_nifti(folder / "imagesTr" / "brain_1_0001.nii.gz", noise((6, 5, 4), np.int32, seed=5))
@@ -120,7 +120,7 @@ def test_nnunet_channel_names_say_the_modality(tmp_path, channels, modality, dom
 
 
 def test_options_of_the_user_come_before_the_layout(tmp_path):
-    words = ("--labels.class_names", "0=a,1=b,2=c", "--files.modality", "CT", "--labels.split", "train=1.0")
+    words = ("--label.class_names", "0=a,1=b,2=c", "--files.modality", "CT", "--label.split", "train=1.0")
     file, _ = run(nnunet(tmp_path / "d"), "nnunet", *words, "--subject", r"(brain)_")
     scans, _, schema = scans_of(file)
     assert schema.classes == ((0, "a"), (1, "b"), (2, "c"))
@@ -159,7 +159,7 @@ def test_nnunet_what_cannot_be_read_is_refused(tmp_path, capsys, about, says):
         ("nnunet", "no dataset.json in d: expected the folder of the data set itself"),
         ("decathlon", "no dataset.json in d"),
         ("bids", "no dataset_description.json in d"),
-        ("csv", "name the table with --labels.values FILE.csv"),
+        ("csv", "name the table with --label.values FILE.csv"),
     ],
 )
 def test_a_folder_without_the_layout_is_refused(tmp_path, capsys, layout, says):
@@ -255,7 +255,7 @@ def bids(folder: Path) -> Path:
 
 
 def test_bids(tmp_path, capsys):
-    file, code = run(bids(tmp_path / "d"), "bids", "--labels.columns", "age")
+    file, code = run(bids(tmp_path / "d"), "bids", "--label.columns", "age")
     assert code == 0
     assert "layout bids: 2 subjects, columns age of participants.tsv" in capsys.readouterr().out
     scans, root, _ = scans_of(file)
@@ -274,7 +274,7 @@ def test_bids(tmp_path, capsys):
 
 def test_bids_says_which_columns_there_are(tmp_path, capsys):
     run(bids(tmp_path / "d"), "bids")
-    assert "keep columns of participants.tsv with --labels.columns (age, sex)" in capsys.readouterr().out
+    assert "keep columns of participants.tsv with --label.columns (age, sex)" in capsys.readouterr().out
 
 
 def test_bids_labels_that_fit_several_images_are_not_guessed(tmp_path, capsys):
@@ -302,9 +302,9 @@ def test_csv(tmp_path, capsys):
     rows = "x/0.nii.gz,y/organ0.nii.gz,ann,train,CT,7\nx/1.nii.gz,y/lost.nii.gz,bob,test,,8\ndicom,,ann,train,,9\n"
     rows += "x/5.nii.gz,y/none.nii.gz,bob,test,,1\n"
     words = (
-        "--labels.values",
+        "--label.values",
         table(folder, f"image,mask,subject,split,modality,grade\n{rows}"),
-        "--labels.columns",
+        "--label.columns",
         "grade",
     )
     file, code = run(folder, "csv", *words)
@@ -338,14 +338,14 @@ def test_csv(tmp_path, capsys):
 )
 def test_csv_that_cannot_be_meant_is_refused(tmp_path, capsys, text, says):
     image(tmp_path / "d" / "x.nii.gz")
-    _, code = run(tmp_path / "d", "csv", "--labels.values", table(tmp_path / "d", text))
+    _, code = run(tmp_path / "d", "csv", "--label.values", table(tmp_path / "d", text))
     assert code == 2
     assert f"error: --layout csv: {says}" in capsys.readouterr().err
 
 
 def test_a_changed_table_is_read_again(tmp_path):
     image(tmp_path / "d" / "x.nii.gz")
-    file, _ = run(tmp_path / "d", "csv", "--labels.values", table(tmp_path / "d", "image,split\nx.nii.gz,train\n"))
+    file, _ = run(tmp_path / "d", "csv", "--label.values", table(tmp_path / "d", "image,split\nx.nii.gz,train\n"))
     table(tmp_path / "d", "image,split\nx.nii.gz,validation\n")
     assert (
         main(["index", "--index", str(file), "--files.key", str(tmp_path / "key" / "key"), "--files.workers", "0"]) == 0
@@ -362,18 +362,18 @@ def test_a_changed_table_gives_what_a_new_index_gives(tmp_path):
         label(folder / "y" / f"{name}.nii.gz", 1 + ord(name))
     former = "image,mask,modality\n" + "".join(f"y/{name}.nii.gz,x/{name}.nii.gz,MRI\n" for name in "abcdef")
     later = "image,mask,modality\n" + "".join(f"x/{name}.nii.gz,y/{name}.nii.gz,mr\n" for name in "abcdef")
-    run(folder, "csv", "--labels.values", table(folder, former))
-    file, _ = run(folder, "csv", "--labels.values", table(folder, later))
+    run(folder, "csv", "--label.values", table(folder, former))
+    file, _ = run(folder, "csv", "--label.values", table(folder, later))
     changed = scans_of(file)[0]
     file.unlink()
-    run(folder, "csv", "--labels.values", table(folder, later))
+    run(folder, "csv", "--label.values", table(folder, later))
     assert changed == scans_of(file)[0]
 
 
 def test_words_for_modalities_are_understood_in_tables(tmp_path):
     image(tmp_path / "d" / "x.nii.gz")
     values = table(tmp_path / "d", "image,modality\nx.nii.gz,MRI\n")
-    file, _ = run(tmp_path / "d", "csv", "--labels.values", values)
+    file, _ = run(tmp_path / "d", "csv", "--label.values", values)
     (scan,), _, _ = scans_of(file)
     assert (scan.source.modality, scan.source.value_domain) == ("MR", "mr")
 
@@ -382,7 +382,7 @@ def test_a_table_of_values_still_needs_its_key():
     from medssl.data.index.scan_index import IndexOptions
     from medssl.data.labels.sources import LabelOptions
 
-    with pytest.raises(UserError, match=r"say with --labels\.key which column names the scan or subject"):
+    with pytest.raises(UserError, match=r"say with --label\.key which column names the scan or subject"):
         IndexOptions(labels=LabelOptions(values="x.csv"))
 
 
@@ -422,12 +422,12 @@ def test_csv_headers_may_have_spaces_and_must_not_repeat(tmp_path, capsys):
     image(folder / "a.nii.gz")
     label(folder / "b.nii.gz")
     text = "image, mask\na.nii.gz, b.nii.gz\n"
-    names = ("--labels.class_names", "0=x,1=y,2=z")
-    file, code = run(folder, "csv", "--labels.values", table(tmp_path, text), *names)
+    names = ("--label.class_names", "0=x,1=y,2=z")
+    file, code = run(folder, "csv", "--label.values", table(tmp_path, text), *names)
     ((scan,), root, _) = scans_of(file)
     assert code == 0
     assert read(scan, root).label is not None
-    assert run(folder, "csv", "--labels.values", table(tmp_path, "image,mask,mask\na.nii.gz,b.nii.gz,\n"))[1] == 2
+    assert run(folder, "csv", "--label.values", table(tmp_path, "image,mask,mask\na.nii.gz,b.nii.gz,\n"))[1] == 2
     assert "the column 'mask' stands twice" in capsys.readouterr().err
 
 

@@ -109,10 +109,10 @@ def test_one_class_in_the_store(images, masks):
 
 
 def test_masks_need_names(images, masks):
-    with pytest.raises(UserError, match=r"has no masks: index with --labels\.masks"):
+    with pytest.raises(UserError, match=r"has no masks: index with --label\.masks"):
         classes_of(images, "mask")
     masks.schema = None
-    with pytest.raises(UserError, match=r"no class names: index with --labels\.class_names"):
+    with pytest.raises(UserError, match=r"no class names: index with --label\.class_names"):
         classes_of(masks, "mask")
 
 
