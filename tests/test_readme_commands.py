@@ -73,9 +73,9 @@ NOT_RUN = {
 NOT_PARSED = {"PYTHONPATH=.": "its class is the reader's own"}
 # Folders that a guide takes as made by its reader, and those of the README that stand for them.
 STAND_FOR = {
-    "runs/spark": "runs/first", "runs/longer": "runs/full", "runs/tuned": "runs/few",
+    "runs/spark": "runs/first", "runs/longer": "runs/first", "runs/tuned": "runs/few",
     "runs/pretraining": "runs/first",
-    "scores/a": "scores/few", "scores/b": "scores/scratch",
+    "scores/a": "scores/few", "scores/b": "scores/few",
 }  # fmt: skip
 
 
