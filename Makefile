@@ -3,6 +3,7 @@
 #
 #   make VENV=/elsewhere test    another environment       make PYTHON=python3.12 test    another Python
 #   make WORKERS=8 test          more test processes       make DEMO=elsewhere demo       another demo folder
+#   make COVERAGE=yes test       coverage also on Python 3.11, where measuring it takes about a third longer
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -45,9 +46,14 @@ $(DOCS_INSTALLED): $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
 	@touch $@
 
+# Python 3.12 and newer measure coverage at little cost (sys.monitoring); Python 3.11 measures it when asked
+COVERAGE ?= $(shell $(BIN)/python -c 'import sys; print("yes" if sys.version_info >= (3, 12) else "no")')
+CORE = $(shell $(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
+MEASURE = $(if $(filter yes,$(COVERAGE)),--cov --cov-report=)
+
 test: $(INSTALLED) ## run the tests (CPU, without the slow ones)
-	@echo "== tests, $(WORKERS) processes"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	@echo "== tests, $(WORKERS) processes$(if $(MEASURE),, (coverage: make test COVERAGE=yes))"
+	@OMP_NUM_THREADS=1 $(if $(MEASURE),COVERAGE_CORE=$(CORE)) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(MEASURE)
 
 check: $(INSTALLED) ## style, types, floors, sizes, news fragments
 	@echo "== ruff"; $(BIN)/ruff check . && $(BIN)/ruff format --check .

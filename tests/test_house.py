@@ -326,11 +326,10 @@ FORMER = {  # newest version with a known advisory, and which
     "tqdm": ("4.66.2", "CVE-2024-34062"),
     "pyyaml": ("5.3", "CVE-2020-14343"),
     "pyarrow": ("23.0.0", "CVE-2026-25087"),
-    "transformers": ("5.4", "CVE-2026-5241; to 5.2 CVE-2026-4372"),
     "scipy": ("1.9", "CVE-2023-25399"),
     "numpy": ("1.21", "CVE-2021-41495, CVE-2021-41496"),
-    "distributed": ("2021.9", "CVE-2021-42343"),
-    "imagecodecs": ("2024.6.1", "lossless JPEG of 9 to 15 bits read wrongly"),
+    "imagecodecs": ("2026.1.14", "no packed samples and no fax codes of TIFF; to 2024.6.1 lossless JPEG read wrongly"),
+    "tifffile": ("2026.2.24", "no packed samples and no fax codes"),
 }
 
 
