@@ -10,10 +10,12 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-PREFIXES = range(6)  # class and register tokens that stand before the patches in a table of positions
+EXTRA_TOKENS = range(6)  # class and register tokens that stand before the patches in a table of positions
 
 
-def adapted(value: Tensor, wanted: Tensor, *, first: bool, name: str, axes: tuple[int, int]) -> Tensor | None:
+def adapt_weight(
+    value: Tensor, target: Tensor, *, is_first_layer: bool, name: str, axes: tuple[int, int]
+) -> Tensor | None:
     """A weight in the shape that is wanted, itself where it has it, or None where it cannot be made.
 
     Kernels of images become kernels of volumes by standing in every plane of the last axis, divided by their number
@@ -26,21 +28,21 @@ def adapted(value: Tensor, wanted: Tensor, *, first: bool, name: str, axes: tupl
 
     Args:
         value: What the file holds.
-        wanted: What the module holds.
-        first: It belongs to the first layer, whose channels may differ.
+        target: What the module holds.
+        is_first_layer: It belongs to the first layer, whose channels may differ.
         name: Key of the module.
         axes: Spatial axes of the images that the file's network takes, and of those that the module takes.
     """
-    if is_table(name, value, wanted) and (value.shape != wanted.shape or axes[0] != axes[1]):
-        return positions(value, wanted.shape[1], axes)
-    if (value.ndim, wanted.ndim) == (4, 5) and value.mT.shape[2:] == wanted.shape[2:-1]:
-        value = in_planes(value / wanted.shape[-1], wanted.shape[-1])
-    if first and value.ndim == wanted.ndim and value.shape[0] == wanted.shape[0]:
-        value = channels(value, wanted.shape[1])
-    return value if value.shape == wanted.shape else None
+    if is_position_table(name, value, target) and (value.shape != target.shape or axes[0] != axes[1]):
+        return resize_positions(value, target.shape[1], axes)
+    if (value.ndim, target.ndim) == (4, 5) and value.mT.shape[2:] == target.shape[2:-1]:
+        value = in_planes(value / target.shape[-1], target.shape[-1])
+    if is_first_layer and value.ndim == target.ndim and value.shape[0] == target.shape[0]:
+        value = adapt_channels(value, target.shape[1])
+    return value if value.shape == target.shape else None
 
 
-def channels(weight: Tensor, count: int) -> Tensor:
+def adapt_channels(weight: Tensor, count: int) -> Tensor:
     """First-layer weights for another number of input channels: equal channels get the response they had."""
     if weight.shape[1] == count:
         return weight
@@ -53,33 +55,38 @@ def in_planes(image: Tensor, depth: int) -> Tensor:
     return image.mT[..., None].repeat_interleave(depth, dim=-1)
 
 
-def positions(table: Tensor, count: int, axes: tuple[int, int]) -> Tensor | None:
+def resize_positions(table: Tensor, count: int, axes: tuple[int, int]) -> Tensor | None:
     """A table [1, N, C] for another square or cubic grid of patches; tokens that stand before the patches keep theirs.
 
     Squares are resampled bicubically, with a filter against aliasing; cubes linearly, and by means where they shrink.
     """
-    own, wanted = axes
-    for before in PREFIXES if own <= wanted else ():
-        old, new = _side(table.shape[1] - before, own), _side(count - before, wanted)
-        if not (old and new):
+    source_axes, target_axes = axes
+    for extra_tokens in EXTRA_TOKENS if source_axes <= target_axes else ():
+        source_side, target_side = (
+            _side(table.shape[1] - extra_tokens, source_axes),
+            _side(count - extra_tokens, target_axes),
+        )
+        if not (source_side and target_side):
             continue
-        grid = table[:, before:].reshape(1, *(old,) * own, -1).movedim(-1, 1).float()
-        mode = "bicubic" if own == 2 else "area" if new < old else "trilinear"
-        resized = F.interpolate(grid, (new,) * own, mode=mode, antialias=own == 2).to(table.dtype)
-        resized = in_planes(resized, new) if own < wanted else resized
-        return torch.cat((table[:, :before], resized.flatten(2).mT), 1)
+        grid = table[:, extra_tokens:].reshape(1, *(source_side,) * source_axes, -1).movedim(-1, 1).float()
+        mode = "bicubic" if source_axes == 2 else "area" if target_side < source_side else "trilinear"
+        resized = F.interpolate(grid, (target_side,) * source_axes, mode=mode, antialias=source_axes == 2).to(
+            table.dtype
+        )
+        resized = in_planes(resized, target_side) if source_axes < target_axes else resized
+        return torch.cat((table[:, :extra_tokens], resized.flatten(2).mT), 1)
     return None
 
 
-def assumed(axes: int) -> str:
+def assumed_grid(axes: int) -> str:
     """What a table that was made to fit was taken for: its number of rows does not tell the sides of its grid."""
     return f"positions: assuming a {'square' if axes == 2 else 'cubic'} grid of patches"
 
 
-def is_table(name: str, value: Tensor, wanted: Tensor) -> bool:
+def is_position_table(name: str, value: Tensor, target: Tensor) -> bool:
     """Whether two tensors of one key are tables of positions [1, N, C]."""
-    alike = value.ndim == wanted.ndim == 3 and value.shape[::2] == wanted.shape[::2]
-    return alike and "pos" in name.rpartition(".")[2]
+    same_layout = value.ndim == target.ndim == 3 and value.shape[::2] == target.shape[::2]
+    return same_layout and "pos" in name.rpartition(".")[2]
 
 
 def _side(count: int, axes: int) -> int:

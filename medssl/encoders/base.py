@@ -94,7 +94,7 @@ class Encoder(nn.Module, ABC):
                 f"(B C *s): change the view or the encoder's in_channels"
             )
             raise UserError(message)
-        cells_of(image.shape[2:], self.strides[-1], what=f"image for {name}: size")
+        cells_of(image.shape[2:], self.strides[-1], noun=f"image for {name}: size")
         if hidden is None:
             return image
         if (mode or "sparse") not in self.mask_modes:

@@ -101,11 +101,11 @@ class ResEnc(Encoder):
     def layers(self) -> dict[str, int]:
         """The stem is layer 0, each residual block one more."""
         blocks: dict[str, int] = {}
-        found = {}
+        layer_of = {}
         for name, _ in self.named_parameters():
             block = re.match(r"encoder\.stages\.\d+\.blocks\.\d+\.", name)
-            found[name] = blocks.setdefault(block.group(), len(blocks) + 1) if block else 0
-        return found
+            layer_of[name] = blocks.setdefault(block.group(), len(blocks) + 1) if block else 0
+        return layer_of
 
 
 def _network(

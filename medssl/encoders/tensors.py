@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-DAMAGED = (  # what damaged torch files raise
+DAMAGE_ERRORS = (  # what damaged torch files raise
     ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
-KNOWN = {b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"\x89HDF": "an HDF5 file"}
-KNOWN |= {b"\x1f\x8b": "a compressed file", b"\x93NUMPY": "a NumPy array", b"%PDF": "a PDF"}
-KNOWN |= {b"\x80": "a pickle that torch did not save"}
+SIGNATURES = {b"\x89PNG": "a PNG picture", b"\xff\xd8\xff": "a JPEG picture", b"\x89HDF": "an HDF5 file"}
+SIGNATURES |= {b"\x1f\x8b": "a compressed file", b"\x93NUMPY": "a NumPy array", b"%PDF": "a PDF"}
+SIGNATURES |= {b"\x80": "a pickle that torch did not save"}
 MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # of torch's former form, a row of pickles
 EXPECTED = "expected tensors by name, as safetensors or as a state dict that torch saved"
-LONGEST_HEADER = 100_000_000  # bytes; safetensors reads no longer one
+MAX_HEADER_BYTES = 100_000_000  # bytes; safetensors reads no longer one
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -56,7 +56,7 @@ def read_tensors(file: Path, *, allow_empty: bool = False) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    cut = f"{file}: is cut off or damaged: copy or download it again"
+    damaged_message = f"{file}: is cut off or damaged: copy or download it again"
     try:
         kind = _kind_of(file)
         # torch comments on the pickle protocol, the error says enough; by a name it would choose by the suffix
@@ -65,13 +65,20 @@ def read_tensors(file: Path, *, allow_empty: bool = False) -> dict[str, Tensor]:
     except UserError:
         raise
     except pickle.UnpicklingError as error:
-        more = f"{file}: holds more than tensors and is not opened: save its state dict alone, best as safetensors"
-        raise UserError(cut if "truncated" in str(error) else more) from error
+        unsafe_message = (
+            f"{file}: holds more than tensors and is not opened: save its state dict alone, best as safetensors"
+        )
+        raise UserError(damaged_message if "truncated" in str(error) else unsafe_message) from error
     except OSError as error:
         message = f"{file}: weights could not be read ({error.strerror}): {EXPECTED}"
-        raise UserError(message if error.strerror else cut) from error
-    except (SafetensorError, EOFError, RuntimeError, *DAMAGED) as error:  # torch advises to trust the file: not told
-        raise UserError(cut) from error
+        raise UserError(message if error.strerror else damaged_message) from error
+    except (
+        SafetensorError,
+        EOFError,
+        RuntimeError,
+        *DAMAGE_ERRORS,
+    ) as error:  # torch advises to trust the file: not told
+        raise UserError(damaged_message) from error
     tensors = _tensors_in(content)
     if not tensors and not allow_empty:
         message = f"{file}: holds no state dict: {EXPECTED}"
@@ -90,7 +97,7 @@ def _kind_of(file: Path) -> str:
     with file.open("rb") as stream:
         head = stream.read(64)
     length = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{" and length <= LONGEST_HEADER:
+    if head[8:9] == b"{" and length <= MAX_HEADER_BYTES:
         if 8 + length <= size:
             return "safetensors"
     elif head.startswith(b"PK"):
@@ -99,9 +106,9 @@ def _kind_of(file: Path) -> str:
     elif MAGIC in head:
         return "torch"
     else:
-        what = next((what for start, what in KNOWN.items() if head.startswith(start)), "")
-        what = what or ("text" if head and all(9 <= byte < 128 for byte in head) else "nothing known")
-        message = f"{file}: is {what if size else 'empty'}, no file of weights: {EXPECTED}"
+        content = next((content for start, content in SIGNATURES.items() if head.startswith(start)), "")
+        content = content or ("text" if head and all(9 <= byte < 128 for byte in head) else "nothing known")
+        message = f"{file}: is {content if size else 'empty'}, no file of weights: {EXPECTED}"
         raise UserError(message)
     message = f"{file}: is cut off or damaged: copy or download it again"
     raise UserError(message)
@@ -136,46 +143,50 @@ def _tensors_in(content: object) -> dict[str, Tensor]:
 
     Containers with equal keys (a student and its teacher) are given together, each under its name.
     """
-    found: dict[str, dict[str, Tensor]] = {}
-    waiting: list[tuple[str, object]] = [("", content)]
-    known = set[int]()  # a container may hold itself
-    while waiting:
-        name, held = waiting.pop(0)
-        if isinstance(held, Mapping) and id(held) not in known:
-            known.add(id(held))
-            own = {str(key): value for key, value in held.items() if isinstance(value, torch.Tensor)}
-            if own:
-                found[name] = own
-            waiting += [(f"{name}{key}.", value) for key, value in held.items()]
-    largest = max(found.values(), key=len, default={})
-    alike = {name: own for name, own in found.items() if own.keys() == largest.keys()}
-    if len(alike) < 2:
+    dicts_by_name: dict[str, dict[str, Tensor]] = {}
+    queue: list[tuple[str, object]] = [("", content)]
+    visited = set[int]()  # a container may hold itself
+    while queue:
+        name, container = queue.pop(0)
+        if isinstance(container, Mapping) and id(container) not in visited:
+            visited.add(id(container))
+            tensors = {str(key): value for key, value in container.items() if isinstance(value, torch.Tensor)}
+            if tensors:
+                dicts_by_name[name] = tensors
+            queue += [(f"{name}{key}.", value) for key, value in container.items()]
+    largest = max(dicts_by_name.values(), key=len, default={})
+    equal_keys = {name: tensors for name, tensors in dicts_by_name.items() if tensors.keys() == largest.keys()}
+    if len(equal_keys) < 2:
         return largest
-    return {name + key: value for name, own in alike.items() for key, value in own.items()}
+    return {name + key: value for name, tensors in equal_keys.items() for key, value in tensors.items()}
 
 
-def refuse_strange(file: Path, given: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+def refuse_strange(file: Path, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
     """Refuses tensors that cannot stand for a network's own.
 
     Args:
         file: Where they are from.
-        given: By key, what the file holds and what the network holds.
+        pairs: By key, what the file holds and what the network holds.
 
     Raises:
         UserError: Some are not dense, are of another kind of number, or hold NaN or infinity where the network's own do
             not; names the first.
     """
-    strange = {key: what for key, (value, own) in given.items() if (what := _strange(value, own))}
-    if strange:
-        key, what = next(iter(strange.items()))
+    problems = {
+        key: problem
+        for key, (value, network_value) in pairs.items()
+        if (problem := _problem_with(value, network_value))
+    }
+    if problems:
+        key, problem = next(iter(problems.items()))
         message = (
-            f"{file}: {len(strange)} of {len(given)} tensors are no weights, the first is {key} ({what}): expected "
+            f"{file}: {len(problems)} of {len(pairs)} tensors are no weights, the first is {key} ({problem}): expected "
             "dense, finite floating-point numbers; save them so, or choose another file"
         )
         raise UserError(message)
 
 
-def _strange(value: Tensor, own: Tensor) -> str:
+def _problem_with(value: Tensor, network_value: Tensor) -> str:
     """Why a tensor cannot stand for a network's own; "" where it can."""
     if value.is_quantized:
         return "quantized"
@@ -183,7 +194,7 @@ def _strange(value: Tensor, own: Tensor) -> str:
         return "sparse"
     if value.is_meta:
         return "without numbers"
-    if value.is_complex() or (own.is_floating_point() and not value.is_floating_point()):
+    if value.is_complex() or (network_value.is_floating_point() and not value.is_floating_point()):
         return str(value.dtype).removeprefix("torch.")
-    lost = int((~value.to(own.dtype).isfinite()).sum()) if bool(own.isfinite().all()) else 0
-    return f"{lost} of {value.numel()} numbers are NaN or infinite" if lost else ""
+    not_finite = int((~value.to(network_value.dtype).isfinite()).sum()) if bool(network_value.isfinite().all()) else 0
+    return f"{not_finite} of {value.numel()} numbers are NaN or infinite" if not_finite else ""

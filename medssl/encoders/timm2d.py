@@ -96,8 +96,8 @@ def _create(name: str, in_channels: int, *, pretrained: bool, drop_path: float) 
         import timm
 
     if not timm.is_model(name):
-        close = ", ".join(get_close_matches(name, timm.list_models(), 5))
-        message = f'timm has no model "{name}"{": similar names are " + close if close else ""}'
+        similar_names = ", ".join(get_close_matches(name, timm.list_models(), 5))
+        message = f'timm has no model "{name}"{": similar names are " + similar_names if similar_names else ""}'
         raise UserError(message)
     arguments: dict[str, Any] = {"pretrained": pretrained, "in_chans": in_channels, "num_classes": 0}
     arguments |= {"drop_path_rate": drop_path} if drop_path > 0 else {}

@@ -116,7 +116,7 @@ class MaskedEffectiveSEModule(_MaskedGate, tl.EffectiveSEModule):  # type: ignor
         return y
 
 
-_AS_THEY_ARE = (
+_NEUTRAL = (
     *(tl.DropPath, tl.LayerScale, tl.LayerScale2d),  # per channel or per sample
     *(tl.Mlp, tl.GlobalResponseNormMlp, tl.ConvNormAct, tl.SelectAdaptivePool2d),  # no more than their layers
     *(resnet.ResNet, resnet.BasicBlock, resnet.Bottleneck),
@@ -129,7 +129,7 @@ _AS_THEY_ARE = (
 
 TIMM_TWINS: Mapping[type[nn.Module], type[nn.Module]] = MappingProxyType(
     {
-        **{kind: kind for kind in _AS_THEY_ARE},
+        **{kind: kind for kind in _NEUTRAL},
         tl.BatchNormAct2d: MaskedBatchNormAct2d,
         tl.GroupNorm: MaskedTimmGroupNorm,
         tl.GroupNorm1: MaskedTimmGroupNorm1,

@@ -125,8 +125,8 @@ class ViT(Encoder):
         Args:
             image: Size a multiple of the patch on every axis.
             hidden: True where a cell must not be seen.
-            mode: "drop" leaves hidden patches out: ``tokens`` are those of the patches ``kept``, and there are no
-                maps. "fill" puts the mask token in their places.
+            mode: "drop" leaves hidden patches out: there are tokens of the visible patches only, and no maps. "fill"
+                puts the mask token in their places.
 
         Raises:
             UserError: The image or the mask do not fit, or samples with different numbers of visible patches in mode
@@ -138,31 +138,31 @@ class ViT(Encoder):
         if hidden is not None:
             covered = at_resolution(hidden.to(x.device), cells)
         patches = patchify(x, self.patch)
-        places = sincos_positions(cells, self.channels[-1], step=self.step, like=self.mask_token)
-        places = places.expand(len(x), -1, -1)
-        kept = None
+        positions = sincos_positions(cells, self.channels[-1], step=self.step, like=self.mask_token)
+        positions = positions.expand(len(x), -1, -1)
+        visible_cells = None
         if mode == "drop" and hidden is not None:
-            kept = visible_numbers(covered)
-            patches, places = gather_tokens(patches, kept), gather_tokens(places, kept)
-            covered = covered.flatten(1).gather(1, kept)
-        tokens = torch.where(covered.flatten(1)[..., None], self.mask_token, self.patch_embed(patches)) + places
-        found = self._run(tokens)
-        outputs = [x[:, self.extra :] for x in found]
+            visible_cells = visible_numbers(covered)
+            patches, positions = gather_tokens(patches, visible_cells), gather_tokens(positions, visible_cells)
+            covered = covered.flatten(1).gather(1, visible_cells)
+        tokens = torch.where(covered.flatten(1)[..., None], self.mask_token, self.patch_embed(patches)) + positions
+        block_outputs = self._run(tokens)
+        outputs = [x[:, self.extra :] for x in block_outputs]
         outputs[-1] = self.norm(outputs[-1])
-        pooled = self.norm(found[-1][:, 0]) if self.pool == "class" else outputs[-1].mean(1)
-        maps = () if kept is not None else tuple(x.mT.reshape(len(x), -1, *cells) for x in outputs)
-        return Features(maps=maps, pooled=pooled, tokens=outputs[-1], kept=kept)
+        pooled = self.norm(block_outputs[-1][:, 0]) if self.pool == "class" else outputs[-1].mean(1)
+        maps = () if visible_cells is not None else tuple(x.mT.reshape(len(x), -1, *cells) for x in outputs)
+        return Features(maps=maps, pooled=pooled, tokens=outputs[-1], visible_cells=visible_cells)
 
     def _run(self, tokens: Float[Tensor, "B N C"]) -> list[Float[Tensor, "B M C"]]:
         """All tokens, the extra ones first, after each of the depths that become maps."""
         extra = [x.expand(len(tokens), -1, -1) for x in (self.cls_token, self.reg_token) if x is not None]
         x = torch.cat((*extra, tokens), 1)
-        found = []
-        for done, block in enumerate(self.blocks, 1):
+        block_outputs = []
+        for blocks_done, block in enumerate(self.blocks, 1):
             x = checkpoint(block, x) if self.recompute and torch.is_grad_enabled() else block(x)
-            if done in self.depths:
-                found.append(x)
-        return found
+            if blocks_done in self.depths:
+                block_outputs.append(x)
+        return block_outputs
 
     def layers(self) -> dict[str, int]:
         """The patch embedding and learned tokens are layer 0, each block one more; the last norm goes with the head."""
@@ -184,7 +184,7 @@ def _refuse_misfits(
     """Refuses arguments that do not fit each other."""
     heads = max(1, width // HEAD_WIDTH)
     spacing = patch if spacing_mm is None else spacing_mm
-    for good, message in (
+    for holds, message in (
         (len(patch) in (2, 3) and min(patch) >= 1, f"patch {list(patch)}: expected two or three numbers, 1 or more"),
         (
             width >= 1 and width % heads == 0,
@@ -197,5 +197,5 @@ def _refuse_misfits(
             f"spacing_mm {list(spacing)}: expected {len(patch)} numbers above 0, one for each axis of the patch",
         ),
     ):
-        if not good:
+        if not holds:
             raise UserError(message)

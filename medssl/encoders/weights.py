@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING
 
-from medssl.encoders.adapt import adapted, assumed, is_table
+from medssl.encoders.adapt import adapt_weight, assumed_grid, is_position_table
 from medssl.encoders.base import Encoder
 from medssl.encoders.tensors import read_tensors, refuse_strange, tensor_bytes
 from medssl.io.atomic_write import atomic_files, explain_disk_errors
 from medssl.io.documents import read_json
 from medssl.io.trust import network_class, refuse_transforms
+from medssl.io.typed_json import build
 from medssl.types import Card, Imported, UserError
 from medssl.types.provenance import as_written
 
@@ -42,12 +42,12 @@ def save_encoder(folder: Path, encoder: nn.Module, card: Card) -> None:
     Raises:
         UserError: The disk refuses the files; former files are untouched.
     """
-    own = {k: v for k, v in card.encoder.init_args.items() if k != "pretrained"}
-    text = json.dumps(asdict(replace(card, encoder=replace(card.encoder, init_args=own))), indent=2, default=str)
+    init_args = {k: v for k, v in card.encoder.init_args.items() if k != "pretrained"}
+    text = json.dumps(asdict(replace(card, encoder=replace(card.encoder, init_args=init_args))), indent=2, default=str)
     folder.mkdir(parents=True, exist_ok=True)
-    with explain_disk_errors(folder / WEIGHTS), atomic_files(folder / WEIGHTS, folder / CARD) as (weights, written):
+    with explain_disk_errors(folder / WEIGHTS), atomic_files(folder / WEIGHTS, folder / CARD) as (weights, card_file):
         weights.write(tensor_bytes(encoder.state_dict(), {"format": "pt"}))
-        written.write(text.encode() + b"\n")
+        card_file.write(text.encode() + b"\n")
 
 
 def load_card(folder: Path, trust: Collection[str] = ()) -> Card:
@@ -88,7 +88,7 @@ def read_card(folder: Path) -> Card:
         raise UserError(message) from error
     if isinstance(data, dict) and "subjects" in data:
         data["subjects"] = as_written(data["subjects"])
-    card: Card = _build(Card, data, str(file))
+    card: Card = build(Card, data, str(file))
     return card
 
 
@@ -173,8 +173,8 @@ class Report:
     @property
     def matched(self) -> float:
         """Share of the module's keys that the file filled."""
-        found = len(self.loaded) + len(self.adapted)
-        return found / max(1, found + len(self.missing))
+        filled = len(self.loaded) + len(self.adapted)
+        return filled / max(1, filled + len(self.missing))
 
     def __str__(self) -> str:
         line = f"{self.matched:.0%} of the keys filled: {len(self.loaded)} loaded, {len(self.adapted)} adapted"
@@ -211,60 +211,88 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
     strip, add, chosen = _prefixes(source, target, file)
     renamed = {add + key[len(strip) :]: key for key in source if key.startswith(strip)}
     stem = next((key for key, value in target.items() if value.ndim >= 4), "")  # no learned token
-    same = [key for key, value in target.items() if stem and value.data_ptr() == target[stem].data_ptr()]
-    own = target[stem].ndim - 2 if stem else 2
-    axes = next((n - 2 for key in same if key in renamed and (n := source[renamed[key]].ndim) in (4, 5)), own), own
-    new: dict[str, Tensor] = {}
-    fitted: list[str] = []
+    stem_keys = [key for key, value in target.items() if stem and value.data_ptr() == target[stem].data_ptr()]
+    stem_axes = target[stem].ndim - 2 if stem else 2
+    axes = (
+        next((n - 2 for key in stem_keys if key in renamed and (n := source[renamed[key]].ndim) in (4, 5)), stem_axes),
+        stem_axes,
+    )
+    fitted: dict[str, Tensor] = {}
+    adapted_keys: list[str] = []
     unfit: dict[str, str] = {}
     shared = {key: source[renamed[key]] for key in target if key in renamed}
     refuse_strange(file, {key: (value, target[key]) for key, value in shared.items()})
     for key, value in shared.items():
-        old = target[key]
-        fitting = adapted(value, old, first=key in same, name=key, axes=axes)
-        if fitting is None:
-            unfit[key] = misfit(key, value, old)
+        target_value = target[key]
+        adapted_value = adapt_weight(value, target_value, is_first_layer=key in stem_keys, name=key, axes=axes)
+        if adapted_value is None:
+            unfit[key] = misfit(key, value, target_value)
             continue
-        new[key] = fitting
-        if fitting is not value:
-            fitted.append(key)
-    told = {renamed[key] for key in (*new, *unfit)}
+        fitted[key] = adapted_value
+        if adapted_value is not value:
+            adapted_keys.append(key)
+    used_keys = {renamed[key] for key in (*fitted, *unfit)}
     report = Report(
-        loaded=tuple(key for key in new if key not in fitted),
-        adapted=tuple(fitted),
-        missing=tuple(key for key in target if key not in new),
-        unexpected=tuple(key for key in source if key not in told),
+        loaded=tuple(key for key in fitted if key not in adapted_keys),
+        adapted=tuple(adapted_keys),
+        missing=tuple(key for key in target if key not in fitted),
+        unexpected=tuple(key for key in source if key not in used_keys),
         unfit=unfit,
-        assumed={key: assumed(axes[0]) for key in fitted if is_table(key, source[renamed[key]], target[key])},
-        unread="" if any(key in new for key in same) else stem,
+        assumed={
+            key: assumed_grid(axes[0])
+            for key in adapted_keys
+            if is_position_table(key, source[renamed[key]], target[key])
+        },
+        unread="" if any(key in fitted for key in stem_keys) else stem,
         chosen=chosen,
     )
-    beyond = [add + key[len(strip) :] for key in report.unexpected if key.startswith(strip)]
+    unused_keys = [add + key[len(strip) :] for key in report.unexpected if key.startswith(strip)]
+    _refuse_misfits(file, type(module).__name__, report, minimum, (unused_keys, target))
+    module.load_state_dict(fitted, strict=False)
+    return report
+
+
+def _refuse_misfits(
+    file: Path, network: str, report: Report, minimum: float, keys: tuple[Sequence[str], Iterable[str]]
+) -> None:
+    """Refuses weights that fill too little, or that were trained in another network.
+
+    Args:
+        file: The file, for messages.
+        network: Name of the module's class, for messages.
+        report: What became of every key.
+        minimum: Smallest share of the module's keys that must be filled.
+        keys: Keys of the file that were not used, as the module would name them; keys of the module.
+
+    Raises:
+        UserError: Names the reason.
+    """
+    unused_keys, target = keys
     if report.matched < minimum:
-        message = f"{file}: too few weights fit {type(module).__name__}: {report}; expected at least {minimum:.0%}"
+        message = f"{file}: too few weights fit {network}: {report}; expected at least {minimum:.0%}"
         raise UserError(message)
-    if minimum >= ENOUGH and (deeper := _deeper(beyond, target)):
+    if minimum < ENOUGH:
+        return
+    if deeper := _deeper(unused_keys, target):
         message = (
             f"{file}: the weights are those of a deeper network: {len(deeper)} of their keys go on where "
-            f"{type(module).__name__} ends ({_some(deeper)}); make the encoder as deep as that of the file was, or "
+            f"{network} ends ({_some(deeper)}); make the encoder as deep as that of the file was, or "
             "choose another file"
         )
         raise UserError(message)
-    if minimum >= ENOUGH and (inside := _inside(beyond, target)):
+    if extra_in_blocks := _inside(unused_keys, target):
         message = (
-            f"{file}: the weights are those of another network: {len(inside)} of their keys belong to blocks that "
-            f"{type(module).__name__} has without them ({_some(inside)}); make the encoder as that of the file was "
-            "(with its LayerScale, its norms), or choose another file"
+            f"{file}: the weights are those of another network: {len(extra_in_blocks)} of their keys belong to "
+            f"blocks that {network} has without them ({_some(extra_in_blocks)}); make the encoder as "
+            "that of the file was (with its LayerScale, its norms), or choose another file"
         )
         raise UserError(message)
-    if report.unread and minimum >= ENOUGH:
+    if report.unread:
         message = (
-            f"{file}: {type(module).__name__} would look at images through random weights: {report}; make the encoder "
+            f"{file}: {network} would look at images through random weights: {report}; make the encoder "
             "as that of the file was (its patch, its first convolution), or choose another file"
         )
         raise UserError(message)
-    module.load_state_dict(new, strict=False)
-    return report
 
 
 def _prefixes(source: Mapping[str, Tensor], target: Mapping[str, Tensor], file: Path) -> tuple[str, str, str]:
@@ -279,27 +307,31 @@ def _prefixes(source: Mapping[str, Tensor], target: Mapping[str, Tensor], file: 
 
     def agreement(pair: tuple[str, str]) -> tuple[int, int]:
         strip, add = pair
-        found = sum((add + k[len(strip) :], v.shape[:1]) in shapes for k, v in source.items() if k.startswith(strip))
-        return found, -len(strip) - len(add)
+        matches = sum((add + k[len(strip) :], v.shape[:1]) in shapes for k, v in source.items() if k.startswith(strip))
+        return matches, -len(strip) - len(add)
 
     pairs = [(strip, add) for strip in _common(source) for add in _common(target)]
     scores = {pair: agreement(pair) for pair in pairs}
     strip, add = max(pairs, key=scores.__getitem__)
-    most = scores[strip, add][0]
-    alike = {other for (other, _), (found, _) in scores.items() if found == most}
+    best_count = scores[strip, add][0]
+    best_strips = {shorter for (shorter, _), (matches, _) in scores.items() if matches == best_count}
     # prefixes of which one begins with the other are one network
-    networks = sorted(one for one in alike if not any(one != other and one.startswith(other) for other in alike))
-    if most == 0 or len(networks) < 2:
+    networks = sorted(
+        network
+        for network in best_strips
+        if not any(network != shorter and network.startswith(shorter) for shorter in best_strips)
+    )
+    if best_count == 0 or len(networks) < 2:
         return strip, add, ""
-    averaged = [one for one in networks if any(word in one.lower() for word in AVERAGED)]
+    averaged = [network for network in networks if any(word in network.lower() for word in AVERAGED)]
     if len(averaged) != 1:
+        names = ", ".join(network.rstrip(".") for network in networks)
         message = (
-            f"{file}: {len(networks)} networks in it fit ({', '.join(one.rstrip('.') for one in networks)}): save the "
-            "one that is meant in a file of its own"
+            f"{file}: {len(networks)} networks in it fit ({names}): save the one that is meant in a file of its own"
         )
         raise UserError(message)
     best = max((pair for pair in pairs if pair[0].startswith(averaged[0])), key=scores.__getitem__)
-    others = ", ".join(one.rstrip(".") for one in networks if one not in averaged)
+    others = ", ".join(network.rstrip(".") for network in networks if network not in averaged)
     return *best, f"taken is {averaged[0].rstrip('.')}, not {others}"
 
 
@@ -312,77 +344,36 @@ def _common(keys: Mapping[str, Tensor]) -> list[str]:
     return ["", *(prefix for prefix, count in counts.items() if count >= len(keys) / 10)]
 
 
-def _deeper(unexpected: Iterable[str], own: Iterable[str]) -> tuple[str, ...]:
+def _deeper(unexpected: Iterable[str], module_keys: Iterable[str]) -> tuple[str, ...]:
     """Keys of numbered blocks that go on where the module's own end, as ``stages.4.`` after ``stages.3.`` does."""
-    last: dict[str, int] = {}
-    for key in own:
-        for found in BLOCK.finditer(key):
-            last[key[: found.start(1)]] = max(int(found[1]), last.get(key[: found.start(1)], 0))
+    last_block: dict[str, int] = {}
+    for key in module_keys:
+        for block in BLOCK.finditer(key):
+            last_block[key[: block.start(1)]] = max(int(block[1]), last_block.get(key[: block.start(1)], 0))
     return tuple(
         key
         for key in unexpected
-        if any(int(found[1]) > last.get(key[: found.start(1)], int(found[1])) for found in BLOCK.finditer(key))
+        if any(int(block[1]) > last_block.get(key[: block.start(1)], int(block[1])) for block in BLOCK.finditer(key))
     )
 
 
-def _inside(unexpected: Iterable[str], own: Iterable[str]) -> tuple[str, ...]:
+def _inside(unexpected: Iterable[str], module_keys: Iterable[str]) -> tuple[str, ...]:
     """Weights of the file in numbered blocks that the module has, but without these weights."""
-    blocks = {key[: found.end()] for key in own for found in BLOCK.finditer(key)}
+    blocks = {key[: block.end()] for key in module_keys for block in BLOCK.finditer(key)}
     return tuple(
         key
         for key in unexpected
-        if not key.endswith(INDEX) and any(key[: found.end()] in blocks for found in BLOCK.finditer(key))
+        if not key.endswith(INDEX) and any(key[: block.end()] in blocks for block in BLOCK.finditer(key))
     )
 
 
-def misfit(key: str, value: Tensor, old: Tensor) -> str:
+def misfit(key: str, value: Tensor, target: Tensor) -> str:
     """Why a weight could not be made to fit."""
-    shapes = f"{list(value.shape)} in the file, {list(old.shape)} here"
-    return shapes + ("; only square or cubic grids of patches are made to fit" if is_table(key, value, old) else "")
+    shapes = f"{list(value.shape)} in the file, {list(target.shape)} here"
+    return shapes + (
+        "; only square or cubic grids of patches are made to fit" if is_position_table(key, value, target) else ""
+    )
 
 
 def _some(keys: tuple[str, ...]) -> str:
     return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
-
-
-# --- cards from JSON
-
-
-def _build(kind: Any, data: Any, where: str) -> Any:
-    """``data`` as a value of the annotated type ``kind``; ``where`` is what messages name."""
-    if is_dataclass(kind) and isinstance(kind, type):
-        return _build_dataclass(kind, data, where)
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return None if data is None else _build(next(k for k in inner if k is not NoneType), data, where)
-    if origin is tuple and isinstance(data, list):
-        kinds = [inner[0]] * len(data) if len(inner) == 2 and inner[1] is ... else inner
-        return tuple(_build(k, value, f"{where}[{n}]") for n, (k, value) in enumerate(zip(kinds, data, strict=True)))
-    if origin is dict and isinstance(data, dict):
-        return {key: _build(inner[1], value, f"{where}.{key}") for key, value in data.items()}
-    if kind is Any or (data in inner if origin is Literal else _is(data, kind)):
-        return data
-    message = f"{where} holds {data!r}: expected {getattr(kind, '__name__', kind)}"
-    raise UserError(message)
-
-
-def _is(data: Any, kind: Any) -> bool:
-    """Whether a JSON value is of a plain type; whole numbers are numbers, truth values are not."""
-    if isinstance(data, bool):
-        return kind is bool
-    return isinstance(data, (int, float) if kind is float else kind)
-
-
-def _build_dataclass(kind: type, data: Any, where: str) -> Any:
-    """A dataclass of a mapping with its field names."""
-    names = [field.name for field in fields(kind)]
-    if not isinstance(data, dict) or (unknown := [key for key in data if key not in names]):
-        got = f"unknown key {unknown[0]}" if isinstance(data, dict) else repr(data)
-        message = f"{where}: {got}; a {kind.__name__} has {', '.join(names)}"
-        raise UserError(message)
-    needed = [own.name for own in fields(kind) if own.default is MISSING and own.default_factory is MISSING]
-    if lacking := [name for name in needed if name not in data]:
-        message = f"{where}: without {', '.join(lacking)} this is no {kind.__name__}: expected what medssl wrote there"
-        raise UserError(message)
-    hints = get_type_hints(kind)
-    return kind(**{key: _build(hints[key], value, f"{where}: {key}") for key, value in data.items()})

@@ -68,9 +68,9 @@ class Head(nn.Module, ABC):
             counts: Those of the whole optimizer step, where it has several micro-batches (``Objective.counts``).
         """
 
-    def answer(self, prediction: Float[Tensor, "B K *s"]) -> Float[Tensor, "B K *s"]:
+    def predictions(self, logits: Float[Tensor, "B K *s"]) -> Float[Tensor, "B K *s"]:
         """What people are told of logits in float32: the probability of each class."""
-        return prediction.softmax(1)
+        return logits.softmax(1)
 
     def prepare(self, targets: Tensor) -> None:
         """Takes what the loss needs from the labels of all scans that are learned from, once, before training.
@@ -102,20 +102,20 @@ def class_numbers(labels: Int[Tensor, "*s"], schema: LabelSchema) -> Int[Tensor,
         UserError: A value that is no class; names it and the classes.
     """
     numbers = torch.full_like(labels, UNLABELED, dtype=torch.int64)
-    known = labels == -1
+    is_known = labels == -1
     if schema.ignore is not None:
-        known |= labels == schema.ignore
+        is_known |= labels == schema.ignore
     for number, (value, _) in enumerate(schema.classes):
         if value == schema.ignore:
             continue
-        here = labels == value
-        numbers[here] = number
-        known |= here
-    if not bool(known.all()):
-        strange = sorted(set(labels[~known].tolist()))
+        is_class = labels == value
+        numbers[is_class] = number
+        is_known |= is_class
+    if not bool(is_known.all()):
+        unknown = sorted(set(labels[~is_known].tolist()))
         classes = ", ".join(f"{value}={name}" for value, name in schema.classes)
         message = (
-            f"label values {strange[:5]} are not among the classes {classes}: name them with --label.class_names of "
+            f"label values {unknown[:5]} are not among the classes {classes}: name them with --label.class_names of "
             "medssl index, or leave them out of the loss with --label.ignore"
         )
         raise UserError(message)

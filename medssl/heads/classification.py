@@ -54,16 +54,20 @@ class Classification(Head):
                 raise UserError(message)
         count = len(schema.classes)
         self.balanced = class_weights == "balanced"
-        given = None if class_weights is None or isinstance(class_weights, str) else list(class_weights)
+        stated_weights = None if class_weights is None or isinstance(class_weights, str) else list(class_weights)
         if (isinstance(class_weights, str) and not self.balanced) or (
-            given is not None and (len(given) != count or min(given) <= 0)
+            stated_weights is not None and (len(stated_weights) != count or min(stated_weights) <= 0)
         ):
-            message = f"class_weights {given or class_weights}: expected {count} numbers above 0, one for each class, "
-            message += "or balanced"
+            message = (
+                f"class_weights {stated_weights or class_weights}: expected {count} numbers above 0, one for each "
+            )
+            message += "class, or balanced"
             raise UserError(message)
         self.schema = schema
         self.label_smoothing = label_smoothing
-        weights = torch.ones(count) if self.balanced else None if given is None else torch.tensor(given)
+        weights = (
+            torch.ones(count) if self.balanced else None if stated_weights is None else torch.tensor(stated_weights)
+        )
         self.register_buffer("class_weights", weights, persistent=False)  # of the arguments and the training labels
         self.dropout = nn.Dropout(dropout)
 
@@ -182,9 +186,9 @@ class Ordinal(Classification):
         """Returns logarithms of probabilities; ``size`` does not matter."""
         gaps = F.softplus(self.steps)
         thresholds = torch.cat((self.lowest, self.lowest + gaps.cumsum(0)))
-        place = self.linear(self.dropout(features.pooled))
-        away = (place - thresholds).to(torch.promote_types(place.dtype, torch.float32))
-        beyond, before = F.logsigmoid(away), F.logsigmoid(-away)
+        score = self.linear(self.dropout(features.pooled))
+        distances = (score - thresholds).to(torch.promote_types(score.dtype, torch.float32))
+        beyond, before = F.logsigmoid(distances), F.logsigmoid(-distances)
         # between two thresholds s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)): no difference of small numbers
         between = beyond[:, :-1] + before[:, 1:] + torch.log(-torch.expm1(-gaps))
         return torch.cat((before[:, :1], between, beyond[:, -1:]), 1)
@@ -233,6 +237,6 @@ class AttentivePool(Classification):
         """Returns logits; ``size`` does not matter."""
         tokens = features.maps[-1].flatten(2).mT if features.tokens is None else features.tokens
         tokens = self.before(tokens)
-        found, _ = self.attention(self.query.expand(len(tokens), -1, -1), tokens, tokens, need_weights=False)
-        logits: Tensor = self.linear(self.dropout(self.after(found[:, 0])))
+        attended, _ = self.attention(self.query.expand(len(tokens), -1, -1), tokens, tokens, need_weights=False)
+        logits: Tensor = self.linear(self.dropout(self.after(attended[:, 0])))
         return logits

@@ -66,16 +66,16 @@ class MultiLabel(Head):
             message = f"dropout {dropout}: expected a number from 0 to below 1"
             raise UserError(message)
         self.balanced = positive_weights == "balanced"
-        given = [1.0] * count
+        weights = [1.0] * count
         if positive_weights is not None and not isinstance(positive_weights, str):
-            given = [float(weight) for weight in positive_weights]
-        if (isinstance(positive_weights, str) and not self.balanced) or len(given) != count or min(given) <= 0:
+            weights = [float(weight) for weight in positive_weights]
+        if (isinstance(positive_weights, str) and not self.balanced) or len(weights) != count or min(weights) <= 0:
             message = f"positive_weights {positive_weights}: expected {count} numbers above 0, one for each finding, "
             message += "or balanced"
             raise UserError(message)
         self.schema = schema
         # of the arguments and the training labels
-        self.register_buffer("positive_weights", torch.tensor(given), persistent=False)
+        self.register_buffer("positive_weights", torch.tensor(weights), persistent=False)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(encoder.channels[-1], count)
 
@@ -102,24 +102,24 @@ class MultiLabel(Head):
             counts: As :class:`Head`.
         """
         assert isinstance(prediction, torch.Tensor)
-        known = target != UNLABELED
+        is_known = target != UNLABELED
         logits = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
-        logits = torch.where(known, logits, 0.0)  # so that nothing flows back elsewhere
+        logits = torch.where(is_known, logits, 0.0)  # so that nothing flows back elsewhere
         entropy = F.binary_cross_entropy_with_logits(
             logits, (target == 1).to(logits), pos_weight=self.positive_weights.to(logits), reduction="none"
         )
         count = None if counts is None else counts[0]
-        return mean_over(torch.where(known, entropy, 0.0).sum(), known.sum(), count)
+        return mean_over(torch.where(is_known, entropy, 0.0).sum(), is_known.sum(), count)
 
-    def answer(self, prediction: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
+    def predictions(self, logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
         """Probability of each finding."""
-        return prediction.sigmoid()
+        return logits.sigmoid()
 
     def prepare(self, targets: Int[Tensor, "N K"]) -> None:
         """Sets balanced weights; a finding that is there, or absent, in no scan keeps 1."""
         if not self.balanced:
             return
         positive, negative = (targets == 1).sum(0), (targets == 0).sum(0)
-        both = (positive > 0) & (negative > 0)
-        weights = torch.where(both, negative / positive.clamp(min=1), 1.0)
+        has_both = (positive > 0) & (negative > 0)
+        weights = torch.where(has_both, negative / positive.clamp(min=1), 1.0)
         self.positive_weights = weights.to(self.positive_weights)

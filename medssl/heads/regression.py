@@ -75,8 +75,8 @@ class Regression(Head):
 
     def forward(self, features: Features, size: Sequence[int]) -> Float[Tensor, "B 1"]:
         """Returns standardized numbers; ``size`` does not matter."""
-        found: Tensor = self.linear(self.dropout(features.pooled))
-        return found
+        standardized: Tensor = self.linear(self.dropout(features.pooled))
+        return standardized
 
     def counts(self, target: Float[Tensor, "B"]) -> Float[Tensor, "1"]:
         """Known numbers."""
@@ -96,19 +96,21 @@ class Regression(Head):
             counts: As :class:`Head`.
         """
         assert isinstance(prediction, torch.Tensor)
-        known = ~target.isnan()
-        found = prediction[:, 0].to(torch.promote_types(prediction.dtype, torch.float32))
-        found = torch.where(known, found, 0.0)  # so that nothing flows back elsewhere
-        wanted = torch.where(known, (target - self.mean.to(target)) / self.deviation.to(target), 0.0).to(found)
+        is_known = ~target.isnan()
+        outputs = prediction[:, 0].to(torch.promote_types(prediction.dtype, torch.float32))
+        outputs = torch.where(is_known, outputs, 0.0)  # so that nothing flows back elsewhere
+        standardized_target = torch.where(
+            is_known, (target - self.mean.to(target)) / self.deviation.to(target), 0.0
+        ).to(outputs)
         if self.error == "huber":
-            errors = F.huber_loss(found, wanted, reduction="none")
+            errors = F.huber_loss(outputs, standardized_target, reduction="none")
         else:
-            errors = 0.5 * (found - wanted).square()
-        return mean_over(errors.sum(), known.sum(), None if counts is None else counts[0])
+            errors = 0.5 * (outputs - standardized_target).square()
+        return mean_over(errors.sum(), is_known.sum(), None if counts is None else counts[0])
 
-    def answer(self, prediction: Float[Tensor, "B 1"]) -> Float[Tensor, "B 1"]:
+    def predictions(self, logits: Float[Tensor, "B 1"]) -> Float[Tensor, "B 1"]:
         """Numbers in the unit of the label."""
-        return (prediction * self.deviation + self.mean).to(prediction)
+        return (logits * self.deviation + self.mean).to(logits)
 
     def prepare(self, targets: Float[Tensor, "N"]) -> None:
         """Takes mean and standard deviation.
@@ -116,8 +118,9 @@ class Regression(Head):
         Raises:
             UserError: The numbers are all the same.
         """
-        known = targets[~targets.isnan()].to(self.mean)
-        if not len(known) or bool((known == known[0]).all()):
-            message = f"{self.schema.name} is the same in all {len(known)} scans to learn from: take scans that differ"
+        known_targets = targets[~targets.isnan()].to(self.mean)
+        if not len(known_targets) or bool((known_targets == known_targets[0]).all()):
+            count = len(known_targets)
+            message = f"{self.schema.name} is the same in all {count} scans to learn from: take scans that differ"
             raise UserError(message)
-        self.mean, self.deviation = known.mean(), known.std(correction=0)
+        self.mean, self.deviation = known_targets.mean(), known_targets.std(correction=0)

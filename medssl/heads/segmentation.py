@@ -75,12 +75,12 @@ class SegmentationHead(Head):
 
         The Dice over a batch is no mean: it stays that of each micro-batch.
         """
-        found = []
+        term_counts = []
         for stride in self.level_strides:
             size = [length // step for length, step in zip(target.shape[1:], stride, strict=True)]
             labeled = (target if stride == self.level_strides[0] else coarser(target, size)) != UNLABELED
-            found += [labeled.flatten(1).any(1).sum() * (len(self.schema.classes) - 1), labeled.sum()]
-        return torch.stack(found).double()
+            term_counts += [labeled.flatten(1).any(1).sum() * (len(self.schema.classes) - 1), labeled.sum()]
+        return torch.stack(term_counts).double()
 
     def loss(
         self,
@@ -154,12 +154,12 @@ class UNet(SegmentationHead):
             encoder.channels, encoder.strides, widths=channels, convolutions=convolutions, norm=norm
         )
         widths = self.decoder.widths
-        answering = max(1, len(widths) - 1) if deep_supervision else 1
+        supervised_levels = max(1, len(widths) - 1) if deep_supervision else 1
         convolution = nn.Conv2d if axes == 2 else nn.Conv3d
         self.projections = nn.ModuleList(
-            convolution(width, len(schema.classes), 1) for width in reversed(widths[-answering:])
+            convolution(width, len(schema.classes), 1) for width in reversed(widths[-supervised_levels:])
         )
-        for factor in list(reversed(self.decoder.factors))[: answering - 1]:
+        for factor in list(reversed(self.decoder.factors))[: supervised_levels - 1]:
             self.level_strides += (tuple(a * b for a, b in zip(self.level_strides[-1], factor, strict=True)),)
 
     def forward(
@@ -175,8 +175,10 @@ class UNet(SegmentationHead):
             ValueError: The maps do not lead back to ``size``: the encoder does not have the strides that it says.
         """
         fine_to_coarse = self.decoder(features.maps)[::-1]
-        if (found := tuple(fine_to_coarse[0].shape[2:])) != tuple(size):
-            message = f"the decoder leads to {found}, the image has {tuple(size)}: the encoder's strides are wrong"
+        if (decoded_size := tuple(fine_to_coarse[0].shape[2:])) != tuple(size):
+            message = (
+                f"the decoder leads to {decoded_size}, the image has {tuple(size)}: the encoder's strides are wrong"
+            )
             raise ValueError(message)
         if len(self.projections) == 1 or not self.training:
             logits: Tensor = self.projections[0](fine_to_coarse[0])
@@ -244,11 +246,11 @@ def dice_loss(
     classes = torch.arange(1, probabilities.shape[1], device=target.device)
     truth = target[:, None] == classes.reshape(-1, *(1,) * (target.ndim - 1))
     foreground = probabilities[:, 1:]
-    both = torch.where(truth, foreground, 0.0).flatten(2).sum(2)
-    either = foreground.flatten(2).sum(2) + truth.flatten(2).sum(2)
+    intersection = torch.where(truth, foreground, 0.0).flatten(2).sum(2)
+    total = foreground.flatten(2).sum(2) + truth.flatten(2).sum(2)
     if batch_dice:
-        both, either = reduce_sum(torch.stack((both.sum(0), either.sum(0)))).unbind()
-    losses = 1.0 - (2.0 * both + SMOOTH) / (either + SMOOTH)
+        intersection, total = reduce_sum(torch.stack((intersection.sum(0), total.sum(0)))).unbind()
+    losses = 1.0 - (2.0 * intersection + SMOOTH) / (total + SMOOTH)
     if batch_dice:
         return losses.mean()
     labeled = (target != UNLABELED).flatten(1).any(1).sum()  # samples without a label have a loss of exactly 0
@@ -259,6 +261,6 @@ def coarser(target: Int[Tensor, "B *s"], size: Sequence[int]) -> Int[Tensor, "B 
     """Class numbers at a resolution that divides the target's: of the voxel in the middle of each coarser one."""
     for axis, (fine, coarse) in enumerate(zip(target.shape[1:], size, strict=True), 1):
         factor = fine // coarse
-        places = torch.arange(coarse, device=target.device) * factor + factor // 2
-        target = target if factor == 1 else target.index_select(axis, places)
+        middle_voxels = torch.arange(coarse, device=target.device) * factor + factor // 2
+        target = target if factor == 1 else target.index_select(axis, middle_voxels)
     return target

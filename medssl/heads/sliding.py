@@ -130,11 +130,15 @@ def encode(
     starts = list(product(*(_starts(n, w, 0.0) for n, w in zip(shape, box, strict=True))))
     device = next(encoder.parameters()).device
     for batch, images in _images(read, starts, box, order, batch_size):
-        found = encoder(images.to(device))
+        features = encoder(images.to(device))
         for row, start in enumerate(batch):
-            own = slice(row, row + 1)
-            tokens = None if found.tokens is None else found.tokens[own]
-            yield start, order, Features(tuple(x[own] for x in found.maps), found.pooled[own], tokens)
+            sample_row = slice(row, row + 1)
+            tokens = None if features.tokens is None else features.tokens[sample_row]
+            yield (
+                start,
+                order,
+                Features(tuple(x[sample_row] for x in features.maps), features.pooled[sample_row], tokens),
+            )
 
 
 def gaussian(window: tuple[int, ...]) -> Float[Tensor, "*w"]:
@@ -151,7 +155,7 @@ def _order(shape: tuple[int, ...], window: tuple[int, ...], axis: int, plane: tu
     axes = tuple(range(len(shape)))
     if len(window) == len(shape) and plane is None:
         return axes
-    others = tuple(other for other in axes if other != axis)
+    others = tuple(each_axis for each_axis in axes if each_axis != axis)
     if len(window) != len(others) or len(window) != 2:
         message = (
             f"window {window} has {len(window)} axes, the scan has {len(shape)}: images take windows of 2 axes, "
@@ -184,22 +188,24 @@ def _predict(
     network: Network, read: Read, starts: Iterable[Start], box: Start, order: Start, batch_size: int
 ) -> Iterator[tuple[Start, Tensor]]:
     """Start and probabilities ([K, *box] of a segmentation, [K] of a classification) of every window, in order."""
-    across, places = _across(box, order)
+    across, permutation = _across(box, order)
     for batch, images in _images(read, starts, box, order, batch_size):
-        for start, found in zip(batch, _probabilities(network, images), strict=True):
-            if found.ndim > 1:
-                found = (found[..., None] if across else found).movedim(tuple(range(1, len(box) + 1)), places)
-            yield start, found
+        for start, window_output in zip(batch, _probabilities(network, images), strict=True):
+            if window_output.ndim > 1:
+                window_output = (window_output[..., None] if across else window_output).movedim(
+                    tuple(range(1, len(box) + 1)), permutation
+                )
+            yield start, window_output
 
 
 def _images(
     read: Read, starts: Iterable[Start], box: Start, order: Start, batch_size: int
 ) -> Iterator[tuple[list[Start], Float[Tensor, "B C *w"]]]:
     """Windows by the batch, as the network sees them, with their starts."""
-    across, places = _across(box, order)
+    across, permutation = _across(box, order)
     remaining = iter(starts)
     while batch := list(islice(remaining, batch_size)):
-        images = [read(start, box).permute(0, *places) for start in batch]
+        images = [read(start, box).permute(0, *permutation) for start in batch]
         yield batch, torch.stack([x[..., 0] if across else x for x in images])
 
 
@@ -214,7 +220,7 @@ def _probabilities(network: Network, images: Float[Tensor, "B C *w"]) -> Float[T
     """What the head answers (probabilities, or a number), float32 on the CPU."""
     logits = network(images.to(next(network.parameters()).device))
     assert isinstance(logits, torch.Tensor), "the network is in training mode"
-    probabilities = network.head.answer(logits.float()).cpu()
+    probabilities = network.head.predictions(logits.float()).cpu()
     if not bool(probabilities.isfinite().all()):
         message = (
             "the network's scores are not finite: its training diverged, or the scan holds values that are not finite; "
@@ -229,25 +235,25 @@ def _planes(
 ) -> Iterator[tuple[int, Tensor]]:
     """Adds up weighted windows in a slab that moves along ``axis``; gives the planes that no window reaches again."""
     length = min(box[axis], shape[axis])
-    rest = shape[:axis] + shape[axis + 1 :]
+    other_lengths = shape[:axis] + shape[axis + 1 :]
     weight = gaussian(box).movedim(axis, 0)
-    sums, weights = torch.zeros(classes, length, *rest), torch.zeros(length, *rest)
+    sums, weights = torch.zeros(classes, length, *other_lengths), torch.zeros(length, *other_lengths)
     first = 0
     for start, probabilities in predictions:
-        begin = max(0, start[axis])
-        if done := begin - first:
-            yield first, sums[:, :done] / weights[:done]
+        plane_start = max(0, start[axis])
+        if finished_planes := plane_start - first:
+            yield first, sums[:, :finished_planes] / weights[:finished_planes]
             for slab in (sums, weights[None]):
-                slab[:, : length - done] = slab[:, done:].clone()
-                slab[:, length - done :] = 0
-            first = begin
-        inside, seen = [], []  # where the window lies in the slab, and which part of it lies in the scan
-        for number in (axis, *(other for other in range(len(shape)) if other != axis)):
-            low, high = max(0, start[number]), min(shape[number], start[number] + box[number])
-            offset = first if number == axis else 0
-            inside.append(slice(low - offset, high - offset))
-            seen.append(slice(low - start[number], high - start[number]))
-        part = weight[tuple(seen)]
-        sums[(slice(None), *inside)] += probabilities.movedim(axis + 1, 1)[(slice(None), *seen)] * part
-        weights[tuple(inside)] += part
+                slab[:, : length - finished_planes] = slab[:, finished_planes:].clone()
+                slab[:, length - finished_planes :] = 0
+            first = plane_start
+        slab_part, window_part = [], []  # where the window lies in the slab, and which part of it lies in the scan
+        for scan_axis in (axis, *(other_axis for other_axis in range(len(shape)) if other_axis != axis)):
+            low, high = max(0, start[scan_axis]), min(shape[scan_axis], start[scan_axis] + box[scan_axis])
+            offset = first if scan_axis == axis else 0
+            slab_part.append(slice(low - offset, high - offset))
+            window_part.append(slice(low - start[scan_axis], high - start[scan_axis]))
+        part_weight = weight[tuple(window_part)]
+        sums[(slice(None), *slab_part)] += probabilities.movedim(axis + 1, 1)[(slice(None), *window_part)] * part_weight
+        weights[tuple(slab_part)] += part_weight
     yield first, sums / weights

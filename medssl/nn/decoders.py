@@ -47,10 +47,10 @@ def upsampling_path(strides: Sequence[Sequence[int]]) -> tuple[tuple[Factors, in
     finer = [*(stride for stride, _ in coarse_to_fine[1:]), (1,) * len(coarse_to_fine[0][0])]
     path: list[tuple[Factors, int | None]] = []
     for (stride, number), target in zip(coarse_to_fine, finer, strict=True):
-        if any(here % there for here, there in zip(stride, target, strict=True)):
+        if any(coarse % fine for coarse, fine in zip(stride, target, strict=True)):
             message = f"strides {target} of a map do not divide those of the next coarser one, {stride}"
             raise UserError(message)
-        primes = [_primes(here // there) for here, there in zip(stride, target, strict=True)]
+        primes = [_primes(coarse // fine) for coarse, fine in zip(stride, target, strict=True)]
         factors = list(zip_longest(*primes, fillvalue=1))
         path += zip(factors, [number, *[None] * (len(factors) - 1)], strict=True)
     return tuple(path)
@@ -103,16 +103,18 @@ class Densify(nn.Module):
     ) -> None:
         super().__init__()
         self.numbers = tuple(number for number, _ in entering)
-        used = [(channels[number], width) for number, width in entering if number is not None]
-        self.norms = norm_layers(norm, [inside for inside, _ in used], ndim=ndim)
-        self.tokens = nn.ParameterList(nn.init.trunc_normal_(torch.empty(inside), std=0.02) for inside, _ in used)
+        entering_maps = [(channels[number], width) for number, width in entering if number is not None]
+        self.norms = norm_layers(norm, [in_width for in_width, _ in entering_maps], ndim=ndim)
+        self.tokens = nn.ParameterList(
+            nn.init.trunc_normal_(torch.empty(in_width), std=0.02) for in_width, _ in entering_maps
+        )
         convolution = nn.Conv2d if ndim == 2 else nn.Conv3d
-        kernels = (1, *(3,) * (len(used) - 1))
+        kernels = (1, *(3,) * (len(entering_maps) - 1))
         self.projections = nn.ModuleList(
             nn.Identity()
-            if kernel == 1 and inside == width
-            else convolution(inside, width, kernel, padding=kernel // 2)
-            for (inside, width), kernel in zip(used, kernels, strict=True)
+            if kernel == 1 and in_width == width
+            else convolution(in_width, width, kernel, padding=kernel // 2)
+            for (in_width, width), kernel in zip(entering_maps, kernels, strict=True)
         )
 
     def forward(
@@ -161,8 +163,8 @@ class LightDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if width < 1 or width % 2 ** len(factors):
-            least = 2 ** len(factors)
-            message = f"decoder width {width} is halved {len(factors)} times: expected a multiple of {least}"
+            divisor = 2 ** len(factors)
+            message = f"decoder width {width} is halved {len(factors)} times: expected a multiple of {divisor}"
             raise UserError(message)
         self.widths = tuple(width // 2**step for step in range(len(factors)))
         self.steps = nn.ModuleList(_Step(w, tuple(f), norm) for w, f in zip(self.widths, factors, strict=True))

@@ -42,8 +42,8 @@ def mixing_matrix(
     edges: Int[Tensor, "G E 2"], nodes: int, *, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "G N N"]:
     """D^-1/2 (A + I) D^-1/2 of graphs of ``nodes`` nodes; row: the node that hears, column: the one that is heard."""
-    joined = torch.zeros(len(edges), nodes * nodes, dtype=dtype, device=edges.device)
-    joined.scatter_(1, edges[..., 0] * nodes + edges[..., 1], 1.0)
-    joined = joined.view(-1, nodes, nodes) + torch.eye(nodes, dtype=dtype, device=edges.device)
-    weight = joined.sum(2).rsqrt()
-    return weight[:, :, None] * joined * weight[:, None, :]
+    adjacency = torch.zeros(len(edges), nodes * nodes, dtype=dtype, device=edges.device)
+    adjacency.scatter_(1, edges[..., 0] * nodes + edges[..., 1], 1.0)
+    adjacency = adjacency.view(-1, nodes, nodes) + torch.eye(nodes, dtype=dtype, device=edges.device)
+    weight = adjacency.sum(2).rsqrt()
+    return weight[:, :, None] * adjacency * weight[:, None, :]

@@ -57,8 +57,8 @@ class Projection(nn.Module):
         return x
 
 
-def _linear(inside: int, outside: int, ndim: int, *, bias: bool) -> nn.Module:
+def _linear(in_channels: int, out_channels: int, ndim: int, *, bias: bool) -> nn.Module:
     """A linear map of the channels at every position."""
     if ndim == 0:
-        return nn.Linear(inside, outside, bias=bias)
-    return (nn.Conv2d if ndim == 2 else nn.Conv3d)(inside, outside, 1, bias=bias)
+        return nn.Linear(in_channels, out_channels, bias=bias)
+    return (nn.Conv2d if ndim == 2 else nn.Conv3d)(in_channels, out_channels, 1, bias=bias)

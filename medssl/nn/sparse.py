@@ -99,28 +99,28 @@ def sparsify(
     Raises:
         UserError: A layer has no twin; the message names it.
     """
-    known = {**{kind: kind for kind in NEUTRAL}, **TWINS, **(twins or {})}
-    refused = [
+    twin_of = {**{kind: kind for kind in NEUTRAL}, **TWINS, **(twins or {})}
+    without_twin = [
         f"{name or 'the module'} ({type(layer).__name__}: {reason})"
         for name, layer in module.named_modules()
-        if (reason := _refusal(layer, known, strict=strict))
+        if (reason := _refusal(layer, twin_of, strict=strict))
     ]
-    if refused:
-        more = f" and {len(refused) - 3} more" if len(refused) > 3 else ""
+    if without_twin:
+        more = f" and {len(without_twin) - 3} more" if len(without_twin) > 3 else ""
         message = (
-            f"no masked twin for {', '.join(refused[:3])}{more}: choose another layer, or pass a twin of its class as "
-            f"sparsify(twins={{...}})"
+            f"no masked twin for {', '.join(without_twin[:3])}{more}: choose another layer, or pass a twin of its "
+            f"class as sparsify(twins={{...}})"
         )
         raise UserError(message)
     context = Context()
     for layer in module.modules():
-        layer.__class__ = known.get(type(layer), type(layer))
+        layer.__class__ = twin_of.get(type(layer), type(layer))
         if isinstance(layer, Masked):
             layer.visibility = context
     return module
 
 
-def _refusal(layer: nn.Module, known: Mapping[type[nn.Module], type[nn.Module]], *, strict: bool) -> str:
+def _refusal(layer: nn.Module, twin_of: Mapping[type[nn.Module], type[nn.Module]], *, strict: bool) -> str:
     """Why a layer cannot be masked; empty where it can."""
     if getattr(layer, "return_indices", False):
         return "returns indices"
@@ -128,7 +128,7 @@ def _refusal(layer: nn.Module, known: Mapping[type[nn.Module], type[nn.Module]],
         return "tracks running statistics"
     if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:
         return "normalizes over positions"
-    if isinstance(layer, Masked) or type(layer) in known:
+    if isinstance(layer, Masked) or type(layer) in twin_of:
         return ""
     if any(True for _ in layer.parameters(recurse=False)) or any(True for _ in layer.buffers(recurse=False)):
         return "has parameters or buffers"

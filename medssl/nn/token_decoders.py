@@ -65,22 +65,22 @@ class LiftedMaps(Pyramid):
         self, channels: Sequence[int], strides: Sequence[Sequence[int]], *, width: int, norm: NormName = "instance"
     ) -> None:
         super().__init__()
-        different = sorted({tuple(stride) for stride in strides})
-        if len(different) > 1 or len(strides) < 2:
+        distinct_strides = sorted({tuple(stride) for stride in strides})
+        if len(distinct_strides) > 1 or len(strides) < 2:
             message = (
                 f"UNETR takes encoders with several maps of one stride, as transformers do; got {len(strides)} map(s) "
-                f"of strides {different}: use the head unet, or feature_pyramid"
+                f"of strides {distinct_strides}: use the head unet, or feature_pyramid"
             )
             raise UserError(message)
         expect(width >= 1, "UNETR: channels at full resolution", width, "at least 1")
         factors = [factor for factor, _ in upsampling_path(strides[:1])]
         count = min(len(factors), len(strides) - 1)
-        places = range(count, 0, -1)  # deep to shallow, which is coarse to fine
-        self.numbers = tuple(len(strides) * place // (count + 1) - 1 for place in places)
+        depth_ranks = range(count, 0, -1)  # deep to shallow, which is coarse to fine
+        self.numbers = tuple(len(strides) * depth_rank // (count + 1) - 1 for depth_rank in depth_ranks)
         widths = [width * 2 ** (len(factors) - step) for step in range(1, count + 1)]
         self.lifts = nn.ModuleList(
-            nn.Sequential(*_lift(channels[number], wide, factors[:step], norm))
-            for step, (number, wide) in enumerate(zip(self.numbers, widths, strict=True), 1)
+            nn.Sequential(*_lift(channels[number], lift_width, factors[:step], norm))
+            for step, (number, lift_width) in enumerate(zip(self.numbers, widths, strict=True), 1)
         )
         fine_to_coarse = [tuple(strides[0])]
         for factor in factors[:count]:
@@ -119,16 +119,16 @@ class PyramidMaps(Pyramid):
         transposed = nn.ConvTranspose3d if volume else nn.ConvTranspose2d
         factors = [factor for factor, _ in upsampling_path([stride])][:2]
         self.halved = tuple(2 if side > 1 else 1 for side in stride)
-        inside, strides = [channels], [tuple(stride)]
+        map_widths, strides = [channels], [tuple(stride)]
         self.finer = nn.ModuleList()
         for factor in factors:
-            inside.append(max(1, inside[-1] // 2))
+            map_widths.append(max(1, map_widths[-1] // 2))
             strides.append(tuple(a // b for a, b in zip(strides[-1], factor, strict=True)))
-            up = transposed(inside[-2], inside[-1], factor, stride=factor)  # type: ignore[arg-type]
+            up = transposed(map_widths[-2], map_widths[-1], factor, stride=factor)  # type: ignore[arg-type]
             first = len(self.finer) == 0
-            self.finer.append(up if first else nn.Sequential(ChannelNorm(inside[-2]), nn.GELU(), up))
+            self.finer.append(up if first else nn.Sequential(ChannelNorm(map_widths[-2]), nn.GELU(), up))
         self.coarser = _level(channels, width, volume=volume)
-        self.levels = nn.ModuleList(_level(wide, width, volume=volume) for wide in inside)
+        self.levels = nn.ModuleList(_level(map_width, width, volume=volume) for map_width in map_widths)
         self.strides = tuple(reversed(strides))
         self.channels = (width,) * len(strides)
 
@@ -136,24 +136,24 @@ class PyramidMaps(Pyramid):
         """Returns maps at the strides described."""
         x = maps[-1]
         pool = F.max_pool3d if x.ndim == 5 else F.max_pool2d
-        around = self.coarser(pool(x, self.halved, ceil_mode=True))
+        context = self.coarser(pool(x, self.halved, ceil_mode=True))
         for axis, (factor, length) in enumerate(zip(self.halved, x.shape[2:], strict=True), 2):
-            around = around.repeat_interleave(factor, axis).narrow(axis, 0, length)
-        found = [self.levels[0](x) + around]
+            context = context.repeat_interleave(factor, axis).narrow(axis, 0, length)
+        pyramid = [self.levels[0](x) + context]
         for up, level in zip(self.finer, self.levels[1:], strict=True):
             x = up(x)
-            found.append(level(x))
-        return tuple(reversed(found))
+            pyramid.append(level(x))
+        return tuple(reversed(pyramid))
 
 
-def _lift(entering: int, width: int, factors: Sequence[tuple[int, ...]], norm: NormName) -> list[nn.Module]:
+def _lift(in_channels: int, width: int, factors: Sequence[tuple[int, ...]], norm: NormName) -> list[nn.Module]:
     """Layers of one lifted map."""
     volume = len(factors[0]) == 3
     transposed, convolution = (nn.ConvTranspose3d, nn.Conv3d) if volume else (nn.ConvTranspose2d, nn.Conv2d)
     layers: list[nn.Module] = []
     for step, factor in enumerate(factors):
-        inside = entering if step == 0 else width
-        up = transposed(inside, width, factor, stride=factor)  # type: ignore[arg-type]
+        step_channels = in_channels if step == 0 else width
+        up = transposed(step_channels, width, factor, stride=factor)  # type: ignore[arg-type]
         mix = convolution(width, width, 3, padding=1, bias=False)
         for layer in (up, mix):
             nn.init.kaiming_normal_(layer.weight, a=1e-2)
@@ -161,11 +161,11 @@ def _lift(entering: int, width: int, factors: Sequence[tuple[int, ...]], norm: N
     return layers
 
 
-def _level(entering: int, width: int, *, volume: bool) -> nn.Sequential:
+def _level(in_channels: int, width: int, *, volume: bool) -> nn.Sequential:
     """What each map of the pyramid goes through."""
     convolution = nn.Conv3d if volume else nn.Conv2d
     return nn.Sequential(
-        convolution(entering, width, 1, bias=False),
+        convolution(in_channels, width, 1, bias=False),
         ChannelNorm(width),
         convolution(width, width, 3, padding=1, bias=False),
         ChannelNorm(width),

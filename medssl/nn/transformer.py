@@ -62,12 +62,12 @@ def sincos_positions(
         coordinates = torch.arange(cells[axis], dtype=torch.float64, device=device) * distance
         angles = coordinates[:, None] * frequencies
         table = torch.cat((angles.sin(), angles.cos()), 1)
-        along = [1] * ndim
-        along[axis] = cells[axis]
-        parts.append(table.reshape(*along, 2 * half).expand(*cells, 2 * half))
-    rest = frequencies.new_zeros(*cells, width - 2 * half * ndim)
-    places = torch.cat((*parts, rest), -1).reshape(prod(cells), width)
-    return places.to(torch.get_default_dtype() if like is None else like.dtype)
+        shape = [1] * ndim
+        shape[axis] = cells[axis]
+        parts.append(table.reshape(*shape, 2 * half).expand(*cells, 2 * half))
+    zeros = frequencies.new_zeros(*cells, width - 2 * half * ndim)
+    table_of_cells = torch.cat((*parts, zeros), -1).reshape(prod(cells), width)
+    return table_of_cells.to(torch.get_default_dtype() if like is None else like.dtype)
 
 
 def visible_numbers(hidden: Bool[Tensor, "B *cells"]) -> Int[Tensor, "B K"]:
@@ -78,19 +78,19 @@ def visible_numbers(hidden: Bool[Tensor, "B *cells"]) -> Int[Tensor, "B K"]:
     """
     visible = ~hidden.flatten(1)
     counts = visible.sum(1)
-    fewest, most = int(counts.min()), int(counts.max())
-    if fewest != most or most == 0:
+    smallest, largest = int(counts.min()), int(counts.max())
+    if smallest != largest or largest == 0:
         message = (
-            f'mode "drop" needs equally many visible cells in every sample, and at least one: got {fewest} to {most}; '
-            "draw masks of an exact count"
+            'mode "drop" needs equally many visible cells in every sample, and at least one: '
+            f"got {smallest} to {largest}; draw masks of an exact count"
         )
         raise UserError(message)
-    return visible.nonzero()[:, 1].reshape(len(visible), most)
+    return visible.nonzero()[:, 1].reshape(len(visible), largest)
 
 
-def gather_tokens(tokens: Float[Tensor, "B N C"], kept: Int[Tensor, "B K"]) -> Float[Tensor, "B K C"]:
-    """The rows ``kept`` of each sample, in their order."""
-    return tokens.gather(1, kept[..., None].expand(-1, -1, tokens.shape[2]))
+def gather_tokens(tokens: Float[Tensor, "B N C"], cells: Int[Tensor, "B K"]) -> Float[Tensor, "B K C"]:
+    """The rows ``cells`` of each sample, in their order."""
+    return tokens.gather(1, cells[..., None].expand(-1, -1, tokens.shape[2]))
 
 
 class DropPath(nn.Module):
@@ -104,8 +104,8 @@ class DropPath(nn.Module):
         """Drops or scales."""
         if self.chance == 0 or not self.training:
             return x
-        kept = torch.rand(len(x), 1, 1, device=x.device) >= self.chance
-        return x * (kept / (1 - self.chance)).to(x.dtype)
+        is_active = torch.rand(len(x), 1, 1, device=x.device) >= self.chance
+        return x * (is_active / (1 - self.chance)).to(x.dtype)
 
     def extra_repr(self) -> str:
         """What printing shows."""
@@ -138,8 +138,8 @@ class Attention(nn.Module):
         batch, count, width = x.shape
         parts = self.qkv(x).reshape(batch, count, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        found = F.scaled_dot_product_attention(query, key, value)
-        mixed: Tensor = self.proj(found.transpose(1, 2).reshape(batch, count, width))
+        attended = F.scaled_dot_product_attention(query, key, value)
+        mixed: Tensor = self.proj(attended.transpose(1, 2).reshape(batch, count, width))
         return mixed
 
 

@@ -77,7 +77,7 @@ class MaskedBatchNorm(Masked, _BatchNorm):
             return y if frame is None else frame.hide(y)
         self._check_input_dim(x)  # type: ignore[no-untyped-call]
         hidden = None if frame is None else frame.hidden(x)
-        statistics = center(x, hidden, (0, *range(2, x.ndim)), together=True)
+        statistics = center(x, hidden, (0, *range(2, x.ndim)), across_processes=True)
         if self.training and self.running_mean is not None:
             self._follow(statistics)
         return _affine(self, statistics, frame, x)
@@ -89,12 +89,12 @@ class MaskedBatchNorm(Masked, _BatchNorm):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         count = statistics.count.flatten()
-        some = count > 1
-        self.num_batches_tracked.data.add_(some[0].long())
+        has_variance = count > 1
+        self.num_batches_tracked.data.add_(has_variance[0].long())
         momentum = 1.0 / self.num_batches_tracked.clamp(min=1) if self.momentum is None else self.momentum
         unbiased = statistics.variance.flatten() * count / (count - 1).clamp(min=1)
         for running, value in ((self.running_mean, statistics.mean.flatten()), (self.running_var, unbiased)):
-            running.data.copy_(running + torch.where(some, (value - running) * momentum, 0.0))
+            running.data.copy_(running + torch.where(has_variance, (value - running) * momentum, 0.0))
 
 
 class MaskedInstanceNorm(Masked, _InstanceNorm):
@@ -155,10 +155,10 @@ class MaskedAvgPool(Masked):
             dense: Tensor = super().forward(x)
             return dense
         hidden = frame.hidden(x)
-        seen = (~hidden).to(x.dtype)
-        share, whole = super().forward(seen), super().forward(torch.ones_like(seen))
+        visible = (~hidden).to(x.dtype)
+        visible_weight, full_weight = super().forward(visible), super().forward(torch.ones_like(visible))
         y: Tensor = super().forward(x.masked_fill(hidden, 0))
-        return frame.hide(y * torch.where(share > 0, whole / share, 0.0).to(x.dtype))
+        return frame.hide(y * torch.where(visible_weight > 0, full_weight / visible_weight, 0.0).to(x.dtype))
 
 
 def _affine(

@@ -62,8 +62,8 @@ class UNetDecoder(nn.Module):
         if steps is not None and not 1 <= steps <= len(path):
             message = f"{steps} steps: expected 1 to {len(path)}, which leads to full resolution"
             raise UserError(message)
-        full = [number for number, stride in enumerate(strides) if max(stride) == 1]
-        joined = (*(number for _, number in path[1:]), full[-1] if full else None)
+        full_resolution = [number for number, stride in enumerate(strides) if max(stride) == 1]
+        joined = (*(number for _, number in path[1:]), full_resolution[-1] if full_resolution else None)
         path, self.joined = path[:steps], joined[:steps]
         self.widths = _widths(channels, self.joined) if widths is None else tuple(widths)
         if len(self.widths) != len(path) or min(self.widths) < 1 or convolutions < 1:
@@ -73,11 +73,11 @@ class UNetDecoder(nn.Module):
             )
             raise UserError(message)
         self.factors = tuple(tuple(factor) for factor, _ in path)
-        entering = (channels[-1], *self.widths[:-1])
-        joining = [0 if number is None else channels[number] for number in self.joined]
+        in_widths = (channels[-1], *self.widths[:-1])
+        skip_widths = [0 if number is None else channels[number] for number in self.joined]
         self.steps = nn.ModuleList(
-            _Step((inside, beside, width), factor, convolutions, norm)
-            for inside, beside, width, (factor, _) in zip(entering, joining, self.widths, path, strict=True)
+            _Step((in_width, skip_width, width), factor, convolutions, norm)
+            for in_width, skip_width, width, (factor, _) in zip(in_widths, skip_widths, self.widths, path, strict=True)
         )
 
     def forward(self, maps: Sequence[Float[Tensor, "B Cl *sl"]]) -> list[Float[Tensor, "B Dl *tl"]]:
@@ -108,21 +108,21 @@ class _Step(nn.Module):
         volume = len(factor) == 3
         transposed = nn.ConvTranspose3d if volume else nn.ConvTranspose2d
         convolution = nn.Conv3d if volume else nn.Conv2d
-        entering, joining, width = widths
-        self.up = transposed(entering, width, factor, stride=factor)  # type: ignore[arg-type]
+        in_width, skip_width, width = widths
+        self.up = transposed(in_width, width, factor, stride=factor)  # type: ignore[arg-type]
         self.convolutions = nn.ModuleList(
-            convolution(inside, width, 3, padding=1, bias=False)
-            for inside in (width + joining, *[width] * (convolutions - 1))
+            convolution(conv_width, width, 3, padding=1, bias=False)
+            for conv_width in (width + skip_width, *[width] * (convolutions - 1))
         )
         self.norms = norm_layers(norm, [width] * convolutions, ndim=len(factor))
         self.activation = nn.LeakyReLU(1e-2, inplace=True)
         for layer in (self.up, *self.convolutions):
             nn.init.kaiming_normal_(layer.weight, a=1e-2)
 
-    def forward(self, x: Tensor, beside: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
         x = self.up(x)
-        if beside is not None:
-            x = torch.cat((x, beside.to(x.dtype)), 1)
+        if skip is not None:
+            x = torch.cat((x, skip.to(x.dtype)), 1)
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             x = self.activation(norm(convolution(x)))
         return x

@@ -148,19 +148,19 @@ def checkpoint(module: nn.Module, *args: Any) -> Any:
     """
     contexts = contexts_of(module)
     frames = [context.frame for context in contexts]
-    again = False
+    recomputing = False
 
     def run(*args: Any) -> Any:
-        nonlocal again
-        kept = [(buffer, buffer.clone()) for buffer in module.buffers()] if again else []
-        again = True
+        nonlocal recomputing
+        saved_buffers = [(buffer, buffer.clone()) for buffer in module.buffers()] if recomputing else []
+        recomputing = True
         try:
             with ExitStack() as stack:
                 for context, frame in zip(contexts, frames, strict=True):
                     stack.enter_context(context.entered(frame))
                 return module(*args)
         finally:
-            for buffer, value in kept:
+            for buffer, value in saved_buffers:
                 buffer.data.copy_(value)
 
     return torch_checkpoint.checkpoint(run, *args, use_reentrant=False)
@@ -177,7 +177,11 @@ class Centered:
 
 
 def center(
-    x: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B 1 *s"] | None, dims: Sequence[int], *, together: bool = False
+    x: Float[Tensor, "B C *s"],
+    hidden: Bool[Tensor, "B 1 *s"] | None,
+    dims: Sequence[int],
+    *,
+    across_processes: bool = False,
 ) -> Centered:
     """Mean and variance over the visible positions, in two passes and in float32 at least.
 
@@ -185,7 +189,7 @@ def center(
         x: Features.
         hidden: True where a position counts for nothing; None where all count.
         dims: Axes that are reduced; they stay with length 1.
-        together: Take the statistics over all processes.
+        across_processes: Take the statistics over all processes.
     """
     dims = list(dims)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -196,7 +200,7 @@ def center(
         total = x.masked_fill(hidden, 0).sum(dims, keepdim=True)
         repeats = prod(x.shape[dim] // hidden.shape[dim] for dim in dims)
         count = ((~hidden).sum(dims, keepdim=True) * repeats).to(x.dtype).expand_as(total)
-    if together:
+    if across_processes:
         total, count = reduce_sum(torch.stack((total, count))).unbind()
     divisor = count.clamp(min=1)
     mean = total / divisor
@@ -204,7 +208,7 @@ def center(
     if hidden is not None:
         centered.masked_fill_(hidden, 0)
     squares = centered.square().sum(dims, keepdim=True)
-    return Centered(centered, mean, (reduce_sum(squares) if together else squares) / divisor, count)
+    return Centered(centered, mean, (reduce_sum(squares) if across_processes else squares) / divisor, count)
 
 
 def visible_mean(x: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B *cells"] | None = None) -> Float[Tensor, "B C"]:

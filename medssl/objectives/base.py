@@ -80,7 +80,7 @@ class Objective(nn.Module, ABC):
             message = f"view size {view.size} is {len(view.size)}D, the encoder takes {takes}: "
             message += "take encoder and objective of one recipe"
             raise UserError(message)
-        cells_of(view.size, encoder.strides[-1], what="for the encoder's stride, view size")
+        cells_of(view.size, encoder.strides[-1], noun="for the encoder's stride, view size")
 
     def require(self, batch: Batch, step: Step) -> None:
         """Refuses a batch that is not what ``needs`` asked for.
@@ -109,33 +109,33 @@ class Objective(nn.Module, ABC):
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Evaluation mode for a look from outside the training; every submodule's own mode comes back afterwards."""
-    modes = [(each, each.training) for each in module.modules()]
+    training_flags = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
         yield
     finally:
-        for each, mode in modes:
-            each.training = mode
+        for submodule, mode in training_flags:
+            submodule.training = mode
 
 
-def take(batch: Batch, step: Step, rows: Sequence[int]) -> tuple[Batch, Step]:
+def select_rows(batch: Batch, step: Step, rows: Sequence[int]) -> tuple[Batch, Step]:
     """The given rows of a batch, with their step."""
-    part: Batch = _take(batch, list(rows))
-    return part, replace(step, samples=part.origin.samples)
+    selected: Batch = _select_rows(batch, list(rows))
+    return selected, replace(step, samples=selected.origin.samples)
 
 
-def _take(value: Any, rows: list[int]) -> Any:
+def _select_rows(value: Any, rows: list[int]) -> Any:
     """Rows of everything in a batch: tensors, sequences with one item per sample, dataclasses and tuples of those."""
     if isinstance(value, torch.Tensor):
         return value[rows]
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{field.name: _take(getattr(value, field.name), rows) for field in fields(value)})
+        return replace(value, **{field.name: _select_rows(getattr(value, field.name), rows) for field in fields(value)})
     if not value:
         return value
     nested = isinstance(value[0], torch.Tensor | View)
-    return tuple(_take(item, rows) for item in value) if nested else tuple(value[row] for row in rows)
+    return tuple(_select_rows(item, rows) for item in value) if nested else tuple(value[row] for row in rows)
 
 
 def check_objective(make: Callable[[], Objective], *, scans: int = 4, steps: int = 30, rate: float = 2e-3) -> None:
@@ -241,7 +241,7 @@ class Reconstruction(Objective):
         self.require(batch, step)
         view = batch.views[0]
         hidden = self.hidden(view, step)
-        with undisturbed(self):
+        with evaluation_mode(self):
             prediction, _ = self.reconstruct(view.image, hidden)
         target = pixel_target(view, self.cell, normalise=self.normalise_target)
         return reconstruction(view, patchify(prediction, self.cell), target, hidden, self.cell)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from medssl.encoders.base import ContractError
-from medssl.objectives.base import Objective, take
+from medssl.objectives.base import Objective, select_rows
 from medssl.ops.collectives import rank, reduce_sum, world_size
 from medssl.types import Batch, Loss, Origin, Step, UserError, View, ViewPlan
 
@@ -43,7 +43,7 @@ def loss_and_gradients(make: Callable[[], Objective], *, scans: int = 4) -> tupl
     objective = _fresh(make).double()
     batch, step = example_batch(objective.needs, objective.encoder.in_channels, scans=scans, dtype=torch.float64)
     rows = len(step.samples) // world_size()
-    loss = _run(objective, *take(batch, step, range(rank() * rows, (rank() + 1) * rows)))
+    loss = _run(objective, *select_rows(batch, step, range(rank() * rows, (rank() + 1) * rows)))
     torch.autograd.backward(loss.total)
     gradients = {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
     return loss.total.item(), {name: reduce_sum(g) / world_size() for name, g in gradients.items()}
@@ -88,13 +88,13 @@ def _example_view(
     )
 
 
-def _require(clause: str, kept: bool, found: object = "") -> None:
-    if not kept:
-        message = f"broken clause: {clause}; {found}".rstrip("; ")
+def _require(clause: str, holds: bool, detail: object = "") -> None:
+    if not holds:
+        message = f"broken clause: {clause}; {detail}".rstrip("; ")
         raise ContractError(message)
 
 
-def _described(term: object) -> str:
+def _describe(term: object) -> str:
     if not isinstance(term, torch.Tensor):
         return f"a {type(term).__name__}"
     return f"of shape {tuple(term.shape)}{', with a gradient' if term.requires_grad else ''}"
@@ -116,12 +116,12 @@ def _run(objective: Objective, batch: Batch, step: Step) -> Loss:
 
 def _check_loss(objective: Objective, batch: Batch, step: Step) -> None:
     before = [view.image.clone() for view in batch.views]
-    for half in (False, True):
+    for bfloat16 in (False, True):
         objective.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
             loss = _run(objective, batch, step)
         _require("forward returns a medssl.types.Loss", isinstance(loss, Loss), f"got {type(loss).__name__}")
-        where, value = " under bfloat16 autocast" if half else "", loss.total.detach()
+        where, value = " under bfloat16 autocast" if bfloat16 else "", loss.total.detach()
         shape = f"got shape {tuple(value.shape)}" if value.shape else f"got {value.item()}"
         _require(f"the loss is one finite number{where}", value.shape == () and bool(value.isfinite()), shape)
         torch.autograd.backward(loss.total)
@@ -130,27 +130,31 @@ def _check_loss(objective: Objective, batch: Batch, step: Step) -> None:
             _require(f"gradients are finite{where}", p.grad is None or bool(p.grad.isfinite().all()), name)
     for name, term in loss.terms.items():
         scalar = isinstance(term, torch.Tensor) and term.shape == () and not term.requires_grad
-        _require("terms are detached tensors of one number", scalar, f"{name} is {_described(term)}")
+        _require("terms are detached tensors of one number", scalar, f"{name} is {_describe(term)}")
     _require(f'terms hold the measure of progress "{objective.progress}"', objective.progress in loss.terms)
     if (rows := loss.embedding) is not None:
-        kept = rows.ndim == 2 and len(rows) == len(step.samples) and not rows.requires_grad
-        _require("the embedding is one detached row per sample", kept)
-    same = all(torch.equal(a, view.image) for a, view in zip(before, batch.views, strict=True))
-    _require("the batch is left as it was", same)
+        is_valid = rows.ndim == 2 and len(rows) == len(step.samples) and not rows.requires_grad
+        _require("the embedding is one detached row per sample", is_valid)
+    unchanged = all(torch.equal(a, view.image) for a, view in zip(before, batch.views, strict=True))
+    _require("the batch is left as it was", unchanged)
 
 
 def _check_repeatable(make: Callable[[], Objective], batch: Batch, step: Step) -> None:
-    start = {name: value.clone() for name, value in _fresh(make).state_dict().items()}
+    initial_state = {name: value.clone() for name, value in _fresh(make).state_dict().items()}
     value = _run(_fresh(make), batch, step).total.item()
     _require("same seed, same value", value == _run(_fresh(make), batch, step).total.item())
-    other = make().train()
-    other.load_state_dict(start)
-    _require("the state dict holds all that the value depends on", value == _run(other, batch, step).total.item())
-    other.load_state_dict(start)
+    second = make().train()
+    second.load_state_dict(initial_state)
+    _require("the state dict holds all that the value depends on", value == _run(second, batch, step).total.item())
+    second.load_state_dict(initial_state)
     group = len(step.samples) // len(set(batch.origin.scan_ids))
-    order = [row + inside for row in range(len(step.samples) - group, -1, -group) for inside in range(group)]
-    found = _run(other, *take(batch, step, order)).total.item()
-    _require("the order of scans is irrelevant", math.isclose(value, found, rel_tol=1e-4), f"{value}, {found}")
+    order = [row + offset for row in range(len(step.samples) - group, -1, -group) for offset in range(group)]
+    reordered_value = _run(second, *select_rows(batch, step, order)).total.item()
+    _require(
+        "the order of scans is irrelevant",
+        math.isclose(value, reordered_value, rel_tol=1e-4),
+        f"{value}, {reordered_value}",
+    )
 
 
 def _check_refusals(objective: Objective, batch: Batch, step: Step) -> None:
@@ -185,11 +189,13 @@ def _check_pictures(objective: Objective, batch: Batch, step: Step) -> None:
     modes, random = [m.training for m in objective.modules()], torch.get_rng_state()
     pictures: dict[str, Tensor] = objective.pictures(batch, step)  # type: ignore[operator]
     for name, picture in pictures.items():
-        kept = picture.shape == batch.views[0].image.shape and bool(picture.isfinite().all())
-        _require("pictures are finite and of the view's shape", kept and not picture.requires_grad, name)
-    same = all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
-    same = same and modes == [m.training for m in objective.modules()] and torch.equal(random, torch.get_rng_state())
-    _require("pictures leave weights, statistics, modes and random state as they were", same)
+        is_valid = picture.shape == batch.views[0].image.shape and bool(picture.isfinite().all())
+        _require("pictures are finite and of the view's shape", is_valid and not picture.requires_grad, name)
+    unchanged = all(torch.equal(value, before[name]) for name, value in objective.state_dict().items())
+    unchanged = (
+        unchanged and modes == [m.training for m in objective.modules()] and torch.equal(random, torch.get_rng_state())
+    )
+    _require("pictures leave weights, statistics, modes and random state as they were", unchanged)
 
 
 def _check_after_step(objective: Objective, step: Step) -> None:
@@ -198,25 +204,25 @@ def _check_after_step(objective: Objective, step: Step) -> None:
     trained = {name: p.detach().clone() for name, p in objective.named_parameters() if p.requires_grad}
     objective.after_step(step)
     for name, p in objective.named_parameters():
-        still = name not in trained or torch.allclose(p, trained[name], rtol=1e-6, atol=1e-9)
+        unchanged = name not in trained or torch.allclose(p, trained[name], rtol=1e-6, atol=1e-9)
         hint = f"{name}; a teacher has requires_grad_(False) and runs under torch.no_grad()"
-        _require("after_step moves nothing that the optimizer trains", still, hint)
+        _require("after_step moves nothing that the optimizer trains", unchanged, hint)
     objective.load_state_dict(state)
 
 
 def _check_progress(objective: Objective, batch: Batch, step: Step, *, steps: int, rate: float) -> None:
     optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=rate)
     values = []
-    for now in (replace(step, index=index, total=steps) for index in range(steps)):
-        loss = _run(objective, batch, now)
+    for current_step in (replace(step, index=index, total=steps) for index in range(steps)):
+        loss = _run(objective, batch, current_step)
         optimizer.zero_grad()
         torch.autograd.backward(loss.total)
         optimizer.step()
-        objective.after_step(now)
-        if now.index == 0:
-            _check_after_step(objective, now)
+        objective.after_step(current_step)
+        if current_step.index == 0:
+            _check_after_step(objective, current_step)
         values.append(loss.terms[objective.progress].item())
-    few = max(1, steps // 6)
-    first, last = sum(values[:few]) / few, sum(values[-few:]) / few
+    window = max(1, steps // 6)
+    first, last = sum(values[:window]) / window, sum(values[-window:]) / window
     falls = last < first - 0.02 * abs(first)
     _require(f'"{objective.progress}" falls by 2 % within {steps} steps', falls, f"from {first:.4f} to {last:.4f}")

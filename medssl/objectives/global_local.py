@@ -31,12 +31,12 @@ import torch
 from medssl.nn.decoders import upsampling_path
 from medssl.nn.heads import Projection
 from medssl.nn.unet import UNetDecoder
-from medssl.objectives.base import Objective, undisturbed
+from medssl.objectives.base import Objective, evaluation_mode
 from medssl.ops.collectives import gather
 from medssl.ops.limits import expect
 from medssl.ops.regions import counted_regions, nearest_regions, refuse_padding, region_corners, rows_of
 from medssl.ops.similarity import contrast
-from medssl.ops.tags import refuse_flat, tags
+from medssl.ops.tags import refuse_single_part, tags
 from medssl.types import Geometry, Intensity, Loss, Sampling, UserError, ViewPlan
 
 if TYPE_CHECKING:
@@ -125,16 +125,16 @@ class GlobalContrast(Objective):
         self.require(batch, step)
         features = self.encoder(torch.cat([view.image for view in batch.views]))
         z = self.projection(features.pooled)
-        own = tags(batch, step, self.cues.parts)
+        row_tags = tags(batch, step, self.cues.parts)
         if self.cues.cross or self.negatives == "other_part":
-            refuse_flat(own, self.cues.parts, self.cues.axis)
-        every = own.of_all()
-        apart = ~own.itself(every)
-        positive = own.same(every) & apart
+            refuse_single_part(row_tags, self.cues.parts, self.cues.axis)
+        all_tags = row_tags.of_all()
+        distinct = ~row_tags.itself(all_tags)
+        positive = row_tags.same(all_tags) & distinct
         if self.cues.cross:
-            positive |= own.across(every)
-        negative = ~own.same(every) if self.negatives == "all" else own.part[:, None] != every.part
-        loss, terms = contrast(z, positive, negative, apart=apart, temperature=self.temperature)
+            positive |= row_tags.across(all_tags)
+        negative = ~row_tags.same(all_tags) if self.negatives == "all" else row_tags.part[:, None] != all_tags.part
+        loss, terms = contrast(z, positive, negative, distinct=distinct, temperature=self.temperature)
         return Loss(loss, terms, embedding=features.pooled[: len(step.samples)].detach())
 
 
@@ -184,8 +184,9 @@ class LocalContrast(Objective):
         self.cues, self.regions, self.temperature = cues, regions, temperature
         self.decoder = UNetDecoder(encoder.channels, encoder.strides, steps=steps, norm=norm)
         factors = [factor for factor, _ in upsampling_path(encoder.strides)[:steps]]
-        places = [side // stride for side, stride in zip(view.size, encoder.strides[-1], strict=True)]
-        region_corners([n * math.prod(own) for n, *own in zip(places, *factors, strict=True)], regions.side)
+        cells = [side // stride for side, stride in zip(view.size, encoder.strides[-1], strict=True)]
+        size = [n * math.prod(axis_factors) for n, *axis_factors in zip(cells, *factors, strict=True)]
+        region_corners(size, regions.side)
         width = self.decoder.widths[-1]
         self.projection = Projection((width, width, width), ndim=len(view.size))
 
@@ -194,32 +195,33 @@ class LocalContrast(Objective):
         self.require(batch, step)
         if self.cues.cross:
             self.refuse_partial(batch)
-        with undisturbed(self.encoder), torch.no_grad():
+        with evaluation_mode(self.encoder), torch.no_grad():
             features = self.encoder(torch.cat([view.image for view in batch.views]))
-        found = self.projection(self.decoder(features.maps)[-1])
-        corners = region_corners(found.shape[2:], self.regions.side)
-        z = rows_of(found, corners, self.regions.side).flatten(0, 1)
+        projected = self.projection(self.decoder(features.maps)[-1])
+        corners = region_corners(projected.shape[2:], self.regions.side)
+        z = rows_of(projected, corners, self.regions.side).flatten(0, 1)
         usable = torch.cat([view.valid & view.scored for view in batch.views])
-        counted = counted_regions(usable, found.shape[2:], corners, self.regions.side)
+        counted = counted_regions(usable, projected.shape[2:], corners, self.regions.side)
         refuse_padding(counted, batch.views[0])
         counted = counted.flatten()
-        own = tags(batch, step, self.cues.parts)
+        row_tags = tags(batch, step, self.cues.parts)
         if self.cues.cross:
-            refuse_flat(own, self.cues.parts, self.cues.axis)
-        own = own.each(len(corners))
-        every = own.of_all()
-        near = nearest_regions(corners, self.regions.nearest).to(z.device)
-        here = torch.arange(len(corners), device=z.device).repeat(len(found))
-        there = gather(here)
-        both, alike, itself = counted[:, None] & gather(counted), here[:, None] == there, own.itself(every)
-        positive = own.same(every) & ~itself
+            refuse_single_part(row_tags, self.cues.parts, self.cues.axis)
+        row_tags = row_tags.each(len(corners))
+        all_tags = row_tags.of_all()
+        is_nearest = nearest_regions(corners, self.regions.nearest).to(z.device)
+        region = torch.arange(len(corners), device=z.device).repeat(len(projected))
+        all_regions = gather(region)
+        both_counted, same_region = counted[:, None] & gather(counted), region[:, None] == all_regions
+        same_view = row_tags.itself(all_tags)
+        positive = row_tags.same(all_tags) & ~same_view
         if self.cues.cross:
-            positive |= own.across(every)
-        positive &= both & alike
-        negative = both & own.same(every) & near[here[:, None], there]
-        apart = both & ~(itself & alike)
-        loss, terms = contrast(z, positive, negative, apart=apart, temperature=self.temperature)
-        pooled = found.detach().flatten(2).mean(2)  # of what learns: the encoder does not move
+            positive |= row_tags.across(all_tags)
+        positive &= both_counted & same_region
+        negative = both_counted & row_tags.same(all_tags) & is_nearest[region[:, None], all_regions]
+        distinct = both_counted & ~(same_view & same_region)
+        loss, terms = contrast(z, positive, negative, distinct=distinct, temperature=self.temperature)
+        pooled = projected.detach().flatten(2).mean(2)  # of what learns: the encoder does not move
         return Loss(loss, terms, embedding=pooled[: len(step.samples)])
 
     def refuse_partial(self, batch: Batch) -> None:
@@ -231,12 +233,13 @@ class LocalContrast(Objective):
         view = batch.views[0]
         largest = view.source_shape.amax(0).tolist()
         size = view.image.shape[2:]
-        flat = [axis for axis in range(len(size)) if len(size) == 2 or axis != self.cues.axis]
-        if any(largest[axis] > size[axis] for axis in flat):
+        compared_axes = [axis for axis in range(len(size)) if len(size) == 2 or axis != self.cues.axis]
+        if any(largest[axis] > size[axis] for axis in compared_axes):
             message = (
                 f"cues.cross compares regions of different volumes by their place in the view, which must hold whole "
-                f"slices: the view has {[size[axis] for axis in flat]} voxels, the largest scan of this batch "
-                f"{[largest[axis] for axis in flat]}: make the objective's view.size that large, or cues.cross false"
+                f"slices: the view has {[size[axis] for axis in compared_axes]} voxels, the largest scan of this batch "
+                f"{[largest[axis] for axis in compared_axes]}: make the objective's view.size that large, or "
+                "cues.cross false"
             )
             raise UserError(message)
 

@@ -25,7 +25,7 @@ import torch
 
 from medssl.nn.graph import MessagePassing
 from medssl.nn.heads import Projection
-from medssl.objectives.base import Objective, take
+from medssl.objectives.base import Objective, select_rows
 from medssl.ops.affinity import local_affinity, map_cells
 from medssl.ops.collectives import gather, mean_over
 from medssl.ops.draws import draws
@@ -151,35 +151,35 @@ class GraphMatch(Objective):
             )
             raise UserError(message)
         order = sorted(range(rows), key=step.samples.__getitem__)
-        batch, step = take(batch, step, order)
+        batch, step = select_rows(batch, step, order)
         features = self.encoder(torch.cat([view.image for view in batch.views]))
         with torch.autocast(features.pooled.device.type, enabled=False):  # nodes are alike: differences want precision
             affinities, embeddings = self.compare(features, batch.views)
         noise = self._noise(step).to(affinities.vertex)
-        of_edges = noise[..., nodes:].reshape(len(noise), nodes * self.graphs.neighbors, -1)
-        losses, found = matching_loss(
+        edge_noise = noise[..., nodes:].reshape(len(noise), nodes * self.graphs.neighbors, -1)
+        losses, assignment = matching_loss(
             affinities,
             vertex_noise=noise[..., :nodes],
-            edge_noise=of_edges if self.matching.second_order else None,
+            edge_noise=edge_noise if self.matching.second_order else None,
             target=self.matching.target,
             strength=self.matching.strength,
         )
         loss = mean_over(losses.sum(), len(losses))
-        gold = torch.arange(nodes, device=found.device)
-        clean = match(finite_graphs(affinities)[0])
-        z, own = torch.cat(embeddings), tags(batch, step, parts=1)
-        every, everything = own.of_all(), gather(z)
-        apart = ~own.itself(every)
+        gold = torch.arange(nodes, device=assignment.device)
+        clean_assignment = match(finite_graphs(affinities)[0])
+        z, row_tags = torch.cat(embeddings), tags(batch, step, parts=1)
+        all_tags, all_rows = row_tags.of_all(), gather(z)
+        distinct = ~row_tags.itself(all_tags)
         terms = {
             "loss": loss.detach(),
             "chance": loss.new_tensor(2.0 * (nodes - 1)).detach(),
-            "matching_accuracy": mean_over((clean == gold).sum(), clean.numel()),
-            "matching_accuracy_noisy": mean_over((found == gold).sum(), found.numel()),
-            "alignment": alignment(z, everything, own.same(every) & apart),
-            "uniformity": uniformity(z, everything, apart),
+            "matching_accuracy": mean_over((clean_assignment == gold).sum(), clean_assignment.numel()),
+            "matching_accuracy_noisy": mean_over((assignment == gold).sum(), assignment.numel()),
+            "alignment": alignment(z, all_rows, row_tags.same(all_tags) & distinct),
+            "uniformity": uniformity(z, all_rows, distinct),
         }
-        place = torch.tensor(order).argsort().to(features.pooled.device)
-        return Loss(loss, terms, embedding=features.pooled[:rows].detach()[place])
+        original_order = torch.tensor(order).argsort().to(features.pooled.device)
+        return Loss(loss, terms, embedding=features.pooled[:rows].detach()[original_order])
 
     def compare(self, features: Features, views: Sequence[View]) -> tuple[Affinities, tuple[Tensor, Tensor]]:
         """Affinities of the graphs of two views, and the detached embeddings they are of; rows ordered by number.
@@ -193,20 +193,20 @@ class GraphMatch(Objective):
         z = self.projection(pooled.to(torch.promote_types(pooled.dtype, torch.float32)))
         z = z.view(-1, nodes, z.shape[1])
         edges = neighbor_edges(z, self.graphs.neighbors)
-        heard = self.messages(z, edges)
-        (q, other), both = (z + heard if self.graphs.residual else heard).chunk(2), edges.chunk(2)
+        messages = self.messages(z, edges)
+        (q, q_other), edge_pairs = (z + messages if self.graphs.residual else messages).chunk(2), edges.chunk(2)
         cells = [
-            map_cells(part, view, nodes=nodes, most=self.fit.cells)
+            map_cells(part, view, nodes=nodes, max_cells=self.fit.cells)
             for part, view in zip(features.maps[-1].chunk(2), views, strict=True)
         ]
-        alike = local_affinity(*cells, share=self.fit.share)
-        vertex = self.fit.alpha * cosine(q, other) + (1 - self.fit.alpha) * alike
+        local = local_affinity(*cells, share=self.fit.share)
+        vertex = self.fit.alpha * cosine(q, q_other) + (1 - self.fit.alpha) * local
         if not self.matching.second_order:
-            both = both[0][:, :0], both[1][:, :0]
-        edge = edge_affinity(q, other, *both)
+            edge_pairs = edge_pairs[0][:, :0], edge_pairs[1][:, :0]
+        edge = edge_affinity(q, q_other, *edge_pairs)
         scale = self.matching.temperature
-        rows = q.detach().flatten(0, 1), other.detach().flatten(0, 1)
-        return Affinities(vertex / scale, edge / scale, *both), rows
+        rows = q.detach().flatten(0, 1), q_other.detach().flatten(0, 1)
+        return Affinities(vertex / scale, edge / scale, *edge_pairs), rows
 
     def _noise(self, step: Step) -> Float[Tensor, "G N numbers"]:
         """Gumbel noise that belongs to the samples: of a node's vertex affinities, then of those of its edges."""

@@ -81,8 +81,8 @@ class MAE(Reconstruction):
         """Encodes the visible patches and decodes all."""
         features = self.encoder(image, hidden, mode="drop")
         assert features.tokens is not None  # the contract of the mode
-        assert features.kept is not None
-        patches = self.decoder(features.tokens, features.kept, self.cells, step=self.encoder.step)
+        assert features.visible_cells is not None
+        patches = self.decoder(features.tokens, features.visible_cells, self.cells, step=self.encoder.step)
         return unpatchify(patches, self.cell, size=image.shape[2:]), features
 
 
@@ -111,7 +111,7 @@ class TokenDecoder(nn.Module):
     def forward(
         self,
         tokens: Float[Tensor, "B K C"],
-        kept: Int[Tensor, "B K"],
+        visible_cells: Int[Tensor, "B K"],
         cells: Sequence[int],
         *,
         step: Sequence[float] | None = None,
@@ -119,16 +119,16 @@ class TokenDecoder(nn.Module):
         """Predicts.
 
         Args:
-            tokens: Those of the patches ``kept``.
-            kept: Number of each token's patch in C order.
+            tokens: Those of the patches ``visible_cells``.
+            visible_cells: Number of each token's patch in C order.
             cells: Patches of the image per axis, N in all.
             step: Distance between patches per axis, as the encoder measures it.
         """
         tokens = self.embed(tokens).to(self.mask_token.dtype)  # the residual stream stays precise under autocast
-        every = self.mask_token.expand(len(tokens), prod(cells), -1)
-        every = every.scatter(1, kept[..., None].expand_as(tokens), tokens)
-        places = sincos_positions(cells, tokens.shape[2], step=step, like=self.mask_token)
-        patches: Tensor = self.predict(self.norm(self.blocks(every + places)))
+        all_tokens = self.mask_token.expand(len(tokens), prod(cells), -1)
+        all_tokens = all_tokens.scatter(1, visible_cells[..., None].expand_as(tokens), tokens)
+        positions = sincos_positions(cells, tokens.shape[2], step=step, like=self.mask_token)
+        patches: Tensor = self.predict(self.norm(self.blocks(all_tokens + positions)))
         return patches
 
 

@@ -68,11 +68,13 @@ class SimCLR(Objective):
         self.require(batch, step)
         features = self.encoder(torch.cat([view.image for view in batch.views]))
         z = self.projection(features.pooled)
-        own = tags(batch, step, parts=1)
-        every = own.of_all()
-        if len(every.crop) < 4:
+        row_tags = tags(batch, step, parts=1)
+        all_tags = row_tags.of_all()
+        if len(all_tags.crop) < 4:
             message = "SimCLR tells crops from each other, and the batch has one: take a larger training.batch_size"
             raise UserError(message)
-        apart = ~own.itself(every)
-        loss, terms = contrast(z, own.same(every) & apart, apart, apart=apart, temperature=self.temperature)
+        distinct = ~row_tags.itself(all_tags)
+        loss, terms = contrast(
+            z, row_tags.same(all_tags) & distinct, distinct, distinct=distinct, temperature=self.temperature
+        )
         return Loss(loss, terms, embedding=features.pooled[: len(step.samples)].detach())

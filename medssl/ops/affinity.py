@@ -38,18 +38,18 @@ class Cells(NamedTuple):
     centers: Float[Tensor, "P n"]
 
 
-def map_cells(features: Float[Tensor, "B C *s"], view: View, *, nodes: int, most: int) -> Cells:
+def map_cells(features: Float[Tensor, "B C *s"], view: View, *, nodes: int, max_cells: int) -> Cells:
     """The cells of a map, of views of which ``nodes`` after each other form a graph.
 
     Args:
         features: The map; cell by cell over the whole view.
         view: What it was made from.
         nodes: Nodes of a graph.
-        most: Most cells along an axis: finer maps are averaged.
+        max_cells: Most cells along an axis: finer maps are averaged.
     """
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     graphs, shape = (len(features) // nodes, nodes), features.shape[2:]
-    cells = [min(extent, most) for extent in shape]
+    cells = [min(extent, max_cells) for extent in shape]
     usable = _pool((view.valid & view.scored).to(features.dtype), shape)
     centers = cell_centers(view.image.shape[2:], shape).T.reshape(1, -1, *shape).to(features.device)
     affine = _from_the_middle(view).to(features.device)
@@ -61,7 +61,7 @@ def map_cells(features: Float[Tensor, "B C *s"], view: View, *, nodes: int, most
     )
 
 
-def local_affinity(cells: Cells, other: Cells, *, share: float) -> Float[Tensor, "G N N"]:
+def local_affinity(cells: Cells, other_cells: Cells, *, share: float) -> Float[Tensor, "G N N"]:
     """Mean cosine of cells of node i of the first graphs and their partners in node a of the second, -1 to 1.
 
     A cell's partner is the nearest one in place (mm; of two scans, measured from the middle of each) or in features
@@ -70,25 +70,28 @@ def local_affinity(cells: Cells, other: Cells, *, share: float) -> Float[Tensor,
 
     Args:
         cells: Of the first graphs.
-        other: Of the second.
+        other_cells: Of the second.
         share: How many of a node's cells count, above 0 to 1: those with the nearest partners.
     """
     graphs, nodes, number, _ = cells.features.shape
-    rows, columns = cells.features.flatten(1, 2), other.features.flatten(1, 2)
-    similar = cosine(rows, columns).view(graphs, nodes, number, nodes, -1).transpose(2, 3)
+    rows, columns = cells.features.flatten(1, 2), other_cells.features.flatten(1, 2)
+    similarity = cosine(rows, columns).view(graphs, nodes, number, nodes, -1).transpose(2, 3)
     with torch.no_grad():
-        length, other_length = (torch.linalg.vector_norm(each.features, dim=-1) for each in (cells, other))
+        length, other_length = (torch.linalg.vector_norm(side.features, dim=-1) for side in (cells, other_cells))
         squares = length[:, :, None, :, None].square() + other_length[:, None, :, None, :].square()
-        apart = squares - 2 * length[:, :, None, :, None] * other_length[:, None, :, None, :] * similar
-        apart = apart.masked_fill(~other.counted[:, None, :, None, :], torch.inf)
-        apart = apart.masked_fill(~cells.counted[:, :, None, :, None], torch.inf)
-        to, fro = _by_place(cells, other), _by_place(other, cells, transposed=True)
-    backwards = similar.transpose(3, 4)
+        squared_distances = squares - 2 * length[:, :, None, :, None] * other_length[:, None, :, None, :] * similarity
+        squared_distances = squared_distances.masked_fill(~other_cells.counted[:, None, :, None, :], torch.inf)
+        squared_distances = squared_distances.masked_fill(~cells.counted[:, :, None, :, None], torch.inf)
+        forward_partners, backward_partners = (
+            _by_place(cells, other_cells),
+            _by_place(other_cells, cells, transposed=True),
+        )
+    backwards = similarity.transpose(3, 4)
     terms = (
-        _mean_of_nearest(similar, *to, share),
-        _mean_of_nearest(similar, *_nearest(apart), share),
-        _mean_of_nearest(backwards, *fro, share),
-        _mean_of_nearest(backwards, *_nearest(apart.transpose(3, 4)), share),
+        _mean_of_nearest(similarity, *forward_partners, share),
+        _mean_of_nearest(similarity, *_nearest(squared_distances), share),
+        _mean_of_nearest(backwards, *backward_partners, share),
+        _mean_of_nearest(backwards, *_nearest(squared_distances.transpose(3, 4)), share),
     )
     return torch.stack(terms).mean(0)
 
@@ -110,40 +113,40 @@ def _from_the_middle(view: View) -> Float[Tensor, "B n+1 n+1"]:
     return compose(translation(-apply(world, apply(invert(affine), stored))[:, 0]), world)
 
 
-def _by_place(cells: Cells, other: Cells, *, transposed: bool = False) -> tuple[Tensor, Tensor]:
+def _by_place(cells: Cells, other_cells: Cells, *, transposed: bool = False) -> tuple[Tensor, Tensor]:
     """The nearest cell in mm, and its distance; infinite where either is not counted.
 
-    Row and column of the result are nodes of ``cells`` and of ``other``, or the other way round.
+    Row and column of the result are nodes of ``cells`` and of ``other_cells``, or the other way round.
     """
     graphs, nodes = cells.affine.shape[:2]
     size = (graphs, nodes, nodes, *cells.affine.shape[2:])
-    own, others = (1, 2) if transposed else (2, 1)
+    cells_axis, other_axis = (1, 2) if transposed else (2, 1)
     index, distance = nearest_cells(
-        cells.affine.unsqueeze(own).expand(size).flatten(0, 2),
+        cells.affine.unsqueeze(cells_axis).expand(size).flatten(0, 2),
         cells.centers,
-        other.affine.unsqueeze(others).expand(size).flatten(0, 2),
-        other.centers,
+        other_cells.affine.unsqueeze(other_axis).expand(size).flatten(0, 2),
+        other_cells.centers,
     )
-    index, distance = (each.view(graphs, nodes, nodes, -1) for each in (index, distance))
-    partner = other.counted.unsqueeze(others).expand(graphs, nodes, nodes, -1).gather(3, index)
-    return index, distance.masked_fill(~(cells.counted.unsqueeze(own) & partner), torch.inf)
+    index, distance = (table.view(graphs, nodes, nodes, -1) for table in (index, distance))
+    partner = other_cells.counted.unsqueeze(other_axis).expand(graphs, nodes, nodes, -1).gather(3, index)
+    return index, distance.masked_fill(~(cells.counted.unsqueeze(cells_axis) & partner), torch.inf)
 
 
-def _nearest(apart: Float[Tensor, "*pairs P Q"]) -> tuple[Int[Tensor, "*pairs P"], Float[Tensor, "*pairs P"]]:
+def _nearest(distances: Float[Tensor, "*pairs P Q"]) -> tuple[Int[Tensor, "*pairs P"], Float[Tensor, "*pairs P"]]:
     """The nearest of the last axis, and how far it is."""
-    distance, index = apart.min(-1)
+    distance, index = distances.min(-1)
     return index, distance
 
 
 def _mean_of_nearest(
-    similar: Float[Tensor, "*pairs P Q"],
+    similarity: Float[Tensor, "*pairs P Q"],
     partner: Int[Tensor, "*pairs P"],
     distance: Float[Tensor, "*pairs P"],
     share: float,
 ) -> Float[Tensor, "*pairs"]:
     """Mean similarity of the cells whose partners are nearest."""
-    found = similar.gather(-1, partner[..., None])[..., 0]
-    distance, chosen = distance.topk(max(1, round(share * found.shape[-1])), largest=False)
+    partner_similarity = similarity.gather(-1, partner[..., None])[..., 0]
+    distance, nearest = distance.topk(max(1, round(share * partner_similarity.shape[-1])), largest=False)
     counted = distance.isfinite()
-    total = torch.where(counted, found.gather(-1, chosen), 0.0).sum(-1)
+    total = torch.where(counted, partner_similarity.gather(-1, nearest), 0.0).sum(-1)
     return total / counted.sum(-1).clamp(min=1)

@@ -48,13 +48,13 @@ def mean_over(
             optimizer step. The mean of the results over the micro-batches is then the mean over all terms of the step.
     """
     total = total.to(torch.promote_types(total.dtype, torch.float32))
-    number = torch.as_tensor(count, dtype=total.dtype, device=total.device).detach()
+    total_count = torch.as_tensor(count, dtype=total.dtype, device=total.device).detach()
     if world_size() > 1:
-        total, number = reduce_sum(torch.stack((total, number))).unbind()
+        total, total_count = reduce_sum(torch.stack((total, total_count))).unbind()
     if step_count is not None:
-        number = step_count.to(total)
-    some = number > 0
-    return torch.where(some, total / torch.where(some, number, 1.0), 0.0)
+        total_count = step_count.to(total)
+    is_defined = total_count > 0
+    return torch.where(is_defined, total / torch.where(is_defined, total_count, 1.0), 0.0)
 
 
 def gather(x: Shaped[Tensor, "B *rest"]) -> Shaped[Tensor, "N *rest"]:
@@ -103,6 +103,6 @@ class _Gather(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        own = rank()
-        start = sum(ctx.counts[:own])
-        return reduce_sum(gradient)[start : start + ctx.counts[own]], None
+        process = rank()
+        start = sum(ctx.counts[:process])
+        return reduce_sum(gradient)[start : start + ctx.counts[process]], None

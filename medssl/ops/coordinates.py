@@ -70,8 +70,8 @@ def rotation(angles: Float[Tensor, "B k"], center: Float[Tensor, "B n"] | None =
 def flip(axes: Bool[Tensor, "B n"], size: Sequence[int]) -> Float[Tensor, "B n+1 n+1"]:
     """Mirrors the chosen axes of an array of ``size``: voxel i becomes voxel size - 1 - i (float64)."""
     last = torch.tensor([float(extent - 1) for extent in size], dtype=torch.float64, device=axes.device)
-    chosen = axes.to(torch.float64)
-    return from_parts(torch.diag_embed(1 - 2 * chosen), chosen * last)
+    mirrored = axes.to(torch.float64)
+    return from_parts(torch.diag_embed(1 - 2 * mirrored), mirrored * last)
 
 
 def compose(*affines: Float[Tensor, "B n+1 n+1"]) -> Float[Tensor, "B n+1 n+1"]:

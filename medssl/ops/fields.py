@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int
     from torch import Tensor
 
-_LEAST_POOL = 1 << 20
+_MIN_POOL = 1 << 20
 
 
 def smooth_field(control: Float[Tensor, "B *c"], size: Sequence[int]) -> Float[Tensor, "B 1 *size"]:
@@ -70,7 +70,7 @@ def add_noise(
         seed: Seed of the run: it makes the pool.
     """
     voxels = image[0, 0].numel()
-    pool = _pool(int(seed), max(_LEAST_POOL, 1 << (2 * voxels - 1).bit_length()), image.device)
+    pool = _pool(int(seed), max(_MIN_POOL, 1 << (2 * voxels - 1).bit_length()), image.device)
     starts = offsets % (pool.shape[1] - voxels + 1)
     noisy = torch.empty(image.shape, dtype=image.dtype, device=image.device)
     for row, width in enumerate(deviation.tolist()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from medssl.types import UserError
 
 
-def expect(kept: bool, name: str, value: object, expected: str) -> None:
+def expect(holds: bool, name: str, value: object, expected: str) -> None:
     """Refuses a setting that does not keep to its range.
 
     >>> expect(0.1 > 0, "temperature", 0.1, "above 0")
@@ -13,6 +13,6 @@ def expect(kept: bool, name: str, value: object, expected: str) -> None:
     Raises:
         UserError: Says what was expected, and what it is.
     """
-    if not kept:
+    if not holds:
         message = f"{name} must be {expected}, got {value}"
         raise UserError(message)

@@ -59,8 +59,8 @@ def mask_cells(
                 "per axis"
             )
             raise UserError(message)
-    what = f"with encoder stride {tuple(strides[-1])} and mask cell {cell}, view size"
-    cells_of(size, tuple(map(lcm, strides[-1], cell)), what=what)
+    noun = f"with encoder stride {tuple(strides[-1])} and mask cell {cell}, view size"
+    cells_of(size, tuple(map(lcm, strides[-1], cell)), noun=noun)
     cells = cells_of(size, cell)
     if not 0 < (count := hidden_count(cells, ratio)) < prod(cells):
         message = (
@@ -133,8 +133,8 @@ def _blocks(
         start = generator.integers(0, np.asarray(cells) - sides + 1)
         box = np.zeros(cells, dtype=bool)
         box[tuple(slice(low, low + length) for low, length in zip(start, sides, strict=True))] = True
-        fresh = np.flatnonzero(box & ~grid)
-        grid.flat[generator.permutation(fresh)[:missing]] = True
+        newly_hidden = np.flatnonzero(box & ~grid)
+        grid.flat[generator.permutation(newly_hidden)[:missing]] = True
     return grid
 
 

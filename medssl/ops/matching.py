@@ -73,7 +73,7 @@ def neighbor_edges(embedding: Float[Tensor, "G N D"], neighbors: int) -> Int[Ten
 
 def edge_affinity(
     embedding: Float[Tensor, "G N D"],
-    other: Float[Tensor, "G N D"],
+    other_embedding: Float[Tensor, "G N D"],
     edges: Int[Tensor, "G E 2"],
     other_edges: Int[Tensor, "G F 2"],
 ) -> Float[Tensor, "G E F"]:
@@ -81,14 +81,15 @@ def edge_affinity(
 
     An edge between equal embeddings has no direction: its affinities and their gradients are 0.
     """
-    return cosine(_along(embedding, edges), _along(other, other_edges))
+    return cosine(_edge_differences(embedding, edges), _edge_differences(other_embedding, other_edges))
 
 
 def finite_graphs(affinities: Affinities) -> tuple[Affinities, Bool[Tensor, " G"]]:
     """Affinities that can be matched: 0 for all of a graph that holds a NaN or infinity; and which graphs hold none."""
-    vertex, edge, *both = affinities
+    vertex, edge, *edge_pairs = affinities
     finite = vertex.isfinite().flatten(1).all(1) & edge.isfinite().flatten(1).all(1)
-    return Affinities(*(torch.where(finite[:, None, None], each, 0.0) for each in (vertex, edge)), *both), finite
+    tables = (torch.where(finite[:, None, None], table, 0.0) for table in (vertex, edge))
+    return Affinities(*tables, *edge_pairs), finite
 
 
 def gumbel(uniform: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -106,11 +107,11 @@ def score(assignment: Int[Tensor, "G N"], affinities: Affinities) -> Float[Tenso
     total = vertex.gather(2, assignment[:, :, None])[:, :, 0].sum(1)
     if edge.numel() == 0:
         return total
-    start, end = (assignment.gather(1, ends) for ends in edges.unbind(2))
+    start, end = (assignment.gather(1, end_nodes) for end_nodes in edges.unbind(2))
     column = _edge_numbers(affinities).flatten(1).gather(1, start * vertex.shape[1] + end)
-    found = column < edge.shape[2]
-    along = edge.gather(2, torch.where(found, column, 0)[:, :, None])[:, :, 0]
-    return total + torch.where(found, along, 0.0).sum(1)
+    has_edge = column < edge.shape[2]
+    edge_scores = edge.gather(2, torch.where(has_edge, column, 0)[:, :, None])[:, :, 0]
+    return total + torch.where(has_edge, edge_scores, 0.0).sum(1)
 
 
 def linear_assignment(gain: Float[Tensor, "G N N"]) -> Int[Tensor, "G N"]:
@@ -126,11 +127,11 @@ def linear_assignment(gain: Float[Tensor, "G N N"]) -> Int[Tensor, "G N"]:
 
     nodes = gain.shape[2]
     shifted = gain.detach().roll(-1, dims=2).to("cpu", torch.float64).contiguous().numpy()
-    found = torch.empty(gain.shape[:2], dtype=torch.int64)
-    rows = found.numpy()
-    for graph, one in enumerate(shifted):
-        rows[graph] = linear_sum_assignment(one, maximize=True)[1]
-    return ((found + 1) % nodes).to(gain.device)
+    assignment = torch.empty(gain.shape[:2], dtype=torch.int64)
+    rows = assignment.numpy()
+    for graph, gains in enumerate(shifted):
+        rows[graph] = linear_sum_assignment(gains, maximize=True)[1]
+    return ((assignment + 1) % nodes).to(gain.device)
 
 
 def match(affinities: Affinities, *, starts: int = 3, iterations: int = 20) -> Int[Tensor, "G N"]:
@@ -149,11 +150,11 @@ def match(affinities: Affinities, *, starts: int = 3, iterations: int = 20) -> I
         ValueError: An affinity is NaN.
     """
     graphs = max(1, _TABLE // max(1, prod(affinities.edge.shape[1:])))
-    found = torch.empty(affinities.vertex.shape[:2], dtype=torch.int64)
-    for first in range(0, len(found), graphs):
-        part = Affinities(*(each.detach()[first : first + graphs].cpu() for each in affinities))
-        found[first : first + graphs] = _match(_problem(part), starts, iterations)
-    return found.to(affinities.vertex.device)
+    assignment = torch.empty(affinities.vertex.shape[:2], dtype=torch.int64)
+    for first in range(0, len(assignment), graphs):
+        chunk = Affinities(*(table.detach()[first : first + graphs].cpu() for table in affinities))
+        assignment[first : first + graphs] = _match(_problem(chunk), starts, iterations)
+    return assignment.to(affinities.vertex.device)
 
 
 def matching_loss(
@@ -172,22 +173,21 @@ def matching_loss(
     is scaled by what flows in from above, so ``strength`` means the same under a mean over graphs, a scaled loss or
     accumulated steps. A graph with an affinity that is not finite has the loss NaN.
 
-    Without noise w is the gold matching itself once ``strength`` exceeds 1 + k + the largest number of edges into one
-    node, for k edges out of each and affinities of at most 1: then ``gold`` is ``solve`` at half the price.
+    Without noise, "gold" equals "solve" at half the cost once ``strength`` exceeds 1 + k + the largest number of edges
+    into one node, for k edges out of each node and affinities of at most 1.
 
-    For G graphs of N scans each, 5 neighbors, ``x`` and ``y`` [G, N, D] the embeddings of two views; a row of noise
-    belongs to a scan, with its own vertex affinities and those of its five edges::
+    Example for G graphs of N scans with 5 neighbors, ``x`` and ``y`` [G, N, D] the embeddings of two views; each row of
+    noise belongs to one scan: its vertex affinities, then those of its 5 edges::
 
         edges, others = neighbor_edges(x, 5), neighbor_edges(y, 5)
         affinities = Affinities(cosine(x, y), edge_affinity(x, y, edges, others), edges, others)
         noise = 0.1 * gumbel(draws(step, "matching").uniform(N + 5 * 5 * N)).to(x)
         of_vertices, of_edges = noise[:, :N].reshape(G, N, N), noise[:, N:].reshape(G, 5 * N, 5 * N)
-        loss, found = matching_loss(affinities, vertex_noise=of_vertices, edge_noise=of_edges)
+        loss, assignment = matching_loss(affinities, vertex_noise=of_vertices, edge_noise=of_edges)
 
     Args:
         affinities: Of the two graphs.
-        vertex_noise: Added to the vertex affinities, scaled as wanted: standard :func:`gumbel` in the paper, a tenth of
-            it where affinities are cosines (at 1 the noise decides the matching).
+        vertex_noise: Added to the vertex affinities: :func:`gumbel` noise, at scale 1 in the paper and 0.1 for cosines.
         edge_noise: Added to the edge affinities.
         target: ``solve``: w is solved for, as in the paper; ``gold``: w is the gold matching.
         strength: Lambda of the paper.
@@ -198,24 +198,24 @@ def matching_loss(
     vertex = affinities.vertex
     gold = torch.arange(vertex.shape[1], device=vertex.device).expand(vertex.shape[:2])
     with torch.no_grad():
-        (noisy, noisy_edge, *both), finite = finite_graphs(affinities)
-        noisy = noisy if vertex_noise is None else noisy + vertex_noise
+        (noisy_vertex, noisy_edge, *edge_pairs), finite = finite_graphs(affinities)
+        noisy_vertex = noisy_vertex if vertex_noise is None else noisy_vertex + vertex_noise
         noisy_edge = noisy_edge if edge_noise is None else noisy_edge + edge_noise
-        found = match(Affinities(noisy, noisy_edge, *both))
-        wanted = gold
+        assignment = match(Affinities(noisy_vertex, noisy_edge, *edge_pairs))
+        target_assignment = gold
         if target == "solve":
             # minus the slope is 2 on the diagonal and -1 everywhere; what is everywhere decides nothing
-            pull = 2 * strength * torch.eye(vertex.shape[1], dtype=noisy.dtype, device=noisy.device)
-            wanted = match(Affinities(noisy + pull, noisy_edge, *both))
-    slope = (score(found, affinities) - score(wanted, affinities)) / strength
-    loss = 2.0 * (found != gold).sum(1) + (slope - slope.detach())
-    return torch.where(finite, loss, torch.nan), found
+            bonus = 2 * strength * torch.eye(vertex.shape[1], dtype=noisy_vertex.dtype, device=noisy_vertex.device)
+            target_assignment = match(Affinities(noisy_vertex + bonus, noisy_edge, *edge_pairs))
+    slope = (score(assignment, affinities) - score(target_assignment, affinities)) / strength
+    loss = 2.0 * (assignment != gold).sum(1) + (slope - slope.detach())
+    return torch.where(finite, loss, torch.nan), assignment
 
 
 # --- inside
 
 
-def _along(embedding: Float[Tensor, "G N D"], edges: Int[Tensor, "G E 2"]) -> Float[Tensor, "G E D"]:
+def _edge_differences(embedding: Float[Tensor, "G N D"], edges: Int[Tensor, "G E 2"]) -> Float[Tensor, "G E D"]:
     """Difference of the embeddings at the two ends of every edge, in float32 at least."""
     embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
     graph = torch.arange(len(embedding), device=embedding.device)[:, None]
@@ -223,7 +223,7 @@ def _along(embedding: Float[Tensor, "G N D"], edges: Int[Tensor, "G E 2"]) -> Fl
 
 
 class _Problem(NamedTuple):
-    """Affinities of graphs of N nodes in float64, as the solver looks them up: row g N + i is node i of graph g.
+    """Affinities of graphs of N nodes in float64, as the solver reads them: row g N + i is node i of graph g.
 
     Attributes:
         vertex: Vertex affinities.
@@ -278,10 +278,10 @@ def _match(problem: _Problem, starts: int, iterations: int) -> Int[Tensor, "G N"
     best = linear_assignment(problem.vertex)
     value = _value(problem, best)
     for point, slope in islice(_starts(problem, best), starts):
-        found = _exchange(problem, _frank_wolfe(problem, point, slope, iterations))
-        reached = _value(problem, found)
-        better = reached > value
-        best, value = torch.where(better[:, None], found, best), torch.where(better, reached, value)
+        candidate = _exchange(problem, _frank_wolfe(problem, point, slope, iterations))
+        candidate_value = _value(problem, candidate)
+        better = candidate_value > value
+        best, value = torch.where(better[:, None], candidate, best), torch.where(better, candidate_value, value)
     return best
 
 
@@ -290,11 +290,11 @@ def _starts(problem: _Problem, linear: Int[Tensor, "G N"]) -> Iterator[tuple[Ten
     yield _permutations(linear), _slope(problem, linear)
     center, slope = _center(problem)
     yield center, slope
-    alone = linear_assignment(slope)
-    yield _permutations(alone), _slope(problem, alone)
-    for turn in range(1, linear.shape[1]):
-        turned = (linear + turn) % linear.shape[1]
-        yield (center + _permutations(turned)) / 2, (slope + _slope(problem, turned)) / 2
+    by_edges = linear_assignment(slope)
+    yield _permutations(by_edges), _slope(problem, by_edges)
+    for offset in range(1, linear.shape[1]):
+        rotated = (linear + offset) % linear.shape[1]
+        yield (center + _permutations(rotated)) / 2, (slope + _slope(problem, rotated)) / 2
 
 
 def _permutations(assignment: Int[Tensor, "G N"]) -> Float[Tensor, "G N N"]:
@@ -307,10 +307,10 @@ def _slope(problem: _Problem, assignment: Int[Tensor, "G N"]) -> Float[Tensor, "
     graphs, nodes = assignment.shape
     partner = (assignment + nodes * torch.arange(graphs)[:, None]).flatten()
     slope = torch.zeros(graphs * nodes, nodes, dtype=torch.float64)
-    into = problem.arriving[partner[problem.target]]  # the edges a -> partner of the target, for all a
-    slope.index_add_(0, problem.source, problem.edge.gather(1, into))
-    out = problem.leaving[partner[problem.source]]
-    slope.index_add_(0, problem.target, problem.edge.gather(1, out))
+    arriving_edges = problem.arriving[partner[problem.target]]  # the edges a -> partner of the target, for all a
+    slope.index_add_(0, problem.source, problem.edge.gather(1, arriving_edges))
+    leaving_edges = problem.leaving[partner[problem.source]]
+    slope.index_add_(0, problem.target, problem.edge.gather(1, leaving_edges))
     return slope.view(graphs, nodes, nodes)
 
 
@@ -318,11 +318,11 @@ def _center(problem: _Problem) -> tuple[Float[Tensor, "G N N"], Float[Tensor, "G
     """The mean of all permutations, and the gradient of the edges' part there."""
     graphs, nodes, _ = problem.vertex.shape
     slope = torch.zeros(graphs, nodes, nodes, dtype=torch.float64)
-    for end, other in zip((problem.source, problem.target), problem.others.unbind(1), strict=True):
+    for end, other_end in zip((problem.source, problem.target), problem.others.unbind(1), strict=True):
         rows = torch.zeros(graphs * nodes, problem.edge.shape[1], dtype=torch.float64).index_add_(0, end, problem.edge)
         columns = rows.view(graphs, nodes, problem.edge.shape[1])[..., :-1].transpose(1, 2).flatten(0, 1)
-        both = torch.zeros(graphs * nodes, nodes, dtype=torch.float64).index_add_(0, other, columns)
-        slope += both.view(graphs, nodes, nodes).transpose(1, 2)
+        edge_sums = torch.zeros(graphs * nodes, nodes, dtype=torch.float64).index_add_(0, other_end, columns)
+        slope += edge_sums.view(graphs, nodes, nodes).transpose(1, 2)
     return torch.full_like(slope, 1 / nodes), slope / nodes
 
 
@@ -354,18 +354,18 @@ def _frank_wolfe(
         gain = problem.vertex + slope
         corner = linear_assignment(gain)
         corner_slope = _slope(problem, corner)
-        reached = (problem.vertex + corner_slope / 2).gather(2, corner[..., None]).sum((1, 2))
-        better = reached > value
-        best, value = torch.where(better[:, None], corner, best), torch.where(better, reached, value)
-        way, bend = _permutations(corner) - point, corner_slope - slope
-        rise = (gain * way).sum((1, 2))
-        curve = (bend * way).sum((1, 2)) / 2
-        moving = rise > _ENOUGH * (1 + reached.abs())
+        corner_value = (problem.vertex + corner_slope / 2).gather(2, corner[..., None]).sum((1, 2))
+        better = corner_value > value
+        best, value = torch.where(better[:, None], corner, best), torch.where(better, corner_value, value)
+        direction, slope_change = _permutations(corner) - point, corner_slope - slope
+        rise = (gain * direction).sum((1, 2))
+        curve = (slope_change * direction).sum((1, 2)) / 2
+        moving = rise > _ENOUGH * (1 + corner_value.abs())
         if not bool(moving.any()):
             break
         length = torch.where(curve < 0, (rise / (-2 * curve.clamp(max=-1e-300))).clamp(max=1), 1.0) * moving
-        point = point + length[:, None, None] * way
-        slope = slope + length[:, None, None] * bend
+        point = point + length[:, None, None] * direction
+        slope = slope + length[:, None, None] * slope_change
     rounded = linear_assignment(point)
     return torch.where((_value(problem, rounded) > value)[:, None], rounded, best)
 
@@ -373,7 +373,7 @@ def _frank_wolfe(
 def _exchange(problem: _Problem, assignment: Int[Tensor, "G N"]) -> Int[Tensor, "G N"]:
     """Exchanges the partners of two nodes, always the pair that gains most, until no exchange raises the score."""
     graphs, nodes = assignment.shape
-    every = torch.arange(graphs)
+    rows = torch.arange(graphs)
     for _ in range(nodes * nodes):
         gain, pair = _exchange_gains(problem, assignment).flatten(1).max(1)
         moving = gain > _TOLERANCE * (1 + gain.abs())
@@ -381,7 +381,7 @@ def _exchange(problem: _Problem, assignment: Int[Tensor, "G N"]) -> Int[Tensor, 
             break
         x, y = pair // nodes, pair % nodes
         exchanged = assignment.clone()
-        exchanged[every, x], exchanged[every, y] = assignment[every, y], assignment[every, x]
+        exchanged[rows, x], exchanged[rows, y] = assignment[rows, y], assignment[rows, x]
         assignment = torch.where(moving[:, None], exchanged, assignment)
     return assignment
 
@@ -391,10 +391,10 @@ def _exchange_gains(problem: _Problem, assignment: Int[Tensor, "G N"]) -> Float[
     graphs, nodes = assignment.shape
     gain = problem.vertex + _slope(problem, assignment)
     gain = gain.gather(2, assignment[:, None].expand(-1, nodes, -1))  # column y: the partner of y
-    kept = gain.diagonal(dim1=1, dim2=2)
+    current = gain.diagonal(dim1=1, dim2=2)
     start, end = problem.source, problem.target
-    both = _along_edges(problem, assignment, start, end) + _along_edges(problem, assignment, end, start)
-    between = torch.zeros(graphs * nodes, nodes, dtype=torch.float64)
-    between.view(-1).index_add_(0, start * nodes + end % nodes, both)
-    total = gain + between.view(graphs, nodes, nodes)
-    return total + total.transpose(1, 2) - kept[:, :, None] - kept[:, None]
+    edge_values = _along_edges(problem, assignment, start, end) + _along_edges(problem, assignment, end, start)
+    pair_values = torch.zeros(graphs * nodes, nodes, dtype=torch.float64)
+    pair_values.view(-1).index_add_(0, start * nodes + end % nodes, edge_values)
+    total = gain + pair_values.view(graphs, nodes, nodes)
+    return total + total.transpose(1, 2) - current[:, :, None] - current[:, None]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def cells_of(size: Sequence[int], cell: Sequence[int], *, what: str = "size") -> tuple[int, ...]:
+def cells_of(size: Sequence[int], cell: Sequence[int], *, noun: str = "size") -> tuple[int, ...]:
     """Number of cells per axis of an image of ``size`` voxels cut into cells of ``cell`` voxels.
 
     >>> cells_of((96, 64), (32, 16))
@@ -24,23 +24,23 @@ def cells_of(size: Sequence[int], cell: Sequence[int], *, what: str = "size") ->
     Args:
         size: Voxels per axis.
         cell: Voxels of one cell per axis.
-        what: What the message calls ``size``.
+        noun: What the message calls ``size``.
 
     Raises:
         UserError: The numbers of axes differ, or a cell does not divide its axis; names the nearest sizes that do.
     """
     size, cell = tuple(size), tuple(cell)
     if len(size) != len(cell):
-        message = f"{what} {size} has {len(size)} axes but cells {cell} have {len(cell)}: give one number per axis"
+        message = f"{noun} {size} has {len(size)} axes but cells {cell} have {len(cell)}: give one number per axis"
         raise UserError(message)
     if min((*size, *cell)) < 1:
-        message = f"{what} {size} and cells {cell} must be at least 1 voxel on every axis"
+        message = f"{noun} {size} and cells {cell} must be at least 1 voxel on every axis"
         raise UserError(message)
     if any(voxels % side for voxels, side in zip(size, cell, strict=True)):
-        below = tuple(max(voxels // side, 1) * side for voxels, side in zip(size, cell, strict=True))
-        above = tuple(-(-voxels // side) * side for voxels, side in zip(size, cell, strict=True))
-        nearest = f"{below}" if below == above else f"{below} or {above}"
-        message = f"{what} {size} is not a multiple of {cell}: nearest sizes that work are {nearest}"
+        lower = tuple(max(voxels // side, 1) * side for voxels, side in zip(size, cell, strict=True))
+        upper = tuple(-(-voxels // side) * side for voxels, side in zip(size, cell, strict=True))
+        nearest = f"{lower}" if lower == upper else f"{lower} or {upper}"
+        message = f"{noun} {size} is not a multiple of {cell}: nearest sizes that work are {nearest}"
         raise UserError(message)
     return tuple(voxels // side for voxels, side in zip(size, cell, strict=True))
 

@@ -130,8 +130,8 @@ def reconstruction(
 
 def _median(values: Tensor, scored: Tensor) -> Tensor:
     """The median of scored values of this process, evenly picked where they are many; 0 where there are none."""
-    every = max(1, values.numel() // MEDIAN_OF) | 1  # odd: cells have even numbers of voxels
-    return torch.where(scored, values, torch.nan).flatten()[::every].nanmedian().nan_to_num()
+    step = max(1, values.numel() // MEDIAN_OF) | 1  # odd: cells have even numbers of voxels
+    return torch.where(scored, values, torch.nan).flatten()[::step].nanmedian().nan_to_num()
 
 
 def _correlation(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
     from medssl.types import View
 
-APART = 4  # voxels between the first and the last region along an axis, at least: fewer would be nearly the same
+MIN_CORNER_DISTANCE = (
+    4  # voxels between the first and the last region along an axis, at least: fewer would be nearly the same
+)
 
 
 def region_corners(size: Sequence[int], side: int) -> list[tuple[int, ...]]:
@@ -30,22 +32,26 @@ def region_corners(size: Sequence[int], side: int) -> list[tuple[int, ...]]:
     Raises:
         UserError: The map is too small for that many regions.
     """
-    last = [extent - side for extent in size]
-    if min(last) < 0 or sum(end >= APART for end in last) < 2:
+    last_corner = [extent - side for extent in size]
+    if min(last_corner) < 0 or sum(end >= MIN_CORNER_DISTANCE for end in last_corner) < 2:
         message = (
             f"the decoder's map has {tuple(size)} voxels, too few for regions of {side}: take a larger view or more "
             "steps of the decoder"
         )
         raise UserError(message)
-    outer = product(*[(0, end // 2, end) if end >= APART else (end // 2,) for end in last])
-    inner = product(*[(end // 4, end - end // 4) if end >= APART else (end // 2,) for end in last])
-    return [*outer, *inner]
+    coarse_corners = product(
+        *[(0, end // 2, end) if end >= MIN_CORNER_DISTANCE else (end // 2,) for end in last_corner]
+    )
+    halfway_corners = product(
+        *[(end // 4, end - end // 4) if end >= MIN_CORNER_DISTANCE else (end // 2,) for end in last_corner]
+    )
+    return [*coarse_corners, *halfway_corners]
 
 
 def rows_of(maps: Float[Tensor, "B C *s"], corners: Sequence[tuple[int, ...]], side: int) -> Float[Tensor, "B A D"]:
     """Voxels of each region as one row, D = C * side^n."""
-    every = slice(None), slice(None)
-    boxes = [every + tuple(slice(first, first + side) for first in corner) for corner in corners]
+    leading_axes = slice(None), slice(None)
+    boxes = [leading_axes + tuple(slice(first, first + side) for first in corner) for corner in corners]
     return torch.stack([maps[box].flatten(1) for box in boxes], 1)
 
 
@@ -71,8 +77,8 @@ def refuse_padding(counted: Bool[Tensor, "B A"], view: View) -> None:
         UserError: Names the view and the largest scan.
     """
     size, largest = list(view.image.shape[2:]), view.source_shape.amax(0).tolist()
-    none = int(reduce_sum(counted.sum())) == 0
-    if none and any(scan < side for scan, side in zip(largest, size, strict=True)):
+    nothing_counted = int(reduce_sum(counted.sum())) == 0
+    if nothing_counted and any(scan < side for scan, side in zip(largest, size, strict=True)):
         message = (
             f"every region is mostly padding: views have {size} voxels, the largest scan of this batch {largest}: make "
             "the objective's view.size smaller"
@@ -82,8 +88,8 @@ def refuse_padding(counted: Bool[Tensor, "B A"], view: View) -> None:
 
 def nearest_regions(corners: Sequence[tuple[int, ...]], count: int) -> Bool[Tensor, "A A"]:
     """For each region (row) the ``count`` others that are nearest to it."""
-    places = torch.tensor(corners, dtype=torch.float64)
-    apart = torch.cdist(places, places).fill_diagonal_(torch.inf)
-    near = torch.zeros(apart.shape, dtype=torch.bool)
-    order = apart.argsort(dim=1, stable=True)[:, : min(count, len(corners) - 1)]
-    return near.scatter_(1, order, value=True)
+    positions = torch.tensor(corners, dtype=torch.float64)
+    distances = torch.cdist(positions, positions).fill_diagonal_(torch.inf)
+    is_nearest = torch.zeros(distances.shape, dtype=torch.bool)
+    order = distances.argsort(dim=1, stable=True)[:, : min(count, len(corners) - 1)]
+    return is_nearest.scatter_(1, order, value=True)

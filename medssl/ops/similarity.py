@@ -70,7 +70,7 @@ def info_nce(
         loss = info_nce(z, every, alike & ~itself, ~alike, temperature=0.1)
 
     The local loss, regions of one scan as rows, B scans at once: ``x`` and ``y`` [B, A, D] the regions of two views,
-    ``near`` [A, A] the regions whose negatives they are::
+    ``positive_mass`` [A, A] the regions whose negatives they are::
 
         same = torch.eye(A, dtype=torch.bool).expand(B, A, A)
         both, apart = torch.cat((y, x), 1), torch.cat((near, near), 1).expand(B, A, 2 * A)
@@ -91,12 +91,12 @@ def info_nce(
         pairs = positives & counted[..., None]
         number = pairs.sum(-1).clamp(min=1).to(logits.dtype)
         if mean == "inside":
-            near = logits.masked_fill(~pairs, _NOTHING).logsumexp(-1)
-            everything = logits.masked_fill(~(negatives | pairs), _NOTHING).logsumexp(-1)
-            losses = torch.where(counted, everything - near + number.log(), 0.0)
+            positive_mass = logits.masked_fill(~pairs, _NOTHING).logsumexp(-1)
+            all_mass = logits.masked_fill(~(negatives | pairs), _NOTHING).logsumexp(-1)
+            losses = torch.where(counted, all_mass - positive_mass + number.log(), 0.0)
             return mean_over(losses.sum(), counted.sum())
-        rest = logits.masked_fill(~negatives, _NOTHING).logsumexp(-1, keepdim=True)
-        losses = torch.where(negatives, rest - logits, -logsigmoid(logits - rest))
+        negative_mass = logits.masked_fill(~negatives, _NOTHING).logsumexp(-1, keepdim=True)
+        losses = torch.where(negatives, negative_mass - logits, -logsigmoid(logits - negative_mass))
         losses = torch.where(pairs, losses, 0.0)
         if mean == "anchors":
             return mean_over((losses.sum(-1) / number).sum(), counted.sum())
@@ -107,9 +107,11 @@ def info_nce_chance(positives: Bool[Tensor, "*batch M K"], negatives: Bool[Tenso
     """What ``info_nce`` (over pairs) gives when all embeddings are alike: the mean of log(number of candidates)."""
     number = negatives.sum(-1).float()
     counted = positives.any(-1) & (number > 0)
-    among = (positives & negatives).sum(-1) * number.clamp(min=1).log()
-    beside = (positives & ~negatives).sum(-1) * (number + 1).log()
-    return mean_over(torch.where(counted, among + beside, 0.0).sum(), (positives & counted[..., None]).sum())
+    in_negatives = (positives & negatives).sum(-1) * number.clamp(min=1).log()
+    outside_negatives = (positives & ~negatives).sum(-1) * (number + 1).log()
+    return mean_over(
+        torch.where(counted, in_negatives + outside_negatives, 0.0).sum(), (positives & counted[..., None]).sum()
+    )
 
 
 def contrast(
@@ -117,7 +119,7 @@ def contrast(
     positives: Bool[Tensor, "M K"],
     negatives: Bool[Tensor, "M K"],
     *,
-    apart: Bool[Tensor, "M K"],
+    distinct: Bool[Tensor, "M K"],
     temperature: float,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """InfoNCE (over pairs) of a process's own rows among those of all, and its terms for the log.
@@ -126,20 +128,20 @@ def contrast(
         rows: Embeddings of any length, this process's own; K in all processes.
         positives: True where the candidate shall be near the anchor.
         negatives: True where the candidate stands in the denominator.
-        apart: Which pairs say how far rows spread.
+        distinct: Which pairs say how far rows spread.
         temperature: Divides the cosine, above 0.
 
     Returns:
         The loss; and, detached, "loss", "chance", "alignment" of the positives and "uniformity".
     """
-    every = gather(rows)
-    loss = info_nce(rows, every, positives, negatives, temperature=temperature)
-    own, others = rows.detach(), every.detach()
+    all_rows = gather(rows)
+    loss = info_nce(rows, all_rows, positives, negatives, temperature=temperature)
+    detached_rows, detached_all = rows.detach(), all_rows.detach()
     return loss, {
         "loss": loss.detach(),
         "chance": info_nce_chance(positives, negatives),
-        "alignment": alignment(own, others, positives),
-        "uniformity": uniformity(own, others, apart),
+        "alignment": alignment(detached_rows, detached_all, positives),
+        "uniformity": uniformity(detached_rows, detached_all, distinct),
     }
 
 
@@ -187,7 +189,7 @@ def alignment(
 
 
 def uniformity(
-    anchors: Float[Tensor, "M D"], candidates: Float[Tensor, "K D"], apart: Bool[Tensor, "M K"], *, t: float = 2.0
+    anchors: Float[Tensor, "M D"], candidates: Float[Tensor, "K D"], distinct: Bool[Tensor, "M K"], *, t: float = 2.0
 ) -> Float[Tensor, ""]:
     """Logarithm of the mean of exp(-t d^2) over pairs of rows, d their distance on the unit sphere; over all processes.
 
@@ -197,11 +199,11 @@ def uniformity(
     Args:
         anchors: Embeddings of any length, this process's own.
         candidates: Embeddings of any length, of all processes.
-        apart: The pairs: of different rows.
+        distinct: The pairs: of different rows.
         t: How fast a pair stops to count with its distance.
     """
     squared = 2 - 2 * cosine(anchors, candidates)
-    mean = mean_over(torch.where(apart, (-t * squared).exp(), 0.0).sum(), apart.sum())
+    mean = mean_over(torch.where(distinct, (-t * squared).exp(), 0.0).sum(), distinct.sum())
     return (mean + (mean == 0)).log()
 
 

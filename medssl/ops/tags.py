@@ -44,8 +44,8 @@ class Tags(NamedTuple):
 
     def across(self, other: Tags) -> Bool[Tensor, "M K"]:
         """Of the same part and the same kind of view, but of different volumes."""
-        alike = (self.part[:, None] == other.part) & (self.view[:, None] == other.view)
-        return alike & (self.volume[:, None] != other.volume)
+        same_part = (self.part[:, None] == other.part) & (self.view[:, None] == other.view)
+        return same_part & (self.volume[:, None] != other.volume)
 
 
 def tags(batch: Batch, step: Step, parts: int) -> Tags:
@@ -59,21 +59,24 @@ def tags(batch: Batch, step: Step, parts: int) -> Tags:
     return Tags(crop.repeat(views), volume.repeat(views), part.repeat(views), view)
 
 
-def refuse_flat(own: Tags, parts: int, axis: int) -> None:
+def refuse_single_part(row_tags: Tags, parts: int, axis: int) -> None:
     """Refuses volumes whose crops all lie in one part: they would be alike, or told apart, for no reason.
 
     Args:
-        own: The crops of this process; those of all are looked at.
+        row_tags: The crops of this process; those of all are looked at.
         parts: Number of parts of a volume.
         axis: Stored axis that is parted.
 
     Raises:
         UserError: Says what volumes must be like.
     """
-    every = own.of_all()
-    same = every.volume[:, None] == every.volume
-    several, spread = same & ~every.same(every), same & (every.part[:, None] != every.part)
-    if parts > 1 and bool((several.any(dim=1) & ~spread.any(dim=1)).any()):
+    all_tags = row_tags.of_all()
+    same_volume = all_tags.volume[:, None] == all_tags.volume
+    has_several_crops, in_other_part = (
+        same_volume & ~all_tags.same(all_tags),
+        same_volume & (all_tags.part[:, None] != all_tags.part),
+    )
+    if parts > 1 and bool((has_several_crops.any(dim=1) & ~in_other_part.any(dim=1)).any()):
         message = (
             f"all crops of a volume lie in the same of its {parts} parts: volumes need {parts} voxels or more along "
             f"axis {axis}, which flat images lack; choose the objective's cues.parts and cues.axis, or other scans"

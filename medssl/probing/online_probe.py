@@ -14,7 +14,7 @@ from medssl.data.labels.selection import MASK, class_number, classes_of, few, la
 from medssl.encoders.base import Encoder
 from medssl.inference.predictor import Windows
 from medssl.metrics import scan_probe as probes
-from medssl.objectives.base import undisturbed
+from medssl.objectives.base import evaluation_mode
 from medssl.probing.feature_extractor import Frozen
 from medssl.probing.scan_probe import group_of, refuse_kind
 from medssl.types import UserError
@@ -108,7 +108,7 @@ class ProbeWhileTraining(lightning.Callback):
         encoder = objective.exported()["encoder"]
         assert isinstance(encoder, Encoder)
         frozen = Frozen(encoder, self.window, self.axis, self.windows, {})
-        with undisturbed(objective):
+        with evaluation_mode(objective):
             features = {n: frozen.embedding(frozen.scan(self.store, n)) for n in (*self.learned, *self.judged)}
         train, validation = (
             group_of(self.store, self.schema, scans, features) for scans in (self.learned, self.judged)

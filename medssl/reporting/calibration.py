@@ -16,13 +16,13 @@ def calibration_chart(summary: Mapping[str, Any]) -> str:
     if "scaling" in summary:
         curves[f"temperature {summary['scaling']['temperature']:.3g}"] = summary["calibration_scaled"]
     lowest = 1 / len(summary["classes"])
-    drawn = [
+    lines = [
         Series(name, tuple(Point(part["confidence"], part["accuracy"]) for part in curve), marked=True)
         for name, curve in curves.items()
     ]
-    drawn.append(Series("perfectly calibrated", (Point(lowest, lowest), Point(1.0, 1.0)), faint=True))
+    lines.append(Series("perfectly calibrated", (Point(lowest, lowest), Point(1.0, 1.0)), faint=True))
     return line_chart(
-        drawn,
+        lines,
         title=f"Calibration on {summary['scans']} scans",
         x_label="mean highest probability of a bin",
         y_label="share of its scans that is right",

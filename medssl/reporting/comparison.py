@@ -88,20 +88,20 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
     try:
         differences = _differences(first, second)
     except UserError as error:
-        why = f"{first.name} and {second.name} cannot be compared: {error}"
-        return Comparison(first.name, second.name, why, (), refused=why)
+        reason = f"{first.name} and {second.name} cannot be compared: {error}"
+        return Comparison(first.name, second.name, reason, (), refused=reason)
     return Comparison(first.name, second.name, verdict(first.name, second.name, differences[0]), differences)
 
 
-def verdict(first: str, second: str, found: Difference) -> str:
+def verdict(first: str, second: str, difference_of_measure: Difference) -> str:
     """What a difference says, in one sentence: never a verdict, for one run of each cannot tell gain from luck.
 
     The words are those of ``medssl compare``, which trains as many runs as a verdict takes.
     """
-    what, difference = title(found.measure), found.difference
-    if difference.value is None or found.first is None or found.second is None:
-        return f"{first} and {second} cannot be compared by {what}: {difference.note or 'it is not defined'}."
-    values = f"{what} {found.first:.3f} against {found.second:.3f}"
+    name, difference = title(difference_of_measure.measure), difference_of_measure.difference
+    if difference.value is None or difference_of_measure.first is None or difference_of_measure.second is None:
+        return f"{first} and {second} cannot be compared by {name}: {difference.note or 'it is not defined'}."
+    values = f"{name} {difference_of_measure.first:.3f} against {difference_of_measure.second:.3f}"
     numbers = f"difference {difference.value:+.3f}"
     if difference.low is None or difference.high is None:
         numbers += f", {difference.note}"
@@ -137,13 +137,13 @@ def _differences(first: Evaluation, second: Evaluation) -> tuple[Difference, ...
             "both on the same split"
         )
         raise UserError(message)
-    ways = {"segmentation": _of_segmentations, "classification": _of_classifications}
-    return tuple(ways.get(kinds[0], _of_others)(first, second))
+    functions = {"segmentation": _of_segmentations, "classification": _of_classifications}
+    return tuple(functions.get(kinds[0], _of_others)(first, second))
 
 
 def _of_segmentations(first: Evaluation, second: Evaluation) -> list[Difference]:
     """Mean Dice, then the Dice of each class."""
-    found = []
+    differences = []
     for name in (None, *first.summary["classes"]):
         means = []
         for evaluation in (first, second):
@@ -152,36 +152,36 @@ def _of_segmentations(first: Evaluation, second: Evaluation) -> list[Difference]
             scores = scan_scores(rows)
             means.append(subject_means([scores[scan] for scan in subject_of], list(subject_of.values())))
         measure = "dice" if name is None else f"dice:{name}"
-        one, other = (evaluation.summary["metrics"][measure]["value"] for evaluation in (first, second))
-        found.append(Difference(measure, one, other, paired_difference(*means)))
-    return found
+        first_value, second_value = (evaluation.summary["metrics"][measure]["value"] for evaluation in (first, second))
+        differences.append(Difference(measure, first_value, second_value, paired_difference(*means)))
+    return differences
 
 
 def _of_classifications(first: Evaluation, second: Evaluation) -> list[Difference]:
     """Measures that need all scans at once: the same subjects are drawn for both."""
     names = first.summary["classes"]
     rows = [sorted(evaluation.classifications, key=lambda row: row.scan_id) for evaluation in (first, second)]
-    number = {name: place for place, name in enumerate(names)}
-    truth = np.array([number[row.truth] for row in rows[0]])
+    class_number = {name: position for position, name in enumerate(names)}
+    truth = np.array([class_number[row.truth] for row in rows[0]])
     if [row.truth for row in rows[0]] != [row.truth for row in rows[1]]:
         message = "the same scans have other labels in one than in the other"
         raise UserError(message)
-    scores = [np.array([row.probabilities for row in own]) for own in rows]
+    scores = [np.array([row.probabilities for row in run_rows]) for run_rows in rows]
     subjects = [row.subject_id for row in rows[0]]
-    occurring = len(np.unique(truth))
-    found = []
+    class_count = len(np.unique(truth))
+    differences = []
     for measure in MEASURES:
         metric = metrics(names)[measure]
 
-        def gain(places: Int[np.ndarray, "M"], metric: Callable[..., float | None] = metric) -> float | None:
-            if len(np.unique(truth[places])) < occurring:  # a mean over fewer classes is another measure
+        def gain(selected: Int[np.ndarray, "M"], metric: Callable[..., float | None] = metric) -> float | None:
+            if len(np.unique(truth[selected])) < class_count:  # a mean over fewer classes is another measure
                 return None
-            here, there = (metric(own[places], truth[places]) for own in scores)
-            return None if here is None or there is None else here - there
+            first_score, second_score = (metric(run_rows[selected], truth[selected]) for run_rows in scores)
+            return None if first_score is None or second_score is None else first_score - second_score
 
-        one, other = (evaluation.summary["metrics"][measure]["value"] for evaluation in (first, second))
-        found.append(Difference(measure, one, other, statistic_interval(gain, subjects)))
-    return found
+        first_value, second_value = (evaluation.summary["metrics"][measure]["value"] for evaluation in (first, second))
+        differences.append(Difference(measure, first_value, second_value, statistic_interval(gain, subjects)))
+    return differences
 
 
 def _of_others(first: Evaluation, second: Evaluation) -> list[Difference]:
@@ -193,20 +193,24 @@ def _of_others(first: Evaluation, second: Evaluation) -> list[Difference]:
     truth = np.array([row.truth for row in rows[0]])
     subjects = [row.subject_id for row in rows[0]]
     if first.summary["kind"] == "regression":
-        answers = [np.array([row.predicted for row in own if isinstance(row, NumberRow)]) for own in rows]
+        predictions = [np.array([row.predicted for row in run_rows if isinstance(row, NumberRow)]) for run_rows in rows]
         measures: dict[str, Callable[..., float | None]] = {"r2": r2}
     else:
-        answers = [np.array([row.probabilities for row in own if isinstance(row, FindingsRow)]) for own in rows]
-        every = sum(first.summary["metrics"][f"auroc:{name}"]["value"] is not None for name in first.summary["classes"])
-        known = measures_of_findings()
-        measures = {name: partial(mean_of_findings, known[name], every=every) for name in OF_FINDINGS}
-    found = []
+        predictions = [
+            np.array([row.probabilities for row in run_rows if isinstance(row, FindingsRow)]) for run_rows in rows
+        ]
+        defined_count = sum(
+            first.summary["metrics"][f"auroc:{name}"]["value"] is not None for name in first.summary["classes"]
+        )
+        measure_of = measures_of_findings()
+        measures = {name: partial(mean_of_findings, measure_of[name], every=defined_count) for name in OF_FINDINGS}
+    differences = []
     for name, measure in measures.items():
 
-        def gain(places: Int[np.ndarray, "M"], measure: Callable[..., float | None] = measure) -> float | None:
-            here, there = (measure(own[places], truth[places]) for own in answers)
-            return None if here is None or there is None else here - there
+        def gain(selected: Int[np.ndarray, "M"], measure: Callable[..., float | None] = measure) -> float | None:
+            first_score, second_score = (measure(run_rows[selected], truth[selected]) for run_rows in predictions)
+            return None if first_score is None or second_score is None else first_score - second_score
 
-        one, other = (evaluation.summary["metrics"][name]["value"] for evaluation in (first, second))
-        found.append(Difference(name, one, other, statistic_interval(gain, subjects)))
-    return found
+        first_value, second_value = (evaluation.summary["metrics"][name]["value"] for evaluation in (first, second))
+        differences.append(Difference(name, first_value, second_value, statistic_interval(gain, subjects)))
+    return differences

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 640, 400
 LEFT, RIGHT, BOTTOM, ROW = 64, 20, 52, 20
 LETTER = 0.6  # width of a letter as a share of the font size, on the safe side
-MOST = 400  # points that are drawn of one line
+MAX_POINTS = 400  # points that are drawn of one line
 # Okabe and Ito (2008) without yellow, which vanishes on white
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
@@ -100,7 +100,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: s
 
 def averaged(points: Sequence[Point]) -> tuple[Point, ...]:
     """At most 400 points: means of as many neighbors each as it takes; points with an interval stay as they are."""
-    share = math.ceil(len(points) / MOST)
+    share = math.ceil(len(points) / MAX_POINTS)
     if share == 1 or any(point.low is not None for point in points):
         return tuple(points)
     groups = [points[start : start + share] for start in range(0, len(points), share)]
@@ -109,9 +109,9 @@ def averaged(points: Sequence[Point]) -> tuple[Point, ...]:
 
 def linear_ticks(low: float, high: float) -> tuple[float, ...]:
     """Multiples of 1, 2 or 5 times a power of ten, four to ten of them between two numbers."""
-    most = (high - low) / 4 * 1.001
-    power = 10.0 ** math.floor(math.log10(most))
-    step = next(factor * power for factor in (5, 2, 1) if factor * power <= most)
+    largest_step = (high - low) / 4 * 1.001
+    power = 10.0 ** math.floor(math.log10(largest_step))
+    step = next(factor * power for factor in (5, 2, 1) if factor * power <= largest_step)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return tuple(round(number * step, 12) + 0.0 for number in range(first, last + 1))
 
@@ -158,25 +158,25 @@ def _line(line: Series, number: int, count: int, x: _Axis, y: _Axis) -> str:
     """One line with its bars and discs; pointing at a disc or bar tells its numbers."""
     color = COLORS[number % len(COLORS)]
     has_bars = any(point.low is not None for point in line.points)
-    aside = 5.0 * (number - (count - 1) / 2) if has_bars else 0.0
+    bar_offset = 5.0 * (number - (count - 1) / 2) if has_bars else 0.0
     pieces: list[list[str]] = [[]]
     marks = []
     for point in line.points:
         if not (math.isfinite(point.x) and math.isfinite(point.y)):
             pieces.append([])
             continue
-        across, up = x.place(point.x) + aside, y.place(point.y)
+        across, up = x.place(point.x) + bar_offset, y.place(point.y)
         pieces[-1].append(f"{across:.1f},{up:.1f}")
-        told = f"{line.name}: {point.y:.4g} at {point.x:g}"
+        tooltip = f"{line.name}: {point.y:.4g} at {point.x:g}"
         if point.low is not None and point.high is not None:
-            told += f" ({point.low:.4g} to {point.high:.4g})"
+            tooltip += f" ({point.low:.4g} to {point.high:.4g})"
             low, high = y.place(point.low), y.place(point.high)
             marks.append(_segment(across, low, across, high, color, 1.5))
             marks += [_segment(across - 4, end, across + 4, end, color, 1.5) for end in (low, high)]
         if line.marked or has_bars:
             disc = f'<circle cx="{across:.1f}" cy="{up:.1f}" r="4" fill="{color}">'
-            marks.append(f"{disc}<title>{escape(told)}</title></circle>")
-    alone = [place.split(",") for piece in pieces if len(piece) == 1 for place in piece]
+            marks.append(f"{disc}<title>{escape(tooltip)}</title></circle>")
+    single_points = [place.split(",") for piece in pieces if len(piece) == 1 for place in piece]
     stroke = f'stroke="{color}" ' + ('stroke-width="1" stroke-opacity="0.5"' if line.faint else 'stroke-width="2"')
     drawn = [
         f'<polyline points="{" ".join(piece)}" fill="none" {stroke} stroke-linejoin="round"/>'
@@ -184,7 +184,7 @@ def _line(line: Series, number: int, count: int, x: _Axis, y: _Axis) -> str:
         if len(piece) > 1
     ]
     if not marks:  # between two gaps a line would be invisible
-        marks = [f'<circle cx="{across}" cy="{up}" r="2" fill="{color}"/>' for across, up in alone]
+        marks = [f'<circle cx="{across}" cy="{up}" r="2" fill="{color}"/>' for across, up in single_points]
     return "\n".join(drawn + marks)
 
 
@@ -199,7 +199,7 @@ def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
             left, row = 8.0, row + 1
         height = 44 + ROW * row
         parts.append(_segment(left, height - 4, left + 20, height - 4, COLORS[number % len(COLORS)], 3))
-        parts.append(_text(left + 26, height, name, 12, most=80))
+        parts.append(_text(left + 26, height, name, 12, max_letters=80))
         left += needed
     return parts, row + 1
 
@@ -217,10 +217,12 @@ def _segment(x1: float, y1: float, x2: float, y2: float, color: str, width: floa
     return f'<line {places} stroke="{color}" stroke-width="{width:g}"/>'
 
 
-def _text(x: float, y: float, text: str, size: int, more: str = "", *, most: int | None = None) -> str:
+def _text(
+    x: float, y: float, text: str, size: int, extra_attributes: str = "", *, max_letters: int | None = None
+) -> str:
     """A line of text; one that would leave the picture ends in dots, and pointing at it tells the whole."""
-    most = most or int((WIDTH - 16) / (size * LETTER))
-    shown = text if len(text) <= most else f"{text[: most - 1]}…"
+    max_letters = max_letters or int((WIDTH - 16) / (size * LETTER))
+    shown = text if len(text) <= max_letters else f"{text[: max_letters - 1]}…"
     whole = f"<title>{escape(text)}</title>" if shown != text else ""
-    attributes = f'x="{x:.1f}" y="{y:.1f}" font-size="{size}" {more}'.rstrip()
+    attributes = f'x="{x:.1f}" y="{y:.1f}" font-size="{size}" {extra_attributes}'.rstrip()
     return f"<text {attributes}>{escape(shown)}{whole}</text>"

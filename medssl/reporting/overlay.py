@@ -192,16 +192,16 @@ def _legend(schema: LabelSchema, tiles: Sequence[_Tile], width: int) -> Image.Im
     """What the colors mean, of the classes that the picture shows, in rows as wide as the tiles."""
     font = ImageFont.load_default(size=TEXT)
     maps = [array for tile in tiles for array in (tile.label, tile.prediction) if array is not None]
-    seen = set().union(*(np.unique(array).tolist() for array in maps))
+    values_shown = set().union(*(np.unique(array).tolist() for array in maps))
     entries: list[tuple[str, Color | None]] = [
-        (name, color_of(schema, value)) for value, name in schema.classes[1:] if value in seen
+        (name, color_of(schema, value)) for value, name in schema.classes[1:] if value in values_shown
     ]
-    if schema.ignore in seen:
+    if schema.ignore in values_shown:
         entries.append(("ignored", IGNORED))
-    means = [word for word, array in (("filled: label", tiles[0].label), ("outline: prediction", tiles[0].prediction))
-             if array is not None]  # fmt: skip
-    means += ["left: the patient's right (axial, coronal) or front"] if tiles[0].is_volume else []
-    entries += [(text, None) for text in means]
+    markings = (("filled: label", tiles[0].label), ("outline: prediction", tiles[0].prediction))
+    explanations = [text for text, array in markings if array is not None]
+    explanations += ["left: the patient's right (axial, coronal) or front"] if tiles[0].is_volume else []
+    entries += [(text, None) for text in explanations]
     places, left, row = [], 0, 0
     for text, color in entries:
         needed = (LINE if color else GAP) + round(font.getlength(text)) + 2 * GAP
@@ -211,10 +211,10 @@ def _legend(schema: LabelSchema, tiles: Sequence[_Tile], width: int) -> Image.Im
         left += needed
     widest = max([x + LINE + round(font.getlength(text)) for (x, _), (text, _) in zip(places, entries, strict=True)],
                  default=1)  # fmt: skip
-    drawn = Image.new("RGB", (max(width, widest), LINE * (row + 1) if entries else 0))
-    pen = ImageDraw.Draw(drawn)
+    canvas = Image.new("RGB", (max(width, widest), LINE * (row + 1) if entries else 0))
+    pen = ImageDraw.Draw(canvas)
     for (x, y), (text, color) in zip(places, entries, strict=True):
         if color is not None:
             pen.rectangle((x + GAP, y + GAP, x + LINE - GAP, y + LINE - GAP), fill=color)
         pen.text((x + (LINE if color else GAP), y + 2), text, fill="white", font=font)
-    return drawn
+    return canvas

@@ -30,7 +30,7 @@ MEANINGS = {
     "missed": "missed (in the label, not in the prediction)",
     "invented": "invented (in the prediction, not in the label)",
 }
-SHOWN = 3  # pictures of an evaluation whose pictures are more: worst, median, best
+MAX_PICTURES = 3  # pictures of an evaluation whose pictures are more: worst, median, best
 
 
 def make_page(parts: Sequence[Part], heading: str = "medssl report") -> str:
@@ -46,11 +46,11 @@ def make_page(parts: Sequence[Part], heading: str = "medssl report") -> str:
         UserError: No parts, or two of one kind and name.
     """
     names = Counter((type(part), part.name) for part in parts)
-    twice = sorted({name for (_, name), count in names.items() if count > 1})
-    if not parts or twice:
-        what = f"two parts of one kind are called {', '.join(twice)}: give them names, NAME=PATH"
-        what = what if twice else "no parts given"
-        message = f"no page can be made: {what}"
+    duplicates = sorted({name for (_, name), count in names.items() if count > 1})
+    if not parts or duplicates:
+        problem = f"two parts of one kind are called {', '.join(duplicates)}: give them names, NAME=PATH"
+        problem = problem if duplicates else "no parts given"
+        message = f"no page can be made: {problem}"
         raise UserError(message)
     import jinja2
 
@@ -71,7 +71,7 @@ def make_page(parts: Sequence[Part], heading: str = "medssl report") -> str:
     return environment.from_string(source).render(
         heading=heading,
         meanings=MEANINGS,
-        groups=[_group(group) for group in _alike(evaluations)],
+        groups=[_group(group) for group in _comparable_groups(evaluations)],
         tunings=[_run(run) for run in tunings],
         together=_together(tunings),
         pretrainings=[_run(run) for run in runs if not run.card.tuned],
@@ -83,15 +83,17 @@ def make_page(parts: Sequence[Part], heading: str = "medssl report") -> str:
 
 def _synthetic(parts: Sequence[Part]) -> str:
     """Whether the scans are phantoms: "all" or "some" of the parts say so, or ""."""
-    made = [part.summary.get("by", {}).get("versions", {}) for part in parts if isinstance(part, Evaluation | Probes)]
-    made += [part.card.versions for part in parts if isinstance(part, Run)]
-    said = [PHANTOMS in versions for versions in made]
-    return "all" if said and all(said) else "some" if any(said) else ""
+    versions_of_parts = [
+        part.summary.get("by", {}).get("versions", {}) for part in parts if isinstance(part, Evaluation | Probes)
+    ]
+    versions_of_parts += [part.card.versions for part in parts if isinstance(part, Run)]
+    is_phantom = [PHANTOMS in versions for versions in versions_of_parts]
+    return "all" if is_phantom and all(is_phantom) else "some" if any(is_phantom) else ""
 
 
 def comparisons(evaluations: Sequence[Evaluation]) -> list[Comparison]:
     """The first evaluation against each other one of the same kind and classes."""
-    return [compare(group[0], other) for group in _alike(evaluations) for other in group[1:]]
+    return [compare(group[0], evaluation) for group in _comparable_groups(evaluations) for evaluation in group[1:]]
 
 
 def number(value: float | None, measure: str = "") -> str:
@@ -119,7 +121,7 @@ def source_of(picture: Picture) -> str:
 # --- evaluations
 
 
-def _alike(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
+def _comparable_groups(evaluations: Sequence[Evaluation]) -> list[list[Evaluation]]:
     groups: dict[tuple[str, ...], list[Evaluation]] = {}
     for evaluation in evaluations:
         key = (evaluation.summary["kind"], *evaluation.summary["classes"])
@@ -172,8 +174,13 @@ def _subgroups(summary: dict[str, Any]) -> list[dict[str, Any]]:
             "column": column,
             "titles": [(measure, title(measure)) for measure in measures],
             "groups": [
-                (value, found["scans"], found["subjects"], [found["metrics"].get(measure) for measure in measures])
-                for value, found in groups.items()
+                (
+                    value,
+                    subgroup["scans"],
+                    subgroup["subjects"],
+                    [subgroup["metrics"].get(measure) for measure in measures],
+                )
+                for value, subgroup in groups.items()
             ],
         }
         for column, groups in summary.get("subgroups", {}).items()
@@ -189,23 +196,23 @@ def _calibration(summary: dict[str, Any]) -> str:
 
 def _pictures(evaluation: Evaluation, group: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """Worst, median and best picture by mean Dice; the caption tells what the others reach on the same scan."""
-    scores = {other.name: scan_scores(other.segmentations) for other in group}
-    own = scores[evaluation.name]
-    found = sorted(
-        (picture for picture in evaluation.pictures if own.get(picture.name) is not None),
-        key=lambda picture: own[picture.name] or 0.0,
+    scores = {each.name: scan_scores(each.segmentations) for each in group}
+    dice_of = scores[evaluation.name]
+    ranked = sorted(
+        (picture for picture in evaluation.pictures if dice_of.get(picture.name) is not None),
+        key=lambda picture: dice_of[picture.name] or 0.0,
     )
-    places = range(len(found)) if len(found) <= SHOWN else (0, len(found) // 2, len(found) - 1)
-    words = ("worst", "median", "best") if len(places) == SHOWN else ("",) * len(places)
+    positions = range(len(ranked)) if len(ranked) <= MAX_PICTURES else (0, len(ranked) // 2, len(ranked) - 1)
+    words = ("worst", "median", "best") if len(positions) == MAX_PICTURES else ("",) * len(positions)
     shown = []
-    for place, word in zip(places, words, strict=True):
-        picture = found[place]
+    for position, word in zip(positions, words, strict=True):
+        picture = ranked[position]
         others = [
             f"{name} {number(scored[picture.name])}"
             for name, scored in scores.items()
             if name != evaluation.name and picture.name in scored
         ]
-        shown.append({"picture": picture, "word": word, "dice": own[picture.name], "others": ", ".join(others)})
+        shown.append({"picture": picture, "word": word, "dice": dice_of[picture.name], "others": ", ".join(others)})
     return shown
 
 
@@ -236,25 +243,27 @@ def _run(run: Run) -> dict[str, Any]:
 def _facts(run: Run) -> list[tuple[str, str]]:
     """What a reader wants to know of a run, from its card and its configuration."""
     card, training = run.card, run.config.get("training", {})
-    facts = [("encoder", _described(card.encoder))]
+    facts = [("encoder", _describe(card.encoder))]
     if card.tuned:
-        facts.append(("head", _described(card.tuned.head)))
+        facts.append(("head", _describe(card.tuned.head)))
         facts.append(("classes", ", ".join(name for _, name in card.tuned.schema.classes)))
         facts.append(("labeled subjects, of training and validation", str(len(card.tuned.subjects))))
         start = run.config.get("start", "")
-        own = {"random": "random", "pretrained": "pretrained, those that the encoder brings"}
-        facts.append(("first weights", own.get(start, f"pretrained (digest {start})")))
+        weights_names = {"random": "random", "pretrained": "pretrained, those that the encoder brings"}
+        facts.append(("first weights", weights_names.get(start, f"pretrained (digest {start})")))
     elif card.objective:
-        facts.append(("objective", _described(card.objective)))
-    seen = card.subjects
-    count = str(len(seen.known)) if seen.complete or seen.known else "not told by the card"
-    more = ", and others that are not known" if seen.known and not seen.complete else ""
-    facts.append(("subjects seen in pretraining", count + more))
+        facts.append(("objective", _describe(card.objective)))
+    provenance = card.subjects
+    count = str(len(provenance.known)) if provenance.complete or provenance.known else "not told by the card"
+    suffix = ", and others that are not known" if provenance.known and not provenance.complete else ""
+    facts.append(("subjects seen in pretraining", count + suffix))
     facts.append(("weights of step", f"{card.step} of {training.get('steps', '?')}"))
-    told = [f"{name} {training[key]}" for key, name in (("batch_size", "batch"), ("precision", "")) if key in training]
+    settings = [
+        f"{name} {training[key]}" for key, name in (("batch_size", "batch"), ("precision", "")) if key in training
+    ]
     rate = run.config.get("optimizer", {}).get("learning_rate")
     facts.append(
-        ("training", ", ".join([*(text.strip() for text in told), *([f"learning rate {rate}"] if rate else [])]))
+        ("training", ", ".join([*(text.strip() for text in settings), *([f"learning rate {rate}"] if rate else [])]))
     )
     facts.append(("health", _health(run)))
     return [(term, text) for term, text in facts if text]
@@ -262,18 +271,17 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 def _health(run: Run) -> str:
     """How often training looked unwell; "" where nothing was measured."""
-    found = run.log.values("alarms")
-    unwell = [step for step, count in found if count]
-    if not unwell and 0 < len(found) < FEWEST:
-        return f"not judged: {len(found)} of the {FEWEST} measurements that this takes"
-    if not unwell:
-        return f"well at all {len(found)} measurements" if found else ""
-    return (
-        f"alarms at {len(unwell)} of {len(found)} measurements, first at step {unwell[0]:.0f}, last at {unwell[-1]:.0f}"
-    )
+    alarms = run.log.values("alarms")
+    alarm_steps = [step for step, count in alarms if count]
+    if not alarm_steps and 0 < len(alarms) < FEWEST:
+        return f"not judged: {len(alarms)} of the {FEWEST} measurements that this takes"
+    if not alarm_steps:
+        return f"well at all {len(alarms)} measurements" if alarms else ""
+    first, last = alarm_steps[0], alarm_steps[-1]
+    return f"alarms at {len(alarm_steps)} of {len(alarms)} measurements, first at step {first:.0f}, last at {last:.0f}"
 
 
-def _described(imported: Imported) -> str:
+def _describe(imported: Imported) -> str:
     """The name of a class and its plain arguments."""
     plain = [
         f"{key} {value}" for key, value in imported.init_args.items() if isinstance(value, str | int | float | list)

@@ -89,8 +89,8 @@ class Evaluation:
     @property
     def scans(self) -> dict[str, str]:
         """Subject of each scan."""
-        found = {row.scan_id: row.subject_id for row in self.segmentations}
-        return found | {row.scan_id: row.subject_id for row in (*self.classifications, *self.others)}
+        subjects = {row.scan_id: row.subject_id for row in self.segmentations}
+        return subjects | {row.scan_id: row.subject_id for row in (*self.classifications, *self.others)}
 
 
 Part = Run | Evaluation | Probes | Study
@@ -103,8 +103,10 @@ def read_part(name: str, folder: Path) -> Part:
         UserError: No folder, or none of these; or a file of it that is damaged.
     """
     if not folder.is_dir():
-        what = "is a file, no folder" if folder.exists() else "no such folder"
-        message = f"{folder}: {what}: a report is made of run folders and of folders of medssl evaluate, probe, compare"
+        problem = "is a file, no folder" if folder.exists() else "no such folder"
+        message = (
+            f"{folder}: {problem}: a report is made of run folders and of folders of medssl evaluate, probe, compare"
+        )
         raise UserError(message)
     if (folder / PROBE).exists():
         return read_probes(name, folder)
@@ -119,8 +121,8 @@ def read_part(name: str, folder: Path) -> Part:
         )
         raise UserError(message)
     config = _read_config(folder / CONFIG)
-    found = sorted((folder / PICTURES).glob("step_*.png"), key=lambda file: (len(file.name), file.name))
-    picture = Picture(str(int(re.sub(r"\D", "", found[-1].stem))), found[-1].read_bytes()) if found else None
+    files = sorted((folder / PICTURES).glob("step_*.png"), key=lambda file: (len(file.name), file.name))
+    picture = Picture(str(int(re.sub(r"\D", "", files[-1].stem))), files[-1].read_bytes()) if files else None
     return Run(name, read_card(folder), config, read_log(folder / METRICS), picture)
 
 

@@ -36,7 +36,7 @@ class Study:
     @property
     def verdicts(self) -> list[str]:
         """One sentence for each arm against its baseline from scratch."""
-        return [f"{one['arm']}: {'; '.join([one['verdict'], *one['saved']])}." for one in self.summary["compared"]]
+        return [f"{arm['arm']}: {'; '.join([arm['verdict'], *arm['saved']])}." for arm in self.summary["compared"]]
 
 
 def read_probes(name: str, folder: Path) -> Probes:
@@ -63,9 +63,9 @@ def _read(file: Path, keys: tuple[str, ...], verb: str) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         message = f"{file} cannot be read: run {verb} again, it writes the file at its end"
         raise UserError(message) from error
-    lacking = [key for key in keys if key not in summary] if isinstance(summary, dict) else list(keys)
-    if lacking:
-        message = f"{file} lacks {', '.join(lacking)}: expected what {verb} writes"
+    missing = [key for key in keys if key not in summary] if isinstance(summary, dict) else list(keys)
+    if missing:
+        message = f"{file} lacks {', '.join(missing)}: expected what {verb} writes"
         raise UserError(message)
     return dict(summary)
 
@@ -73,10 +73,10 @@ def _read(file: Path, keys: tuple[str, ...], verb: str) -> dict[str, Any]:
 def shown_probes(probes: Probes) -> dict[str, Any]:
     """What the page shows of probes."""
     summary = probes.summary
-    measures = list(dict.fromkeys(measure for one in summary["probes"] for measure in one["metrics"]))
+    measures = list(dict.fromkeys(measure for probe in summary["probes"] for measure in probe["metrics"]))
     scans = ", ".join(f"{count} {split}" for split, count in summary["scans"].items())
     embedding = summary.get("embedding")
-    notes = [f"skipped: {one['probe']}: {one['reason']}" for one in summary.get("skipped", [])]
+    notes = [f"skipped: {probe['probe']}: {probe['reason']}" for probe in summary.get("skipped", [])]
     if embedding:
         notes.append(
             f"Embedding of {embedding['scans']} scans: effective rank {embedding['effective_rank']:.1f} of at most "
@@ -87,8 +87,8 @@ def shown_probes(probes: Probes) -> dict[str, Any]:
         "about": f"Frozen features, target {summary['target']} ({', '.join(summary['classes'])}); scans: {scans}.",
         "measures": measures,
         "rows": [
-            (one["probe"], one["chosen"], [one["metrics"].get(measure) for measure in measures])
-            for one in summary["probes"]
+            (probe["probe"], probe["chosen"], [probe["metrics"].get(measure) for measure in measures])
+            for probe in summary["probes"]
         ],
         "notes": [*notes, *summary["notes"]],
     }
@@ -96,34 +96,40 @@ def shown_probes(probes: Probes) -> dict[str, Any]:
 
 def shown_study(study: Study) -> dict[str, Any]:
     """What the page shows of a comparison."""
-    curves, what = study.summary["curves"], study.summary.get("measure", "score")
-    numbers = sorted({level["labels"] for own in curves.values() for level in own})
+    curves, measure = study.summary["curves"], study.summary.get("measure", "score")
+    numbers = sorted({level["labels"] for levels in curves.values() for level in levels})
     rows = []
-    for name, own in curves.items():
-        at = {level["labels"]: level for level in own}
-        rows.append((name, [at.get(number) for number in numbers]))
+    for name, levels in curves.items():
+        level_of = {level["labels"]: level for level in levels}
+        rows.append((name, [level_of.get(number) for number in numbers]))
     return {
         "name": study.name,
-        "what": what,
+        "what": measure,
         "verdicts": study.verdicts or ["Nothing can be compared: no encoder has a run in common with its baseline."],
         "numbers": numbers,
         "rows": rows,
-        "chart": _curve(curves, what),
+        "chart": _curve(curves, measure),
         "notes": study.summary["notes"],
         "failed": list(study.summary.get("failed", {}).items()),
     }
 
 
-def _curve(curves: dict[str, Any], what: str) -> str:
+def _curve(curves: dict[str, Any], measure: str) -> str:
     """The label-efficiency curves as SVG; "" where no score is defined."""
     from markupsafe import Markup
 
     series = [
-        Series(name, tuple(Point(one["labels"], one["value"], one["low"], one["high"]) for one in known), marked=True)
-        for name, own in curves.items()
-        if (known := [level for level in own if level["value"] is not None])
+        Series(
+            name,
+            tuple(Point(level["labels"], level["value"], level["low"], level["high"]) for level in scored_levels),
+            marked=True,
+        )
+        for name, levels in curves.items()
+        if (scored_levels := [level for level in levels if level["value"] is not None])
     ]
     if not series:
         return ""
-    title = f"{what} over labeled subjects"
-    return Markup(line_chart(series, title=title, x_label="labeled subjects", y_label=f"test {what}", logarithmic=True))
+    title = f"{measure} over labeled subjects"
+    return Markup(
+        line_chart(series, title=title, x_label="labeled subjects", y_label=f"test {measure}", logarithmic=True)
+    )

@@ -19,7 +19,7 @@ from medssl.metrics.classification import auroc, score_cases
 from medssl.metrics.multi_label import mean_of_findings
 from medssl.metrics.regression import r2
 from medssl.metrics.segmentation import dice_scores
-from medssl.objectives.base import Objective, undisturbed
+from medssl.objectives.base import Objective, evaluation_mode
 from medssl.ops.draws import Draws
 from medssl.training.label_targets import in_words, targets_of
 from medssl.training.optim import FineTuning
@@ -69,7 +69,7 @@ class Supervised(Objective):
         self.require(batch, step)
         draws = Draws(step.seed, (step.index,), "mixing")  # of the step: all processes mix alike
         mixed = mix(batch.views[0].image, self.target(batch), self.mixing, draws)
-        with undisturbed(self.encoder) if step.progress < self.optimizer.head_first else nullcontext():
+        with evaluation_mode(self.encoder) if step.progress < self.optimizer.head_first else nullcontext():
             features = self.encoder(mixed.image)
         prediction = self.head(features, mixed.image.shape[2:])
         counts = [None] * len(mixed.targets) if step.counts is None else step.counts
@@ -117,7 +117,7 @@ class Supervised(Objective):
         image = batch.views[0].image
         if self.head.kind != "segmentation":
             return {"input": image}
-        with undisturbed(self):
+        with evaluation_mode(self):
             prediction = self.head(self.encoder(image), image.shape[2:])
         assert isinstance(prediction, torch.Tensor)
         shown = {"label": self.target(batch), "prediction": prediction.argmax(1)}
@@ -128,10 +128,10 @@ class Supervised(Objective):
         if self.head.kind == "segmentation":
             return []
         image = batch.views[0].image
-        with undisturbed(self):
+        with evaluation_mode(self):
             prediction = self.head(self.encoder(image), image.shape[2:])
         assert isinstance(prediction, torch.Tensor)
-        answers = self.head.answer(prediction).tolist()
+        answers = self.head.predictions(prediction).tolist()
         schema = self.head.schema
         return [in_words(values, answer, schema) for values, answer in zip(batch.values, answers, strict=True)]
 
@@ -167,7 +167,7 @@ class Validation(lightning.Callback):
         assert isinstance(objective, Supervised)
         mine = self.scans[trainer.global_rank :: trainer.world_size]
         with (
-            undisturbed(objective),
+            evaluation_mode(objective),
             torch.autocast(pl_module.device.type, enabled=False),
             trainer.precision_plugin.forward_context(),
         ):

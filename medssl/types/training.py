@@ -14,12 +14,19 @@ MaskMode = Literal["fill", "drop", "sparse"]
 
 @dataclass(frozen=True)
 class Features:
-    """What an encoder returns: ``maps`` from fine to coarse; ``kept`` says which cells the tokens are."""
+    """What an encoder returns.
+
+    Attributes:
+        maps: Feature maps, fine to coarse.
+        pooled: One vector for each sample.
+        tokens: Tokens of the cells, for encoders that have them.
+        visible_cells: Number (in C order) of the cell of each token; None where every cell has a token.
+    """
 
     maps: tuple[Float[Tensor, "B Cl *sl"], ...]
     pooled: Float[Tensor, "B C"]
     tokens: Float[Tensor, "B N C"] | None = None
-    kept: Int[Tensor, "B N"] | None = None
+    visible_cells: Int[Tensor, "B N"] | None = None
 
 
 @dataclass(frozen=True)

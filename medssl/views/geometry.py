@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from medssl.ops.draws import Draws
     from medssl.types import ViewSpec
 
-BEYOND = 1.5  # voxels of a turned view that resampling plane by plane passes beyond its corners, at most
+ROTATION_MARGIN = 1.5  # voxels of a turned view that resampling plane by plane passes beyond its corners, at most
 
 
 @dataclass(frozen=True)
@@ -117,36 +117,36 @@ def draw_geometry(
     factors = _scales(spec, draws, n)
     turn = _turn(spec, draws, frame.spacing_mm.to(torch.float64))
     signs = _signs(spec, draws, frame.left_right)
-    share = draws.uniform(n).to(torch.float64)
+    shares = draws.uniform(n).to(torch.float64)
     linear = turn @ torch.diag_embed(factors * signs)
     outer = coordinates.identity(batch, n) if parent is None else parent
-    room = frame.size if parent_size is None else tuple(parent_size)
+    outer_size = frame.size if parent_size is None else tuple(parent_size)
     inward = coordinates.invert(outer)
     reach = ((inward[:, :n, :n] @ linear).abs() @ (size - 1)) / 2
     if parent is not None:
-        widest = (torch.tensor([float(extent) for extent in room], dtype=torch.float64) - 1) / 2
+        widest = (torch.tensor([float(extent) for extent in outer_size], dtype=torch.float64) - 1) / 2
         shrink = (widest / reach.clamp_min(1e-9)).amin(dim=1).clamp(max=1.0)
         shrink = torch.where(shrink > 1 - 1e-9, torch.ones_like(shrink), shrink)
         linear, reach = linear * shrink[:, None, None], reach * shrink[:, None]
-    turned = any(rotation_limits(spec))
-    spare = BEYOND * linear.abs().sum(dim=2) if parent is None and turned else torch.zeros_like(reach)
+    is_rotated = any(rotation_limits(spec))
+    margin = ROTATION_MARGIN * linear.abs().sum(dim=2) if parent is None and is_rotated else torch.zeros_like(reach)
     scan = _scan_in(frame, inward)
-    first, last = _room_for_centers(scan, (reach, spare), room)
+    first, last = _room_for_centers(scan, (reach, margin), outer_size)
     if frame.centered and parent is None:
-        first, last = _in_the_middle(scan, reach, first, last)
-    held = parent is None and frame.parts is not None
-    if frame.parts is not None and held:
-        _hold_in_part(frame, frame.parts, first, last, thick=((size - 1) * factors)[:, frame.parts.axis])
+        first, last = _center_small_scans(scan, reach, first, last)
+    fixed_in_part = parent is None and frame.parts is not None
+    if frame.parts is not None and fixed_in_part:
+        _fix_in_part(frame, frame.parts, first, last, thick=((size - 1) * factors)[:, frame.parts.axis])
     shown = frame.shown if parent is None else None
     if shown is not None:
-        first, last = _about(shown, (size - 1) * factors / 4, first, last)
-    fixed = _fixed(spec) & (_is_whole(outer) & _is_signed(linear))
-    center = torch.where(fixed[:, None], _whole_center(first, last, share, reach), first + share * (last - first))
-    if turned and not held:
+        first, last = _centers_around(shown, (size - 1) * factors / 4, first, last)
+    fixed = _is_whole_voxel_spec(spec) & (_is_whole(outer) & _is_signed(linear))
+    center = torch.where(fixed[:, None], _whole_center(first, last, shares, reach), first + shares * (last - first))
+    if is_rotated and not fixed_in_part:
         nearest = torch.minimum(torch.maximum(scan[0], first), last)
-        center = _in_sight(center, nearest, scan, inward[:, :n, :n] @ linear, size)
+        center = _move_into_sight(center, nearest, scan, inward[:, :n, :n] @ linear, size)
         if shown is not None:
-            center = _showing(center, shown, linear, size)
+            center = _move_to_show(center, shown, linear, size)
     center = coordinates.apply(outer, center[:, None])[:, 0]
     return coordinates.from_parts(linear, center - (linear @ ((size - 1) / 2)))
 
@@ -164,7 +164,7 @@ def largest_extent(spec: ViewSpec, spacing_mm: Sequence[float] | None = None) ->
     steps = [torch.linspace(-limit, limit, 33, dtype=torch.float64) if limit else torch.zeros(1) for limit in limits]
     angles = torch.tensor(list(itertools.product(*(step.tolist() for step in steps))), dtype=torch.float64)
     turns = _in_voxels(angles, spacing)
-    spare = BEYOND if any(limits) else 0.0
+    spare = ROTATION_MARGIN if any(limits) else 0.0
     half = torch.tensor([((extent - 1) / 2 + spare) * spec.scale[1] for extent in spec.size], dtype=torch.float64)
     reach = (turns.abs() @ half).amax(dim=0)
     return tuple(float(2 * extent + 1) for extent in reach)
@@ -228,7 +228,7 @@ def _scan_in(frame: Frame, inward: Float[Tensor, "B n+1 n+1"]) -> tuple[Float[Te
 def _room_for_centers(
     scan: tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]],
     extent: tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]],
-    room: Sequence[int],
+    outer_size: Sequence[int],
 ) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
     """Lowest and highest center per axis, in the voxels of the crop or of the parent view.
 
@@ -236,20 +236,23 @@ def _room_for_centers(
         scan: Its middle and reach.
         extent: How far the view reaches from its center, and how much more a turned view keeps from the border of the
             room (``BEYOND``).
-        room: Voxels of the crop or of the parent view.
+        outer_size: Voxels of the crop or of the parent view.
     """
-    (middle, half), (reach, spare) = scan, extent
-    end = torch.tensor([float(extent - 1) for extent in room], dtype=torch.float64)
-    near = torch.minimum((middle - half).clamp_min(0), end)
-    far = torch.maximum(torch.minimum(middle + half, end), near)
-    first, last = torch.minimum(near + reach, far - reach), torch.maximum(near + reach, far - reach)
-    fits = end - 2 * (reach + spare) >= -1e-9
-    lowest = torch.where(fits, reach + spare, end / 2)
-    highest = torch.where(fits, end - reach - spare, end / 2)
+    (middle, half), (reach, margin) = scan, extent
+    last_voxel = torch.tensor([float(extent - 1) for extent in outer_size], dtype=torch.float64)
+    scan_start = torch.minimum((middle - half).clamp_min(0), last_voxel)
+    scan_end = torch.maximum(torch.minimum(middle + half, last_voxel), scan_start)
+    first, last = (
+        torch.minimum(scan_start + reach, scan_end - reach),
+        torch.maximum(scan_start + reach, scan_end - reach),
+    )
+    fits = last_voxel - 2 * (reach + margin) >= -1e-9
+    lowest = torch.where(fits, reach + margin, last_voxel / 2)
+    highest = torch.where(fits, last_voxel - reach - margin, last_voxel / 2)
     return torch.minimum(torch.maximum(first, lowest), highest), torch.maximum(torch.minimum(last, highest), lowest)
 
 
-def _in_the_middle(
+def _center_small_scans(
     scan: tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]],
     reach: Float[Tensor, "B n"],
     first: Float[Tensor, "B n"],
@@ -257,11 +260,11 @@ def _in_the_middle(
 ) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
     """Narrows the range of centers to the middle of the scan, along axes where the view holds all of it."""
     middle, half = scan
-    nearest, held = torch.minimum(torch.maximum(middle, first), last), half <= reach + 1e-9
-    return torch.where(held, nearest, first), torch.where(held, nearest, last)
+    middle_center, view_holds_scan = torch.minimum(torch.maximum(middle, first), last), half <= reach + 1e-9
+    return torch.where(view_holds_scan, middle_center, first), torch.where(view_holds_scan, middle_center, last)
 
 
-def _hold_in_part(
+def _fix_in_part(
     frame: Frame, parts: Parts, first: Float[Tensor, "B n"], last: Float[Tensor, "B n"], *, thick: Float[Tensor, " B"]
 ) -> None:
     """Sets the range of centers to the one place that is wanted; ``thick``: first to last voxel of the view."""
@@ -271,7 +274,7 @@ def _hold_in_part(
     first[:, parts.axis] = last[:, parts.axis] = torch.minimum(torch.maximum(inside, parts.low), parts.high)
 
 
-def _in_sight(
+def _move_into_sight(
     center: Float[Tensor, "B n"],
     nearest: Float[Tensor, "B n"],
     scan: tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]],
@@ -291,33 +294,37 @@ def _in_sight(
         size: Voxels of the view.
     """
     (middle, half), inverse = scan, torch.linalg.inv(linear)
-    at, way = (torch.einsum("bij,bj->bi", inverse, move) for move in (nearest - middle, center - nearest))
+    nearest_offset, direction = (
+        torch.einsum("bij,bj->bi", inverse, move) for move in (nearest - middle, center - nearest)
+    )
     bound = (torch.einsum("bij,bj->bi", inverse.abs(), half) - (size - 1) / 2).abs()
-    bound = torch.maximum(bound, at.abs())
-    still = way.abs() < 1e-9
-    share = (torch.where(way > 0, bound, -bound) - at) / torch.where(still, torch.ones_like(way), way)
-    share = torch.where(still | (share > 1 - 1e-9), torch.ones_like(share), share).amin(dim=1, keepdim=True)
+    bound = torch.maximum(bound, nearest_offset.abs())
+    is_fixed = direction.abs() < 1e-9
+    share = (torch.where(direction > 0, bound, -bound) - nearest_offset) / torch.where(
+        is_fixed, torch.ones_like(direction), direction
+    )
+    share = torch.where(is_fixed | (share > 1 - 1e-9), torch.ones_like(share), share).amin(dim=1, keepdim=True)
     return torch.where(share < 1, nearest + share * (center - nearest), center)
 
 
-def _about(
+def _centers_around(
     shown: Float[Tensor, "B n"], quarter: Float[Tensor, "B n"], first: Float[Tensor, "B n"], last: Float[Tensor, "B n"]
 ) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
     """Narrows the range of centers to a quarter of the view to each side of what must be shown, or to what is nearest.
 
     Rows of NaN keep their range.
     """
-    low, high = (torch.minimum(torch.maximum(shown + way, first), last) for way in (-quarter, quarter))
+    low, high = (torch.minimum(torch.maximum(shown + offset, first), last) for offset in (-quarter, quarter))
     anywhere = shown.isnan()
     return torch.where(anywhere, first, low), torch.where(anywhere, last, high)
 
 
-def _showing(
+def _move_to_show(
     center: Float[Tensor, "B n"], shown: Float[Tensor, "B n"], linear: Float[Tensor, "B n n"], size: Float[Tensor, " n"]
 ) -> Float[Tensor, "B n"]:
     """Moves centers of turned views towards what must be shown until it is: by a border it may lie in a corner."""
-    away = torch.einsum("bij,bj->bi", torch.linalg.inv(linear), center - shown).abs()
-    share = ((size - 1) / 2 / away.clamp_min(1e-9)).amin(dim=1, keepdim=True)
+    distance = torch.einsum("bij,bj->bi", torch.linalg.inv(linear), center - shown).abs()
+    share = ((size - 1) / 2 / distance.clamp_min(1e-9)).amin(dim=1, keepdim=True)
     return torch.where(share < 1 - 1e-9, shown + share * (center - shown), center)  # NaN stays where it is
 
 
@@ -330,7 +337,7 @@ def _whole_center(
     return start + reach
 
 
-def _fixed(spec: ViewSpec) -> bool:
+def _is_whole_voxel_spec(spec: ViewSpec) -> bool:
     """Neither rotation nor scale is drawn."""
     return tuple(spec.scale) == (1.0, 1.0) and not any(rotation_limits(spec))
 

@@ -48,9 +48,9 @@ class IntensityDraw:
     control: Float[Tensor, "B *c"]
     offsets: Int[Tensor, "B C 2"]
 
-    def rows(self, chosen: slice) -> IntensityDraw:
+    def rows(self, rows: slice) -> IntensityDraw:
         """The parameters of some of the samples."""
-        return IntensityDraw(**{part.name: getattr(self, part.name)[chosen] for part in dataclass_fields(self)})
+        return IntensityDraw(**{part.name: getattr(self, part.name)[rows] for part in dataclass_fields(self)})
 
 
 def decode(raw: Shaped[Tensor, "B C *s"], numbers: Float[Tensor, "B C 6"]) -> Float[Tensor, "B C *s"]:
@@ -95,20 +95,20 @@ def lowest_value(numbers: Float[Tensor, "B C 6"], image: Float[Tensor, "B C *s"]
 
 def draw_intensity(spec: Intensity, draws: Draws, *, channels: int, n: int) -> IntensityDraw:
     """Draws the parameters of a batch of views with ``n`` spatial axes."""
-    on = draws.uniform(6) < torch.tensor(
+    is_applied = draws.uniform(6) < torch.tensor(
         [spec.gamma[0], spec.contrast[0], spec.brightness[0], spec.bias_field[0], spec.blur[0], spec.noise[0]]
     )
     share = draws.uniform(6)
     gamma = torch.exp(math.log(spec.gamma[1]) + share[:, 0] * math.log(spec.gamma[2] / spec.gamma[1]))
     contrast = spec.contrast[1] + share[:, 1] * (spec.contrast[2] - spec.contrast[1])
-    neutral = torch.zeros(len(on))
+    neutral = torch.zeros(len(is_applied))
     return IntensityDraw(
-        gamma=torch.where(on[:, 0], gamma, neutral + 1),
-        contrast=torch.where(on[:, 1], contrast, neutral + 1),
-        brightness=torch.where(on[:, 2], (2 * share[:, 2] - 1) * spec.brightness[1], neutral),
-        bias=torch.where(on[:, 3], share[:, 3] * spec.bias_field[1], neutral),
-        blur=torch.where(on[:, 4], share[:, 4] * spec.blur[1], neutral),
-        noise=torch.where(on[:, 5], share[:, 5] * spec.noise[1], neutral),
+        gamma=torch.where(is_applied[:, 0], gamma, neutral + 1),
+        contrast=torch.where(is_applied[:, 1], contrast, neutral + 1),
+        brightness=torch.where(is_applied[:, 2], (2 * share[:, 2] - 1) * spec.brightness[1], neutral),
+        bias=torch.where(is_applied[:, 3], share[:, 3] * spec.bias_field[1], neutral),
+        blur=torch.where(is_applied[:, 4], share[:, 4] * spec.blur[1], neutral),
+        noise=torch.where(is_applied[:, 5], share[:, 5] * spec.noise[1], neutral),
         control=fields.draw_control(draws, n),
         offsets=fields.draw_offsets(draws, channels),
     )
@@ -128,13 +128,15 @@ def apply_intensity(
     if image.device.type == "cpu" and len(image) > 1:  # a row fits the cache, a batch does not
         rows = [slice(row, row + 1) for row in range(len(image))]
         return torch.cat(
-            [apply_intensity(image[row], drawn.rows(row), seed=seed, valid=_some(valid, row)) for row in rows]
+            [apply_intensity(image[row], drawn.rows(row), seed=seed, valid=_rows_of(valid, row)) for row in rows]
         )
-    image = _where(image, drawn.gamma != 1, lambda part, at: gamma(part, drawn.gamma[at], _some(valid, at)))
-    image = _where(image, drawn.contrast != 1, lambda part, at: contrast(part, drawn.contrast[at], _some(valid, at)))
+    image = _where(image, drawn.gamma != 1, lambda part, at: gamma(part, drawn.gamma[at], _rows_of(valid, at)))
+    image = _where(image, drawn.contrast != 1, lambda part, at: contrast(part, drawn.contrast[at], _rows_of(valid, at)))
     image = _where(image, drawn.brightness != 0, lambda part, at: brightness(part, drawn.brightness[at]))
     image = _where(
-        image, drawn.bias != 0, lambda part, at: bias_field(part, drawn.bias[at], drawn.control[at], _some(valid, at))
+        image,
+        drawn.bias != 0,
+        lambda part, at: bias_field(part, drawn.bias[at], drawn.control[at], _rows_of(valid, at)),
     )
     image = _where(image, drawn.blur != 0, lambda part, at: blur(part, drawn.blur[at]))
     return _where(
@@ -144,20 +146,20 @@ def apply_intensity(
 
 def _where(
     image: Float[Tensor, "B C *s"],
-    chosen: Bool[Tensor, " B"],
+    selected: Bool[Tensor, " B"],
     change: Callable[[Tensor, Int[Tensor, " K"]], Tensor],
 ) -> Float[Tensor, "B C *s"]:
     """Changes the chosen rows only: a row that is left alone keeps its bits, whatever happens beside it."""
-    if not bool(chosen.any()):
+    if not bool(selected.any()):
         return image
-    rows = torch.nonzero(chosen)[:, 0]
+    rows = torch.nonzero(selected)[:, 0]
     if len(rows) == len(image):
         return change(image, rows)
-    there = rows.to(image.device)
-    return image.index_copy(0, there, change(image[there], rows))
+    device_rows = rows.to(image.device)
+    return image.index_copy(0, device_rows, change(image[device_rows], rows))
 
 
-def _some(valid: Bool[Tensor, "B 1 *s"] | None, rows: Int[Tensor, " K"] | slice) -> Bool[Tensor, "K 1 *s"] | None:
+def _rows_of(valid: Bool[Tensor, "B 1 *s"] | None, rows: Int[Tensor, " K"] | slice) -> Bool[Tensor, "K 1 *s"] | None:
     if valid is None:
         return None
     return valid[rows if isinstance(rows, slice) else rows.to(valid.device)]
@@ -170,7 +172,9 @@ def gamma(
     low, high = _range(image, valid)
     width = (high - low).clamp_min(1e-7)
     share = (image - low).mul_(1 / width).clamp_min_(0)
-    return share.log_().mul_(_wide(exponent, image)).exp_().mul_(width).add_(low)  # twice as fast as pow; log 0 is fine
+    return (
+        share.log_().mul_(_per_sample(exponent, image)).exp_().mul_(width).add_(low)
+    )  # twice as fast as pow; log 0 is fine
 
 
 def contrast(
@@ -183,13 +187,13 @@ def contrast(
     else:
         count = valid.sum(dim=axes, keepdim=True).clamp_min(1)
         mean = torch.where(valid, image, image.new_zeros(())).sum(dim=axes, keepdim=True) / count
-    wide = _wide(factor, image)
+    wide = _per_sample(factor, image)
     return image * wide + mean * (1 - wide)
 
 
 def brightness(image: Float[Tensor, "B C *s"], shift: Float[Tensor, " B"]) -> Float[Tensor, "B C *s"]:
     """Adds a constant."""
-    return image + _wide(shift, image)
+    return image + _per_sample(shift, image)
 
 
 def bias_field(
@@ -208,7 +212,7 @@ def bias_field(
     """
     low, _ = _range(image, valid)
     field = fields.smooth_field(control.to(image.device), image.shape[2:])
-    field = field.mul_(_wide(amplitude, image)).exp_()
+    field = field.mul_(_per_sample(amplitude, image)).exp_()
     return (image - low).mul_(field).add_(low)
 
 
@@ -236,14 +240,14 @@ def _blur_axis(image: Float[Tensor, "B C *s"], weights: Float[Tensor, "B r"], ax
     first, last = image.narrow(axis, 0, 1), image.narrow(axis, extent - 1, 1)
     reach = [radius if k == axis else 1 for k in range(image.ndim)]
     wide = torch.cat((first.repeat(reach), image, last.repeat(reach)), dim=axis)
-    out = image * _wide(weights[:, 0], image)
+    out = image * _per_sample(weights[:, 0], image)
     for step in range(1, radius + 1):
         for start in (radius - step, radius + step):
             shifted = wide.narrow(axis, start, extent)
             if len(weights) == 1:
                 out.add_(shifted, alpha=float(weights[0, step]))
             else:
-                out.addcmul_(shifted, _wide(weights[:, step], image))
+                out.addcmul_(shifted, _per_sample(weights[:, step], image))
     return out
 
 
@@ -262,5 +266,5 @@ def _range(
     return torch.where(low <= high, low, 0.0), torch.where(low <= high, high, 0.0)
 
 
-def _wide(values: Float[Tensor, " B"], image: Float[Tensor, "B C *s"]) -> Float[Tensor, "B *1"]:
+def _per_sample(values: Float[Tensor, " B"], image: Float[Tensor, "B C *s"]) -> Float[Tensor, "B *1"]:
     return values.to(image.device, image.dtype).reshape(-1, *[1] * (image.ndim - 1))

@@ -76,18 +76,18 @@ def mix(image: Float[Tensor, "B C *s"], target: Shaped[Tensor, "B *t"], mixing: 
     generator = draws.numpy()[0]
     if not mixing.wanted or len(image) < 2 or generator.random() >= mixing.share:
         return Mixed(image, ((1.0, target),))
-    cut = mixing.cutmix > 0 and (mixing.mixup == 0 or generator.random() < 0.5)
-    alpha = mixing.cutmix if cut else mixing.mixup
-    kept = float(generator.beta(alpha, alpha))
-    other, others = image.roll(1, 0), target.roll(1, 0)
-    if not cut:
-        return Mixed(kept * image + (1 - kept) * other, ((kept, target), (1 - kept, others)))
-    box = _box(image, 1 - kept, generator)
-    image = torch.where(box, other, image)
+    use_cutmix = mixing.cutmix > 0 and (mixing.mixup == 0 or generator.random() < 0.5)
+    alpha = mixing.cutmix if use_cutmix else mixing.mixup
+    share = float(generator.beta(alpha, alpha))
+    other_image, other_target = image.roll(1, 0), target.roll(1, 0)
+    if not use_cutmix:
+        return Mixed(share * image + (1 - share) * other_image, ((share, target), (1 - share, other_target)))
+    box = _box(image, 1 - share, generator)
+    image = torch.where(box, other_image, image)
     if target.ndim > 2:
-        return Mixed(image, ((1.0, torch.where(box, others, target)),))
-    kept = 1 - float(box.float().mean())
-    return Mixed(image, ((kept, target), (1 - kept, others)))
+        return Mixed(image, ((1.0, torch.where(box, other_target, target)),))
+    share = 1 - float(box.float().mean())
+    return Mixed(image, ((share, target), (1 - share, other_target)))
 
 
 def _box(image: Float[Tensor, "B C *s"], share: float, generator: np.random.Generator) -> Bool[Tensor, "*s"]:
@@ -97,7 +97,7 @@ def _box(image: Float[Tensor, "B C *s"], share: float, generator: np.random.Gene
     for axis, length in enumerate(size):
         side = round(length * share ** (1 / len(size)))
         first = int(generator.integers(length - side + 1))
-        place = torch.arange(length, device=image.device)
-        inside = (place >= first) & (place < first + side)
-        box &= inside.reshape([-1 if other == axis else 1 for other in range(len(size))])
+        position = torch.arange(length, device=image.device)
+        inside = (position >= first) & (position < first + side)
+        box &= inside.reshape([-1 if each_axis == axis else 1 for each_axis in range(len(size))])
     return box

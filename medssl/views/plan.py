@@ -60,8 +60,8 @@ def check_plan(plan: ViewPlan) -> None:
         "foreground": 0 <= sampling.foreground <= 1,
         "labeled": 0 <= sampling.labeled <= 1,
     }
-    for name, good in limits.items():
-        if not good:
+    for name, holds in limits.items():
+        if not holds:
             message = f"data.sampling.{name} is out of range: {getattr(sampling, name)}"
             raise UserError(message)
     _check_labeled(sampling)
@@ -97,7 +97,7 @@ def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device 
         raise UserError(message)
     device = torch.device(device)
     frame = _frame(crops, plan)
-    moved = _move(crops, device)
+    crops_on_device = _to_device(crops, device)
     views: list[View] = []
     targets: list[Tensor] = []
     affines: list[Tensor] = []
@@ -113,17 +113,17 @@ def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device 
             )
         )
         draws = Draws(seed, crops.origin.samples, f"view{number}.intensity")
-        views.append(_view(moved, spec, affines[-1], frame, draws))
-        if moved.labels is not None:
-            labels = sample(moved.labels, affines[-1], spec.size, "nearest")
+        views.append(_view(crops_on_device, spec, affines[-1], frame, draws))
+        if crops_on_device.labels is not None:
+            labels = sample(crops_on_device.labels, affines[-1], spec.size, "nearest")
             targets.append(torch.where(views[-1].scored, labels, labels.new_full((), -1)))
     origin = crops.origin
     origin = replace(origin, positions=origin.positions.to(device), along=origin.along.to(device))
-    return Batch(tuple(views), origin, tuple(targets) if moved.labels is not None else None, crops.values)
+    return Batch(tuple(views), origin, tuple(targets) if crops_on_device.labels is not None else None, crops.values)
 
 
 @dataclass(frozen=True)
-class _Moved:
+class _DeviceCrops:
     """Raw crops on the device; ``numbers`` and ``placement`` stay on the CPU, where roads are chosen by them."""
 
     raw: Tensor
@@ -135,14 +135,14 @@ class _Moved:
     scored: Bool[Tensor, "B 1 *s"] | None
 
 
-def _move(crops: Crops, device: torch.device) -> _Moved:
-    here = torch.ones(crops.image.shape[:2], dtype=torch.bool) if crops.present is None else crops.present.cpu()
-    return _Moved(
+def _to_device(crops: Crops, device: torch.device) -> _DeviceCrops:
+    present = torch.ones(crops.image.shape[:2], dtype=torch.bool) if crops.present is None else crops.present.cpu()
+    return _DeviceCrops(
         raw=crops.image.to(device, non_blocking=True),
         numbers=crops.intensity.cpu(),
         placement=crops.placement,
-        present=here.to(device),
-        all_present=bool(here.all()),
+        present=present.to(device),
+        all_present=bool(present.all()),
         labels=None if crops.labels is None else crops.labels.to(device, non_blocking=True),
         scored=None if crops.scored is None else crops.scored.to(device, non_blocking=True),
     )
@@ -181,15 +181,19 @@ def _parts(crops: Crops, plan: ViewPlan) -> geometry.Parts | None:
 
 
 def _view(
-    moved: _Moved, spec: ViewSpec, affine: Float[Tensor, "B n+1 n+1"], frame: geometry.Frame, draws: Draws
+    crops_on_device: _DeviceCrops,
+    spec: ViewSpec,
+    affine: Float[Tensor, "B n+1 n+1"],
+    frame: geometry.Frame,
+    draws: Draws,
 ) -> View:
-    device = moved.raw.device
+    device = crops_on_device.raw.device
     valid, full = covered(affine, spec.size, frame.low, frame.high, device=device)
-    image = _pixels(moved, spec, affine, (valid, full), draws)
+    image = _pixels(crops_on_device, spec, affine, (valid, full), draws)
     scored = valid.clone()
-    if moved.scored is not None:
-        scored &= sample(moved.scored, affine, spec.size, "nearest")
-    placement = moved.placement
+    if crops_on_device.scored is not None:
+        scored &= sample(crops_on_device.scored, affine, spec.size, "nearest")
+    placement = crops_on_device.placement
     to_stored = coordinates.translation(placement.start.cpu().to(torch.float64)) @ affine
     world = placement.world_affine.cpu().to(torch.float64) @ to_stored
     n = len(spec.size)
@@ -201,57 +205,68 @@ def _view(
         source_shape=placement.source_shape.to(device),
         valid=valid,
         scored=scored,
-        present=moved.present,
+        present=crops_on_device.present,
     )
 
 
 def _pixels(
-    moved: _Moved,
+    crops_on_device: _DeviceCrops,
     spec: ViewSpec,
     affine: Float[Tensor, "B n+1 n+1"],
-    covers: tuple[Bool[Tensor, "B 1 *s"], tuple[bool, ...]],
+    coverage: tuple[Bool[Tensor, "B 1 *s"], tuple[bool, ...]],
     draws: Draws,
 ) -> Float[Tensor, "B C *s"]:
     """The image of a view: on an accelerator all rows at once, on the CPU one after the other, each in the cache."""
-    batch, channels = moved.raw.shape[:2]
+    batch, channels = crops_on_device.raw.shape[:2]
     drawn = intensity.draw_intensity(spec.intensity, draws, channels=channels, n=len(spec.size))
-    valid, full = covers
-    if moved.raw.device.type != "cpu":
-        return _finished(_values(moved, affine, spec.size), moved, drawn, draws.seed, valid)
+    valid, fully_covered = coverage
+    if crops_on_device.raw.device.type != "cpu":
+        return _apply_intensity_and_fill(
+            _values(crops_on_device, affine, spec.size), crops_on_device, drawn, draws.seed, valid
+        )
     image = torch.empty(batch, channels, *spec.size)
     for row in range(batch):
-        one = slice(row, row + 1)
-        part = replace(moved, raw=moved.raw[one], numbers=moved.numbers[one], present=moved.present[one])
-        values = _values(part, affine[one], spec.size)
-        image[one] = _finished(values, part, drawn.rows(one), draws.seed, None if full[row] else valid[one])
+        row_slice = slice(row, row + 1)
+        row_crops = replace(
+            crops_on_device,
+            raw=crops_on_device.raw[row_slice],
+            numbers=crops_on_device.numbers[row_slice],
+            present=crops_on_device.present[row_slice],
+        )
+        values = _values(row_crops, affine[row_slice], spec.size)
+        image[row_slice] = _apply_intensity_and_fill(
+            values, row_crops, drawn.rows(row_slice), draws.seed, None if fully_covered[row] else valid[row_slice]
+        )
     return image
 
 
-def _values(moved: _Moved, affine: Float[Tensor, "B n+1 n+1"], size: Sequence[int]) -> Float[Tensor, "B C *s"]:
+def _values(
+    crops_on_device: _DeviceCrops, affine: Float[Tensor, "B n+1 n+1"], size: Sequence[int]
+) -> Float[Tensor, "B C *s"]:
     """Cuts before decoding: to the view where nothing is interpolated, else (for one row) to what that row reads."""
-    raw = moved.raw
+    raw = crops_on_device.raw
     if all(is_whole(matrix) for matrix in affine.numpy()):
-        return intensity.decode(sample(raw, affine, size), moved.numbers)
+        return intensity.decode(sample(raw, affine, size), crops_on_device.numbers)
     if len(raw) == 1:
         raw, affine = window(raw, affine, size)
-    return sample(intensity.decode(raw, moved.numbers), affine, size)
+    return sample(intensity.decode(raw, crops_on_device.numbers), affine, size)
 
 
-def _finished(
+def _apply_intensity_and_fill(
     image: Float[Tensor, "B C *s"],
-    moved: _Moved,
+    crops_on_device: _DeviceCrops,
     drawn: intensity.IntensityDraw,
     seed: int,
     valid: Bool[Tensor, "B 1 *s"] | None,
 ) -> Float[Tensor, "B C *s"]:
     """Intensity changes, then what no change may touch: padding and missing channels."""
-    fill = None if valid is None else intensity.lowest_value(moved.numbers, image)
+    fill = None if valid is None else intensity.lowest_value(crops_on_device.numbers, image)
     image = intensity.apply_intensity(image, drawn, seed=seed, valid=valid)
     if valid is not None and fill is not None:
         image = torch.where(valid, image, fill)
-    if not moved.all_present:
-        here = moved.present.reshape(*moved.present.shape, *[1] * (image.ndim - 2))
-        image = torch.where(here, image, image.new_zeros(()))
+    if not crops_on_device.all_present:
+        is_present = crops_on_device.present.reshape(*crops_on_device.present.shape, *[1] * (image.ndim - 2))
+        image = torch.where(is_present, image, image.new_zeros(()))
     return image
 
 

@@ -43,25 +43,30 @@ def through_planes(
     factors = planar_factors(matrix[:3, :3])
     if factors is None:
         return None
-    near = np.rint(matrix[:3, 3])  # whole voxels first: cutting the image does not move the places that are read
-    rest = np.linalg.solve(factors[0], matrix[:3, 3] - near)
-    shifts = (near, np.array([0.0, rest[1], rest[2]]), np.array([rest[0], 0.0, 0.0]))
+    whole_shift = np.rint(matrix[:3, 3])  # whole voxels first: cutting the image does not move the places that are read
+    fraction = np.linalg.solve(factors[0], matrix[:3, 3] - whole_shift)
+    shifts = (whole_shift, np.array([0.0, fraction[1], fraction[2]]), np.array([fraction[0], 0.0, 0.0]))
     boxes = [(np.zeros(3, dtype=np.int64), np.array(size, dtype=np.int64) - 1)]
     for factor, shift in zip(factors[:0:-1], shifts[:0:-1], strict=True):
-        middle, half = (boxes[0][0] + boxes[0][1]) / 2, (boxes[0][1] - boxes[0][0]) / 2
-        center, reach = factor @ middle + shift, np.abs(factor) @ half
-        boxes.insert(0, (np.floor(center - reach + 1e-9).astype(int), np.ceil(center + reach - 1e-9).astype(int)))
+        box_center, half_size = (boxes[0][0] + boxes[0][1]) / 2, (boxes[0][1] - boxes[0][0]) / 2
+        center, half_extent = factor @ box_center + shift, np.abs(factor) @ half_size
+        boxes.insert(
+            0, (np.floor(center - half_extent + 1e-9).astype(int), np.ceil(center + half_extent - 1e-9).astype(int))
+        )
     channels = list(image)
-    low = np.zeros(3)
+    cut_origin = np.zeros(3)
     for axes, factor, shift, (first, last) in zip(_PLANES, factors, shifts, boxes, strict=True):
-        offset = shift - low
+        offset = shift - cut_origin
         if last is not boxes[-1][1]:  # no more layers than there are: the next pass continues the border
-            kept = [0, 1, 2] if _still(factor, offset) else [3 - sum(axes)]
-            begin = np.rint(-offset[kept]).astype(int)
-            end = begin + np.array(channels[0].shape)[kept] - 1
-            first[kept], last[kept] = first[kept].clip(begin, end), last[kept].clip(begin, end)
+            limited_axes = [0, 1, 2] if _only_cuts(factor, offset) else [3 - sum(axes)]
+            first_layer = np.rint(-offset[limited_axes]).astype(int)
+            last_layer = first_layer + np.array(channels[0].shape)[limited_axes] - 1
+            first[limited_axes], last[limited_axes] = (
+                first[limited_axes].clip(first_layer, last_layer),
+                last[limited_axes].clip(first_layer, last_layer),
+            )
         channels = _pass(channels, axes, factor, offset, first=first, last=last)
-        low = first.astype(np.float64)
+        cut_origin = first.astype(np.float64)
     return torch.stack(channels) if len(channels) > 1 else channels[0][None]
 
 
@@ -95,8 +100,8 @@ def planar_factors(linear: Matrix) -> tuple[Matrix, Matrix, Matrix] | None:
     if abs(pivot) < 1e-12:
         return None
     q = np.linalg.det(block) / pivot
-    rest = block - q * np.outer(a, b)
-    column, row = rest[:, 0] / rest[1, 0], rest[1]
+    residual = block - q * np.outer(a, b)
+    column, row = residual[:, 0] / residual[1, 0], residual[1]
     length_a, length_b, length_c = _signed(a), _signed(b[::-1]), _signed(column[::-1])
     first, second, third = np.eye(3), np.eye(3), np.eye(3)
     first[:2, 0], first[:2, 1] = a / length_a, column / length_c
@@ -105,8 +110,12 @@ def planar_factors(linear: Matrix) -> tuple[Matrix, Matrix, Matrix] | None:
     third[1, 1:], third[2, 1:] = row * length_c, b / length_b
     if not np.allclose(first @ second @ third, m, rtol=0, atol=1e-9 * np.abs(m).max()):
         return None
-    back = np.argsort(order)
-    return first[np.ix_(back, back)], second[np.ix_(back, back)], third[np.ix_(back, back)]
+    inverse_order = np.argsort(order)
+    return (
+        first[np.ix_(inverse_order, inverse_order)],
+        second[np.ix_(inverse_order, inverse_order)],
+        third[np.ix_(inverse_order, inverse_order)],
+    )
 
 
 def _pass(
@@ -120,13 +129,15 @@ def _pass(
 ) -> list[Float[Tensor, "D H W"]]:
     """Resamples two axes at the whole positions from ``first`` to ``last``; the third is only cut to these."""
     p, q = axes
-    rest = 3 - p - q
+    third_axis = 3 - p - q
     extent = last - first + 1
     start = np.rint(first + offset).astype(int)
-    still = _still(factor, offset)
-    for axis in range(3) if still else (rest,):
-        channels = [span(one, axis, int(start[axis]), int(extent[axis]), one.shape[axis]) for one in channels]
-    if still:
+    only_cuts = _only_cuts(factor, offset)
+    for axis in range(3) if only_cuts else (third_axis,):
+        channels = [
+            span(channel, axis, int(start[axis]), int(extent[axis]), channel.shape[axis]) for channel in channels
+        ]
+    if only_cuts:
         return channels
     shape = tuple(channels[0].shape)
     steps_p, steps_q = np.arange(first[p], last[p] + 1)[:, None], np.arange(first[q], last[q] + 1)[None]
@@ -140,13 +151,13 @@ def _pass(
     order = [axes.index(axis) if axis in axes else 2 for axis in range(3)]
     results = []
     for channel in channels:
-        table = channel.permute(*outer, rest).reshape(shape[p] * shape[q], -1)
+        table = channel.permute(*outer, third_axis).reshape(shape[p] * shape[q], -1)
         summed = functional.embedding_bag(rows, table, per_sample_weights=weights, mode="sum")
         results.append(summed.reshape(int(extent[p]), int(extent[q]), -1).permute(*order))
     return results
 
 
-def _still(factor: Matrix, offset: Matrix) -> bool:
+def _only_cuts(factor: Matrix, offset: Matrix) -> bool:
     """Whether a pass only cuts."""
     return bool(np.array_equal(factor, np.eye(3)) and np.array_equal(offset, np.rint(offset)))
 

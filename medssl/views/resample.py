@@ -43,13 +43,13 @@ def sample(
         mode: "linear" gives float32; "nearest" keeps the dtype (labels, masks).
     """
     matrices: Matrix = affine.detach().cpu().to(torch.float64).numpy()
-    whole = [is_whole(matrix) for matrix in matrices]
-    if mode == "linear" and not all(whole):
+    is_copy = [is_whole(matrix) for matrix in matrices]
+    if mode == "linear" and not all(is_copy):
         image = image.to(torch.float32)
         if image.device.type != "cpu" or image.ndim == 4:
-            return _mixed(image, matrices, whole, tuple(size))
+            return _copy_or_interpolate(image, matrices, is_copy, tuple(size))
     rows = []
-    for row, matrix, exact in zip(image, matrices, whole, strict=True):
+    for row, matrix, exact in zip(image, matrices, is_copy, strict=True):
         if exact:
             rows.append(_copy(row, matrix, size))
         elif mode == "nearest":
@@ -57,7 +57,7 @@ def sample(
         else:
             view = through_planes(row, matrix, size)
             rows.append(direct(row[None], matrix[None], size)[0] if view is None else view)
-    return rows[0][None] if len(rows) == 1 and not whole[0] else torch.stack(rows)
+    return rows[0][None] if len(rows) == 1 and not is_copy[0] else torch.stack(rows)
 
 
 def is_whole(matrix: Matrix) -> bool:
@@ -94,28 +94,35 @@ def covered(
         reach = np.abs(matrix[:n, :n]) @ half
         full.append(bool((middle - reach >= first - 0.5).all() and (middle + reach < last + 0.5).all()))
         if not full[-1]:
-            begin, end = (torch.from_numpy(bound).reshape(-1).to(device) for bound in _lines(matrix, first, last, size))
-            mask[row, 0] = (after.index_select(0, begin) & before.index_select(0, end + 1)).reshape(*size)
+            line_start, line_end = (
+                torch.from_numpy(bound).reshape(-1).to(device) for bound in _lines(matrix, first, last, size)
+            )
+            mask[row, 0] = (after.index_select(0, line_start) & before.index_select(0, line_end + 1)).reshape(*size)
     return mask, tuple(full)
 
 
 def _lines(matrix: Matrix, first: Matrix, last: Matrix, size: Sequence[int]) -> tuple[Lattice, Lattice]:
     """First (0 to length) and last (-1 to length - 1) voxel from the box, for each line along a view's last axis."""
     *outer, length = size
-    begin, end = np.zeros(outer), np.full(outer, length - 1.0)
+    first_inside, last_inside = np.zeros(outer), np.full(outer, length - 1.0)
     for axis in range(len(size)):
-        there = np.full(outer, matrix[axis, -1])
-        for other, steps in enumerate(np.ogrid[tuple(slice(extent) for extent in outer)]):
-            there = there + matrix[axis, other] * steps
-        near, far = first[axis] - 0.5 - there, np.nextafter(last[axis] + 0.5 - there, -np.inf)
+        position = np.full(outer, matrix[axis, -1])
+        for view_axis, steps in enumerate(np.ogrid[tuple(slice(extent) for extent in outer)]):
+            position = position + matrix[axis, view_axis] * steps
+        to_low, to_high = first[axis] - 0.5 - position, np.nextafter(last[axis] + 0.5 - position, -np.inf)
         slope = matrix[axis, len(size) - 1]
         if slope == 0:
-            end = np.where((near <= 0) & (far >= 0), end, -1.0)
+            last_inside = np.where((to_low <= 0) & (to_high >= 0), last_inside, -1.0)
         else:
             with np.errstate(over="ignore"):  # next to no slope: the line meets the bound at infinity
-                crossings = near / slope, far / slope
-            begin, end = np.maximum(begin, np.minimum(*crossings)), np.minimum(end, np.maximum(*crossings))
-    return np.ceil(begin).clip(0, length).astype(np.int32), np.floor(end).clip(-1, length - 1).astype(np.int32)
+                crossings = to_low / slope, to_high / slope
+            first_inside, last_inside = (
+                np.maximum(first_inside, np.minimum(*crossings)),
+                np.minimum(last_inside, np.maximum(*crossings)),
+            )
+    return np.ceil(first_inside).clip(0, length).astype(np.int32), np.floor(last_inside).clip(-1, length - 1).astype(
+        np.int32
+    )
 
 
 def window(
@@ -136,18 +143,18 @@ def window(
     return image, shifted
 
 
-def _mixed(
-    image: Float[Tensor, "B C *s"], matrices: Matrix, whole: Sequence[bool], size: tuple[int, ...]
+def _copy_or_interpolate(
+    image: Float[Tensor, "B C *s"], matrices: Matrix, is_copy: Sequence[bool], size: tuple[int, ...]
 ) -> Float[Tensor, "B C *size"]:
     """Whole rows copied, the others through one ``grid_sample``."""
     out = image.new_empty(image.shape[0], image.shape[1], *size)
-    slanted = [row for row, exact in enumerate(whole) if not exact]
-    for row, exact in enumerate(whole):
+    interpolated = [row for row, exact in enumerate(is_copy) if not exact]
+    for row, exact in enumerate(is_copy):
         if exact:
             out[row] = _copy(image[row], matrices[row], size)
-    if len(slanted) == len(whole):
+    if len(interpolated) == len(is_copy):
         return direct(image, matrices, size)
-    out[slanted] = direct(image[slanted], matrices[slanted], size)
+    out[interpolated] = direct(image[interpolated], matrices[interpolated], size)
     return out
 
 
@@ -184,10 +191,10 @@ def _positions(matrix: Matrix, size: Sequence[int], device: torch.device) -> lis
     positions = []
     for axis in range(n):
         total = torch.full([1] * n, float(matrix[axis, n]) + 0.5, device=device)
-        for other, extent in enumerate(size):
-            if matrix[axis, other] != 0.0:
-                shape = [extent if k == other else 1 for k in range(n)]
-                steps = torch.arange(extent, dtype=torch.float32, device=device) * float(matrix[axis, other])
+        for view_axis, extent in enumerate(size):
+            if matrix[axis, view_axis] != 0.0:
+                shape = [extent if k == view_axis else 1 for k in range(n)]
+                steps = torch.arange(extent, dtype=torch.float32, device=device) * float(matrix[axis, view_axis])
                 total = total + steps.reshape(shape)
         positions.append(total.floor_())
     return positions

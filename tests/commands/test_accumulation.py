@@ -15,7 +15,7 @@ from medssl.heads.classification import Linear
 from medssl.heads.multi_label import MultiLabel
 from medssl.heads.regression import Regression
 from medssl.heads.segmentation import UNet, VoxelLinear
-from medssl.objectives.base import take
+from medssl.objectives.base import select_rows
 from medssl.training.settings import Examples
 from medssl.training.supervised import Supervised
 from medssl.types import LabelSchema, Step, ViewSpec
@@ -25,7 +25,7 @@ from medssl.views.mixing import Mixing
 def gradients(objective, batch, split: list[list[int]]) -> list[torch.Tensor]:
     """As the training loop: counts of all micro-batches first, then a mean of their losses."""
     step = Step(0, 10, 0, batch.origin.samples)
-    parts = [take(batch, step, rows) for rows in split]
+    parts = [select_rows(batch, step, rows) for rows in split]
     counts = None
     if len(split) > 1:
         counts = torch.stack([objective.counts(*part).double() for part in parts]).sum(0) / len(split)
@@ -104,7 +104,7 @@ def on_each_process(name: str) -> list[torch.Tensor]:
     objective, batch = CASES[name]()
     rows = ([0], [1]) if torch.distributed.get_rank() == 0 else ([2], [3])
     step = Step(0, 10, 0, batch.origin.samples)
-    parts = [take(batch, step, list(row)) for row in rows]
+    parts = [select_rows(batch, step, list(row)) for row in rows]
     counts = torch.stack([objective.counts(*part).double() for part in parts]).sum(0)
     torch.distributed.all_reduce(counts)
     for part, its_step in parts:

@@ -11,7 +11,7 @@ from torch import nn
 
 from medssl.data.loading.crops import slice_axes
 from medssl.data.loading.loader import make_loader
-from medssl.encoders.adapt import adapted, positions
+from medssl.encoders.adapt import adapt_weight, resize_positions
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.vit import ViT
 from medssl.encoders.weights import load
@@ -76,7 +76,7 @@ def test_so_does_a_patch_of_a_transformer(views, tmp_path):
 
 def test_kernels_whose_sides_are_not_those_of_the_slice_are_not_made_to_fit():
     kernel, wanted = torch.zeros(4, 1, 3, 5), torch.zeros(4, 1, 3, 5, 3)
-    assert adapted(kernel, wanted, first=True, name="conv.weight", axes=(2, 3)) is None
+    assert adapt_weight(kernel, wanted, is_first_layer=True, name="conv.weight", axes=(2, 3)) is None
 
 
 # --- tables of positions
@@ -96,7 +96,7 @@ def test_a_table_of_slices_stands_in_every_plane_of_a_volume(tmp_path):
     """Channel 0 holds the row (back to front), channel 1 the column (left-right)."""
     rows = torch.stack(torch.meshgrid(torch.arange(4.0), torch.arange(4.0), indexing="ij"), -1).reshape(1, 16, 2)
     table = torch.cat((torch.tensor([[[7.0, 8.0]]]), rows), 1)
-    found = positions(table, 1 + 4**3, (2, 3))
+    found = resize_positions(table, 1 + 4**3, (2, 3))
     torch.testing.assert_close(found[:, :1], table[:, :1])
     x, y, _ = torch.meshgrid(*[torch.arange(4.0)] * 3, indexing="ij")
     torch.testing.assert_close(found[:, 1:], torch.stack((y, x), -1).reshape(1, 64, 2))
@@ -108,11 +108,11 @@ def test_a_table_of_as_many_patches_of_a_slice_is_none_of_a_volume(tmp_path):
     save_file(flat.state_dict(), tmp_path / "flat.safetensors")
     report = load(deep, tmp_path / "flat.safetensors")
     assert set(report.adapted) == {"proj.weight", "pos_embed"}
-    assert torch.equal(deep.pos_embed, positions(flat.pos_embed.detach(), 64, (2, 3)))
+    assert torch.equal(deep.pos_embed, resize_positions(flat.pos_embed.detach(), 64, (2, 3)))
     grid = deep.pos_embed.detach().reshape(4, 4, 4, 2)
     assert torch.equal(grid[:, :, 0], grid[:, :, 3])
 
 
 def test_a_table_of_a_volume_is_no_table_of_slices():
     table = torch.zeros(1, 64, 2)
-    assert adapted(table, torch.zeros(1, 64, 2), first=False, name="pos_embed", axes=(3, 2)) is None
+    assert adapt_weight(table, torch.zeros(1, 64, 2), is_first_layer=False, name="pos_embed", axes=(3, 2)) is None

@@ -70,7 +70,7 @@ def test_dropping_is_embedding_all_selecting_and_running(name):
         extra = [t[0] for t in (encoder.cls_token, encoder.reg_token) if t is not None]
         tokens = torch.cat([*extra, all_tokens[kept]])[None]
         tokens = encoder.norm(encoder.blocks(tokens))[0]
-        assert found.kept[row].tolist() == kept
+        assert found.visible_cells[row].tolist() == kept
         torch.testing.assert_close(found.tokens[row], tokens[-len(kept) :])
         pooled = tokens[0] if encoder.pool == "class" else tokens[-len(kept) :].mean(0)
         torch.testing.assert_close(found.pooled[row], pooled)
@@ -85,7 +85,7 @@ def test_filling_puts_the_mask_token_in_the_place_of_hidden_patches():
     embedded[hidden.flatten(1)] = encoder.mask_token[0, 0]
     tokens = embedded + sincos_positions(hidden.shape[1:], 32, like=image)
     torch.testing.assert_close(found.tokens, encoder.norm(encoder.blocks(tokens)))
-    assert found.kept is None
+    assert found.visible_cells is None
     assert found.maps[-1].shape[2:] == hidden.shape[1:]
 
 
@@ -97,7 +97,7 @@ def test_a_mask_of_larger_cells_hides_all_patches_of_a_cell():
     a, b = encoder(image, coarse, "drop"), encoder(image, fine, "drop")
     assert a.tokens.shape[1] == 8
     assert torch.equal(a.tokens, b.tokens)
-    assert torch.equal(a.kept, b.kept)
+    assert torch.equal(a.visible_cells, b.visible_cells)
 
 
 def test_masks_that_it_cannot_take():
@@ -258,9 +258,9 @@ class Broken(ViT):
             image = image + image.mean().nan_to_num()
         if clause == "drop maps":
             features = super().forward(image, hidden, mode)
-            return Features((features.pooled,), features.pooled, features.tokens, features.kept)
+            return Features((features.pooled,), features.pooled, features.tokens, features.visible_cells)
         features = super().forward(image, hidden, mode)
-        tokens, kept, pooled, maps = features.tokens, features.kept, features.pooled, list(features.maps)
+        tokens, kept, pooled, maps = features.tokens, features.visible_cells, features.pooled, list(features.maps)
         if clause == "drop kept":
             kept = kept.flip(1)
         if clause == "drop places":

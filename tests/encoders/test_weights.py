@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from medssl.encoders.adapt import positions
+from medssl.encoders.adapt import resize_positions
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.tensors import read_tensors
 from medssl.encoders.timm2d import Timm2d
@@ -281,7 +281,7 @@ def test_a_table_that_rises_along_each_axis_still_does(axes, old, new, before):
     """Channel a holds the place along axis a, from 0 to 1: so does the new table, but for the borders."""
     places = [torch.stack(torch.meshgrid(*[(torch.arange(n) + 0.5) / n] * axes, indexing="ij"), -1) for n in (old, new)]
     tokens = torch.randn(1, before, axes)
-    found = positions(torch.cat((tokens, places[0].reshape(1, -1, axes)), 1), before + new**axes, (axes, axes))
+    found = resize_positions(torch.cat((tokens, places[0].reshape(1, -1, axes)), 1), before + new**axes, (axes, axes))
     assert torch.equal(found[:, :before], tokens)
     grid = found[:, before:].reshape(places[1].shape)
     torch.testing.assert_close(grid, places[1], atol=0.04 if axes == 2 else 0.13, rtol=0)
@@ -305,7 +305,7 @@ def test_a_grid_that_is_guessed_is_said(tmp_path):
 
 @pytest.mark.parametrize(("rows", "count", "axes"), [(4 * 6, 8 * 12, 2), (16, 24, 2), (4 * 4 * 2, 8, 3), (64, 16, 3)])
 def test_tables_of_grids_that_are_not_known_are_not_guessed(rows, count, axes):
-    assert positions(torch.zeros(1, rows, 8), count, (axes, axes)) is None
+    assert resize_positions(torch.zeros(1, rows, 8), count, (axes, axes)) is None
 
 
 def test_why_a_table_of_positions_is_missing_is_said(tmp_path):

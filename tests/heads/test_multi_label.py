@@ -79,13 +79,13 @@ def test_a_number_costs_its_standardized_error(error):
     loss = head.loss(torch.tensor([[0.5], [7.0], [-1.0]]), target)
     expected = {"huber": (0.125 + 2.5) / 2, "squared": (0.125 + 4.5) / 2}[error]
     assert float(loss) == pytest.approx(expected)
-    assert head.answer(torch.tensor([[0.5], [-1.0]])).flatten().tolist() == [4.0, -2.0]
+    assert head.predictions(torch.tensor([[0.5], [-1.0]])).flatten().tolist() == [4.0, -2.0]
 
 
 def test_answers_are_chances_and_numbers():
     logits = torch.tensor([[0.0, np.log(3), -np.log(3)]], dtype=torch.float32)
-    torch.testing.assert_close(network(MultiLabel, 2).head.answer(logits), torch.tensor([[0.5, 0.75, 0.25]]))
-    torch.testing.assert_close(network(Linear, 2).head.answer(logits), logits.softmax(1))
+    torch.testing.assert_close(network(MultiLabel, 2).head.predictions(logits), torch.tensor([[0.5, 0.75, 0.25]]))
+    torch.testing.assert_close(network(Linear, 2).head.predictions(logits), logits.softmax(1))
 
 
 def test_half_precision_is_summed_in_float32():
@@ -149,7 +149,7 @@ def test_a_regression_finds_a_line_in_the_unit_of_the_label():
     with torch.no_grad():
         line = torch.eye(width)[:2]
         new = torch.cat([torch.zeros(1, width), line])
-        found = head.answer(head(Features(maps=(), pooled=new), ())).flatten()
+        found = head.predictions(head(Features(maps=(), pooled=new), ())).flatten()
     assert found.tolist() == pytest.approx([61.5, 73.5, 56.5], abs=1e-2)
 
 
@@ -173,7 +173,7 @@ def test_mean_and_deviation_come_back_from_the_files(tmp_path):
     assert float(back.head.mean) == 60
     assert float(back.head.deviation) == pytest.approx(np.std([40, 50, 90]))
     x = image(2)
-    torch.testing.assert_close(back.head.answer(back(x)), network_.head.answer(network_(x)))
+    torch.testing.assert_close(back.head.predictions(back(x)), network_.head.predictions(network_(x)))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ class Toy(nn.Module):
         self.layer = convolution(1, 3, kernel, padding=kernel // 2)
         self.head = nn.Identity()
         self.head.schema = schema(3)
-        self.head.answer = lambda logits: logits.softmax(1)
+        self.head.predictions = lambda logits: logits.softmax(1)
         self.shapes: list[tuple[int, ...]] = []
 
     def forward(self, image):

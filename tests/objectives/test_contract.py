@@ -15,7 +15,7 @@ from objectives.small import CONFIGS, encoder, from_config, spark
 
 from medssl.encoders.base import ContractError
 from medssl.encoders.timm2d import Timm2d
-from medssl.objectives.base import Objective, check_objective, take, undisturbed
+from medssl.objectives.base import Objective, check_objective, evaluation_mode, select_rows
 from medssl.objectives.contract import example_batch, loss_and_gradients
 from medssl.objectives.global_local import GlobalContrast, LocalContrast
 from medssl.objectives.graph_match import GraphMatch
@@ -48,7 +48,7 @@ def test_two_processes_equal_one():
     # cells finer than the stride: at the coarsest map the number of visible positions differs between samples
     makes.append(partial(spark, 2, cell=(4, 4)))
     batch, step = example_batch(spark(2).needs, 1)
-    scored = [take(batch, step, rows)[0].views[0] for rows in ((0, 1), (2, 3))]
+    scored = [select_rows(batch, step, rows)[0].views[0] for rows in ((0, 1), (2, 3))]
     assert len({int((view.valid & view.scored).sum()) for view in scored}) == 2
     shared = ddp.run_two(two, makes)
     for number, make in enumerate(makes):
@@ -234,13 +234,13 @@ def test_a_users_own_class_is_checked():
 
 def test_take_keeps_rows_together():
     batch, step = example_batch(spark(3).needs, 1)
-    part, part_step = take(batch, step, [2, 0])
+    part, part_step = select_rows(batch, step, [2, 0])
     assert part.origin.scan_ids == ("scan2", "scan0")
     assert part.origin.samples == part_step.samples == (2, 0)
     assert torch.equal(part.views[0].valid, batch.views[0].valid[[2, 0]])
 
 
-def test_undisturbed_gives_each_module_its_own_mode_back():
+def test_evaluation_mode_gives_each_module_its_own_mode_back():
     module = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout())
     module[1].eval()
 
@@ -248,7 +248,7 @@ def test_undisturbed_gives_each_module_its_own_mode_back():
         assert not module[0].training
         raise RuntimeError("inside")
 
-    with pytest.raises(RuntimeError, match="inside"), undisturbed(module):
+    with pytest.raises(RuntimeError, match="inside"), evaluation_mode(module):
         fail()
     assert [module.training, module[0].training, module[1].training] == [True, True, False]
 

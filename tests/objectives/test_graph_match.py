@@ -14,7 +14,7 @@ from ops.graphs import best_of_all
 
 from medssl.nn.graph import mixing_matrix
 from medssl.objectives import graph_match
-from medssl.objectives.base import take
+from medssl.objectives.base import select_rows
 from medssl.objectives.graph_match import Fit, GraphMatch, Graphs, Matching
 from medssl.ops.affinity import local_affinity, map_cells
 from medssl.ops.draws import Draws
@@ -76,7 +76,7 @@ def by_loops(objective: GraphMatch, batch) -> tuple[np.ndarray, list, list]:
             x = np.maximum(x, 0) if number == 0 else x
         found.append((z + x, [(i, j) for i in range(nodes) for j in near[i]]))
     cells = [
-        map_cells(part, view, nodes=nodes, most=objective.fit.cells)
+        map_cells(part, view, nodes=nodes, max_cells=objective.fit.cells)
         for part, view in zip(features.maps[-1].chunk(2), batch.views, strict=True)
     ]
     alpha, scale = objective.fit.alpha, objective.matching.temperature
@@ -200,7 +200,7 @@ def test_permuting_the_nodes_of_one_view_permutes_the_matching():
     affinities, _ = objective.compare(features, batch.views)
     rows = torch.cat((torch.arange(6), 6 + order))
     moved = Features((features.maps[0][rows],), features.pooled[rows])
-    views = (batch.views[0], take(replace(batch, views=batch.views[1:]), step_of(6), order.tolist())[0].views[0])
+    views = (batch.views[0], select_rows(replace(batch, views=batch.views[1:]), step_of(6), order.tolist())[0].views[0])
     permuted, _ = objective.compare(moved, views)
     torch.testing.assert_close(permuted.vertex, affinities.vertex[:, :, order])
     assert torch.equal(match(permuted), order.argsort()[match(affinities)])
@@ -213,7 +213,7 @@ def test_renumbering_both_graphs_changes_nothing():
     rows = torch.tensor(order + [6 + node for node in order])
     moved = Features((features.maps[0][rows],), features.pooled[rows])
     values = []
-    for these, views in ((features, batch.views), (moved, take(batch, step_of(6), order)[0].views)):
+    for these, views in ((features, batch.views), (moved, select_rows(batch, step_of(6), order)[0].views)):
         affinities, _ = objective.compare(these, views)
         values.append(int((match(affinities) == torch.arange(6)).sum()))
     assert values[0] == values[1]
@@ -305,7 +305,7 @@ def test_values_that_are_not_finite_reach_the_loss():
     accuracy = float(loss.terms["matching_accuracy"])
     assert 0 <= accuracy <= 0.5  # the graph with the NaN has no match
     assert float(whole.terms["matching_accuracy"]) > 0
-    few, few_step = take(batch, step, [0, 1, 2, 3])
+    few, few_step = select_rows(batch, step, [0, 1, 2, 3])
     assert accuracy == pytest.approx(float(objective(few, few_step).terms["matching_accuracy"]) / 2)
 
 
@@ -315,7 +315,7 @@ def test_graphs_follow_the_sample_numbers():
     batch, step = batch_of(objective, scans=8)
     batch = precise(batch)
     order = [5, 2, 7, 0, 1, 6, 4, 3]
-    found, other = objective(batch, step), objective(*take(batch, step, order))
+    found, other = objective(batch, step), objective(*select_rows(batch, step, order))
     assert float(found.total.detach()) == float(other.total.detach())
     assert torch.equal(found.terms["uniformity"], other.terms["uniformity"])
     assert torch.equal(found.embedding[order], other.embedding)

@@ -72,7 +72,7 @@ def test_visible_patches_come_back_to_their_own_places(ndim):
         assert mode == "drop"
         kept = visible_numbers(hidden)
         return Features(
-            maps=(), pooled=image.mean(), tokens=gather_tokens(patchify(image, PATCHES[ndim]), kept), kept=kept
+            maps=(), pooled=image.mean(), tokens=gather_tokens(patchify(image, PATCHES[ndim]), kept), visible_cells=kept
         )
 
     objective.encoder.forward = hand_on

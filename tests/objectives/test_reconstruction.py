@@ -11,7 +11,7 @@ import pytest
 import torch
 from objectives.small import SIZES, encoder, mae, simmim, spark, unet_mae, vit
 
-from medssl.objectives.base import take
+from medssl.objectives.base import select_rows
 from medssl.objectives.contract import example_batch
 from medssl.objectives.mae import MAE, UNetMAE
 from medssl.objectives.simmim import SimMIM
@@ -91,7 +91,7 @@ def test_the_mask_keeps_the_count_and_follows_the_sample(kind, ndim):
     ratio = 0.6 if kind == "simmim" or (kind, ndim) == ("spark", 2) else 0.75
     assert (~hidden).flatten(1).sum(1).tolist() == [round(math.prod(objective.cells) * (1 - ratio))] * 4
     assert torch.equal(objective.hidden(view, step), hidden)
-    part, part_step = take(batch, step, [3, 1])
+    part, part_step = select_rows(batch, step, [3, 1])
     assert torch.equal(objective.hidden(part.views[0], part_step), hidden[[3, 1]])
     assert torch.equal(objective.hidden(view, replace(step, index=7)), hidden)
 

@@ -11,7 +11,7 @@ from objectives.contrast import batch_of, by_loops
 from objectives.small import SIZES, encoder
 
 from medssl.nn.heads import Projection
-from medssl.objectives.base import take
+from medssl.objectives.base import select_rows
 from medssl.objectives.simclr import SimCLR
 from medssl.types import UserError, ViewSpec
 
@@ -75,7 +75,7 @@ def test_one_crop_has_none_to_be_told_from():
     objective(batch, step)
     message = "SimCLR tells crops from each other, and the batch has one: take a larger training.batch_size"
     with pytest.raises(UserError, match=f"^{message}$"):
-        objective(*take(batch, step, [0]))
+        objective(*select_rows(batch, step, [0]))
 
 
 def test_no_subject_is_told_from_itself():

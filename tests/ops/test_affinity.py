@@ -86,7 +86,7 @@ def test_local_affinity_is_its_definition(ndim, share):
     size = SHAPES[ndim][1]
     maps = [random(6, 5, *size, seed=seed) for seed in (10, 20)]
     views = [view_of(6, ndim, seed) for seed in (30, 40)]
-    cells = [map_cells(x, view, nodes=3, most=9) for x, view in zip(maps, views, strict=True)]
+    cells = [map_cells(x, view, nodes=3, max_cells=9) for x, view in zip(maps, views, strict=True)]
     found = local_affinity(*cells, share=share)
     assert found.shape == (2, 3, 3)
     assert float(found.abs().max()) <= 1
@@ -102,7 +102,7 @@ def test_local_affinity_is_its_definition(ndim, share):
 def test_identical_views_fit_fully():
     view = view_of(4, 2, 1)
     view = replace(view, valid=torch.ones_like(view.valid), scored=torch.ones_like(view.scored))
-    cells = map_cells(random(4, 6, 3, 5, seed=2), view, nodes=4, most=9)
+    cells = map_cells(random(4, 6, 3, 5, seed=2), view, nodes=4, max_cells=9)
     found = local_affinity(cells, cells, share=1.0)[0]
     torch.testing.assert_close(found.diagonal(), torch.ones(4, dtype=torch.float64))
     assert float((found - 2 * torch.eye(4)).max()) < 1 - 1e-6  # less than full everywhere else
@@ -111,11 +111,11 @@ def test_identical_views_fit_fully():
 def test_what_is_not_counted_has_no_influence_and_no_gradient():
     view = view_of(4, 2, 5)
     features = random(4, 6, 3, 5, seed=6)
-    cells = map_cells(features, view, nodes=4, most=9)
+    cells = map_cells(features, view, nodes=4, max_cells=9)
     assert 0 < int(cells.counted.sum()) < cells.counted.numel()
     changed = torch.where(cells.counted[0][..., None], cells.features[0], 50 * random(4, 15, 6, seed=7))
     other = cells._replace(features=changed[None].requires_grad_())
-    whole = map_cells(random(4, 6, 3, 5, seed=8), view_of(4, 2, 9), nodes=4, most=9)
+    whole = map_cells(random(4, 6, 3, 5, seed=8), view_of(4, 2, 9), nodes=4, max_cells=9)
     found = local_affinity(other, whole, share=0.4)
     torch.testing.assert_close(found, local_affinity(cells, whole, share=0.4))
     (gradient,) = torch.autograd.grad(found.sum(), other.features)
@@ -127,7 +127,7 @@ def test_what_is_not_counted_has_no_influence_and_no_gradient():
 
 def test_finer_maps_are_averaged_and_keep_their_places():
     view = view_of(2, 2, 1)
-    cells = map_cells(random(2, 4, 6, 10, seed=1), view, nodes=2, most=5)
+    cells = map_cells(random(2, 4, 6, 10, seed=1), view, nodes=2, max_cells=5)
     assert cells.features.shape == (1, 2, 25, 4)
     torch.testing.assert_close(
         cells.features[0, 0, 0], random(2, 4, 6, 10, seed=1)[0, :, :2, :2].mean((1, 2))
@@ -137,7 +137,9 @@ def test_finer_maps_are_averaged_and_keep_their_places():
 
 def test_a_permuted_view_permutes_columns():
     views = [view_of(4, 2, seed) for seed in (1, 2)]
-    one, other = (map_cells(random(4, 6, 3, 5, seed=s), v, nodes=4, most=9) for s, v in zip((3, 4), views, strict=True))
+    one, other = (
+        map_cells(random(4, 6, 3, 5, seed=s), v, nodes=4, max_cells=9) for s, v in zip((3, 4), views, strict=True)
+    )
     order = [2, 0, 3, 1]
     moved = Cells(other.features[:, order], other.counted[:, order], other.affine[:, order], other.centers)
     found = local_affinity(one, other, share=0.4)
@@ -148,8 +150,8 @@ def test_a_permuted_view_permutes_columns():
 def test_autocast_changes_nothing():
     views = [view_of(4, 2, seed) for seed in (1, 2)]
     maps = [random(4, 6, 3, 5, seed=seed).float() for seed in (3, 4)]
-    cells = [map_cells(x, view, nodes=4, most=9) for x, view in zip(maps, views, strict=True)]
+    cells = [map_cells(x, view, nodes=4, max_cells=9) for x, view in zip(maps, views, strict=True)]
     plain = local_affinity(*cells, share=0.4)
     with torch.autocast("cpu", torch.bfloat16):
-        cells = [map_cells(x, view, nodes=4, most=9) for x, view in zip(maps, views, strict=True)]
+        cells = [map_cells(x, view, nodes=4, max_cells=9) for x, view in zip(maps, views, strict=True)]
         assert torch.equal(local_affinity(*cells, share=0.4), plain)

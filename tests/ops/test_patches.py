@@ -61,7 +61,7 @@ def test_cells_divide_or_the_nearest_sizes_are_named(pairs):
 )
 def test_sizes_that_do_not_work(size, cell, match):
     with pytest.raises(UserError, match=match):
-        cells_of(size, cell, what="view")
+        cells_of(size, cell, noun="view")
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4), (1, 4, 3)])

@@ -299,7 +299,7 @@ def two_contrasts():
 def terms_of(own):
     z, scan, itself = rows(8, 3, seed=5)[own], SCAN[own], torch.eye(8, dtype=torch.bool)[own]
     same = scan[:, None] == gather(scan)
-    return contrast(z, same & ~itself, ~same, apart=~itself, temperature=0.1)
+    return contrast(z, same & ~itself, ~same, distinct=~itself, temperature=0.1)
 
 
 def two_terms():

@@ -165,7 +165,7 @@ def test_a_turned_view_does_not_lose_a_small_scan():
 def test_a_turned_view_that_fits_into_its_scan_stays_where_it_was_drawn(monkeypatch):
     crops = raw_crops(torch.zeros(100, 1, 35, 33, 33, dtype=torch.int16))
     found = make_batch(crops, ViewPlan((TURNED,)), seed=0, device="cpu").views[0]
-    monkeypatch.setattr(geometry, "_in_sight", lambda center, *_: center)
+    monkeypatch.setattr(geometry, "_move_into_sight", lambda center, *_: center)
     assert torch.equal(found.affine, make_batch(crops, ViewPlan((TURNED,)), seed=0, device="cpu").views[0].affine)
 
 

@@ -33,7 +33,7 @@ def check(encoder: Encoder, size: Sequence[int] | None = None) -> None:
     coarsest = encoder.strides[-1]
     multiples = (2, 3) if len(coarsest) == 2 else (2, 2, 1)
     size = tuple(stride * n for stride, n in zip(coarsest, multiples, strict=True)) if size is None else tuple(size)
-    cells_of(size, coarsest, what="size of the check: size")
+    cells_of(size, coarsest, noun="size of the check: size")
     image = image_for(encoder, size)
     for dense_clause in DENSE:
         dense_clause(copy.deepcopy(encoder), image)
@@ -66,14 +66,20 @@ def maps_have_their_shapes(encoder: Encoder, image: Tensor) -> None:
     features = run(encoder, image)
     clause(len(features.maps) == len(encoder.channels), f"{len(features.maps)} maps, {len(encoder.channels)} described")
     for number, (x, channels, stride) in enumerate(zip(features.maps, encoder.channels, encoder.strides, strict=True)):
-        want = (len(image), channels, *cells_of(image.shape[2:], stride))
-        clause(tuple(x.shape) == want, f"map {number} has shape {tuple(x.shape)}, described as {want}")
-    want = (len(image), encoder.channels[-1])
-    clause(tuple(features.pooled.shape) == want, f"pooled has shape {tuple(features.pooled.shape)}, expected {want}")
+        expected = (len(image), channels, *cells_of(image.shape[2:], stride))
+        clause(tuple(x.shape) == expected, f"map {number} has shape {tuple(x.shape)}, described as {expected}")
+    expected = (len(image), encoder.channels[-1])
+    clause(
+        tuple(features.pooled.shape) == expected,
+        f"pooled has shape {tuple(features.pooled.shape)}, expected {expected}",
+    )
     if features.tokens is not None:
-        want = (len(image), prod(cells_of(image.shape[2:], encoder.strides[-1])), encoder.channels[-1])
-        found = tuple(features.tokens.shape)
-        clause(found == want, f"tokens have shape {found}, expected one for each position of the last map, {want}")
+        expected = (len(image), prod(cells_of(image.shape[2:], encoder.strides[-1])), encoder.channels[-1])
+        token_shape = tuple(features.tokens.shape)
+        clause(
+            token_shape == expected,
+            f"tokens have shape {token_shape}, expected one for each position of the last map, {expected}",
+        )
 
 
 def every_parameter_learns(encoder: Encoder, image: Tensor) -> None:
@@ -94,39 +100,39 @@ def bfloat16_is_finite(encoder: Encoder, image: Tensor) -> None:
     torch.autograd.backward(value)
     clause(bool(value.isfinite()), "features are not finite under bfloat16 autocast")
     for name, parameter in encoder.named_parameters():
-        fine = parameter.grad is None or bool(parameter.grad.isfinite().all())
-        clause(fine, f"the gradient of {name} is not finite under bfloat16 autocast")
+        is_finite = parameter.grad is None or bool(parameter.grad.isfinite().all())
+        clause(is_finite, f"the gradient of {name} is not finite under bfloat16 autocast")
 
 
 def state_is_complete(encoder: Encoder, image: Tensor) -> None:
     """A changed copy that loads the state dict gives the same features bit for bit."""
     run(encoder.train(), image)
-    other = copy.deepcopy(encoder)
+    changed = copy.deepcopy(encoder)
     with torch.no_grad():
-        for tensor in (*other.parameters(), *other.buffers()):
+        for tensor in (*changed.parameters(), *changed.buffers()):
             if tensor.is_floating_point():
                 tensor.add_(0.25)
-    other.load_state_dict(encoder.state_dict(), strict=True)
-    same(run(encoder.eval(), image), run(other.eval(), image), "a state-dict round trip changes the features", 0.0)
+    changed.load_state_dict(encoder.state_dict(), strict=True)
+    same(run(encoder.eval(), image), run(changed.eval(), image), "a state-dict round trip changes the features", 0.0)
 
 
 def rows_are_independent(encoder: Encoder, image: Tensor) -> None:
     """In evaluation mode a sample's features do not depend on the rest of its batch."""
-    whole, last = run(encoder.eval(), image), run(encoder.eval(), image[-1:])
+    whole, last_alone = run(encoder.eval(), image), run(encoder.eval(), image[-1:])
     tokens = None if whole.tokens is None else whole.tokens[-1:]
     rows = Features(maps=tuple(x[-1:] for x in whole.maps), pooled=whole.pooled[-1:], tokens=tokens)
-    same(rows, last, "in evaluation mode a sample's features depend on its batch")
+    same(rows, last_alone, "in evaluation mode a sample's features depend on its batch")
 
 
-def refuses_what_it_cannot_take(encoder: Encoder, image: Tensor) -> None:
+def invalid_images_are_refused(encoder: Encoder, image: Tensor) -> None:
     """Another number of channels, and a size that the strides do not divide, are refused by a UserError."""
-    wrong = {"one channel more": image.repeat_interleave(2, dim=1)[:, : encoder.in_channels + 1]}
+    invalid_images = {"one channel more": image.repeat_interleave(2, dim=1)[:, : encoder.in_channels + 1]}
     for axis, stride in enumerate(encoder.strides[-1]):
         if stride > 1:
-            wrong[f"axis {axis} one voxel short"] = image.narrow(axis + 2, 0, image.shape[axis + 2] - 1)
-    for what, bad in wrong.items():
+            invalid_images[f"axis {axis} one voxel short"] = image.narrow(axis + 2, 0, image.shape[axis + 2] - 1)
+    for what, invalid_image in invalid_images.items():
         try:
-            encoder(bad)
+            encoder(invalid_image)
         except UserError:
             continue
         clause(False, f"an image with {what} is not refused by a UserError")
@@ -138,5 +144,5 @@ DENSE = (
     bfloat16_is_finite,
     state_is_complete,
     rows_are_independent,
-    refuses_what_it_cannot_take,
+    invalid_images_are_refused,
 )

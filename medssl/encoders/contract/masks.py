@@ -15,26 +15,29 @@ from medssl.ops.patches import cells_of
 from medssl.types import Features, MaskMode, UserError
 
 
-def nothing_leaks(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
+def hidden_values_do_not_leak(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
     """Values in hidden voxels, also 1e6 and NaN, change no feature by a bit and get a gradient of exactly 0."""
     covered = at_resolution(hidden, image.shape[2:]).unsqueeze(1)
     for training in (True, False):
         encoder.train(training)
         clean = run(copy.deepcopy(encoder), image.masked_fill(covered, 0), hidden, mode)
         for value in (1e6, torch.nan):
-            dirty = run(copy.deepcopy(encoder), image.masked_fill(covered, value), hidden, mode)
-            same(clean, dirty, f"{mode}: {value} in hidden voxels changes the features", 0.0)
+            corrupted = run(copy.deepcopy(encoder), image.masked_fill(covered, value), hidden, mode)
+            same(clean, corrupted, f"{mode}: {value} in hidden voxels changes the features", 0.0)
         leaf = image.masked_fill(covered, 1e6).requires_grad_()
         torch.autograd.backward(total(run(encoder, leaf, hidden, mode)))
-        slope = gradient(leaf)
+        image_gradient = gradient(leaf)
         clause(
-            bool((slope.masked_select(covered) == 0).all()), f"{mode}: the gradient at hidden voxels is not exactly 0"
+            bool((image_gradient.masked_select(covered) == 0).all()),
+            f"{mode}: the gradient at hidden voxels is not exactly 0",
         )
-        seen = bool((slope.masked_fill(covered, 0) != 0).any()) and bool(slope.isfinite().all())
-        clause(seen, f"{mode}: the gradient at visible voxels is zero everywhere or not finite")
+        reaches_visible = bool((image_gradient.masked_fill(covered, 0) != 0).any()) and bool(
+            image_gradient.isfinite().all()
+        )
+        clause(reaches_visible, f"{mode}: the gradient at visible voxels is zero everywhere or not finite")
 
 
-def the_mask_is_gone_afterwards(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
+def mask_is_cleared(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
     """A dense forward after a masked one is dense, also when the masked one failed."""
     encoder.eval()
     before = run(encoder, image)
@@ -72,8 +75,8 @@ def hidden_stays_zero(encoder: Encoder, image: Tensor, hidden: Tensor, mode: Mas
 def pooled_is_the_visible_mean(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
     """Pooled features are the mean of the last map over visible positions, 0 where a sample is all hidden."""
     features = run(encoder.eval(), image, hidden, mode)
-    want = Features(maps=(), pooled=visible_mean(features.maps[-1], hidden))
-    same(Features(maps=(), pooled=features.pooled), want, "pooled is not the visible mean of the last map")
+    expected = Features(maps=(), pooled=visible_mean(features.maps[-1], hidden))
+    same(Features(maps=(), pooled=features.pooled), expected, "pooled is not the visible mean of the last map")
 
 
 # --- sparse and fill
@@ -92,7 +95,7 @@ def all_visible_is_dense(encoder: Encoder, image: Tensor, hidden: Tensor, mode: 
 # --- fill
 
 
-def what_is_hidden_matters(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
+def hiding_changes_the_maps(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
     """Maps keep the dense network's shapes, are finite, and differ from those of the image with nothing hidden."""
     dense, filled = run(encoder.eval(), image), run(encoder.eval(), image, hidden, mode)
     for number, (x, y) in enumerate(zip(dense.maps, filled.maps, strict=True)):
@@ -110,11 +113,14 @@ def tokens_are_the_visible_cells(encoder: Encoder, image: Tensor, hidden: Tensor
     features = run(encoder.eval(), image, hidden, mode)
     clause(features.maps == (), f"{mode}: there are maps, but no token of a hidden cell to make them of")
     visible = ~at_resolution(hidden, cells_of(image.shape[2:], encoder.strides[-1])).flatten(1)
-    want = torch.stack([row.nonzero()[:, 0] for row in visible])
-    clause(features.kept is not None and torch.equal(features.kept, want), f"{mode}: kept is not the visible cells")
-    found = None if features.tokens is None else tuple(features.tokens.shape)
-    shape = (*want.shape, encoder.channels[-1])
-    clause(found == shape, f"{mode}: tokens have shape {found}, expected {shape}")
+    expected = torch.stack([row.nonzero()[:, 0] for row in visible])
+    clause(
+        features.visible_cells is not None and torch.equal(features.visible_cells, expected),
+        f"{mode}: kept is not the visible cells",
+    )
+    token_shape = None if features.tokens is None else tuple(features.tokens.shape)
+    expected_shape = (*expected.shape, encoder.channels[-1])
+    clause(token_shape == expected_shape, f"{mode}: tokens have shape {token_shape}, expected {expected_shape}")
 
 
 def all_visible_gives_the_dense_tokens(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
@@ -123,28 +129,30 @@ def all_visible_gives_the_dense_tokens(encoder: Encoder, image: Tensor, hidden: 
         dense = run(encoder.train(training), image)
         masked = run(encoder, image, torch.zeros_like(hidden), mode)
         clause(dense.tokens is not None, f"{mode}: without a mask there are no tokens")
-        want = Features(maps=(), pooled=dense.pooled, tokens=dense.tokens, kept=masked.kept)
-        same(masked, want, f"{mode}: with nothing hidden the tokens differ from the dense network's")
+        expected = Features(maps=(), pooled=dense.pooled, tokens=dense.tokens, visible_cells=masked.visible_cells)
+        same(masked, expected, f"{mode}: with nothing hidden the tokens differ from the dense network's")
 
 
-def places_are_told(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
+def tokens_know_their_cells(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
     """Cells that look alike have other tokens at other places: what is left out does not move the rest together."""
-    alike = torch.ones_like(image)
-    features = run(encoder.eval(), alike, hidden, mode)
+    constant = torch.ones_like(image)
+    features = run(encoder.eval(), constant, hidden, mode)
     assert features.tokens is not None
-    others = [not torch.allclose(features.tokens[0], row, 1e-4, 1e-5) for row in features.tokens[1:]]
-    clause(any(others) or not bool(hidden.any()), f"{mode}: tokens do not tell which cells are kept")
+    differs = [not torch.allclose(features.tokens[0], row, 1e-4, 1e-5) for row in features.tokens[1:]]
+    clause(any(differs) or not bool(hidden.any()), f"{mode}: tokens do not tell which cells are kept")
 
 
-def samples_keep_apart(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
+def samples_are_independent(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
     """In evaluation mode, samples in another order with their masks give the same features in that order."""
     features = run(encoder.eval(), image, hidden, mode)
-    turned = run(encoder, image.flip(0), hidden.flip(0), mode)
-    tokens, kept = features.tokens, features.kept
+    reversed_features = run(encoder, image.flip(0), hidden.flip(0), mode)
+    tokens, visible_cells = features.tokens, features.visible_cells
     assert tokens is not None
-    assert kept is not None
-    want = Features(maps=(), pooled=features.pooled.flip(0), tokens=tokens.flip(0), kept=kept.flip(0))
-    same(turned, want, f"{mode}: features depend on which cells other samples hide")
+    assert visible_cells is not None
+    expected = Features(
+        maps=(), pooled=features.pooled.flip(0), tokens=tokens.flip(0), visible_cells=visible_cells.flip(0)
+    )
+    same(reversed_features, expected, f"{mode}: features depend on which cells other samples hide")
 
 
 def unequal_counts_are_refused(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
@@ -168,8 +176,8 @@ def every_parameter_learns_from_what_is_visible(
     torch.autograd.backward(total(run(encoder.train(), image, hidden, mode)))
     for name, parameter in encoder.named_parameters():
         if parameter.requires_grad:
-            fine = parameter.grad is not None and bool(parameter.grad.isfinite().all())
-            clause(fine, f"{mode}: parameter {name} gets no gradient, or one that is not finite")
+            has_gradient = parameter.grad is not None and bool(parameter.grad.isfinite().all())
+            clause(has_gradient, f"{mode}: parameter {name} gets no gradient, or one that is not finite")
 
 
 class _Failed(Exception):
@@ -181,26 +189,26 @@ def _fail(*_: object) -> None:
 
 
 SPARSE = (
-    nothing_leaks,
+    hidden_values_do_not_leak,
     hidden_stays_zero,
     all_visible_is_dense,
     pooled_is_the_visible_mean,
-    the_mask_is_gone_afterwards,
+    mask_is_cleared,
 )
 FILL = (
-    nothing_leaks,
+    hidden_values_do_not_leak,
     all_visible_is_dense,
-    what_is_hidden_matters,
+    hiding_changes_the_maps,
     every_parameter_learns_from_what_is_visible,
-    the_mask_is_gone_afterwards,
+    mask_is_cleared,
 )
 DROP = (
-    nothing_leaks,
+    hidden_values_do_not_leak,
     tokens_are_the_visible_cells,
     all_visible_gives_the_dense_tokens,
-    places_are_told,
-    samples_keep_apart,
+    tokens_know_their_cells,
+    samples_are_independent,
     unequal_counts_are_refused,
     every_parameter_learns_from_what_is_visible,
-    the_mask_is_gone_afterwards,
+    mask_is_cleared,
 )

@@ -52,8 +52,8 @@ def run(encoder: nn.Module, image: Tensor, hidden: Tensor | None = None, mode: M
 
 def outputs(features: Features) -> tuple[Tensor, ...]:
     """Every tensor of features."""
-    rest = [x for x in (features.tokens, features.kept) if x is not None]
-    return (*features.maps, features.pooled, *rest)
+    token_outputs = [x for x in (features.tokens, features.visible_cells) if x is not None]
+    return (*features.maps, features.pooled, *token_outputs)
 
 
 def total(features: Features) -> Tensor:
@@ -73,8 +73,8 @@ def same(a: Features, b: Features, what: str, tolerance: float = 1e-5) -> None:
     for x, y in zip(outputs(a), outputs(b), strict=True):
         scale = max(1.0, float(y.detach().abs().max()))
         exact = tolerance == 0 or not y.is_floating_point()
-        fits = x.shape == y.shape
-        equal = fits and (torch.equal(x, y) if exact else torch.allclose(x, y, 1e-4, tolerance * scale))
+        same_shape = x.shape == y.shape
+        equal = same_shape and (torch.equal(x, y) if exact else torch.allclose(x, y, 1e-4, tolerance * scale))
         clause(equal, what)
 
 
