@@ -28,7 +28,7 @@ ARGUMENTS, FIELDS = 8, 8
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # functions of the command line: their arguments are its keys, and no code calls them
-VERBS = {path.replace(".", "/").replace(":", ".py:") for path, _ in cli.VERBS.values()}
+VERBS = {path.replace(".", "/").replace(":", ".py:") for path in (verb.place for verb in cli.VERBS.values())}
 
 # what a module may import at its top although it takes long to load; everything else heavy goes inside functions
 HEAVY = {
@@ -294,7 +294,7 @@ def test_configs_name_classes_that_exist(path: Path):
 def test_verbs_name_functions_that_exist():
     from medssl.cli import VERBS
 
-    assert not [verb for verb, (place, _) in VERBS.items() if not defines(place.replace(":", "."))]
+    assert not [verb for verb, known in VERBS.items() if not defines(known.place.replace(":", "."))]
 
 
 def test_every_objective_has_a_config_a_test_and_a_row_in_the_readme():

@@ -1,22 +1,31 @@
-"""The keys of a verb, read from the source text: a mistyped key is found without importing torch.
+"""The keys of a verb, read from the source text: a mistyped key or value is found without importing torch.
 
-Verbs take dataclasses and classes of encoders, objectives and heads; importing those takes seconds. Here their
-signatures are parsed instead. What cannot be told from the text of medssl alone is left to the parser of the verb.
+What cannot be told from the text of medssl alone is left to the parser of the verb.
 """
 
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, field
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+from medssl.cli.source import (
+    Parameter,
+    alternatives,
+    arguments_of,
+    class_of,
+    fields_of,
+    function_of,
+    parameters_of,
+    tree_of,
+)
+from medssl.cli.values import choices
 
-ROOT = Path(__file__).parent.parent
-Parameters = list[tuple[str, ast.expr | None, bool]]  # name, annotation, whether it has a default
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PLAIN = {"int", "float", "str", "bool", "Path", "tuple", "list", "Literal", "Sequence", "object"}
+EVERYWHERE = {"config", "help", "print_config", "trust"}
 
 
 @dataclass(frozen=True)
@@ -24,30 +33,63 @@ class Keys:
     """What a verb takes.
 
     Attributes:
-        known: Every key, with its parents: "training" and "training.steps".
+        parameters: Every key with its type and help, and its parents: "training" and "training.steps".
         open: Keys below which anything may stand, as far as the source text tells.
-        standing: Parameters that stand without a flag.
-        required: Options without a default.
-        switches: Options that are true or false.
-        lists: Keys that take several values.
+        extra: Further keys that are taken, such as "encoder.class_path".
     """
 
-    known: set[str] = field(default_factory=set)
+    parameters: dict[str, Parameter] = field(default_factory=dict)
     open: set[str] = field(default_factory=set)
-    standing: list[str] = field(default_factory=list)
-    required: list[str] = field(default_factory=list)
-    switches: set[str] = field(default_factory=set)
-    lists: set[str] = field(default_factory=set)
+    extra: set[str] = field(default_factory=set)
+
+    @property
+    def known(self) -> set[str]:
+        """Every key by name."""
+        return {*self.parameters, *self.extra}
+
+    @property
+    def top(self) -> dict[str, Parameter]:
+        """The parameters of the function itself."""
+        return {key: parameter for key, parameter in self.parameters.items() if "." not in key}
+
+    @property
+    def positional(self) -> list[str]:
+        """Keys that may be given without their names, in order."""
+        return [key for key, parameter in self.top.items() if parameter.positional]
+
+    @property
+    def required(self) -> list[str]:
+        """Keys of the function that must be given: without a default, and no group whose keys all have one."""
+        return [key for key in self.top if self._must_be_given(key)]
+
+    def _must_be_given(self, key: str) -> bool:
+        if self.parameters[key].default is not None:
+            return False
+        inside = [name for name in self.parameters if name.rpartition(".")[0] == key]
+        chosen = f"{key}.class_path" in self.extra
+        return chosen or not inside or any(map(self._must_be_given, inside))
+
+    @property
+    def groups(self) -> set[str]:
+        """Keys with further keys below them."""
+        return {parent for key in self.parameters for parent in parents_of(key)}
 
     def takes(self, key: str) -> bool:
         """Whether a key is known, or may be."""
-        if key in self.known or key in {"config", "help", "print_config", "trust"} or key.endswith(".help"):
+        if key in self.parameters or key in self.extra or key in EVERYWHERE or key.endswith(".help"):
             return True
         return any(parent in self.open for parent in parents_of(key))
 
     def first_unknown(self, key: str) -> str:
         """The unknown key itself, or the first of its parents that is not known."""
         return next((parent for parent in parents_of(key) if not self.takes(parent)), key)
+
+    def below(self, key: str) -> dict[str, Parameter]:
+        """The keys inside a group, without further groups."""
+        inside = {name: item for name, item in self.parameters.items() if name.startswith(f"{key}.")}
+        return {
+            name: item for name, item in inside.items() if not any(other.startswith(f"{name}.") for other in inside)
+        }
 
 
 def parents_of(key: str) -> list[str]:
@@ -57,79 +99,63 @@ def parents_of(key: str) -> list[str]:
 
 
 def keys_of(place: str, classes: Mapping[str, str]) -> Keys | None:
-    """The keys of the function at ``module:name``; None where its module is none of medssl's.
+    """The keys of the function at ``module:name``; None where its text is not read.
 
     Args:
         place: Where the function is.
         classes: Import paths of the classes that a configuration names, by their key: ``{"encoder": "medssl..."}``.
     """
-    module, name = place.split(":")
-    tree = _tree(module)
-    function = _defined(tree, name) if tree else None
-    if not isinstance(function, ast.FunctionDef):
+    function = function_of(place)
+    if function is None:
         return None
-    found = Keys()
-    standing = {argument.arg for argument in function.args.args}
-    for parameter, annotation, default in _parameters(function):
-        if parameter in standing:
-            found.standing.append(parameter)
-            continue
-        if not default:
-            found.required.append(parameter)
-        if isinstance(annotation, ast.Name) and annotation.id == "bool":
-            found.switches.add(parameter)
-        _enter(found, parameter, module, annotation, classes)
-    return found
+    keys = Keys()
+    for parameter in parameters_of(place.split(":")[0], function):
+        _enter(keys, parameter.name, parameter, classes)
+    return keys
 
 
-def _enter(found: Keys, key: str, module: str, annotation: ast.expr | None, classes: Mapping[str, str]) -> None:
+def keys_of_class(key: str, path: str) -> Keys | None:
+    """The keys below ``key`` that a class at an import path takes; None where its text is not read.
+
+    Those that the program itself gives (the encoder of an objective) are left out.
+    """
+    module, _, name = path.rpartition(".")
+    parameters = arguments_of(module, name) if tree_of(module) else None
+    if parameters is None:
+        return None
+    keys = Keys()
+    for parameter in parameters:
+        if parameter.name not in {"encoder", "schema"}:
+            _enter(keys, f"{key}.{parameter.name}", parameter, {})
+    return keys
+
+
+def _enter(keys: Keys, key: str, parameter: Parameter, classes: Mapping[str, str]) -> None:
     """Enters a key and all keys below it."""
-    found.known.add(key)
-    parts = list(_alternatives(annotation))
+    module = parameter.module
+    keys.parameters[key] = replace(parameter, name=key)
+    parts = list(alternatives(parameter.annotation))
     if len(parts) != 1:
         if any(not _is_plain(part, module) for part in parts):
-            found.open.add(key)
+            keys.open.add(key)
         return
     part = parts[0]
-    if isinstance(part, ast.Subscript) and isinstance(part.value, ast.Name) and part.value.id in LISTS:
-        found.lists.add(key)
     if isinstance(part, ast.Subscript) and isinstance(part.value, ast.Name) and part.value.id == "Callable":
-        _enter_class(found, key, part, classes)
-    elif (made := _class(module, part)) is not None:
-        parameters = _fields(*made)
-        if parameters is None:
-            found.open.add(key)
-        for name, below, _ in parameters or ():
-            _enter(found, f"{key}.{name}", made[0], below, {})
+        below = keys_of_class(key, classes.get(key, ""))
+        if below is None:
+            keys.open.add(key)
+            return
+        keys.parameters.update(below.parameters)
+        keys.open.update(below.open)
+        keys.extra.update((f"{key}.class_path", f"{key}.help"))
+    elif (place := class_of(module, part)) is not None:
+        fields = fields_of(*place)
+        if fields is None:
+            keys.open.add(key)
+        for item in fields or ():
+            _enter(keys, f"{key}.{item.name}", item, {})
     elif not _is_plain(part, module):
-        found.open.add(key)
-
-
-def _enter_class(found: Keys, key: str, annotation: ast.Subscript, classes: Mapping[str, str]) -> None:
-    """Enters the arguments of the class that a configuration names, without those that the program gives."""
-    module, _, name = classes.get(key, "").rpartition(".")
-    given = annotation.slice.elts[0] if isinstance(annotation.slice, ast.Tuple) else None
-    count = len(given.elts) if isinstance(given, ast.List) else 0
-    parameters = _arguments(module, name) if _tree(module) else None
-    if parameters is None:
-        found.open.add(key)
-        return
-    found.known.update((f"{key}.class_path", f"{key}.help"))
-    for parameter, below, _ in parameters[count:]:
-        _enter(found, f"{key}.{parameter}", module, below, {})
-
-
-def _alternatives(annotation: ast.expr | None) -> Iterator[ast.expr]:
-    """The parts of a union without None."""
-    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
-        yield from _alternatives(annotation.left)
-        yield from _alternatives(annotation.right)
-    elif annotation is not None and not (isinstance(annotation, ast.Constant) and annotation.value is None):
-        yield annotation
-
-
-LISTS = {"tuple", "list", "Sequence"}
-PLAIN = {"int", "float", "str", "bool", "Path", "tuple", "list", "Literal", "Sequence", "object"}
+        keys.open.add(key)
 
 
 def _is_plain(annotation: ast.expr, module: str) -> bool:
@@ -137,113 +163,4 @@ def _is_plain(annotation: ast.expr, module: str) -> bool:
     node = annotation.value if isinstance(annotation, ast.Subscript) else annotation
     if not isinstance(node, ast.Name):
         return False
-    return node.id in PLAIN or (_class(module, annotation) is None and _is_alias(module, node.id))
-
-
-def _is_alias(module: str, name: str) -> bool:
-    """Whether a name is a ``Literal`` of some module."""
-    place = _followed(module, name)
-    node = place and place[1]
-    value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-    return isinstance(value, ast.Subscript) and isinstance(value.value, ast.Name) and value.value.id == "Literal"
-
-
-# --- source text
-
-
-@cache
-def _tree(module: str) -> ast.Module | None:
-    """The parsed text of a module of medssl; None of any other."""
-    first, *rest = module.split(".")
-    if first != "medssl" or not all(part.isidentifier() for part in rest):
-        return None
-    path = ROOT.joinpath(*rest)
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    return ast.parse(file.read_text(encoding="utf-8")) if file.is_file() else None
-
-
-@cache
-def _names(module: str) -> Mapping[str, ast.stmt]:
-    """What the module defines or imports, by name."""
-    tree = _tree(module)
-    found: dict[str, ast.stmt] = {}
-    for node in [] if tree is None else _statements(tree.body):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            found[node.name] = node
-        elif isinstance(node, ast.ImportFrom):
-            found |= {alias.asname or alias.name: node for alias in node.names}
-        elif isinstance(node, ast.Assign):
-            found |= {target.id: node for target in node.targets if isinstance(target, ast.Name)}
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            found[node.target.id] = node
-    return found
-
-
-def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Statements, with those that stand behind an ``if`` such as TYPE_CHECKING."""
-    for node in body:
-        if isinstance(node, ast.If):
-            yield from _statements(node.body)
-        else:
-            yield node
-
-
-def _defined(tree: ast.Module, name: str) -> ast.stmt | None:
-    """A function or class of a module."""
-    found = (node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name)
-    return next(found, None)
-
-
-def _followed(module: str, name: str) -> tuple[str, ast.stmt] | None:
-    """Module and definition of a name, through imports."""
-    node = _names(module).get(name)
-    if not isinstance(node, ast.ImportFrom):
-        return None if node is None else (module, node)
-    original = next(alias.name for alias in node.names if (alias.asname or alias.name) == name)
-    return _followed(node.module or "", original) if node.level == 0 else None
-
-
-def _class(module: str, annotation: ast.expr) -> tuple[str, ast.ClassDef] | None:
-    """The class of medssl that an annotation names."""
-    found = _followed(module, annotation.id) if isinstance(annotation, ast.Name) else None
-    return (found[0], found[1]) if found and isinstance(found[1], ast.ClassDef) else None
-
-
-def _fields(module: str, made: ast.ClassDef) -> Parameters | None:
-    """Fields of a dataclass with those of its bases; None of any other class."""
-    decorators = [node.func if isinstance(node, ast.Call) else node for node in made.decorator_list]
-    if not any(isinstance(node, ast.Name) and node.id == "dataclass" for node in decorators):
-        return None
-    found: dict[str, tuple[str, ast.expr | None, bool]] = {}
-    for base in made.bases:
-        parent = _class(module, base)
-        for item in (_fields(*parent) if parent else None) or ():
-            found[item[0]] = item
-    for node in made.body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            found[node.target.id] = (node.target.id, node.annotation, node.value is not None)
-    return list(found.values())
-
-
-def _arguments(module: str, name: str) -> Parameters | None:
-    """Arguments that make a class; None where the text does not tell."""
-    followed = _followed(module, name)
-    if followed is None or not isinstance(followed[1], ast.ClassDef):
-        return None
-    module, made = followed[0], followed[1]
-    if (fields := _fields(module, made)) is not None:
-        return fields
-    for node in made.body:
-        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            return None if node.args.kwarg or node.args.vararg else _parameters(node)[1:]
-    parents = [base.id for base in made.bases if isinstance(base, ast.Name)]
-    return _arguments(module, parents[0]) if len(parents) == 1 else None
-
-
-def _parameters(function: ast.FunctionDef) -> Parameters:
-    """Names and annotations, in the order of the text."""
-    given = function.args
-    first = len(given.args) - len(given.defaults)
-    found: Parameters = [(one.arg, one.annotation, place >= first) for place, one in enumerate(given.args)]
-    pairs = zip(given.kwonlyargs, given.kw_defaults, strict=True)
-    return [*found, *((one.arg, one.annotation, default is not None) for one, default in pairs)]
+    return node.id in PLAIN or (class_of(module, annotation) is None and choices(module, annotation) is not None)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medssl.io.documents import read_yaml
 from medssl.io.suggestions import nearest
 from medssl.io.trust import refuse_config
 from medssl.types import UserError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 FRAGMENTS = {
     **{"encoder": "encoders", "objective": "objectives", "preprocess": "data"},
@@ -34,30 +31,35 @@ def config_names(kind: str) -> list[str]:
     return sorted(path.stem for path in (config_folder() / kind).glob("*.yaml"))
 
 
+def config_file(name: str, kind: str) -> Path:
+    """The file that a name or a path stands for; it may be missing."""
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.is_file():
+        return path
+    return config_folder() / kind / f"{name}.yaml"
+
+
 def verb_of(recipe: str) -> str:
-    """The verb that a recipe is for, as its own first lines say; empty where they do not."""
+    """The verb that a recipe is for, which its key "verb" says; "" where it has none or cannot be read."""
+    import yaml
+
+    try:
+        content = read_yaml(config_file(recipe, "recipes"))
+    except (OSError, yaml.YAMLError):
+        return ""
+    return str(content.get("verb", "")) if isinstance(content, dict) else ""
+
+
+def summary_of(file: Path) -> str:
+    """The first sentence of the comment that a configuration begins with."""
     import re
 
-    path = Path(recipe)
-    if path.suffix not in {".yaml", ".yml"}:
-        path = config_folder() / "recipes" / f"{recipe}.yaml"
-    if not path.is_file():
-        return ""
-    found = re.search(r"^#.* medssl(?:\.cli)? (\w+) --config", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return found[1] if found else ""
-
-
-def of_another_verb(words: Sequence[str], verb: str) -> str:
-    """One line on a recipe that is for another verb; empty where there is none (``compare`` takes any that tune)."""
-    if verb not in {"pretrain", "finetune", "stages"}:
-        return ""
-    for number, word in enumerate(words):
-        flag, _, value = word.partition("=")
-        name = value or "".join(words[number + 1 : number + 2])
-        own = verb_of(name) if flag == "--config" else verb
-        if own not in {"", verb}:
-            return f"{name} is a recipe of medssl {own}, not of medssl {verb}"
-    return ""
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("# ") or line.startswith("#  "):
+            break
+        lines.append(line.removeprefix("# "))
+    return re.split(r"(?<=\.) (?=[A-Z])", " ".join(lines))[0]
 
 
 def load_config(name: str, kind: str, trust: frozenset[str] = frozenset()) -> Any:
@@ -68,9 +70,7 @@ def load_config(name: str, kind: str, trust: frozenset[str] = frozenset()) -> An
     """
     import yaml
 
-    path = Path(name)
-    if path.suffix not in {".yaml", ".yml"} and not path.is_file():
-        path = config_folder() / kind / f"{name}.yaml"
+    path = config_file(name, kind)
     try:
         content = with_fragments(read_yaml(path), trust)
     except OSError as error:
@@ -129,15 +129,24 @@ def class_for(key: str, name: str, base: dict[str, Any]) -> str:
     return str(content.get("class_path", "") if isinstance(content, dict) else content or "")
 
 
-def load_recipe(name: str, trust: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """A whole recipe.
+def load_recipe(name: str, trust: frozenset[str] = frozenset(), verb: str = "") -> dict[str, Any]:
+    """A whole recipe, without its key "verb".
+
+    Args:
+        name: Of a shipped recipe, or the path of a file.
+        trust: Import paths that the file may name.
+        verb: The verb that reads it; "" takes a recipe for any verb.
 
     Raises:
-        UserError: The file holds no keys.
+        UserError: The file holds no keys, or is for another verb (``compare`` takes those of ``finetune``).
     """
     content = load_config(name, "recipes", trust)
     if not isinstance(content, dict):
         message = f"{Path(name).name} holds no keys: a recipe is a YAML mapping of arguments"
+        raise UserError(message)
+    meant = str(content.pop("verb", ""))
+    if meant and verb and verb != meant and (verb, meant) != ("compare", "finetune"):
+        message = f"{name} is a recipe of medssl {meant}, not of medssl {verb}"
         raise UserError(message)
     return content
 

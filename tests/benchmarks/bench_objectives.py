@@ -63,11 +63,11 @@ def build(encoder: str, name: str):  # type: ignore[no-untyped-def]
     """The encoder alone for the dense step, else the objective around it, both as ``medssl pretrain`` makes them."""
     from medssl import cli
 
-    table, parser = TABLES[encoder], cli.make_parser(cli.find_verb("pretrain"), "pretrain")
+    table = TABLES[encoder]
     objective = table.methods[0] if name == DENSE else name
     words = ["--encoder", encoder, *table.options, "--objective", objective, "--store=s", "--run=r"]
     words += [f"--objective.view.size={list(table.size)}", *(SMALL.get(objective, ()) if encoder != LARGE else ())]
-    values = parser.instantiate(parser.parse_args(cli.expand(words)))
+    values = cli.parse("pretrain", words)
     network = values["encoder"]()
     return network if name == DENSE else values["objective"](network)
 

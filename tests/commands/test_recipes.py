@@ -17,6 +17,7 @@ import torch
 from medssl import cli
 from medssl.encoders.weights import load_card
 from medssl.heads.weights import load_network
+from medssl.io import configurations
 
 COUNT = 12
 SPLITS = ("train",) * 8 + ("val",) * 4
@@ -30,7 +31,7 @@ FLAT_VIT = {"class_path": VIT["class_path"], "init_args": VIT["init_args"] | {"p
 TOKENS = {"unetr", "feature_pyramid"}
 SEGMENT = {"unet", "voxel_linear", *TOKENS}
 TARGETS = {"multi_label": "large,low", "regression": "share", "ordinal": "grade"}
-RECIPES = [name for name in cli.config_names("recipes") if name.startswith(("segment", "classify"))]
+RECIPES = [name for name in configurations.config_names("recipes") if name.startswith(("segment", "classify"))]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_recipes(store, tmp_path, recipe):
     tune(store, tmp_path / "run", recipe, encoder, *(["--data.target=grade"] if "classify" in recipe else []))
 
 
-@pytest.mark.parametrize("head", cli.config_names("heads"))
+@pytest.mark.parametrize("head", configurations.config_names("heads"))
 def test_heads(store, tmp_path, head):
     encoder = VIT if head in TOKENS else RESENC
     target = "mask" if head in SEGMENT else TARGETS.get(head, "grade")
@@ -109,7 +110,7 @@ def test_heads(store, tmp_path, head):
     assert load_card(tmp_path / "run").tuned.schema.name == (target if head != "multi_label" else "large,low")
 
 
-@pytest.mark.parametrize("optimizer", cli.config_names("optimizers"))
+@pytest.mark.parametrize("optimizer", configurations.config_names("optimizers"))
 def test_ways_to_move_weights(store, tmp_path, optimizer):
     if optimizer == "lora":
         pytest.importorskip("peft", reason="the extra lora is not installed")

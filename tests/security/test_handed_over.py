@@ -19,7 +19,7 @@ from security.planted import Canary, change_card, named
 from medssl import cli
 from medssl.encoders.weights import load_card
 from medssl.heads.weights import load_network
-from medssl.io import trust
+from medssl.io import configurations, trust
 from medssl.types import Imported, Preprocess, UserError
 
 LISTED = "which is not on the list of classes that are built from files of others: its code would run; if you know it, "
@@ -270,20 +270,20 @@ def test_the_configuration_of_a_run_is_not_run(content, path, name, canary, run,
 
 def test_a_recipe_of_ones_own_is_run_as_it_stands(canary, tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"encoder": named("stranger.Network")}))
-    assert cli.load_recipe(str(tmp_path / "mine.yaml"))["encoder"]["class_path"] == "stranger.Network"
+    assert configurations.load_recipe(str(tmp_path / "mine.yaml"))["encoder"]["class_path"] == "stranger.Network"
     (tmp_path / "mine.yaml").rename(tmp_path / "recipe.yaml")
-    assert cli.load_recipe(str(tmp_path / "recipe.yaml"))["encoder"]["class_path"] == "stranger.Network"
+    assert configurations.load_recipe(str(tmp_path / "recipe.yaml"))["encoder"]["class_path"] == "stranger.Network"
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"encoder": named("stranger.Network")}))
     with pytest.raises(UserError, match=r"^config\.yaml names 'stranger\.Network', which"):
-        cli.load_recipe(str(tmp_path / "config.yaml"))
-    told = cli.load_recipe(str(tmp_path / "config.yaml"), frozenset({"stranger.Network"}))
+        configurations.load_recipe(str(tmp_path / "config.yaml"))
+    told = configurations.load_recipe(str(tmp_path / "config.yaml"), frozenset({"stranger.Network"}))
     assert told["encoder"]["class_path"] == "stranger.Network"
 
 
 def test_shipped_recipes_name_listed_classes_alone():
-    for kind in ("recipes", *set(cli.FRAGMENTS.values())):
-        for name in cli.config_names(kind):
-            trust.refuse_config(cli.load_config(name, kind), name)
+    for kind in ("recipes", *set(configurations.FRAGMENTS.values())):
+        for name in configurations.config_names(kind):
+            trust.refuse_config(configurations.load_config(name, kind), name)
 
 
 def test_every_verb_that_reads_a_card_takes_trust():

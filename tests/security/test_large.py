@@ -11,10 +11,9 @@ import yaml
 from commands import fitted
 from security.planted import change_card
 
-from medssl import cli
 from medssl.encoders.tensors import read_tensors
 from medssl.encoders.weights import load_card
-from medssl.io import documents
+from medssl.io import configurations, documents
 from medssl.types import UserError
 
 
@@ -49,7 +48,7 @@ def test_configurations_that_grow_or_make_objects(text, words, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=rf"^mine\.yaml is no valid YAML: .*{words}"):
-        cli.load_recipe(str(tmp_path / "mine.yaml"))
+        configurations.load_recipe(str(tmp_path / "mine.yaml"))
     assert not (tmp_path / "mark").exists()
 
 

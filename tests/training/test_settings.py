@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 
 from medssl import cli
+from medssl.cli.parser import arguments_for
+from medssl.cli.words import read_command
 from medssl.data.store.store import Store
 from medssl.encoders.resenc import ResEnc
 from medssl.objectives.global_local import Cues, GlobalContrast, LocalContrast
@@ -28,8 +30,7 @@ def asked(*words: str) -> SamplingChanges | None:
     def verb(*, data: Loading) -> None: ...
 
     verb.__annotations__ = {"data": Loading}
-    parser = cli.make_parser(verb, "verb")
-    data: Loading = parser.instantiate(parser.parse_args(cli.expand(list(words))))["data"]
+    data: Loading = arguments_for(verb, "verb", read_command("tests:verb", words))["data"]
     return data.sampling
 
 
