@@ -340,7 +340,7 @@ BAD = [
     ("size beside the stride", ["--data.view.size=[16,15,8]"], r"15 is not a multiple of .* stride 2; 14 and 16"),
     ("nothing to start from", ["--pretrained=null"], r"say what to start from: --pretrained RUN, or --encoder NAME"),
     ("no such run", ["--pretrained=nowhere"], r"--pretrained nowhere: there is no such folder or file"),
-    ("unknown word to allow", ["--allow=all"], r"allow.*Expected one of.*seen"),
+    ("unknown word to allow", ["--allow=all"], r"--allow: the value has the wrong type .*one of seen, channels"),
 ]  # fmt: skip
 
 
