@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medssl import __version__
@@ -18,6 +20,7 @@ from medssl.io.console import log_to_console
 from medssl.io.safe_path import protect_children
 from medssl.io.suggestions import nearest
 from medssl.types import UserError
+from medssl.types.errors import ERROR_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,8 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = run(words[0], words[1:])
     except UserError as error:
-        print(f"error: {text_of(error)}", file=sys.stderr)
-        return 2
+        return refused(error)
     except BrokenPipeError:  # whoever read the output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
@@ -50,8 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line = trouble(error)
         if not line:
             raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
+        return refused(UserError(line))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -62,9 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def text_of(error: UserError) -> str:
-    """An error on one line, with an option in the place of its key."""
-    return " ".join(error.text(f"--{error.key}" if error.key else "").split())
+def refused(error: UserError) -> int:
+    """Prints an error on one line, with an option in the place of its key; returns the exit code.
+
+    Where the environment names a file for it, the error is written there as JSON, too.
+    """
+    text = " ".join(error.text(f"--{error.key}" if error.key else "").split())
+    print(f"error: {text}", file=sys.stderr)
+    if file := os.environ.get(ERROR_FILE):
+        parts = {"text": text, "message": error.message, "key": error.key, "expected": error.expected}
+        Path(file).write_text(json.dumps(parts | {"hint": error.hint}), encoding="utf-8")
+    return 2
 
 
 def run(verb: str, words: Sequence[str]) -> int:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
-import re
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 import torch
 
+from medssl.io.documents import read_json
 from medssl.io.links import open_to_append
 from medssl.io.locks import open_lock, try_lock
 from medssl.io.safe_path import python_command
 from medssl.types import UserError
+from medssl.types.errors import ERROR_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -29,18 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHILD = """
-import json, sys
-from medssl.comparison.jobs import end_with_parent
-end_with_parent(int(sys.argv[1]))
-from medssl.cli import main
-for words in json.loads(sys.argv[2]):
-    code = main(words)
-    if code:
-        sys.exit(code)
-"""
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SLURM sends SIGUSR1 before time is up
-PARENT_DIED = 1  # prctl's PR_SET_PDEATHSIG
 REMINDER_S = 5.0
 PATIENCE_S = 120.0  # how long the processes of a killed parent may take to save
 
@@ -53,10 +41,15 @@ class Job:
     commands: tuple[tuple[str, ...], ...]
     log: Path
 
+    @property
+    def error(self) -> Path:
+        """Where the process writes the error of the user that ends it, as JSON."""
+        return self.log.with_suffix(".error.json")
+
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job failed, for the console; ``written`` is the same without the names of files and folders."""
+    """Why a job failed, for the console; ``written``, for tables that may be passed on, names no file or folder."""
 
     reason: str
     written: str
@@ -106,7 +99,8 @@ def start(job: Job, slot: int, at_once: int, lock: IO[str]) -> subprocess.Popen[
     """Starts a job's process on the device of its slot."""
     job.log.parent.mkdir(parents=True, exist_ok=True)
     cores = max(1, len(os.sched_getaffinity(0)) // at_once) if hasattr(os, "sched_getaffinity") else 1
-    environment = {"OMP_NUM_THREADS": str(cores)} | os.environ | devices(slot)
+    job.error.unlink(missing_ok=True)
+    environment = {"OMP_NUM_THREADS": str(cores)} | os.environ | devices(slot) | {ERROR_FILE: str(job.error)}
     with open_to_append(job.log) as log:
         return subprocess.Popen(
             command(job.commands),
@@ -121,7 +115,7 @@ def start(job: Job, slot: int, at_once: int, lock: IO[str]) -> subprocess.Popen[
 
 def command(commands: Sequence[Sequence[str]]) -> list[str]:
     """Words that start commands of medssl, one after the other, in a process that stops when this one ends."""
-    return [*python_command(), "-c", CHILD, str(os.getpid()), json.dumps(commands)]
+    return [*python_command(), "-m", "medssl.comparison.child", str(os.getpid()), json.dumps(commands)]
 
 
 def devices(slot: int) -> dict[str, str]:
@@ -135,46 +129,24 @@ def devices(slot: int) -> dict[str, str]:
 
 
 def failure(job: Job, code: int, before: int = 0) -> Failure:
-    """Why a job failed: the last error that its log tells, else the signal or the exit code.
+    """Why a job failed: the error that its process wrote, else the signal or the exit code.
 
     Args:
         job: What failed.
         code: Exit code, or less than 0 of a signal.
         before: Bytes of the log that earlier attempts wrote.
     """
-    lines = job.log.read_bytes()[before:].decode("utf-8", "replace").splitlines()
-    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     if code < 0:
-        reason = f"killed by {signal.Signals(-code).name}" + (
-            ", often a full memory" if code == -signal.SIGKILL else ""
-        )
-    elif told and code in {1, 2}:
-        reason = told[-1]
-    else:
-        reason = f"exit code {code}; its log ends: {(lines or ['nothing'])[-1]}"
-    return Failure(reason, nameless(reason, [word for command in job.commands for word in command]))
-
-
-def nameless(reason: str, words: Sequence[str]) -> str:
-    """A reason without the names of files and folders, for tables that may be passed on.
-
-    Args:
-        reason: What a command said.
-        words: What it was given: the places among them may hold blanks.
-    """
-    for place in sorted({word for word in words if "/" in word}, key=len, reverse=True):
-        reason = reason.replace(place, "/")
-    reason = re.sub(r"""(["'])[^"']*/[^"']*\1""", "the file", reason)
-    return re.sub(r"""[^\s:;,()"']*/[^\s:;,()"']*""", "the file", reason)
-
-
-def end_with_parent(parent: int) -> None:
-    """Asks the kernel (Linux) to send SIGTERM when the parent dies: a run then saves and stops."""
-    with contextlib.suppress(OSError, AttributeError):
-        library: Any = ctypes.CDLL(None)
-        library.prctl(PARENT_DIED, signal.SIGTERM)
-    if os.getppid() != parent:
-        sys.exit(128 + signal.SIGTERM)
+        text = f"killed by {signal.Signals(-code).name}"
+        text += ", often because memory was full" if code == -signal.SIGKILL else ""
+        return Failure(text, text)
+    if job.error.exists():
+        error = read_json(job.error)
+        about = f"{error['key']} was refused" if error["key"] else "its input was refused"
+        return Failure(error["text"], f"{about}; its log says why")
+    lines = job.log.read_bytes()[before:].decode("utf-8", "replace").splitlines()
+    text = f"exit code {code}"
+    return Failure(f"{text}; its log ends: {(lines or ['nothing'])[-1]}", f"{text}; its log says why")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+ERROR_FILE = "MEDSSL_ERROR_FILE"  # environment variable: where a process writes the error that ends it
+
 
 class UserError(ValueError):
     """A mistake that the user can put right; the command line prints it as one line and exits with 2.

@@ -149,7 +149,7 @@ SLEEPS = """
 import os, pathlib, signal, sys, time
 folder = pathlib.Path(__file__).parent.parent
 
-def main(words):
+def main(words=None):
     def stop(*_):
         (folder / "stopped").touch()
         sys.exit(143)

@@ -11,40 +11,49 @@ import time
 import pytest
 
 from medssl.comparison import jobs as children
-from medssl.comparison.jobs import Job, failure, nameless
+from medssl.comparison.jobs import Job, failure
 
 
 def test_only_what_this_attempt_said_counts(tmp_path):
     log = tmp_path / "run.log"
-    log.write_text("error: the disk is full\n")
+    log.write_text("the disk is full\n")
     before = log.stat().st_size
     with log.open("a") as stream:
         stream.write("step 5\nloss is not finite: stopped\n")
     job = Job("a", (("finetune",),), log)
-    assert failure(job, 1).reason == "the disk is full"
-    assert failure(job, 1, before).reason == "exit code 1; its log ends: loss is not finite: stopped"
+    assert failure(job, 1).reason == "exit code 1; its log ends: loss is not finite: stopped"
     assert failure(job, 1, log.stat().st_size).reason == "exit code 1; its log ends: nothing"
-    assert failure(job, -signal.SIGKILL, before).reason == "killed by SIGKILL, often a full memory"
-
-
-def test_what_is_written_names_no_file(tmp_path):
-    log = tmp_path / "run.log"
-    log.write_text("error: /data/Miller Ann/store/pack.bin cannot be read: see '/scans/Ann Miller/notes'\n")
-    told = failure(Job("a", (("finetune", "--store", "/data/Miller Ann"),), log), 2)
-    assert told.reason.startswith("/data/Miller Ann/store/pack.bin")
-    assert told.written == "the file cannot be read: see the file"
+    assert failure(job, 1).written == "exit code 1; its log says why"
+    assert failure(job, -signal.SIGKILL, before).reason == "killed by SIGKILL, often because memory was full"
 
 
 @pytest.mark.parametrize(
-    ("reason", "expected"),
+    ("words", "reason", "written"),
     [
-        ("out/runs/a/2-0: no such folder", "the file: no such folder"),
-        ("--labels 9: there are 6 (of /a/b)", "--labels 9: there are 6 (of the file)"),
-        ("the loss is not finite", "the loss is not finite"),
+        (("finetune", "--store", "/data/Miller Ann"), "medssl finetune needs a recipe", "its input was refused; its"),
+        (("pretrain", "--training.steps", "few"), "--training.steps: the value has the wrong type (got 'few'; expected",
+         "training.steps was refused; its log says why"),
+        (("report", "/nowhere/page.html", "/data/Miller"), "/data/Miller", "its input was refused; its log says why"),
     ],
-)
-def test_places_are_found_without_knowing_them(reason, expected):
-    assert nameless(reason, []) == expected
+)  # fmt: skip
+def test_a_process_writes_its_error_and_what_is_passed_on_names_no_file(tmp_path, words, reason, written):
+    job = Job("a", (("--version",), words), tmp_path / "run.log")
+    with (tmp_path / "lock").open("w") as lock:
+        process = children.start(job, 0, 1, lock)
+        assert process.wait(60) == 2
+    told = failure(job, process.returncode)
+    assert reason in told.reason
+    assert told.written.startswith(written)
+    assert "/" not in told.written
+    assert job.log.read_text().startswith("medssl ")
+
+
+def test_an_error_of_an_earlier_attempt_is_gone(tmp_path):
+    job = Job("a", (("--version",),), tmp_path / "run.log")
+    job.error.write_text("{}")
+    with (tmp_path / "lock").open("w") as lock:
+        assert children.start(job, 0, 1, lock).wait(60) == 0
+    assert not job.error.exists()
 
 
 def test_a_signal_that_comes_while_a_process_starts_reaches_it(tmp_path, monkeypatch):
