@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from docutils import nodes
 from latex2mathml.converter import convert
+
+sys.path.insert(0, str(Path(__file__).parent))
+from objective_pages import objectives, presets_section, write_pages
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -31,6 +35,19 @@ html_math_renderer = "mathml"
 def setup(app: Sphinx) -> None:
     """Write formulas as MathML, which browsers show themselves: the pages open in a closed network."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
+    app.connect("builder-inited", _write_objective_pages)
+    app.connect("source-read", _add_presets)
+
+
+def _write_objective_pages(app: Sphinx) -> None:
+    write_pages(Path(app.srcdir) / "objectives", objectives())
+
+
+def _add_presets(app: Sphinx, name: str, source: list[str]) -> None:
+    """Add arguments and presets to the page of an objective."""
+    for objective in objectives():
+        if name == f"objectives/{objective.name}":
+            source[0] += f"\n{presets_section(objective)}"
 
 
 def _inline(writer: Any, node: nodes.math) -> None:

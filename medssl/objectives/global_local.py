@@ -17,6 +17,8 @@ more than half is padding, or not to be scored, take no part: nothing but their 
 
 Reference: Chaitanya et al., Contrastive learning of global and local features for medical image segmentation with
 limited annotations, NeurIPS 2020, arXiv 2006.10511. What differs stands in ``docs/objectives/global_local.md``.
+Predicts: the part of a volume that a crop is from, then regions in it (Chaitanya et al. 2020).
+Encoders: any, with the U-Net decoder.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 r"""LVM-Med: the scans of a batch form a graph in either view, and the two graphs are to match node by node.
 
+Predicts: matching nodes of two graphs of scans (LVM-Med, Nguyen et al. 2023).
+Encoders: any.
+
 With encoder :math:`f`, projection h, message passing g on the graph of nearest neighbors of z, views s and t of N
 scans, c_lo the affinity of the cells of two maps (``ops/affinity.py``) and permutations v::
 

@@ -1,5 +1,8 @@
 r"""Masked autoencoders: most of an image is hidden, the encoder sees the rest, a decoder predicts what was hidden.
 
+Predicts: hidden patches from visible patches (He et al. 2022; volumes as Wald et al. 2025).
+Encoders: vision transformer; any encoder in a U-Net (``mae_resenc_3d``).
+
 With cells :math:`c` of the image, hidden set :math:`M` drawn per sample, encoder :math:`f`, decoder :math:`g`::
 
     z      = f(x_c + place_c, c visible)        hidden patches are left out: the encoder sees a quarter of the tokens

@@ -1,5 +1,8 @@
 r"""SimCLR: two random views of a scan are to be near each other and far from all others.
 
+Predicts: which two views show the same crop (Chen et al. 2020).
+Encoders: any.
+
 With encoder :math:`f`, projection :math:`g`, views :math:`x_1 \dots x_B` and :math:`x_{B+1} \dots x_{2B}` of the same B
 crops, and j(i) the other view of i::
 

@@ -1,5 +1,8 @@
 r"""SimMIM: hidden cells are replaced by a learned token, and one linear layer predicts their voxels.
 
+Predicts: voxels of cells replaced by a token (Xie et al. 2022).
+Encoders: vision transformer.
+
 With cells :math:`c` of the image, hidden set :math:`M` drawn per sample, encoder :math:`f`::
 
     z      = f(x_c, or a learned token at hidden places; all with their places)         as many tokens as patches

@@ -1,5 +1,8 @@
 r"""SparK: masked image modeling for convolutional networks, on images and volumes.
 
+Predicts: hidden cells of an image, with a convolutional encoder (Tian et al. 2023).
+Encoders: residual encoder, timm ResNet and ConvNeXt.
+
 With cells :math:`c` of the image, hidden set :math:`M` drawn per sample, encoder :math:`f`, decoder :math:`g`::
 
     z      = f(x visible)                       sparse: hidden positions stay empty at every scale
