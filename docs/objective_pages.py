@@ -122,7 +122,7 @@ def presets_section(objective: Objective) -> str:
 
 def page(objective: Objective) -> str:
     """The page of an objective that has none of its own: its docstring, arguments and presets."""
-    text = FIELD.sub("", objective.docstring.partition(":")[2].strip())
+    text = re.sub(r"\n{3,}", "\n\n", FIELD.sub("", objective.docstring.partition(":")[2].strip()))
     text = f"{text[:1].upper()}{text[1:]}"
     code = f"Code: `medssl/objectives/{objective.name}.py`."
     return f"# {objective.title}\n\n{as_markdown(text)}\n\n{code}\n\n{presets_section(objective)}"
