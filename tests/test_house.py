@@ -10,6 +10,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import grimp
 import pytest
 import yaml
 
@@ -221,6 +222,78 @@ def test_imports_point_down():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
+
+
+DEEPEST = 5
+DEEPER = {"medssl.data.store": 6, "medssl.cli": 7}  # still to be made flatter
+BOTH_WAYS = {  # parts that import each other, one of them inside a function
+    "medssl.encoders": ("base", "contract"),
+    "medssl.objectives": ("base", "contract"),
+    "medssl.data": ("index", "labels", "store"),
+}
+
+
+@functools.cache
+def import_graph():
+    return grimp.build_graph("medssl", cache_dir=None)
+
+
+def rooms():
+    """Every package; its parts are the modules and packages directly inside it."""
+    return sorted({name.rpartition(".")[0] for name in import_graph().modules} - {"", "medssl"})
+
+
+def parts_of(imports, room):
+    """Which parts each part of a room imports, by their names in the room; a package counts as one part."""
+
+    def part(module):
+        return module.removeprefix(f"{room}.").split(".")[0] if module.startswith(f"{room}.") else None
+
+    parts = {part(module): set() for module in imports.modules if part(module)}
+    for module in imports.modules:
+        if name := part(module):
+            others = map(part, imports.find_modules_directly_imported_by(module))
+            parts[name] |= {other for other in others if other not in (None, name)}
+    return parts
+
+
+def longest_chain(parts):
+    """The longest chain of parts of which each imports the next, none twice."""
+
+    def longest(part, above):
+        ends = [longest(other, (*above, part)) for other in parts[part] if other not in above]
+        return [part, *max(ends, key=len, default=[])]
+
+    return max((longest(part, ()) for part in sorted(parts)), key=len, default=[])
+
+
+@pytest.mark.parametrize("room", rooms())
+def test_rooms_are_flat(room):
+    parts = parts_of(import_graph(), room)
+    together = BOTH_WAYS.get(room, ())
+    merged = {  # parts that import each other count as one
+        part: {"+".join(together) if other in together else other for other in others}
+        for part, others in parts.items()
+        if part not in together
+    }
+    if together:
+        outside = set().union(*(parts[part] for part in together)) - set(together)
+        merged["+".join(together)] = outside
+    chain = longest_chain(merged)
+    assert len(chain) <= DEEPER.get(room, DEEPEST), f"{room}: {' -> '.join(chain)}"
+
+
+def test_chains_are_counted():
+    imports = grimp.ImportGraph()
+    for module in ("p", "p.a", "p.b", "p.b.x", "p.b.y", "p.c", "other"):
+        imports.add_module(module)
+    edges = [("p.a", "p.b.x"), ("p.b.x", "p.b.y"), ("p.b.y", "p.c"), ("p.c", "other"), ("p.c", "p")]
+    for importer, imported in edges:
+        imports.add_import(importer=importer, imported=imported)
+    parts = parts_of(imports, "p")
+    assert parts == {"a": {"b"}, "b": {"c"}, "c": set()}
+    assert longest_chain(parts) == ["a", "b", "c"]
+    assert longest_chain(parts_of(imports, "p.b")) == ["x", "y"]
 
 
 def test_heavy_packages_are_imported_where_they_are_used():
