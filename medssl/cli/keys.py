@@ -164,3 +164,8 @@ def _is_plain(annotation: ast.expr, module: str) -> bool:
     if not isinstance(node, ast.Name):
         return False
     return node.id in PLAIN or (class_of(module, annotation) is None and choices(module, annotation) is not None)
+
+
+def plain(key: str) -> str:
+    """A key without the words that only say which class it is of."""
+    return key.removesuffix("+").replace(".init_args", "")

@@ -11,7 +11,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING, Any
 
-from medssl.cli.words import plain
+from medssl.cli.keys import plain
 from medssl.io.suggestions import nearest
 from medssl.types import Imported, UserError
 

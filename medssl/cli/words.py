@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from medssl.cli.keys import Keys, keys_of
+from medssl.cli.keys import Keys, keys_of, plain
 from medssl.cli.messages import unknown_key
 from medssl.cli.values import BOOLEANS, expected, fits, is_number, is_switch, items_of, takes_numbers
 from medssl.io.configurations import FRAGMENTS, is_fragment, load_config, load_recipe, merged
@@ -262,11 +262,6 @@ def flat(content: dict[str, Any], above: str = "") -> list[tuple[str, Any]]:
         else:
             result.append((name, value))
     return result
-
-
-def plain(key: str) -> str:
-    """A key without the words that only say which class it is of."""
-    return key.removesuffix("+").replace(".init_args", "")
 
 
 def _key_of(word: str) -> tuple[str, str, str]:

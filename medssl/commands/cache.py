@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medssl.data.store import checksums, chunks, records
+from medssl.data.store import checksums, disk, records
 from medssl.data.store import writer as filling
 from medssl.data.store.store import Store, Tier
 from medssl.data.store.verify import mend
@@ -252,7 +252,7 @@ def _run(work: _Work, scans: Iterator[Scan], missing: tuple[int, int], workers: 
                 stored, skipped = stored + len(outcome.rows), skipped + len(outcome.skipped)
                 bar.set_postfix_str(f"{stored + skipped} of {count} scans", refresh=False)
                 bar.update(outcome.size)
-    except chunks.DiskFull as error:
+    except disk.DiskFull as error:
         message = f"{error} ({stored} scans stored in this run, none lost)"
         raise UserError(message) from error
     return stored, skipped

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from medssl.data.store import checksums
+from medssl.data.store.disk import DiskFull
 from medssl.io.atomic_write import DISK_FULL, atomic_files
-from medssl.types import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -240,13 +240,6 @@ def write_parts(path: Path, parts: Iterable[bytes | NDArray[np.uint8]]) -> int:
         if error.errno in DISK_FULL:
             raise DiskFull from error
         raise
-
-
-class DiskFull(UserError):
-    """No room for another file in the store."""
-
-    def __init__(self, message: str = "the store's disk is full: make room and run the same command again") -> None:
-        super().__init__(message)
 
 
 def _box(shape: tuple[int, ...], side: int) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import numpy as np
 from medssl.data.formats.masks import value_counts
 from medssl.data.index.schema import refuse_programs
 from medssl.data.store import checksums
-from medssl.data.store.chunks import DiskFull
+from medssl.data.store.disk import DiskFull
 from medssl.types import UserError
 
 if TYPE_CHECKING:

@@ -77,7 +77,7 @@ def fill(filling: Filling, scans: Sequence[Scan], tell: Callable[[int], None] = 
     before.
 
     Raises:
-        chunks.DiskFull: No room; nothing of the file in work is left.
+        disk.DiskFull: No room; nothing of the file in work is left.
     """
     rows: list[tuple[Any, ...]] = []
     skipped: list[tuple[str, str, str]] = []

@@ -18,7 +18,7 @@ from data.store.test_cache import content, index_folder
 
 from medssl.cli import main
 from medssl.commands import cache as verb
-from medssl.data.store import chunks, records
+from medssl.data.store import disk, records
 from medssl.data.store import writer as filling
 from medssl.data.store.store import Store
 from medssl.types import Preprocess
@@ -183,12 +183,12 @@ def test_a_disk_that_is_full_for_the_table_too_is_said(tmp_path):
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite answers as on a full disk
     plan = filling.Filling(tmp_path, tmp_path, Preprocess(), "chunked", {})
-    with pytest.raises(chunks.DiskFull, match="the store's disk is full"):
+    with pytest.raises(disk.DiskFull, match="the store's disk is full"):
         filling.keep(plan, connection, filling.Outcome(skipped=(("a", "k" * 100_000, "no reason"),)))
     assert connection.execute("SELECT count(*) FROM failures").fetchone() == (0,)
     connection.close()
-    copied = pickle.loads(pickle.dumps(chunks.DiskFull()))  # as a worker process sends it
-    assert str(copied) == str(chunks.DiskFull())
+    copied = pickle.loads(pickle.dumps(disk.DiskFull()))  # as a worker process sends it
+    assert str(copied) == str(disk.DiskFull())
 
 
 def test_too_little_room_is_said_before_the_start(tmp_path, capfd, monkeypatch):

@@ -14,7 +14,7 @@ from data.stores import PLAIN, fill_store, numbered, scan_of, volume
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from medssl.data.store import chunks, records
+from medssl.data.store import chunks, disk, records
 from medssl.data.store.preprocess import prepare
 from medssl.data.store.store import Store
 from medssl.types import LabelSchema, Preprocess, UserError
@@ -222,11 +222,11 @@ def test_writing_is_whole_or_not_at_all(tmp_path):
         yield b"half"
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(chunks.DiskFull, match="store's disk is full"):
+    with pytest.raises(disk.DiskFull, match="store's disk is full"):
         chunks.write_parts(target, breaking())
     assert target.read_bytes() == b"one\x00\x01\x02\x03"
     assert [p.name for p in target.parent.iterdir()] == ["file"]
-    assert str(pickle.loads(pickle.dumps(chunks.DiskFull()))) == str(chunks.DiskFull())
+    assert str(pickle.loads(pickle.dumps(disk.DiskFull()))) == str(disk.DiskFull())
 
 
 def test_the_same_scan_gives_the_same_bytes():
