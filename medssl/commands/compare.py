@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
 from medssl.comparison.arms import TEST, Run, Study, arms_of, encoders_of, hold, read_kept, study_of
@@ -24,9 +23,9 @@ from medssl.comparison.jobs import Failure, Job, alone, run_jobs
 from medssl.comparison.summary import STATES, clear_states, note_edits, set_aside, set_aside_strange, tell, write_tables
 from medssl.data.index.scan_index import Index
 from medssl.data.index.split import overlap
-from medssl.data.labels.selection import MASK, few, how_many, labeled_scans, labeled_scans_of_index
+from medssl.data.labels.kinds.base import kind_of
+from medssl.data.labels.selection import few, how_many, labeled_scans, labeled_scans_of_index
 from medssl.data.labels.trained_on import trained_on
-from medssl.data.labels.values import findings_of
 from medssl.data.store.store import Store
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import CARD
@@ -190,16 +189,9 @@ def refuse_unscored(scans: Sequence[Scan], schema: LabelSchema, split: str) -> N
     Raises:
         UserError: No class or finding is there in two subjects and absent in two.
     """
-    if schema.name == MASK or schema.kind == "number":
-        return
     values, subjects = [dict(scan.labels.values) for scan in scans], [scan.subject.subject_id for scan in scans]
-    if schema.kind == "findings":
-        truth = np.array([findings_of(row, schema) for row in values])
-        columns = [(truth[:, k] == 1, truth[:, k] >= 0) for k in range(truth.shape[1])]
-    else:
-        own, every = np.array([row[schema.name] for row in values]), np.ones(len(values), bool)
-        columns = [(own == name, every) for _, name in schema.classes]
-    if not any(judged(positive, subjects, known) for positive, known in columns):
+    columns = kind_of(schema).contrasts(values, schema)
+    if columns and not any(judged(positive, subjects, known) for positive, known in columns):
         message = (
             f"nothing can be compared on split {split!r}: an AUROC takes a class of {schema.name} that at least "
             f"{FEWEST} of its {len(set(subjects))} subjects have and {FEWEST} lack; choose another --split"

@@ -14,7 +14,9 @@ from medssl.data.formats.reading import read
 from medssl.data.index.datasets import all_phantoms
 from medssl.data.index.scan_index import Index
 from medssl.data.index.split import overlap
-from medssl.data.labels.selection import MASK, class_number, labeled_scans_of_index
+from medssl.data.labels.kinds.base import kind_of
+from medssl.data.labels.kinds.classes import class_number
+from medssl.data.labels.selection import labeled_scans_of_index
 from medssl.data.labels.trained_on import missing_note
 from medssl.data.store import grid
 from medssl.data.store.writer import UNREADABLE
@@ -177,7 +179,7 @@ def schemas_of(opened: Index, scans: Sequence[Scan], schema: LabelSchema) -> dic
     own = dict(schema.classes)
     schemas = {}
     for dataset in sorted({scan.source.dataset for scan in scans}):
-        theirs = opened.schema(dataset) if schema.name == MASK else None
+        theirs = opened.schema(dataset) if kind_of(schema).per_voxel else None
         for value, name in theirs.classes if theirs else ():
             if own.get(value, name) != name:
                 message = (

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from medssl.data.labels.kinds.base import kind_of
 from medssl.data.labels.trained_on import missing_note, trained_on
 from medssl.data.loading.loader import small_scans
 from medssl.data.store.store import Store
@@ -116,7 +117,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         split=data.train,
         scans=chosen.drawn or chosen.learned,
         groups=balanced_groups(opened, chosen.learned, schema, data),
-        with_labels=data.target == "mask",
+        with_labels=kind_of(schema).per_voxel,
     )
     module = TrainingLoop(objective, feed, optimizer, steps=training.steps, progress=progress)
     card = make_card(config, begin, opened, schema, chosen, teacher)
@@ -163,7 +164,7 @@ def refuse_misfit(network: Network, data: Examples, training: Training, mixing: 
         own = " or ".join(f"{ndim}D" for ndim in sorted(network.encoder.ndims))
         message = f"the encoder takes {own}, data.view.size {list(data.view.size)} has {axes} axes: change either"
         raise UserError(message)
-    if (data.target == "mask") != (kind == "segmentation"):
+    if kind_of(network.head.schema).task != kind:
         message = f"the head is for {kind}, the target is {data.target!r}: choose another --head or --data.target"
         raise UserError(message)
     for size, stride in zip(data.view.size, network.encoder.strides[-1], strict=True):

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medssl.data.labels.selection import MASK, classes_of
+from medssl.data.labels.kinds.base import MASK, kind_of
+from medssl.data.labels.selection import schema_of
 from medssl.encoders.base import Encoder
 from medssl.inference.predictor import Windows
 from medssl.io.atomic_write import atomic_write
@@ -94,17 +95,18 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
     begin = begin_of(run, encoder, from_scratch=from_scratch, trust=names(trust))
     opened = open_store(store, begin, allow)
     begin = start.with_channels(begin, opened.channels, allow)
-    schema = classes_of(opened, target, key="--target")
+    schema = schema_of(opened, target, key="--target")
     refuse_kind(schema)
     frozen, loaded = freeze(begin, opened, windows, window=window, slice_axis=slice_axis, seed=seed)
     axes = len(frozen.window)
     splits = split_scans(opened, schema, axes, labels=labels, validation_labels=validation_labels, seed=seed)
     notes = list(filter(None, [start.refuse_seen(opened, begin, allow)]))
     asked: dict[str, Any] = {"seed": seed, "labels": labels, "validation_labels": validation_labels}
-    chosen = levels_of(frozen, levels) if target == MASK else ()
+    per_voxel = kind_of(schema).per_voxel
+    chosen = levels_of(frozen, levels) if per_voxel else ()
     log.info(first_line(opened, splits, loaded))
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if target == MASK:
+    if per_voxel:
         asked |= {"voxels": voxels, "levels": list(chosen), "overlap": windows.overlap}
         found = probe_voxels(frozen, Voxels(opened, schema, chosen, voxels, seed), splits, begin, out)
         answers = ProbeResults([found], notes=[ON_STORED_GRID])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -17,15 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from medssl.encoders.base import Encoder
-    from medssl.types import Features, LabelKind, LabelSchema
+    from medssl.types import Features, LabelSchema
 
-HeadKind = Literal["segmentation", "classification", "multi_label", "regression"]
-LABELS: dict[HeadKind, LabelKind] = {
-    "segmentation": "classes",
-    "classification": "classes",
-    "multi_label": "findings",
-    "regression": "number",
-}  # what each kind of head is trained on
 UNLABELED = -1  # class number of voxels and scans that no loss looks at
 
 
@@ -36,11 +29,11 @@ class Head(nn.Module, ABC):
 
     Attributes:
         kind: "segmentation" answers for every voxel, "classification" for the whole image; so do "multi_label", with
-            any number of findings, and "regression", with a number.
+            any number of findings, and "regression", with a number (``TargetKind.task`` in ``data.labels.kinds``).
         schema: The classes in the order of the outputs.
     """
 
-    kind: HeadKind
+    kind: str
     schema: LabelSchema
 
     @abstractmethod

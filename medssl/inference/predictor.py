@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from medssl.data.formats.reading import Volume
     from medssl.data.store.preprocess import Prepared
-    from medssl.heads.base import HeadKind, Network
+    from medssl.heads.base import Network
     from medssl.types import Card, LabelSchema, Tuned, ValueDomain
 
 
@@ -80,7 +80,7 @@ class Fitted:
         return self.tuned.schema
 
     @property
-    def kind(self) -> HeadKind:
+    def kind(self) -> str:
         """What its head answers: a class for every voxel, or a class, findings or a number for the whole scan."""
         return self.network.head.kind
 

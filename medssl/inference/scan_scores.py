@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from medssl.data.labels.values import findings_of, number_of
+from medssl.data.labels.kinds.findings import findings_of
+from medssl.data.labels.kinds.number import number_of
 from medssl.inference.temperature import CALIBRATION
 from medssl.metrics import cases, tables
 from medssl.metrics.cases import FindingsRow, NumberRow

@@ -10,7 +10,9 @@ import lightning.pytorch as lightning
 import numpy as np
 
 from medssl.data.index.split import overlap
-from medssl.data.labels.selection import MASK, class_number, classes_of, few, labeled_scans
+from medssl.data.labels.kinds.base import MASK
+from medssl.data.labels.kinds.classes import class_number
+from medssl.data.labels.selection import few, labeled_scans, schema_of
 from medssl.encoders.base import Encoder
 from medssl.inference.predictor import Windows
 from medssl.metrics import scan_probe as probes
@@ -58,7 +60,7 @@ class ProbeWhileTraining(lightning.Callback):
         self.store, self.every = store, settings.every
         self.window, self.axis = tuple(plan.views[0].size), plan.sampling.slice_axis
         self.windows = Windows(precision="bf16" if half else "fp32")
-        self.schema = classes_of(store, settings.target, key="--probe.target")
+        self.schema = schema_of(store, settings.target, key="--probe.target")
         refuse_kind(self.schema)
         self.asked = {"target": settings.target, "subjects": settings.subjects, "seed": settings.seed}
         self.learned, self.judged = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medssl.data.labels.selection import class_number
+from medssl.data.labels.kinds.classes import class_number
 from medssl.data.store.store import Store
 from medssl.metrics import health
 from medssl.metrics import scan_probe as probes

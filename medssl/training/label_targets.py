@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from medssl.data.labels.selection import MASK, class_number, classes_of, groups_of, lacking
-from medssl.data.labels.values import findings_of, number_of
-from medssl.heads.base import LABELS
+from medssl.data.labels.kinds.base import kind_of, kind_of_task
+from medssl.data.labels.selection import constant_labels, groups_of, schema_of
 from medssl.training import describe
 from medssl.types import UserError
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from medssl.data.store.store import Store
-    from medssl.heads.base import HeadKind, Network
+    from medssl.heads.base import Network
     from medssl.training.settings import Examples
     from medssl.types import LabelSchema
 
@@ -34,15 +33,12 @@ def schema_for(store: Store, target: str, head: Any) -> LabelSchema:
     Raises:
         UserError: The target does not fit the head, or the store has no such labels.
     """
-    kind: HeadKind = getattr(describe.class_of(head), "kind", "classification")
-    if target == MASK and LABELS[kind] != "classes":
-        message = f"the head is for {kind}, the target is {target!r}: choose another --head or --data.target"
-        raise UserError(message)
-    if "," in target and LABELS[kind] != "findings":
-        message = f"the head is for {kind}, the target {target!r} names several values: "
-        message += "choose --head multi_label, or name one value"
-        raise UserError(message)
-    return classes_of(store, target, LABELS[kind])
+    task = getattr(describe.class_of(head), "kind", None)
+    if task is None:  # a function of the user: what it makes is known once it is called
+        return schema_of(store, target)
+    kind = kind_of_task(task)
+    kind.refuse_target(target)
+    return kind.schema(store, target, key="--data.target")
 
 
 def targets_of(values: Sequence[Mapping[str, str]], schema: LabelSchema) -> Tensor:
@@ -51,30 +47,12 @@ def targets_of(values: Sequence[Mapping[str, str]], schema: LabelSchema) -> Tens
     Raises:
         UserError: A value that cannot be.
     """
-    if schema.kind == "findings":
-        return torch.tensor([findings_of(row, schema) for row in values])
-    if schema.kind == "number":
-        return torch.tensor([number_of(row, schema) for row in values], dtype=torch.float64).float()
-    return torch.tensor([class_number(dict(row), schema) for row in values])
-
-
-def in_words(values: Mapping[str, str], answer: Sequence[float], schema: LabelSchema) -> str:
-    """Label and prediction of a scan, such as "label benign, prediction malignant 0.73"."""
-    names = [name for _, name in schema.classes]
-    if schema.kind == "number":
-        return f"label {number_of(values, schema):.4g}, prediction {answer[0]:.4g}"
-    if schema.kind == "findings":
-        truth = dict(zip(names, findings_of(values, schema), strict=True))
-        there = ", ".join(name for name, known in truth.items() if known == 1) or "none"
-        told = ", ".join(f"{name} {share:.2f}" for name, share in zip(names, answer, strict=True))
-        return f"label {there}, prediction {told}"
-    share, name = max(zip(answer, names, strict=True))
-    return f"label {values.get(schema.name) or 'unknown'}, prediction {name} {share:.2f}"
+    return torch.from_numpy(kind_of(schema).targets(values, schema))
 
 
 def prepare(network: Network, store: Store, scans: Sequence[int]) -> None:
     """Lets the head take what it needs from the labels that are learned from."""
-    if network.head.kind != "segmentation":
+    if not kind_of(network.head.schema).per_voxel:
         network.head.prepare(targets_of([store.values(n) for n in scans], network.head.schema))
 
 
@@ -86,7 +64,7 @@ def balanced_groups(store: Store, scans: Sequence[int], schema: LabelSchema, dat
     """
     if data.sampling.balance == "none":
         return None
-    if schema.name == MASK or schema.kind == "number":
+    if not kind_of(schema).has_groups:
         message = (
             f"data.sampling.balance {data.sampling.balance} draws scans by their class, the target {schema.name!r} "
             "gives them none: set it to none"
@@ -97,5 +75,5 @@ def balanced_groups(store: Store, scans: Sequence[int], schema: LabelSchema, dat
 
 def target_notes(store: Store, scans: Sequence[int], schema: LabelSchema, *, where: str) -> list[str]:
     """What the first line tells of findings that are the same in all scans; ``where`` says what is done with them."""
-    alike = lacking(store, scans, schema) if schema.kind == "findings" else []
+    alike = constant_labels(store, scans, schema)
     return [f"the same in all scans to {where} where it is known: {', '.join(alike)}"] if alike else []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medssl.data.index.split import overlap
-from medssl.data.labels.selection import MASK
+from medssl.data.labels.kinds.base import kind_of
 from medssl.data.store.store import Store
 from medssl.io.documents import read_json
 from medssl.ops.draws import keyed_generator
@@ -146,7 +146,7 @@ def with_pseudo_labels(
     if folder is None:
         return store, ()
     facts = facts_of(folder)
-    if schema.name != MASK or facts["classes"] != [list(pair) for pair in schema.classes]:
+    if not kind_of(schema).per_voxel or facts["classes"] != [list(pair) for pair in schema.classes]:
         message = f"the pseudo-labels have the classes {facts['classes']}, the target {schema.name!r} has others"
         raise UserError(message)
     if facts["store"] != store.digest:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import distributed
 
+from medssl.data.labels.kinds.base import kind_of
 from medssl.data.loading.crops import slice_axes
 from medssl.heads.base import UNLABELED, Network, class_numbers
 from medssl.heads.sliding import classify, slide
@@ -21,7 +22,7 @@ from medssl.metrics.regression import r2
 from medssl.metrics.segmentation import dice_scores
 from medssl.objectives.base import Objective, evaluation_mode
 from medssl.ops.draws import Draws
-from medssl.training.label_targets import in_words, targets_of
+from medssl.training.label_targets import targets_of
 from medssl.training.optim import FineTuning
 from medssl.types import Loss, ViewPlan
 from medssl.views.intensity import decode
@@ -106,7 +107,7 @@ class Supervised(Objective):
     def target(self, batch: Batch) -> Tensor:
         """What the head learns from (``Head.loss``)."""
         view, schema = batch.views[0], self.head.schema
-        if self.head.kind != "segmentation":
+        if not kind_of(self.head.schema).per_voxel:
             return targets_of(batch.values, schema).to(view.image.device)
         assert batch.targets is not None
         mask = class_numbers(batch.targets[0][:, 0], schema)
@@ -115,7 +116,7 @@ class Supervised(Objective):
     def pictures(self, batch: Batch, step: Step) -> dict[str, Float[Tensor, "B C *s"]]:
         """Input, label and prediction of a segmentation; the input alone where ``captions`` tell the other two."""
         image = batch.views[0].image
-        if self.head.kind != "segmentation":
+        if not kind_of(self.head.schema).per_voxel:
             return {"input": image}
         with evaluation_mode(self):
             prediction = self.head(self.encoder(image), image.shape[2:])
@@ -125,15 +126,15 @@ class Supervised(Objective):
 
     def captions(self, batch: Batch) -> list[str]:
         """Label and prediction of each sample in words, where whole scans are answered for."""
-        if self.head.kind == "segmentation":
+        if kind_of(self.head.schema).per_voxel:
             return []
         image = batch.views[0].image
         with evaluation_mode(self):
             prediction = self.head(self.encoder(image), image.shape[2:])
         assert isinstance(prediction, torch.Tensor)
         answers = self.head.predictions(prediction).tolist()
-        schema = self.head.schema
-        return [in_words(values, answer, schema) for values, answer in zip(batch.values, answers, strict=True)]
+        schema, kind = self.head.schema, kind_of(self.head.schema)
+        return [kind.in_words(values, answer, schema) for values, answer in zip(batch.values, answers, strict=True)]
 
 
 class Validation(lightning.Callback):
@@ -184,7 +185,7 @@ class Validation(lightning.Callback):
 
     def judge(self, network: Network, scans: tuple[int, ...]) -> list[tuple[int, list[Any]]]:
         """For each scan its number with its Dice per class, or what the head answers."""
-        segmentation = network.head.kind == "segmentation"
+        segmentation = kind_of(network.head.schema).per_voxel
         found = []
         for number in scans:
             scan = StoredScan(self.store, number, self.window, self.axis)
@@ -203,7 +204,7 @@ class Validation(lightning.Callback):
 
     def verdict(self, schema: LabelSchema, found: list[tuple[int, list[Any]]]) -> tuple[str, float]:
         """Name and value of the measure, of which more is better: mean Dice over subjects, AUROC, or R2."""
-        if schema.name != "mask":
+        if not kind_of(schema).per_voxel:
             return scan_verdict(
                 schema, found, targets_of([self.store.values(number) for number, _ in found], schema).numpy()
             )

@@ -7,7 +7,6 @@ from typing import Literal
 
 Kind = Literal["volume", "image", "slide"]
 ValueDomain = Literal["hu", "mr", "gray", "rgb"]
-LabelKind = Literal["classes", "findings", "number"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class LabelSchema:
     name: str  # "mask", or the name of a scan-level value
     classes: tuple[tuple[int, str], ...]
     ignore: int | None = None
-    kind: LabelKind = "classes"  # "findings": each is there in a scan or not; "number": the value of that name
+    kind: str = "classes"  # "findings": each is there in a scan or not; "number": the value of that name
 
 
 @dataclass(frozen=True)

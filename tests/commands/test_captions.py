@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from medssl.training.label_targets import in_words
+from medssl.data.labels.kinds.base import kind_of
 from medssl.training.pictures import draw
 from medssl.types import LabelSchema
 
@@ -15,8 +15,15 @@ FINDINGS = LabelSchema("a,b", ((0, "a"), (1, "b")), kind="findings")
 NUMBER = LabelSchema("age", ((0, "age"),), kind="number")
 
 
+def in_words(values, prediction, schema):
+    return kind_of(schema).in_words(values, prediction, schema)
+
+
 def test_label_and_prediction_in_words():
-    assert in_words({"grade": "benign"}, [0.27, 0.73], CLASSES) == "label benign, prediction malignant 0.73"
+    assert (
+        kind_of(CLASSES).in_words({"grade": "benign"}, [0.27, 0.73], CLASSES)
+        == "label benign, prediction malignant 0.73"
+    )
     assert in_words({}, [0.9, 0.1], CLASSES) == "label unknown, prediction benign 0.90"
     assert in_words({"a": "1", "b": "0"}, [0.8, 0.1], FINDINGS) == "label a, prediction a 0.80, b 0.10"
     assert in_words({"age": "50"}, [47.25], NUMBER) == "label 50, prediction 47.25"

@@ -21,7 +21,7 @@ from data.stores import fill_store, volume
 
 from medssl import cli
 from medssl.commands import probe as verb
-from medssl.data.labels.selection import classes_of
+from medssl.data.labels.selection import schema_of
 from medssl.data.store.store import Store
 from medssl.encoders.weights import save_encoder
 from medssl.heads.classification import Linear
@@ -482,7 +482,7 @@ def test_a_subject_in_two_splits_is_refused(call, tmp_path, monkeypatch):
         subject=lambda i: "twice" if i in ("04", "05") else f"s{i}", domain="gray",
         values=lambda i: (("kind", "ab"[int(i) % 2]),),
     )  # fmt: skip
-    schema = classes_of(store, "kind")
+    schema = schema_of(store, "kind")
     with pytest.raises(UserError, match=r"1 of the 3 subjects of split 'val' are in split 'test' too: give each"):
         frozen.split_scans(store, schema, 2, labels=None, validation_labels=None, seed=0)
 

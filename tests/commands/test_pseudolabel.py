@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from medssl import cli
 from medssl.commands import pseudolabel
-from medssl.data.labels.selection import classes_of, labeled_scans
+from medssl.data.labels.selection import labeled_scans, schema_of
 from medssl.data.loading.loader import make_loader
 from medssl.data.store.store import Store
 from medssl.encoders.resenc import ResEnc
@@ -90,7 +90,7 @@ def test_labels_are_the_teachers_and_peoples_keep_their_share(place, call, tmp_p
     assert code == 0, said
     assert "6 scans labeled (6 new, 0 there already)" in said
     store = Store.open(place / "store")
-    schema = classes_of(store, "mask")
+    schema = schema_of(store, "mask")
     learned = labeled_scans(store, 3, "train", schema)[1:3]
     both, drawn = with_pseudo_labels(store, learned, "train", PseudoLabels(tmp_path / "labels", share=0.8), schema, 3)
     others = {*labeled_scans(store, 3, "train", schema)} - {*learned}
@@ -263,7 +263,7 @@ def bad_facts(folder, **changes):
 
 def test_bad_labels_are_one_line(place, call, tmp_path):
     store = Store.open(place / "store")
-    schema, learned = classes_of(store, "mask"), labeled_scans(store, 3, "train", classes_of(store, "mask"))[:2]
+    schema, learned = schema_of(store, "mask"), labeled_scans(store, 3, "train", schema_of(store, "mask"))[:2]
     labels = tmp_path / "labels"
     asked = store, learned, "train", PseudoLabels(labels), schema, 0
     with pytest.raises(UserError, match=r"it has no readable pseudolabels\.json; make one with medssl pseudolabel"):

@@ -17,7 +17,8 @@ from commands.asked import Halves
 from data.stores import fill_store, volume
 
 from medssl import cli
-from medssl.data.labels.selection import class_number, classes_of
+from medssl.data.labels.kinds.classes import class_number
+from medssl.data.labels.selection import schema_of
 from medssl.data.store.store import Store
 from medssl.encoders.weights import load_encoder
 from medssl.metrics import scan_probe as probes
@@ -91,7 +92,7 @@ def test_probes_are_those_of_the_encoder_as_it_is_and_change_nothing(train, stor
     assert [bool(re.fullmatch(f"probe of class, step {step}: {what}{before}", line)) for step, line in
             zip((4, 6), lines[1:], strict=True)] == [True, True]  # fmt: skip
 
-    schema, encoder = classes_of(store, "class"), load_encoder(run)[0].eval()
+    schema, encoder = schema_of(store, "class"), load_encoder(run)[0].eval()
     groups = []
     for split in ("train", "val"):
         held = store.records

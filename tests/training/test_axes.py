@@ -9,7 +9,7 @@ import pytest
 from commands import toys
 
 from medssl import cli
-from medssl.data.labels.selection import classes_of
+from medssl.data.labels.selection import schema_of
 from medssl.data.store.store import Store
 from medssl.encoders.weights import read_card
 from medssl.reporting.parts import read_part
@@ -75,11 +75,11 @@ def test_axes_in_words():
 def test_a_store_without_masks_names_the_option_of_the_verb_only_where_there_are_values(volumes, key, monkeypatch):
     store = Store.open(volumes)
     with pytest.raises(UserError, match=r"has no masks: index with --label\.masks and cache again$"):
-        classes_of(store, "mask", key=key)
+        schema_of(store, "mask", key=key)
     store.records.facts["text"][:] = True
     monkeypatch.setattr(type(store.records), "values", lambda self, number: {"grade": "2", "age": "50"})
     with pytest.raises(UserError, match=f"; or learn a value of whole scans, {key} NAME, out of age, grade$"):
-        classes_of(store, "mask", key=key)
+        schema_of(store, "mask", key=key)
 
 
 def test_a_file_in_the_place_of_a_folder_is_called_a_file(tmp_path, capsys):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from medssl.data.labels.selection import MASK
+from medssl.data.labels.kinds.base import kind_of
 from medssl.data.store import grid
 from medssl.types import TrainedOn
 
@@ -54,18 +54,9 @@ def trained_on(store: Store, scans: Sequence[int], schema: LabelSchema | None = 
             if len(affine) == 4:
                 spacings.append(grid.spacing_of(affine))
     ranges = tuple((min(axis), max(axis)) for axis in zip(*spacings, strict=True))
-    missing = () if schema is None else _missing(store, scans, schema, values)
+    rows = [store.values(number) for number in scans]
+    missing = () if schema is None else kind_of(schema).missing(rows, values, schema)
     return TrainedOn(tuple(sorted(modalities - {""})), tuple(sorted(domains)), ranges, missing)
-
-
-def _missing(store: Store, scans: Sequence[int], schema: LabelSchema, values: set[int] | None) -> tuple[str, ...]:
-    """Names of classes that no scan has; nothing where the store does not count the values of its masks."""
-    if schema.kind != "classes":
-        return ()
-    if schema.name == MASK:
-        return () if values is None else tuple(name for value, name in schema.classes if value not in values)
-    held = {store.values(number).get(schema.name) for number in scans}
-    return tuple(name for _, name in schema.classes if name not in held)
 
 
 def missing_note(known: TrainedOn | None) -> list[str]:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from data.stores import fill_store, numbered, volume
 
-from medssl.data.labels.selection import class_number, classes_of, few, how_many, labeled_scans
+from medssl.data.labels.kinds.classes import class_number
+from medssl.data.labels.selection import few, how_many, labeled_scans, schema_of
 from medssl.types import LabelSchema, UserError
 
 KINDS = ("benign", "benign", "benign", "benign", "benign", "malignant", "malignant", "normal")
@@ -38,19 +39,19 @@ def masks(tmp_path, monkeypatch):
 
 
 def test_classes_of_a_value_are_sorted_over_all_splits(images):
-    schema = classes_of(images, "kind")
+    schema = schema_of(images, "kind")
     assert schema == LabelSchema("kind", ((0, "benign"), (1, "malignant"), (2, "normal")))
 
 
 def test_only_scans_with_the_label_count(images, masks):
-    assert len(labeled_scans(images, 2, "train", classes_of(images, "kind"))) == 24
-    found = labeled_scans(masks, 3, "train", classes_of(masks, "mask"))
+    assert len(labeled_scans(images, 2, "train", schema_of(images, "kind"))) == 24
+    found = labeled_scans(masks, 3, "train", schema_of(masks, "mask"))
     assert [masks.scan_id(number) for number in found] == ["scan0", "scan1", "scan2", "scan3"]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_subjects_come_whole_and_fewer_are_among_more(images, seed):
-    schema = classes_of(images, "kind")
+    schema = schema_of(images, "kind")
     scans = labeled_scans(images, 2, "train", schema)
     chosen = [few(images, scans, schema, subjects=count, seed=seed) for count in range(2, 13)]
     for count, picked in enumerate(chosen, start=2):
@@ -62,7 +63,7 @@ def test_subjects_come_whole_and_fewer_are_among_more(images, seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_classes_take_turns(images, seed):
-    schema = classes_of(images, "kind")
+    schema = schema_of(images, "kind")
     scans = labeled_scans(images, 2, "train", schema)
     for count, expected in ((3, {0: 2, 1: 2, 2: 2}), (6, {0: 6, 1: 4, 2: 2})):  # one subject is normal, two malignant
         picked = few(images, scans, schema, subjects=count, seed=seed)
@@ -70,7 +71,7 @@ def test_classes_take_turns(images, seed):
 
 
 def test_another_seed_chooses_others(images):
-    schema = classes_of(images, "kind")
+    schema = schema_of(images, "kind")
     scans = labeled_scans(images, 2, "train", schema)
     assert len({few(images, scans, schema, subjects=4, seed=seed) for seed in range(8)}) > 1
 
@@ -87,14 +88,14 @@ def test_no_number_of_subjects(asked):
 
 
 def test_too_many_subjects(images):
-    schema = classes_of(images, "kind")
+    schema = schema_of(images, "kind")
     scans = labeled_scans(images, 2, "train", schema)
     with pytest.raises(UserError, match=r"--labels 13: there are 12 labeled subjects"):
         few(images, scans, schema, subjects=13, seed=0)
 
 
 def test_one_class_in_the_choice(images):
-    schema = classes_of(images, "kind")
+    schema = schema_of(images, "kind")
     benign = tuple(n for n in range(24) if images.values(n)["kind"] == "benign")
     with pytest.raises(UserError, match=r"all 4 labeled scans are 'benign': one class only"):
         few(images, benign, schema, subjects=2, seed=0)
@@ -102,29 +103,29 @@ def test_one_class_in_the_choice(images):
 
 def test_one_class_in_the_store(images, masks):
     with pytest.raises(UserError, match=r"no scan of .* has a value 'grade'; values there are: kind"):
-        classes_of(images, "grade")
+        schema_of(images, "grade")
     masks.schema = LabelSchema("mask", ((0, "background"),))
     with pytest.raises(UserError, match=r"'mask' has one class only \(background\)"):
-        classes_of(masks, "mask")
+        schema_of(masks, "mask")
 
 
 def test_masks_need_names(images, masks):
     with pytest.raises(UserError, match=r"has no masks: index with --label\.masks"):
-        classes_of(images, "mask")
+        schema_of(images, "mask")
     masks.schema = None
     with pytest.raises(UserError, match=r"no class names: index with --label\.class_names"):
-        classes_of(masks, "mask")
+        schema_of(masks, "mask")
 
 
 def test_split_without_a_label(tmp_path, monkeypatch, masks):
     plain = {f"scan{n}": volume(numbered((6, 6, 6), seed=n)) for n in range(3)}
     store = fill_store(tmp_path / "plain", plain, monkeypatch)
     with pytest.raises(UserError, match=r"none of the 3 scans of split 'train' .* is labeled with 'mask'"):
-        labeled_scans(store, 3, "train", classes_of(masks, "mask"))
+        labeled_scans(store, 3, "train", schema_of(masks, "mask"))
 
 
 def test_value_outside_the_classes(images):
-    schema = dataclasses.replace(classes_of(images, "kind"), classes=((0, "benign"), (1, "normal")))
+    schema = dataclasses.replace(schema_of(images, "kind"), classes=((0, "benign"), (1, "normal")))
     with pytest.raises(UserError, match=r"kind has the value 'malignant', which is not among the classes benign, nor"):
         class_number({"kind": "malignant"}, schema)
     assert class_number({}, schema) == -1

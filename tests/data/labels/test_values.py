@@ -12,8 +12,9 @@ from data.stores import fill_store, numbered, volume
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medssl.data.labels.selection import classes_of, few, groups_of, labeled_scans, lacking
-from medssl.data.labels.values import findings_of, findings_schema, number_of, number_schema, quarters
+from medssl.data.labels.kinds.findings import findings_of, findings_schema
+from medssl.data.labels.kinds.number import number_of, number_schema, quarters
+from medssl.data.labels.selection import constant_labels, few, groups_of, labeled_scans, schema_of
 from medssl.data.loading.batches import Feed
 from medssl.data.loading.order import BalancedOrder
 from medssl.types import LabelSchema, Sampling, UserError, ViewPlan
@@ -134,7 +135,7 @@ def patients(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_few_subjects_show_every_finding(patients, seed):
-    schema = classes_of(patients, "effusion,nodule", "findings")
+    schema = schema_of(patients, "effusion,nodule", "findings")
     scans = labeled_scans(patients, 2, "train", schema)
     assert len(scans) == 22  # nothing is known of the last subject
     chosen = [few(patients, scans, schema, subjects=count, seed=seed) for count in range(3, 12)]
@@ -142,13 +143,13 @@ def test_few_subjects_show_every_finding(patients, seed):
     found = [findings_of(patients.values(n), schema) for n in chosen[0]]
     assert Counter(found)[(0, 0)] == 2
     assert {k for row in found for k in (0, 1) if row[k]} == {0, 1}
-    assert lacking(patients, chosen[0], schema) == []
-    assert lacking(patients, chosen[0][:2], schema) != []
+    assert constant_labels(patients, chosen[0], schema) == []
+    assert constant_labels(patients, chosen[0][:2], schema) != []
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_few_subjects_spread_over_the_number(patients, seed):
-    schema = classes_of(patients, "age", "number")
+    schema = schema_of(patients, "age", "number")
     scans = labeled_scans(patients, 2, "train", schema)
     assert len(scans) == 22
     ages = [
@@ -161,11 +162,11 @@ def test_few_subjects_spread_over_the_number(patients, seed):
 
 
 def test_scans_that_are_alike_are_refused(patients):
-    schema = classes_of(patients, "age", "number")
+    schema = schema_of(patients, "age", "number")
     scans = labeled_scans(patients, 2, "train", schema)
     with pytest.raises(UserError, match=r"age is .* in all 2 labeled scans: there is nothing to learn"):
         few(patients, scans, schema, subjects=1, seed=0)
-    findings = classes_of(patients, "effusion,nodule", "findings")
+    findings = schema_of(patients, "effusion,nodule", "findings")
     alike = tuple(n for n in scans if findings_of(patients.values(n), findings) == (0, 0))
     with pytest.raises(
         UserError, match=f"no finding is there in some and absent in others of all {len(alike)} labeled"
@@ -174,7 +175,7 @@ def test_scans_that_are_alike_are_refused(patients):
 
 
 def test_a_scan_stands_for_its_rarest_finding(patients):
-    schema = classes_of(patients, "effusion,nodule", "findings")
+    schema = schema_of(patients, "effusion,nodule", "findings")
     scans = labeled_scans(patients, 2, "train", schema)
     expected = [0] * 6 + [1] * 4 + [-1] * 12
     assert groups_of(patients, scans, schema) == expected
@@ -221,7 +222,7 @@ def drawn(held, batches):
 
 
 def test_balanced_batches_do_not_depend_on_processes(patients):
-    schema = classes_of(patients, "effusion", "findings")
+    schema = schema_of(patients, "effusion", "findings")
     scans = labeled_scans(patients, 2, "train", schema)
     options = {"scans": scans, "groups": tuple(groups_of(patients, scans, schema))}
     sampling = Sampling(balance="equal", regions_per_scan=2)

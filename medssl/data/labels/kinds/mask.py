@@ -1,0 +1,93 @@
+"""Masks: a class for each voxel, learned by segmentation heads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NoReturn
+
+from medssl.data.labels.kinds.base import MASK, TargetKind, refuse_one_class, values_of_scans
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from medssl.data.store.store import Store
+    from medssl.types import LabelSchema, Scan
+
+
+class Mask(TargetKind):
+    """A class for each voxel. The labels lie in the masks of a store, so that the values of a scan say nothing."""
+
+    name = MASK
+    task = "segmentation"
+    per_voxel = True
+    has_groups = False
+
+    def refuse_target(self, target: str) -> None:
+        """Nothing here: ``schema`` first says whether a target that is no mask is known at all."""
+        del target
+
+    def schema(self, store: Store, target: str, *, key: str) -> LabelSchema:
+        """The classes of a store's masks.
+
+        Raises:
+            UserError: The target is another one, or the store has no masks, or they have no class names or one class.
+        """
+        if target != MASK:
+            values_of_scans(store, target)
+            message = f"the head is for {self.task}, the target is {target!r}: choose another --head or --data.target"
+            raise UserError(message)
+        if not store.has_masks:
+            values = sorted({name for number in store.scans_with_values for name in store.values(number)})
+            other = f"; or learn a value of whole scans, {key} NAME, out of {', '.join(values)}" if values else ""
+            message = f"{store.path} has no masks: index with --label.masks and cache again{other}"
+            raise UserError(message)
+        if store.schema is None:
+            message = (
+                f"the masks of {store.path} have no class names: index with --label.class_names "
+                "0=background,1=NAME,... and cache again"
+            )
+            raise UserError(message)
+        refuse_one_class(store.schema)
+        return store.schema
+
+    def is_known(self, values: Mapping[str, str], schema: LabelSchema) -> bool:
+        """False: values of whole scans are no masks."""
+        del values, schema
+        return False
+
+    def is_labeled(self, store: Store, number: int, schema: LabelSchema) -> bool:
+        """Whether a stored scan has a mask."""
+        del schema
+        return store.has_mask(number)
+
+    def is_labeled_in_index(self, scan: Scan, schema: LabelSchema) -> bool:
+        """Whether a scan of an index has a mask."""
+        del schema
+        return bool(scan.labels.mask)
+
+    def targets(self, rows: Sequence[Mapping[str, str]], schema: LabelSchema) -> NoReturn:
+        """Not for masks: their targets go through the geometry of the views.
+
+        Raises:
+            NotImplementedError: Always.
+        """
+        raise NotImplementedError
+
+    def in_words(self, values: Mapping[str, str], prediction: Sequence[float], schema: LabelSchema) -> str:
+        """Nothing: a segmentation is shown as a picture."""
+        del values, prediction, schema
+        return ""
+
+    def groups(self, rows: Sequence[Mapping[str, str]], schema: LabelSchema) -> list[int]:
+        """One group: masks give scans no class."""
+        del schema
+        return [0] * len(rows)
+
+    def missing(
+        self, rows: Sequence[Mapping[str, str]], voxel_values: set[int] | None, schema: LabelSchema
+    ) -> tuple[str, ...]:
+        """Names of classes that stand in no mask; nothing where the store does not count the values of its masks."""
+        del rows
+        return (
+            () if voxel_values is None else tuple(name for value, name in schema.classes if value not in voxel_values)
+        )
