@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from pickle import PicklingError
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from medssl.io.limits import TOO_LARGE, TOO_SLOW, Limits, memory_limit
@@ -49,6 +51,21 @@ def forking() -> ForkServerContext:
     context = get_context("forkserver")
     context.set_forkserver_preload(["medssl.data.index.entries"])
     return context
+
+
+@contextmanager
+def without_main_module() -> Iterator[None]:
+    """Start processes that do not import the program's main module again.
+
+    Workers run functions of this package alone. Without this, a script that calls the library outside of
+    ``if __name__ == "__main__"`` would run again in each of them.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def in_worker() -> bool:
@@ -103,7 +120,8 @@ class _Worker(Generic[T]):
         self.begun = 0  # jobs whose answers came
         self.stopped = ""  # why we ended it
         self.process = context.Process(target=_work, args=(other, self.at, setup, limits.memory_gb), daemon=True)
-        self.process.start()
+        with without_main_module():
+            self.process.start()
         other.close()
 
     def send(self, job: _Job[T], data: bytes) -> None:

@@ -25,14 +25,17 @@ from medssl.data.store.store import Store
 from medssl.io.limits import Limits, total_memory_gb
 from medssl.io.processes import Lost, Pool, forking, one_thread
 
-PARENT = """
-import os, sys, time
-from medssl.io.limits import Limits
-from medssl.io.processes import Pool, one_thread, spawning
+TASKS = """
+import os, time
 
 def task(items, tell):
     print(os.getpid(), flush=True)
     time.sleep(60)
+"""
+PARENT = """
+from medssl.io.limits import Limits
+from medssl.io.processes import Pool, one_thread, spawning
+from tasks import task
 
 if __name__ == "__main__":
     with Pool(1, Limits(90, 2), context=spawning(), setup=one_thread) as pool:
@@ -50,6 +53,7 @@ REASONS = {
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_workers_end_with_their_parent(tmp_path, number):
     (tmp_path / "parent.py").write_text(PARENT)
+    (tmp_path / "tasks.py").write_text(TASKS)
 
     def heed_interrupts():  # a shell lets what it starts in the background ignore them
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -207,3 +211,26 @@ def test_a_pipe_is_never_opened(tmp_path, ending):
     for name, (state, reason, *_) in found.items():
         assert state in ("failed", "ignored"), (name, state, reason)
         assert "longer" not in reason, (name, reason)
+
+
+def test_a_script_without_a_main_guard_runs_once(tmp_path):
+    """Workers that index and cache do not run the program that started them."""
+    scans(tmp_path / "scans", ())
+    (tmp_path / "script.py").write_text(
+        "from medssl.cli import main\n"
+        "print('script runs')\n"
+        "assert main(['index', 'scans', '--index', 'index.sqlite', '--files.modality', 'MR']) == 0\n"
+        "assert main(['cache', 'index.sqlite', 'store', '--workers', '1']) == 0\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("script runs") == 1
+    assert "(4 new, 0 there already, 0 skipped)" in done.stdout
