@@ -110,9 +110,7 @@ def block_hidden(
     import numpy as np
     import torch
 
-    if not 0.0 < share[0] <= share[1] <= 1.0 or aspect < 1.0:
-        message = f"boxes need 0 < share[0] <= share[1] <= 1 and aspect >= 1, got share {share} and aspect {aspect}"
-        raise UserError(message)
+    _refuse_boxes(share, aspect)
     count = hidden_count(cells, ratio)
     grids = [_blocks(cells, count, generator, share, aspect) for generator in draws.numpy()]
     return torch.from_numpy(np.stack(grids))
@@ -136,6 +134,65 @@ def _blocks(
         newly_hidden = np.flatnonzero(box & ~grid)
         grid.flat[generator.permutation(newly_hidden)[:missing]] = True
     return grid
+
+
+def varied_hidden(
+    cells: Sequence[int],
+    ratios: tuple[float, float],
+    draws: Draws,
+    *,
+    unmasked: float = 0.0,
+    blocks: bool = True,
+    share: tuple[float, float] = (0.1, 0.4),
+    aspect: float = 3.0,
+) -> Bool[Tensor, "B *cells"]:
+    """Hides another share of the cells in each sample, and nothing at all in some, as in iBOT (Zhou et al. 2022).
+
+    Whether a sample is masked, its share and its boxes are drawn from the sample's own stream. Samples hide equally
+    many cells, which the mask mode "drop" needs, only with equal ``ratios`` and ``unmasked`` of 0.
+
+    Args:
+        cells: Cells per axis.
+        ratios: Lowest and highest share of cells to hide; drawn evenly between them.
+        draws: Random numbers keyed per sample; a second call goes on in each stream.
+        unmasked: Probability that a sample stays whole.
+        blocks: Hide boxes of neighboring cells (:func:`block_hidden`); False hides single cells.
+        share: Smallest and largest share of the grid that one box covers.
+        aspect: Largest ratio between a side of a box and its mean side.
+
+    Returns:
+        Mask on the CPU.
+
+    Raises:
+        UserError: Ratios, probability, shares or aspect out of range.
+    """
+    import numpy as np
+    import torch
+
+    low, high = ratios
+    if not 0.0 <= low <= high <= 1.0 or not 0.0 <= unmasked <= 1.0:
+        message = (
+            f"mask ratios {low} to {high} and share of unmasked samples {unmasked}: expected 0 <= lowest <= highest "
+            "<= 1 and a share from 0 to 1"
+        )
+        raise UserError(message)
+    _refuse_boxes(share, aspect)
+    grids = []
+    for generator in draws.numpy():
+        whole, ratio = generator.random() < unmasked, generator.uniform(low, high)
+        count = 0 if whole else hidden_count(cells, ratio)
+        if blocks:
+            grids.append(_blocks(cells, count, generator, share, aspect))
+        else:
+            grids.append((generator.permutation(prod(cells)) < count).reshape(cells))
+    return torch.from_numpy(np.stack(grids))
+
+
+def _refuse_boxes(share: tuple[float, float], aspect: float) -> None:
+    """Refuses boxes that cannot be drawn."""
+    if not 0.0 < share[0] <= share[1] <= 1.0 or aspect < 1.0:
+        message = f"boxes need 0 < share[0] <= share[1] <= 1 and aspect >= 1, got share {share} and aspect {aspect}"
+        raise UserError(message)
 
 
 def at_resolution(hidden: Bool[Tensor, "B *cells"], shape: Sequence[int]) -> Bool[Tensor, "B *shape"]:
