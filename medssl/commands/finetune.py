@@ -157,7 +157,7 @@ def refuse_misfit(network: Network, data: Examples, training: Training, mixing: 
         UserError: Names both sides.
     """
     axes, kind = len(data.view.size), network.head.kind
-    if mixing.wanted and training.batch_size < 2:
+    if mixing.enabled and training.batch_size < 2:
         message = "mixing takes samples of one micro-batch: set training.batch_size to 2 or more"
         raise UserError(message)
     if axes not in network.encoder.ndims:

@@ -1,1 +1,1 @@
-"""Image encoders behind one contract, and the road of weights into them."""
+"""Image encoders behind one contract, and functions that save and load their weights."""

@@ -1,4 +1,4 @@
-"""Weights that nearly fit: made for another number of channels, of axes, or for another grid of patches."""
+"""Adapt weights that were trained with another number of channels or axes, or on another grid of patches."""
 
 from __future__ import annotations
 
@@ -16,22 +16,28 @@ EXTRA_TOKENS = range(6)  # class and register tokens that stand before the patch
 def adapt_weight(
     value: Tensor, target: Tensor, *, is_first_layer: bool, name: str, axes: tuple[int, int]
 ) -> Tensor | None:
-    """A weight in the shape that is wanted, itself where it has it, or None where it cannot be made.
+    """Converts a weight to the shape of the module's weight.
 
-    Kernels of images become kernels of volumes by standing in every plane of the last axis, divided by their number
-    (Carreira and Zisserman, Quo vadis, action recognition?, CVPR 2017), and with rows and columns exchanged: an image
-    is [row, column], its columns lie along left-right; a volume is stored with axis 0 nearest to left-right and slices
-    across axis 2. So a volume of equal slices gets, far from its ends, the response of the slice as
-    ``data.regions.slice_axes`` cuts it; other orders of axes (``Preprocess.orientation``) do not. Tables of positions
-    are interpolated (Dosovitskiy et al., ICLR 2021) where a grid of equal sides has as many rows, which is then assumed
-    (512 rows are 8 x 8 x 8, or 16 x 16 x 2), and go from images to volumes as kernels do, undivided.
+    Kernels, 2D to 3D: the kernel is repeated in every plane of the last axis and divided by the number of planes
+    (Carreira and Zisserman, Quo vadis, action recognition?, CVPR 2017). Rows and columns are exchanged, since images
+    are [row, column] with columns along left-right, and volumes are stored with axis 0 nearest to left-right and
+    slices across axis 2. A volume of equal slices then has, far from its ends, the response of the slice as
+    ``data.loading.crops.slice_axes`` cuts it. This does not hold for other orders of axes
+    (``Preprocess.orientation``).
+
+    Tables of positions are interpolated (Dosovitskiy et al., ICLR 2021). A table whose number of rows is a square or a
+    cube is assumed to be a grid of equal sides (512 rows are 8 x 8 x 8, but could be 16 x 16 x 2). From 2D to 3D they
+    are repeated as kernels are, without division.
 
     Args:
-        value: What the file holds.
-        target: What the module holds.
-        is_first_layer: It belongs to the first layer, whose channels may differ.
-        name: Key of the module.
-        axes: Spatial axes of the images that the file's network takes, and of those that the module takes.
+        value: Weight in the file.
+        target: Weight of the module.
+        is_first_layer: The weight belongs to the first layer, whose input channels may differ.
+        name: Key of the weight in the module.
+        axes: Number of spatial axes of the file's network, and of the module.
+
+    Returns:
+        The weight in the target's shape (``value`` itself where it has that shape); None where it cannot be converted.
     """
     if is_position_table(name, value, target) and (value.shape != target.shape or axes[0] != axes[1]):
         return resize_positions(value, target.shape[1], axes)
@@ -43,7 +49,7 @@ def adapt_weight(
 
 
 def adapt_channels(weight: Tensor, count: int) -> Tensor:
-    """First-layer weights for another number of input channels: equal channels get the response they had."""
+    """Converts first-layer weights to ``count`` input channels; an image of equal channels keeps its response."""
     if weight.shape[1] == count:
         return weight
     total = weight.sum(1, keepdim=True) / count
@@ -51,14 +57,15 @@ def adapt_channels(weight: Tensor, count: int) -> Tensor:
 
 
 def in_planes(image: Tensor, depth: int) -> Tensor:
-    """Something of an image [..., row, column] in each of ``depth`` planes of a volume [..., column, row, plane]."""
+    """Repeats an array of an image [..., row, column] in ``depth`` planes of a volume [..., column, row, plane]."""
     return image.mT[..., None].repeat_interleave(depth, dim=-1)
 
 
 def resize_positions(table: Tensor, count: int, axes: tuple[int, int]) -> Tensor | None:
-    """A table [1, N, C] for another square or cubic grid of patches; tokens that stand before the patches keep theirs.
+    """Resamples a table of positions [1, N, C] to ``count`` rows of another square or cubic grid of patches.
 
-    Squares are resampled bicubically, with a filter against aliasing; cubes linearly, and by means where they shrink.
+    Rows of class and register tokens, which come first, are kept. Squares are resampled bicubically with
+    anti-aliasing; cubes trilinearly, or by means where they shrink. None where no square or cubic grid fits.
     """
     source_axes, target_axes = axes
     for extra_tokens in EXTRA_TOKENS if source_axes <= target_axes else ():
@@ -79,7 +86,7 @@ def resize_positions(table: Tensor, count: int, axes: tuple[int, int]) -> Tensor
 
 
 def assumed_grid(axes: int) -> str:
-    """What a table that was made to fit was taken for: its number of rows does not tell the sides of its grid."""
+    """Note about a resampled table: its number of rows does not determine the sides of its grid."""
     return f"positions: assuming a {'square' if axes == 2 else 'cubic'} grid of patches"
 
 
@@ -90,6 +97,6 @@ def is_position_table(name: str, value: Tensor, target: Tensor) -> bool:
 
 
 def _side(count: int, axes: int) -> int:
-    """Patches along each axis of a grid of equal sides; 0 where there is no such grid."""
+    """Number of patches along each axis of a grid of equal sides; 0 where there is no such grid."""
     side = round(max(0, count) ** (1 / axes))
     return side if side**axes == count else 0

@@ -1,16 +1,17 @@
-"""The contract of every encoder: an image in, Features out; and the ways in which cells can be hidden from it.
+"""The contract of every encoder: an image goes in, ``Features`` come out. Cells of the image can be hidden.
 
 =========  ============================================================================================================
-mode       what becomes of hidden cells
+mode       what happens to hidden cells
 =========  ============================================================================================================
-"sparse"   maps are exactly 0 there, and no statistic counts them: ConvNets by masked twins (:mod:`medssl.nn.sparse`)
-"drop"     they are left out: ``tokens`` are those of the visible cells, ``kept`` says which, there are no ``maps``;
-           every sample hides equally many. With nothing hidden the tokens are those of the dense forward
-"fill"     something learned or fixed stands in their places; maps, tokens and pooled features are complete
+"sparse"   Maps are exactly 0 there, and statistics skip them. ConvNets do this by masked twins
+           (:mod:`medssl.nn.sparse`).
+"drop"     They are left out. ``tokens`` holds the visible cells and ``visible_cells`` their numbers; there are no
+           ``maps``. Every sample hides the same number of cells. With nothing hidden, tokens equal the dense forward.
+"fill"     A learned or fixed value replaces them. Maps, tokens and pooled features are complete.
 =========  ============================================================================================================
 
-In every mode the values in hidden voxels influence nothing that is returned, and their gradient is exactly 0. Without a
-mask ``tokens``, where an encoder has them, are one for each position of the last map, in C order, and ``kept`` is None.
+In every mode, values in hidden voxels influence no output, and their gradient is exactly 0. Without a mask, an encoder
+with tokens returns one for each position of the last map, in C order, and ``visible_cells`` is None.
 """
 
 from __future__ import annotations
@@ -31,18 +32,17 @@ if TYPE_CHECKING:
 
 
 class Encoder(nn.Module, ABC):
-    """An image encoder that describes itself, so that no other room looks inside.
+    """Base class of image encoders. Its attributes describe the encoder to objectives and heads.
 
     Attributes:
         ndims: Numbers of spatial axes that this instance accepts, {2} or {3}.
         in_channels: Channels of the image.
         channels: Channels of each map, fine to coarse.
-        strides: Total stride of each map per axis, fine to coarse.
-        mask_modes: How cells can be hidden.
-        mask_cell: Recommended size in voxels per axis of one cell of the mask.
-        step: Distance between neighboring tokens per axis, in the unit of the encoder's embedding of positions; None
-            where it has none.
-        unmasked_because: Why a mask mode is missing that one may expect, for messages.
+        strides: Total stride of each map per axis in voxels, fine to coarse.
+        mask_modes: Mask modes that the encoder supports.
+        mask_cell: Recommended size of one cell of the mask, in voxels per axis.
+        step: Distance between neighboring tokens per axis, in the unit of the position embedding; None without one.
+        unmasked_because: Reason why an expected mask mode is missing; messages show it.
     """
 
     ndims: frozenset[int]
@@ -61,16 +61,25 @@ class Encoder(nn.Module, ABC):
         hidden: Bool[Tensor, "B *cells"] | None = None,
         mode: MaskMode | None = None,
     ) -> Features:
-        """Encodes an image; cells where ``hidden`` is True have no influence on any value that is returned.
+        """Encodes an image.
 
-        ``mode`` is one of ``mask_modes``; None means "sparse".
+        Args:
+            image: Images; each axis is a multiple of the last stride.
+            hidden: True where a cell is hidden: it influences no output. None hides nothing.
+            mode: One of ``mask_modes``; None means "sparse".
+
+        Returns:
+            Features with the maps that ``channels`` and ``strides`` describe.
+
+        Raises:
+            UserError: The image or the mask does not fit the encoder, see ``checked``.
         """
 
     def layers(self) -> dict[str, int]:
-        """Which layer each parameter belongs to, by its name: 0 at the image, one more for each block behind it.
+        """Number of the layer of each parameter, by its name: 0 next to the image, one more for each block after it.
 
-        What fine-tuning with layer-wise decay goes by. A parameter that is left out goes with the head; an encoder that
-        does not say is one layer.
+        Layer-wise learning-rate decay uses these numbers. A parameter that is missing here counts as part of the head.
+        By default the whole encoder is one layer.
         """
         return {name: 0 for name, _ in self.named_parameters()}
 
@@ -80,7 +89,7 @@ class Encoder(nn.Module, ABC):
         hidden: Bool[Tensor, "B *cells"] | None = None,
         mode: MaskMode | None = None,
     ) -> Float[Tensor, "B C *s"]:
-        """The image with hidden voxels set to zero, after refusing what this encoder cannot take.
+        """Checks the input of ``forward`` and returns the image with hidden voxels set to zero.
 
         Raises:
             UserError: Another number of axes or channels, a size that the strides do not divide, a mask that does not
@@ -110,19 +119,19 @@ class Encoder(nn.Module, ABC):
 
 
 class ContractError(AssertionError):
-    """An encoder or an objective broke a clause of its contract; the message names the clause."""
+    """An encoder or an objective violates its contract; the message names the clause."""
 
 
 def check_encoder(encoder: Encoder, size: Sequence[int] | None = None) -> None:
-    """Checks an encoder against the contract: run it on your own class.
+    """Checks that an encoder keeps the contract. Run it on your own class.
 
-    The clauses are the functions of :mod:`medssl.encoders.contract.checks` and, on hidden cells, of
+    The clauses are the functions of :mod:`medssl.encoders.contract.checks`. Those about hidden cells are in
     :mod:`medssl.encoders.contract.masks`. The encoder itself is not changed.
 
     Args:
         encoder: Any encoder.
-        size: Voxels per axis of the test images, which the total stride divides; None takes two to three strides per
-            axis, and one along the last axis of volumes.
+        size: Voxels per axis of the test images, a multiple of the total stride. None takes two to three strides per
+            axis, and one stride along the last axis of volumes.
 
     Raises:
         ContractError: Names the first clause that does not hold.

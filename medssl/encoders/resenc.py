@@ -1,7 +1,7 @@
-"""Residual encoder for images and volumes whose weights fit nnU-Net's networks.
+"""Residual encoder for images and volumes. Its weights fit nnU-Net's networks.
 
-The network is the one that nnU-Net's residual presets use (Isensee et al., nnU-Net Revisited, MICCAI 2024), built by
-the package dynamic-network-architectures. Its layers are replaced by masked twins, which keeps every key.
+The network is that of nnU-Net's residual presets (Isensee et al., nnU-Net Revisited, MICCAI 2024), built by the package
+dynamic-network-architectures. Masked twins replace its layers; all state-dict keys stay.
 """
 
 from __future__ import annotations
@@ -24,25 +24,27 @@ if TYPE_CHECKING:
 
 
 class ResEnc(Encoder):
-    """Residual encoder; ``maps`` are the outputs of its stages, ``pooled`` the mean of the last over what is visible.
+    """Residual encoder of nnU-Net.
 
-    State-dict keys are ``encoder.stem...`` and ``encoder.stages...``, as in nnU-Net's ``ResidualEncoderUNet``.
+    ``maps`` are the outputs of the stages, fine to coarse. ``pooled`` is the mean of the last map over visible
+    positions. State-dict keys are ``encoder.stem...`` and ``encoder.stages...``, as in nnU-Net's
+    ``ResidualEncoderUNet``.
 
     Args:
         in_channels: Channels of the image.
         ndim: Spatial axes, 2 or 3.
         channels: Channels of each stage.
-        strides: Stride of each stage per axis of the stored array, not accumulated.
+        strides: Stride of each stage per axis of the stored array, not accumulated; None takes 1, then 2 everywhere.
         blocks: Residual blocks of each stage.
         kernels: Kernel size of each stage per axis; None takes 3 everywhere.
         norm: "instance" (as nnU-Net) or "batch" (statistics over the batches of all processes).
-        dropout: Probability of dropping a channel after the first convolution of a block.
+        dropout: Probability of dropping a channel after the first convolution of a block, 0 to below 1.
 
     Attributes:
         recompute: Set to True to recompute each stage in the backward pass: less memory, about a third more time.
 
     Raises:
-        UserError: The lists do not fit each other.
+        UserError: The lists have different lengths, or a value is out of range.
     """
 
     def __init__(
@@ -82,12 +84,12 @@ class ResEnc(Encoder):
         """Encodes an image; with ``hidden``, sparsely.
 
         Args:
-            image: Size a multiple of the total stride on every axis.
-            hidden: True where a cell must not be seen.
+            image: Images; every axis is a multiple of the total stride.
+            hidden: True where a cell is hidden.
             mode: "sparse" or None.
 
         Raises:
-            UserError: The image or the mask do not fit.
+            UserError: The image or the mask does not fit.
         """
         x = self.checked(image, hidden, mode)
         network: Any = self.encoder
@@ -99,7 +101,7 @@ class ResEnc(Encoder):
         return Features(maps=tuple(maps[1:]), pooled=visible_mean(x, hidden))
 
     def layers(self) -> dict[str, int]:
-        """The stem is layer 0, each residual block one more."""
+        """Number of the layer of each parameter: the stem is 0, each residual block is one more."""
         blocks: dict[str, int] = {}
         layer_of = {}
         for name, _ in self.named_parameters():
@@ -117,7 +119,7 @@ def _network(
     norm: str,
     dropout: float,
 ) -> nn.Module:
-    """The dense network, with the arguments of nnU-Net's presets, and nnU-Net's initialization."""
+    """Builds the dense network with the arguments and the initialization of nnU-Net's presets."""
     from dynamic_network_architectures.building_blocks.residual_encoders import ResidualEncoder
     from dynamic_network_architectures.initialization.weight_init import InitWeights_He, init_last_bn_before_add_to_0
 

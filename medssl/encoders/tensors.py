@@ -1,4 +1,4 @@
-"""Files of tensors: read without running what is in them, and refused in words that say what they are."""
+"""Read and write files of tensors. No code of a file is ever run."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ MAX_HEADER_BYTES = 100_000_000  # bytes; safetensors reads no longer one
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """The content of a safetensors file, the same for the same tensors and metadata.
+    """Content of a safetensors file: the same bytes for the same tensors and metadata.
 
-    Its library writes the metadata in an order of chance, so equal networks would have unequal digests.
+    The safetensors library writes metadata in random order, so that equal networks would have different digests.
     """
     from safetensors.torch import save
 
@@ -47,11 +47,15 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
 
 
 def read_tensors(file: Path, *, allow_empty: bool = False) -> dict[str, Tensor]:
-    """All tensors of a file by key, without ever running code from it; its first bytes say what it is, not its name.
+    """Reads all tensors of a file by key. The first bytes decide the format, not the name; no code is run.
+
+    Args:
+        file: A safetensors file, or a state dict that torch saved.
+        allow_empty: Accept a file without tensors.
 
     Raises:
-        UserError: The file cannot be read, is no file of weights or cut off, holds more than tensors, or none where
-            that is not allowed.
+        UserError: The file cannot be read, is truncated, is not a file of weights, or holds objects that are not
+            tensors; or it has no tensors and ``allow_empty`` is False.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -87,11 +91,11 @@ def read_tensors(file: Path, *, allow_empty: bool = False) -> dict[str, Tensor]:
 
 
 def _kind_of(file: Path) -> str:
-    """What a file of weights is by its first bytes: "safetensors" or "torch".
+    """Format of a file of weights by its first bytes: "safetensors" or "torch".
 
     Raises:
-        UserError: It is something else, or ends too early.
-        OSError: It cannot be read.
+        UserError: The file has another format, or is truncated.
+        OSError: The file cannot be read.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -115,10 +119,10 @@ def _kind_of(file: Path) -> str:
 
 
 def _kind_of_archive(file: Path) -> str:
-    """Returns "torch" where an archive is one that torch saved.
+    """Checks that an archive is one that torch saved, and returns "torch".
 
     Raises:
-        UserError: It is a program (TorchScript), or no archive of torch's.
+        UserError: It is a TorchScript program, or an archive of something else.
     """
     with zipfile.ZipFile(file) as archive:
         names = {name.rpartition("/")[2] for name in archive.namelist()}
@@ -139,9 +143,9 @@ def _kind_of_archive(file: Path) -> str:
 
 
 def _tensors_in(content: object) -> dict[str, Tensor]:
-    """The state dict of a checkpoint: its own entries, or those of the nested container with the most tensors.
+    """The state dict of a checkpoint: of all nested containers, the one with the most tensors.
 
-    Containers with equal keys (a student and its teacher) are given together, each under its name.
+    Containers with equal keys (a student and its teacher) are returned together, with the container's name as prefix.
     """
     dicts_by_name: dict[str, dict[str, Tensor]] = {}
     queue: list[tuple[str, object]] = [("", content)]
@@ -162,15 +166,15 @@ def _tensors_in(content: object) -> dict[str, Tensor]:
 
 
 def refuse_strange(file: Path, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Refuses tensors that cannot stand for a network's own.
+    """Refuses tensors that cannot be weights of a network.
 
     Args:
-        file: Where they are from.
-        pairs: By key, what the file holds and what the network holds.
+        file: The file, for messages.
+        pairs: Tensor of the file and tensor of the network, by key.
 
     Raises:
-        UserError: Some are not dense, are of another kind of number, or hold NaN or infinity where the network's own do
-            not; names the first.
+        UserError: A tensor is not dense, has another kind of number type, or holds NaN or infinity where the network's
+            tensor does not; names the first.
     """
     problems = {
         key: problem
@@ -187,7 +191,7 @@ def refuse_strange(file: Path, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> No
 
 
 def _problem_with(value: Tensor, network_value: Tensor) -> str:
-    """Why a tensor cannot stand for a network's own; "" where it can."""
+    """Why a tensor of a file cannot be a weight of the network; "" if it can."""
     if value.is_quantized:
         return "quantized"
     if value.layout != torch.strided:

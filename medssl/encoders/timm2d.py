@@ -1,4 +1,4 @@
-"""Any timm model that gives feature maps, behind the contract of encoders; sparse where all its layers have twins."""
+"""2D models of timm as encoders; models whose layers all have masked twins can also run sparsely."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ if TYPE_CHECKING:
 
 
 class Timm2d(Encoder):
-    """A 2D model of timm by name; ``pooled`` is the mean of its last map over what is visible.
+    """A 2D model of timm, chosen by name.
 
-    State-dict keys are timm's own below ``model.``, without the classifier. Models of the ResNet, ConvNeXt and RegNet
-    families whose layers all have masked twins have the mask mode "sparse"; others are dense only.
+    ``pooled`` is the mean of the last map over visible positions. State-dict keys are timm's keys with the prefix
+    ``model.``, without the classifier. ResNet, ConvNeXt and RegNet models whose layers all have masked twins support
+    the mask mode "sparse". Other models support no mask.
 
     Args:
         model: Name of the model in timm.
-        in_channels: Channels of the image; weights for another number are adapted.
-        pretrained: Take timm's weights from the network or its local cache. Nothing is downloaded unless this is True.
-        drop_path: Probability of dropping a residual branch, for models that know it.
+        in_channels: Channels of the image; pretrained weights for another number are adapted.
+        pretrained: Load timm's weights from its local cache, or download them. Nothing is downloaded otherwise.
+        drop_path: Probability of dropping a residual branch, 0 to below 1, for models that support it.
 
     Raises:
-        UserError: timm has no such model, or the model gives no maps.
+        UserError: timm has no such model, or the model returns no feature maps.
     """
 
     def __init__(
@@ -65,12 +66,12 @@ class Timm2d(Encoder):
         """Encodes an image; with ``hidden``, sparsely.
 
         Args:
-            image: Size a multiple of the total stride on both axes.
-            hidden: True where a cell must not be seen.
+            image: Images; both axes are multiples of the total stride.
+            hidden: True where a cell is hidden.
             mode: "sparse" or None.
 
         Raises:
-            UserError: The image or the mask do not fit, or a layer has no masked twin (the message names it).
+            UserError: The image or the mask does not fit, or a layer has no masked twin (the message names it).
         """
         x = self.checked(image, hidden, mode)
         network: Any = self.model
@@ -79,7 +80,7 @@ class Timm2d(Encoder):
         return Features(maps=tuple(maps), pooled=visible_mean(maps[-1], hidden))
 
     def layers(self) -> dict[str, int]:
-        """As timm groups the parameters of the model for layer-wise decay."""
+        """Number of the layer of each parameter, as timm groups them for layer-wise decay."""
         from timm.models import group_parameters
 
         model: Any = self.model
@@ -90,7 +91,7 @@ class Timm2d(Encoder):
 
 
 def _create(name: str, in_channels: int, *, pretrained: bool, drop_path: float) -> nn.Module:
-    """The model without classifier, last norm and whatever else its maps do not pass through."""
+    """Creates the model without its classifier, last norm and other layers that its maps do not pass through."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # timm's own use of torch.jit: nothing that a user can change
         import timm
@@ -119,7 +120,7 @@ def _create(name: str, in_channels: int, *, pretrained: bool, drop_path: float) 
 
 
 def _twins() -> dict[type[nn.Module], type[nn.Module]]:
-    """Twins of timm's layers; timm is imported here, not with this module."""
+    """Masked twins of timm's layers; imports timm only here."""
     from medssl.encoders.timm_twins import TIMM_TWINS
 
     return dict(TIMM_TWINS)

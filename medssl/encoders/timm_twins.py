@@ -1,4 +1,4 @@
-"""Masked twins of timm's own layers; the only module that imports timm at its top, so import it late."""
+"""Masked twins of timm's layers. This module imports timm at its top, so import it inside functions."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from medssl.nn.visibility import Masked, pooled
 
 
 class MaskedBatchNormAct2d(tl.BatchNormAct2d, MaskedBatchNorm2d):  # type: ignore[misc]
-    """Batch norm over visible positions, then the layer's own dropout and activation."""
+    """Twin of timm's batch norm with activation: statistics over visible positions, then dropout and activation."""
 
     act: nn.Module
     drop: nn.Module
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalizes, drops, activates and hides."""
+        """Normalizes, applies dropout and activation, and sets hidden positions to zero."""
         y: Tensor = self.act(self.drop(MaskedBatchNorm.forward(self, x)))
         frame = self.frame_for(y)
         return y if frame is None else frame.hide(y)
@@ -53,7 +53,7 @@ class MaskedTimmHardSigmoid(Rehidden, tl.HardSigmoid):  # type: ignore[misc]
 
 
 class MaskedGlobalResponseNorm(Masked, GlobalResponseNorm):  # type: ignore[misc]
-    """Global response norm of ConvNeXt V2: hidden zeros add nothing to its norms, so only its bias must be hidden."""
+    """Twin of the global response norm of ConvNeXt V2. Hidden zeros do not change the norms; the bias is hidden."""
 
     channel_dim: int
 
@@ -65,13 +65,13 @@ class MaskedGlobalResponseNorm(Masked, GlobalResponseNorm):  # type: ignore[misc
 
 
 class _MaskedGate(Masked):
-    """Squeeze and excitation whose squeeze looks at visible positions only."""
+    """Squeeze and excitation whose pooling uses visible positions only."""
 
     add_maxpool: bool
     gate: nn.Module
 
     def squeeze(self, x: Tensor) -> Tensor | None:
-        """Mean (with ``add_maxpool`` averaged with the maximum) over visible positions; None where all are visible."""
+        """Mean over visible positions (with ``add_maxpool`` averaged with the maximum); None where all are visible."""
         frame = self.frame_for(x)
         if frame is None:
             return None

@@ -1,8 +1,8 @@
 """Plain vision transformer for images and volumes (Dosovitskiy et al., ICLR 2021), as masked autoencoders use it.
 
-Positions are fixed sines and cosines of where a patch lies, in voxels or in mm, so that one set of weights takes any
-image that its patches divide, and any set of patches: hidden ones are left out ("drop", He et al., CVPR 2022) or
-replaced by a learned token ("fill", Xie et al., SimMIM, CVPR 2022).
+Position embeddings are fixed sines and cosines of the place of a patch, in voxels or in mm. One set of weights
+therefore takes images of any size that is a multiple of the patch. Hidden patches are left out ("drop", He et al.,
+CVPR 2022) or replaced by a learned token ("fill", Xie et al., SimMIM, CVPR 2022).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAPS = 4  # as many depths as decoders for transformers look at
 
 
 class PatchEmbed(nn.Module):
-    """One linear map of the voxels of a patch; its weight has the name and shape of timm's convolution."""
+    """Linear map from the voxels of a patch to a token; the weight has the name and shape of timm's convolution."""
 
     def __init__(self, in_channels: int, width: int, patch: Sequence[int]) -> None:
         super().__init__()
@@ -43,34 +43,34 @@ class PatchEmbed(nn.Module):
         nn.init.zeros_(bias)
 
     def forward(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N C"]:
-        """Rows of ``medssl.ops.patches.patchify``, any of them, to tokens."""
+        """Maps rows of ``medssl.ops.patches.patchify`` to tokens."""
         return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class ViT(Encoder):
-    """Vision transformer; ``tokens`` are those of the patches after the last norm, in C order.
+    """Vision transformer.
 
-    ``maps`` are the patch tokens of up to four equally spaced depths, all at the stride of a patch, the last one
-    normalized: what decoders for transformers fuse. ``pooled`` is the mean of ``tokens`` (of the kept ones in mode
-    "drop"), or the class token. Names of parameters are those of timm's and of the published masked autoencoders, whose
-    weights load (their tables of positions are the same sines and cosines, and are left out).
+    ``tokens`` are the patch tokens after the last norm, in C order. ``maps`` are the patch tokens of up to four equally
+    spaced depths, all at the stride of a patch; the last one is normalized. ``pooled`` is the mean of ``tokens``, or
+    the class token. Parameters have the names of timm and of the published masked autoencoders, whose weights load.
+    Their tables of positions are not loaded, since they hold the same sines and cosines.
 
     Linear layers start Xavier-uniform with biases of 0, learned tokens from a normal distribution of deviation 0.02
-    (He et al., CVPR 2022). Attention heads have 64 channels each; a narrower network has one head. The residual stream
-    stays in the parameters' type under autocast.
+    (He et al., CVPR 2022). Attention heads have 64 channels each; a network narrower than 128 channels has one head.
+    Under autocast, the residual stream keeps the parameters' number type.
 
     Args:
         in_channels: Channels of the image.
-        patch: Voxels of a patch per axis, two or three; a mask's cell is a patch.
-        width: Channels of a token, a multiple of 64 (or less than 128).
-        depth: Blocks.
-        drop_path: Probability of dropping a branch of the last block while training; from 0 at the first it rises
-            evenly. For fine-tuning: ``--optimizer.drop_path``.
-        registers: Learned tokens without a place, which the network may compute with (Darcet et al., ICLR 2024).
-        pool: What ``pooled`` is: "mean" of the patch tokens, or a learned "class" token, which is added then.
-        spacing_mm: Spacing of the voxels per axis, to measure positions in mm; None measures them in voxels. Set it
-            where spacings differ between axes. Lengths are divided by the longest side of a patch: cubic patches get
-            the numbers 0, 1, 2, ...
+        patch: Voxels of a patch along each of the two or three axes. A patch is also the cell of a mask.
+        width: Channels of a token: a multiple of 64, or any number below 128.
+        depth: Number of blocks.
+        drop_path: Probability of dropping a branch of the last block while training, 0 to below 1. It rises linearly
+            from 0 at the first block. For fine-tuning, set ``optimizer.drop_path`` instead.
+        registers: Number of learned tokens without a place (Darcet et al., ICLR 2024).
+        pool: "mean": ``pooled`` is the mean of the patch tokens. "class": it is a learned class token.
+        spacing_mm: Voxel spacing per axis, to measure positions in mm; None measures them in voxels. Set it where
+            spacings differ between axes. Lengths are divided by the longest side of a patch, so that cubic patches
+            have the coordinates 0, 1, 2, ...
 
     Attributes:
         recompute: Set to True to recompute each block in the backward pass: less memory, about a third more time.
@@ -123,14 +123,13 @@ class ViT(Encoder):
         """Encodes an image.
 
         Args:
-            image: Size a multiple of the patch on every axis.
-            hidden: True where a cell must not be seen.
+            image: Images; every axis is a multiple of the patch.
+            hidden: True where a cell is hidden.
             mode: "drop" leaves hidden patches out: there are tokens of the visible patches only, and no maps. "fill"
                 puts the mask token in their places.
 
         Raises:
-            UserError: The image or the mask do not fit, or samples with different numbers of visible patches in mode
-                "drop".
+            UserError: The image or the mask does not fit, or samples hide different numbers of patches in mode "drop".
         """
         x = self.checked(image, hidden, mode)
         cells = cells_of(x.shape[2:], self.patch)
@@ -154,7 +153,7 @@ class ViT(Encoder):
         return Features(maps=maps, pooled=pooled, tokens=outputs[-1], visible_cells=visible_cells)
 
     def _run(self, tokens: Float[Tensor, "B N C"]) -> list[Float[Tensor, "B M C"]]:
-        """All tokens, the extra ones first, after each of the depths that become maps."""
+        """Runs the blocks; returns all tokens (class and register tokens first) at the depths that become maps."""
         extra = [x.expand(len(tokens), -1, -1) for x in (self.cls_token, self.reg_token) if x is not None]
         x = torch.cat((*extra, tokens), 1)
         block_outputs = []
@@ -165,7 +164,10 @@ class ViT(Encoder):
         return block_outputs
 
     def layers(self) -> dict[str, int]:
-        """The patch embedding and learned tokens are layer 0, each block one more; the last norm goes with the head."""
+        """Number of the layer of each parameter: patch embedding and learned tokens are 0, each block is one more.
+
+        The last norm is missing: it counts as part of the head.
+        """
         layers = {}
         for name, _ in self.named_parameters():
             block = re.match(r"blocks\.(\d+)\.", name)

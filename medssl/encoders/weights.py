@@ -1,4 +1,4 @@
-"""The road of weights: our folders of safetensors and card, and files of others with a report of every key."""
+"""Save and load encoders with their model card, and load weights of other programs with a report of every key."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ ENOUGH = 0.9  # share of the keys that a file must fill where nothing else is as
 
 
 def save_encoder(folder: Path, encoder: nn.Module, card: Card) -> None:
-    """Writes ``encoder.safetensors`` and ``card.json``: both complete before either takes its place.
+    """Writes ``encoder.safetensors`` and ``card.json`` atomically: both files are complete before either is replaced.
 
     Every key of the state dict is written, also where two keys name one tensor, so that any program can load the file
-    strictly. Where pretrained weights came from is left out of the card: they are in the file now.
+    strictly. The encoder's argument ``pretrained`` is left out of the card, since the file holds the weights.
 
     Raises:
-        UserError: The disk refuses the files; former files are untouched.
+        UserError: The files cannot be written; former files are unchanged.
     """
     init_args = {k: v for k, v in card.encoder.init_args.items() if k != "pretrained"}
     text = json.dumps(asdict(replace(card, encoder=replace(card.encoder, init_args=init_args))), indent=2, default=str)
@@ -51,14 +51,14 @@ def save_encoder(folder: Path, encoder: nn.Module, card: Card) -> None:
 
 
 def load_card(folder: Path, trust: Collection[str] = ()) -> Card:
-    """Reads ``card.json`` to build what it describes.
+    """Reads ``card.json`` and checks that the classes that it names may be built.
 
     Args:
-        folder: Of a run, which may be another's.
-        trust: Import paths of classes that may be built although they are not on the list (``medssl.io.trust``).
+        folder: Folder of a run; it may come from someone else.
+        trust: Import paths of further classes that may be built, beside the list of ``medssl.io.trust``.
 
     Raises:
-        UserError: There is none, it is no card, or it names classes that are not built from files of others.
+        UserError: The file is missing, is not a card, or names classes that are not trusted.
     """
     card, where = read_card(folder), f"{folder.name}/{CARD}"
     refuse_encoder(card.encoder, where, trust)
@@ -69,10 +69,10 @@ def load_card(folder: Path, trust: Collection[str] = ()) -> Card:
 
 
 def read_card(folder: Path) -> Card:
-    """Reads ``card.json`` as data, of which nothing is to be built.
+    """Reads ``card.json`` as data; nothing is built from it.
 
     Raises:
-        UserError: There is none, or it is no card.
+        UserError: The file is missing, or is not a card.
     """
     file = folder / CARD
     try:
@@ -93,10 +93,10 @@ def read_card(folder: Path) -> Card:
 
 
 def refuse_encoder(described: Imported, where: str, trust: Collection[str] = ()) -> None:
-    """Refuses the encoder of a card that is not built from files of others, or would fetch weights of its own.
+    """Refuses an encoder whose class is not trusted, or which would download pretrained weights.
 
     Raises:
-        UserError: Names its class, or its argument.
+        UserError: Names the class, or the argument.
     """
     network_class(described, f"{where}: encoder", trust)
     if described.init_args.get("pretrained"):
@@ -105,10 +105,17 @@ def refuse_encoder(described: Imported, where: str, trust: Collection[str] = ())
 
 
 def load_encoder(folder: Path, trust: Collection[str] = ()) -> tuple[Encoder, Card]:
-    """Rebuilds the encoder that a card describes and loads its weights, every key; ``trust`` as of ``load_card``.
+    """Builds the encoder that a card describes and loads all of its weights.
+
+    Args:
+        folder: Folder of a run.
+        trust: As for ``load_card``.
+
+    Returns:
+        The encoder, and its card.
 
     Raises:
-        UserError: Files are missing or damaged, the class is not one that is built or is no encoder, or keys differ.
+        UserError: Files are missing or damaged, the class is not trusted or is not an encoder, or keys differ.
     """
     card = load_card(folder, trust)
     encoder = make_encoder(card.encoder, str(folder / CARD), trust)
@@ -123,10 +130,15 @@ def load_encoder(folder: Path, trust: Collection[str] = ()) -> tuple[Encoder, Ca
 
 
 def make_encoder(described: Imported, where: str, trust: Collection[str] = ()) -> Encoder:
-    """An encoder with random weights, of its import path and arguments; ``where`` is what messages name.
+    """Builds an encoder with random weights from its import path and arguments.
+
+    Args:
+        described: Import path and arguments.
+        where: Place of the description, for messages.
+        trust: As for ``load_card``.
 
     Raises:
-        UserError: The class cannot be imported, is no encoder, or refuses its arguments.
+        UserError: The class cannot be imported, is not an encoder, or refuses its arguments.
     """
     try:
         return encoder_class(described, where, trust)(**described.init_args)
@@ -136,10 +148,10 @@ def make_encoder(described: Imported, where: str, trust: Collection[str] = ()) -
 
 
 def encoder_class(described: Imported, where: str, trust: Collection[str] = ()) -> type[Encoder]:
-    """The class of an encoder, of its import path, on the list of ``medssl.io.trust`` or among ``trust``.
+    """Imports the class of an encoder.
 
     Raises:
-        UserError: It is not built, cannot be imported, or is no encoder.
+        UserError: The class is not trusted, cannot be imported, or is not an encoder.
     """
     kind = network_class(described, where, trust)
     if not issubclass(kind, Encoder):
@@ -153,12 +165,19 @@ def encoder_class(described: Imported, where: str, trust: Collection[str] = ()) 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of every key; names are the module's, those of ``unexpected`` the file's.
+    """Result of loading a file: what happened to every key.
 
-    ``adapted`` weights were made to fit another number of input channels, of axes, or of patches. ``unfit`` says of
-    missing keys that the file has in another shape which shapes these are; ``assumed`` of adapted tables of positions
-    which grid they were taken for; ``unread`` is the layer that reads the image, where nothing filled it; ``chosen`` of
-    several networks in the file says which was taken.
+    Keys are those of the module, except for ``unexpected``.
+
+    Attributes:
+        loaded: Keys whose weights were loaded as they are.
+        adapted: Keys whose weights were converted to another number of input channels, axes or patches.
+        missing: Keys of the module that the file did not fill.
+        unexpected: Keys of the file that were not used.
+        unfit: The two shapes, for missing keys that the file has in a shape that cannot be converted.
+        assumed: The grid that was assumed, for adapted tables of positions.
+        unread: Key of the layer that reads the image, where nothing filled it; else "".
+        chosen: Which of several networks in the file was taken; "" for a file of one network.
     """
 
     loaded: tuple[str, ...]
@@ -172,7 +191,7 @@ class Report:
 
     @property
     def matched(self) -> float:
-        """Share of the module's keys that the file filled."""
+        """Share of the module's keys that the file filled, 0 to 1."""
         filled = len(self.loaded) + len(self.adapted)
         return filled / max(1, filled + len(self.missing))
 
@@ -188,23 +207,24 @@ class Report:
 
 
 def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Report:
-    """Loads weights whose keys may carry another prefix; those of other channels, axes or patches are made to fit.
+    """Loads the weights of a file into a module.
 
-    The layer that reads the image must be filled, too: it is one key of many, and all others build on it; and the file
-    must end where the module does, not in further blocks: what was learned for those says little without them. Who asks
-    for less than 90 % of the keys gets along without, and the report says so.
+    Keys may have another prefix. Weights for another number of channels, axes or patches are converted. With
+    ``minimum`` of at least 0.9, two further checks apply. The layer that reads the image must be filled, since all
+    other layers depend on it. The file must not hold further blocks behind the last block of the module, since weights
+    that were trained with more blocks are of little use without them.
 
     Args:
-        module: Gets the weights; on error it is left as it was.
-        file: safetensors, or a torch file that holds nothing but tensors and plain containers.
-        minimum: Smallest share of the module's keys that must be filled.
+        module: Receives the weights; on error it is unchanged.
+        file: A safetensors file, or a torch file of tensors and plain containers.
+        minimum: Smallest share of the module's keys that must be filled, 0 to 1.
 
     Returns:
-        What became of every key.
+        What happened to every key.
 
     Raises:
-        UserError: The file cannot be read, has tensors that are no weights, fills fewer keys than ``minimum``, or not
-            the layer that reads the image, or is of a deeper network.
+        UserError: The file cannot be read, holds tensors that cannot be weights, fills too few keys, does not fill the
+            layer that reads the image, or comes from another or a deeper network.
     """
     file = Path(file)
     source, target = read_tensors(file), module.state_dict()
@@ -296,12 +316,12 @@ def _refuse_misfits(
 
 
 def _prefixes(source: Mapping[str, Tensor], target: Mapping[str, Tensor], file: Path) -> tuple[str, str, str]:
-    """What to strip from the file's keys and what to put before them so that most keys and shapes agree.
+    """Prefix to remove from the file's keys and prefix to add, so that most keys and shapes agree.
 
-    Where the file holds several networks that fit alike, the averaged one is taken, and the third value says so.
+    Where several networks in the file fit equally well, the averaged one is taken, and the third value says so.
 
     Raises:
-        UserError: Several networks fit alike, and no name says which one is averaged.
+        UserError: Several networks fit equally well, and no name marks one of them as averaged.
     """
     shapes = {(key, value.shape[:1]) for key, value in target.items()}
 
@@ -336,7 +356,7 @@ def _prefixes(source: Mapping[str, Tensor], target: Mapping[str, Tensor], file: 
 
 
 def _common(keys: Mapping[str, Tensor]) -> list[str]:
-    """Dotted beginnings, at most four names long, that at least a tenth of the keys share; the empty one first."""
+    """Dotted prefixes of at most four names that at least a tenth of the keys share; the empty prefix comes first."""
     counts: Counter[str] = Counter()
     for key in keys:
         names = key.split(".")
@@ -345,7 +365,7 @@ def _common(keys: Mapping[str, Tensor]) -> list[str]:
 
 
 def _deeper(unexpected: Iterable[str], module_keys: Iterable[str]) -> tuple[str, ...]:
-    """Keys of numbered blocks that go on where the module's own end, as ``stages.4.`` after ``stages.3.`` does."""
+    """Keys of the file in blocks behind the last one of the module, such as ``stages.4.`` after ``stages.3.``."""
     last_block: dict[str, int] = {}
     for key in module_keys:
         for block in BLOCK.finditer(key):
@@ -358,7 +378,7 @@ def _deeper(unexpected: Iterable[str], module_keys: Iterable[str]) -> tuple[str,
 
 
 def _inside(unexpected: Iterable[str], module_keys: Iterable[str]) -> tuple[str, ...]:
-    """Weights of the file in numbered blocks that the module has, but without these weights."""
+    """Keys of the file that belong to blocks of the module, but that the module does not have."""
     blocks = {key[: block.end()] for key in module_keys for block in BLOCK.finditer(key)}
     return tuple(
         key
@@ -368,7 +388,7 @@ def _inside(unexpected: Iterable[str], module_keys: Iterable[str]) -> tuple[str,
 
 
 def misfit(key: str, value: Tensor, target: Tensor) -> str:
-    """Why a weight could not be made to fit."""
+    """Why a weight could not be converted: the two shapes."""
     shapes = f"{list(value.shape)} in the file, {list(target.shape)} here"
     return shapes + (
         "; only square or cubic grids of patches are made to fit" if is_position_table(key, value, target) else ""

@@ -1,1 +1,1 @@
-"""Heads that are fine-tuned with labels on top of an encoder."""
+"""Heads: networks on top of an encoder that are fine-tuned with labels."""

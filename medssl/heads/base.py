@@ -1,4 +1,4 @@
-"""What every head is, and the network that an encoder and a head make together."""
+"""Base class of heads, and the network of an encoder with a head."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ if TYPE_CHECKING:
     from medssl.encoders.base import Encoder
     from medssl.types import Features, LabelSchema
 
-UNLABELED = -1  # class number of voxels and scans that no loss looks at
+UNLABELED = -1  # class number of voxels and scans without a label: the loss skips them
 
 
 class Head(nn.Module, ABC):
-    """Turns the features of an encoder into one value for each class.
+    """Computes one value for each class from the features of an encoder.
 
-    A subclass takes the encoder and the classes as its first two arguments and keeps neither the encoder nor its maps.
+    The first two arguments of a subclass are the encoder and the classes. The subclass stores neither the encoder nor
+    its maps.
 
     Attributes:
-        kind: "segmentation" answers for every voxel, "classification" for the whole image; so do "multi_label", with
-            any number of findings, and "regression", with a number (``TargetKind.task`` in ``data.labels.kinds``).
-        schema: The classes in the order of the outputs.
+        kind: "segmentation" (a class for every voxel), "classification" (a class for the image), "multi_label" (any
+            number of findings for the image) or "regression" (a number for the image). It is the ``TargetKind.task`` of
+            ``data.labels.kinds``.
+        schema: The classes, in the order of the outputs.
     """
 
     kind: str
@@ -38,38 +40,44 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, features: Features, size: Sequence[int]) -> Tensor | tuple[Tensor, ...]:
-        """Returns logits: [B, K, *size] of a segmentation, [B, K] of whole images.
+        """Returns logits: [B, K, *size] for a segmentation, [B, K] for whole images.
 
-        While training, a segmentation head with deep supervision returns several, the full resolution first.
+        While training, a segmentation head with deep supervision returns several tensors, the full resolution first.
+
+        Args:
+            features: Features of the encoder.
+            size: Voxels per axis of the image.
         """
 
     @abstractmethod
     def counts(self, target: Tensor) -> Float[Tensor, "T"]:
-        """How many terms each mean of ``loss`` is over, in this micro-batch of this process."""
+        """Number of terms of each mean in ``loss``, in this micro-batch of this process."""
 
     @abstractmethod
     def loss(
         self, prediction: Tensor | tuple[Tensor, ...], target: Tensor, counts: Float[Tensor, "T"] | None = None
     ) -> Float[Tensor, ""]:
-        """Loss of what ``forward`` returned.
+        """Computes the loss of the output of ``forward``.
 
         Args:
             prediction: Logits.
-            target: Class numbers (places in ``schema.classes``) [B, *s], ``UNLABELED`` where nothing is known; of
-                "multi_label" 0, 1 or ``UNLABELED`` for each finding [B, K]; of "regression" numbers [B], NaN where
-                nothing is known.
-            counts: Those of the whole optimizer step, where it has several micro-batches (``Objective.counts``).
+            target: Segmentation and classification: class numbers (positions in ``schema.classes``) [B, *s] or [B],
+                ``UNLABELED`` where there is no label. Multi-label: 0, 1 or ``UNLABELED`` for each finding [B, K].
+                Regression: numbers [B], NaN where there is no label.
+            counts: Counts of the whole optimizer step, if it has several micro-batches (``Objective.counts``).
         """
 
     def predictions(self, logits: Float[Tensor, "B K *s"]) -> Float[Tensor, "B K *s"]:
-        """What people are told of logits in float32: the probability of each class."""
+        """Converts logits (float32) to predictions: the probability of each class."""
         return logits.softmax(1)
 
     def prepare(self, targets: Tensor) -> None:
-        """Takes what the loss needs from the labels of all scans that are learned from, once, before training.
+        """Fits constants of the loss, such as class weights, to the labels of all training scans, before training.
+
+        Only heads for whole images use this.
 
         Args:
-            targets: As of ``loss``, a row for each scan; heads for whole images only.
+            targets: As in ``loss``, one row for each scan.
         """
         del targets
 
@@ -83,16 +91,16 @@ class Network(nn.Module):
         self.head = head
 
     def forward(self, image: Float[Tensor, "B C *s"]) -> Tensor | tuple[Tensor, ...]:
-        """Logits of an image whose size the encoder's total stride divides."""
+        """Returns the logits of an image; each axis is a multiple of the encoder's total stride."""
         prediction: Tensor | tuple[Tensor, ...] = self.head(self.encoder(image), image.shape[2:])
         return prediction
 
 
 def class_numbers(labels: Int[Tensor, "*s"], schema: LabelSchema) -> Int[Tensor, "*s"]:
-    """Stored label values as class numbers; the value to ignore, named or not, and padding (-1) become ``UNLABELED``.
+    """Converts stored label values to class numbers; the value to ignore and padding (-1) become ``UNLABELED``.
 
     Raises:
-        UserError: A value that is no class; names it and the classes.
+        UserError: A value is not a class; names the value and the classes.
     """
     numbers = torch.full_like(labels, UNLABELED, dtype=torch.int64)
     is_known = labels == -1
@@ -116,7 +124,7 @@ def class_numbers(labels: Int[Tensor, "*s"], schema: LabelSchema) -> Int[Tensor,
 
 
 def require_classes(schema: LabelSchema, reason: str) -> None:
-    """Refuses a schema with which nothing can be told apart.
+    """Refuses a schema with fewer than two classes.
 
     Raises:
         UserError: Fewer than two classes; names them and the reason.

@@ -1,4 +1,4 @@
-"""Classification heads: one answer for the whole image, from pooled features or by attention; classes in an order."""
+"""Classification heads: one class for the whole image, from pooled features or by attention; also ordered classes."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ ClassWeights = tuple[float, ...] | Literal["balanced"] | None
 
 
 class Classification(Head):
-    """What classification heads share: cross-entropy over the labeled scans of all processes.
+    """Base class of classification heads: cross-entropy over the labeled scans of all processes.
 
     Args:
         schema: Classes; two for a yes-or-no question.
-        dropout: Probability of dropping a feature before the last layer.
-        label_smoothing: Share of the target that is spread over all classes (Szegedy et al., CVPR 2016).
-        class_weights: Weight of each class in the loss; "balanced" takes scans / (classes x scans of the class), so
-            that classes weigh alike however rare they are (King and Zeng, Logistic regression in rare events data,
-            Political Analysis 2001); None takes 1.
+        dropout: Probability of dropping a feature before the last layer, 0 to below 1.
+        label_smoothing: Share of the target that is spread over all classes, 0 to below 1 (Szegedy et al., CVPR 2016).
+        class_weights: Weight of each class in the loss, above 0. "balanced" takes scans / (classes x scans of the
+            class), so that rare classes count as much as frequent ones (King and Zeng, Logistic regression in rare
+            events data, Political Analysis 2001). None takes 1.
 
     Raises:
         UserError: Fewer than two classes, or arguments out of range.
@@ -72,7 +72,7 @@ class Classification(Head):
         self.dropout = nn.Dropout(dropout)
 
     def prepare(self, targets: Int[Tensor, "N"]) -> None:
-        """Sets balanced weights; a class that no scan has keeps 1."""
+        """Sets balanced class weights from the class numbers of all training scans; a class without scans keeps 1."""
         if not self.balanced or self.class_weights is None:
             return
         counts = targets[targets != UNLABELED].bincount(minlength=len(self.schema.classes))
@@ -92,12 +92,12 @@ class Classification(Head):
         target: Int[Tensor, "B"],
         counts: Float[Tensor, "1"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Mean cross-entropy, weighted by the class, in float32 at least; 0 where nothing is labeled.
+        """Mean cross-entropy, weighted by class, in at least float32; 0 if no scan is labeled.
 
         Args:
             prediction: Logits [B, K].
             target: Class numbers, ``UNLABELED`` where the class is not known.
-            counts: As :class:`Head`.
+            counts: As in :meth:`Head.loss`.
         """
         assert isinstance(prediction, torch.Tensor)
         labeled = target != UNLABELED
@@ -122,11 +122,11 @@ class Linear(Classification):
     Args:
         encoder: Its last map's channels are those of the pooled features.
         schema: Classes; two for a yes-or-no question.
-        dropout: Probability of dropping a feature.
-        label_smoothing: Share of the target that is spread over all classes.
+        dropout: Probability of dropping a feature, 0 to below 1.
+        label_smoothing: Share of the target that is spread over all classes, 0 to below 1.
         class_weights: Weight of each class in the loss, or "balanced"; None takes 1.
-        batch_norm: Normalise the features over the batches of all processes first (as He et al., CVPR 2022, for
-            probes on frozen features, whose scale no training has set).
+        batch_norm: First normalize the features by batch norm over all processes. Linear probes on frozen features
+            need this, since no training has set the scale of the features (He et al., CVPR 2022).
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Linear(Classification):
         self.linear = nn.Linear(encoder.channels[-1], len(schema.classes))
 
     def forward(self, features: Features, size: Sequence[int]) -> Float[Tensor, "B K"]:
-        """Returns logits; ``size`` does not matter."""
+        """Returns logits; ``size`` is not used."""
         x = features.pooled
         for norm in self.norms:
             x = norm(x[..., None, None])[..., 0, 0]
@@ -153,17 +153,17 @@ class Linear(Classification):
 
 
 class Ordinal(Classification):
-    """Classes in an order, such as grades: pooled features move one number along thresholds between the classes.
+    """Ordered classes, such as grades: one linear score of the pooled features, and thresholds between the classes.
 
-    The chance of a class beyond threshold k is sigmoid(w x - t_k), t rising: the proportional odds model (McCullagh,
-    Regression models for ordinal data, 1980). A scan of grade 1 is told from one of grade 3 by the same features as
-    from one of grade 2, so that few labels go further than with a line for each class. ``forward`` gives logarithms of
-    probabilities, whose softmax they are.
+    The probability of a class beyond threshold k is sigmoid(w x - t_k), with t_k rising in k. This is the proportional
+    odds model (McCullagh, Regression models for ordinal data, 1980). All pairs of grades share the weights w, so that
+    fewer labels are needed than with separate weights for each class. ``forward`` returns log-probabilities; their
+    softmax gives the probabilities.
 
     Args:
         encoder: Its last map's channels are those of the pooled features.
-        schema: Classes in their order; values that are numbers are in the order of the numbers.
-        dropout: Probability of dropping a feature.
+        schema: Classes in their order; numeric values are in numeric order.
+        dropout: Probability of dropping a feature, 0 to below 1.
         class_weights: Weight of each class in the loss, or "balanced"; None takes 1.
     """
 
@@ -183,7 +183,7 @@ class Ordinal(Classification):
         self.steps = nn.Parameter(torch.log(torch.expm1(start.diff())))  # softplus keeps them above 0
 
     def forward(self, features: Features, size: Sequence[int]) -> Float[Tensor, "B K"]:
-        """Returns logarithms of probabilities; ``size`` does not matter."""
+        """Returns log-probabilities; ``size`` is not used."""
         gaps = F.softplus(self.steps)
         thresholds = torch.cat((self.lowest, self.lowest + gaps.cumsum(0)))
         score = self.linear(self.dropout(features.pooled))
@@ -195,21 +195,21 @@ class Ordinal(Classification):
 
 
 class AttentivePool(Classification):
-    """A learned query that looks at every position of the coarsest map, or at every token, and one linear layer.
+    """Attention pooling: a learned query attends to all tokens or positions of the coarsest map; then a linear layer.
 
-    Finds small things that a mean over positions drowns. References: Bardes et al., V-JEPA, TMLR 2024, and El-Nouby
-    et al., AIM, ICML 2024, who judge frozen encoders by such a probe.
+    It can detect small structures, whose signal a mean over positions would dilute. Bardes et al. (V-JEPA, TMLR 2024)
+    and El-Nouby et al. (AIM, ICML 2024) evaluate frozen encoders with such a probe.
 
     Args:
         encoder: Its last map's channels are those of the positions.
         schema: Classes; two for a yes-or-no question.
-        attention_heads: Parts of the channels that attend on their own; must divide the channels.
-        dropout: Probability of dropping a feature.
-        label_smoothing: Share of the target that is spread over all classes.
+        attention_heads: Number of attention heads; must divide the channels.
+        dropout: Probability of dropping a feature, 0 to below 1.
+        label_smoothing: Share of the target that is spread over all classes, 0 to below 1.
         class_weights: Weight of each class in the loss, or "balanced"; None takes 1.
 
     Raises:
-        UserError: ``attention_heads`` does not divide the encoder's channels, or what every head refuses.
+        UserError: ``attention_heads`` does not divide the encoder's channels; or as :class:`Classification`.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class AttentivePool(Classification):
         self.linear = nn.Linear(width, len(schema.classes))
 
     def forward(self, features: Features, size: Sequence[int]) -> Float[Tensor, "B K"]:
-        """Returns logits; ``size`` does not matter."""
+        """Returns logits; ``size`` is not used."""
         tokens = features.maps[-1].flatten(2).mT if features.tokens is None else features.tokens
         tokens = self.before(tokens)
         attended, _ = self.attention(self.query.expand(len(tokens), -1, -1), tokens, tokens, need_weights=False)

@@ -1,11 +1,11 @@
-r"""Several findings of a scan, each there or not there or not known: a sigmoid for each.
+r"""Multi-label head: several findings of a scan, each present, absent or unknown, with one sigmoid for each.
 
-With logit :math:`z_{ik}` of scan i and finding k, answer :math:`y_{ik}`, weight :math:`w_k` and the known entries K::
+With logit :math:`z_{ik}` of scan i and finding k, label :math:`y_{ik}`, weight :math:`w_k` and the known entries K::
 
     loss = - 1 / |K| sum_(i,k) in K  w_k y_ik log s(z_ik) + (1 - y_ik) log s(-z_ik)
 
-An entry that is not known has no part in it. Reference: Rajpurkar et al., CheXNet, 2017 (findings of chest X-rays by
-binary cross-entropies).
+Unknown entries do not enter the loss. Reference: Rajpurkar et al., CheXNet, 2017 (findings of chest X-rays by binary
+cross-entropies).
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ PositiveWeights = tuple[float, ...] | Literal["balanced"] | None
 
 
 class MultiLabel(Head):
-    """Pooled features and one linear layer, an output for each finding.
+    """Pooled features and one linear layer with one output for each finding.
 
     Args:
         encoder: Its last map's channels are those of the pooled features.
         schema: The findings.
-        dropout: Probability of dropping a feature.
-        positive_weights: Weight of a scan that has the finding, for each finding; "balanced" takes scans without it /
-            scans with it among those that are learned from, so that both weigh alike; None takes 1.
+        dropout: Probability of dropping a feature, 0 to below 1.
+        positive_weights: For each finding, the weight of scans that have it, above 0. "balanced" takes the number of
+            training scans without the finding over those with it, so that both count equally. None takes 1.
 
     Raises:
-        UserError: No findings, or arguments out of range.
+        UserError: The schema has no findings, or an argument is out of range.
     """
 
     kind = "multi_label"
@@ -80,12 +80,12 @@ class MultiLabel(Head):
         self.linear = nn.Linear(encoder.channels[-1], count)
 
     def forward(self, features: Features, size: Sequence[int]) -> Float[Tensor, "B K"]:
-        """Returns logits; ``size`` does not matter."""
+        """Returns logits; ``size`` is not used."""
         logits: Tensor = self.linear(self.dropout(features.pooled))
         return logits
 
     def counts(self, target: Int[Tensor, "B K"]) -> Float[Tensor, "1"]:
-        """Known entries."""
+        """Number of known entries."""
         return (target != UNLABELED).sum()[None].double()
 
     def loss(
@@ -94,17 +94,17 @@ class MultiLabel(Head):
         target: Int[Tensor, "B K"],
         counts: Float[Tensor, "1"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Mean weighted cross-entropy of the known entries of all processes, in float32 at least; 0 without any.
+        """Mean weighted cross-entropy over the known entries of all processes, in at least float32; 0 without any.
 
         Args:
             prediction: Logits [B, K].
-            target: 1 where the finding is there, 0 where it is not, ``UNLABELED`` where that is not known.
-            counts: As :class:`Head`.
+            target: 1 where the finding is present, 0 where it is absent, ``UNLABELED`` where it is unknown.
+            counts: As in :meth:`Head.loss`.
         """
         assert isinstance(prediction, torch.Tensor)
         is_known = target != UNLABELED
         logits = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
-        logits = torch.where(is_known, logits, 0.0)  # so that nothing flows back elsewhere
+        logits = torch.where(is_known, logits, 0.0)  # no gradient for unknown entries
         entropy = F.binary_cross_entropy_with_logits(
             logits, (target == 1).to(logits), pos_weight=self.positive_weights.to(logits), reduction="none"
         )
@@ -112,11 +112,11 @@ class MultiLabel(Head):
         return mean_over(torch.where(is_known, entropy, 0.0).sum(), is_known.sum(), count)
 
     def predictions(self, logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-        """Probability of each finding."""
+        """Converts logits to the probability of each finding."""
         return logits.sigmoid()
 
     def prepare(self, targets: Int[Tensor, "N K"]) -> None:
-        """Sets balanced weights; a finding that is there, or absent, in no scan keeps 1."""
+        """Sets balanced weights from all training scans; a finding that is always present or always absent keeps 1."""
         if not self.balanced:
             return
         positive, negative = (targets == 1).sum(0), (targets == 0).sum(0)

@@ -1,11 +1,11 @@
-r"""A number for a scan, such as an age or a score.
+r"""Regression head: one number for a scan, such as an age or a score.
 
-With mean :math:`m` and standard deviation :math:`d` of the numbers that are learned from, output :math:`z_i` and number
-:math:`y_i` of scan i::
+With mean :math:`m` and standard deviation :math:`d` of the training labels, output :math:`z_i` and label :math:`y_i` of
+scan i::
 
     loss = mean_i rho(z_i - (y_i - m) / d)       rho(e) = e^2 / 2; Huber beyond c: c (|e| - c / 2)
 
-and the answer is :math:`m + d z_i`, in the unit of the label. Reference: Huber, Robust estimation of a location
+The prediction is :math:`m + d z_i`, in the unit of the label. Reference: Huber, Robust estimation of a location
 parameter, 1964 (c = 1: one standard deviation of the labels).
 """
 
@@ -36,12 +36,12 @@ class Regression(Head):
 
     Args:
         encoder: Its last map's channels are those of the pooled features.
-        schema: The number's name.
-        dropout: Probability of dropping a feature.
-        error: "huber" minds a far-off label less, "squared" is what the mean follows.
+        schema: One entry, the name of the number.
+        dropout: Probability of dropping a feature, 0 to below 1.
+        error: "huber" is robust to outliers among the labels; "squared" is the squared error.
 
     Raises:
-        UserError: Another number of outputs than one, or a dropout out of range.
+        UserError: The schema has another number of entries than one, or an argument is out of range.
     """
 
     kind = "regression"
@@ -68,18 +68,18 @@ class Regression(Head):
             raise UserError(message)
         self.schema = schema
         self.error = error
-        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))  # kept in the file: answers need them
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float64))  # saved: predictions need them
         self.register_buffer("deviation", torch.ones((), dtype=torch.float64))
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(encoder.channels[-1], 1)
 
     def forward(self, features: Features, size: Sequence[int]) -> Float[Tensor, "B 1"]:
-        """Returns standardized numbers; ``size`` does not matter."""
+        """Returns standardized numbers; ``size`` is not used."""
         standardized: Tensor = self.linear(self.dropout(features.pooled))
         return standardized
 
     def counts(self, target: Float[Tensor, "B"]) -> Float[Tensor, "1"]:
-        """Known numbers."""
+        """Number of labeled scans."""
         return (~target.isnan()).sum()[None].double()
 
     def loss(
@@ -88,17 +88,17 @@ class Regression(Head):
         target: Float[Tensor, "B"],
         counts: Float[Tensor, "1"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Mean error of the known numbers of all processes, in float32 at least; 0 where there are none.
+        """Mean error over the labeled scans of all processes, in at least float32; 0 if there are none.
 
         Args:
             prediction: Standardized numbers [B, 1].
-            target: Numbers in the label's unit; NaN where they are not known.
-            counts: As :class:`Head`.
+            target: Numbers in the unit of the label; NaN for scans without a label.
+            counts: As in :meth:`Head.loss`.
         """
         assert isinstance(prediction, torch.Tensor)
         is_known = ~target.isnan()
         outputs = prediction[:, 0].to(torch.promote_types(prediction.dtype, torch.float32))
-        outputs = torch.where(is_known, outputs, 0.0)  # so that nothing flows back elsewhere
+        outputs = torch.where(is_known, outputs, 0.0)  # no gradient for scans without a label
         standardized_target = torch.where(
             is_known, (target - self.mean.to(target)) / self.deviation.to(target), 0.0
         ).to(outputs)
@@ -109,14 +109,14 @@ class Regression(Head):
         return mean_over(errors.sum(), is_known.sum(), None if counts is None else counts[0])
 
     def predictions(self, logits: Float[Tensor, "B 1"]) -> Float[Tensor, "B 1"]:
-        """Numbers in the unit of the label."""
+        """Converts standardized numbers to the unit of the label."""
         return (logits * self.deviation + self.mean).to(logits)
 
     def prepare(self, targets: Float[Tensor, "N"]) -> None:
-        """Takes mean and standard deviation.
+        """Sets mean and standard deviation from the labels of all training scans.
 
         Raises:
-            UserError: The numbers are all the same.
+            UserError: All labels are equal.
         """
         known_targets = targets[~targets.isnan()].to(self.mean)
         if not len(known_targets) or bool((known_targets == known_targets[0]).all()):

@@ -1,4 +1,4 @@
-r"""Segmentation heads over the maps of any encoder, trained by Dice and cross-entropy: a U-Net decoder, a linear probe.
+r"""Segmentation heads on the maps of any encoder (U-Net decoder, linear probe), trained by Dice and cross-entropy.
 
 With probabilities :math:`p`, one-hot truth :math:`t`, labeled voxels :math:`j`, foreground classes :math:`k`::
 
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
     from medssl.nn.token_decoders import Pyramid
     from medssl.types import Features, LabelSchema
 
-SMOOTH = 1e-5  # in numerator and denominator of the Dice: a class that is nowhere counts as found
+SMOOTH = 1e-5  # in numerator and denominator of the Dice: an absent class that is not predicted has Dice 1
 
 
 class SegmentationHead(Head):
-    """What segmentation heads share: the loss.
+    """Base class of segmentation heads: Dice loss and cross-entropy.
 
     Args:
         schema: Classes, the background first.
         axes: Axes of the image, 2 or 3.
-        loss_weights: Weights of the Dice loss and of the cross-entropy.
-        batch_dice: Take the Dice over the voxels of the whole batch, of all processes, rather than per sample:
-            steadier where many crops lack a class.
+        loss_weights: Weights of the Dice loss and of the cross-entropy, 0 or more, not both 0.
+        batch_dice: Compute the Dice over the voxels of the whole batch of all processes instead of per sample. This is
+            more stable if many crops lack a class.
 
     Raises:
-        UserError: Fewer than two classes, or weights that are negative or all 0.
+        UserError: Fewer than two classes, or weights out of range.
     """
 
     kind = "segmentation"
@@ -73,7 +73,7 @@ class SegmentationHead(Head):
     def counts(self, target: Int[Tensor, "B *s"]) -> Float[Tensor, "T"]:
         """For each resolution: samples with a labeled voxel times foreground classes, and labeled voxels.
 
-        The Dice over a batch is no mean: it stays that of each micro-batch.
+        The Dice over a batch is not a mean over terms: with accumulation it remains that of each micro-batch.
         """
         term_counts = []
         for stride in self.level_strides:
@@ -88,12 +88,12 @@ class SegmentationHead(Head):
         target: Int[Tensor, "B *s"],
         counts: Float[Tensor, "T"] | None = None,
     ) -> Float[Tensor, ""]:
-        """Dice loss and cross-entropy over the labeled voxels of all processes; 0 where there are none.
+        """Dice loss and cross-entropy over the labeled voxels of all processes; 0 if there are none.
 
         Args:
-            prediction: Logits [B, K, *s], or several, the full resolution first.
-            target: Class numbers, ``UNLABELED`` where the loss must not look.
-            counts: As :class:`Head`.
+            prediction: Logits [B, K, *s], or several tensors, the full resolution first.
+            target: Class numbers, ``UNLABELED`` for voxels that do not enter the loss.
+            counts: As in :meth:`Head.loss`.
         """
         levels = (prediction,) if isinstance(prediction, torch.Tensor) else prediction
         weights = [0.5**level for level in range(len(levels))]
@@ -107,11 +107,11 @@ class SegmentationHead(Head):
     def _level_loss(
         self, logits: Float[Tensor, "B K *s"], target: Int[Tensor, "B *s"], counts: Float[Tensor, "2"] | None
     ) -> Float[Tensor, ""]:
-        """Loss at one resolution, in float32 at least."""
+        """Loss at one resolution, in at least float32."""
         samples, voxels = (None, None) if counts is None else counts.unbind()
         labeled = (target != UNLABELED)[:, None]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logarithms = torch.where(labeled, logits, 0.0).log_softmax(1)  # so that nothing flows back elsewhere
+        logarithms = torch.where(labeled, logits, 0.0).log_softmax(1)  # no gradient for unlabeled voxels
         entropy = F.nll_loss(logarithms, target, ignore_index=UNLABELED, reduction="sum")
         probabilities = torch.where(labeled, logarithms.exp(), 0.0)
         dice = dice_loss(probabilities, target, batch_dice=self.batch_dice, step_count=samples)
@@ -120,20 +120,21 @@ class SegmentationHead(Head):
 
 
 class UNet(SegmentationHead):
-    """U-Net decoder over the encoder's maps, any strides, 2D or 3D.
+    """U-Net decoder on the encoder's maps, with any strides, in 2D or 3D.
 
     Args:
-        encoder: Its ``channels`` and ``strides`` shape the decoder.
+        encoder: Its ``channels`` and ``strides`` determine the decoder.
         schema: Classes, the background first.
         channels: Channels of each step, coarse to fine; None takes those of the encoder at that resolution.
-        convolutions: Convolutions of each step.
+        convolutions: Convolutions of each step, at least 1.
         norm: "instance", "batch" or "layer".
-        deep_supervision: Train the coarser steps too, except the coarsest: weights halve with each and sum to 1.
-        loss_weights: As :class:`SegmentationHead`.
-        batch_dice: As :class:`SegmentationHead`.
+        deep_supervision: Also train the coarser steps, except the coarsest one. Weights halve from one step to the
+            next and sum to 1.
+        loss_weights: As in :class:`SegmentationHead`.
+        batch_dice: As in :class:`SegmentationHead`.
 
     Raises:
-        UserError: As :class:`SegmentationHead`, or a decoder that does not fit.
+        UserError: As :class:`SegmentationHead`; or the arguments do not fit the encoder's maps.
     """
 
     def __init__(
@@ -165,14 +166,14 @@ class UNet(SegmentationHead):
     def forward(
         self, features: Features, size: Sequence[int]
     ) -> Float[Tensor, "B K *s"] | tuple[Float[Tensor, "B K *sl"], ...]:
-        """Returns logits at full resolution; with deep supervision, while training, all from fine to coarse.
+        """Returns logits at full resolution; with deep supervision, while training, of all steps, fine to coarse.
 
         Args:
             features: Features of the encoder.
             size: Voxels per axis of the image.
 
         Raises:
-            ValueError: The maps do not lead back to ``size``: the encoder does not have the strides that it says.
+            ValueError: The decoded maps do not have ``size``: the encoder's ``strides`` are wrong.
         """
         fine_to_coarse = self.decoder(features.maps)[::-1]
         if (decoded_size := tuple(fine_to_coarse[0].shape[2:])) != tuple(size):
@@ -187,17 +188,17 @@ class UNet(SegmentationHead):
 
 
 class VoxelLinear(SegmentationHead):
-    """Linear probe: each voxel's class from the encoder's maps at that voxel, by one linear map.
+    """Linear probe: one linear map from the encoder's maps at a voxel to the logits of the voxel.
 
-    Channels are standardized by statistics over the training batches, as in the linear probes of masked autoencoders
-    (He et al., Masked Autoencoders, CVPR 2022, appendix A.1). Maps are interpolated linearly to the image; the linear
-    map is applied before that, which gives the same and costs less.
+    Channels are standardized by batch norm without learned parameters, as in the linear probes of masked autoencoders
+    (He et al., Masked Autoencoders, CVPR 2022, appendix A.1). Maps are interpolated linearly to the image. The linear
+    map is applied before the interpolation, which gives the same result at lower cost.
 
     Args:
-        encoder: Its ``channels`` shape the probe. Keep it as it is: ``--optimizer frozen``.
+        encoder: Its ``channels`` determine the probe. Freeze it with the optimizer preset ``frozen``.
         schema: Classes, the background first.
-        loss_weights: As :class:`SegmentationHead`.
-        batch_dice: As :class:`SegmentationHead`.
+        loss_weights: As in :class:`SegmentationHead`.
+        batch_dice: As in :class:`SegmentationHead`.
 
     Raises:
         UserError: As :class:`SegmentationHead`.
@@ -235,13 +236,13 @@ def dice_loss(
     batch_dice: bool,
     step_count: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean of 1 - Dice over the classes from 1 up, and over the samples with a labeled voxel.
+    """Mean of 1 - Dice over the foreground classes and the samples with a labeled voxel, 0 to 1.
 
     Args:
-        probabilities: Of each class; 0 for all classes where the target is ``UNLABELED``.
-        target: Class numbers.
-        batch_dice: Over all voxels of all samples and processes, rather than per sample.
-        step_count: Labeled samples times classes, where several micro-batches make a step (``mean_over``).
+        probabilities: Probability of each class; 0 for all classes where the target is ``UNLABELED``.
+        target: Class numbers; class 0 is the background.
+        batch_dice: Compute the Dice over all voxels of all samples and processes instead of per sample.
+        step_count: Labeled samples times classes of the whole step, if it has several micro-batches (``mean_over``).
     """
     classes = torch.arange(1, probabilities.shape[1], device=target.device)
     truth = target[:, None] == classes.reshape(-1, *(1,) * (target.ndim - 1))
@@ -258,7 +259,7 @@ def dice_loss(
 
 
 def coarser(target: Int[Tensor, "B *s"], size: Sequence[int]) -> Int[Tensor, "B *t"]:
-    """Class numbers at a resolution that divides the target's: of the voxel in the middle of each coarser one."""
+    """Class numbers at a lower resolution: each coarse voxel takes the class of the fine voxel in its middle."""
     for axis, (fine, coarse) in enumerate(zip(target.shape[1:], size, strict=True), 1):
         factor = fine // coarse
         middle_voxels = torch.arange(coarse, device=target.device) * factor + factor // 2

@@ -1,9 +1,9 @@
-"""A network over a whole scan: overlapping windows, weighted by a Gaussian, in memory bounded by the window.
+"""Sliding-window inference over a whole scan, with Gaussian weights and memory bounded by the window.
 
-Windows lie evenly from the first voxel to the last; where the scan is smaller than the window, one window is centered
-on it. The probabilities of a voxel are the mean over the windows that see it, each weighted by
-``exp(-d**2 / (2 sigma**2))`` of the distance d to its center, sigma an eighth of the window (Isensee et al., nnU-Net,
-Nature Methods 2021).
+Windows are spaced evenly from the first voxel to the last. If the scan is smaller than the window, one window is
+centered on it. The probabilities of a voxel are the mean over the windows that contain it. The weight of a window is
+``exp(-d**2 / (2 sigma**2))`` for the distance d to its center, with sigma an eighth of the window (Isensee et al.,
+nnU-Net, Nature Methods 2021).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     Read = Callable[[Start, Start], Float[Tensor, "C *w"]]
 
 SIGMA = 1 / 8  # of the Gaussian, as a share of the window
-LOWEST = 1e-3  # weight at the rim: corners that one window alone sees are divided by it
+LOWEST = 1e-3  # smallest weight: corners that only one window contains are divided by it
 
 
 def slide(
@@ -43,27 +43,28 @@ def slide(
     overlap: float = 0.5,
     batch_size: int = 2,
 ) -> Iterator[tuple[int, Float[Tensor, "K n *rest"]]]:
-    """Segments a scan window by window and gives its planes along ``axis`` as soon as they are done.
+    """Segments a scan window by window and yields its planes along ``axis`` as soon as they are finished.
 
-    Held at any time: the planes of one window along ``axis``, and one batch of windows.
+    Memory holds the planes of one window along ``axis``, and one batch of windows.
 
     Args:
-        network: In evaluation mode, with a segmentation head; it computes on the device where it lies.
-        read: Returns the network's input [C, *size] of the box from ``start`` on; the box may reach beyond the scan.
+        network: Network in evaluation mode with a segmentation head; it runs on its own device.
+        read: Function of ``start`` and ``size`` that returns the network's input [C, *size]; the box may reach beyond
+            the scan.
         shape: Voxels of the scan per axis.
-        window: Voxels of the window per axis; two for slices of a volume.
-        axis: Axis of the scan along which planes are given, and which slices are taken across.
-        plane: Row and column axis of a slice, as the network sees it; None takes the order of the scan's axes.
-        overlap: Least share of a window that the next one covers again, 0 to below 1.
-        batch_size: Windows of one forward pass.
+        window: Voxels of the window per axis; two numbers for slices of a volume.
+        axis: Axis of the scan along which planes are yielded; slices lie across it.
+        plane: Axes of the scan that are the rows and columns of a slice; None takes the order of the scan's axes.
+        overlap: Smallest share of a window that the next one covers again, 0 to below 1.
+        batch_size: Windows in one forward pass.
 
     Yields:
-        The first plane and probabilities [K, planes, *the other axes in their order], float32 on the CPU; planes come
-        in order, all of them once.
+        Number of the first plane, and probabilities [K, planes, *other axes in their order], float32 on the CPU.
+        Planes come in order, each once.
 
     Raises:
-        UserError: The overlap is out of range, the window has other axes than the scan, or the network's scores are
-            not finite.
+        UserError: The overlap is out of range, the window has another number of axes than the scan, or the network's
+            scores are not finite.
     """
     if not 0 <= overlap < 1:
         message = f"overlap {overlap}: expected a number from 0 to below 1"
@@ -86,13 +87,13 @@ def classify(
     plane: tuple[int, int] | None = None,
     batch_size: int = 2,
 ) -> Float[Tensor, "K"]:
-    """Mean answer of the fewest windows that cover a scan: probabilities, or a number, float32 on the CPU.
+    """Mean prediction over the fewest windows that cover a scan: probabilities or a number, float32 on the CPU.
 
-    The arguments are those of :func:`slide`, the head one for whole images; two-axis windows cover every slice of a
+    The arguments are those of :func:`slide`, with a head for whole images. Windows of two axes cover every slice of a
     volume.
 
     Raises:
-        UserError: The window has other axes than the scan, or the network's scores are not finite.
+        UserError: The window has another number of axes than the scan, or the network's scores are not finite.
     """
     order = _order(shape, window, axis, plane)
     box = _box(window, order, len(shape))
@@ -114,16 +115,16 @@ def encode(
     plane: tuple[int, int] | None = None,
     batch_size: int = 2,
 ) -> Iterator[tuple[Start, Start, Features]]:
-    """Features of the fewest windows that cover a scan, one window after the other.
+    """Yields the features of the fewest windows that cover a scan, window by window.
 
     The arguments are those of :func:`slide`, with an encoder in evaluation mode instead of a network.
 
     Yields:
-        First voxel of the window per axis of the scan, the axes of the scan in the order of the features' axes, and
-        features of a batch of one, on the device where the encoder lies.
+        First voxel of the window per axis of the scan; the axes of the scan in the order of the features' axes;
+        features of a batch of one on the device of the encoder.
 
     Raises:
-        UserError: The window has other axes than the scan.
+        UserError: The window has another number of axes than the scan.
     """
     order = _order(shape, window, axis, plane)
     box = _box(window, order, len(shape))
@@ -142,7 +143,7 @@ def encode(
 
 
 def gaussian(window: tuple[int, ...]) -> Float[Tensor, "*w"]:
-    """Weight of every voxel of a window, above 0, about 1 in the middle."""
+    """Weight of every voxel of a window: about 1 in the middle, at least ``LOWEST`` at the border."""
     weight = torch.ones(())
     for size in window:
         distance = torch.arange(size) - (size - 1) / 2
@@ -151,7 +152,7 @@ def gaussian(window: tuple[int, ...]) -> Float[Tensor, "*w"]:
 
 
 def _order(shape: tuple[int, ...], window: tuple[int, ...], axis: int, plane: tuple[int, int] | None) -> Start:
-    """Axes of the scan in the order in which the network sees them."""
+    """Axes of the scan in the order of the network's input."""
     axes = tuple(range(len(shape)))
     if len(window) == len(shape) and plane is None:
         return axes
@@ -169,7 +170,7 @@ def _order(shape: tuple[int, ...], window: tuple[int, ...], axis: int, plane: tu
 
 
 def _box(window: tuple[int, ...], order: Start, ndim: int) -> Start:
-    """Voxels of the window per axis of the scan: 1 along an axis that slices lie across."""
+    """Voxels of the window per axis of the scan; 1 along the axis that slices lie across."""
     box = [1] * ndim
     for size, axis in zip(window, order, strict=True):
         box[axis] = size
@@ -177,7 +178,7 @@ def _box(window: tuple[int, ...], order: Start, ndim: int) -> Start:
 
 
 def _starts(size: int, window: int, overlap: float) -> list[int]:
-    """First voxels of evenly spaced windows along one axis, as few as the overlap allows; the last ends at the end."""
+    """First voxels of evenly spaced windows along one axis, as few as the overlap allows; the last ends the axis."""
     if size <= window:
         return [-((window - size) // 2)]
     steps = max(1, ceil((size - window) / max(1.0, window * (1 - overlap)) - 1e-6))
@@ -201,7 +202,7 @@ def _predict(
 def _images(
     read: Read, starts: Iterable[Start], box: Start, order: Start, batch_size: int
 ) -> Iterator[tuple[list[Start], Float[Tensor, "B C *w"]]]:
-    """Windows by the batch, as the network sees them, with their starts."""
+    """Yields batches of windows in the axis order of the network, with their first voxels."""
     across, permutation = _across(box, order)
     remaining = iter(starts)
     while batch := list(islice(remaining, batch_size)):
@@ -210,14 +211,14 @@ def _images(
 
 
 def _across(box: Start, order: Start) -> tuple[Start, list[int]]:
-    """Axis that slices lie across, if any; axes of a box [C, *box], those that the network sees first."""
+    """Axis that slices lie across, if any; the axes of a box [C, *box] in the order of the network, that axis last."""
     across = tuple(axis for axis in range(len(box)) if axis not in order)
     return across, [axis + 1 for axis in (*order, *across)]
 
 
 @torch.inference_mode()
 def _probabilities(network: Network, images: Float[Tensor, "B C *w"]) -> Float[Tensor, "B K *w"] | Float[Tensor, "B K"]:
-    """What the head answers (probabilities, or a number), float32 on the CPU."""
+    """Predictions of the head (probabilities, or a number), float32 on the CPU."""
     logits = network(images.to(next(network.parameters()).device))
     assert isinstance(logits, torch.Tensor), "the network is in training mode"
     probabilities = network.head.predictions(logits.float()).cpu()
@@ -233,7 +234,7 @@ def _probabilities(network: Network, images: Float[Tensor, "B C *w"]) -> Float[T
 def _planes(
     predictions: Iterable[tuple[Start, Tensor]], shape: Start, box: Start, axis: int, classes: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """Adds up weighted windows in a slab that moves along ``axis``; gives the planes that no window reaches again."""
+    """Adds up weighted windows in a slab that moves along ``axis``; yields planes that no later window reaches."""
     length = min(box[axis], shape[axis])
     other_lengths = shape[:axis] + shape[axis + 1 :]
     weight = gaussian(box).movedim(axis, 0)

@@ -1,7 +1,8 @@
 """Segmentation heads for encoders whose maps all have one stride: UNETR and the simple feature pyramid.
 
-Both make maps of several strides out of the encoder's (:mod:`medssl.nn.token_decoders`), which the U-Net decoder then
-fuses from coarse to fine, up to the voxels. The plain U-Net head takes such encoders too, by their last map alone.
+Both compute maps of several strides from the encoder's maps (:mod:`medssl.nn.token_decoders`). The U-Net decoder then
+fuses them from coarse to fine, up to full resolution. The plain U-Net head accepts such encoders, too, but uses only
+their last map.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ if TYPE_CHECKING:
 
 
 class UNETR(UNet):
-    """Maps of several depths, the shallower the finer, in a U-Net decoder (Hatamizadeh et al., UNETR, WACV 2022).
+    """UNETR (Hatamizadeh et al., WACV 2022): maps of several depths, shallower ones finer, in a U-Net decoder.
 
-    The published network also joins convolutions of the image at full resolution; a head sees features only.
+    The published network also uses convolutions of the image at full resolution. A head receives features only.
 
     Args:
-        encoder: Its maps all have one stride.
+        encoder: Encoder with several maps of one stride.
         schema: Classes, the background first.
         channels: Channels at full resolution; twice as many at each coarser step.
         convolutions: Convolutions of each step.
         norm: "instance", "batch" or "layer".
-        deep_supervision: Train the coarser steps too, except the coarsest: weights halve with each and sum to 1.
+        deep_supervision: Also train the coarser steps, except the coarsest one. Weights halve from step to step.
         loss_weights: Weights of the Dice loss and of the cross-entropy.
-        batch_dice: Take the Dice over the voxels of the whole batch, of all processes, rather than per sample.
+        batch_dice: Compute the Dice over the whole batch of all processes instead of per sample.
 
     Raises:
-        UserError: An encoder with maps of several strides or one map alone, or what every segmentation head refuses.
+        UserError: The encoder has maps of several strides or only one map; or as :class:`SegmentationHead`.
     """
 
     def __init__(
@@ -74,22 +75,22 @@ class UNETR(UNet):
 
 
 class FeaturePyramid(UNet):
-    """The last map at several strides (Li et al., ECCV 2022), in a light U-Net decoder.
+    """Simple feature pyramid (Li et al., ECCV 2022): the last map at several strides, in a light U-Net decoder.
 
-    Takes any encoder; of a ConvNet the finer maps are left out, which the head ``unet`` would use.
+    Accepts any encoder. For a ConvNet, prefer the head ``unet``, which also uses the finer maps.
 
     Args:
-        encoder: Its last map is used.
+        encoder: Any encoder; its last map is used.
         schema: Classes, the background first.
-        channels: Channels of each map of the pyramid; half as many at each step beyond its finest.
+        channels: Channels of each map of the pyramid; half as many at each finer step of the decoder.
         convolutions: Convolutions of each step.
-        norm: "instance", "batch" or "layer": of the decoder; the pyramid has layer norms.
-        deep_supervision: Train the coarser steps too, except the coarsest: weights halve with each and sum to 1.
+        norm: Normalization of the decoder: "instance", "batch" or "layer". The pyramid has layer norms.
+        deep_supervision: Also train the coarser steps, except the coarsest one. Weights halve from step to step.
         loss_weights: Weights of the Dice loss and of the cross-entropy.
-        batch_dice: Take the Dice over the voxels of the whole batch, of all processes, rather than per sample.
+        batch_dice: Compute the Dice over the whole batch of all processes instead of per sample.
 
     Raises:
-        UserError: An encoder whose last map is as fine as the image, or what every segmentation head refuses.
+        UserError: The encoder's last map is as fine as the image; or as :class:`SegmentationHead`.
     """
 
     def __init__(

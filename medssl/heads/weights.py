@@ -1,4 +1,4 @@
-"""A fine-tuned network as files: encoder and card as after pretraining, ``head.safetensors`` beside them."""
+"""Save and load fine-tuned networks: the files of pretraining, and ``head.safetensors``."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ HEAD = "head.safetensors"
 
 
 def save_network(folder: Path, network: Network, card: Card) -> None:
-    """Writes ``head.safetensors``, ``encoder.safetensors`` and ``card.json``; the first two say of which step they are.
+    """Writes ``head.safetensors``, ``encoder.safetensors`` and ``card.json`` atomically.
+
+    Head and card hold the number of the step, so that files of different steps are recognized.
 
     Raises:
-        UserError: The disk refuses the files; former files are untouched.
+        UserError: The files cannot be written; former files are unchanged.
     """
     content = tensor_bytes(network.head.state_dict(), {"format": "pt", "step": str(card.step)})
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,11 +35,18 @@ def save_network(folder: Path, network: Network, card: Card) -> None:
 
 
 def load_network(folder: Path, trust: Collection[str] = ()) -> tuple[Network, Card]:
-    """Rebuilds the network that a card describes, in evaluation mode; ``trust`` as of ``load_card``.
+    """Builds the network that a card describes and loads its weights; the network is in evaluation mode.
+
+    Args:
+        folder: Folder of a fine-tuning run.
+        trust: As for ``medssl.encoders.weights.load_card``.
+
+    Returns:
+        The network, and its card.
 
     Raises:
-        UserError: No card, one without a head (the run only pretrained) or with classes that are not built from files
-            of others, or files that do not belong together.
+        UserError: There is no card, the card has no head (a run of pretraining) or names classes that are not trusted,
+            or the files come from different steps.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,1 +1,1 @@
-"""Self-supervised objectives: one paper, one file."""
+"""Self-supervised objectives: one file for each paper."""

@@ -1,4 +1,4 @@
-"""What every objective is, and the frame of those that hide cells and reconstruct them."""
+"""Base class of objectives, and base class of those that hide cells and reconstruct them."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
 
 
 class Objective(nn.Module, ABC):
-    """A self-supervised objective around one encoder.
+    """Base class of self-supervised objectives.
 
-    A subclass takes the encoder as its first argument, keeps it as ``self.encoder`` and sets ``needs``. The terms of
-    its loss are logged by their names; where there are any, a few are understood (``evaluate.health``): "chance", the
-    loss if nothing had been learned; "uniformity" of what is contrasted (``ops.similarity``); "teacher_entropy", nats.
+    A subclass takes the encoder as its first argument, stores it as ``self.encoder`` and sets ``needs``. The terms of
+    its loss are logged by their names. ``metrics.health`` interprets three of them: "chance" (the loss of an untrained
+    network), "uniformity" of the contrasted embeddings (``ops.similarity``) and "teacher_entropy" (nats).
 
     Attributes:
         encoder: The encoder that is pretrained.
         needs: The views and the sampling that ``forward`` expects.
-        progress: Name of the term of ``Loss.terms`` that falls while the objective learns.
-        compares_samples: Whether the loss compares the samples of a micro-batch with each other: it then depends on
-            how many there are.
+        progress: Name of the term in ``Loss.terms`` that falls while the objective learns.
+        compares_samples: Whether the loss compares samples of a micro-batch with each other, so that it depends on
+            their number.
     """
 
     encoder: Encoder
@@ -47,33 +47,41 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: Batch, step: Step) -> Loss:
-        """Returns the loss of one micro-batch; with several processes its value is that of the whole batch."""
+        """Computes the loss of one micro-batch. With several processes, its value is that of the whole batch.
+
+        Args:
+            batch: Views as described by ``needs``.
+            step: Number of the optimizer step, and the global numbers of the samples.
+
+        Raises:
+            UserError: The batch does not have the views that ``needs`` describes.
+        """
 
     def counts(self, batch: Batch, step: Step) -> Tensor | None:
-        """How many terms each mean of the loss is over in a micro-batch of this process; None: always as many.
+        """Number of terms of each mean in the loss, in a micro-batch of this process; None if it is constant.
 
-        The training loop adds them over the micro-batches and processes of an optimizer step and hands them to
-        ``forward`` as ``step.counts``, so that accumulation weighs every term as one large batch does.
+        The training loop sums them over the micro-batches and processes of an optimizer step, and passes them to
+        ``forward`` as ``step.counts``. Accumulation then weights every term as one large batch does.
         """
         del batch, step
         return None
 
     def after_load(self) -> None:
-        """Called once the encoder has been filled with other weights (a teacher that is a copy is copied anew here)."""
+        """Called after other weights were loaded into the encoder. A teacher copies the encoder again here."""
 
     def after_step(self, step: Step) -> None:
-        """Called once after each optimizer step (a teacher moves here)."""
+        """Called once after each optimizer step. A teacher is updated here."""
 
     def exported(self) -> dict[str, nn.Module]:
-        """The modules worth keeping, by name: always "encoder", with the keys of the plain dense network."""
+        """Modules to save, by name: always "encoder", with the state-dict keys of the dense network."""
         return {"encoder": self.encoder}
 
     @staticmethod
     def fits(encoder: Encoder, view: ViewSpec) -> None:
-        """Refuses a view that the encoder cannot take; for constructors.
+        """Refuses a view that does not fit the encoder. Call it in constructors.
 
         Raises:
-            UserError: The numbers of axes differ, or the encoder's stride does not divide the view.
+            UserError: The numbers of axes differ, or the view is not a multiple of the encoder's stride.
         """
         if len(view.size) not in encoder.ndims:
             takes = " or ".join(f"{n}D" for n in sorted(encoder.ndims))
@@ -83,7 +91,7 @@ class Objective(nn.Module, ABC):
         cells_of(view.size, encoder.strides[-1], noun="for the encoder's stride, view size")
 
     def require(self, batch: Batch, step: Step) -> None:
-        """Refuses a batch that is not what ``needs`` asked for.
+        """Refuses a batch that does not match ``needs``. Call it first in ``forward``.
 
         Raises:
             UserError: The number of views, their size, their channels or the number of samples differ.
@@ -110,7 +118,7 @@ class Objective(nn.Module, ABC):
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a look from outside the training; every submodule's own mode comes back afterwards."""
+    """Sets a module to evaluation mode for the block; afterwards every submodule has its former mode."""
     training_flags = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
@@ -121,13 +129,13 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def select_rows(batch: Batch, step: Step, rows: Sequence[int]) -> tuple[Batch, Step]:
-    """The given rows of a batch, with their step."""
+    """Selects rows of a batch, and the matching step."""
     selected: Batch = _select_rows(batch, list(rows))
     return selected, replace(step, samples=selected.origin.samples)
 
 
 def _select_rows(value: Any, rows: list[int]) -> Any:
-    """Rows of everything in a batch: tensors, sequences with one item per sample, dataclasses and tuples of those."""
+    """Selects rows of tensors, of sequences with one item per sample, and of dataclasses and tuples of those."""
     if isinstance(value, torch.Tensor):
         return value[rows]
     if is_dataclass(value) and not isinstance(value, type):
@@ -139,22 +147,26 @@ def _select_rows(value: Any, rows: list[int]) -> Any:
 
 
 def check_objective(make: Callable[[], Objective], *, scans: int = 4, steps: int = 30, rate: float = 2e-3) -> None:
-    """Checks that an objective keeps the contract; runs on the CPU with synthetic scans, on anyone's class.
+    """Checks that an objective keeps the contract, on the CPU with synthetic scans. Run it on your own class.
 
-    Checked: the plan; a finite loss with detached terms; a gradient for every trainable parameter and none elsewhere;
-    the batch left as it was; same seed, same value; the state dict; no influence of the order of scans in a batch;
-    bfloat16; refusal of other batches; a loss for a batch with NaN, not an error; pictures that disturb nothing; an
-    ``after_step`` that moves nothing that the optimizer trains; and that the measure of progress falls.
+    Clauses:
+
+    - The plan has a view. The loss is one finite number, also under bfloat16, and its terms are detached.
+    - Every trainable parameter has a gradient, and nothing else has one. The batch is not changed.
+    - The same seed gives the same value. The state dict restores the value. The order of scans does not matter.
+    - Other batches are refused. A batch with NaN gives a loss, not an error.
+    - Pictures change no state. ``after_step`` changes nothing that the optimizer trains.
+    - The term ``progress`` falls.
 
     Args:
-        make: Builds a fresh, small objective, with the same weights after the same ``torch.manual_seed``. Check once
-            with a 2D and once with a 3D encoder, and sizes and strides that differ between axes.
-        scans: Scans in the batch.
+        make: Builds a new, small objective, with the same weights after the same ``torch.manual_seed``. Check once
+            with a 2D and once with a 3D encoder, with sizes and strides that differ between axes.
+        scans: Number of scans in the batch.
         steps: Optimizer steps (AdamW) within which ``progress`` must fall by 2 %.
         rate: Learning rate of these steps.
 
     Raises:
-        ContractError: Names the broken clause.
+        ContractError: Names the violated clause.
     """
     from medssl.objectives.contract import check
 
@@ -162,24 +174,24 @@ def check_objective(make: Callable[[], Objective], *, scans: int = 4, steps: int
 
 
 class Reconstruction(Objective):
-    """The frame of masked image modeling: hides cells of one view, and counts the error where they are hidden.
+    """Base class of masked image modeling: hides cells of one view; the loss is the error in the hidden cells.
 
-    A subclass says how it reconstructs the image, and sets ``mode``.
+    A subclass defines ``reconstruct`` and sets ``mode``.
 
     Args:
-        encoder: Encoder with the mask mode ``mode``.
+        encoder: Encoder that supports the mask mode ``mode``.
         view: The view; its size must be a multiple of the encoder's stride and of ``cell``.
-        mask_ratio: Share of cells to hide, the same number in every sample.
+        mask_ratio: Share of cells to hide, above 0 and below 1; every sample hides the same number of cells.
         cell: Voxels of one cell of the mask per axis; None takes the encoder's ``mask_cell``.
-        normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxels.
+        normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxel values.
 
     Attributes:
-        mode: How the encoder hides cells; None where the objective does it by itself, for any encoder.
+        mode: Mask mode of the encoder; None if the objective hides cells itself, for any encoder.
         distance: Error of a voxel: "square" or "absolute" difference.
-        cells: Cells per axis.
+        cells: Number of cells per axis.
 
     Raises:
-        UserError: The encoder cannot be masked in this mode, or the view does not fit it.
+        UserError: The encoder does not support the mask mode, or the view does not fit it.
     """
 
     mode: MaskMode | None
@@ -214,10 +226,18 @@ class Reconstruction(Objective):
     def reconstruct(
         self, image: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B *cells"]
     ) -> tuple[Float[Tensor, "B C *s"], Features]:
-        """Returns the prediction, in the values of the target, and the features that it was made from."""
+        """Reconstructs images from their visible cells.
+
+        Args:
+            image: Images.
+            hidden: True where a cell is hidden.
+
+        Returns:
+            The prediction in the scale of the target, and the features that it was computed from.
+        """
 
     def forward(self, batch: Batch, step: Step) -> Loss:
-        """Hides, reconstructs and compares; the loss is a mean over the hidden scored voxels of all processes."""
+        """Hides cells, reconstructs and compares; the loss is a mean over hidden scored voxels of all processes."""
         self.require(batch, step)
         view = batch.views[0]
         hidden = self.hidden(view, step)
@@ -228,15 +248,15 @@ class Reconstruction(Objective):
         return Loss(total=loss, terms=terms, embedding=features.pooled.detach())
 
     def counts(self, batch: Batch, step: Step) -> Tensor:
-        """Hidden scored voxels."""
+        """Number of hidden scored voxels."""
         view = batch.views[0]
         return (counted_voxels(view, self.cell) & self.hidden(view, step).flatten(1)[..., None]).sum()
 
     @torch.no_grad()
     def pictures(self, batch: Batch, step: Step) -> dict[str, Float[Tensor, "B C *s"]]:
-        """Input, what the encoder saw of it, and its reconstruction, all in the values of the input.
+        """Pictures of the input, the masked input and the reconstruction, all in the value range of the input.
 
-        Runs in evaluation mode and on this process alone; leaves weights, statistics and random states as they were.
+        Runs in evaluation mode, on this process only. Weights, statistics and random states do not change.
         """
         self.require(batch, step)
         view = batch.views[0]
@@ -247,6 +267,6 @@ class Reconstruction(Objective):
         return reconstruction(view, patchify(prediction, self.cell), target, hidden, self.cell)
 
     def hidden(self, view: View, step: Step) -> Bool[Tensor, "B *cells"]:
-        """Which cells of each sample are hidden."""
+        """Draws which cells of each sample are hidden."""
         purpose = f"{type(self).__name__.lower()}.mask"
         return random_hidden(self.cells, self.mask_ratio, draws(step, purpose)).to(view.image.device)

@@ -1,4 +1,4 @@
-"""The clauses that every objective keeps, as checks that anyone can run on a class of their own."""
+"""Clauses that every objective must keep. Run them on your own class with ``objectives.base.check_objective``."""
 
 from __future__ import annotations
 
@@ -35,10 +35,14 @@ def check(make: Callable[[], Objective], *, scans: int, steps: int, rate: float)
 
 
 def loss_and_gradients(make: Callable[[], Objective], *, scans: int = 4) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of one example batch shared by all processes, in float64: equal whatever their number.
+    """Loss and gradients of one example batch that all processes share, in float64.
 
-    To be called in every process; ``scans`` is a multiple of their number. Gradients are averaged over processes, as
-    distributed training does.
+    They must not depend on the number of processes. Call this in every process. Gradients are averaged over processes,
+    as in distributed training.
+
+    Args:
+        make: As in ``check_objective``.
+        scans: Number of scans, a multiple of the number of processes.
     """
     objective = _fresh(make).double()
     batch, step = example_batch(objective.needs, objective.encoder.in_channels, scans=scans, dtype=torch.float64)
@@ -52,7 +56,7 @@ def loss_and_gradients(make: Callable[[], Objective], *, scans: int = 4) -> tupl
 def example_batch(
     needs: ViewPlan, channels: int, *, scans: int = 4, seed: int = 0, dtype: torch.dtype = torch.float32
 ) -> tuple[Batch, Step]:
-    """Smooth synthetic images with voxels of 1 x 2 x 3 mm; one scan has padding, one a part that is not scored."""
+    """Smooth synthetic images with voxels of 1 x 2 x 3 mm; one has padding, one a region that is not scored."""
     group = needs.sampling.regions_per_scan
     rows = scans * group
     generator = torch.Generator().manual_seed(seed)
@@ -173,7 +177,7 @@ def _check_refusals(objective: Objective, batch: Batch, step: Step) -> None:
 
 
 def _check_not_finite(objective: Objective, batch: Batch, step: Step) -> None:
-    """What is not finite must reach the loss: the engine then names the scan, on all processes alike."""
+    """Values that are not finite must reach the loss: the training loop then names the scan in all processes."""
     views = [replace(view, image=view.image.clone()) for view in batch.views]
     for view in views:
         view.image[-1] = torch.nan
@@ -199,7 +203,7 @@ def _check_pictures(objective: Objective, batch: Batch, step: Step) -> None:
 
 
 def _check_after_step(objective: Objective, step: Step) -> None:
-    """What the optimizer trains is not a teacher, too: a second call moves nothing (a norm that is kept stays so)."""
+    """A second call of ``after_step`` changes no trained parameter: teachers are not trained by the optimizer."""
     state = {name: value.clone() for name, value in objective.state_dict().items()}
     trained = {name: p.detach().clone() for name, p in objective.named_parameters() if p.requires_grad}
     objective.after_step(step)

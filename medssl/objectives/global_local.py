@@ -1,22 +1,22 @@
-r"""Global and local contrast with domain cues: where a slice lies in its volume says what it may look like.
+r"""Global and local contrast with domain cues: crops at similar places in their volumes show similar anatomy.
 
-A batch holds crops of several volumes, one from each of S equal parts along the volume; v, s and k are the volume, the
-part and the view of an embedding z of unit length. For an anchor a with a positive p and negatives N(a)::
+A batch holds crops of several volumes, one from each of S equal parts along the volume. An embedding z of unit length
+belongs to a volume, a part and a view. For an anchor a with a positive p and negatives N(a)::
 
     l(a, p) = -log( exp(z_a . z_p / tau) / ( exp(z_a . z_p / tau) + sum_{n in N(a)} exp(z_a . z_n / tau) ) )
     loss    = mean of l over all ordered positive pairs
 
-Global loss, of projected pooled features: positives are other views of the crop and, with ``cross``, crops of the same
-part of other volumes; negatives are all other crops ("all"), or those of other parts only ("other_part")::
+Global loss, on projected pooled features: positives are other views of the crop and, with ``cross``, crops of the same
+part of other volumes. Negatives are all other crops ("all"), or crops of other parts only ("other_part")::
 
     G^R  = view, all        G^D- = view, other_part        G^D = view + cross, other_part
 
-Local loss, of regions of K voxels per axis of the decoder's map: positives are the same region in the other view (L^R)
-and, with ``cross``, in other volumes (L^D); negatives are the regions nearest to it in both views. Regions of which
-more than half is padding, or not to be scored, take no part: nothing but their place would tell them apart.
+Local loss, on regions of K voxels per axis of the decoder's map: positives are the same region in the other view (L^R)
+and, with ``cross``, in other volumes (L^D). Negatives are the nearest regions in both views. Regions that are mostly
+padding or not scored are left out.
 
 Reference: Chaitanya et al., Contrastive learning of global and local features for medical image segmentation with
-limited annotations, NeurIPS 2020, arXiv 2006.10511. What differs stands in ``docs/objectives/global_local.md``.
+limited annotations, NeurIPS 2020, arXiv 2006.10511. ``docs/objectives/global_local.md`` lists the differences.
 Predicts: the part of a volume that a crop is from, then regions in it (Chaitanya et al. 2020).
 Encoders: any, with the U-Net decoder.
 """
@@ -51,12 +51,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cues:
-    """What the place of a crop in its volume says.
+    """Domain cues: how places in volumes define positives.
 
     Attributes:
-        parts: Equal parts of a volume along ``axis``; one crop is taken from each.
-        axis: Stored axis along which volumes are aligned: that of the slices in 2D.
-        cross: Crops of the same part of other volumes are positives, too.
+        parts: Number of equal parts of a volume along ``axis``; one crop is taken from each.
+        axis: Stored axis along which volumes are aligned; in 2D, the axis across the slices.
+        cross: Whether crops of the same part of other volumes are positives, too.
     """
 
     parts: int = 4
@@ -65,7 +65,7 @@ class Cues:
 
     @property
     def sampling(self) -> Sampling:
-        """One crop from each part of a volume, of volumes of different subjects."""
+        """Sampling of one crop from each part of a volume, with volumes of different subjects."""
         return Sampling(
             regions_per_scan=self.parts, stratified_axis=self.axis, slice_axis=self.axis, distinct_subjects=True
         )
@@ -73,7 +73,7 @@ class Cues:
 
 @dataclass(frozen=True)
 class Regions:
-    """Which regions of a map are compared: cubes of ``side`` voxels, each with the ``nearest`` others of both views."""
+    """Regions of a map: ``side`` voxels per axis; the ``nearest`` regions are negatives. Both are at least 1."""
 
     side: int = 3
     nearest: int = 5
@@ -84,15 +84,15 @@ class Regions:
 
 
 class GlobalContrast(Objective):
-    """First stage: the encoder learns from whole crops.
+    """First stage: global contrast; the encoder learns from whole crops.
 
     Args:
         encoder: Any encoder; its pooled features are projected.
-        view: How views are cut and changed.
-        cues: What counts as the same part.
-        negatives: "all" other crops, or those of "other_part" only.
-        original: A third view that is only cropped, at the largest scale.
-        temperature: Divides the cosine similarity.
+        view: Cropping and augmentation of the views.
+        cues: Domain cues, which define the same part.
+        negatives: "all": all other crops. "other_part": crops of other parts only.
+        original: Adds a third view that is only cropped, at the largest scale.
+        temperature: Divisor of the cosine similarity, above 0.
         projection: Channels of the hidden layer and of the output.
 
     Raises:
@@ -123,7 +123,7 @@ class GlobalContrast(Objective):
         self.projection = Projection((encoder.channels[-1], *projection), norm=False)
 
     def forward(self, batch: Batch, step: Step) -> Loss:
-        """Encodes all views together, projects, and compares with the rows of all processes."""
+        """Encodes all views in one batch, projects, and contrasts with the rows of all processes."""
         self.require(batch, step)
         features = self.encoder(torch.cat([view.image for view in batch.views]))
         z = self.projection(features.pooled)
@@ -141,21 +141,21 @@ class GlobalContrast(Objective):
 
 
 class LocalContrast(Objective):
-    """Second stage: the first steps of a U-Net decoder learn from regions; the encoder stays as it is, bit for bit.
+    """Second stage: local contrast; the first steps of a U-Net decoder learn from regions. The encoder does not change.
 
     Args:
-        encoder: The encoder of the first stage. It has no gradient, and its statistics do not move.
-        view: How crops are cut; both views are the same crop, they differ in intensity alone.
-        cues: What counts as the same part; ``cross`` makes the same region of other volumes a positive, and scans that
-            are smaller than the view lie in its middle.
-        steps: Steps of the decoder that learn, from the coarsest map on; the rest is left to fine-tuning.
-        regions: What is compared on the decoder's map.
-        temperature: Divides the cosine similarity.
-        norm: Normalization of the decoder: that of the U-Net head that will go on with it.
+        encoder: The encoder of the first stage; it is frozen, including its statistics.
+        view: Cropping of the crops. Both views are the same crop and differ in intensity only.
+        cues: Domain cues. With ``cross``, the same region of other volumes is a positive, and scans that are smaller
+            than the view are centered.
+        steps: Number of decoder steps that are trained, from the coarsest map on; fine-tuning trains the rest.
+        regions: Regions of the decoder's map.
+        temperature: Divisor of the cosine similarity, above 0.
+        norm: Normalization of the decoder; use that of the U-Net head for fine-tuning.
 
     Raises:
-        UserError: The view does not fit the encoder or is changed in space, the decoder's map is too small for regions,
-            or a setting is out of range.
+        UserError: The view does not fit the encoder or has random geometry, the decoder's map is too small, or a
+            setting is out of range.
     """
 
     compares_samples = True
@@ -193,7 +193,7 @@ class LocalContrast(Objective):
         self.projection = Projection((width, width, width), ndim=len(view.size))
 
     def forward(self, batch: Batch, step: Step) -> Loss:
-        """Encodes, decodes and projects both views, and compares their regions."""
+        """Encodes, decodes and projects both views, and contrasts their regions."""
         self.require(batch, step)
         if self.cues.cross:
             self.refuse_partial(batch)
@@ -223,14 +223,14 @@ class LocalContrast(Objective):
         negative = both_counted & row_tags.same(all_tags) & is_nearest[region[:, None], all_regions]
         distinct = both_counted & ~(same_view & same_region)
         loss, terms = contrast(z, positive, negative, distinct=distinct, temperature=self.temperature)
-        pooled = projected.detach().flatten(2).mean(2)  # of what learns: the encoder does not move
+        pooled = projected.detach().flatten(2).mean(2)  # of the trained part: the encoder is frozen
         return Loss(loss, terms, embedding=pooled[: len(step.samples)])
 
     def refuse_partial(self, batch: Batch) -> None:
-        """Refuses crops of a part of the slice where regions of different volumes are to be alike.
+        """Refuses crops that do not contain whole slices, where regions of different volumes are positives.
 
         Raises:
-            UserError: A scan is larger than the view, across the axis of the parts too.
+            UserError: A scan is larger than the view within the slices.
         """
         view = batch.views[0]
         largest = view.source_shape.amax(0).tolist()
@@ -246,5 +246,5 @@ class LocalContrast(Objective):
             raise UserError(message)
 
     def exported(self) -> dict[str, nn.Module]:
-        """The encoder, and the steps of the decoder."""
+        """The encoder, and the trained steps of the decoder."""
         return {"encoder": self.encoder, "decoder": self.decoder}

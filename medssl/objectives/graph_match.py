@@ -1,4 +1,4 @@
-r"""LVM-Med: the scans of a batch form a graph in either view, and the two graphs are to match node by node.
+r"""LVM-Med: the scans of a batch form one graph for each view, and the two graphs are matched node by node.
 
 Predicts: matching nodes of two graphs of scans (LVM-Med, Nguyen et al. 2023).
 Encoders: any.
@@ -12,10 +12,10 @@ scans, c_lo the affinity of the cells of two maps (``ops/affinity.py``) and perm
     v    = argmax sum_ia (c_ia + noise) v_ia + sum_ef (c_ef + noise) v_ia v_jb
     loss = mean over graphs of 2 (number of i with v_ii = 0)
 
-The loss is constant but for jumps; its gradient is implicit maximum likelihood (``ops/matching.py``).
+The loss is piecewise constant; its gradient is implicit maximum likelihood (``ops/matching.py``).
 
 Reference: Nguyen et al., LVM-Med: Learning large-scale self-supervised vision models for medical imaging via
-second-order graph matching, NeurIPS 2023, arXiv 2306.11925. What differs stands in ``docs/objectives/graph_match.md``.
+second-order graph matching, NeurIPS 2023, arXiv 2306.11925. ``docs/objectives/graph_match.md`` lists differences.
 """
 
 from __future__ import annotations
@@ -56,13 +56,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Graphs:
-    """How scans become graphs.
+    """Construction of graphs from scans.
 
     Attributes:
-        nodes: Scans of a graph: those of consecutive global sample numbers, on one process.
-        neighbors: Edges that leave each node, to the nearest others by the cosine of z.
-        layers: Graph convolutions; 0 leaves message passing out.
-        residual: Message passing adds to what a node is; False puts it in its place, as in the paper.
+        nodes: Number of scans in a graph, at least 2: consecutive global sample numbers on one process.
+        neighbors: Number of edges from each node to the nearest other nodes, by the cosine of z.
+        layers: Number of graph convolutions; 0 disables message passing.
+        residual: True: message passing is added to the embedding of a node. False: it replaces it, as in the paper.
     """
 
     nodes: int = 16
@@ -73,12 +73,12 @@ class Graphs:
 
 @dataclass(frozen=True)
 class Fit:
-    """How well nodes fit.
+    """Affinity of nodes.
 
     Attributes:
-        alpha: Weight of the cosine of embeddings, 0 to 1; the rest is the cells'.
-        cells: Most cells of a map along an axis; finer maps are averaged.
-        share: How many of a map's cells are compared, above 0 to 1: those whose partners are nearest.
+        alpha: Weight of the cosine of embeddings, 0 to 1; the affinity of cells has the weight 1 - alpha.
+        cells: Largest number of cells of a map along an axis; finer maps are averaged.
+        share: Share of a map's cells that are compared, above 0 and at most 1: those with the nearest partners.
     """
 
     alpha: float = 0.8
@@ -88,14 +88,15 @@ class Fit:
 
 @dataclass(frozen=True)
 class Matching:
-    """How graphs are matched, and the gradient of that.
+    """Matching of graphs, and its gradient.
 
     Attributes:
-        second_order: Edges count, too; False matches nodes alone.
-        target: "solve": the matching that the gradient leads to is solved for; "gold": it is the true one.
-        noise: Scale of the Gumbel noise on affinities that are divided by ``temperature``.
-        temperature: Divides all affinities.
-        strength: Lambda of the paper: how far the target is drawn to the true matching; divides the gradient.
+        second_order: True: match nodes and edges. False: match nodes only.
+        target: Target matching of the gradient. "solve": the solution of the perturbed problem. "gold": the true one.
+        noise: Scale of the Gumbel noise on the affinities (after division by ``temperature``), 0 or more.
+        temperature: Divisor of all affinities, above 0.
+        strength: Lambda of the paper, above 0: how strongly the target is pulled to the true matching. It divides the
+            gradient.
     """
 
     second_order: bool = True
@@ -106,16 +107,16 @@ class Matching:
 
 
 class GraphMatch(Objective):
-    """Matches the scans of two views as graphs, by nodes and by edges.
+    """LVM-Med: matches the scans of two views as graphs, by nodes and edges.
 
     Args:
         encoder: Any encoder; its pooled features and its coarsest map are compared.
-        view: How both views are cut and changed.
-        graphs: How scans become graphs.
-        fit: How well nodes fit.
-        matching: How graphs are matched.
+        view: Cropping and augmentation of both views.
+        graphs: Construction of graphs from scans.
+        fit: Affinity of nodes.
+        matching: Matching of graphs.
         projection: Channels of the hidden layers, if any, and of the output.
-        sampling: How scans fill a batch; None takes one crop of each subject: those of one are near twins.
+        sampling: How scans fill a batch. None takes one crop of each subject, since crops of one subject are similar.
 
     Raises:
         UserError: The view does not fit the encoder, or a setting is out of range.
@@ -144,7 +145,7 @@ class GraphMatch(Objective):
         self.messages = MessagePassing([projection[-1]] * (graphs.layers + 1))
 
     def forward(self, batch: Batch, step: Step) -> Loss:
-        """Orders scans by their numbers, encodes both views together, and matches graph by graph."""
+        """Orders scans by sample number, encodes both views in one batch, and matches graph by graph."""
         self.require(batch, step)
         nodes, rows = self.graphs.nodes, len(step.samples)
         if rows % nodes:
@@ -156,7 +157,9 @@ class GraphMatch(Objective):
         order = sorted(range(rows), key=step.samples.__getitem__)
         batch, step = select_rows(batch, step, order)
         features = self.encoder(torch.cat([view.image for view in batch.views]))
-        with torch.autocast(features.pooled.device.type, enabled=False):  # nodes are alike: differences want precision
+        with torch.autocast(
+            features.pooled.device.type, enabled=False
+        ):  # differences between similar nodes need precision
             affinities, embeddings = self.compare(features, batch.views)
         noise = self._noise(step).to(affinities.vertex)
         edge_noise = noise[..., nodes:].reshape(len(noise), nodes * self.graphs.neighbors, -1)
@@ -185,11 +188,11 @@ class GraphMatch(Objective):
         return Loss(loss, terms, embedding=features.pooled[:rows].detach()[original_order])
 
     def compare(self, features: Features, views: Sequence[View]) -> tuple[Affinities, tuple[Tensor, Tensor]]:
-        """Affinities of the graphs of two views, and the detached embeddings they are of; rows ordered by number.
+        """Affinities of the graphs of two views, and the detached embeddings; rows are ordered by sample number.
 
         Args:
-            features: Of both views, one below the other.
-            views: Both.
+            features: Features of both views, concatenated along the batch.
+            views: Both views.
         """
         nodes = self.graphs.nodes
         pooled = features.pooled
@@ -212,14 +215,14 @@ class GraphMatch(Objective):
         return Affinities(vertex / scale, edge / scale, *edge_pairs), rows
 
     def _noise(self, step: Step) -> Float[Tensor, "G N numbers"]:
-        """Gumbel noise that belongs to the samples: of a node's vertex affinities, then of those of its edges."""
+        """Gumbel noise keyed by sample: first for a node's vertex affinities, then for those of its edges."""
         nodes, neighbors = self.graphs.nodes, self.graphs.neighbors
         uniform = draws(step, "graph_match.noise").uniform(nodes + neighbors * neighbors * nodes)
         return self.matching.noise * gumbel(uniform).view(-1, nodes, uniform.shape[1])
 
 
 def _check(graphs: Graphs, fit: Fit, matching: Matching) -> None:
-    """Refuses numbers that are out of range."""
+    """Refuses settings that are out of range."""
     nodes, neighbors = graphs.nodes, graphs.neighbors
     expect(nodes >= 2, "graphs.nodes", nodes, "at least 2")
     expect(0 < neighbors < nodes, "graphs.neighbors", neighbors, f"from 1 to {nodes - 1}")

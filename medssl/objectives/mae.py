@@ -1,21 +1,21 @@
-r"""Masked autoencoders: most of an image is hidden, the encoder sees the rest, a decoder predicts what was hidden.
+r"""Masked autoencoders: most of an image is hidden, the encoder sees the rest, and a decoder predicts the hidden part.
 
 Predicts: hidden patches from visible patches (He et al. 2022; volumes as Wald et al. 2025).
 Encoders: vision transformer; any encoder in a U-Net (``mae_resenc_3d``).
 
 With cells :math:`c` of the image, hidden set :math:`M` drawn per sample, encoder :math:`f`, decoder :math:`g`::
 
-    z      = f(x_c + place_c, c visible)        hidden patches are left out: the encoder sees a quarter of the tokens
-    y      = g(z_c at its place, a learned token at hidden places, all with their places)
+    z      = f(x_c + pos_c, c visible)          hidden patches are left out: the encoder sees a quarter of the tokens
+    y      = g(z_c for visible c, a learned token for hidden c, all with position embeddings)
     t_cj   = (x_cj - mean_c) / sqrt(max(var_c, (0.01 std_x)^2) + 1e-6)           voxel j of cell c
     loss   = sum_{c in M, j scored} (y_cj - t_cj)^2  /  number of terms
 
-A convolutional network cannot leave cells out: there f sees zeros in their places and g is the decoder of a U-Net.
+A convolutional network cannot leave cells out. There f sees zeros in hidden cells, and g is the decoder of a U-Net.
 
 References: He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022, arXiv 2111.06377; Xiao et al.,
 Delving into Masked Autoencoders for Multi-Label Thorax Disease Classification, WACV 2023, arXiv 2210.12843; Wald et
 al., An OpenMind for 3D medical vision self-supervised learning, ICCV 2025, arXiv 2412.17041 (volumes, ConvNets).
-Where this differs from the papers, ``docs/objectives/mae.md`` says why.
+``docs/objectives/mae.md`` lists the differences from the papers.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ HEAD_WIDTH = 32  # channels of an attention head of the published decoder: 512 i
 
 
 class MAE(Reconstruction):
-    """Leaves patches of one view out of a transformer and predicts them from the others.
+    """Masked autoencoder for transformers: leaves patches of one view out and predicts them from the others.
 
     Args:
         encoder: Encoder with the mask mode "drop".
         view: The view; its size must be a multiple of the encoder's patch.
-        mask_ratio: Share of patches to hide.
-        normalise_target: Predict each patch relative to its own mean and deviation; False predicts the voxels.
-        decoder_width: Channels of a token in the decoder, a multiple of 32; each attention head has 32.
-        decoder_depth: Blocks of the decoder.
+        mask_ratio: Share of patches to hide, above 0 and below 1.
+        normalise_target: Predict each patch relative to its own mean and deviation; False predicts the voxel values.
+        decoder_width: Channels of a token in the decoder, a multiple of 32. Each attention head has 32 channels.
+        decoder_depth: Number of blocks of the decoder.
 
     Raises:
-        UserError: The encoder cannot leave cells out, the view does not fit it, or a setting is out of range.
+        UserError: The encoder does not support "drop", the view does not fit it, or a setting is out of range.
     """
 
     mode = "drop"
@@ -81,7 +81,7 @@ class MAE(Reconstruction):
     def reconstruct(
         self, image: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B *cells"]
     ) -> tuple[Float[Tensor, "B C *s"], Features]:
-        """Encodes the visible patches and decodes all."""
+        """Encodes the visible patches and decodes all patches."""
         features = self.encoder(image, hidden, mode="drop")
         assert features.tokens is not None  # the contract of the mode
         assert features.visible_cells is not None
@@ -90,13 +90,13 @@ class MAE(Reconstruction):
 
 
 class TokenDecoder(nn.Module):
-    """Transformer that predicts the voxels of all patches from tokens of some of them.
+    """Transformer that predicts the voxels of all patches from the tokens of some of them.
 
     Args:
-        channels: Channels of the tokens that enter.
-        values: Numbers to predict for a patch.
-        width: Channels of a token inside.
-        depth: Blocks.
+        channels: Channels of the input tokens.
+        values: Number of values to predict for each patch.
+        width: Channels of a token in the decoder.
+        depth: Number of blocks.
     """
 
     def __init__(self, channels: int, values: int, *, width: int, depth: int) -> None:
@@ -119,13 +119,16 @@ class TokenDecoder(nn.Module):
         *,
         step: Sequence[float] | None = None,
     ) -> Float[Tensor, "B N P"]:
-        """Predicts.
+        """Predicts the values of all patches.
 
         Args:
-            tokens: Those of the patches ``visible_cells``.
-            visible_cells: Number of each token's patch in C order.
-            cells: Patches of the image per axis, N in all.
-            step: Distance between patches per axis, as the encoder measures it.
+            tokens: Tokens of the visible patches.
+            visible_cells: Number of each token's patch, in C order.
+            cells: Patches of the image per axis, N in total.
+            step: Distance between patches per axis, in the unit of the encoder's position embedding; None takes 1.
+
+        Returns:
+            Values of the N patches, in C order.
         """
         tokens = self.embed(tokens).to(self.mask_token.dtype)  # the residual stream stays precise under autocast
         all_tokens = self.mask_token.expand(len(tokens), prod(cells), -1)
@@ -136,15 +139,15 @@ class TokenDecoder(nn.Module):
 
 
 class UNetMAE(Reconstruction):
-    """Sets cells of one view to zero and lets an ordinary U-Net around the encoder fill them in.
+    """Masked autoencoder for any encoder: sets cells of one view to zero; a dense U-Net predicts them.
 
     Args:
-        encoder: Any encoder with maps; no mask mode is needed.
+        encoder: Any encoder with maps; it needs no mask mode.
         view: The view; its size must be a multiple of the encoder's stride and of ``cell``.
-        mask_ratio: Share of cells to hide.
+        mask_ratio: Share of cells to hide, above 0 and below 1.
         cell: Voxels of one cell per axis; None takes the encoder's ``mask_cell``.
-        normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxels.
-        norm: Normalization of the decoder: that of the U-Net head, if fine-tuning is to go on with the decoder.
+        normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxel values.
+        norm: Normalization of the decoder. Fine-tuning can continue with this decoder if the U-Net head has the same.
 
     Raises:
         UserError: The view does not fit the encoder or the cells.
@@ -177,5 +180,5 @@ class UNetMAE(Reconstruction):
         return self.predict(self.decoder(features.maps)[-1]), features
 
     def exported(self) -> dict[str, nn.Module]:
-        """The encoder, and the decoder for a U-Net head."""
+        """The encoder, and the decoder, which a U-Net head can start from."""
         return {"encoder": self.encoder, "decoder": self.decoder}

@@ -1,4 +1,4 @@
-r"""SimCLR: two random views of a scan are to be near each other and far from all others.
+r"""SimCLR: embeddings of two random views of a crop become similar to each other and dissimilar from all others.
 
 Predicts: which two views show the same crop (Chen et al. 2020).
 Encoders: any.
@@ -10,7 +10,7 @@ crops, and j(i) the other view of i::
     loss = - mean_i log( exp(z_i . z_j(i) / tau) / sum_{k != i} exp(z_i . z_k / tau) )
 
 Reference: Chen et al., A simple framework for contrastive learning of visual representations, ICML 2020,
-arXiv 2002.05709. Where this differs from the paper, ``docs/objectives/simclr.md`` says why.
+arXiv 2002.05709. ``docs/objectives/simclr.md`` lists the differences from the paper.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ if TYPE_CHECKING:
 
 
 class SimCLR(Objective):
-    """Tells the two views of a crop from those of all other crops, of all processes.
+    """SimCLR: contrasts the two views of a crop with the views of all other crops of all processes.
 
     Args:
         encoder: Any encoder; its pooled features are projected.
-        view: How both views are cut and changed; what they do not share is what the encoder learns to ignore.
-        temperature: Divides the cosine similarity.
-        projection: Channels of the hidden layers and of the output; the first is often the encoder's own width.
-        sampling: How scans fill a batch; None takes one crop of each subject, since crops of one scan would be told
-            apart that are hardly different.
+        view: Cropping and augmentation of both views. The encoder learns to ignore what differs between them.
+        temperature: Divisor of the cosine similarity, above 0.
+        projection: Channels of the hidden layers and of the output; the first is often the encoder's width.
+        sampling: How scans fill a batch. None takes one crop of each subject, since crops of one scan are similar and
+            would be contrasted with each other.
 
     Raises:
         UserError: The view does not fit the encoder, or a setting is out of range.
@@ -67,7 +67,7 @@ class SimCLR(Objective):
         self.projection = Projection((encoder.channels[-1], *projection))
 
     def forward(self, batch: Batch, step: Step) -> Loss:
-        """Encodes both views together, projects, and compares with the rows of all processes."""
+        """Encodes both views in one batch, projects, and contrasts with the rows of all processes."""
         self.require(batch, step)
         features = self.encoder(torch.cat([view.image for view in batch.views]))
         z = self.projection(features.pooled)

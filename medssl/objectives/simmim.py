@@ -1,16 +1,16 @@
-r"""SimMIM: hidden cells are replaced by a learned token, and one linear layer predicts their voxels.
+r"""SimMIM: a learned token replaces hidden cells, and one linear layer predicts their voxels.
 
 Predicts: voxels of cells replaced by a token (Xie et al. 2022).
 Encoders: vision transformer.
 
 With cells :math:`c` of the image, hidden set :math:`M` drawn per sample, encoder :math:`f`::
 
-    z      = f(x_c, or a learned token at hidden places; all with their places)         as many tokens as patches
+    z      = f(x_c, or a learned token in hidden cells, with position embeddings)       as many tokens as patches
     y      = W z + b                            the voxels of a patch from its token
     loss   = sum_{c in M, j scored} |y_cj - x_cj|  /  number of terms                    voxel j of cell c
 
-Reference: Xie et al., SimMIM: A Simple Framework for Masked Image Modeling, CVPR 2022, arXiv 2111.09886. Where this
-differs from the paper, ``docs/objectives/simmim.md`` says why.
+Reference: Xie et al., SimMIM: A Simple Framework for Masked Image Modeling, CVPR 2022, arXiv 2111.09886.
+``docs/objectives/simmim.md`` lists the differences from the paper.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
 
 
 class SimMIM(Reconstruction):
-    """Fills hidden cells of one view with a token and predicts their voxels.
+    """SimMIM: replaces hidden cells of one view by a token and predicts their voxels.
 
     Args:
         encoder: Encoder with the mask mode "fill".
         view: The view; its size must be a multiple of the encoder's stride and of ``cell``.
-        mask_ratio: Share of cells to hide.
-        cell: Voxels of one cell per axis; None takes the encoder's ``mask_cell``. May hold several patches.
-        normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxels.
+        mask_ratio: Share of cells to hide, above 0 and below 1.
+        cell: Voxels of one cell per axis, one or more patches; None takes the encoder's ``mask_cell``.
+        normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxel values.
 
     Raises:
-        UserError: The encoder cannot fill cells, or the view does not fit it.
+        UserError: The encoder does not support "fill", or the view does not fit it.
     """
 
     mode = "fill"
@@ -67,7 +67,7 @@ class SimMIM(Reconstruction):
     def reconstruct(
         self, image: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B *cells"]
     ) -> tuple[Float[Tensor, "B C *s"], Features]:
-        """Encodes the image with tokens in hidden places, and predicts every patch from its own feature vector."""
+        """Encodes the image with tokens in hidden cells, and predicts every patch from its feature vector."""
         features = self.encoder(image, hidden, mode="fill")
         patches = self.predict(features.maps[-1].flatten(2).mT)
         return unpatchify(patches, self.patch, size=image.shape[2:]), features

@@ -5,14 +5,14 @@ Encoders: residual encoder, timm ResNet and ConvNeXt.
 
 With cells :math:`c` of the image, hidden set :math:`M` drawn per sample, encoder :math:`f`, decoder :math:`g`::
 
-    z      = f(x visible)                       sparse: hidden positions stay empty at every scale
+    z      = f(x visible)                       sparse: hidden positions are 0 at every scale
     d_i    = project_i(norm_i(z_i), token_i at hidden positions)                 coarse to fine
     y      = g(d_0, d_1, ...)
     t_cj   = (x_cj - mean_c) / sqrt(max(var_c, (0.01 std_x)^2) + 1e-6)           voxel j of cell c
     loss   = sum_{c in M, j scored} (y_cj - t_cj)^2  /  number of terms
 
 Reference: Tian et al., Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked Modeling, ICLR 2023,
-arXiv 2301.03580. Where this differs from the paper, ``docs/objectives/spark.md`` says why.
+arXiv 2301.03580. ``docs/objectives/spark.md`` lists the differences from the paper.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 
 
 class SparK(Reconstruction):
-    """Hides cells of one view from a convolutional encoder and reconstructs them from what is left.
+    """SparK: hides cells of one view from a convolutional encoder and reconstructs them from the visible ones.
 
     Args:
         encoder: Encoder with the mask mode "sparse".
         view: The view; its size must be a multiple of the encoder's stride and of ``cell``.
-        mask_ratio: Share of cells to hide; None takes 0.6 (2D, as published) or 0.75 (3D).
+        mask_ratio: Share of cells to hide, above 0 and below 1; None takes 0.6 (2D, as published) or 0.75 (3D).
         cell: Voxels of one cell per axis; None takes the encoder's ``mask_cell``.
-        decoder_width: Channels of the decoder at the coarsest map; None takes 48 (2D) or 16 (3D) at the last step,
-            doubled for each step before it: 768 for a stride of 32 in 2D, as published.
-        normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxels.
-        norm: Normalization before the tokens and in the decoder; None takes "batch" in 2D and "instance" in 3D, where
-            a batch is a few volumes. "layer" is for encoders with layer norms (the decoder then has batch norms).
+        decoder_width: Channels of the decoder at the coarsest map. None takes 48 (2D) or 16 (3D) at the last step, and
+            doubles it for each earlier step (768 for a stride of 32 in 2D, as published).
+        normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxel values.
+        norm: Normalization before the tokens and in the decoder. None takes "batch" in 2D, and "instance" in 3D, where
+            batches are small. "layer" is for encoders with layer norms; the decoder then has batch norms.
 
     Raises:
-        UserError: The encoder cannot be masked sparsely, or the view does not fit it.
+        UserError: The encoder does not support "sparse", or the view does not fit it.
     """
 
     mode = "sparse"
@@ -80,6 +80,6 @@ class SparK(Reconstruction):
     def reconstruct(
         self, image: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B *cells"]
     ) -> tuple[Float[Tensor, "B C *s"], Features]:
-        """Encodes what is visible, fills the maps with tokens, and decodes."""
+        """Encodes the visible cells, fills the maps with tokens, and decodes."""
         features = self.encoder(image, hidden, mode="sparse")
         return self.decoder(self.densify(features.maps, hidden)), features

@@ -1,1 +1,1 @@
-"""Raw crops to views, batched on the device: geometry first, then intensity."""
+"""Computes views from raw crops, in batches on the device: geometry first, then intensity."""

@@ -1,8 +1,9 @@
-"""Random geometry: draws one affine per sample and view; ``resample.sample`` applies it.
+"""Random geometry: draws one affine for each sample and view. ``resample.sample`` applies it.
 
-An affine here maps a view's voxels to the voxels of the raw crop, in float64 on the CPU. From left to right it is: move
-to the drawn center, turn (in millimeters, so that thick slices turn as the body does), scale, mirror, all about the
-view's own center. Elastic deformation is no affine and has no place here: whoever asks for true coordinates gets them.
+An affine maps the voxels of a view to the voxels of the raw crop, in float64 on the CPU. From left to right it is:
+translation to the drawn center, rotation, scale and mirroring about the center of the view. Rotation is in millimeters,
+so that volumes with thick slices are rotated as the body is. Elastic deformation is not supported, since coordinates
+would no longer be affine.
 """
 
 from __future__ import annotations
@@ -25,18 +26,20 @@ if TYPE_CHECKING:
     from medssl.ops.draws import Draws
     from medssl.types import ViewSpec
 
-ROTATION_MARGIN = 1.5  # voxels of a turned view that resampling plane by plane passes beyond its corners, at most
+ROTATION_MARGIN = 1.5  # voxels that resampling plane by plane reads beyond the corners of a rotated view, at most
 
 
 @dataclass(frozen=True)
 class Parts:
-    """In which of a scan's equal parts along an axis each view is to have its center, in raw voxels along that axis.
+    """The part of the scan in which each view must have its center, of equal parts along one axis.
+
+    Coordinates are raw voxels along that axis.
 
     Attributes:
         axis: The axis.
-        center: Where the center is wanted.
-        low: Where the part begins; it stays in the part whatever the size of the view.
-        high: Where the part ends.
+        center: Desired center of the view.
+        low: Start of the part; the center lies in the part for any size of the view.
+        high: End of the part.
     """
 
     axis: int
@@ -47,17 +50,17 @@ class Parts:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the views of a batch of raw crops may lie.
+    """Limits for the places of views in a batch of raw crops.
 
     Attributes:
         size: Voxels of a raw crop per axis.
         low: First voxel of the crop, per axis, that lies inside the stored scan.
         high: Last such voxel (included); below ``low`` where the crop holds padding only.
-        spacing_mm: Voxel size of the stored scan.
-        left_right: The array's axis that runs from left to right.
-        parts: Where views are to lie along the stratified axis; None where they lie anywhere.
-        shown: Raw voxel that a view must show, NaN where any may be; None where that is so everywhere.
-        centered: Whether a scan that is no larger than the view lies in its middle.
+        spacing_mm: Voxel size of the stored scan, mm.
+        left_right: Axis of the array that runs from left to right.
+        parts: Parts along the stratified axis in which views must lie; None without such parts.
+        shown: Raw voxel that the view must contain; NaN for samples without one, None where no sample has one.
+        centered: Whether a scan that is not larger than the view is centered in the view.
     """
 
     size: tuple[int, ...]
@@ -71,10 +74,10 @@ class Frame:
 
 
 def left_right_axis(world_affine: Float[Tensor, "B n+1 n+1"]) -> Int[Tensor, " B"]:
-    """The array's axis that runs most nearly along the patient's left-right axis.
+    """Axis of the array that is closest to the patient's left-right axis.
 
-    In 3D read off the directions of the axes in world space (RAS+: the first coordinate). In 2D the horizontal axis, 1:
-    an image does not say what it shows, projections and photographs are laid out so, and slices are cut so.
+    In 3D it follows from the directions of the axes in world space (RAS+: the first coordinate). In 2D it is the
+    horizontal axis 1: projections and photographs are laid out in this way, and slices are cut in this way.
     """
     n = world_affine.shape[-1] - 1
     if n == 2:
@@ -93,24 +96,24 @@ def draw_geometry(
     parent: Float[Tensor, "B n+1 n+1"] | None = None,
     parent_size: Sequence[int] | None = None,
 ) -> Float[Tensor, "B n+1 n+1"]:
-    """Draws where and how each sample's view is read from its raw crop.
+    """Draws the affine of each sample's view in its raw crop.
 
-    The center is uniform among the places where the view reads stored voxels only; where the scan is smaller than the
-    view, among those where the view holds all of the scan, or in the scan's middle (``frame.centered``). Along the axis
-    of ``frame.parts`` it is where it is wanted, moved inwards as far as the part allows until the view fits (tilted
-    corners may reach over the end). What ``frame.shown`` names lies in the middle half of the view, or nearer to its
-    border where it is near the scan's. With neither rotation nor scale the view lies on whole voxels. A nested view is
-    shrunk where it would not fit into its parent.
+    The center is uniform over the places where the view reads only voxels of the scan. If the scan is smaller than the
+    view, it is uniform over the places where the view contains the whole scan, or the middle of the scan
+    (``frame.centered``). Along the axis of ``frame.parts`` it is the desired center, moved inwards within the part
+    until the view fits; corners of rotated views may reach over the end. The voxel ``frame.shown`` lies in the middle
+    half of the view, or closer to the border of the view if it is close to the border of the scan. With neither
+    rotation nor scale the view lies on whole voxels. A nested view is shrunk if it does not fit into its parent.
 
     Args:
         spec: The view.
         draws: Random numbers keyed by sample and view.
-        frame: The raw crops.
-        parent: Affine of the view that this one must lie inside.
-        parent_size: Voxels of that view.
+        frame: Limits from the raw crops.
+        parent: Affine of the view that must contain this one.
+        parent_size: Voxels of the parent view per axis.
 
     Returns:
-        View voxel -> raw voxel, float64 on the CPU.
+        Affine from view voxels to raw voxels, float64 on the CPU.
     """
     size = torch.tensor([float(extent) for extent in spec.size], dtype=torch.float64)
     n, batch = len(spec.size), len(frame.low)
@@ -152,11 +155,11 @@ def draw_geometry(
 
 
 def largest_extent(spec: ViewSpec, spacing_mm: Sequence[float] | None = None) -> tuple[float, ...]:
-    """Most stored voxels per axis that a view can reach over, for any scale and rotation it may draw.
+    """Largest number of stored voxels per axis that a view can cover, over all scales and rotations it may draw.
 
     Args:
         spec: The view.
-        spacing_mm: Spacing of the stored scan; only rotation asks for it. None takes equal spacing.
+        spacing_mm: Spacing of the stored scan per axis, used for rotation; None takes equal spacing.
     """
     n = len(spec.size)
     spacing = torch.tensor([list(spacing_mm or [1.0] * n)], dtype=torch.float64)
@@ -174,7 +177,7 @@ def rotation_limits(spec: ViewSpec) -> tuple[float, ...]:
     """Largest rotation in radians: one number in 2D, one per axis of rotation in 3D.
 
     Raises:
-        UserError: When the number of angles fits neither.
+        UserError: The number of angles is neither 1 nor the number of rotation axes.
     """
     planes = 1 if len(spec.size) == 2 else 3
     degrees = spec.geometry.rotation_degrees
@@ -185,7 +188,7 @@ def rotation_limits(spec: ViewSpec) -> tuple[float, ...]:
 
 
 def _scales(spec: ViewSpec, draws: Draws, n: int) -> Float[Tensor, "B n"]:
-    """Uniform in the logarithm, so that as many views are twice as small as are twice as large."""
+    """Scale factors, uniform in their logarithm: halving and doubling are equally likely."""
     low, high = math.log(spec.scale[0]), math.log(spec.scale[1])
     share = draws.uniform(n).to(torch.float64)
     if spec.geometry.isotropic:
@@ -200,14 +203,14 @@ def _turn(spec: ViewSpec, draws: Draws, spacing_mm: Float[Tensor, "B n"]) -> Flo
 
 
 def _in_voxels(angles: Float[Tensor, "B k"], spacing_mm: Float[Tensor, "B n"]) -> Float[Tensor, "B n n"]:
-    """A rotation in millimeters as a matrix on voxels: to millimeters, turn, back."""
+    """Rotation in millimeters as a matrix on voxels: voxels to millimeters, rotation, millimeters to voxels."""
     n = spacing_mm.shape[1]
     turn = coordinates.rotation(angles)[:, :n, :n]
     return turn * spacing_mm[:, None, :] / spacing_mm[:, :, None]
 
 
 def _signs(spec: ViewSpec, draws: Draws, left_right: Int[Tensor, " B"]) -> Float[Tensor, "B n"]:
-    """-1 on the axes that are mirrored."""
+    """-1 for axes that are mirrored, else 1."""
     n = len(spec.size)
     flipped: Bool[Tensor, "B n"] = draws.bernoulli(0.5, n)
     if spec.geometry.flip == "none":
@@ -218,7 +221,7 @@ def _signs(spec: ViewSpec, draws: Draws, left_right: Int[Tensor, " B"]) -> Float
 
 
 def _scan_in(frame: Frame, inward: Float[Tensor, "B n+1 n+1"]) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
-    """Middle of each scan, and how far it reaches from there, in the voxels of the crop or of the parent view."""
+    """Middle and half extent of each scan, in voxels of the crop or of the parent view."""
     low, high = frame.low.to(torch.float64), frame.high.to(torch.float64)
     middle = coordinates.apply(inward, ((low + high) / 2)[:, None])[:, 0]
     half = (inward[:, :-1, :-1].abs() @ ((high - low).clamp_min(0) / 2)[:, :, None])[:, :, 0]
@@ -233,10 +236,10 @@ def _room_for_centers(
     """Lowest and highest center per axis, in the voxels of the crop or of the parent view.
 
     Args:
-        scan: Its middle and reach.
-        extent: How far the view reaches from its center, and how much more a turned view keeps from the border of the
-            room (``BEYOND``).
-        outer_size: Voxels of the crop or of the parent view.
+        scan: Middle and half extent of the scan.
+        extent: Half extent of the view, and the margin that a rotated view keeps from the border
+            (``ROTATION_MARGIN``).
+        outer_size: Voxels of the crop or of the parent view per axis.
     """
     (middle, half), (reach, margin) = scan, extent
     last_voxel = torch.tensor([float(extent - 1) for extent in outer_size], dtype=torch.float64)
@@ -258,7 +261,7 @@ def _center_small_scans(
     first: Float[Tensor, "B n"],
     last: Float[Tensor, "B n"],
 ) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
-    """Narrows the range of centers to the middle of the scan, along axes where the view holds all of it."""
+    """Narrows the range of centers to the middle of the scan, along axes where the view contains the whole scan."""
     middle, half = scan
     middle_center, view_holds_scan = torch.minimum(torch.maximum(middle, first), last), half <= reach + 1e-9
     return torch.where(view_holds_scan, middle_center, first), torch.where(view_holds_scan, middle_center, last)
@@ -267,7 +270,7 @@ def _center_small_scans(
 def _fix_in_part(
     frame: Frame, parts: Parts, first: Float[Tensor, "B n"], last: Float[Tensor, "B n"], *, thick: Float[Tensor, " B"]
 ) -> None:
-    """Sets the range of centers to the one place that is wanted; ``thick``: first to last voxel of the view."""
+    """Sets the range of centers to the desired center; ``thick`` is the extent from first to last voxel of the view."""
     half = thick / 2
     low, high = frame.low[:, parts.axis] + half, frame.high[:, parts.axis] - half
     inside = torch.where(low <= high, torch.minimum(torch.maximum(parts.center, low), high), (low + high) / 2)
@@ -281,17 +284,18 @@ def _move_into_sight(
     linear: Float[Tensor, "B n n"],
     size: Float[Tensor, " n"],
 ) -> Float[Tensor, "B n"]:
-    """Moves centers of turned views towards the scan until its box in the view's own axes holds the view or lies in it.
+    """Moves centers of rotated views towards the scan, so that the view does not miss it.
 
-    The box around a turned view has corners that the view does not reach, where a small scan could be lost. A view
-    that fits into its scan stays where it is.
+    The bounding box of a rotated view has corners that the view does not reach; a small scan could lie there. The
+    center moves until, in the axes of the view, the scan's box contains the view or lies inside it. A view that fits
+    into its scan is not moved.
 
     Args:
-        center: As drawn.
-        nearest: The place that is nearest to the middle of the scan, of those that are allowed.
-        scan: Its middle and reach.
+        center: Drawn centers.
+        nearest: Allowed center that is closest to the middle of the scan.
+        scan: Middle and half extent of the scan.
         linear: Steps of the view's axes.
-        size: Voxels of the view.
+        size: Voxels of the view per axis.
     """
     (middle, half), inverse = scan, torch.linalg.inv(linear)
     nearest_offset, direction = (
@@ -310,9 +314,9 @@ def _move_into_sight(
 def _centers_around(
     shown: Float[Tensor, "B n"], quarter: Float[Tensor, "B n"], first: Float[Tensor, "B n"], last: Float[Tensor, "B n"]
 ) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
-    """Narrows the range of centers to a quarter of the view to each side of what must be shown, or to what is nearest.
+    """Narrows the range of centers to a quarter of the view around the voxel that must be shown.
 
-    Rows of NaN keep their range.
+    Where the range does not reach so far, its nearest value is taken. Rows of NaN keep their range.
     """
     low, high = (torch.minimum(torch.maximum(shown + offset, first), last) for offset in (-quarter, quarter))
     anywhere = shown.isnan()
@@ -322,28 +326,28 @@ def _centers_around(
 def _move_to_show(
     center: Float[Tensor, "B n"], shown: Float[Tensor, "B n"], linear: Float[Tensor, "B n n"], size: Float[Tensor, " n"]
 ) -> Float[Tensor, "B n"]:
-    """Moves centers of turned views towards what must be shown until it is: by a border it may lie in a corner."""
+    """Moves centers of rotated views towards the voxel that must be shown until the view contains it."""
     distance = torch.einsum("bij,bj->bi", torch.linalg.inv(linear), center - shown).abs()
     share = ((size - 1) / 2 / distance.clamp_min(1e-9)).amin(dim=1, keepdim=True)
-    return torch.where(share < 1 - 1e-9, shown + share * (center - shown), center)  # NaN stays where it is
+    return torch.where(share < 1 - 1e-9, shown + share * (center - shown), center)  # rows of NaN are not moved
 
 
 def _whole_center(
     first: Float[Tensor, "B n"], last: Float[Tensor, "B n"], share: Float[Tensor, "B n"], reach: Float[Tensor, "B n"]
 ) -> Float[Tensor, "B n"]:
-    """A center between ``first`` and ``last`` that puts the view on whole voxels, all of these equally likely."""
+    """A center between ``first`` and ``last`` that puts the view on whole voxels, all of them equally likely."""
     low, high = torch.ceil(first - reach - 1e-6), torch.floor(last - reach + 1e-6)
     start = torch.minimum(low + torch.floor(share * (high - low + 1)), high)
     return start + reach
 
 
 def _is_whole_voxel_spec(spec: ViewSpec) -> bool:
-    """Neither rotation nor scale is drawn."""
+    """Whether a view draws neither rotation nor scale."""
     return tuple(spec.scale) == (1.0, 1.0) and not any(rotation_limits(spec))
 
 
 def _is_whole(affine: Float[Tensor, "B n+1 n+1"]) -> Bool[Tensor, " B"]:
-    """Affines that only crop and flip by whole voxels."""
+    """Which affines only crop and flip by whole voxels."""
     offset = affine[:, :-1, -1]
     return _is_signed(affine[:, :-1, :-1]) & ((offset - offset.round()).abs() < 1e-9).all(dim=1)
 

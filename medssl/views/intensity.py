@@ -1,7 +1,7 @@
-"""Stored numbers to the network's values, and random changes of these: noise, blur, brightness, contrast, gamma, bias.
+"""Decodes stored numbers, and changes intensities: gamma, contrast, brightness, bias field, blur, noise.
 
-Every change has two halves: ``draw_intensity`` draws the parameters of a batch, keyed by sample; ``apply_intensity``
-(or the function of one change) applies given parameters and draws nothing, so that a change can be repeated.
+``draw_intensity`` draws the parameters of a batch, keyed by sample. ``apply_intensity`` (or the function of one change)
+applies given parameters and draws nothing, so that a change can be repeated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class IntensityDraw:
-    """Parameters of one batch, one row a sample; the neutral value means that the sample is left alone.
+    """Parameters of the intensity changes of a batch, one row for each sample; neutral values change nothing.
 
     Attributes:
         gamma: Exponent (neutral 1).
@@ -36,7 +36,7 @@ class IntensityDraw:
         blur: Standard deviation in voxels (neutral 0).
         noise: Standard deviation (neutral 0).
         control: Control points of the bias field, -1 to 1.
-        offsets: Where the noise is read from its pool.
+        offsets: Offsets of the noise in its pool.
     """
 
     gamma: Float[Tensor, " B"]
@@ -49,12 +49,12 @@ class IntensityDraw:
     offsets: Int[Tensor, "B C 2"]
 
     def rows(self, rows: slice) -> IntensityDraw:
-        """The parameters of some of the samples."""
+        """The parameters of the samples ``rows``."""
         return IntensityDraw(**{part.name: getattr(self, part.name)[rows] for part in dataclass_fields(self)})
 
 
 def decode(raw: Shaped[Tensor, "B C *s"], numbers: Float[Tensor, "B C 6"]) -> Float[Tensor, "B C *s"]:
-    """Raw codes to the network's values in float32: ``(clip(raw * scale + offset, low, high) - shift) / divisor``.
+    """Decodes stored codes to float32 values: ``(clip(raw * scale + offset, low, high) - shift) / divisor``.
 
     Args:
         raw: Codes as stored, on any device.
@@ -63,7 +63,7 @@ def decode(raw: Shaped[Tensor, "B C *s"], numbers: Float[Tensor, "B C 6"]) -> Fl
     scale, offset, low, high, shift, divisor = numbers.to(torch.float64).unbind(dim=-1)
     parts = torch.stack((scale, offset - shift, low - shift, high - shift)) / divisor
     image = raw.to(torch.float32, copy=True)
-    if image.device.type == "cpu":  # plain numbers: the vectorised kernels, and nothing is done that changes nothing
+    if image.device.type == "cpu":  # plain numbers: vectorized kernels, and neutral operations are skipped
         for row in range(image.shape[0]):
             for channel in range(image.shape[1]):
                 _scale_clip(image[row, channel], *parts[:, row, channel].tolist())
@@ -84,7 +84,7 @@ def _scale_clip(image: Float[Tensor, "*s"], gain: float, start: float, low: floa
 
 
 def lowest_value(numbers: Float[Tensor, "B C 6"], image: Float[Tensor, "B C *s"]) -> Float[Tensor, "B C *1"]:
-    """The value that stands for "outside the scan": the rule's lower bound, or the lowest in sight if it has none."""
+    """Value of voxels outside the scan: the lower bound of the intensity rule, or the image's minimum without one."""
     _, _, low, _, shift, divisor = numbers.to(torch.float64).unbind(dim=-1)
     bound = (low - shift) / divisor
     lowest = bound.to(image.device, torch.float32)
@@ -123,7 +123,7 @@ def apply_intensity(
         image: Normalized values; it is not changed.
         drawn: From ``draw_intensity``.
         seed: Seed of the run, for the pool of noise.
-        valid: False on padding, which has no say in means and ranges; None where there is none.
+        valid: False on padding, which means and ranges leave out; None without padding.
     """
     if image.device.type == "cpu" and len(image) > 1:  # a row fits the cache, a batch does not
         rows = [slice(row, row + 1) for row in range(len(image))]
@@ -149,7 +149,7 @@ def _where(
     selected: Bool[Tensor, " B"],
     change: Callable[[Tensor, Int[Tensor, " K"]], Tensor],
 ) -> Float[Tensor, "B C *s"]:
-    """Changes the chosen rows only: a row that is left alone keeps its bits, whatever happens beside it."""
+    """Changes the selected rows only; all other rows keep their bits."""
     if not bool(selected.any()):
         return image
     rows = torch.nonzero(selected)[:, 0]
@@ -168,7 +168,7 @@ def _rows_of(valid: Bool[Tensor, "B 1 *s"] | None, rows: Int[Tensor, " K"] | sli
 def gamma(
     image: Float[Tensor, "B C *s"], exponent: Float[Tensor, " B"], valid: Bool[Tensor, "B 1 *s"] | None = None
 ) -> Float[Tensor, "B C *s"]:
-    """Raises each channel's share of its own range to a power; the range stays."""
+    """Gamma: scales each channel's range to [0, 1], raises it to a power, and scales it back."""
     low, high = _range(image, valid)
     width = (high - low).clamp_min(1e-7)
     share = (image - low).mul_(1 / width).clamp_min_(0)
@@ -180,7 +180,7 @@ def gamma(
 def contrast(
     image: Float[Tensor, "B C *s"], factor: Float[Tensor, " B"], valid: Bool[Tensor, "B 1 *s"] | None = None
 ) -> Float[Tensor, "B C *s"]:
-    """Stretches each channel about its mean."""
+    """Contrast: multiplies each channel's difference from its mean by a factor."""
     axes = tuple(range(2, image.ndim))
     if valid is None:
         mean = image.mean(dim=axes, keepdim=True)
@@ -192,7 +192,7 @@ def contrast(
 
 
 def brightness(image: Float[Tensor, "B C *s"], shift: Float[Tensor, " B"]) -> Float[Tensor, "B C *s"]:
-    """Adds a constant."""
+    """Brightness: adds a constant to each sample."""
     return image + _per_sample(shift, image)
 
 
@@ -202,12 +202,12 @@ def bias_field(
     control: Float[Tensor, "B *c"],
     valid: Bool[Tensor, "B 1 *s"] | None = None,
 ) -> Float[Tensor, "B C *s"]:
-    """Multiplies what lies above each channel's lowest value by a smooth field, so that air stays air.
+    """Bias field: multiplies each channel, measured from its lowest value, by a smooth field; air stays unchanged.
 
     Args:
         image: Normalized values.
         amplitude: Largest logarithm of the field.
-        control: Control points between -1 and 1 per spatial axis; they are placed by ``fields.smooth_field``.
+        control: Control points between -1 and 1 per spatial axis, as in ``fields.smooth_field``.
         valid: False on padding.
     """
     low, _ = _range(image, valid)
@@ -217,11 +217,11 @@ def bias_field(
 
 
 def blur(image: Float[Tensor, "B C *s"], sigma: Float[Tensor, " B"]) -> Float[Tensor, "B C *s"]:
-    """Gaussian blur, axis by axis; beyond the border the border's value continues.
+    """Gaussian blur, axis by axis; the value at the border continues beyond it.
 
     Args:
         image: Values.
-        sigma: Standard deviation in voxels for each sample; the kernel reaches three of these (at least one voxel).
+        sigma: Standard deviation in voxels for each sample. The kernel reaches three of these, at least one voxel.
     """
     radii = (3 * sigma.to(torch.float64)).ceil().clamp_min(1).to(torch.long)
     radius = int(radii.max())
@@ -254,7 +254,7 @@ def _blur_axis(image: Float[Tensor, "B C *s"], weights: Float[Tensor, "B r"], ax
 def _range(
     image: Float[Tensor, "B C *s"], valid: Bool[Tensor, "B 1 *s"] | None
 ) -> tuple[Float[Tensor, "B C *1"], Float[Tensor, "B C *1"]]:
-    """Lowest and highest value of each channel, padding left out."""
+    """Lowest and highest value of each channel without padding."""
     axes = tuple(range(2, image.ndim))
     if valid is None:
         low, high = image.flatten(2).aminmax(dim=2)

@@ -1,4 +1,4 @@
-r"""Mixing the samples of a batch: mixup and cutmix, for a few labels.
+r"""Mixup and cutmix: mix the samples of a batch when there are few labels.
 
 With a sample :math:`x` and the one before it in the batch :math:`x'` (of the first, the last), share
 :math:`\lambda \sim Beta(\alpha, \alpha)`, one for a whole step::
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mixing:
-    """Whether samples are mixed.
+    """Settings of mixup and cutmix.
 
     Attributes:
-        mixup: Both parameters of the Beta distribution of mixup, such as 0.2; 0 leaves it out.
-        cutmix: Both parameters of the Beta distribution of cutmix, such as 1.0; 0 leaves it out. With both, a step
-            takes either by the toss of a coin.
-        share: Share of the steps that mix.
+        mixup: Alpha of the distribution Beta(alpha, alpha) of mixup, such as 0.2; 0 disables mixup.
+        cutmix: Alpha of the distribution Beta(alpha, alpha) of cutmix, such as 1.0; 0 disables cutmix. If both are
+            enabled, each step chooses one of them with equal probability.
+        share: Share of the steps that mix, 0 to 1.
     """
 
     mixup: float = 0.0
@@ -51,30 +51,30 @@ class Mixing:
             raise UserError(message)
 
     @property
-    def wanted(self) -> bool:
-        """Whether anything is mixed at all."""
+    def enabled(self) -> bool:
+        """Whether any step mixes samples."""
         return max(self.mixup, self.cutmix) > 0 and self.share > 0
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """Mixed images with the targets that they have, and how much each counts (the weights add up to 1)."""
+    """Mixed images, and their targets with weights that sum to 1."""
 
     image: Float[Tensor, "B C *s"]
     targets: tuple[tuple[float, Tensor], ...]
 
 
 def mix(image: Float[Tensor, "B C *s"], target: Shaped[Tensor, "B *t"], mixing: Mixing, draws: Draws) -> Mixed:
-    """Mixes each sample with the one before it.
+    """Mixes each sample with the one before it in the batch.
 
     Args:
         image: Images.
-        target: Class numbers of the voxels [B, *s], or what is known of the images: [B], or findings [B, K].
-        mixing: How.
-        draws: Random numbers of one row: the step's, so that all processes mix alike.
+        target: Labels of the voxels [B, *s], of the images [B], or findings of the images [B, K].
+        mixing: Settings.
+        draws: Random numbers with one row, keyed by the step, so that all processes mix in the same way.
     """
     generator = draws.numpy()[0]
-    if not mixing.wanted or len(image) < 2 or generator.random() >= mixing.share:
+    if not mixing.enabled or len(image) < 2 or generator.random() >= mixing.share:
         return Mixed(image, ((1.0, target),))
     use_cutmix = mixing.cutmix > 0 and (mixing.mixup == 0 or generator.random() < 0.5)
     alpha = mixing.cutmix if use_cutmix else mixing.mixup
@@ -91,7 +91,7 @@ def mix(image: Float[Tensor, "B C *s"], target: Shaped[Tensor, "B *t"], mixing: 
 
 
 def _box(image: Float[Tensor, "B C *s"], share: float, generator: np.random.Generator) -> Bool[Tensor, "*s"]:
-    """True in a box of about ``share`` of the volume, in the proportions of the image, anywhere inside."""
+    """Mask of a box with about ``share`` of the volume and the proportions of the image, at a random place inside."""
     size = image.shape[2:]
     box = torch.ones(size, dtype=torch.bool, device=image.device)
     for axis, length in enumerate(size):

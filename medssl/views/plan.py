@@ -1,4 +1,4 @@
-"""From raw crops to a Batch: how much to read for a plan, and the views cut out of what was read."""
+"""From raw crops to a Batch: size of the crops that a plan needs, and computation of its views."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _GRID = 16  # the store's crops begin on blocks of this many voxels; views move 
 
 
 def read_size(plan: ViewPlan, spacing_mm: Sequence[float] | None = None) -> tuple[int, ...]:
-    """Stored voxels per axis that a raw crop must hold so that every view of the plan finds its voxels.
+    """Voxels per axis that a raw crop must have so that it contains every view of the plan.
 
-    The largest scale, every rotation and the distance to the store's 16-voxel grid are counted in; nested views lie in
-    their parents and ask for nothing of their own.
+    This includes the largest scale, every rotation and the distance to the store's grid of 16 voxels. Nested views lie
+    in their parents and need nothing more.
 
     Args:
         plan: The views.
-        spacing_mm: Spacing of the stored scans: tilting thick slices reaches over many voxels in plane. None takes
-            equal spacing; what a crop then lacks is padding, marked as not valid.
+        spacing_mm: Spacing of the stored scans per axis: rotated thick slices cover many voxels in plane. None takes
+            equal spacing; voxels that a crop then lacks are padding, marked as not valid.
 
     Raises:
-        UserError: When the plan contradicts itself.
+        UserError: The plan is not valid, see ``check_plan``.
     """
     check_plan(plan)
     extents = [geometry.largest_extent(spec, spacing_mm) for spec in plan.views if spec.nested_in is None]
@@ -44,10 +44,10 @@ def read_size(plan: ViewPlan, spacing_mm: Sequence[float] | None = None) -> tupl
 
 
 def check_plan(plan: ViewPlan) -> None:
-    """Refuses a plan that cannot be carried out.
+    """Refuses a plan with settings that are out of range or contradict each other.
 
     Raises:
-        UserError: Naming the view and the setting.
+        UserError: Names the view and the setting.
     """
     if not plan.views:
         message = "a plan needs at least one view"
@@ -74,21 +74,21 @@ def check_plan(plan: ViewPlan) -> None:
 
 
 def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device | str) -> Batch:
-    """Cuts every view of a plan out of raw crops, on the device.
+    """Computes every view of a plan from raw crops, on the device.
 
-    Geometry is drawn from ``Draws(seed, samples, "view<k>.geometry")``, intensity from ``"view<k>.intensity"``: a
-    sample's view does not depend on the batch it is in. Views that only crop and flip are exact copies of the stored
-    voxels. Voxels of a view outside the scan (or outside the crop) hold the lowest value and are neither ``valid`` nor
-    ``scored``; labels are -1 where a view is not ``scored``. A missing channel is 0 everywhere.
+    Geometry is drawn from ``Draws(seed, samples, "view<k>.geometry")``, intensity from ``"view<k>.intensity"``. A
+    sample's view therefore does not depend on its batch. Views that only crop and flip are exact copies of the stored
+    voxels. Voxels outside the scan or the crop have the lowest value, and are neither ``valid`` nor ``scored``. Labels
+    are -1 where a view is not ``scored``. A missing channel is 0 everywhere.
 
     Args:
-        crops: As the loader sends them.
+        crops: Raw crops from the loader.
         plan: The views.
         seed: Seed of the run.
-        device: Where the views are made and stay.
+        device: Device that computes and holds the views.
 
     Raises:
-        UserError: When the plan contradicts itself or its views have another number of axes than the crops.
+        UserError: The plan is not valid, or its views have another number of axes than the crops.
     """
     check_plan(plan)
     n = crops.image.ndim - 2
@@ -124,7 +124,7 @@ def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device 
 
 @dataclass(frozen=True)
 class _DeviceCrops:
-    """Raw crops on the device; ``numbers`` and ``placement`` stay on the CPU, where roads are chosen by them."""
+    """Raw crops on the device; ``numbers`` and ``placement`` stay on the CPU, where they select the code path."""
 
     raw: Tensor
     numbers: Float[Tensor, "B C 6"]
@@ -149,7 +149,7 @@ def _to_device(crops: Crops, device: torch.device) -> _DeviceCrops:
 
 
 def _frame(crops: Crops, plan: ViewPlan) -> geometry.Frame:
-    """The part of each raw crop that lies inside its scan, and where along the stratified axis its views belong."""
+    """The part of each raw crop inside its scan, and the parts along the stratified axis for its views."""
     placement = crops.placement
     size = torch.tensor(crops.image.shape[2:], dtype=torch.float64)
     start = placement.start.cpu().to(torch.float64)
@@ -168,7 +168,7 @@ def _frame(crops: Crops, plan: ViewPlan) -> geometry.Frame:
 
 
 def _parts(crops: Crops, plan: ViewPlan) -> geometry.Parts | None:
-    """The part of the scan that each raw crop was read for; None where slices or crops are not spread over parts."""
+    """The part of the scan for which each raw crop was read; None if crops are not stratified over parts."""
     axis, count = plan.sampling.stratified_axis, plan.sampling.regions_per_scan
     if axis is None or count == 1 or len(plan.views[0].size) != 3:
         return None
@@ -216,7 +216,7 @@ def _pixels(
     coverage: tuple[Bool[Tensor, "B 1 *s"], tuple[bool, ...]],
     draws: Draws,
 ) -> Float[Tensor, "B C *s"]:
-    """The image of a view: on an accelerator all rows at once, on the CPU one after the other, each in the cache."""
+    """The image of a view: on an accelerator all rows at once; on the CPU row by row, since a row fits the cache."""
     batch, channels = crops_on_device.raw.shape[:2]
     drawn = intensity.draw_intensity(spec.intensity, draws, channels=channels, n=len(spec.size))
     valid, fully_covered = coverage
@@ -243,7 +243,7 @@ def _pixels(
 def _values(
     crops_on_device: _DeviceCrops, affine: Float[Tensor, "B n+1 n+1"], size: Sequence[int]
 ) -> Float[Tensor, "B C *s"]:
-    """Cuts before decoding: to the view where nothing is interpolated, else (for one row) to what that row reads."""
+    """Samples and decodes; crops first: to the view if nothing is interpolated, else (for one row) to what it reads."""
     raw = crops_on_device.raw
     if all(is_whole(matrix) for matrix in affine.numpy()):
         return intensity.decode(sample(raw, affine, size), crops_on_device.numbers)
@@ -259,7 +259,7 @@ def _apply_intensity_and_fill(
     seed: int,
     valid: Bool[Tensor, "B 1 *s"] | None,
 ) -> Float[Tensor, "B C *s"]:
-    """Intensity changes, then what no change may touch: padding and missing channels."""
+    """Applies intensity changes, then sets padding and missing channels, which no change may affect."""
     fill = None if valid is None else intensity.lowest_value(crops_on_device.numbers, image)
     image = intensity.apply_intensity(image, drawn, seed=seed, valid=valid)
     if valid is not None and fill is not None:
@@ -271,7 +271,7 @@ def _apply_intensity_and_fill(
 
 
 def _check_labeled(sampling: Sampling) -> None:
-    """Refuses crops around labels that something else has a say in."""
+    """Refuses settings that place crops in two ways at once: around labels, and by parts or foreground."""
     if sampling.labeled > 0 and sampling.stratified_axis is not None:
         message = (
             f"data.sampling.labeled {sampling.labeled} and stratified_axis {sampling.stratified_axis} both say "
@@ -287,7 +287,7 @@ def _check_labeled(sampling: Sampling) -> None:
 
 
 def _problem(spec: ViewSpec, number: int, plan: ViewPlan) -> str:
-    """What is wrong with a view, or nothing."""
+    """What is wrong with a view; "" if nothing is."""
     n = len(plan.views[0].size)
     if len(spec.size) != n or n not in (2, 3) or min(spec.size) < 1:
         return f"size takes 2 or 3 positive numbers, as many in each view: {spec.size}"

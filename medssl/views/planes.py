@@ -1,10 +1,10 @@
-"""Affine resampling in 3D on the CPU: three passes, each in one plane.
+"""Affine resampling of volumes on the CPU in three passes, each in one plane.
 
-An affine acts in a plane when it moves two axes and leaves the third alone. Then all voxels along the third axis share
-their neighbors and weights, and the pass is a weighted sum of four rows of a table: one row for each place in the
-plane, the third axis along the row. That is what the embedding-bag kernel computes, at the speed of memory, where
-trilinear ``grid_sample`` gathers voxel by voxel. Between passes the array is turned so that the next third axis lies
-along the rows.
+An affine acts in a plane if it changes two axes and leaves the third one as it is. Then all voxels along the third axis
+share their neighbors and weights. The pass is a weighted sum of four rows of a table, with one row for each place in
+the plane and the third axis along the row. The embedding-bag kernel computes this at memory speed, while trilinear
+``grid_sample`` gathers voxel by voxel. Between passes the axes are permuted so that the next third axis lies along the
+rows.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _PLANES = ((2, 0), (1, 2), (0, 1))  # in the order the input is read; the last o
 def through_planes(
     image: Float[Tensor, "C d h w"], matrix: Matrix, size: Sequence[int]
 ) -> Float[Tensor, "C D H W"] | None:
-    """Reads an image at the voxels of a view in three passes, each in one plane.
+    """Samples an image at the voxels of a view, in three passes that each act in one plane.
 
     Args:
-        image: On the CPU; beyond its border the border's value continues.
-        matrix: View voxel -> image voxel.
-        size: Voxels of the view.
+        image: Image on the CPU; the value at the border continues beyond it.
+        matrix: Affine (4, 4) from view voxels to image voxels.
+        size: Voxels of the view per axis.
 
     Returns:
-        The view, or None where the affine cannot be split well.
+        The view; None if the affine contains too large a rotation to be split.
     """
     factors = planar_factors(matrix[:3, :3])
     if factors is None:
@@ -71,7 +71,7 @@ def through_planes(
 
 
 def span(image: Shaped[Tensor, "..."], axis: int, start: int, extent: int, source: int) -> Shaped[Tensor, "..."]:
-    """``extent`` layers of an axis from ``start`` on; beyond the border the border's layer is repeated."""
+    """Takes ``extent`` layers of an axis from ``start`` on; beyond the border, the border layer is repeated."""
     if start >= 0 and start + extent <= source:
         return image.narrow(axis, start, extent)
     layers = torch.arange(start, start + extent, device=image.device).clamp_(0, source - 1)
@@ -79,14 +79,15 @@ def span(image: Shaped[Tensor, "..."], axis: int, start: int, extent: int, sourc
 
 
 def planar_factors(linear: Matrix) -> tuple[Matrix, Matrix, Matrix] | None:
-    """Splits a 3x3 matrix into a product of three that act in the planes (2,0), (1,2) and (0,1) alone.
+    """Factors a 3x3 matrix into three matrices that act in the planes (2,0), (1,2) and (0,1).
 
     With a = A[(0,1),0], b = A[2,(1,2)] and M = A[(0,1),(1,2)] in the order of axes 2, 0, 1, the matrix M - q a b' has
-    rank one for q = det M / (b' adj(M) a); its two factors and a and b are the four free columns and rows. Each is
-    scaled to unit length, so that a turn in one plane is a turn in that plane's factor and the others are diagonal.
+    rank one for q = det M / (b' adj(M) a). Its two factors and a and b are the four free columns and rows. Each is
+    scaled to unit length, so that a rotation in one plane is a rotation in the factor of that plane, and the other
+    factors are diagonal.
 
     Returns:
-        The factors, or None where a turn is too large to be split well.
+        The factors; None if a rotation is too large to be split well.
     """
     order = [2, 0, 1]
     m = linear[np.ix_(order, order)]
@@ -127,7 +128,7 @@ def _pass(
     first: Lattice,
     last: Lattice,
 ) -> list[Float[Tensor, "D H W"]]:
-    """Resamples two axes at the whole positions from ``first`` to ``last``; the third is only cut to these."""
+    """Resamples two axes at the integer positions from ``first`` to ``last``; the third axis is only cropped."""
     p, q = axes
     third_axis = 3 - p - q
     extent = last - first + 1
@@ -158,14 +159,14 @@ def _pass(
 
 
 def _only_cuts(factor: Matrix, offset: Matrix) -> bool:
-    """Whether a pass only cuts."""
+    """Whether a pass only crops."""
     return bool(np.array_equal(factor, np.eye(3)) and np.array_equal(offset, np.rint(offset)))
 
 
 def _taps(
     at_p: Matrix, at_q: Matrix, shape: tuple[int, int], *, swap: bool
 ) -> tuple[Int[Tensor, "N 4"], Float[Tensor, "N 4"]]:
-    """Rows of the table and weights of the four neighbors of each position; ``swap``: rows run over q first."""
+    """Table rows and weights of the four neighbors of each position; with ``swap``, rows run over axis q first."""
     below, share = [], []
     for position, extent in ((at_p, shape[0]), (at_q, shape[1])):
         position = np.clip(position, 0, extent - 1)
@@ -184,5 +185,5 @@ def _taps(
 
 
 def _signed(vector: Matrix) -> float:
-    """Length of a vector, with the sign of its first entry: dividing by it leaves that entry positive."""
+    """Length of a vector with the sign of its first entry, so that division by it makes that entry positive."""
     return float(np.copysign(np.linalg.norm(vector), vector[0]))

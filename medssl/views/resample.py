@@ -1,8 +1,8 @@
-"""Reads an array through an affine: exact where the affine only crops and flips, linear or nearest elsewhere.
+"""Samples an array through an affine: exact if the affine only crops and flips, else linear or nearest.
 
-On an accelerator the batch goes through one trilinear ``grid_sample``. On the CPU that kernel is scalar, so an affine
-in 3D runs as three bilinear passes (``planes``). They smooth slightly more than one trilinear pass (an image linear in
-its coordinates comes out exact either way): the same family of augmentation, not equal bit for bit between devices.
+On an accelerator, one trilinear ``grid_sample`` processes the batch. On the CPU that kernel is not vectorized, so that
+3D affines run as three bilinear passes (``planes``). These smooth slightly more than one trilinear pass; an image that
+is linear in its coordinates is exact in both. Results are therefore not bit-equal between devices.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _EXACT = 1e-7  # voxels; affines are float64, so anything nearer than this to a 
 def sample(
     image: Shaped[Tensor, "B C *s"], affine: Float[Tensor, "B n+1 n+1"], size: Sequence[int], mode: Mode = "linear"
 ) -> Shaped[Tensor, "B C *size"]:
-    """Reads ``image`` at the voxels of a view of ``size``; beyond the border the border's value continues.
+    """Samples ``image`` at the voxels of a view; the value at the border continues beyond it.
 
-    A row whose affine only crops and flips by whole voxels is copied, bit for bit and in its own dtype.
+    If the affine of a row only crops and flips by whole voxels, the row is an exact copy.
 
     Args:
         image: The array, on any device.
-        affine: View voxel -> voxel of ``image``, best float64 on the CPU: which road a row takes is decided there.
+        affine: From view voxels to voxels of ``image``; best float64 on the CPU, which selects the code path.
         size: Voxels of the view per axis.
         mode: "linear" gives float32; "nearest" keeps the dtype (labels, masks).
     """
@@ -79,7 +79,7 @@ def covered(
     """Which voxels of a view have their nearest source voxel between ``low`` and ``high`` (both included).
 
     Returns:
-        The mask, and for each row whether all of it is covered (known without asking the device).
+        The mask, and for each row whether it is covered entirely (known without synchronizing with the device).
     """
     mask = torch.ones(len(affine), 1, *size, dtype=torch.bool, device=device)
     full: list[bool] = []
@@ -102,7 +102,7 @@ def covered(
 
 
 def _lines(matrix: Matrix, first: Matrix, last: Matrix, size: Sequence[int]) -> tuple[Lattice, Lattice]:
-    """First (0 to length) and last (-1 to length - 1) voxel from the box, for each line along a view's last axis."""
+    """First (0 to length) and last (-1 to length - 1) voxel inside the box, for each line along a view's last axis."""
     *outer, length = size
     first_inside, last_inside = np.zeros(outer), np.full(outer, length - 1.0)
     for axis in range(len(size)):
@@ -128,7 +128,7 @@ def _lines(matrix: Matrix, first: Matrix, last: Matrix, size: Sequence[int]) -> 
 def window(
     image: Shaped[Tensor, "1 C *s"], affine: Float[Tensor, "1 n+1 n+1"], size: Sequence[int]
 ) -> tuple[Shaped[Tensor, "1 C *r"], Float[Tensor, "1 n+1 n+1"]]:
-    """The part of one image that a view reads, and the affine to that part: sampling it gives the same values."""
+    """The part of one image that a view reads, and the affine to that part; sampling it gives the same values."""
     n = len(size)
     half = (torch.tensor(size, dtype=torch.float64) - 1) / 2
     middle = affine[0, :n, :n] @ half + affine[0, :n, n]
@@ -146,7 +146,7 @@ def window(
 def _copy_or_interpolate(
     image: Float[Tensor, "B C *s"], matrices: Matrix, is_copy: Sequence[bool], size: tuple[int, ...]
 ) -> Float[Tensor, "B C *size"]:
-    """Whole rows copied, the others through one ``grid_sample``."""
+    """Copies rows that need no interpolation; samples the others by one ``grid_sample``."""
     out = image.new_empty(image.shape[0], image.shape[1], *size)
     interpolated = [row for row, exact in enumerate(is_copy) if not exact]
     for row, exact in enumerate(is_copy):
@@ -159,7 +159,7 @@ def _copy_or_interpolate(
 
 
 def direct(image: Float[Tensor, "B C *s"], matrices: Matrix, size: Sequence[int]) -> Float[Tensor, "B C *size"]:
-    """One bilinear or trilinear ``grid_sample`` for the whole batch: the reference of the road by planes."""
+    """One bilinear or trilinear ``grid_sample`` for the whole batch: the reference for ``planes``."""
     n = len(size)
     source = np.array(image.shape[2:], dtype=np.float64)
     half_source, half_view = np.maximum(source - 1, 1) / 2, (np.array(size) - 1) / 2
@@ -173,7 +173,7 @@ def direct(image: Float[Tensor, "B C *s"], matrices: Matrix, size: Sequence[int]
 
 
 def _copy(image: Shaped[Tensor, "C *s"], matrix: Matrix, size: Sequence[int]) -> Shaped[Tensor, "C *size"]:
-    """Crop and flip by whole voxels."""
+    """Crops and flips by whole voxels."""
     n = len(size)
     mirrored: list[int] = []
     for axis, extent in enumerate(size):
@@ -186,7 +186,7 @@ def _copy(image: Shaped[Tensor, "C *s"], matrix: Matrix, size: Sequence[int]) ->
 
 
 def _positions(matrix: Matrix, size: Sequence[int], device: torch.device) -> list[Float[Tensor, "..."]]:
-    """Nearest source voxel of every view voxel, per axis, as whole floats that broadcast to ``size``."""
+    """Nearest source voxel of every view voxel, per axis, as integer-valued floats that broadcast to ``size``."""
     n = len(size)
     positions = []
     for axis in range(n):
@@ -201,7 +201,7 @@ def _positions(matrix: Matrix, size: Sequence[int], device: torch.device) -> lis
 
 
 def _nearest(image: Shaped[Tensor, "C *s"], matrix: Matrix, size: Sequence[int]) -> Shaped[Tensor, "C *size"]:
-    """Nearest voxel: one gather over flat indices."""
+    """Samples the nearest voxels by one gather over flat indices."""
     shape = image.shape[1:]
     exact = torch.float32 if image[0].numel() < 1 << 24 else torch.float64  # holds every flat index
     flat = torch.zeros((), dtype=exact, device=image.device)

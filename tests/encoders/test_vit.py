@@ -261,7 +261,7 @@ class Broken(ViT):
             return Features((features.pooled,), features.pooled, features.tokens, features.visible_cells)
         features = super().forward(image, hidden, mode)
         tokens, kept, pooled, maps = features.tokens, features.visible_cells, features.pooled, list(features.maps)
-        if clause == "drop kept":
+        if clause == "drop visible_cells":
             kept = kept.flip(1)
         if clause == "drop places":
             tokens = tokens * 0 + pooled[:, None]
@@ -279,7 +279,7 @@ class Broken(ViT):
     [
         ("drop leaks", "drop: .* in hidden voxels changes the features"),
         ("drop maps", "drop: there are maps"),
-        ("drop kept", "drop: kept is not the visible cells"),
+        ("drop visible_cells", "drop: visible_cells is wrong"),
         ("drop places", "drop: with nothing hidden the tokens differ"),
         ("drop pooled", "drop: with nothing hidden the tokens differ"),
         ("drop batch", "drop: features depend on which cells other samples hide"),
@@ -297,7 +297,7 @@ def test_the_suite_finds_an_encoder_that_forgets_places(monkeypatch):
     monkeypatch.setattr("medssl.encoders.vit.sincos_positions", lambda cells, width, *, step, like: like.new_zeros(
         torch.Size(cells).numel(), width
     ))  # fmt: skip
-    with pytest.raises(ContractError, match="drop: tokens do not tell which cells are kept"):
+    with pytest.raises(ContractError, match="drop: tokens do not depend on the places of their cells"):
         check_encoder(encoder)
 
 

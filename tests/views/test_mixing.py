@@ -91,7 +91,7 @@ def test_nothing_is_mixed_where_nothing_is_wanted_or_one_sample_is_alone():
         mixed = mix(image[:rows], classes[:rows], mixing, Draws(0, (0,), "mixing"))
         assert torch.equal(mixed.image, image[:rows])
         assert [weight for weight, _ in mixed.targets] == [1.0]
-    assert not Mixing().wanted
+    assert not Mixing().enabled
 
 
 @pytest.mark.parametrize(

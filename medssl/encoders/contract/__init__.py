@@ -1,1 +1,1 @@
-"""Checks that every encoder passes."""
+"""Checks that every encoder must pass."""

@@ -1,4 +1,4 @@
-"""The clauses that every encoder keeps, as checks that anyone can run on a class of their own."""
+"""Clauses that every encoder must keep. Run them on your own class with ``medssl.encoders.base.check_encoder``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def check(encoder: Encoder, size: Sequence[int] | None = None) -> None:
 
 
 def describes_itself(encoder: Encoder) -> None:
-    """The attributes agree: one number of axes, a stride per map and axis, each the next one's divisor."""
+    """The attributes agree: one number of axes, one stride for each map and axis, each a divisor of the next."""
     ndim = len(encoder.strides[-1])
     clause(encoder.ndims == {ndim}, f"ndims {set(encoder.ndims)} but strides have {ndim} axes")
     clause(len(encoder.channels) == len(encoder.strides), "channels and strides have one entry for each map")
@@ -62,7 +62,7 @@ def describes_itself(encoder: Encoder) -> None:
 
 
 def maps_have_their_shapes(encoder: Encoder, image: Tensor) -> None:
-    """Maps come as described, fine to coarse; pooled features and tokens, if any, have the last map's channels."""
+    """Maps have the described shapes, fine to coarse; pooled features and tokens have the channels of the last map."""
     features = run(encoder, image)
     clause(len(features.maps) == len(encoder.channels), f"{len(features.maps)} maps, {len(encoder.channels)} described")
     for number, (x, channels, stride) in enumerate(zip(features.maps, encoder.channels, encoder.strides, strict=True)):
@@ -83,7 +83,7 @@ def maps_have_their_shapes(encoder: Encoder, image: Tensor) -> None:
 
 
 def every_parameter_learns(encoder: Encoder, image: Tensor) -> None:
-    """Each trainable parameter gets a finite gradient from the maps: nothing unused, which data parallelism needs."""
+    """Each trainable parameter gets a finite gradient: data parallelism needs all of them."""
     torch.autograd.backward(total(run(encoder.train(), image)))
     for name, parameter in encoder.named_parameters():
         if parameter.requires_grad:
@@ -94,7 +94,7 @@ def every_parameter_learns(encoder: Encoder, image: Tensor) -> None:
 
 
 def bfloat16_is_finite(encoder: Encoder, image: Tensor) -> None:
-    """Under bfloat16 autocast everything is finite, with gradients in the parameters' own type."""
+    """Under bfloat16 autocast, features and gradients are finite."""
     with torch.autocast(image.device.type, torch.bfloat16):
         value = total(run(encoder.train(), image))
     torch.autograd.backward(value)

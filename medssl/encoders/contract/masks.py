@@ -1,4 +1,4 @@
-"""The clauses on hidden cells that every encoder keeps, one list for each way of hiding them."""
+"""Clauses of the encoder contract about hidden cells: one list for each mask mode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medssl.types import Features, MaskMode, UserError
 
 
 def hidden_values_do_not_leak(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
-    """Values in hidden voxels, also 1e6 and NaN, change no feature by a bit and get a gradient of exactly 0."""
+    """Values in hidden voxels, also 1e6 and NaN, change no bit of the features, and their gradient is exactly 0."""
     covered = at_resolution(hidden, image.shape[2:]).unsqueeze(1)
     for training in (True, False):
         encoder.train(training)
@@ -38,7 +38,7 @@ def hidden_values_do_not_leak(encoder: Encoder, image: Tensor, hidden: Tensor, m
 
 
 def mask_is_cleared(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
-    """A dense forward after a masked one is dense, also when the masked one failed."""
+    """After a masked forward the next one is dense, also when the masked one raised an error."""
     encoder.eval()
     before = run(encoder, image)
     run(encoder, image, hidden, mode)
@@ -58,7 +58,7 @@ def mask_is_cleared(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskM
 
 
 def hidden_stays_zero(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
-    """Every map is exactly 0 where hidden and finite elsewhere, in both modes, with biases and affine norms at work."""
+    """Every map is exactly 0 where hidden and finite elsewhere, also with nonzero biases, in both training modes."""
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.add_(0.1)
@@ -73,7 +73,7 @@ def hidden_stays_zero(encoder: Encoder, image: Tensor, hidden: Tensor, mode: Mas
 
 
 def pooled_is_the_visible_mean(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
-    """Pooled features are the mean of the last map over visible positions, 0 where a sample is all hidden."""
+    """Pooled features are the mean of the last map over visible positions, 0 for a sample that is hidden entirely."""
     features = run(encoder.eval(), image, hidden, mode)
     expected = Features(maps=(), pooled=visible_mean(features.maps[-1], hidden))
     same(Features(maps=(), pooled=features.pooled), expected, "pooled is not the visible mean of the last map")
@@ -109,14 +109,14 @@ def hiding_changes_the_maps(encoder: Encoder, image: Tensor, hidden: Tensor, mod
 
 
 def tokens_are_the_visible_cells(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
-    """There are no maps; ``kept`` numbers the visible cells of the last stride in C order, with one token for each."""
+    """There are no maps. ``visible_cells`` numbers the visible cells in C order; each has one token."""
     features = run(encoder.eval(), image, hidden, mode)
     clause(features.maps == (), f"{mode}: there are maps, but no token of a hidden cell to make them of")
     visible = ~at_resolution(hidden, cells_of(image.shape[2:], encoder.strides[-1])).flatten(1)
     expected = torch.stack([row.nonzero()[:, 0] for row in visible])
     clause(
         features.visible_cells is not None and torch.equal(features.visible_cells, expected),
-        f"{mode}: kept is not the visible cells",
+        f"{mode}: visible_cells is wrong",
     )
     token_shape = None if features.tokens is None else tuple(features.tokens.shape)
     expected_shape = (*expected.shape, encoder.channels[-1])
@@ -124,7 +124,7 @@ def tokens_are_the_visible_cells(encoder: Encoder, image: Tensor, hidden: Tensor
 
 
 def all_visible_gives_the_dense_tokens(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
-    """With nothing hidden, tokens and pooled features are those of the dense network, where all cells are embedded."""
+    """With nothing hidden, tokens and pooled features are those of the dense network."""
     for training in (True, False):
         dense = run(encoder.train(training), image)
         masked = run(encoder, image, torch.zeros_like(hidden), mode)
@@ -134,16 +134,16 @@ def all_visible_gives_the_dense_tokens(encoder: Encoder, image: Tensor, hidden: 
 
 
 def tokens_know_their_cells(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
-    """Cells that look alike have other tokens at other places: what is left out does not move the rest together."""
+    """Equal cells at different places have different tokens: positions are those of the whole grid."""
     constant = torch.ones_like(image)
     features = run(encoder.eval(), constant, hidden, mode)
     assert features.tokens is not None
     differs = [not torch.allclose(features.tokens[0], row, 1e-4, 1e-5) for row in features.tokens[1:]]
-    clause(any(differs) or not bool(hidden.any()), f"{mode}: tokens do not tell which cells are kept")
+    clause(any(differs) or not bool(hidden.any()), f"{mode}: tokens do not depend on the places of their cells")
 
 
 def samples_are_independent(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
-    """In evaluation mode, samples in another order with their masks give the same features in that order."""
+    """In evaluation mode, reordering the samples with their masks reorders the features and changes nothing else."""
     features = run(encoder.eval(), image, hidden, mode)
     reversed_features = run(encoder, image.flip(0), hidden.flip(0), mode)
     tokens, visible_cells = features.tokens, features.visible_cells
@@ -172,7 +172,7 @@ def unequal_counts_are_refused(encoder: Encoder, image: Tensor, hidden: Tensor, 
 def every_parameter_learns_from_what_is_visible(
     encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode
 ) -> None:
-    """Each trainable parameter gets a finite gradient, zero if need be: data parallelism waits for all of them."""
+    """Each trainable parameter gets a finite gradient, maybe zero: data parallelism waits for all of them."""
     torch.autograd.backward(total(run(encoder.train(), image, hidden, mode)))
     for name, parameter in encoder.named_parameters():
         if parameter.requires_grad:

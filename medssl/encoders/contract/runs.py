@@ -1,4 +1,4 @@
-"""What the clauses of the encoder contract share: test images and masks, forwards with one seed, comparisons."""
+"""Test images, masks and comparisons that the clauses of the encoder contract share."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def image_for(encoder: Encoder, size: tuple[int, ...]) -> Tensor:
-    """Three samples of noise, the same each time."""
+    """Three samples of noise [3, C, *size], the same at each call."""
     parameter = next(encoder.parameters())
     noise = torch.randn(3, encoder.in_channels, *size, generator=torch.Generator().manual_seed(0))
     return noise.to(parameter)
 
 
 def unequal_hidden(encoder: Encoder, size: tuple[int, ...]) -> Tensor:
-    """About half of the first sample's cells, one cell of the second, all of the third."""
+    """Mask that hides about half of the first sample's cells, one cell of the second and all of the third."""
     cells = cells_of(size, encoder.mask_cell)
     hidden = torch.zeros(3, *cells, dtype=torch.bool)
     hidden[0].view(-1)[::2] = True
@@ -35,7 +35,7 @@ def unequal_hidden(encoder: Encoder, size: tuple[int, ...]) -> Tensor:
 
 
 def equal_hidden(encoder: Encoder, size: tuple[int, ...]) -> Tensor:
-    """Half of each sample's cells, other ones in each."""
+    """Mask that hides half of the cells of each sample, different ones in each."""
     cells = cells_of(size, encoder.mask_cell)
     first = torch.arange(prod(cells)) < prod(cells) // 2
     hidden = torch.stack([first, first.roll(1), ~first if prod(cells) % 2 == 0 else first.roll(2)])
@@ -57,18 +57,18 @@ def outputs(features: Features) -> tuple[Tensor, ...]:
 
 
 def total(features: Features) -> Tensor:
-    """One number that every output has a share in."""
+    """One number that depends on every output."""
     floating = [x.float() for x in outputs(features) if x.is_floating_point()]
     return torch.stack([x.square().mean() + x.mean() for x in floating]).sum()
 
 
 def gradient(tensor: Tensor) -> Tensor:
-    """Its gradient, zeros where none came."""
+    """Gradient of a tensor; zeros where it has none."""
     return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
 
 
 def same(a: Features, b: Features, what: str, tolerance: float = 1e-5) -> None:
-    """Holds that all outputs agree, bit for bit with a tolerance of 0."""
+    """Raises unless all outputs agree within ``tolerance``; 0 compares bit by bit."""
     clause(len(outputs(a)) == len(outputs(b)), what)
     for x, y in zip(outputs(a), outputs(b), strict=True):
         scale = max(1.0, float(y.detach().abs().max()))
