@@ -21,6 +21,7 @@ from medssl.data.store.verify import mend
 from medssl.data.store.verify import verify as verify_store
 from medssl.io.limits import Limits, total_memory_gb
 from medssl.io.locks import open_lock, share_lock, try_lock
+from medssl.io.permissions import owner_only
 from medssl.io.processes import Lost, Pool, spawning
 from medssl.types import Preprocess, UserError
 
@@ -37,6 +38,28 @@ log = logging.getLogger(__name__)
 ABANDONED_SECONDS = 3600.0  # a part file untouched for so long is left from a run that was killed, whoever else works
 
 
+@dataclass(frozen=True)
+class CacheResult:
+    """What a store holds.
+
+    Attributes:
+        store: Its folder.
+        scans: How many scans are in it.
+        new: How many of them this call stored.
+        skipped: How many scans of the selection could not be stored.
+        damaged: Identifiers of scans that differ from their checksums, where the store was verified.
+        exit_code: 0; 1 where the store holds nothing, or something damaged.
+    """
+
+    store: Path
+    scans: int
+    new: int = 0
+    skipped: int = 0
+    damaged: tuple[str, ...] = ()
+    exit_code: int = 0
+
+
+@owner_only()
 def cache(  # noqa: PLR0913 (the keys of a command line)
     index: Path,
     store: Path,
@@ -48,7 +71,7 @@ def cache(  # noqa: PLR0913 (the keys of a command line)
     seconds: float = 60.0,
     memory_gb: float | None = None,
     verify: bool = False,
-) -> int:
+) -> CacheResult:
     """Preprocess every scan of an index once and keep it in chunks; only what is missing is done.
 
     Args:
@@ -63,13 +86,12 @@ def cache(  # noqa: PLR0913 (the keys of a command line)
         verify: Compare every byte of the store with its checksums and store nothing.
 
     Returns:
-        0; 1 if the store holds nothing in the end, or with ``verify`` something damaged.
+        What the store holds now.
     """
     from medssl.data.index.datasets import all_phantoms
     from medssl.data.index.scan_index import Index
     from medssl.data.store.preprocess import check
 
-    os.umask(0o077)
     check(preprocess or Preprocess())
     if verify:
         return _verify(store)
@@ -176,7 +198,7 @@ def _sharing(store: Path) -> Iterator[None]:
                 checksums.seal(store)
 
 
-def _verify(store: Path) -> int:
+def _verify(store: Path) -> CacheResult:
     """Compares a whole store with its checksums and lists what is damaged."""
     from tqdm.auto import tqdm
 
@@ -200,9 +222,9 @@ def _verify(store: Path) -> int:
             f"{store}: {found.checked} scans, {damaged} damaged: run medssl cache with the same index and store, which "
             "stores them anew"
         )
-        return 1
+        return CacheResult(store, found.checked, damaged=tuple(found.damaged), exit_code=1)
     log.info(f"{store}: {found.checked} scans, none damaged")
-    return 0
+    return CacheResult(store, found.checked)
 
 
 def _estimate(work: _Work, scans: Callable[[], Iterator[Scan]]) -> tuple[int, int]:
@@ -284,7 +306,7 @@ def _summary(
     scans: Callable[[], Iterator[Scan]],
     connection: sqlite3.Connection,
     done: tuple[int, int, int],
-) -> int:
+) -> CacheResult:
     """Says what the store holds now."""
     new, skipped, changed = done
     held = connection.execute("SELECT scan_id, dtype, details FROM scans")
@@ -312,7 +334,7 @@ def _summary(
         log.info(f"  {changed} took over a new subject, split or label value from the index")
     if other:
         log.info(f"  {other} are in the store but not in this selection of the index (kept)")
-    return 0 if total else 1
+    return CacheResult(plan.store, total, new=new, skipped=skipped, exit_code=0 if total else 1)
 
 
 def _label_lines(plan: Filling, connection: sqlite3.Connection) -> list[str]:

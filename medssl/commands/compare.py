@@ -7,37 +7,39 @@ tables, pictures and verdicts are made of them anew each time.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from medssl.comparison.arms import TEST, Run, Study, arms_of, encoders_of, hold, read_kept, study_of
-from medssl.comparison.jobs import Failure, Job, alone, run_jobs
-from medssl.comparison.summary import STATES, clear_states, note_edits, set_aside, set_aside_strange, tell, write_tables
+from medssl.comparison.arms import Run, arms_of, encoders_of, hold, read_kept, study_of
+from medssl.comparison.jobs import alone
+from medssl.comparison.plan import (
+    digest_of_scored,
+    first_notes,
+    initial_weights_of,
+    known_subjects,
+    label_counts,
+    missing_notes,
+    refuse_known,
+    refuse_unscored,
+)
+from medssl.comparison.runs import common_words, finish, job_of
+from medssl.comparison.summary import REPORT, note_edits, set_aside, summarize
 from medssl.data.index.scan_index import Index
-from medssl.data.index.split import overlap
-from medssl.data.labels.kinds.base import kind_of
-from medssl.data.labels.selection import few, how_many, labeled_scans, labeled_scans_of_index
-from medssl.data.labels.trained_on import trained_on
+from medssl.data.labels.selection import labeled_scans_of_index
 from medssl.data.store.store import Store
 from medssl.encoders.base import Encoder
-from medssl.encoders.weights import CARD
 from medssl.heads.base import Head
 from medssl.inference.predictor import Windows
 from medssl.io.atomic_write import atomic_write
+from medssl.io.permissions import owner_only
 from medssl.io.trust import names, others_in
-from medssl.metrics.run_scores import FEWEST, judged
 from medssl.training import describe
-from medssl.training import initial_weights as start
-from medssl.training.axes import open_store
-from medssl.training.initial_weights import Allowed, Start
+from medssl.training.initial_weights import Allowed
 from medssl.training.label_targets import schema_for
 from medssl.training.optim import FineTuning
 from medssl.training.settings import Examples, Training
@@ -45,15 +47,48 @@ from medssl.types import LabelSchema, UserError
 from medssl.views.mixing import Mixing
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
-
-    from medssl.types import Scan
+    pass
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 
 
+@dataclass(frozen=True)
+class CompareResult:
+    """Curves of encoders and of their baselines from scratch.
+
+    Attributes:
+        out: Folder of all runs, tables and pictures.
+        summary: What ``summary.json`` holds; empty where a signal stopped the comparison.
+        exit_code: 0; 1 where no encoder can be compared; 128 + the signal's number where a signal stopped it.
+    """
+
+    out: Path
+    summary: dict[str, Any] = field(repr=False)
+    exit_code: int = 0
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """What is sure of each encoder."""
+        return tuple(f"{one['arm']}: {one['verdict']}" for one in self.summary.get("compared", ()))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the results must know."""
+        return tuple(self.summary.get("notes", ()))
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """Runs that failed, with the reason."""
+        return dict(self.summary.get("failed", {}))
+
+    def _repr_markdown_(self) -> str:
+        report = self.out / REPORT
+        return report.read_text("utf-8") if self.summary and report.exists() else repr(self)
+
+
+@owner_only()
 def compare(  # noqa: PLR0913 (the keys of a command line)
     encoders: list[str],
     *,
@@ -72,7 +107,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
     allow: tuple[Allowed, ...] = (),
     jobs: int | None = None,
     trust: str = "",
-) -> int:
+) -> CompareResult:
     """Fine-tunes encoders and their twins from scratch with few labels, and says whether pretraining helped.
 
     The same command goes on where it was stopped; more encoders, numbers of labels and runs can be added later.
@@ -97,30 +132,29 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         trust: Classes of cards that may run although they are none of medssl's, by import path, several with commas.
 
     Returns:
-        0; 1 where no encoder can be compared with its twin; 128 + the signal's number where a signal stopped it.
+        Curves and verdicts, and what failed.
 
     Raises:
         UserError: Something the user can put right before anything is trained.
     """
-    os.umask(0o077)
     if min(runs, 1 if jobs is None else jobs) < 1 or not labels:
         message = f"runs is {runs}, jobs {jobs}, labels {list(labels)}: give at least 1 of each"
         raise UserError(message)
     folders, opened = encoders_of(encoders), Store.open(store)
     starts = {
-        name: begin_of(name, folder, opened, optimizer, allow, names(trust), data.view.size)
+        name: initial_weights_of(name, folder, opened, optimizer, allow, names(trust), data.view.size)
         for name, folder in folders.items()
     }
     schema = schema_for(opened, data.target, head)
     seeds = [training.seed + number for number in range(runs)]
-    counts = counts_of(opened, schema, data, labels, seeds)
+    counts = label_counts(opened, schema, data, labels, seeds)
     rare = missing_notes(opened, schema, data, counts, seeds)
     with Index.open(index) as known:
         scans = labeled_scans_of_index(known, schema, split, None)
         refuse_unscored(scans, schema, split)
         if "seen" not in allow:
             refuse_known(scans, split, known_subjects(opened, data, starts))
-        scored = digest_of(scans, known.root)
+        scored = digest_of_scored(scans, known.root)
     recipe = describe.plain(
         {"head": head, "data": data, "training": training, "optimizer": optimizer, "mixing": mixing}
     )
@@ -137,215 +171,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         words = common_words(out, store, index, split, windows, allow, sorted(names(trust) | others_in(recipe)))
         missing = [job_of(run, out, words, training.seed) for run in plan if not run.done(out)]
         failed = finish(missing, study, jobs=jobs, lock=lock, keep=training.output.keep_every is not None)
-    return failed if isinstance(failed, int) else tell(study, failed)
-
-
-def begin_of(
-    name: str,
-    folder: Path,
-    store: Store,
-    optimizer: FineTuning,
-    allow: Sequence[Allowed],
-    trust: Collection[str] = (),
-    size: Sequence[int] | None = None,
-) -> Start:
-    """How the runs of an encoder begin; says what is not known or allowed of the subjects that it has seen.
-
-    Raises:
-        UserError: It was pretrained on other preprocessing, has seen test subjects, or takes other channels; names it.
-    """
-    try:
-        begin = start.with_drop_path(start.start_of(folder, None, from_scratch=False, trust=trust), optimizer.drop_path)
-        assert begin.card is not None  # a folder has one, or it was refused
-        open_store(store.path, begin, allow, size=size, key="data.view.size")
-        begin = start.with_channels(begin, store.channels, allow)
-        note = start.refuse_seen(store, begin, allow)
-    except UserError as error:
-        message = f"{name}: {error}"
-        raise UserError(message) from error
-    if note:
-        log.info(f"note: {name}: {note}")
-    return begin
-
-
-def first_notes(data: Examples, optimizer: FineTuning) -> tuple[str, ...]:
-    """What the recipe means for the results."""
-    notes = []
-    if data.label_seed is not None:
-        notes.append(
-            f"data.label_seed is {data.label_seed}: all runs learn from the same labeled subjects, so that intervals "
-            "and p-values do not know the luck of that draw."
-        )
-    if optimizer.head_first == 1:
-        notes.append("The encoder is frozen (optimizer.head_first 1): the twin's encoder stays random.")
-    elif optimizer.lora.rank:
-        notes.append("optimizer.lora adapts a frozen encoder: that of the twin stays random beneath what is adapted.")
-    return tuple(notes)
-
-
-def refuse_unscored(scans: Sequence[Scan], schema: LabelSchema, split: str) -> None:
-    """Refuses scans on which the measure of the comparison is not defined, before anything is trained.
-
-    Raises:
-        UserError: No class or finding is there in two subjects and absent in two.
-    """
-    values, subjects = [dict(scan.labels.values) for scan in scans], [scan.subject.subject_id for scan in scans]
-    columns = kind_of(schema).contrasts(values, schema)
-    if columns and not any(judged(positive, subjects, known) for positive, known in columns):
-        message = (
-            f"nothing can be compared on split {split!r}: an AUROC takes a class of {schema.name} that at least "
-            f"{FEWEST} of its {len(set(subjects))} subjects have and {FEWEST} lack; choose another --split"
-        )
-        raise UserError(message)
-
-
-def known_subjects(store: Store, data: Examples, starts: Mapping[str, Start]) -> dict[str, Sequence[str]]:
-    """Subjects whose scores would be too good, by how the networks know them."""
-    found: dict[str, Sequence[str]] = {
-        f"in split {data.train!r}, which is learned from": store.subjects_of_split(data.train),
-        f"in split {data.validation!r}, which validates": store.subjects_of_split(data.validation),
-    }
-    for name, begin in starts.items():
-        found[f"known to {name} from pretraining"] = begin.seen.known
-    return found
-
-
-def refuse_known(scans: Sequence[Scan], split: str, known: Mapping[str, Sequence[str]]) -> None:
-    """Refuses to score subjects that a network learns from, is validated with or has seen, before it is trained.
-
-    Raises:
-        UserError: Counts the subjects and says how they are known.
-    """
-    asked = {scan.subject.subject_id for scan in scans}
-    found = [f"{len(shared)} are {how}" for how, subjects in known.items() if (shared := overlap(asked, subjects))]
-    if found:
-        message = (
-            f"of the {len(asked)} subjects of split {split!r}, {'; '.join(found)}: scores on them say nothing about "
-            "new patients; choose another --split, or say --allow seen"
-        )
-        raise UserError(message)
-
-
-def counts_of(
-    store: Store, schema: LabelSchema, data: Examples, labels: Sequence[float | None], seeds: Sequence[int]
-) -> list[int]:
-    """Numbers of labeled subjects that the words of the user stand for, each once, the fewest first.
-
-    Raises:
-        UserError: Some run cannot have as many; says how many there are.
-    """
-    scans = labeled_scans(store, len(data.view.size), data.train, schema)
-    there = len(store.distinct_subjects(scans))
-    counts = sorted({how_many(number, there) for number in labels})
-    for count in counts:
-        for seed in seeds if data.label_seed is None else [data.label_seed]:
-            few(store, scans, schema, subjects=count, seed=seed)
-    if not all(isinstance(number, int) for number in labels):
-        words = ", ".join("null" if number is None else str(number) for number in labels)
-        log.info(f"labels {words} are {', '.join(map(str, counts))} of {there} labeled subjects")
-    return counts
-
-
-def missing_notes(
-    store: Store, schema: LabelSchema, data: Examples, counts: Sequence[int], seeds: Sequence[int]
-) -> list[str]:
-    """What to tell, and tells, of classes that no scan has that the runs of a number of labels learn from."""
-    scans, notes = labeled_scans(store, len(data.view.size), data.train, schema), []
-    for count in counts:
-        missing: Counter[str] = Counter()
-        for seed in seeds if data.label_seed is None else [data.label_seed] * len(seeds):
-            chosen = few(store, scans, schema, subjects=count, seed=seed)
-            missing.update(trained_on(store, chosen, schema).missing_classes)
-        if missing:
-            names = ", ".join(f"{name} ({found} of {len(seeds)} runs)" for name, found in missing.items())
-            notes.append(
-                f"With {count} labeled subjects no scan that a network learns from has {names}: it will hardly ever "
-                "give that answer."
-            )
-    for note in notes:
-        log.info(f"note: {note}")
-    return notes
-
-
-def digest_of(scans: Sequence[Scan], root: Path) -> str:
-    """Names scans and what is to be found in them: their values and the content of their masks, without a path."""
-    state = hashlib.blake2b(digest_size=8)
-    for scan in sorted(scans, key=lambda scan: scan.scan_id):
-        classes = scan.labels.classes or ""  # of segments, whose objects do not say them
-        state.update(f"{scan.scan_id} {sorted(scan.labels.values)}{classes}".encode())
-        for path in dict.fromkeys(part.path for part in scan.labels.mask):
-            file = root / path
-            state.update(file.read_bytes() if file.is_file() else b"missing")
-    return f"{len(scans)} scans, {state.hexdigest()}"
-
-
-def common_words(
-    out: Path, store: Path, index: Path, split: str, windows: Windows, allow: Sequence[Allowed], trust: Sequence[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The words that all runs share: of ``finetune``, and of ``evaluate``; whole paths are seen in what they say."""
-    train = ["--config", str(out.absolute() / "recipe.yaml"), "--store", str(store.absolute())]
-    score = ["--index", str(index.absolute()), "--split", split]
-    score += [f"--windows.{key}={value}" for key, value in describe.plain(windows).items()]
-    train += ["--allow", ",".join(allow)] if allow else []
-    score += ["--allow", "seen"] if "seen" in allow else []
-    both = ["--trust", ",".join(trust)] if trust else []
-    return (*train, *both), (*score, *both)
-
-
-def job_of(run: Run, out: Path, words: tuple[tuple[str, ...], tuple[str, ...]], seed: int) -> Job:
-    """Fine-tunes, then scores; runs of one number share the labeled subjects and the seed."""
-    folder, (train, score) = run.folder(out.absolute()), words
-    assert run.arm.folder is not None  # this command names it
-    twin = () if run.arm.twin else ("--from_scratch", "true")
-    tune = (
-        "finetune", *train, "--run", str(folder), "--pretrained", str(run.arm.folder.absolute()), *twin,
-        "--labels", str(run.labels), "--training.seed", str(seed + run.number),
-    )  # fmt: skip
-    judge = ("evaluate", str(folder), *score, "--out", str(folder / TEST))
-    # scoring begins after training, and the trainer's states go after scoring: then it is scored, not trained again
-    trained = (folder / CARD).exists() and (folder / TEST).is_dir() and not (folder / STATES).exists()
-    return Job(str(run), (judge,) if trained else (tune, judge), folder.with_name(f"{folder.name}.log"))
-
-
-def finish(
-    missing: Sequence[Job], study: Study, *, jobs: int | None, lock: Any, keep: bool
-) -> dict[str, Failure] | int:
-    """Does the missing runs; tables are written as each ends.
-
-    Args:
-        missing: What is to be done.
-        study: What it belongs to.
-        jobs: Runs side by side.
-        lock: Held open by every process.
-        keep: Leaves the trainer's states of runs that are done.
-
-    Returns:
-        Why some failed, or the exit code of a signal.
-    """
-    import torch
-    from tqdm.auto import tqdm
-
-    failed, runs = dict[str, Failure](), {str(run): run for run in study.asked}
-    with tqdm(total=len(study.asked), initial=len(study.asked) - len(missing), desc="compare", unit="run") as bar:
-
-        def done(job: Job, why: Failure | None) -> None:
-            bar.update()
-            if not why and runs[job.name].strange(study.out):
-                told = set_aside_strange(runs[job.name], study.out)
-                why = Failure(told, told)
-            if why:
-                failed[job.name] = why
-                log.info(f"failed: {job.name}: {why.reason}")
-            else:
-                write_tables(study)
-                if not keep:
-                    clear_states(study)
-
-        number = run_jobs(missing, done, at_once=jobs or max(1, torch.cuda.device_count()), lock=lock)
-    if not keep:
-        clear_states(study)
-    if not number:
-        return failed
-    log.info(f"stopped by a signal: {sum(run.done(study.out) for run in study.asked)} of {len(study.asked)} runs are "
-          "done; run the same command to continue")  # fmt: skip
-    return 128 + number
+    if isinstance(failed, int):
+        return CompareResult(out, {}, exit_code=failed)
+    summary = summarize(study, failed)
+    return CompareResult(out, summary, exit_code=0 if summary["compared"] else 1)

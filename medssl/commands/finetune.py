@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from medssl.encoders.base import Encoder
 from medssl.encoders.weights import CARD, make_encoder
 from medssl.heads.base import Head, Network
 from medssl.heads.weights import save_network
+from medssl.io.permissions import owner_only
 from medssl.io.trust import names
 from medssl.training import describe, lora
 from medssl.training import initial_weights as start
@@ -43,6 +43,24 @@ from medssl.types import Card, Imported, LabelSchema, Tuned, UserError
 from medssl.views.mixing import Mixing
 
 
+@dataclass(frozen=True)
+class FinetuneResult:
+    """A run of fine-tuning.
+
+    Attributes:
+        run: Its folder, with ``encoder.safetensors``, ``head.safetensors`` and ``card.json``.
+        steps: Optimizer steps that are done.
+        loss: Smoothed loss of the last step; None before the first.
+        exit_code: 0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped it.
+    """
+
+    run: Path
+    steps: int
+    loss: float | None
+    exit_code: int = 0
+
+
+@owner_only()
 def finetune(  # noqa: PLR0913 (the keys of a command line)
     *,
     store: Path,
@@ -59,7 +77,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     pseudo: PseudoLabels = PseudoLabels(),  # noqa: B008 (frozen)
     allow: tuple[Allowed, ...] = (),
     trust: str = "",
-) -> int:
+) -> FinetuneResult:
     """Fine-tunes an encoder with a head on labeled subjects, or goes on with a run that was stopped.
 
     Args:
@@ -81,12 +99,11 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         trust: Classes of a card that may run although they are none of medssl's, by import path, several with commas.
 
     Returns:
-        0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped the run after saving.
+        The run as it is now.
 
     Raises:
         UserError: Something the user can put right.
     """
-    os.umask(0o077)
     running.refuse_hardware(training)
     begin = start.start_of(pretrained, encoder, from_scratch=from_scratch, trust=names(trust))
     begin = start.with_drop_path(begin, optimizer.drop_path)
@@ -128,7 +145,8 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     watching = [Validation(opened, chosen.validated, data, every=training.output.validate_every)]
     notes = [*first_notes(opened, data, chosen, loaded, schema), *filter(None, (adapted, *seen))]
     folder = RunFolder(run)
-    return running.run(module, folder, config, training, data=data, notes=notes, export=export, watching=watching)
+    code = running.run(module, folder, config, training, data=data, notes=notes, export=export, watching=watching)
+    return FinetuneResult(run, module.progress.step, module.progress.smoothed, code)
 
 
 def build(

@@ -6,6 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from medssl.data.index import layouts
@@ -23,6 +24,27 @@ _SHOWN = 20
 _LABELS, _FILES = LabelOptions(), FileOptions()
 
 
+@dataclass(frozen=True)
+class IndexResult:
+    """What an index holds.
+
+    Attributes:
+        index: Its file.
+        scans: Scans that it holds, or that meet the condition, or whose files were named.
+        left_out: After an update: how many files or scans are "failed", "rejected" or "ignored".
+        notes: After an update: what was assumed.
+        exported: Table that was written.
+        exit_code: 0; 1 where nothing was found.
+    """
+
+    index: Path
+    scans: int
+    left_out: dict[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = field(default=(), repr=False)
+    exported: Path | None = None
+    exit_code: int = 0
+
+
 def index(  # noqa: PLR0913 (the keys of a command line)
     directories: tuple[Path, ...] = (),
     *,
@@ -34,7 +56,7 @@ def index(  # noqa: PLR0913 (the keys of a command line)
     where: str | None = None,
     export: Path | None = None,
     show: str | None = None,
-) -> int:
+) -> IndexResult:
     """Say what every file below some folders is, and which scans they make. Headers are read, pixels are not.
 
     With folders or files, or with no question, the index is brought up to date: only new and changed files are read,
@@ -55,26 +77,28 @@ def index(  # noqa: PLR0913 (the keys of a command line)
         show: A scan's identifier, or "failed", "rejected" or "ignored": name the files.
 
     Returns:
-        0, or 1 where nothing useful was found.
+        How many scans the index holds, or how many meet the condition.
     """
     asked = where is not None or export is not None or show is not None
     if directories or not asked:
-        status = _update(list(directories), index, IndexOptions(subject, label, files, layout))
-        if status or not asked:
-            return status
+        result = _update(list(directories), index, IndexOptions(subject, label, files, layout))
+        if result.exit_code or not asked:
+            return result
     with Index.open(index) as opened:
         if show is not None:
-            return _show(opened, show)
+            return IndexResult(index, _show(opened, show))
         if export is not None:
-            log.info(f"{opened.export(export, where):,} scans written to {export}")
-            return 0
-        return _list(opened, where)
+            count = opened.export(export, where)
+            log.info(f"{count:,} scans written to {export}")
+            return IndexResult(index, count, exported=export)
+        count = _list(opened, where)
+        return IndexResult(index, count, exit_code=0 if count else 1)
 
 
 # --- update
 
 
-def _update(directories: Sequence[Path], file: Path, options: IndexOptions) -> int:
+def _update(directories: Sequence[Path], file: Path, options: IndexOptions) -> IndexResult:
     """Update and print what there is now."""
     SubjectRule(options.subject)
     places = places_of(directories)
@@ -89,10 +113,10 @@ def _update(directories: Sequence[Path], file: Path, options: IndexOptions) -> i
     with Index.open(file, create=True, root=root) as opened, progress_bar() as progress:
         done = update(opened, directories, options, key=key, progress=progress)
     with Index.open(file) as opened:
-        return _summary(opened, done, directories)
+        return _summary(opened, file, done, directories)
 
 
-def _summary(opened: Index, done: Update, directories: Sequence[Path]) -> int:
+def _summary(opened: Index, file: Path, done: Update, directories: Sequence[Path]) -> IndexResult:
     """Print what was done, what there is, and what was left out and why."""
     log.info(f"files: {done.read:,} read, {done.unchanged:,} unchanged, {done.gone:,} gone")
     query = """
@@ -129,11 +153,15 @@ def _summary(opened: Index, done: Update, directories: Sequence[Path]) -> int:
     _print_notes(opened)
     for note in done.notes:
         log.info(f"note: {note}")
+    left_out = Counter[str]()
+    for code, _, count in counts:
+        left_out[code] += count
+    result = IndexResult(file, total, left_out=dict(left_out), notes=tuple(map(str, done.notes)))
     if total:
-        return 0
+        return result
     where = ", ".join(map(str, directories)) or "the directories of this index"
     log.error(f"error: nothing readable in {where}")
-    return 1
+    return replace(result, exit_code=1)
 
 
 def _print_notes(opened: Index) -> None:
@@ -166,7 +194,7 @@ def _kind_of_note(note: str) -> str:
 
 
 def _list(opened: Index, where: str | None) -> int:
-    """Print the scans of a condition, the first of them."""
+    """Shows the first scans of a condition; returns how many there are."""
     cursor = opened.rows(where)
     names = [column[0] for column in cursor.description]
     shown = ["scan_id", "status", "dataset", "modality", "size_i", "size_j", "size_k", "split"]
@@ -179,11 +207,11 @@ def _list(opened: Index, where: str | None) -> int:
             log.info("\t".join("" if row[place] is None else str(row[place]) for place in places))
     more = f", {_SHOWN} shown: --export FILE.csv writes all" if count > _SHOWN else ""
     log.info(f"{count:,} scans{more}")
-    return 0 if count else 1
+    return count
 
 
 def _show(opened: Index, what: str) -> int:
-    """Name the files of one scan, or of all that was left out."""
+    """Names the files of one scan, or of all that was left out; returns how many there are."""
     if what == "ignored":
         rows = opened.connection.execute("SELECT path, reason FROM files WHERE state = 'ignored' ORDER BY path")
     elif what in ("failed", "rejected"):
@@ -201,7 +229,7 @@ def _show(opened: Index, what: str) -> int:
         more = f" and {row['files'] - 1:,} more" if "files" in row.keys() and row["files"] > 1 else ""
         log.info(f"{opened.root / row['path']}{more}: {row['reason']}")
     log.info(f"{count:,} {what}")
-    return 0
+    return count
 
 
 def _show_scan(opened: Index, scan_id: str) -> int:
@@ -221,4 +249,4 @@ def _show_scan(opened: Index, scan_id: str) -> int:
         for part in parts:
             frame = "" if part.frame is None else f" frame {part.frame}"
             log.info(f"  {role} {opened.root / part.path}{frame}")
-    return 0
+    return 1

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PhantomsResult:
+    """Synthetic scans.
+
+    Attributes:
+        out: Their folder.
+        scans: How many there are.
+        labeled: How many of them have labels.
+        written: How many this call wrote; the others were there.
+        exit_code: 0.
+    """
+
+    out: Path
+    scans: int
+    labeled: int
+    written: int
+    exit_code: int = 0
 
 
 def phantoms(
@@ -18,7 +38,7 @@ def phantoms(
     modality: Literal["MR", "CT", "both"] = "MR",
     seed: int = 0,
     shuffle_labels: bool = False,
-) -> int:
+) -> PhantomsResult:
     """Write synthetic patients with labels of liver, spleen and kidneys: NIfTI, DICOM series, or PNG pictures.
 
     Args:
@@ -32,7 +52,7 @@ def phantoms(
             learn from the image.
 
     Returns:
-        0: every scan is there.
+        Where the scans are, and how many were written by this call.
     """
     from tqdm.auto import tqdm
 
@@ -43,4 +63,4 @@ def phantoms(
         new, old = write_phantoms(out, recipe, written=lambda _: bar.update())
     labels = "labels of another patient" if shuffle_labels else "labels"
     log.info(f"{out}: {count} synthetic scans, {labeled} with {labels} ({new} written, {old} there already)")
-    return 0
+    return PhantomsResult(out, count, labeled, written=new)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from medssl.data.store.store import Store, differences
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import save_encoder
 from medssl.io.atomic_write import atomic_write
+from medssl.io.permissions import owner_only
 from medssl.objectives.base import Objective
 from medssl.training import describe, hardware
 from medssl.training.checkpoint import RunFolder
@@ -29,6 +29,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True)
+class PretrainResult:
+    """A run of pretraining.
+
+    Attributes:
+        run: Its folder, with ``encoder.safetensors`` and ``card.json``.
+        steps: Optimizer steps that are done.
+        loss: Smoothed loss of the last step; None before the first.
+        exit_code: 0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped it.
+    """
+
+    run: Path
+    steps: int
+    loss: float | None
+    exit_code: int = 0
+
+
+@owner_only()
 def pretrain(  # noqa: PLR0913 (the keys of a command line)
     *,
     store: Path,
@@ -41,7 +59,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     probe: OnlineProbe = OnlineProbe(),  # noqa: B008 (frozen)
     pretrained: Path | None = None,
     pretrained_minimum: float = 0.9,
-) -> int:
+) -> PretrainResult:
     """Pretrains an encoder, or goes on with a run that was stopped.
 
     Args:
@@ -59,7 +77,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
         pretrained_minimum: Smallest share of the encoder's keys that must be filled.
 
     Returns:
-        0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped the run after saving.
+        The run as it is now.
 
     Raises:
         UserError: Something the user can put right.
@@ -69,7 +87,6 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     from medssl.training.health_monitor import Health, settled_after
     from medssl.training.loop import TrainingLoop, keyed_seed
 
-    os.umask(0o077)
     folder = RunFolder(run)
     config: dict[str, Any] = describe.plain(
         {"encoder": encoder, "objective": objective, "training": training, "optimizer": optimizer, "data": data}
@@ -102,7 +119,8 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
         watching.append(ProbeWhileTraining(opened, plan, probe, half=hardware.precision_of(training) != "fp32"))
     notes = [f"{small} scans are smaller than the view and are padded"] if small else []
     notes = [*begun.notes, *other_rules(begun, opened), *notes]
-    return running.run(module, folder, config, training, data=data, notes=notes, export=export, watching=watching)
+    code = running.run(module, folder, config, training, data=data, notes=notes, export=export, watching=watching)
+    return PretrainResult(run, module.progress.step, module.progress.smoothed, code)
 
 
 def other_rules(begun: Begin, opened: Store) -> list[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from medssl.encoders.base import Encoder
 from medssl.inference.predictor import Windows
 from medssl.io.atomic_write import atomic_write
 from medssl.io.documents import read_json
+from medssl.io.permissions import owner_only
 from medssl.io.trust import names
 from medssl.metrics.probe_tables import table, write_table
 from medssl.probing.feature_extractor import begin_of, freeze, split_scans
@@ -34,6 +35,38 @@ log = logging.getLogger(__name__)
 RESULT = "probe.json"
 
 
+@dataclass(frozen=True)
+class ProbeResult:
+    """What probes of frozen features measured.
+
+    Attributes:
+        out: Folder of the features, ``probe.json`` and ``probe.csv``.
+        summary: What ``probe.json`` holds: probes, classes, number of scans of each split, notes.
+        exit_code: 0.
+    """
+
+    out: Path
+    summary: dict[str, Any] = field(repr=False)
+    exit_code: int = 0
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float | None]]:
+        """Value of each measure on the test scans, by probe: ``result.metrics["voxel_logistic"]["dice"]``."""
+        return {
+            entry["probe"]: {measure: one["value"] for measure, one in entry["metrics"].items()}
+            for entry in self.summary["probes"]
+        }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the measures must know."""
+        return tuple(self.summary["notes"])
+
+    def __str__(self) -> str:
+        return table(self.summary["probes"])
+
+
+@owner_only()
 def probe(  # noqa: PLR0913 (the keys of a command line)
     run: Path,
     *,
@@ -54,7 +87,7 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
     windows: Windows = Windows(),  # noqa: B008 (frozen)
     allow: tuple[Allowed, ...] = (),
     trust: str = "",
-) -> int:
+) -> ProbeResult:
     """Judge a frozen encoder by what its features tell; the same command goes on where it was stopped.
 
     Writes ``probe.json`` and ``probe.csv``. Settings are chosen on the split "val", measures are of the split "test".
@@ -83,12 +116,11 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
         trust: Classes of a card that may run although they are none of medssl's, by import path, several with commas.
 
     Returns:
-        0.
+        The measures of each probe.
 
     Raises:
         UserError: Something the user can put right.
     """
-    os.umask(0o077)
     least = {"shots": (1, min(shots, default=1)), "draws": (1, draws), "voxels": (1, voxels), "seed": (0, seed)}
     for key, (lowest, value) in least.items():
         refuse_below(lowest, f"--{key}", value)
@@ -118,8 +150,8 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
     made |= {"store": opened.digest, "versions": describe.versions(synthetic=opened.synthetic)}
     summary = summarize(schema, splits, answers, notes=notes, by=made)
     write(out, summary)
-    tell(summary)
-    return 0
+    show(summary)
+    return ProbeResult(out, summary)
 
 
 # --- whole scans
@@ -140,8 +172,8 @@ def write(out: Path, summary: dict[str, Any]) -> None:
     atomic_write(path, lambda file: file.write(text.encode()))
 
 
-def tell(summary: dict[str, Any]) -> None:
-    """Prints the table."""
+def show(summary: dict[str, Any]) -> None:
+    """Shows the table, what was skipped, and notes."""
     log.info(table(summary["probes"]))
     for skipped in summary["skipped"]:
         log.info(f"skipped: {skipped['probe']}: {skipped['reason']}")

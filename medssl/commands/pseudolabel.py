@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +18,7 @@ from medssl.heads.sliding import slide
 from medssl.inference.predictor import Fitted, Windows, device_of, load_fitted
 from medssl.io.atomic_write import atomic_files, atomic_write, explain_disk_errors
 from medssl.io.documents import read_json
+from medssl.io.permissions import owner_only
 from medssl.io.trust import names
 from medssl.training.pseudo_labels import (
     FACTS,
@@ -43,6 +44,24 @@ log = logging.getLogger(__name__)
 _WINDOWS = Windows()
 
 
+@dataclass(frozen=True)
+class PseudolabelResult:
+    """Labels of a network for stored scans.
+
+    Attributes:
+        out: Their folder.
+        scans: How many scans have a label.
+        new: How many of them this call labeled.
+        exit_code: 0.
+    """
+
+    out: Path
+    scans: int
+    new: int
+    exit_code: int = 0
+
+
+@owner_only()
 def pseudolabel(
     run: Path,
     *,
@@ -53,7 +72,7 @@ def pseudolabel(
     allow: tuple[Literal["seen"], ...] = (),
     windows: Windows = _WINDOWS,
     trust: str = "",
-) -> int:
+) -> PseudolabelResult:
     """Segment every stored scan of a split; the same command goes on where it was stopped.
 
     The labels lie on the store's grid and are not patient files: ``medssl finetune --pseudo.labels OUT`` learns from
@@ -70,12 +89,11 @@ def pseudolabel(
         trust: Classes of the card that may run although they are none of medssl's, by import path, several with commas.
 
     Returns:
-        0.
+        The folder, and how many scans were labeled.
 
     Raises:
         UserError: A teacher that does not segment, other rules or classes, or labels of another teacher in the folder.
     """
-    os.umask(0o077)
     if not 0 <= confidence < 1:
         message = f"confidence is {confidence}: give a probability from 0 to below 1"
         raise UserError(message)
@@ -91,7 +109,7 @@ def pseudolabel(
     scans = opened.scans(split, axes=len(teacher.tuned.window)).tolist()
     there = label_all(teacher, opened, scans, out, confidence, windows)
     log.info(f"{out}: {len(scans)} scans labeled ({len(scans) - there} new, {there} there already)")
-    return 0
+    return PseudolabelResult(out, len(scans), new=len(scans) - there)
 
 
 def refuse_teacher(teacher: Fitted, store: Store, *, allow_seen: bool) -> list[str]:

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import logging
-import os
+from dataclasses import dataclass
 from pathlib import Path
 
+from medssl.io.permissions import owner_only
 from medssl.reporting.parts import named_folder
 
 log = logging.getLogger(__name__)
 
 
-def report(out: Path, parts: list[str], *, heading: str = "medssl report") -> int:
+@dataclass(frozen=True)
+class ReportResult:
+    """A page of runs and results.
+
+    Attributes:
+        page: The HTML file.
+        parts: Runs and results on it.
+        verdicts: What comparisons on it say.
+        exit_code: 0.
+    """
+
+    page: Path
+    parts: int
+    verdicts: tuple[str, ...]
+    exit_code: int = 0
+
+
+@owner_only()
+def report(out: Path, parts: list[str], *, heading: str = "medssl report") -> ReportResult:
     """Writes one self-contained HTML page of runs and results, and prints what comparisons say.
 
     Args:
@@ -22,7 +41,7 @@ def report(out: Path, parts: list[str], *, heading: str = "medssl report") -> in
         heading: Title of the page.
 
     Returns:
-        0: the page is written.
+        The page, and what comparisons of its parts say.
 
     Raises:
         UserError: A folder that is missing or none of these, two parts of one kind and name, or a page that
@@ -34,16 +53,15 @@ def report(out: Path, parts: list[str], *, heading: str = "medssl report") -> in
     from medssl.reporting.studies import Study
     from medssl.types import UserError
 
-    os.umask(0o077)
     if out.is_dir():
         message = f"{out} is a folder: name the page to write first, such as {out / 'report.html'}"
         raise UserError(message)
     found = [read_part(*named_folder(part)) for part in parts]
     text = make_page(found, heading)
     write_text(out, text)
-    for comparison in comparisons([part for part in found if isinstance(part, Evaluation)]):
-        log.info(comparison.verdict)
-    for study in (part for part in found if isinstance(part, Study)):
-        log.info("\n".join(study.verdicts))
+    verdicts = [comparison.verdict for comparison in comparisons([x for x in found if isinstance(x, Evaluation)])]
+    verdicts += [verdict for study in found if isinstance(study, Study) for verdict in study.verdicts]
+    for verdict in verdicts:
+        log.info(verdict)
     log.info(f"{out}: {len(found)} parts, {len(text) / 2**20:.1f} MiB; pictures in it are patient data")
-    return 0
+    return ReportResult(out, len(found), tuple(verdicts))

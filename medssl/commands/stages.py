@@ -43,7 +43,22 @@ class Stage:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
-def stages(*, stages: tuple[Stage, ...], store: Path, out: Path, settings: dict[str, Any] | None = None) -> int:
+@dataclass(frozen=True)
+class StagesResult:
+    """Runs that build on each other.
+
+    Attributes:
+        runs: Folders of the runs that are done, in their order.
+        exit_code: 0, or that of the stage that ended otherwise.
+    """
+
+    runs: tuple[Path, ...]
+    exit_code: int = 0
+
+
+def stages(
+    *, stages: tuple[Stage, ...], store: Path, out: Path, settings: dict[str, Any] | None = None
+) -> StagesResult:
     """Does one run after the other; the same command goes on where it was stopped, within a run and between them.
 
     Args:
@@ -54,7 +69,7 @@ def stages(*, stages: tuple[Stage, ...], store: Path, out: Path, settings: dict[
             *.training.precision.
 
     Returns:
-        0, or the exit code of the stage that ended otherwise.
+        The run folders; the exit code is that of the stage that ended otherwise, else 0.
 
     Raises:
         UserError: Two stages of one name, a start that is no earlier stage, settings for a stage that is not there, or
@@ -64,13 +79,13 @@ def stages(*, stages: tuple[Stage, ...], store: Path, out: Path, settings: dict[
     commands = [words_of(stage, store, out, settings or {}) for stage in stages]
     for stage, words in zip(stages, commands, strict=True):
         if not (out / stage.name).exists() and (code := check(stage, words, store)):
-            return code
+            return StagesResult((), code)
     for number, (stage, words) in enumerate(zip(stages, commands, strict=True), 1):
         if layout().first:
             log.info(f"stage {number} of {len(stages)}, {stage.name}: medssl {' '.join(words)}")
         if code := run(words):
-            return code
-    return 0
+            return StagesResult(tuple(out / done.name for done in stages[: number - 1]), code)
+    return StagesResult(tuple(out / stage.name for stage in stages))
 
 
 def refuse(stages: tuple[Stage, ...], settings: dict[str, Any]) -> None:

@@ -143,8 +143,8 @@ def key_of(line: str) -> tuple[str, ...]:
     return tuple(line.split(",")[:4])
 
 
-def tell(study: Study, failed: Mapping[str, Failure]) -> int:
-    """Writes everything, prints what there is to know; returns the exit code."""
+def summarize(study: Study, failed: Mapping[str, Failure]) -> dict[str, Any]:
+    """Writes everything and shows what there is to know; returns what ``summary.json`` holds."""
     trained, out, wanted = write_tables(study), study.out, len(study.asked) + len(study.earlier)
     for name, why in failed.items():
         log.info(f"failed: {name}: {why.reason}")
@@ -156,7 +156,7 @@ def tell(study: Study, failed: Mapping[str, Failure]) -> int:
     notes = [*notes_of(study, trained, found), *(f"Failed: {name}: {why.written}" for name, why in failed.items())]
     text = markdown(curves, found, minutes, NAMES[trained[0].measure], notes) if trained else "\n".join([*notes, ""])
     write_text(out / REPORT, text)
-    summary = {
+    summary: dict[str, Any] = {
         **({"measure": NAMES[trained[0].measure]} if trained else {}),
         "curves": {name: [asdict(level) for level in own] for name, own in curves.items()},
         "compared": [asdict(one) for one in found],
@@ -164,7 +164,8 @@ def tell(study: Study, failed: Mapping[str, Failure]) -> int:
         "notes": notes,
         "failed": {name: why.written for name, why in failed.items()},
     }
-    write_text(out / SUMMARY, json.dumps(finite(summary), indent=1, allow_nan=False) + "\n")
+    summary = finite(summary)
+    write_text(out / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
     drawable = any(math.isfinite(level.value) for own in curves.values() for level in own)
     if drawable:
         write_text(out / CURVE, drawn(curves, NAMES[trained[0].measure]))
@@ -176,9 +177,9 @@ def tell(study: Study, failed: Mapping[str, Failure]) -> int:
         if trained and not drawable:
             what = f"{NAMES[trained[0].measure]} is not defined on these test subjects"
         log.info(f"error: {what}: nothing can be compared")
-        return 1
+        return summary
     log.info(f"{out}: {len(trained)} of {wanted} runs; {RUNS}, {SCORES}, {REPORT}, {SUMMARY}, {CURVE}")
-    return 0
+    return summary
 
 
 def differences_of(study: Study, trained: Sequence[Trained]) -> list[Compared]:

@@ -70,11 +70,13 @@ def indexed(folder: Path, place: Path, *, classes: str = "0=background,1=left,4=
         values=str(folder.parent / "splits.csv"), key="name", split="column:split",
     )  # fmt: skip
     files = FileOptions(modality="MR" if masks else "XR", key=key)
-    assert index((folder,), index=place, subject=r"(p\d+)", label=options, files=files) == 0
+    assert index((folder,), index=place, subject=r"(p\d+)", label=options, files=files).exit_code == 0
     return place
 
 
 def stored(index_file: Path, place: Path, preprocess: Preprocess | None = None) -> Path:
     """Store of an index."""
-    assert cache(index_file, place, preprocess=preprocess or Preprocess(foreground_crop=False), workers=0) == 0
+    assert (
+        cache(index_file, place, preprocess=preprocess or Preprocess(foreground_crop=False), workers=0).exit_code == 0
+    )
     return place

@@ -16,8 +16,9 @@ import torch
 from commands import labeled
 
 from medssl import cli
-from medssl.commands import compare
+from medssl.commands import compare as verb
 from medssl.comparison import jobs as children
+from medssl.comparison import plan
 from medssl.data.index.scan_index import Index
 from medssl.data.store.store import Store
 from medssl.encoders.resenc import ResEnc
@@ -159,9 +160,9 @@ def test_what_is_not_known_of_pretraining_is_said_before_anything_is_trained(pla
         Seen(complete=False), 7, {},
     )  # fmt: skip
     save_encoder(tmp_path / "unknown", ResEnc(**ENCODER), card)
-    compare.begin_of("spark", tmp_path / "unknown", store, FineTuning(), ())
-    compare.begin_of("seen", place / "seen", store, FineTuning(), ("seen",))
-    compare.begin_of("good", place / "good", store, FineTuning(), ())
+    plan.initial_weights_of("spark", tmp_path / "unknown", store, FineTuning(), ())
+    plan.initial_weights_of("seen", place / "seen", store, FineTuning(), ("seen",))
+    plan.initial_weights_of("good", place / "good", store, FineTuning(), ())
     assert capsys.readouterr().out.splitlines() == [
         "note: spark: not all subjects that pretraining has seen are known: a test subject may be among the others",
         "note: seen: 3 of the 3 subjects of split 'test' were seen in pretraining (allowed)",
@@ -176,8 +177,8 @@ def test_classes_that_no_training_scan_has_are_told_for_each_number_of_labels(pl
     file = labeled.indexed(place / "scans", tmp_path / "i/i.sqlite", classes=classes, key=tmp_path / "key/key")
     labeled.stored(file, tmp_path / "store", Preprocess(foreground_crop=False, orientation=None))
     studies = []
-    monkeypatch.setattr(compare, "finish", lambda *_, **__: {})
-    monkeypatch.setattr(compare, "tell", lambda study, _: studies.append(study) or 0)
+    monkeypatch.setattr(verb, "finish", lambda *_, **__: {})
+    monkeypatch.setattr(verb, "summarize", lambda study, _: studies.append(study) or {"compared": [1]})
     mask = os.umask(0o077)
     try:
         code = cli.main([
@@ -203,16 +204,16 @@ def test_what_is_scored_is_known_by_its_content_and_not_by_the_state_of_its_file
     with Index.open(place / "index.sqlite") as known:
         scans, root = list(known.scans(split="test")), known.root
     shutil.copytree(root, tmp_path / "copy")
-    first = compare.digest_of(scans, root)
-    assert first == compare.digest_of(list(reversed(scans)), tmp_path / "copy")
+    first = plan.digest_of_scored(scans, root)
+    assert first == plan.digest_of_scored(list(reversed(scans)), tmp_path / "copy")
     value = replace(scans[0], labels=replace(scans[0].labels, values=(("grade", "2"),)))
-    assert compare.digest_of([value, *scans[1:]], root) != first
-    assert compare.digest_of(scans[1:], root) != first
+    assert plan.digest_of_scored([value, *scans[1:]], root) != first
+    assert plan.digest_of_scored(scans[1:], root) != first
     mask = tmp_path / "copy" / scans[0].labels.mask[0].path
     mask.write_bytes(mask.read_bytes() + b"0")
-    changed = compare.digest_of(scans, tmp_path / "copy")
+    changed = plan.digest_of_scored(scans, tmp_path / "copy")
     mask.unlink()
-    assert len({first, changed, compare.digest_of(scans, tmp_path / "copy")}) == 3
+    assert len({first, changed, plan.digest_of_scored(scans, tmp_path / "copy")}) == 3
 
 
 def test_a_real_process_runs_its_commands_with_its_log_and_device(tmp_path):

@@ -19,6 +19,7 @@ from medssl.commands.evaluate import evaluate
 from medssl.data.index.scan_index import Index, IndexOptions
 from medssl.data.index.update import update
 from medssl.data.labels.sources import LabelOptions
+from medssl.inference import evaluation
 from medssl.inference.predictor import Windows, segment
 from medssl.metrics import cases, tables
 from medssl.metrics.calibration import temperature
@@ -40,7 +41,7 @@ def own_umask():
 def quick_pictures(request, monkeypatch):
     """Only tests of pictures draw them."""
     if "pictures" not in request.node.name:
-        monkeypatch.setattr(verb, "overlay", lambda *arguments: b"")
+        monkeypatch.setattr(evaluation, "overlay", lambda *arguments: b"")
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def subjects(file: Path) -> list[str]:
 
 def test_scores_pictures_and_table_of_a_segmentation(tmp_path, out, capsys):
     file = labeled(tmp_path, (0, 5, 10, 20))
-    assert evaluate(fitted.save(tmp_path / "run"), index=file, out=out) == 0
+    assert evaluate(fitted.save(tmp_path / "run"), index=file, out=out).exit_code == 0
     rows = cases.read_segmentation(out / "cases.csv")
     assert len(rows) == 8
     for row in rows:
@@ -103,14 +104,14 @@ def test_distances_are_of_the_scans_own_grid(tmp_path, out):
     write_nifti(tmp_path / "scans" / "images" / "p0.nii", image, affine)
     write_nifti(tmp_path / "scans" / "labels" / "p0.nii", label, affine)
     run = fitted.save(tmp_path / "run", preprocess=Preprocess("LPS", foreground_crop=False, intensity=RAW.intensity))
-    assert evaluate(run, index=indexed(tmp_path), out=out) == 0
+    assert evaluate(run, index=indexed(tmp_path), out=out).exit_code == 0
     score = cases.read_segmentation(out / "cases.csv")[0].score
     assert (score.dice, score.hd95_mm) == (0.75, 5.0)
     assert score.further is not None
     assert score.further.nsd == pytest.approx(25 / 34)  # of 34 voxels of surface the 9 of one face lie 5 mm off
     assert (score.further.volume_error_ml, score.further.lesion_f1) == (0.0, 1.0)
     other = out.with_name("other")
-    assert evaluate(run, index=indexed(tmp_path), out=other, nsd_tolerance_mm=5.0) == 0
+    assert evaluate(run, index=indexed(tmp_path), out=other, nsd_tolerance_mm=5.0).exit_code == 0
     assert cases.read_segmentation(other / "cases.csv")[0].score.further.nsd == 1.0
     assert tables.read_summary(other / "summary.json")["by"]["nsd_tolerance_mm"] == 5.0
     with pytest.raises(UserError, match=r"other settings \(nsd_tolerance_mm 5.0 there, 2.0 here\): choose another"):
@@ -128,7 +129,7 @@ def test_pictures_without_a_spacing_are_told(tmp_path, out, capsys):
     for folder, array in (("images", image), ("labels", label)):
         write_nifti(tmp_path / "scans" / folder / "p2.nii.gz", array, np.diag([0.5, 0.5, 1.0, 1.0]))
     run = fitted.save(tmp_path / "run", window=(8, 8))
-    assert evaluate(run, index=indexed(tmp_path), out=out) == 0
+    assert evaluate(run, index=indexed(tmp_path), out=out).exit_code == 0
     note = "no spacing is known for 2 pictures: distances (hd95_mm, nsd) are in pixels"
     assert note in tables.read_summary(out / "summary.json")["notes"]
     assert f"note: {note}" in capsys.readouterr().out
@@ -137,7 +138,7 @@ def test_pictures_without_a_spacing_are_told(tmp_path, out, capsys):
 
 def test_scores_of_a_former_version_are_refused(tmp_path, out):
     file, run = labeled(tmp_path), fitted.save(tmp_path / "run")
-    assert evaluate(run, index=file, out=out) == 0
+    assert evaluate(run, index=file, out=out).exit_code == 0
     first, *lines = (out / "finished.jsonl").read_text().splitlines()
     former = json.loads(first)
     del former["nsd_tolerance_mm"]
@@ -159,7 +160,7 @@ def test_the_label_is_kept_from_the_network(tmp_path, out):
     write_nifti(tmp_path / "scans" / "images" / "p0.nii", image)
     write_nifti(tmp_path / "scans" / "labels" / "p0.nii", label)
     run = fitted.save(tmp_path / "run", fitted.Sides, window=(16, 16, 16))
-    assert evaluate(run, index=indexed(tmp_path), out=out) == 0
+    assert evaluate(run, index=indexed(tmp_path), out=out).exit_code == 0
     score = cases.read_segmentation(out / "cases.csv")[0].score
     assert 0 < score.predicted_voxels <= 3 * 3 * 4  # the crop around what is bright
 
@@ -176,7 +177,7 @@ def test_a_classification(tmp_path, out):
     with Index.open(file, create=True, root=tmp_path) as index:
         labels = LabelOptions(classes="folder", split="test=1.0")
         update(index, [tmp_path / "scans"], IndexOptions(r"(p\d+)", labels), key=b"k" * 32)
-    assert evaluate(run, index=file, out=out) == 0
+    assert evaluate(run, index=file, out=out).exit_code == 0
     rows, names = cases.read_classification(out / "cases.csv")
     assert names == ["dark", "bright"]
     assert [(row.truth, row.predicted) for row in rows].count(("dark", "dark")) == 2
@@ -208,9 +209,9 @@ def classed(folder: Path) -> Path:
 def test_a_temperature_is_fitted_on_another_split(tmp_path, out, capsys, monkeypatch):
     file = classed(tmp_path)
     run = fitted.save(tmp_path / "run", fitted.Mean, schema=LabelSchema("class", KINDS.classes), window=(8, 8))
-    assert evaluate(run, index=file, out=out) == 0
+    assert evaluate(run, index=file, out=out).exit_code == 0
     plain = tables.read_summary(out / "summary.json")
-    assert evaluate(run, index=file, out=out, specificity=0.6) == 0
+    assert evaluate(run, index=file, out=out, specificity=0.6).exit_code == 0
     found = tables.read_summary(out / "summary.json")["metrics"]
     assert found["sensitivity_at_specificity_0.6"]["value"] is not None
     assert [name.replace("0.6", "0.9") for name in found] == [*plain["metrics"]]
@@ -218,7 +219,7 @@ def test_a_temperature_is_fitted_on_another_split(tmp_path, out, capsys, monkeyp
         evaluate(run, index=file, out=out, specificity=90)
     assert "<svg" in (out / "calibration.svg").read_text()
     assert "temperature" not in (out / "calibration.svg").read_text()
-    assert evaluate(run, index=file, out=out, calibrate="val") == 0
+    assert evaluate(run, index=file, out=out, calibrate="val").exit_code == 0
     summary = tables.read_summary(out / "summary.json")
     with Index.open(file) as index:
         others = [scan for scan in index.scans() if scan.subject.split == "val"]
@@ -234,8 +235,8 @@ def test_a_temperature_is_fitted_on_another_split(tmp_path, out, capsys, monkeyp
     assert "nll_scaled" in told
     assert "fitted on 6 scans of split val" in told
     assert "temperature" in (out / "calibration.svg").read_text()
-    monkeypatch.setattr(verb, "classify", None)  # what is done is not done again
-    assert evaluate(run, index=file, out=out, calibrate="val") == 0
+    monkeypatch.setattr(evaluation, "classify", None)  # what is done is not done again
+    assert evaluate(run, index=file, out=out, calibrate="val").exit_code == 0
 
 
 def test_a_temperature_that_cannot_be_fitted_is_refused(tmp_path, out):
@@ -248,13 +249,13 @@ def test_a_temperature_that_cannot_be_fitted_is_refused(tmp_path, out):
         evaluate(run, index=file, out=out, calibrate="test")
     with pytest.raises(UserError, match="none of the 0 scans of split 'none' is labeled with 'class'"):
         evaluate(run, index=file, out=out, calibrate="none")
-    assert evaluate(run, index=file, out=out, calibrate="val") == 0
+    assert evaluate(run, index=file, out=out, calibrate="val").exit_code == 0
     notes = tables.read_summary(out / "summary.json")["notes"]
     assert "temperature: 2 of the 6 subjects were trained or validated on with labels" in notes
     first, *others = (path for path in sorted((tmp_path / "scans").rglob("p*.png")) if int(path.stem[1:]) > 5)
     truncate(first)
     other = out.with_name("other")
-    assert evaluate(run, index=file, out=other, calibrate="val") == 0
+    assert evaluate(run, index=file, out=other, calibrate="val").exit_code == 0
     summary = tables.read_summary(other / "summary.json")
     assert "temperature: 1 scans of split val skipped" in summary["notes"]
     assert (summary["scaling"]["scans"], summary["skipped"]) == (5, [])
@@ -286,7 +287,7 @@ def test_measures_by_columns_of_the_index(tmp_path, out, capsys):
     with pytest.raises(UserError, match=r"--by names 'maker', which is no column of the index; .* manufacturer, model"):
         evaluate(run, index=file, out=out, by="maker")
     assert not out.exists()
-    assert evaluate(run, index=file, out=out, by="manufacturer,field_strength_t") == 0
+    assert evaluate(run, index=file, out=out, by="manufacturer,field_strength_t").exit_code == 0
     summary = tables.read_summary(out / "summary.json")
     found = summary["subgroups"]
     assert {column: list(groups) for column, groups in found.items()} == {
@@ -301,14 +302,14 @@ def test_measures_by_columns_of_the_index(tmp_path, out, capsys):
     told = capsys.readouterr().out
     assert "by manufacturer:" in told
     assert "lesion_f1:bone" in told
-    assert evaluate(run, index=file, out=out) == 0
+    assert evaluate(run, index=file, out=out).exit_code == 0
     assert "subgroups" not in tables.read_summary(out / "summary.json")
 
 
 def test_a_classification_by_group(tmp_path, out):
     file = classed(tmp_path)
     run = fitted.save(tmp_path / "run", fitted.Mean, schema=LabelSchema("class", KINDS.classes), window=(8, 8))
-    assert evaluate(run, index=file, out=out, by="label_class", calibrate="val") == 0
+    assert evaluate(run, index=file, out=out, by="label_class", calibrate="val").exit_code == 0
     found = tables.read_summary(out / "summary.json")["subgroups"]["label_class"]
     rows, _ = cases.read_classification(out / "cases.csv")
     for name in ("dark", "bright"):
@@ -338,7 +339,7 @@ def test_known_subjects_are_refused_and_told(tmp_path, out, known, message, caps
     with pytest.raises(UserError, match=message):
         evaluate(run, index=file, out=out)
     assert not out.exists()
-    assert evaluate(run, index=file, out=out, allow=("seen",)) == 0
+    assert evaluate(run, index=file, out=out, allow=("seen",)).exit_code == 0
     summary = tables.read_summary(out / "summary.json")
     assert any("of the 3 subjects were" in note and "scores may be too good" in note for note in summary["notes"])
     assert "note:" in capsys.readouterr().out
@@ -348,7 +349,7 @@ def test_subjects_that_nothing_tells_apart_are_told(tmp_path, out):
     file = labeled(tmp_path)
     with Index.open(file, create=True) as index:
         index.connection.execute("UPDATE scans SET subject_known = 0")
-    assert evaluate(fitted.save(tmp_path / "run"), index=file, out=out) == 0
+    assert evaluate(fitted.save(tmp_path / "run"), index=file, out=out).exit_code == 0
     assert any("leaks are possible" in note for note in tables.read_summary(out / "summary.json")["notes"])
 
 
@@ -358,20 +359,20 @@ def test_subjects_that_nothing_tells_apart_are_told(tmp_path, out):
 def test_scored_scans_are_not_scored_again(tmp_path, out, monkeypatch):
     file = labeled(tmp_path, (0, 5, 10, 20))
     run = fitted.save(tmp_path / "run")
-    assert evaluate(run, index=file, out=out) == 0
+    assert evaluate(run, index=file, out=out).exit_code == 0
     content = {name: (out / name).read_bytes() for name in ("cases.csv", "summary.json")}
     lines = (out / "finished.jsonl").read_bytes().split(b"\n")
     (out / "finished.jsonl").write_bytes(b"\n".join(lines[:3]) + b"\n" + lines[3][:20])  # killed while writing
     (out / "cases.csv").unlink()
     asked = []
-    monkeypatch.setattr(verb, "segment", lambda *a: (asked.append(1), segment(*a))[1])
+    monkeypatch.setattr(evaluation, "segment", lambda *a: (asked.append(1), segment(*a))[1])
     monkeypatch.setattr(verb, "draw_cases", lambda *a, **more: None)
-    assert evaluate(run, index=file, out=out) == 0
+    assert evaluate(run, index=file, out=out).exit_code == 0
     assert len(asked) == 2
     assert {name: (out / name).read_bytes() for name in content} == content
     monkeypatch.undo()
-    monkeypatch.setattr(verb, "segment", None)
-    assert evaluate(run, index=file, out=out) == 0
+    monkeypatch.setattr(evaluation, "segment", None)
+    assert evaluate(run, index=file, out=out).exit_code == 0
     with pytest.raises(UserError, match=r"another network or other settings \(overlap 0.5 there, 0.0 here\)"):
         evaluate(run, index=file, out=out, windows=Windows(overlap=0.0))
 
@@ -379,9 +380,9 @@ def test_scored_scans_are_not_scored_again(tmp_path, out, monkeypatch):
 def test_pictures_follow_the_scores(tmp_path, out):
     file = labeled(tmp_path, (0, 5, 10, 20))
     run = fitted.save(tmp_path / "run")
-    assert evaluate(run, index=file, out=out, where="size_k = 6") == 0
+    assert evaluate(run, index=file, out=out, where="size_k = 6").exit_code == 0
     (out / "pictures" / "stale.png").write_bytes(b"")
-    assert evaluate(run, index=file, out=out) == 0
+    assert evaluate(run, index=file, out=out).exit_code == 0
     assert len(list((out / "pictures").iterdir())) == 3
 
 
@@ -394,7 +395,7 @@ def test_scans_that_cannot_be_scored_are_listed_without_their_names(tmp_path, ou
     truncate(images / "p0.nii.gz")
     write_nifti(labels / "p1.nii.gz", np.full((8, 9, 6), 7, np.uint8), LEFT)
     write_nifti(labels / "p2.nii.gz", np.zeros((8, 9, 7), np.uint8), LEFT)
-    assert evaluate(fitted.save(tmp_path / "run"), index=file, out=out) == 0
+    assert evaluate(fitted.save(tmp_path / "run"), index=file, out=out).exit_code == 0
     skipped = tables.read_summary(out / "summary.json")["skipped"]
     reasons = " ".join(entry["reason"] for entry in skipped)
     assert len(skipped) == 3
@@ -432,7 +433,7 @@ def test_the_value_to_ignore_is_that_of_the_data(tmp_path, out):
     label = bands(noise((8, 9, 6), seed=0)).astype(np.uint8)
     label[:4] = 255
     write_nifti(tmp_path / "scans" / "labels" / "p0.nii.gz", label, LEFT)
-    assert evaluate(fitted.save(tmp_path / "run"), index=file, out=out) == 0
+    assert evaluate(fitted.save(tmp_path / "run"), index=file, out=out).exit_code == 0
     rows = cases.read_segmentation(out / "cases.csv")
     assert [row.score.dice for row in rows] == [1.0, 1.0]
     assert rows[0].score.true_voxels == np.count_nonzero(label == 5)

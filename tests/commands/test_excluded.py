@@ -18,12 +18,12 @@ from heads.made import network, schema
 from objectives.small import SIZES, mae
 
 from medssl import cli
-from medssl.commands.evaluate import nameless
 from medssl.data.index.scan_index import Index
 from medssl.data.loading.loader import make_loader
 from medssl.data.store.coding import EXCLUDED
 from medssl.data.store.store import Store
 from medssl.heads.segmentation import UNet
+from medssl.inference.evaluation import without_paths
 from medssl.training.settings import Examples
 from medssl.training.supervised import Supervised
 from medssl.types import Batch, Geometry, Intensity, Step, ViewPlan, ViewSpec
@@ -118,7 +118,7 @@ def test_labels_are_not_learned_where_voxels_are_excluded(pair):
 def test_a_reason_that_may_be_passed_on_names_no_mask():
     held = volume(np.zeros((1, 4, 4, 4), np.int16), None, None, np.ones((1, 4, 4, 4), bool))
     reason = "mask of excluded voxels a.excluded.nii has 2 channels: expected one, holding 0 where voxels count"
-    assert nameless(reason, scan_of("a", held), Path("scans")) == reason.replace("a.excluded.nii", "the file")
+    assert without_paths(reason, scan_of("a", held), Path("scans")) == reason.replace("a.excluded.nii", "the file")
 
 
 # --- the command line

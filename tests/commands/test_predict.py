@@ -16,15 +16,16 @@ from commands.fitted import KINDS, RAW, TISSUES, bands
 from data.make_scans import Series, noise, truncate, write_itk, write_nifti, write_picture, write_series
 
 from medssl.cli import run_verb
-from medssl.commands import predict as verb
-from medssl.commands.predict import predict, private_index
+from medssl.commands.predict import predict
 from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
 from medssl.data.index.update import update
 from medssl.data.store import coding
 from medssl.data.store.preprocess import prepare
 from medssl.heads.base import Network
 from medssl.heads.weights import save_network
+from medssl.inference import prediction
 from medssl.inference.predictor import Windows, load_fitted, reader, segment
+from medssl.inference.requested_scans import private_index
 from medssl.metrics import tables
 from medssl.metrics.calibration import Scaling
 from medssl.metrics.cases import ClassificationRow
@@ -73,7 +74,7 @@ def test_every_format_comes_back_on_its_own_grid(tmp_path, files, out):
     series, _ = write_series(scans / "series")
     arrays["series"] = series.pixels().transpose(2, 1, 0)
     run = fitted.save(tmp_path / "run")
-    assert predict(run, (scans,), out=out, files=files) == 0
+    assert predict(run, (scans,), out=out, files=files).exit_code == 0
     ids = scan_ids(out)
     for name, array in arrays.items():
         image = nibabel.load(out / f"{ids[name]}.nii.gz")
@@ -101,7 +102,9 @@ def test_a_prediction_lies_where_simpleitk_reads_the_scan(tmp_path, files, out):
 
     array = noise((9, 12, 7), seed=1)
     write_nifti(tmp_path / "scans" / "a.nii.gz", array, OBLIQUE @ np.diag([-1.0, 1.0, 1.0, 1.0]))
-    assert predict(fitted.save(tmp_path / "run"), (tmp_path / "scans",), out=out, files=files, names="file") == 0
+    assert (
+        predict(fitted.save(tmp_path / "run"), (tmp_path / "scans",), out=out, files=files, names="file").exit_code == 0
+    )
     scan, found = (SimpleITK.ReadImage(str(f)) for f in (tmp_path / "scans" / "a.nii.gz", out / "a.nii.gz"))
     np.testing.assert_array_equal(SimpleITK.GetArrayFromImage(found), bands(SimpleITK.GetArrayFromImage(scan)))
     for fact in ("GetOrigin", "GetSpacing", "GetDirection", "GetSize"):
@@ -141,7 +144,7 @@ def test_images_become_pictures(tmp_path, files, out):
     array = noise((20, 30, 3), np.uint8, high=255)
     write_picture(tmp_path / "scans" / "x.png", array)
     run = fitted.save(tmp_path / "run", window=(16, 16), channels=3)
-    assert predict(run, (tmp_path / "scans",), out=out, files=files, names="file") == 0
+    assert predict(run, (tmp_path / "scans",), out=out, files=files, names="file").exit_code == 0
     found = np.asarray(Image.open(out / "x.png"))
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, bands(array.mean(2)))
@@ -151,7 +154,7 @@ def test_slices_are_seen_as_in_training(tmp_path, files, out):
     write_nifti(tmp_path / "scans" / "a.nii", noise((8, 8, 3)), np.diag([-1.0, 1.0, 2.0, 1.0]))
     write_nifti(tmp_path / "scans" / "b.nii", noise((8, 8, 3)), np.diag([1.0, 1.0, 2.0, 1.0])[[1, 0, 2, 3]])
     run = fitted.save(tmp_path / "run", fitted.Sides, window=(8, 8), preprocess=RAW)
-    assert predict(run, (tmp_path / "scans",), out=out, files=files, names="file") == 0
+    assert predict(run, (tmp_path / "scans",), out=out, files=files, names="file").exit_code == 0
     right = np.zeros((8, 8, 3), int)
     right[4:] = 5  # columns run to the right of the patient (RAS)
     np.testing.assert_array_equal(np.asarray(nibabel.load(out / "a.nii.gz").dataobj), right[::-1])
@@ -161,7 +164,7 @@ def test_slices_are_seen_as_in_training(tmp_path, files, out):
 def test_slices_across_another_axis(tmp_path, files, out):
     array = write_nifti(tmp_path / "scans" / "a.nii", noise((5, 9, 10)), np.eye(4))
     run = fitted.save(tmp_path / "run", window=(4, 4), slice_axis=0)
-    assert predict(run, (tmp_path / "scans" / "a.nii",), out=out, files=files, names="file") == 0
+    assert predict(run, (tmp_path / "scans" / "a.nii",), out=out, files=files, names="file").exit_code == 0
     np.testing.assert_array_equal(np.asarray(nibabel.load(out / "a.nii.gz").dataobj), bands(array))
 
 
@@ -177,7 +180,10 @@ def test_a_real_network_of_encoder_and_decoder(tmp_path, files, out):
     save_network(tmp_path / "run", Network(encoder, UNet(encoder, TISSUES)), card)
     write_nifti(tmp_path / "scans" / "a.nii", noise((11, 9, 10)), OBLIQUE)
     windows = Windows(overlap=0.25, batch_size=3, precision="bf16")
-    assert predict(tmp_path / "run", (tmp_path / "scans",), out=out, files=files, names="file", windows=windows) == 0
+    assert (
+        predict(tmp_path / "run", (tmp_path / "scans",), out=out, files=files, names="file", windows=windows).exit_code
+        == 0
+    )
     found = np.asarray(nibabel.load(out / "a.nii.gz").dataobj)
     assert found.shape == (11, 9, 10)
     assert set(np.unique(found)) <= {0, 5, 9}
@@ -189,7 +195,7 @@ def test_a_classification_is_a_table(tmp_path, files, out):
         write_nifti(scans / f"{name}.nii", np.full((8, 8, 4), value, np.int16))
     run = fitted.save(tmp_path / "run", fitted.Mean, schema=KINDS, window=(8, 8))
     for names in ("scan_id", "file"):
-        assert predict(run, (scans,), out=out, files=files, names=names) == 0
+        assert predict(run, (scans,), out=out, files=files, names=names).exit_code == 0
     rows = list(csv.DictReader((out / "predictions.csv").read_text().splitlines()))
     assert list(rows[0]) == ["name", "predicted", "probability:dark", "probability:bright"]
     by_name = {row["name"]: row for row in rows}
@@ -210,10 +216,10 @@ def test_a_name_that_is_a_formula_is_kept_out_of_the_table(tmp_path, files, out)
     ):
         predict(run, (tmp_path / "scans",), out=out, files=files, names="file")
     assert not (out / "predictions.csv").exists()
-    assert predict(run, (tmp_path / "scans",), out=out, files=files) == 0
+    assert predict(run, (tmp_path / "scans",), out=out, files=files).exit_code == 0
     (tmp_path / "scans" / "=1+1.nii").unlink()
     other = out.with_name("other")
-    assert predict(run, (tmp_path / "scans",), out=other, files=files, names="file") == 0
+    assert predict(run, (tmp_path / "scans",), out=other, files=files, names="file").exit_code == 0
     assert probabilities(other).keys() == {"-3", "good"}
 
 
@@ -241,12 +247,12 @@ def test_probabilities_at_the_temperature_of_an_evaluation(tmp_path, files, out,
     run = fitted.save(tmp_path / "run", fitted.Mean, schema=KINDS, window=(8, 8))
     fit = scores(tmp_path / "scores", run, Scaling(2.0, "val", 6, 5))
     asked = {"files": files, "names": "file"}
-    assert predict(run, (tmp_path / "scans",), out=out, **asked) == 0
+    assert predict(run, (tmp_path / "scans",), out=out, **asked).exit_code == 0
     plain = probabilities(out)
     assert "temperature" not in capsys.readouterr().out
     for number, place in enumerate((fit, fit / "summary.json")):
         other = out.with_name(f"other{number}")
-        assert predict(run, (tmp_path / "scans",), out=other, scaling=place, **asked) == 0
+        assert predict(run, (tmp_path / "scans",), out=other, scaling=place, **asked).exit_code == 0
         assert "probabilities at temperature 2, fitted on 6 scans of split val" in capsys.readouterr().out
         assert probabilities(other).keys() == {"a", "b", "c"}
         for name, (predicted, dark, bright) in probabilities(other).items():
@@ -272,18 +278,18 @@ def test_finished_predictions_are_not_made_again(tmp_path, files, out, monkeypat
     for number in range(3):
         write_nifti(scans / f"s{number}.nii.gz", noise((8, 8, 4), seed=number))
     run = fitted.save(tmp_path / "run")
-    assert predict(run, (scans,), out=out, files=files) == 0
+    assert predict(run, (scans,), out=out, files=files).exit_code == 0
     made = sorted(out.glob("*.nii.gz"))
     content = made[1].read_bytes()
     made[1].unlink()
     asked = []
-    monkeypatch.setattr(verb, "segment", lambda *a: (asked.append(1), segment(*a))[1])
-    assert predict(run, (scans,), out=out, files=files) == 0
+    monkeypatch.setattr(prediction, "segment", lambda *a: (asked.append(1), segment(*a))[1])
+    assert predict(run, (scans,), out=out, files=files).exit_code == 0
     assert len(asked) == 1
     assert made[1].read_bytes() == content
     assert "3 scans predicted (1 new, 2 there already), 0 skipped" in capsys.readouterr().out
     write_nifti(scans / "s0.nii.gz", noise((8, 8, 5), seed=7))
-    assert predict(run, (scans,), out=out, files=files) == 0
+    assert predict(run, (scans,), out=out, files=files).exit_code == 0
     assert len(asked) == 2  # a scan whose file has changed
 
 
@@ -291,17 +297,17 @@ def test_a_kill_in_the_middle_of_a_line_loses_that_line_only(tmp_path, files, ou
     for number in range(2):
         write_nifti(tmp_path / "scans" / f"s{number}.nii", noise((8, 8, 4), seed=number))
     run = fitted.save(tmp_path / "run")
-    assert predict(run, (tmp_path / "scans",), out=out, files=files) == 0
+    assert predict(run, (tmp_path / "scans",), out=out, files=files).exit_code == 0
     kept = (out / "finished.jsonl").read_bytes()
     (out / "finished.jsonl").write_bytes(kept[:-9])
-    assert predict(run, (tmp_path / "scans",), out=out, files=files) == 0
+    assert predict(run, (tmp_path / "scans",), out=out, files=files).exit_code == 0
     assert (out / "finished.jsonl").read_bytes() == kept
 
 
 def test_results_of_other_weights_or_settings_are_not_mixed(tmp_path, files, out):
     write_nifti(tmp_path / "scans" / "a.nii", noise((8, 8, 4)))
     run = fitted.save(tmp_path / "run")
-    assert predict(run, (tmp_path / "scans",), out=out, files=files) == 0
+    assert predict(run, (tmp_path / "scans",), out=out, files=files).exit_code == 0
     other = fitted.save(tmp_path / "other", level=2.0)
     with pytest.raises(UserError, match=r"another network or other settings \(weights \w+ there, \w+ here\): choose"):
         predict(other, (tmp_path / "scans",), out=out, files=files)
@@ -321,7 +327,7 @@ def test_what_fails_is_listed_and_the_rest_is_done(tmp_path, files, out, capsys)
     write_picture(scans / "color.png", noise((9, 8, 3), np.uint8))
     bad = np.full((8, 8, 4), np.nan, np.float32)
     write_nifti(scans / "nan.nii", bad)
-    assert predict(fitted.save(tmp_path / "run"), (scans,), out=out, files=files) == 0
+    assert predict(fitted.save(tmp_path / "run"), (scans,), out=out, files=files).exit_code == 0
     told = capsys.readouterr().out
     assert "1 scans predicted (1 new, 0 there already), 4 skipped" in told
     assert "(bad.nii): truncated" in told
@@ -334,14 +340,14 @@ def test_what_fails_is_listed_and_the_rest_is_done(tmp_path, files, out, capsys)
 def test_a_folder_without_a_readable_scan_is_one_line(tmp_path, files, out, capsys):
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "notes.txt").write_text("no scan")
-    assert predict(fitted.save(tmp_path / "run"), (tmp_path / "scans",), out=out, files=files) == 1
+    assert predict(fitted.save(tmp_path / "run"), (tmp_path / "scans",), out=out, files=files).exit_code == 1
     assert capsys.readouterr().err.endswith("error: no scan could be predicted: none was found, 0 were skipped\n")
 
 
 def test_scores_that_are_not_finite_are_a_reason(tmp_path, files, out, capsys):
     write_nifti(tmp_path / "scans" / "a.nii", noise((8, 8, 4)))
     run = fitted.save(tmp_path / "run", level=float("nan"))
-    assert predict(run, (tmp_path / "scans",), out=out, files=files) == 1
+    assert predict(run, (tmp_path / "scans",), out=out, files=files).exit_code == 1
     assert "scores are not finite" in capsys.readouterr().out
 
 
@@ -398,7 +404,7 @@ def test_a_file_stands_for_its_scan_and_its_folder_is_not_searched_below(tmp_pat
         write_nifti(scans / f"{name}.nii.gz", noise((8, 8, 4)))
     series, slices = write_series(scans / "series", Series(shape=(8, 8, 5)))
     asked = (scans / "a.nii.gz", slices[2])
-    assert predict(fitted.save(tmp_path / "run"), asked, out=out, files=files, names="file") == 0
+    assert predict(fitted.save(tmp_path / "run"), asked, out=out, files=files, names="file").exit_code == 0
     assert sorted(path.name for path in out.glob("*.nii.gz")) == ["a.nii.gz", "series.nii.gz"]
     found = np.asarray(nibabel.load(out / "series.nii.gz").dataobj)
     np.testing.assert_array_equal(found, bands(series.pixels().transpose(2, 1, 0)))
@@ -409,7 +415,9 @@ def test_a_file_stands_for_its_scan_and_its_folder_is_not_searched_below(tmp_pat
 def test_a_file_that_is_no_scan_is_told(tmp_path, files, out, capsys):
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "notes.txt").write_text("no scan")
-    assert predict(fitted.save(tmp_path / "run"), (tmp_path / "scans" / "notes.txt",), out=out, files=files) == 1
+    assert (
+        predict(fitted.save(tmp_path / "run"), (tmp_path / "scans" / "notes.txt",), out=out, files=files).exit_code == 1
+    )
     told = capsys.readouterr()
     assert "skipped notes.txt: not an image" in told.out
     assert told.err.endswith("error: no scan could be predicted, 1 were skipped\n")
@@ -418,7 +426,9 @@ def test_a_file_that_is_no_scan_is_told(tmp_path, files, out, capsys):
 def test_equal_names_have_the_identifier_behind_them(tmp_path, files, out):
     for folder in ("one", "two"):
         write_nifti(tmp_path / "scans" / folder / "brain.nii.gz", noise((8, 8, 4)))
-    assert predict(fitted.save(tmp_path / "run"), (tmp_path / "scans",), out=out, files=files, names="file") == 0
+    assert (
+        predict(fitted.save(tmp_path / "run"), (tmp_path / "scans",), out=out, files=files, names="file").exit_code == 0
+    )
     with Index.open(private_index(out)) as index:
         wanted = sorted(f"brain-{scan.scan_id}.nii.gz" for scan in index.scans())
     assert sorted(path.name for path in out.glob("*.nii.gz")) == wanted
@@ -431,7 +441,7 @@ def test_scans_of_an_index_by_condition_and_no_name_in_any_file(tmp_path, files,
     with Index.open(file, create=True, root=tmp_path) as index:
         update(index, [scans], IndexOptions(), key=b"k" * 32)
     run = fitted.save(tmp_path / "run")
-    assert predict(run, out=out, index=file, where="size_k = 5") == 0
+    assert predict(run, out=out, index=file, where="size_k = 5").exit_code == 0
     assert len(list(out.glob("*.nii.gz"))) == 1
     for path in out.iterdir():
         for word in ("secret-place", "miller", "jones"):
@@ -452,7 +462,7 @@ def test_a_prediction_lies_on_its_real_series(real_data, tmp_path, files, out):
 
     (folder,) = (real_data / "dicom_brain_mr").glob("36468*")
     run = fitted.save(tmp_path / "run", window=(64, 64, 16))
-    assert predict(run, (folder,), out=out, files=files, names="file") == 0
+    assert predict(run, (folder,), out=out, files=files, names="file").exit_code == 0
     reader = SimpleITK.ImageSeriesReader()
     reader.SetFileNames(SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
     series, found = reader.Execute(), SimpleITK.ReadImage(str(out / f"{folder.name}.nii.gz"))

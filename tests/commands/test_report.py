@@ -25,7 +25,7 @@ def test_a_page_of_everything(tmp_path, capsys):
     made.segmentation(tmp_path / "twin", [0.6, 0.5, 0.57, 0.61])
     page = tmp_path / "out" / "report.html"
     words = [str(tmp_path / "pretrained"), f"SparK={tmp_path / 'scored'}", f"from scratch={tmp_path / 'twin'}"]
-    assert report(page, words, heading="Mine") == 0
+    assert report(page, words, heading="Mine").exit_code == 0
     text = page.read_text()
     for said in ("<title>Mine</title>", "<h3>pretrained</h3>", "<h3>SparK</h3>", "<h3>from scratch</h3>"):
         assert said in text
@@ -47,7 +47,7 @@ def test_a_former_page_is_replaced_and_stays_where_the_new_one_fails(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         report(page, [str(tmp_path / "run"), str(tmp_path / "nowhere")])
     assert page.read_text() == "old"
-    assert report(page, [str(tmp_path / "run")]) == 0
+    assert report(page, [str(tmp_path / "run")]).exit_code == 0
     assert page.read_text().startswith("<!doctype html>")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "run"]
 

@@ -141,7 +141,7 @@ def test_a_stage_that_fails_stops_the_rest(monkeypatch, tmp_path):
     done = []
     monkeypatch.setattr(verb, "check", lambda *given: 0)
     monkeypatch.setattr(verb, "run", lambda words: done.append(words[0]) or (3 if len(done) == 2 else 0))
-    assert stages(stages=LIST, store=tmp_path, out=tmp_path) == 3
+    assert stages(stages=LIST, store=tmp_path, out=tmp_path).exit_code == 3
     assert done == ["pretrain", "pretrain"]
 
 

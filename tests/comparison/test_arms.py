@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medssl.commands.compare import Run
-from medssl.comparison.arms import arms_of, hold, kind_of, look, read_kept, study_of, training_minutes
+from medssl.comparison.arms import Run, arms_of, hold, kind_of, look, read_kept, study_of, training_minutes
 from medssl.training.initial_weights import Start
 from medssl.types import Imported, UserError
 

@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from medssl.commands import compare, evaluate
+from medssl.comparison import plan, runs
 from medssl.comparison.arms import Arm, Run, Study
 from medssl.comparison.jobs import Failure
-from medssl.comparison.summary import clear_states, note_edits, set_aside, tell, write_tables
+from medssl.comparison.summary import clear_states, note_edits, set_aside, summarize, write_tables
+from medssl.inference.evaluation import check_leaks
 from medssl.metrics.cases import ClassificationRow, SegmentationRow, write_classification, write_segmentation
 from medssl.metrics.run_scores import LEAKS
 from medssl.metrics.segmentation import ClassScore
@@ -57,7 +58,7 @@ def made(out, arms=ARMS, labels=(2, 4), runs=2, **more):
 
 def test_tables_of_everything_that_is_done(tmp_path, capsys):
     study = made(tmp_path, notes=("A note.",))
-    assert tell(study, {}) == 0
+    assert summarize(study, {})["compared"]
     text = (tmp_path / "summary.md").read_text()
     assert "| spark | 0.620 [" in text
     assert "| 3 + 24 |" in text
@@ -70,7 +71,7 @@ def test_unknown_minutes_are_unknown(tmp_path):
     study = made(tmp_path, arms=(ARMS[0], Arm("spark", Path("a"), "scratch", None)))
     for run in study.asked:
         (run.folder(tmp_path) / "metrics.jsonl").unlink()
-    assert tell(study, {}) == 0
+    assert summarize(study, {})["compared"]
     assert "| unknown + 0 |" in (tmp_path / "summary.md").read_text()
     assert json.loads((tmp_path / "summary.json").read_text())["minutes"]["spark"]["pretraining"] is None
     assert (tmp_path / "runs.csv").read_text().splitlines()[1] == "scratch,2,0,dice,0.515,,,,"
@@ -81,7 +82,7 @@ def test_failures_are_written_without_names_of_files(tmp_path, capsys):
     for run in study.asked:
         if run.labels == 4:
             (run.folder(tmp_path) / "test/summary.json").unlink()
-    assert tell(study, {str(study.asked[2]): Failure("/data/Miller is gone", "the file is gone")}) == 0
+    assert summarize(study, {str(study.asked[2]): Failure("/data/Miller is gone", "the file is gone")})["compared"]
     said = capsys.readouterr().out
     assert "failed: scratch, 4 labeled subjects, run 0: /data/Miller is gone" in said
     assert "1 of 8 runs failed; the same command tries them again" in said
@@ -96,7 +97,7 @@ def test_what_earlier_commands_left_undone_is_said(tmp_path):
     study = made(tmp_path)
     other = Arm("other", None, "scratch", None)
     study = Study(tmp_path, (*ARMS, other), study.asked[:4], (*study.asked[4:], Run(other, 2, 0)))
-    assert tell(study, {}) == 0
+    assert summarize(study, {})["compared"]
     text = (tmp_path / "summary.md").read_text()
     assert "| spark less scratch |" in text  # its runs are of an earlier command
     assert "other has no run in common with its twin." in text
@@ -108,14 +109,14 @@ def test_what_earlier_commands_left_undone_is_said(tmp_path):
 
 def test_a_measure_that_is_defined_nowhere(tmp_path, capsys):
     study = made(tmp_path)
-    assert tell(study, {}) == 0
+    assert summarize(study, {})["compared"]
     assert (tmp_path / "efficiency.svg").exists()
     for run in study.asked:
         folder = run.folder(tmp_path) / "test"
         rows = [ClassificationRow(f"scan{n}", f"s{n}", "low", "low", (0.6, 0.4)) for n in range(4)]
         write_classification(folder / "cases.csv", rows, ["low", "high"])
         summarized(folder, "classification")
-    assert tell(study, {}) == 1
+    assert not summarize(study, {})["compared"]
     assert "error: AUROC is not defined on these test subjects: nothing can be compared" in capsys.readouterr().out
     summary = (tmp_path / "summary.json").read_text()
     assert "NaN" not in summary
@@ -186,7 +187,7 @@ def test_damaged_scores_count_as_none(tmp_path, capsys):
     assert [run.done(tmp_path) for run in (*study.asked, *study.earlier)] == [False, True, True, False]
     note_edits(study, damaged)
     assert capsys.readouterr().out == ""
-    assert tell(study, {}) == 1  # no pair of runs is left
+    assert not summarize(study, {})["compared"]  # no pair of runs is left
 
 
 def test_states_of_runs_that_are_done_go_and_a_run_is_then_scored_without_training(tmp_path):
@@ -200,17 +201,17 @@ def test_states_of_runs_that_are_done_go_and_a_run_is_then_scored_without_traini
     (first.folder(tmp_path) / "card.json").touch()
     (third.folder(tmp_path) / "card.json").touch()
     shutil.rmtree(third.folder(tmp_path) / "test")  # a run in the midst of training, whose states someone removed
-    commands = [[words[0] for words in compare.job_of(run, tmp_path, ((), ()), 0).commands] for run in study.asked[:3]]
+    commands = [[words[0] for words in runs.job_of(run, tmp_path, ((), ()), 0).commands] for run in study.asked[:3]]
     assert commands == [["evaluate"], ["finetune", "evaluate"], ["finetune", "evaluate"]]
 
 
 def test_notes_on_the_recipe():
     view = ViewSpec(size=(16, 16, 8))
-    assert compare.first_notes(Examples(view), FineTuning()) == ()
-    seed, frozen = compare.first_notes(Examples(view, label_seed=3), FineTuning(head_first=1.0))
+    assert plan.first_notes(Examples(view), FineTuning()) == ()
+    seed, frozen = plan.first_notes(Examples(view, label_seed=3), FineTuning(head_first=1.0))
     assert seed.startswith("data.label_seed is 3: all runs learn from the same labeled subjects")
     assert frozen == "The encoder is frozen (optimizer.head_first 1): the twin's encoder stays random."
-    (adapted,) = compare.first_notes(Examples(view), FineTuning(lora=LoRA(rank=4)))
+    (adapted,) = plan.first_notes(Examples(view), FineTuning(lora=LoRA(rank=4)))
     assert "that of the twin stays random beneath what is adapted" in adapted
 
 
@@ -221,7 +222,7 @@ def test_leaks_and_skipped_scans_are_told_once(tmp_path):
     for run in study.asked:
         notes = [leak] if run.arm.twin else []
         summarized(run.folder(tmp_path) / "test", "segmentation", notes=notes, skipped=skipped)
-    assert tell(study, {}) == 0
+    assert summarize(study, {})["compared"]
     lines = (tmp_path / "summary.md").read_text().splitlines()
     assert lines[-2:] == [
         "1 test scans could not be scored and are left out (1: the file cannot be read).",
@@ -235,7 +236,7 @@ def test_every_note_of_an_evaluation_on_leaks_is_known_as_one(pretrained):
     asked = scans({}, {})
     for scan in asked:
         scan.subject.known = False
-    notes = evaluate.refuse_seen(fitted, asked, allow_seen=True)
+    notes = check_leaks(fitted, asked, allow_seen=True)
     assert len(notes) == 2 + bool(pretrained.known) + (not pretrained.complete)
     assert all(note.endswith(LEAKS) for note in notes)
 
@@ -244,7 +245,9 @@ def test_earlier_looks_are_counted_from_the_first_verdict_on(tmp_path):
     every = made(tmp_path, labels=(2,), runs=7)
 
     def looked(runs):
-        assert tell(Study(tmp_path, every.arms, tuple(run for run in every.asked if run.number < runs)), {}) == 0
+        assert summarize(Study(tmp_path, every.arms, tuple(run for run in every.asked if run.number < runs)), {})[
+            "compared"
+        ]
         return [line for line in (tmp_path / "summary.md").read_text().splitlines() if line.startswith("Looked")]
 
     assert [looked(4), looked(5), looked(5)] == [[], [], []]
@@ -255,7 +258,7 @@ def test_earlier_looks_are_counted_from_the_first_verdict_on(tmp_path):
 
 
 def test_without_a_verdict_no_p_value_is_told(tmp_path):
-    assert tell(made(tmp_path, runs=4), {}) == 0
+    assert summarize(made(tmp_path, runs=4), {})["compared"]
     text = (tmp_path / "summary.md").read_text()
     assert "spark: too few runs for a verdict: 4 of each arm, it takes 5." in text
     assert "Intervals of 95 % are over runs and test subjects; minutes are" in text
@@ -279,9 +282,9 @@ def test_a_run_that_ended_from_other_weights_has_failed(tmp_path, monkeypatch):
             done(job, None)
         return 0
 
-    monkeypatch.setattr(compare, "run_jobs", ended)
-    jobs = [compare.job_of(run, tmp_path, ((), ()), 0) for run in study.asked]
-    failed = compare.finish(jobs, study, jobs=1, lock=None, keep=True)
+    monkeypatch.setattr(runs, "run_jobs", ended)
+    jobs = [runs.job_of(run, tmp_path, ((), ()), 0) for run in study.asked]
+    failed = runs.finish(jobs, study, jobs=1, lock=None, keep=True)
     assert list(failed) == ["spark, 2 labeled subjects, run 1"]
     assert failed["spark, 2 labeled subjects, run 1"].written == (
         "it started from other weights than those that this comparison holds (does pretraining still write them?), so "
@@ -289,7 +292,7 @@ def test_a_run_that_ended_from_other_weights_has_failed(tmp_path, monkeypatch):
     )
     assert [run.done(tmp_path) for run in study.asked] == [True, True, True, False]
     assert (tmp_path / "runs/spark/2-1.aside/test/summary.json").exists()
-    assert tell(study, failed) == 0
+    assert summarize(study, failed)["compared"]
     assert "spark,2,1" not in (tmp_path / "runs.csv").read_text()
     assert "Failed: spark, 2 labeled subjects, run 1: it started from" in (tmp_path / "summary.md").read_text()
 
@@ -325,16 +328,16 @@ def scans(*values):
 def test_a_measure_that_no_test_subject_defines_is_refused_before_training():
     grade = LabelSchema("grade", ((0, "low"), (1, "high")))
     low, high = {"grade": "low"}, {"grade": "high"}
-    compare.refuse_unscored(scans(low, low, high, high), grade, "test")
+    plan.refuse_unscored(scans(low, low, high, high), grade, "test")
     message = (
         "an AUROC takes a class of grade that at least 2 of its 3 subjects have and 2 lack; choose another --split"
     )
     for given in ((low, low, low), (low, low, high)):
         with pytest.raises(UserError, match=f"nothing can be compared on split 'test': {message}"):
-            compare.refuse_unscored(scans(*given), grade, "test")
+            plan.refuse_unscored(scans(*given), grade, "test")
     findings = LabelSchema("a,b", ((0, "a"), (1, "b")), kind="findings")
     there, absent = {"a": "1", "b": "1"}, {"a": "0", "b": ""}
-    compare.refuse_unscored(scans(there, there, absent, absent), findings, "test")
+    plan.refuse_unscored(scans(there, there, absent, absent), findings, "test")
     with pytest.raises(UserError, match=r"nothing can be compared on split 'test'"):
-        compare.refuse_unscored(scans(there, there, absent), findings, "test")
-    compare.refuse_unscored(scans({"age": "3"}), LabelSchema("age", ((0, "age"),), kind="number"), "test")
+        plan.refuse_unscored(scans(there, there, absent), findings, "test")
+    plan.refuse_unscored(scans({"age": "3"}), LabelSchema("age", ((0, "age"),), kind="number"), "test")

@@ -125,7 +125,7 @@ def test_from_python_as_from_the_command_line(finished, tmp_path):
     run, store = finished
     mask = os.umask(0o077)
     try:
-        code = pretrain(
+        done = pretrain(
             store=store,
             run=tmp_path / "run",
             encoder=functools.partial(toys.ToyEncoder, in_channels=1, width=4, norm="batch", dropout=0.2),
@@ -135,7 +135,7 @@ def test_from_python_as_from_the_command_line(finished, tmp_path):
         )
     finally:
         os.umask(mask)
-    assert code == 0
+    assert done.exit_code == 0
     states = [torch.load(f / "checkpoints/last.pt", weights_only=True)["objective"] for f in (run, tmp_path / "run")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())

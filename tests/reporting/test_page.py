@@ -340,7 +340,7 @@ def test_comparisons_are_a_part_with_the_verdict_of_compare(tmp_path, capsys):
     for said in ("Comparison study", "spark: too few runs at 4: 1 of each arm, it takes 5.", "labeled subjects 4",
                  "scratch 0.500 0.400 to 0.600", "Dice over labeled subjects", "Failed: scratch 4"):  # fmt: skip
         assert said in text, said
-    assert report(tmp_path / "page.html", [str(folder)]) == 0
+    assert report(tmp_path / "page.html", [str(folder)]).exit_code == 0
     assert "spark: too few runs at 4: 1 of each arm, it takes 5." in capsys.readouterr().out
     (folder / "summary.json").write_text("{}")
     with pytest.raises(UserError, match=r"summary\.json lacks curves, compared, notes: expected what medssl compare"):

@@ -14,11 +14,12 @@ from commands import fitted
 from data.make_scans import Series, noise, truncate, write_nifti, write_series
 from data.stores import fill_store, volume
 
-from medssl.commands.predict import predict, private_index
+from medssl.commands.predict import predict
 from medssl.data.index.reasons import kind_of_reason
 from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
 from medssl.data.index.update import update
 from medssl.data.store.store import Store
+from medssl.inference.requested_scans import private_index
 from medssl.inference.writers import write_answers
 from medssl.io.csv_text import as_csv, harmless
 from medssl.metrics.probe_tables import write_table
@@ -117,7 +118,7 @@ def test_predictions_hold_no_path_and_no_name(tmp_path, capsys):
     run, out = fitted.save(tmp_path / "run"), tmp_path / "out"
     files = FileOptions(workers=0, key=tmp_path / "key" / "key")
     for _ in range(2):  # the second goes on from the first
-        assert predict(run, (tmp_path / "miller-4711",), out=out, files=files) == 0
+        assert predict(run, (tmp_path / "miller-4711",), out=out, files=files).exit_code == 0
     assert "1 scans predicted (0 new, 1 there already)" in capsys.readouterr().out
     for path in out.rglob("*"):
         for word in ("miller", "4711", "jones", "1947", "sqlite"):

@@ -41,9 +41,9 @@ def run(tmp_path, scans, known, capsys, *, modality="MR", allow=()):
     if not network.exists():
         fitted.save(network, trained_on=known)
     files = FileOptions(workers=0, key=tmp_path / "key" / "key", modality=modality)
-    code = predict(network, (scans,), out=tmp_path / "out", files=files, allow=allow)
+    result = predict(network, (scans,), out=tmp_path / "out", files=files, allow=allow)
     said = capsys.readouterr()
-    return code, said.out + said.err
+    return result.exit_code, said.out + said.err
 
 
 def test_a_scan_like_those_of_the_training_is_predicted(tmp_path, scans, capsys):
@@ -83,7 +83,7 @@ def test_axes_are_compared_as_they_are_stored(tmp_path):
     affine = np.array([[0.8, 0, 0, 0], [0, 0, 5.0, 0], [0, 0.8, 0, 0], [0, 0, 0, 1.0]])
     write_nifti(tmp_path / "scans" / "a.nii.gz", noise((9, 12, 7)), affine)
     files = FileOptions(workers=0, key=tmp_path / "key" / "key", modality="MR")
-    assert index((tmp_path / "scans",), index=tmp_path / "i" / "i.sqlite", files=files) == 0
+    assert index((tmp_path / "scans",), index=tmp_path / "i" / "i.sqlite", files=files).exit_code == 0
     with Index.open(tmp_path / "i" / "i.sqlite") as opened:
         (scan,) = opened.scans()
     like = TrainedOn(("MR",), ("mr",), ((0.8, 0.8), (5.0, 5.0), (0.8, 0.8)))

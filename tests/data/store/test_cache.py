@@ -104,7 +104,7 @@ def test_cache_stores_every_scan_and_a_second_run_does_nothing(scans, tmp_path, 
             assert store.subject(number) == scan.subject.subject_id
     before = content(tmp_path / "store")
     times = [p.stat().st_mtime_ns for p in (tmp_path / "store" / "scans").rglob("*.b2nd")]
-    assert cache(index, tmp_path / "store", preprocess=Preprocess(foreground_crop=False), workers=0) == 0
+    assert cache(index, tmp_path / "store", preprocess=Preprocess(foreground_crop=False), workers=0).exit_code == 0
     assert "(0 new, 6 there already, 0 skipped)" in capsys.readouterr().out
     assert content(tmp_path / "store") == before
     assert [p.stat().st_mtime_ns for p in (tmp_path / "store" / "scans").rglob("*.b2nd")] == times
@@ -114,7 +114,7 @@ def test_a_killed_run_is_completed_to_the_same_bytes(scans, tmp_path):
     for k in range(20):  # pictures go into a pack
         write_picture(scans / "images" / f"p{k}.png", noise((40, 30), np.uint8, seed=k))
     index = indexed(scans, tmp_path)
-    assert cache(index, tmp_path / "whole", workers=0) == 0
+    assert cache(index, tmp_path / "whole", workers=0).exit_code == 0
     store = tmp_path / "killed"
     running = subprocess.Popen(
         [sys.executable, "-c", SLOWLY, str(index), str(store)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -127,7 +127,7 @@ def test_a_killed_run_is_completed_to_the_same_bytes(scans, tmp_path):
     with closing(sqlite3.connect(store / "records.sqlite")) as connection:
         assert 0 < connection.execute("SELECT count(*) FROM scans").fetchone()[0] < 26
     (store / "scans" / ".left.b2nd.1.part").write_bytes(b"half")
-    assert cache(index, store, workers=2) == 0
+    assert cache(index, store, workers=2).exit_code == 0
     assert content(store) == content(tmp_path / "whole")
     assert not list(store.rglob("*.part"))
 
@@ -135,7 +135,7 @@ def test_a_killed_run_is_completed_to_the_same_bytes(scans, tmp_path):
 def test_changed_missing_and_damaged_files_are_stored_again(scans, tmp_path, capsys):
     index = indexed(scans, tmp_path)
     store = tmp_path / "store"
-    assert cache(index, store, workers=0) == 0
+    assert cache(index, store, workers=0).exit_code == 0
     files = sorted((store / "scans").rglob("*.b2nd"))
     image, label = sorted((p for p in files if p.name[:24] == files[0].name[:24]), key=lambda p: len(p.name))
     before = content(store)
@@ -143,12 +143,12 @@ def test_changed_missing_and_damaged_files_are_stored_again(scans, tmp_path, cap
     label.write_bytes(b"short")
     (next((store / "packs").iterdir())).write_bytes(b"")
     capsys.readouterr()
-    assert cache(index, store, workers=0) == 0
+    assert cache(index, store, workers=0).exit_code == 0
     assert "(2 new, 4 there already, 0 skipped)" in capsys.readouterr().out
     assert content(store) == before
     write_nifti(scans / "images" / "s3.nii.gz", noise((70, 60, 43), np.int16, seed=99))
     indexed(scans, tmp_path)
-    assert cache(index, store, workers=0) == 0
+    assert cache(index, store, workers=0).exit_code == 0
     assert "(1 new, 5 there already, 0 skipped)" in capsys.readouterr().out
     assert len(list((store / "scans").rglob("*.b2nd"))) == len(files)  # the old chunks are gone
 
@@ -159,7 +159,7 @@ def test_a_mask_of_excluded_voxels_that_comes_changes_or_goes_is_stored_again(sc
 
     def cached():
         options = {"masks": "images=labels", "excluded": "images=faces", "class_names": "0=a,1=b,2=c"}
-        assert cache(index_folder(scans, file, **options), store, preprocess=rules, workers=0) == 0
+        assert cache(index_folder(scans, file, **options), store, preprocess=rules, workers=0).exit_code == 0
         return capsys.readouterr().out, Store.open(store)
 
     assert "(6 new, 0 there already, 0 skipped)" in cached()[0]
@@ -184,11 +184,11 @@ def test_a_mask_of_excluded_voxels_that_comes_changes_or_goes_is_stored_again(sc
 def test_new_splits_reach_the_store_without_new_voxels(scans, tmp_path, capsys):
     index = index_folder(scans / "images", tmp_path / "index.sqlite", split="train=1")
     store = tmp_path / "store"
-    assert cache(index, store, workers=0) == 0
+    assert cache(index, store, workers=0).exit_code == 0
     assert Store.open(store).records.tables["split"] == ("train",)
     index_folder(scans / "images", tmp_path / "index.sqlite", split="val=1")
     capsys.readouterr()
-    assert cache(index, store, workers=0) == 0
+    assert cache(index, store, workers=0).exit_code == 0
     said = capsys.readouterr().out
     assert "(0 new, 6 there already, 0 skipped)" in said
     assert "6 took over a new subject, split or label value" in said
@@ -206,17 +206,17 @@ def test_a_selection_is_cached_and_the_rest_is_kept(scans, tmp_path, capsys):
     with Index.open(index) as opened:
         first = next(opened.scans()).scan_id
     store = tmp_path / "store"
-    assert cache(index, store, where=f"scan_id = '{first}'", workers=0) == 0
+    assert cache(index, store, where=f"scan_id = '{first}'", workers=0).exit_code == 0
     assert len(Store.open(store)) == 1
-    assert cache(index, store, where=f"scan_id != '{first}'", tier="chunked", workers=0) == 0
+    assert cache(index, store, where=f"scan_id != '{first}'", tier="chunked", workers=0).exit_code == 0
     assert "1 are in the store but not in this selection of the index (kept)" in capsys.readouterr().out
     assert len(Store.open(store)) == 6
 
 
 def test_the_raw_tier_holds_the_same_voxels(scans, tmp_path):
     index = indexed(scans, tmp_path)
-    assert cache(index, tmp_path / "chunked", workers=0) == 0
-    assert cache(index, tmp_path / "raw", tier="raw", workers=0) == 0
+    assert cache(index, tmp_path / "chunked", workers=0).exit_code == 0
+    assert cache(index, tmp_path / "raw", tier="raw", workers=0).exit_code == 0
     chunked, raw = Store.open(tmp_path / "chunked"), Store.open(tmp_path / "raw")
     assert len(list((tmp_path / "raw" / "scans").rglob("*.npy"))) == 10
     for number in range(6):
@@ -237,7 +237,7 @@ def test_real_scans(real_data, tmp_path):
         for file in sorted((real_data / "hippocampus" / part).glob("*.nii*"))[:8]:
             shutil.copy(file, folder / part)
     index = index_folder(folder, tmp_path / "index.sqlite", masks="imagesTr=labelsTr")
-    assert cache(index, tmp_path / "store", preprocess=Preprocess(foreground_crop=False), workers=0) == 0
+    assert cache(index, tmp_path / "store", preprocess=Preprocess(foreground_crop=False), workers=0).exit_code == 0
     store = Store.open(tmp_path / "store")
     with Index.open(index) as opened:
         for scan in opened.scans():
@@ -259,7 +259,7 @@ def test_empty_masks_and_classes_without_a_mask_are_said(tmp_path, capsys):
         write_nifti(folder / "labels" / f"s{number}.nii.gz", np.full((6, 5, 4), number == 2, np.uint8))
     names = "0=background,1=organ,2=cyst"
     index = index_folder(folder, tmp_path / "i.sqlite", masks="images=labels", class_names=names, split="train=1")
-    assert cache(index, tmp_path / "store", workers=0) == 0
+    assert cache(index, tmp_path / "store", workers=0).exit_code == 0
     out = capsys.readouterr().out
     assert "  2 of 3 masks hold background (0) only\n" in out
     assert "  scans: no mask of the training split holds 2=cyst\n" in out

@@ -1,0 +1,244 @@
+"""Scores of a network on labeled scans: what it knows of them, measures of each scan, pictures of three."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medssl.data.formats.reading import read
+from medssl.data.index.scan_index import Index
+from medssl.data.index.split import overlap
+from medssl.data.labels.kinds.base import kind_of
+from medssl.data.labels.kinds.classes import class_number
+from medssl.data.store import grid
+from medssl.data.store.writer import UNREADABLE
+from medssl.inference.finished_scans import Finished
+from medssl.inference.predictor import Windows, classify, reason_of, segment
+from medssl.inference.temperature import fit_scaling
+from medssl.io.atomic_write import atomic_write
+from medssl.metrics import cases
+from medssl.metrics.cases import ClassificationRow, SegmentationRow
+from medssl.metrics.segmentation import ClassScore, Further, score_case
+from medssl.reporting.overlay import overlay
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from medssl.inference.predictor import Fitted
+    from medssl.metrics.calibration import Scaling
+    from medssl.types import LabelSchema, Scan
+
+log = logging.getLogger(__name__)
+
+
+def check_leaks(fitted: Fitted, scans: Sequence[Scan], *, allow_seen: bool) -> list[str]:
+    """Refuses subjects that the network knows.
+
+    Returns:
+        Notes on what was allowed and on what cannot be known.
+
+    Raises:
+        UserError: Counts the subjects and says how the network knows them.
+    """
+    asked = {scan.subject.subject_id for scan in scans}
+    known = {
+        "trained or validated on with labels": overlap(asked, fitted.tuned.subjects),
+        "pretrained on": overlap(asked, fitted.card.subjects.known),
+    }
+    found = [f"{len(subjects)} of the {len(asked)} subjects were {how}" for how, subjects in known.items() if subjects]
+    if found and not allow_seen:
+        message = (
+            f"{'; '.join(found)}: scores on them say nothing about new patients; choose another --split, or say "
+            "--allow seen and tell it with the scores"
+        )
+        raise UserError(message)
+    notes = [f"{line}: scores may be too good" for line in found]
+    if not fitted.card.subjects.complete:
+        notes.append(
+            "the card does not name all subjects that pretraining has seen: whether these are among them is unknown"
+        )
+    if not all(scan.subject.known for scan in scans):
+        notes.append("nothing tells the subjects of some scans apart, each stands for itself: leaks are possible")
+    return notes
+
+
+def schemas_of(opened: Index, scans: Sequence[Scan], schema: LabelSchema) -> dict[str, LabelSchema]:
+    """The network's classes, with the value to ignore of each data set.
+
+    Raises:
+        UserError: A data set gives a value another name than the network.
+    """
+    own = dict(schema.classes)
+    schemas = {}
+    for dataset in sorted({scan.source.dataset for scan in scans}):
+        theirs = opened.schema(dataset) if kind_of(schema).per_voxel else None
+        for value, name in theirs.classes if theirs else ():
+            if own.get(value, name) != name:
+                message = (
+                    f"value {value} is {name!r} in data set {dataset}, the network learned it as {own[value]!r}: "
+                    "index with the class names that the network was trained with"
+                )
+                raise UserError(message)
+        ignored = theirs is not None and theirs.ignore is not None
+        schemas[dataset] = replace(schema, ignore=theirs.ignore) if theirs and ignored else schema
+    return schemas
+
+
+def score_all(
+    fitted: Fitted,
+    scans: Sequence[Scan],
+    schemas: Mapping[str, LabelSchema],
+    place: tuple[Path, Windows, float],
+    finished: Finished,
+) -> tuple[int, list[tuple[str, str]]]:
+    """Scores what is not there yet; returns how many scans were, and what was skipped with the reason.
+
+    Args:
+        fitted: The network.
+        scans: What is scored.
+        schemas: Classes of a segmentation by data set.
+        place: Root of the index, how a scan is gone through, tolerance of surfaces in mm.
+        finished: Where scores are kept.
+    """
+    from tqdm.auto import tqdm
+
+    root, windows, tolerance = place
+    new, skipped = 0, []
+    for scan in tqdm(scans, desc="evaluate", unit="scan"):
+        if finished.get(scan) is not None:
+            continue
+        try:
+            volume = read(scan, root, with_label=fitted.kind == "segmentation")
+            domain = scan.source.value_domain
+            if fitted.kind != "segmentation":
+                finished.add(scan, classify(fitted, volume, domain, windows).tolist())
+            else:
+                assert volume.label is not None
+                prediction = segment(fitted, volume, domain, windows)
+                schema = schemas[scan.source.dataset]
+                scores = score_case(prediction, volume.label[0], schema, volume.spacing_mm, nsd_tolerance_mm=tolerance)
+                finished.add(scan, {name: asdict(score) for name, score in scores.items()})
+        except UNREADABLE as error:
+            skipped.append((scan.scan_id, without_paths(reason_of(error), scan, root)))
+            continue
+        new += 1
+    return new, skipped
+
+
+def stored_score(kept: Mapping[str, Any]) -> ClassScore:
+    """A score as ``score_all`` keeps it."""
+    return ClassScore(**{**kept, "further": Further(**kept["further"])})
+
+
+def without_paths(reason: str, scan: Scan, root: Path) -> str:
+    """A reason without the names of files, for tables that may be passed on."""
+    paths = [part.path for part in (*scan.source.parts, *scan.labels.mask, *scan.labels.excluded)]
+    words = {str(root), *paths, *(str(root / path) for path in paths), *(PurePosixPath(path).name for path in paths)}
+    for word in sorted(words, key=len, reverse=True):
+        reason = reason.replace(word, "the file" if word != str(root) else "the folder")
+    return reason
+
+
+def fit_temperature(
+    fitted: Fitted, scans: Sequence[Scan], place: tuple[Path, Windows, float], apart: tuple[Path, dict[str, Any]]
+) -> tuple[Scaling, list[str]]:
+    """Classifies the scans of another split and fits the temperature on them.
+
+    Args:
+        fitted: The network.
+        scans: What the temperature is fitted on.
+        place: As of ``score_all``.
+        apart: Folder where their answers are kept, and what makes them.
+
+    Returns:
+        The temperature, and a note on what was skipped.
+    """
+    folder, made_by = apart
+    folder.mkdir(mode=0o700, exist_ok=True)
+    finished, split = Finished(folder, made_by), made_by["split"]
+    _, unread = score_all(fitted, scans, {}, place, finished)
+    names = [name for _, name in fitted.schema.classes]
+    scaling = fit_scaling(classification_rows(fitted, scans, finished), names, split, unread)
+    return scaling, [f"temperature: {len(unread)} scans of split {split} skipped"] if unread else []
+
+
+def distance_notes(scans: Sequence[Scan]) -> list[str]:
+    """A note where distances are not in mm: images whose pixels are of 1 mm, which stands where nothing says.
+
+    An image whose pixels are known to be of 1 mm is counted, too: its distances are the same in both units.
+    """
+    count = sum(scan.grid.spacing_mm == (1.0, 1.0) for scan in scans)
+    return [f"no spacing is known for {count} pictures: distances (hd95_mm, nsd) are in pixels"] if count else []
+
+
+def segmentation_rows(scans: Sequence[Scan], finished: Finished) -> list[SegmentationRow]:
+    """The rows of the scans that were segmented."""
+    return [
+        SegmentationRow(scan.scan_id, scan.subject.subject_id, name, stored_score(score))
+        for scan in scans
+        for name, score in (finished.get(scan) or {}).items()
+    ]
+
+
+def classification_rows(fitted: Fitted, scans: Sequence[Scan], finished: Finished) -> list[ClassificationRow]:
+    """The rows of the scans that were classified."""
+    return [
+        classification_row(scan, finished.get(scan), fitted.schema) for scan in scans if finished.get(scan) is not None
+    ]
+
+
+def classification_row(scan: Scan, probabilities: Sequence[float], schema: LabelSchema) -> ClassificationRow:
+    """The row of a scan that was classified."""
+    names = [name for _, name in schema.classes]
+    truth = names[class_number(dict(scan.labels.values), schema)]
+    predicted = names[int(np.argmax(probabilities))]
+    return ClassificationRow(scan.scan_id, scan.subject.subject_id, truth, predicted, tuple(probabilities))
+
+
+def draw_cases(
+    fitted: Fitted,
+    scans: Mapping[str, Scan],
+    rows: Sequence[SegmentationRow],
+    place: tuple[Path, Windows, Path],
+    *,
+    again: bool,
+) -> None:
+    """Draws the worst, the median and the best scan by Dice, predicted once more; other pictures go.
+
+    Args:
+        fitted: The network.
+        scans: What was scored, by identifier.
+        rows: The scores.
+        place: Root of the index, how a scan is gone through, folder of the pictures.
+        again: Draw also what is there.
+    """
+    root, windows, folder = place
+    scores = {scan_id: dice for scan_id, dice in cases.scan_scores(rows).items() if dice is not None}
+    ordered = sorted(scores, key=lambda scan_id: (scores[scan_id], scan_id))
+    chosen = {ordered[k] for k in (0, len(ordered) // 2, len(ordered) - 1)} if ordered else set()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for path in folder.glob("*.png"):
+        if path.stem not in chosen:
+            path.unlink()
+    for scan_id in sorted(chosen):
+        path = folder / f"{scan_id}.png"
+        if again or not path.exists():
+            draw_case(fitted, scans[scan_id], root, windows, path)
+
+
+def draw_case(fitted: Fitted, scan: Scan, root: Path, windows: Windows, path: Path) -> None:
+    """Draws one scan with its label and its prediction."""
+    volume = read(scan, root)
+    assert volume.label is not None
+    prediction = segment(fitted, volume, scan.source.value_domain, windows)
+    image, label, found, affine = volume.image, volume.label, prediction[None], volume.affine
+    if prediction.ndim == 3:
+        label, found = (grid.orient(array, affine, "RAS")[0] for array in (label, found))
+        image, affine = grid.orient(image, affine, "RAS")
+    picture = overlay(image, label[0], found[0], fitted.schema, grid.spacing_of(affine))
+    atomic_write(path, lambda file: file.write(picture))
