@@ -6,6 +6,8 @@ drawn apart. Between the 2.5th and 97.5th percentile the interval of a mean woul
 normal values: it holds the truth 90 times in 100), so the percentiles move outwards as Student's t does ("expanded
 percentile interval", Hesterberg 2015); with many subjects they are those. Subjects are taken in the order of their
 identifiers: the order of rows does not matter.
+
+Not ``scipy.stats.bootstrap``: it draws rows and not subjects, and knows no expanded percentiles.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ highest probability, the first of equals.
                         reason resamples, which hold fewer different scans, give an interval that lies too high
     brier               mean of the sum over classes of (p - 1[y = k])^2, from 0 to 2 (Brier 1950)
     nll                 mean of -log p of the true class in nats; a p below 1e-7 (float32) counts as 1e-7
+
+Not torchmetrics: it computes in float32, takes 0.1 ms a call where 2,000 resamples need 0.01, and 2.4 s to import.
 """
 
 from __future__ import annotations

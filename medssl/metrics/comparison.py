@@ -3,7 +3,7 @@ r"""Whether one way of training is better than another: differences over runs an
 Scores are tables [runs, subjects]: the same test subjects for both ways, and pairs of runs (same labeled subjects,
 same seed). With difference :math:`d_{rs}` of run r and subject s::
 
-    d_rs = m + a_r + b_s + e_rs              luck of the run, nature of the subject, the rest
+    d_rs = m + a_r + b_s + e_rs              effect of the run, effect of the subject, the rest
     se^2 = (MS_a + MS_b - MS_e) / (R S)      mean squares of a two-way table without replication (Searle et al. 1992)
 
 Both the choice of labeled subjects and the choice of test subjects are chance: an interval that knows one of them only
@@ -13,6 +13,8 @@ lies so far out, it is the mean and so many standard errors to either side. The 
 turning round the signs of the estimated effects a, b and e, each on its own, and looking how often the studentised
 mean becomes as large (a sign-flip, or wild, permutation test: Winkler et al. 2014); five runs have few signs to turn,
 so that it is never below what Student's t gives. p-values of several comparisons are corrected together (Holm 1979).
+
+Not scipy: it draws one factor again, not runs and subjects together, and has no correction by Holm.
 """
 
 from __future__ import annotations

@@ -154,6 +154,8 @@ def surface_distances(
 def dice_scores(prediction: Int[Tensor, "*s"], target: Int[Tensor, "*s"], classes: int) -> list[float | None]:
     """Dice of each class but the first, which is the background; None for a class that is in neither.
 
+    Not MONAI's, which copies the volume for each class (one-hot); a test compares both.
+
     Args:
         prediction: Class numbers, 0 to ``classes`` - 1.
         target: Class numbers; voxels that are ``UNLABELED`` are left out of both.
