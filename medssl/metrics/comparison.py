@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float, Int
 
-FEWEST_RUNS = 5  # with fewer the luck of the runs cannot be told from the gain
+FEWEST_RUNS = 5  # with fewer, variation between runs hides the gain
 FEWEST_SUBJECTS = 3
 RESAMPLES, FLIPS = 2000, 4999
 FEWEST_IN_TAIL = 5  # resamples beyond a bound
