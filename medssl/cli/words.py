@@ -234,7 +234,8 @@ def check_keys(command: Command) -> None:
         parameter = keys.parameters.get(key)
         if parameter is None or key in keys.open or key in keys.groups:
             continue
-        if not fits(parameter.module, parameter.annotation, value):
+        readings = [value, *([command.values[key]] if key in command.values else [])]  # as YAML, or the text itself
+        if not any(fits(parameter.module, parameter.annotation, reading) for reading in readings):
             right = expected(parameter.module, parameter.annotation)
             message = "the value has the wrong type"
             raise UserError(message, key=key, got=value, expected=right)

@@ -104,7 +104,7 @@ def cache(  # noqa: PLR0913 (the keys of a command line)
             datasets.add(scan.source.dataset)
         names = sorted(datasets)
         if not names:
-            message = f"{index} has no good scan" + (f" that meets --where {where}" if where else "")
+            message = f"{index} has no good scan" + (f" that meets the condition where: {where}" if where else "")
             raise UserError(message)
         if note := check_domains(preprocess or Preprocess(), domains):
             log.info(f"note: {note}")
@@ -156,14 +156,14 @@ def check_domains(preprocess: Preprocess, domains: Counter[str]) -> str:
     if len(others) == len(domains):
         terms = {"hu": "CT", "mr": "MR"}
         modality = next((terms[domain] for domain in preprocess.domains if domain in terms), "")
-        what = f"index with --files.modality {modality}" if modality else "choose another --preprocess"
+        what = f"index with files.modality {modality}" if modality else "choose another preset of preprocess"
         message = (
-            f"--preprocess sets rules for {wanted}; {counts}: {what}, or say --preprocess.domains "
+            f"preprocess sets rules for {wanted}; {counts}: {what}, or set preprocess.domains "
             f"[{next(iter(others))}] to take the default rule for them"
         )
         raise UserError(message)
     rules = "; ".join(f"{domain}: {_shown(getattr(preprocess.intensity, domain))}" for domain in others)
-    return f"--preprocess sets rules for {wanted}; {counts} and get the default rule ({rules})"
+    return f"preprocess sets rules for {wanted}; {counts} and get the default rule ({rules})"
 
 
 def _shown(rule: IntensityRule) -> str:
@@ -214,12 +214,12 @@ def _verify(store: Path) -> CacheResult:
         )
     if not found.sealed:
         log.info(
-            "note: no run of medssl cache has ended since the store was changed: run it again to check all of the table"
+            "note: caching has not ended since the store was changed: cache the index again to check all of the table"
         )
     damaged = len(found.damaged)
     if damaged or found.files:
         log.info(
-            f"{store}: {found.checked} scans, {damaged} damaged: run medssl cache with the same index and store, which "
+            f"{store}: {found.checked} scans, {damaged} damaged: cache the index again into this store, which "
             "stores them anew"
         )
         return CacheResult(store, found.checked, damaged=tuple(found.damaged), exit_code=1)
@@ -244,7 +244,7 @@ def _estimate(work: _Work, scans: Callable[[], Iterator[Scan]]) -> tuple[int, in
     if needed > free:
         message = (
             f"the store needs about {needed:.3g} GB and {free:.3g} GB are free: make room, choose another disk, "
-            "or take fewer scans with --where"
+            "or take fewer scans with where"
         )
         raise UserError(message)
     return missing, voxels

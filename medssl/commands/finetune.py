@@ -157,7 +157,7 @@ def build(
     The head is drawn before any weights are loaded: a twin from scratch starts with the same head.
     """
     torch.manual_seed(keyed_seed(seed))
-    encoder = make_encoder(begin.encoder, "--encoder" if begin.card is None else CARD, begin.trust)
+    encoder = make_encoder(begin.encoder, "encoder" if begin.card is None else CARD, begin.trust)
     network = Network(encoder, head(encoder, schema))
     report = start.fill(encoder, begin)
     if report is None:
@@ -183,7 +183,7 @@ def refuse_misfit(network: Network, data: Examples, training: Training, mixing: 
         message = f"the encoder takes {own}, data.view.size {list(data.view.size)} has {axes} axes: change either"
         raise UserError(message)
     if kind_of(network.head.schema).task != kind:
-        message = f"the head is for {kind}, the target is {data.target!r}: choose another --head or --data.target"
+        message = f"the head is for {kind}, the target is {data.target!r}: choose another head or data.target"
         raise UserError(message)
     for size, stride in zip(data.view.size, network.encoder.strides[-1], strict=True):
         if size % stride:

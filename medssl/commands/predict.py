@@ -88,7 +88,7 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
         Where predictions are, and what was skipped.
     """
     if bool(scans) == (index is not None):
-        message = "say what to predict: files or folders, or else an --index"
+        message = "say what to predict: files or folders, or else an index"
         raise UserError(message)
     refuse_unknown(allow)
     fitted = load_fitted(run, device_of(windows.accelerator), trusted(trust))

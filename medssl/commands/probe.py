@@ -123,11 +123,11 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
     """
     least = {"shots": (1, min(shots, default=1)), "draws": (1, draws), "voxels": (1, voxels), "seed": (0, seed)}
     for key, (lowest, value) in least.items():
-        refuse_below(lowest, f"--{key}", value)
+        refuse_below(lowest, key, value)
     begin = begin_of(run, encoder, from_scratch=from_scratch, trust=names(trust))
     opened = open_store(store, begin, allow)
     begin = start.with_channels(begin, opened.channels, allow)
-    schema = schema_of(opened, target, key="--target")
+    schema = schema_of(opened, target, key="target")
     refuse_kind(schema)
     frozen, loaded = freeze(begin, opened, windows, window=window, slice_axis=slice_axis, seed=seed)
     axes = len(frozen.window)

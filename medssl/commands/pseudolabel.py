@@ -147,8 +147,8 @@ def begin(out: Path, facts: dict[str, Any]) -> None:
         then["pretrained"] = as_written(then.get("pretrained"))
         differing = sorted(key for key in {*then, *facts} if then.get(key) != facts.get(key))
         if differing:
-            message = f"{out} holds labels of another command ({', '.join(differing)} differ): choose another --out"
-            raise UserError(message)
+            message = f"{out} holds labels of another command ({', '.join(differing)} differ)"
+            raise UserError(message, key="out", hint="Choose another folder for results.")
         return
     if out.is_dir() and any(out.iterdir()):
         message = f"{out} is a folder with other files: give an empty or a new one for the labels"

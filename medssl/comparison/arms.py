@@ -169,7 +169,7 @@ def read_kept(out: Path) -> dict[str, Any]:
         if (out / "runs").exists():
             message = (
                 f"{out}/ holds runs but no {CONFIG}, which says by which recipe and from which weights they were made: "
-                "put it back, or choose another --out"
+                "put it back, or choose another folder for results"
             )
             raise UserError(message)
         return nothing
@@ -178,7 +178,9 @@ def read_kept(out: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError):
         found = None
     if not whole(found):
-        message = f"{file} is damaged (empty, cut off or edited): put a whole one back, or choose another --out"
+        message = (
+            f"{file} is damaged (empty, cut off or edited): put a whole one back, or choose another folder for results"
+        )
         raise UserError(message)
     kept: dict[str, Any] = nothing | found
     if kept["arms"] and not kept["encoders"]:
@@ -229,7 +231,7 @@ def hold(
     if (out / CONFIG).exists():
         former = {key: value for key, value in kept.items() if key not in KEPT}
         if found := differing(_with_batch(former) | then, _with_batch(held) | now, FREE):
-            message = f"{out}/ holds another comparison: {found}; choose another --out"
+            message = f"{out}/ holds another comparison: {found}; choose another folder for results"
             raise UserError(message)
     now["encoders"] = dict(kept["encoders"])
     for arm in arms:
@@ -320,7 +322,7 @@ def _kind_of_runs(out: Path, name: str) -> str:
         groups = "; ".join(", ".join(runs) for runs in found.values())
         message = (
             f"{out}/runs/{name}/ holds runs of {len(found)} different encoders, which an earlier version mixed up "
-            f"({groups}): delete those of all but one, or choose another --out"
+            f"({groups}): delete those of all but one, or choose another folder for results"
         )
         raise UserError(message)
     return next(iter(found), "")

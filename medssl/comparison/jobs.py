@@ -160,7 +160,7 @@ def alone(file: Path, what: str) -> Iterator[IO[str]]:
         since = time.monotonic()
         while not try_lock(lock):
             if time.monotonic() - since > PATIENCE_S:
-                message = f"another process is at work in {what}: wait for it, or choose another --out"
+                message = f"another process is at work in {what}: wait for it, or choose another folder for results"
                 raise UserError(message)
             if time.monotonic() - since < 0.1:
                 log.warning(f"waiting for a process that is at work in {what}")

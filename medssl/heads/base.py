@@ -116,8 +116,8 @@ def class_numbers(labels: Int[Tensor, "*s"], schema: LabelSchema) -> Int[Tensor,
         unknown = sorted(set(labels[~is_known].tolist()))
         classes = ", ".join(f"{value}={name}" for value, name in schema.classes)
         message = (
-            f"label values {unknown[:5]} are not among the classes {classes}: name them with --label.class_names of "
-            "medssl index, or leave them out of the loss with --label.ignore"
+            f"label values {unknown[:5]} are not among the classes {classes}: name them with label.class_names of "
+            "the index, or leave them out of the loss with label.ignore"
         )
         raise UserError(message)
     return numbers

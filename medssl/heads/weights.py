@@ -52,7 +52,7 @@ def load_network(folder: Path, trust: Collection[str] = ()) -> tuple[Network, Ca
 
     card = read_card(folder)
     if card.tuned is None:
-        message = f"{folder / CARD} has no head: {folder} is a run of pretraining; fine-tune it with medssl finetune"
+        message = f"{folder / CARD} has no head: {folder} is a run of pretraining; fine-tune it first"
         raise UserError(message)
     encoder, card = load_encoder(folder, trust)
     head = _make_head(card, encoder, folder, trust)
@@ -63,12 +63,12 @@ def load_network(folder: Path, trust: Collection[str] = ()) -> tuple[Network, Ca
         head.load_state_dict(tensors)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        message = f"{folder / HEAD}: the head's weights could not be read ({reason}): run medssl finetune again"
+        message = f"{folder / HEAD}: the head's weights could not be read ({reason}): run the fine-tuning again"
         raise UserError(message) from error
     if step != str(card.step):
         message = (
             f"{folder}: head of step {step}, encoder of step {card.step}: the run was stopped while they were written; "
-            "run the same medssl finetune command again"
+            "run the same fine-tuning again"
         )
         raise UserError(message)
     return Network(encoder, head).eval(), card

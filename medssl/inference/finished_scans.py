@@ -46,7 +46,7 @@ class Finished:
         if differing:
             message = (
                 f"{folder} holds results of another network or other settings ({'; '.join(differing)}): "
-                "choose another --out"
+                "choose another folder for results"
             )
             raise UserError(message)
         for line in lines[1:-1]:

@@ -27,13 +27,11 @@ def refuse_calibration(fitted: Fitted, calibrate: str | None, split: str) -> Non
         UserError: No classification, or the split that is scored.
     """
     if calibrate is not None and fitted.kind != "classification":
-        message = f"--calibrate {calibrate} fits a temperature of class probabilities, the network is a {fitted.kind}: "
-        message += "leave --calibrate out"
+        message = f"calibrate {calibrate} fits a temperature of class probabilities, the network is a {fitted.kind}: "
+        message += "leave calibrate out"
         raise UserError(message)
     if calibrate is not None and calibrate == split:
-        message = (
-            f"--calibrate {calibrate} is the split that is scored: fit the temperature on another one, such as val"
-        )
+        message = f"calibrate {calibrate} is the split that is scored: fit the temperature on another one, such as val"
         raise UserError(message)
 
 
@@ -49,7 +47,7 @@ def refuse_shared(fitted: Fitted, scans: Sequence[Scan], others: Sequence[Scan])
     asked = {scan.subject.subject_id for scan in others}
     common = overlap(asked, {scan.subject.subject_id for scan in scans})
     if common:
-        message = f"{len(common)} subjects are scored and in the split of --calibrate, too: choose a split without them"
+        message = f"{len(common)} subjects are scored and in the split of calibrate, too: choose a split without them"
         raise UserError(message)
     known = overlap(asked, fitted.tuned.subjects)
     if not known:
@@ -68,15 +66,15 @@ def scaling_of(scores: Path, fitted: Fitted) -> Scaling:
         UserError: No classification, no readable summary, no temperature in it, or one of other weights.
     """
     if fitted.kind != "classification":
-        message = f"--scaling {scores} is for class probabilities, the network is a {fitted.kind}: leave --scaling out"
+        message = f"scaling {scores} is for class probabilities, the network is a {fitted.kind}: leave scaling out"
         raise UserError(message)
     summary = read_summary(scores / SUMMARY if scores.is_dir() else scores)
     if "scaling" not in summary:
-        message = f"--scaling {scores} holds no temperature: run medssl evaluate with --calibrate val"
+        message = f"scaling {scores} holds no temperature: evaluate with calibrate val first"
         raise UserError(message)
     if summary["by"].get("weights") != fitted.digest:
         message = (
-            f"--scaling {scores} is of the weights {summary['by'].get('weights')}, the network has {fitted.digest}: "
+            f"scaling {scores} is of the weights {summary['by'].get('weights')}, the network has {fitted.digest}: "
             "give the scores of this network"
         )
         raise UserError(message)

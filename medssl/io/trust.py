@@ -42,7 +42,7 @@ TRANSFORMS = {
 }
 
 
-def names(text: str, option: str = "--trust") -> frozenset[str]:
+def names(text: str, option: str = "trust") -> frozenset[str]:
     """Import paths of ``--trust NAME[,NAME]``.
 
     Raises:
@@ -155,7 +155,7 @@ def refuse(path: str, where: str) -> None:
     """
     message = (
         f"{where} names {path[:200]!r}, which is not on the list of classes that are built from files of others: "
-        f"its code would run; if you know it, say --trust {path[:200]}"
+        f"its code would run; if you know it, add to trust: {path[:200]}"
     )
     raise UserError(message)
 

@@ -290,10 +290,10 @@ def refuse_lacking(split: str, truth: Int[np.ndarray, "N"], names: Sequence[str]
     if lacking:
         shown = " or ".join(lacking[:5]) + (" or ..." if len(lacking) > 5 else "")
         message = (
-            f"none of the {len(truth)} {split} scans is {shown}: a probe needs scans of every class to "
-            "learn from and to choose by; take more --labels, or split anew"
+            f"none of the {len(truth)} {split} scans is {shown}: a probe needs scans of every class to learn from and "
+            "to choose by"
         )
-        raise UserError(message)
+        raise UserError(message, hint="Take more labeled subjects, or split anew.")
 
 
 def refuse_not_finite(group: Group) -> None:

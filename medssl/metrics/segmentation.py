@@ -271,7 +271,7 @@ def _refuse_values(role: str, values: np.ndarray[Any, Any], schema: LabelSchema)
         classes = ", ".join(f"{value}={name}" for value, name in schema.classes)
         message = (
             f"{role} holds {found} ({strange.size:,} voxels), which is not among the classes {classes}: name every "
-            "value with --label.class_names of medssl index, or leave it out with --label.ignore"
+            "value with label.class_names, or leave it out with label.ignore"
         )
         raise UserError(message)
 

@@ -33,7 +33,7 @@ def columns_of(by: str, opened: Index) -> list[str]:
     known = opened.columns()
     for column in asked:
         if column not in known:
-            message = f"--by names {column!r}, which is no column of the index; there are {', '.join(known)}"
+            message = f"by names {column!r}, which is no column of the index; there are {', '.join(known)}"
             raise UserError(message)
     return asked
 

@@ -258,12 +258,12 @@ def read_summary(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     except (OSError, ValueError) as error:
-        message = f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): run medssl evaluate again"
+        message = f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): evaluate again"
         raise UserError(message) from error
     lacking = [key for key in KEYS if key not in summary] if isinstance(summary, dict) else list(KEYS)
     if lacking or summary["kind"] not in KINDS:
         what = f"it lacks {', '.join(lacking)}" if lacking else f"its kind is {summary['kind']!r}"
-        message = f"{path} is no summary of an evaluation ({what}): expected what medssl evaluate writes"
+        message = f"{path} is no summary of an evaluation ({what}): expected a folder of scores of an evaluation"
         raise UserError(message)
     for name, entry in summary["metrics"].items():
         if any(key not in entry for key in ENTRY):

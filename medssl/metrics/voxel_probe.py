@@ -142,9 +142,9 @@ def refuse_absent(split: str, voxels: Sequence[int] | Int[np.ndarray, "K"], sche
     if lacking:
         message = (
             f"no voxel of the {split} scans is {' or '.join(lacking)}: a probe needs voxels of every class to learn "
-            "from and to choose by; take more --labels, or split anew"
+            "from and to choose by"
         )
-        raise UserError(message)
+        raise UserError(message, hint="Take more labeled subjects, or split anew.")
 
 
 class Candidates(VoxelLinear):

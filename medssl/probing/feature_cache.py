@@ -72,8 +72,7 @@ class Kept:
                 key for key, own in self.made_by["encoder"].items() if then["encoder"].get(key) != own
             )
             message = (
-                f"{self.path.parent} holds features of another encoder or store (other {differing}): choose another "
-                "--out"
+                f"{self.path.parent} holds features of another encoder or store (other {differing}): choose another out"
             )
             raise UserError(message)
         if then["settings"] == self.made_by["settings"]:

@@ -102,7 +102,7 @@ def begin_of(
     try:
         return start.start_of(run, encoder, from_scratch=from_scratch, trust=trust)
     except UserError as error:
-        raise UserError(str(error).replace("--pretrained ", "")) from error
+        raise error.changed(key="run" if error.key == "pretrained" else error.key) from error
 
 
 def freeze(
@@ -119,7 +119,7 @@ def freeze(
     tuned = begin.card.tuned if begin.card else None
     axis = slice_axis if slice_axis is not None else tuned.slice_axis if tuned else 2
     torch.manual_seed(keyed_seed(seed))
-    encoder = make_encoder(begin.encoder, "--encoder" if begin.card is None else CARD, begin.trust)
+    encoder = make_encoder(begin.encoder, "encoder" if begin.card is None else CARD, begin.trust)
     refuse_misfit(encoder, window)
     report = start.fill(encoder, begin)
     own = {key: value for key, value in begin.encoder.init_args.items() if key != "pretrained"}
@@ -147,7 +147,7 @@ def _window_of(begin: Start) -> tuple[int, ...]:
         return begin.card.tuned.window
     view = (begin.card.objective.init_args if begin.card and begin.card.objective else {}).get("view")
     if not isinstance(view, dict) or "size" not in view:
-        message = "nothing tells how many voxels the encoder sees at once: say it, as in --window '[48,48,48]'"
+        message = "nothing tells how many voxels the encoder sees at once: give window, such as 48,48,48"
         raise UserError(message)
     return tuple(view["size"])
 
@@ -160,11 +160,11 @@ def refuse_misfit(encoder: Encoder, window: tuple[int, ...]) -> None:
     """
     if len(window) not in encoder.ndims:
         own = " or ".join(f"{ndim}D" for ndim in sorted(encoder.ndims))
-        message = f"the encoder is {own}, the window has {len(window)} axes ({list(window)}): set --window"
+        message = f"the encoder is {own}, the window has {len(window)} axes ({list(window)}): set window"
         raise UserError(message)
     for size, stride in zip(window, encoder.strides[-1], strict=True):
         if size < 1 or size % stride:
-            message = f"--window {list(window)}: {size} is not a multiple of the encoder's stride {stride}"
+            message = f"window {list(window)}: {size} is not a multiple of the encoder's stride {stride}"
             raise UserError(message)
 
 
@@ -180,14 +180,14 @@ def split_scans(
     try:
         chosen = select_scans(store, schema, data, labels, seed)
     except UserError as error:
-        raise UserError(str(error).replace("data.validation_labels", "--validation_labels")) from error
+        raise error.changed(key="validation_labels" if error.key == "data.validation_labels" else error.key) from error
     pools = {split: labeled_scans(store, axes, split, schema) for split in ("train", "val", "test")}
     names = {split: store.distinct_subjects(scans) for split, scans in pools.items()}
     for split, others in (("train", "val"), ("train", "test"), ("val", "test")):
         if shared := overlap(names[split], names[others]):
             message = (
                 f"{len(shared)} of the {len(names[split])} subjects of split {split!r} are in split {others!r} too: "
-                "give each subject one split when indexing (--label.split), and cache again"
+                "give each subject one split when indexing (label.split), and cache again"
             )
             raise UserError(message)
     everything = tuple(sorted({number for scans in pools.values() for number in scans}))

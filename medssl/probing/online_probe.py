@@ -53,14 +53,12 @@ class ProbeWhileTraining(lightning.Callback):
     def __init__(self, store: Store, plan: ViewPlan, settings: OnlineProbe, *, half: bool) -> None:
         assert settings.target is not None
         if settings.target == MASK:
-            message = (
-                "probe.target is mask: only whole scans are probed while training goes on; medssl probe does voxels"
-            )
-            raise UserError(message)
+            message = "only whole scans are probed during training"
+            raise UserError(message, key="probe.target", got=MASK)
         self.store, self.every = store, settings.every
         self.window, self.axis = tuple(plan.views[0].size), plan.sampling.slice_axis
         self.windows = Windows(precision="bf16" if half else "fp32")
-        self.schema = schema_of(store, settings.target, key="--probe.target")
+        self.schema = schema_of(store, settings.target, key="probe.target")
         refuse_kind(self.schema)
         self.asked = {"target": settings.target, "subjects": settings.subjects, "seed": settings.seed}
         self.learned, self.judged = (
@@ -69,7 +67,7 @@ class ProbeWhileTraining(lightning.Callback):
         if shared := overlap(store.distinct_subjects(self.learned), store.distinct_subjects(self.judged)):
             message = (
                 f"{len(shared)} subjects are in the splits 'train' and 'val': give each subject one split when "
-                "indexing (--label.split), and cache again"
+                "indexing (label.split), and cache again"
             )
             raise UserError(message)
         self.names = [name for _, name in self.schema.classes]
@@ -142,7 +140,7 @@ def bounded(store: Store, axes: int, split: str, schema: LabelSchema, settings: 
         truth = [class_number(store.values(scan), schema) for scan in chosen]
         probes.refuse_lacking("labeled", np.array(truth), [name for _, name in schema.classes])
     except UserError as error:
-        asked = f"probe.target {schema.name} in split {split!r}, probe.subjects {settings.subjects}"
-        message = f"{asked}: {error}".replace("take more --labels", "raise probe.subjects")
-        raise UserError(message) from error
+        message = f"target {schema.name} in split {split!r}, of at most {settings.subjects} subjects: {error.message}"
+        hint = "Raise probe.subjects, or split anew."
+        raise error.changed(message=message, key="probe.target", hint=hint) from error
     return chosen

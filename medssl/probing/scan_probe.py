@@ -48,7 +48,7 @@ def refuse_kind(schema: LabelSchema) -> None:
         UserError: Says what they are.
     """
     if schema.kind != "classes":
-        message = f"{schema.name!r} is of the kind {schema.kind!r}: probes are for classes; choose another --target"
+        message = f"{schema.name!r} is of the kind {schema.kind!r}: probes are for classes; choose another target"
         raise UserError(message)
 
 

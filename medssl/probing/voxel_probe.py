@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from medssl.training.initial_weights import Start
 
 HELD = 1 << 30  # bytes of probabilities that the candidates of one pass may hold
-ON_STORED_GRID = "Dice is on the grid of the store; for the scans' own grids: medssl evaluate OUT/network"
+ON_STORED_GRID = "Dice is on the grid of the store; for the scans' own grids, evaluate the folder network/"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def levels_of(frozen: Frozen, levels: tuple[int, ...] | None) -> tuple[int, ...]
     count = len(frozen.encoder.channels)
     chosen = tuple(range(count)) if levels is None else tuple(sorted(set(levels)))
     if not chosen or not 0 <= chosen[0] <= chosen[-1] < count:
-        message = f"--levels {list(levels or ())}: the encoder has the maps 0 (fine) to {count - 1} (coarse)"
+        message = f"levels {list(levels or ())}: the encoder has the maps 0 (fine) to {count - 1} (coarse)"
         raise UserError(message)
     return chosen
 

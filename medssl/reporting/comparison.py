@@ -110,7 +110,7 @@ def verdict(first: str, second: str, difference_of_measure: Difference) -> str:
         numbers += f"{difference.low:+.3f} to {difference.high:+.3f}"
         numbers += ", which holds 0: no difference seen" if difference.low <= 0 <= difference.high else ""
     return (
-        f"{first} and {second}: too few runs for a verdict, 1 of each, it takes {FEWEST_RUNS} (medssl compare). "
+        f"{first} and {second}: too few runs for a verdict, 1 of each, it takes {FEWEST_RUNS}. "
         f"{values[:1].upper()}{values[1:]} ({numbers})."
     )
 

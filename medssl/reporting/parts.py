@@ -104,9 +104,7 @@ def read_part(name: str, folder: Path) -> Part:
     """
     if not folder.is_dir():
         problem = "is a file, no folder" if folder.exists() else "no such folder"
-        message = (
-            f"{folder}: {problem}: a report is made of run folders and of folders of medssl evaluate, probe, compare"
-        )
+        message = f"{folder}: {problem}: expected a folder of a run, evaluation, probe or comparison"
         raise UserError(message)
     if (folder / PROBE).exists():
         return read_probes(name, folder)
@@ -116,8 +114,8 @@ def read_part(name: str, folder: Path) -> Part:
         return _read_evaluation(name, folder)
     if not (folder / CARD).exists():
         message = (
-            f"{folder} holds neither {CARD} nor {SUMMARY}: expected a run folder of medssl pretrain or finetune whose "
-            "first checkpoint is written, or a folder of medssl evaluate, probe or compare"
+            f"{folder} holds neither {CARD} nor {SUMMARY}: expected a run folder whose first checkpoint is written, "
+            "or a folder of an evaluation, a probe or a comparison"
         )
         raise UserError(message)
     config = _read_config(folder / CONFIG)

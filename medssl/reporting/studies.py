@@ -45,7 +45,7 @@ def read_probes(name: str, folder: Path) -> Probes:
     Raises:
         UserError: The file is damaged.
     """
-    return Probes(name, _read(folder / PROBE, PROBE_KEYS, "medssl probe"))
+    return Probes(name, _read(folder / PROBE, PROBE_KEYS, "a probe"))
 
 
 def read_study(name: str, folder: Path) -> Study:
@@ -54,18 +54,18 @@ def read_study(name: str, folder: Path) -> Study:
     Raises:
         UserError: It has not written its tables yet, or they are damaged.
     """
-    return Study(name, _read(folder / SUMMARY, STUDY_KEYS, "medssl compare"))
+    return Study(name, _read(folder / SUMMARY, STUDY_KEYS, "a comparison"))
 
 
-def _read(file: Path, keys: tuple[str, ...], verb: str) -> dict[str, Any]:
+def _read(file: Path, keys: tuple[str, ...], what: str) -> dict[str, Any]:
     try:
         summary = read_json(file)
     except (OSError, ValueError) as error:
-        message = f"{file} cannot be read: run {verb} again, it writes the file at its end"
+        message = f"{file} cannot be read: {what} that has not ended? Its last step writes the file"
         raise UserError(message) from error
     missing = [key for key in keys if key not in summary] if isinstance(summary, dict) else list(keys)
     if missing:
-        message = f"{file} lacks {', '.join(missing)}: expected what {verb} writes"
+        message = f"{file} lacks {', '.join(missing)}: expected the file of {what}"
         raise UserError(message)
     return dict(summary)
 

@@ -81,6 +81,6 @@ def _axes_of(begin: Start) -> set[int]:
     bare = replace(begin.encoder, init_args=arguments | ({"pretrained": False} if "pretrained" in arguments else {}))
     try:
         with torch.device("meta"):
-            return set(make_encoder(bare, "--encoder" if begin.card is None else CARD, begin.trust).ndims)
+            return set(make_encoder(bare, "encoder" if begin.card is None else CARD, begin.trust).ndims)
     except (RuntimeError, NotImplementedError):
         return set()

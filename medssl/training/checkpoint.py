@@ -176,7 +176,7 @@ class RunFolder:
         self.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open_lock(self.path / ".lock") as lock:
             if not try_lock(lock, inherited=False):
-                message = f"another process is training in {self.path.name}/: wait for it, or choose another --run"
+                message = f"another process is training in {self.path.name}/: wait for it, or choose another run folder"
                 raise UserError(message)
             for part in self.path.rglob(".*.part"):
                 part.unlink()
@@ -194,10 +194,10 @@ def refuse_other(stored: dict[str, Any], config: dict[str, Any], name: str) -> N
     found = differing(stored, config, free)
     if not found:
         return
-    hint = " (--training.extend true goes on with more steps)" if found.startswith("training.steps") else ""
+    hint = " (training.extend true goes on with more steps)" if found.startswith("training.steps") else ""
     if stored.get("init") and not config.get("init"):
         hint = " (the run's own folder as `pretrained` continues from its checkpoint)"
-    message = f"{name}/ is a run of another configuration: {found}; choose another --run{hint}"
+    message = f"{name}/ is a run of another configuration: {found}; choose another run folder{hint}"
     raise UserError(message)
 
 

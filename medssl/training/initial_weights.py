@@ -79,28 +79,28 @@ def start_of(
     given = None if encoder is None else describe.imported(describe.plain(encoder, "encoder"))
     mine = frozenset(trust) | frozenset(() if given is None else named_in(asdict(given)))
     if from_scratch and given is not None and brings_weights(given):
-        message = "--from-scratch, and encoder.pretrained true: the encoder would bring weights; leave one of them out"
+        message = "from_scratch, and encoder.pretrained true: the encoder would bring weights; leave one of them out"
         raise UserError(message)
     if pretrained is None:
         if given is None:
-            message = "say what to start from: --pretrained RUN, or --encoder NAME for random weights"
+            message = "nothing to start from: give pretrained, or an encoder for random weights"
             raise UserError(message)
         return Start(given, None, None, "pretrained" if brings_weights(given) else "random", mine)
     pretrained = run_of(pretrained)
     if not pretrained.exists():
-        message = f"--pretrained {pretrained}: there is no such folder or file"
-        raise UserError(message)
+        message = "there is no such folder or file"
+        raise UserError(message, key="pretrained", got=str(pretrained))
     if pretrained.is_dir():
         card = read_card(pretrained)
         if given is None:
             refuse_encoder(card.encoder, f"{pretrained.name}/{CARD}", trust)
         weights, wanted = pretrained / WEIGHTS, given or card.encoder
         if not from_scratch and not weights.exists():
-            message = f"--pretrained {pretrained}: it has {CARD} but no {WEIGHTS}"
-            raise UserError(message)
+            message = f"the folder has {CARD} but no {WEIGHTS}"
+            raise UserError(message, key="pretrained", got=str(pretrained))
     elif given is None:
-        message = f"--pretrained {pretrained.name} is a file of weights: say with --encoder which encoder they fit"
-        raise UserError(message)
+        message = f"{pretrained.name} is a file of weights"
+        raise UserError(message, key="encoder", hint="Give the encoder that they fit.")
     else:
         card, weights, wanted = None, pretrained, given
     if from_scratch:
@@ -152,7 +152,7 @@ def with_channels(start: Start, channels: int, allow: Sequence[Allowed]) -> Star
     if "channels" not in allow:
         message = (
             f"the encoder takes {own} channel(s), the scans of the store have {channels}: choose other scans, or "
-            "say --allow channels to spread the weights of the first layer"
+            "set allow to channels to spread the weights of the first layer"
         )
         raise UserError(message)
     return replace(start, encoder=replace(start.encoder, init_args=start.encoder.init_args | {"in_channels": channels}))
@@ -166,7 +166,7 @@ def with_drop_path(start: Start, chance: float | None) -> Start:
     """
     if chance is None:
         return start
-    if "drop_path" not in inspect.signature(encoder_class(start.encoder, "--encoder", start.trust)).parameters:
+    if "drop_path" not in inspect.signature(encoder_class(start.encoder, "encoder", start.trust)).parameters:
         name = start.encoder.class_path.rpartition(".")[2]
         message = f"optimizer.drop_path {chance}: {name} has no drop_path, as transformers have; set it to null"
         raise UserError(message)
@@ -217,7 +217,7 @@ def fill_decoder(head: Head, start: Start) -> str:
     if len(fitting) < len(tensors) or asked != set(fitting):
         message = (
             f"{len(fitting)} of the {len(tensors)} keys of the pretrained decoder fit the head {type(head).__name__}: "
-            "take --head unet with the norm and channels of pretraining, or start from the stage before"
+            "take the head unet with the norm and channels of pretraining, or start from the stage before"
         )
         raise UserError(message)
     head.load_state_dict(fitting, strict=False)
@@ -238,7 +238,7 @@ def refuse_seen(store: Store, start: Start, allow: Sequence[Allowed]) -> str:
     if seen and "seen" not in allow:
         message = (
             f"pretraining has seen {len(seen)} of the {len(test)} subjects of split 'test': results there would be too "
-            "good; pretrain with --data.split train, or say --allow seen"
+            "good; pretrain with data.split train, or allow it (allow: seen)"
         )
         raise UserError(message)
     told = f"{len(seen)} of the {len(test)} subjects of split 'test' were seen in pretraining (allowed)"

@@ -38,7 +38,7 @@ def schema_for(store: Store, target: str, head: Any) -> LabelSchema:
         return schema_of(store, target)
     kind = kind_of_task(task)
     kind.refuse_target(target)
-    return kind.schema(store, target, key="--data.target")
+    return kind.schema(store, target, key="data.target")
 
 
 def targets_of(values: Sequence[Mapping[str, str]], schema: LabelSchema) -> Tensor:

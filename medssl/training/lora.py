@@ -69,7 +69,7 @@ def adapt(encoder: Encoder, settings: LoRA) -> str:
         own = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
         message = (
             f"optimizer.lora: {type(encoder).__name__} has no linear layers named {' or '.join(settings.modules)} (it "
-            f"has: {own}); name others in optimizer.lora.modules, or choose another --optimizer"
+            f"has: {own}); name others in optimizer.lora.modules, or choose another optimizer"
         )
         raise UserError(message)
     try:

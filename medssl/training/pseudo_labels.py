@@ -93,8 +93,8 @@ def refuse_test_subjects(store: Store, subjects: Behind, *, allowed: bool) -> li
     if seen and not allowed:
         message = (
             f"the network that labels has seen {len(seen)} of the {len(test)} subjects of split 'test', and its labels "
-            "carry that over: choose another network, or allow it (medssl pseudolabel --allow seen, medssl "
-            "finetune --allow seen) and tell it with the results"
+            "carry that over: choose another network, or allow it (allow: seen) "
+            "and tell it with the results"
         )
         raise UserError(message)
     notes = []
@@ -159,14 +159,14 @@ def with_pseudo_labels(
     if not files:
         message = (
             f"all {len(scans)} scans of split {split!r} are of subjects that are learned from by their own labels: "
-            "pseudo-labels have no place; leave --pseudo.labels out, or learn from fewer with --labels"
+            "pseudo-labels have no place; leave pseudo.labels out, or learn from fewer labeled subjects"
         )
         raise UserError(message)
     missing = sum(not file.exists() for file in files.values())
     if missing:
         message = (
-            f"{missing} of the {len(files)} other scans of split {split!r} have no pseudo-label: finish medssl "
-            f"pseudolabel --split {split}"
+            f"{missing} of the {len(files)} other scans of split {split!r} have no pseudo-label: label all "
+            "scans of this split first"
         )
         raise UserError(message)
     return store.with_labels(files, label_type(schema)), in_share(learned, tuple(files), pseudo.share, seed)
@@ -203,7 +203,7 @@ def facts_of(folder: Path) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = read_json(folder / FACTS)
     except (OSError, ValueError) as error:
-        message = f"--pseudo.labels {folder}: it has no readable {FACTS}; make one with medssl pseudolabel"
+        message = f"pseudo.labels {folder}: it has no readable {FACTS}; label the scans of a store first"
         raise UserError(message) from error
     return facts
 

@@ -167,7 +167,9 @@ def go_on(module: TrainingLoop, folder: RunFolder) -> list[str]:
         return []
     former, now = state["progress"], module.progress
     if former.store != now.store:
-        message = f"{folder.path.name}/ was trained on another store (or this one has changed): choose another --run"
+        message = (
+            f"{folder.path.name}/ was trained on another store (or this one has changed): choose another run folder"
+        )
         raise UserError(message)
     if former.global_batch != now.global_batch:
         message = (

@@ -37,8 +37,9 @@ def select_scans(
     try:
         validated = few(store, pools[data.validation], schema, subjects=data.validation_labels, seed=seed)
     except UserError as error:
-        message = f"split {data.validation!r}, which validates: {error}".replace("--labels", "data.validation_labels")
-        raise UserError(message) from error
+        where = f"split {data.validation!r}, which validates"
+        key = "data.validation_labels" if error.key == "labels" else error.key
+        raise error.changed(message=f"{where}: {error.message}", key=key) from error
     names = store.distinct_subjects(learned)
     for split, others in {
         data.validation: store.distinct_subjects(validated),
@@ -48,7 +49,7 @@ def select_scans(
         if shared:
             message = (
                 f"{len(shared)} of the {len(names)} subjects to learn from are in split {split!r} too: give each "
-                "subject one split when indexing (--label.split), and cache again"
+                "subject one split when indexing (label.split), and cache again"
             )
             raise UserError(message)
     return TrainingSelection(learned, validated)

@@ -83,7 +83,7 @@ def test_an_arm_that_fails_does_not_stop_the_others(tmp_path):
     assert "note: runs.csv is not what the runs say (lines: 1 changed): it is written anew from them" in said
     assert "labels 0.3, 2 are 2 of 6 labeled subjects" in said
     assert result["same"]
-    assert "out/ holds another comparison: training.steps: 6 there, 7 here; choose another --out" in said
+    assert "out/ holds another comparison: training.steps: 6 there, 7 here; choose another folder for results" in said
 
 
 @pytest.fixture(scope="module")
@@ -120,15 +120,15 @@ def place(tmp_path_factory):
         (["other"], [], "was made by another Preprocess"),
         (["seen"], [], "seen: pretraining has seen 3 of the 3 subjects of split 'test'"),
         (["gone"], [], "there is no such folder or file"),
-        (["good"], ["--labels=[2,9]"], "--labels 9: there are 6 labeled subjects to choose from"),
+        (["good"], ["--labels=[2,9]"], "there are 6 labeled subjects to choose from (got 9)"),
         (["good"], ["--labels=[0.01]"], "there are 6 labeled subjects to choose from; 0.01 of them is less than one"),
-        (["good"], ["--labels=[0]"], "--labels 0: give a number of subjects (8) or a share of them between 0 and 1"),
+        (["good"], ["--labels=[0]"], "labels: no number of subjects (got 0; expected a number of subjects"),
         (["good"], ["--labels=[]"], "give at least 1 of each"),
         (["good"], ["--runs=0"], "give at least 1 of each"),
         (["good"], ["--split=val"], "of the 2 subjects of split 'val', 2 are in split 'val', which validates: scores"),
         (["good"], ["--split=train"],
          "of the 6 subjects of split 'train', 6 are in split 'train', which is learned from; 6 are known to good from "
-         "pretraining: scores on them say nothing about new patients; choose another --split, or say --allow seen"),
+         "pretraining: scores on them say nothing about new patients; choose another split, or allow it (allow: seen)"),
         (["validated"], ["--split=val", "--data.validation=other"],
          "of the 2 subjects of split 'val', 2 are known to validated from pretraining: "),
         (["good"], ["--split=none"], "none of the 0 scans of split 'none' is labeled with 'mask'"),

@@ -97,7 +97,7 @@ def test_of_the_same_objective_everything_is_taken_over(place, tmp_path):
     former = config["init"]
     assert said == (
         f"error: more/ is a run of another configuration: init: {former} there, None here; optimizer.learning_rate: "
-        "1e-12 there, 0.001 here; choose another --run (the run's own folder as `pretrained` continues "
+        "1e-12 there, 0.001 here; choose another run folder (the run's own folder as `pretrained` continues "
         "from its checkpoint)\n"
     )
 
@@ -189,7 +189,7 @@ def test_stages_encoder_then_decoder_then_both_in_the_head(place, tmp_path):
     code, said = call("finetune", [*words, "--head.norm=batch", f"--run={tmp_path / 'other'}"])
     assert code == 2
     assert re.search(
-        r"of the \d+ keys of the pretrained decoder fit the head UNet: take --head unet with the norm", said
+        r"of the \d+ keys of the pretrained decoder fit the head UNet: take the head unet with the norm", said
     )
     code, said = call("finetune", [*words, "--head=voxel_linear", f"--run={tmp_path / 'probe'}"])
     assert code == 0, said
@@ -296,7 +296,7 @@ def test_whom_a_run_itself_has_seen_is_known_whatever_its_first_weights_were(pla
     code, said = call("finetune", words)
     assert (code, said) == (2, (
         "error: pretraining has seen 3 of the 3 subjects of split 'test': results there would be too good; pretrain "
-        "with --data.split train, or say --allow seen\n"
+        "with data.split train, or allow it (allow: seen)\n"
     ))  # fmt: skip
     code, said = call("finetune", [*words, "--allow=seen"])
     assert code == 0, said

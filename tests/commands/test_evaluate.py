@@ -245,7 +245,7 @@ def test_a_temperature_that_cannot_be_fitted_is_refused(tmp_path, out):
     with Index.open(file) as index:
         val = [scan.subject.subject_id for scan in index.scans() if scan.subject.split == "val"]
     run = fitted.save(tmp_path / "run", fitted.Mean, schema=kinds, window=(8, 8), subjects=tuple(val[:2]))
-    with pytest.raises(UserError, match="--calibrate test is the split that is scored: fit the temperature on another"):
+    with pytest.raises(UserError, match="calibrate test is the split that is scored: fit the temperature on another"):
         evaluate(run, index=file, out=out, calibrate="test")
     with pytest.raises(UserError, match="none of the 0 scans of split 'none' is labeled with 'class'"):
         evaluate(run, index=file, out=out, calibrate="none")
@@ -266,7 +266,7 @@ def test_a_temperature_that_cannot_be_fitted_is_refused(tmp_path, out):
     with Index.open(file, create=True) as index:
         one_each = "SELECT min(scan_id) FROM scans GROUP BY split"
         index.connection.execute(f"UPDATE scans SET subject_id = 'same' WHERE scan_id IN ({one_each})")
-    with pytest.raises(UserError, match="1 subjects are scored and in the split of --calibrate, too: choose a split"):
+    with pytest.raises(UserError, match="1 subjects are scored and in the split of calibrate, too: choose a split"):
         evaluate(run, index=file, out=out, calibrate="val")
 
 
@@ -284,7 +284,7 @@ def test_measures_by_columns_of_the_index(tmp_path, out, capsys):
         for number, scan in enumerate(list(index.scans())):
             new = (("GE", "GE", "GE", "")[number], (1.5, 3.0, None, 3.0)[number], scan.scan_id)
             index.connection.execute("UPDATE scans SET manufacturer = ?, field_strength_t = ? WHERE scan_id = ?", new)
-    with pytest.raises(UserError, match=r"--by names 'maker', which is no column of the index; .* manufacturer, model"):
+    with pytest.raises(UserError, match=r"by names 'maker', which is no column of the index; .* manufacturer, model"):
         evaluate(run, index=file, out=out, by="maker")
     assert not out.exists()
     assert evaluate(run, index=file, out=out, by="manufacturer,field_strength_t").exit_code == 0

@@ -329,7 +329,7 @@ def test_two_processes_equal_one_with_the_whole_batch(place, tmp_path):
 
 BAD = [
     ("empty training split", ["--data.train=nowhere"], r"no scan with 3 axes in split 'nowhere'.*6 'train', 2 'val'"),
-    ("more subjects than there are", ["--labels=9"], r"--labels 9: there are 6 labeled subjects"),
+    ("more subjects than there are", ["--labels=9"], r"labels: there are 6 labeled subjects to choose from \(got 9\)"),
     ("more to validate than there are", ["--data.validation_labels=9"], r"split 'val', which validates.*there are 2"),
     ("one split for both", ["--data.validation=train"], r"data\.train and data\.validation are both 'train'"),
     ("a seed below zero", ["--training.seed=-1"], r"training\.seed must be at least 0, got -1"),
@@ -338,8 +338,8 @@ BAD = [
     ("head of another task", ["--head=linear"], r"the head is for classification, the target is 'mask'"),
     ("another dimension", ["--data.view.size=[16,16]"], r"takes 3D, data.view.size \[16, 16\] has 2 axes"),
     ("size beside the stride", ["--data.view.size=[16,15,8]"], r"15 is not a multiple of .* stride 2; 14 and 16"),
-    ("nothing to start from", ["--pretrained=null"], r"say what to start from: --pretrained RUN, or --encoder NAME"),
-    ("no such run", ["--pretrained=nowhere"], r"--pretrained nowhere: there is no such folder or file"),
+    ("nothing to start from", ["--pretrained=null"], r"nothing to start from: give pretrained, or an encoder"),
+    ("no such run", ["--pretrained=nowhere"], r"pretrained: there is no such folder or file \(got 'nowhere'\)"),
     ("unknown word to allow", ["--allow=all"], r"--allow: the value has the wrong type .*one of seen, channels"),
 ]  # fmt: skip
 
@@ -362,7 +362,7 @@ def test_a_store_that_was_never_filled(call, place, tmp_path):
         table.commit()
     code, said = call(f"--store={bare}")
     assert code == 2
-    assert said == f"error: {bare} holds no scan: run medssl cache again, which lists what it skips\n"
+    assert said == f"error: {bare} holds no scan: cache the index again, which lists what it skips\n"
 
 
 def test_one_sample_cannot_be_mixed(call):

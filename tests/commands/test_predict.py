@@ -211,9 +211,7 @@ def test_a_name_that_is_a_formula_is_kept_out_of_the_table(tmp_path, files, out)
     for name in ("=1+1", "-3", "good"):
         write_nifti(tmp_path / "scans" / f"{name}.nii", np.full((8, 8, 4), 40, np.int16))
     run = fitted.save(tmp_path / "run", fitted.Mean, schema=KINDS, window=(8, 8))
-    with pytest.raises(
-        UserError, match=r"the file '=1\+1' would be a formula in predictions.csv: rename it, or say --n"
-    ):
+    with pytest.raises(UserError, match=r"the file '=1\+1' would be a formula in predictions.csv: rename it, or set n"):
         predict(run, (tmp_path / "scans",), out=out, files=files, names="file")
     assert not (out / "predictions.csv").exists()
     assert predict(run, (tmp_path / "scans",), out=out, files=files).exit_code == 0
@@ -259,7 +257,9 @@ def test_probabilities_at_the_temperature_of_an_evaluation(tmp_path, files, out,
             assert predicted == plain[name][0]
             odds = np.sqrt(plain[name][2] / plain[name][1])  # half of the logarithm
             assert (dark, bright) == pytest.approx((1 / (1 + odds), odds / (1 + odds)))
-    with pytest.raises(UserError, match=r"other settings \(temperature None there, 2.0 here\): choose another --out"):
+    with pytest.raises(
+        UserError, match=r"other settings \(temperature None there, 2.0 here\): choose another folder for results"
+    ):
         predict(run, (tmp_path / "scans",), out=out, scaling=fit, **asked)
     bare = scores(tmp_path / "bare", run, None)
     with pytest.raises(UserError, match="bare holds no temperature: run medssl evaluate with --calibrate val"):
@@ -269,7 +269,7 @@ def test_probabilities_at_the_temperature_of_an_evaluation(tmp_path, files, out,
     second = fitted.save(tmp_path / "second", fitted.Mean, schema=KINDS, window=(8, 8), subjects=("x",))
     with pytest.raises(UserError, match=r"is of the weights \w{16}, the network has \w{16}: give the scores of this"):
         predict(second, (tmp_path / "scans",), out=out, scaling=fit, **asked)
-    with pytest.raises(UserError, match="is for class probabilities, the network is a segmentation: leave --scaling"):
+    with pytest.raises(UserError, match="is for class probabilities, the network is a segmentation: leave scaling"):
         predict(fitted.save(tmp_path / "third"), (tmp_path / "scans",), out=out, scaling=fit, **asked)
 
 
@@ -354,10 +354,10 @@ def test_scores_that_are_not_finite_are_a_reason(tmp_path, files, out, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"scans": ()}, "say what to predict: files or folders, or else an --index"),
-        ({"index": Path("index.sqlite")}, "say what to predict: files or folders, or else an --index"),
+        ({"scans": ()}, "say what to predict: files or folders, or else an index"),
+        ({"index": Path("index.sqlite")}, "say what to predict: files or folders, or else an index"),
         ({"scans": (Path("nowhere"),)}, "no such file or folder: nowhere"),
-        ({"out": "scans/out"}, "--out .*out lies inside .*scans, whose scans are to be predicted"),
+        ({"out": "scans/out"}, "--out: the folder lies inside .*scans, whose scans are to be predicted"),
         ({"run": "empty"}, "card.json: no card could be read"),
     ],
 )

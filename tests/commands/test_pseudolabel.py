@@ -173,7 +173,9 @@ def test_it_goes_on_where_it_was_stopped(place, call, tmp_path):
     assert [file.read_bytes() for file in files] == before
     code, said = call("pseudolabel", *words(place, tmp_path / "labels", "--confidence", 0.5))
     assert code == 2
-    assert re.search(r"labels holds labels of another command \(confidence differ\): choose another --out", said)
+    assert re.search(
+        r"labels holds labels of another command \(confidence differ\): choose another folder for results", said
+    )
 
 
 def test_finetune_learns_from_both_and_says_so(place, call, tmp_path):

@@ -164,7 +164,7 @@ def test_findings_from_training_to_report(call, place, tmp_path, target):
         "evaluate", run, f"--index={place / 'index.sqlite'}", f"--out={tmp_path / 'c'}", "--calibrate=val"
     )
     assert code == 2
-    assert "fits a temperature of class probabilities, the network is a multi_label: leave --calibrate out" in said
+    assert "fits a temperature of class probabilities, the network is a multi_label: leave calibrate out" in said
 
 
 def test_a_number_from_training_to_report(call, place, tmp_path):
@@ -208,7 +208,7 @@ def test_a_number_from_training_to_report(call, place, tmp_path):
         "evaluate", run, f"--index={place / 'index.sqlite'}", f"--out={tmp_path / 'c'}", "--calibrate=val"
     )
     assert code == 2
-    assert "the network is a regression: leave --calibrate out" in said
+    assert "the network is a regression: leave calibrate out" in said
 
 
 def test_balanced_classes_train_and_findings_that_are_alike_are_told(call):
@@ -222,7 +222,7 @@ def test_balanced_classes_train_and_findings_that_are_alike_are_told(call):
 
 BAD = [
     ("mask", "multi_label", "mask", [], r"the head is for multi_label, the target is 'mask'"),
-    ("several for one", "linear", "left,right", [], r"several values: choose --head multi_label, or name one value"),
+    ("several for one", "linear", "left,right", [], r"several values: choose the head multi_label, or name one value"),
     ("several numbers", "regression", "left,right", [], r"the head is for regression, the target 'left,right' names"),
     ("unknown finding", "multi_label", "left,rihgt", [], r"has a value 'rihgt'.*\(did you mean 'right'\?\)"),
     ("unknown number", "regression", "heigth", [], r"'heigth'.*\(did you mean 'height'\?\)"),

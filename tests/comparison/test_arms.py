@@ -136,7 +136,7 @@ def test_what_changes_nothing_that_is_learned_may_change(tmp_path, more):
 )
 def test_another_recipe_is_refused(tmp_path, more, message):
     command(tmp_path, a=SMALL)
-    with pytest.raises(UserError, match=f"holds another comparison: {message}; choose another --out"):
+    with pytest.raises(UserError, match=f"holds another comparison: {message}; choose another folder for results"):
         command(tmp_path, a=SMALL, recipe=changed(**more))
 
 
@@ -165,7 +165,8 @@ def test_runs_without_what_they_are_held_to_are_refused(tmp_path):
     scored(command(tmp_path, a=SMALL))
     (tmp_path / "compare.yaml").unlink()
     with pytest.raises(
-        UserError, match=r"holds runs but no compare.yaml, which says by which .*: put it back, or choose another --out"
+        UserError,
+        match=r"holds runs but no compare.yaml, which says by which .*: put it back, or choose another folder",
     ):
         command(tmp_path, a=SMALL, recipe=changed(training__steps=7))
     assert not (tmp_path / "compare.yaml").exists()

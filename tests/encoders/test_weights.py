@@ -144,7 +144,7 @@ def change_card(folder, change):
         (lambda d: d["encoder"].update(class_path="None_"), "names 'None_', which is not on the list of classes"),
         (
             lambda d: d["encoder"].update(class_path="pathlib.Path"),
-            r"names 'pathlib\.Path', which is not on the list of classes .*; if you know it, say --trust pathlib\.Path",
+            r"names 'pathlib\.Path', which is not on the list of classes .*; if you know it, add to trust: ",
         ),
         (lambda d: d["encoder"]["init_args"].update(depth=3), "does not take its init_args .*depth"),
         (lambda d: d["encoder"]["init_args"].update(channels=[4, 16]), "too few weights fit ResEnc"),

@@ -156,7 +156,7 @@ def test_a_scan_that_kills_or_stops_its_reader_is_skipped_by_the_cache(tmp_path,
     assert len(Store.open(tmp_path / "store")) == 4
     assert main([*words, "--seconds", "2"]) == 0
     out, err = capsys.readouterr()
-    assert "took longer than 2.1 s in an earlier run, and is tried again with a higher --seconds" in out + err
+    assert "took longer than 2.1 s in an earlier run, and is tried again with a higher seconds" in out + err
     assert "(0 new, 4 there already, 3 skipped)" in out
     assert (tmp_path / "hang.tried").read_text() == "x"
     monkeypatch.undo()  # the decoder is mended

@@ -301,7 +301,9 @@ def test_resamples_without_a_class_are_left_out_where_they_would_be_another_meas
 def test_a_class_that_is_lacking_is_named():
     good = scans()
     lacks = group(good.features[good.truth < 2], good.truth[good.truth < 2])
-    with pytest.raises(UserError, match=r"none of the 40 training scans is c: .*take more --labels, or split anew"):
+    with pytest.raises(
+        UserError, match=r"none of the 40 training scans is c: .*\. Take more labeled subjects, or split anew"
+    ):
         probe.fit_probes(lacks, good, NAMES)
     with pytest.raises(UserError, match=r"none of the 40 validation scans is c: .*to choose by"):
         probe.fit_probes(good, lacks, NAMES)

@@ -124,10 +124,10 @@ def test_columns_are_those_of_the_index():
     assert columns_of("sex, model,sex", index) == ["sex", "model"]
     assert columns_of("", index) == []
     with pytest.raises(
-        UserError, match="--by names 'gender', which is no column of the index; there are scan_id, sex, mo"
+        UserError, match="by names 'gender', which is no column of the index; there are scan_id, sex, mo"
     ):
         columns_of("sex,gender", index)
-    with pytest.raises(UserError, match="--by names '', which is no column"):
+    with pytest.raises(UserError, match="by names '', which is no column"):
         columns_of("sex,,model", index)
 
 

@@ -175,20 +175,21 @@ def test_few_subjects_are_always_the_same_and_of_all_classes(store):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--probe.target=mask"], "probe.target is mask: only whole scans are probed while training goes on"),
+        (["--probe.target=mask"], "only whole scans are probed during training"),
         (["--probe.target=color"], "color"),
         (["--probe.target=class", "--probe.every=0"], "probe.every must be at least 1, got 0"),
         (["--probe.target=class", "--probe.subjects=0"], "probe.subjects must be at least 1, got 0"),
         (["--probe.target=class", "--probe.seed=-1"], "probe.seed must be at least 0, got -1"),
         (
             ["--probe.target=class", "--probe.subjects=2"],
-            "error: probe.target class in split 'train', probe.subjects 2: none of the 2 labeled scans is right: a "
-            "probe needs scans of every class to learn from and to choose by; raise probe.subjects, or split anew\n",
+            "error: --probe.target: target class in split 'train', of at most 2 subjects: none of the 2 labeled scans "
+            "is right: a probe needs scans of every class to learn from and to choose by. Raise probe.subjects, or split "
+            "anew.\n",
         ),
         (
             ["--probe.target=class", "--probe.subjects=1"],
-            "error: probe.target class in split 'train', probe.subjects 1: all 1 labeled scans are 'left': one class "
-            "only cannot be told from others\n",
+            "error: --probe.target: target class in split 'train', of at most 1 subjects: all 1 labeled scans are "
+            "'left': one class only cannot be told from others. Raise probe.subjects, or split anew.\n",
         ),
     ],
 )

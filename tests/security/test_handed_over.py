@@ -94,7 +94,7 @@ ATTACKS = {
 def test_a_card_runs_nothing_that_is_not_listed(attack, canary, run):
     path, where, change = ATTACKS[attack]
     change_card(run, change)
-    said = f"run/card.json: {where} names {path!r}, {LISTED}say --trust {path}"
+    said = f"run/card.json: {where} names {path!r}, {LISTED}add to trust: {path}"
     with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
         load_network(run)
     assert canary.sings
@@ -204,7 +204,7 @@ def verbs(tmp_path, run, monkeypatch):
 def test_every_verb_refuses_a_card_in_one_line_and_takes_trust(verb, verbs, canary, run, capsys):
     change_card(run, lambda card: card.update(encoder=named("stranger.Network")))
     said = said_by(capsys, verb, *verbs[verb])
-    assert f"run/card.json: encoder names 'stranger.Network', {LISTED}say --trust stranger.Network" in said
+    assert f"run/card.json: encoder names 'stranger.Network', {LISTED}add to trust: stranger.Network" in said
     assert canary.sings
     if verb in {"predict", "pseudolabel", "evaluate"}:
         with pytest.raises(Exception, match=r"."):  # whatever happens then: it runs, as was asked for
@@ -216,7 +216,7 @@ def test_every_verb_refuses_a_card_in_one_line_and_takes_trust(verb, verbs, cana
 def test_transforms_of_a_card_are_refused_by_every_verb_that_prepares_scans(verb, verbs, canary, run, capsys):
     change_card(run, transforms(named("stranger.call")))
     said = said_by(capsys, verb, *verbs[verb])
-    assert f"run/card.json: preprocess.transforms[0] names 'stranger.call', {LISTED}say --trust stranger.call" in said
+    assert f"run/card.json: preprocess.transforms[0] names 'stranger.call', {LISTED}add to trust: stranger.call" in said
     assert canary.sings
 
 
@@ -235,7 +235,7 @@ def test_the_transforms_of_a_store_are_not_run_under_the_digest_of_others(tmp_pa
 
 def test_what_trust_takes(canary, run, capsys):
     said = said_by(capsys, "predict", run, "x", "--out=y", "--trust", "rm -rf")
-    assert said == "error: --trust 'rm -rf': expected the import path of a class, such as package.module.Class\n"
+    assert said == "error: trust 'rm -rf': expected the import path of a class, such as package.module.Class\n"
     assert trust.names(" a.B, c.d.E ,") == {"a.B", "c.d.E"}
     assert trust.is_trusted("commands.fitted.Plain", ())  # of the environment
     assert not trust.is_trusted("commands.fitted", ())

@@ -74,7 +74,7 @@ def test_axes_in_words():
 @pytest.mark.parametrize("key", ["--data.target", "--target", "--probe.target"])
 def test_a_store_without_masks_names_the_option_of_the_verb_only_where_there_are_values(volumes, key, monkeypatch):
     store = Store.open(volumes)
-    with pytest.raises(UserError, match=r"has no masks: index with --label\.masks and cache again$"):
+    with pytest.raises(UserError, match=r"has no masks: index with label\.masks and cache again$"):
         schema_of(store, "mask", key=key)
     store.records.facts["text"][:] = True
     monkeypatch.setattr(type(store.records), "values", lambda self, number: {"grade": "2", "age": "50"})

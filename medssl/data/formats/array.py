@@ -78,7 +78,7 @@ def lay_out(arrays: Mapping[str, Any], options: Mapping[str, str]) -> tuple[File
         FormatError: No axes were stated, they do not fit, or several arrays could be meant.
     """
     if not options.get("axes"):
-        message = "arrays without stated axes: say what they are with --files.arrays.axes, as in kji, ckji, ji or jic"
+        message = "arrays without stated axes: say what they are with files.arrays.axes, as in kji, ckji, ji or jic"
         raise FormatError(message)
     members = {name: (tuple(shape), dtype) for name, (shape, dtype) in arrays.items()}
     reading = Reading(axes=options["axes"], member=options.get("member", ""), spacing_mm=options.get("spacing_mm", ""))
@@ -128,9 +128,9 @@ def _select_member(members: Members, reading: Reading) -> str:
     if matching_names := [name for name in reading.member.split(",") if name in members]:
         return matching_names[0]
     if reading.member:
-        message = f"no array named {reading.member} (--files.arrays.member), only {listed}"
+        message = f"no array named {reading.member} (files.arrays.member), only {listed}"
     else:
-        message = f"several arrays: choose one with --files.arrays.member: {listed}"
+        message = f"several arrays: choose one with files.arrays.member: {listed}"
     raise FormatError(message)
 
 
@@ -139,7 +139,7 @@ def _header(shape: tuple[int, ...], dtype: str, reading: Reading) -> FileHeader:
     letters = _letters(reading.axes, len(shape))
     if len(letters) != len(shape):
         message = (
-            f"axes that do not fit: {times(shape)} has {len(shape)}, --files.arrays.axes "
+            f"axes that do not fit: {times(shape)} has {len(shape)}, files.arrays.axes "
             f"{reading.axes} states {len(reading.axes)}"
         )
         raise FormatError(message)

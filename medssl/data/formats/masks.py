@@ -99,7 +99,7 @@ def compare(image: Grid, mask: Grid, *, trust: bool = False) -> Match:
     advice = "resample it to its image"
     if image.shape == mask.shape:
         position = "its header gives no position: " if _has_default_affine(mask) else ""
-        advice = f"{position}{advice}, or take equal shapes as equal grids with --label.grid trust"
+        advice = f"{position}{advice}, or take equal shapes as equal grids with label.grid trust"
     return Match(
         identity, f"on another grid: {{name}} has {describe(mask)}, its image {describe(image)}; {distance}: {advice}"
     )
@@ -201,7 +201,7 @@ def _fractions(label: NDArray[np.generic]) -> str:
         return ""
     shown = ", ".join(f"{value:.7g}" for value in fractions[:3]) + (", ..." if len(fractions) > 3 else "")
     if len(fractions) > 3 and values.min() >= 0 and values.max() <= 1:
-        cause = "probabilities become classes 0 and 1 with --label.threshold 0.5"
+        cause = "probabilities become classes 0 and 1 with label.threshold 0.5"
     elif len(fractions) > 100:
         cause = "an image, or a mask resampled with interpolation: resample masks to the nearest voxel"
     else:
@@ -267,16 +267,16 @@ def check_label(label: NDArray[np.generic], schema: LabelSchema | None) -> None:
     shown = ", ".join(f"{value} ({count:,} voxels)" for value, count in list(unexpected.items())[:5])
     shown += f" and {len(unexpected) - 5} more values" if len(unexpected) > 5 else ""
     if schema is None:
-        advice = "name all values with --label.class_names, and with --label.ignore the one that no loss looks at"
+        advice = "name all values with label.class_names, and with label.ignore the one that no loss looks at"
         message = f"negative label value: {shown}; {advice}"
         raise MaskError(message)
     classes = ", ".join(f"{value}={name}" for value, name in schema.classes)
-    advice = "name it with --label.class_names or leave it out of the loss with --label.ignore"
+    advice = "name it with label.class_names or leave it out of the loss with label.ignore"
     names = dict(schema.classes)
     if set(unexpected) == {255} and set(counts) <= {0, 255} and set(names) == {0, 1}:
-        advice = f"the mask holds 0 and 255 only: --label.class_names 0={names[0]},255={names[1]}"
+        advice = f"the mask holds 0 and 255 only: label.class_names 0={names[0]},255={names[1]}"
     elif len(unexpected) > 5 and set(names) <= {0, 1, 255}:
-        advice = f"many values for {len(names)} classes: --label.threshold 128 makes values from 128 on class 1"
+        advice = f"many values for {len(names)} classes: label.threshold 128 makes values from 128 on class 1"
     message = f"label value not in the class map {classes}: {shown}; {advice}"
     raise MaskError(message)
 

@@ -48,7 +48,7 @@ def modality_of(text: str) -> str:
     term = normalized(word)
     if term and term not in KNOWN:
         usual = "CT, MR, PT, NM, US, DX, CR, MG, XA, RF, OP, OPT, ES, XC, SM, OT"
-        message = f"--files.modality {text!r} is not known: say one of {usual}, or another of DICOM's modalities"
+        message = f"files.modality {text!r} is not known: say one of {usual}, or another of DICOM's modalities"
         raise UserError(message)
     return term
 

@@ -59,7 +59,7 @@ def read(scan: Scan, root: Path, *, with_label: bool = True) -> Volume:
     if len(image) != len(scan.source.channels) or grid.shape != scan.grid.shape:
         message = (
             f"{_first_name(scan.source.parts)} now has shape {times(image.shape)}, the index says "
-            f"{times((len(scan.source.channels), *scan.grid.shape))}: run medssl index again"
+            f"{times((len(scan.source.channels), *scan.grid.shape))}: index the scans again"
         )
         raise ReadError(message)
     factor = units.factor_between(grid, scan.grid)
@@ -121,7 +121,7 @@ def _checked_values(mask: _Mask, array: np.ndarray, name: str) -> np.ndarray:
     if mask.threshold is not None:
         return masks.apply_threshold(array, mask.threshold)
     if mask.noun == "label":
-        masks.refuse_lossy(array, name, advice="binary masks: --label.threshold 128; others: save them as PNG")
+        masks.refuse_lossy(array, name, advice="binary masks: label.threshold 128; others: save them as PNG")
         return masks.whole_numbers(array, name)
     masks.refuse_lossy(array, name, advice="save it as PNG")
     if array.dtype.kind == "f" and np.isnan(array).any():
@@ -146,7 +146,7 @@ def _read_objects(scan: Scan, root: Path, grid: Grid, notes: list[str]) -> np.nd
     except DicomError as error:
         raise ReadError(str(error)) from error
     except OSError as error:
-        message = f"label {_first_name(scan.labels.mask)}: {error.strerror or 'cannot be read'}: run medssl index again"
+        message = f"label {_first_name(scan.labels.mask)}: {error.strerror or 'cannot be read'}: index the scans again"
         raise ReadError(message) from error
     notes += label_notes
     return label
@@ -157,7 +157,7 @@ def _read_parts(
 ) -> tuple[np.ndarray, Grid]:
     """Array [C, *s] and grid of a scan or a label, by the format of its first file; DICOM lies at ``place``."""
     if not parts:
-        message = "a scan without files: run medssl index again"
+        message = "a scan without files: index the scans again"
         raise ReadError(message)
     file = root / parts[0].path
     try:
@@ -173,7 +173,7 @@ def _read_parts(
         message = f"{file.name}: {error}"
         raise ReadError(message) from error
     except FileNotFoundError as error:
-        message = f"{parts[0].path}: no such file below {root}: run medssl index again"
+        message = f"{parts[0].path}: no such file below {root}: index the scans again"
         raise ReadError(message) from error
     except OSError as error:
         message = f"{file.name}: {error.strerror or 'damaged: ' + first_line(error)}"

@@ -42,9 +42,9 @@ def out_of_range(grid: Grid, unit: LengthUnit) -> str:
         return ""
     shown = " x ".join(f"{step:.3g}" for step in grid.spacing_mm)
     hint = (
-        "--files.length_unit mm takes it as it is"
+        "files.length_unit mm takes it as it is"
         if unit
-        else ("say with --files.length_unit um, mm, cm or m what its lengths are (mm takes them as they are)")
+        else ("say with files.length_unit um, mm, cm or m what its lengths are (mm takes them as they are)")
     )
     return f"spacing outside {SMALLEST_MM:g} to {LARGEST_MM:g} mm ({shown} mm): {hint}"
 

@@ -85,11 +85,11 @@ def register(index: Index, paths: Sequence[Path], options: IndexOptions) -> list
         return list(known.values())
     places = places_of(paths)
     if options.layout and places.files:
-        message = f"--layout {options.layout} reads whole folders: name the folder of the data set, not its files"
+        message = f"layout {options.layout} reads whole folders: name the folder of the data set, not its files"
         raise UserError(message)
     count = len(places.folders) + len(places.files)
     if options.files.dataset and count > 1:
-        message = f"--files.dataset {options.files.dataset} names one directory, got {count}"
+        message = f"files.dataset {options.files.dataset} names one directory, got {count}"
         raise UserError(message)
     wanted = [Dataset(options.files.dataset or one.name, one, options.files.below) for one in places.folders]
     wanted += [_of_files(folder, names, known, options) for folder, names in sorted(places.files.items())]
@@ -105,8 +105,8 @@ def _of_files(folder: Path, names: tuple[str, ...], known: dict[str, Dataset], o
     for other in known.values():
         if not other.names and (folder == other.folder or (other.below and folder.is_relative_to(other.folder))):
             message = (
-                f"{names[0]} lies in data set {other.name}, which is all of {other.folder}: bring that up to date with "
-                "medssl index, without any file"
+                f"{names[0]} lies in data set {other.name}, which is all of {other.folder}: bring that up to date by "
+                "indexing without any file"
             )
             raise UserError(message)
     before = next((other.names for other in known.values() if other.folder == folder), ())
@@ -142,7 +142,7 @@ def _check_apart(dataset: Dataset, known: dict[str, Dataset]) -> None:
     """Names are unique, and no file belongs to two data sets."""
     for other in known.values():
         if other.name == dataset.name and other.folder != dataset.folder:
-            message = f"data set {dataset.name} is already {other.folder}: name this one with --files.dataset"
+            message = f"data set {dataset.name} is already {other.folder}: name this one with files.dataset"
             raise UserError(message)
         inside = dataset.folder.is_relative_to(other.folder) and other.below
         nested = inside or (other.folder.is_relative_to(dataset.folder) and dataset.below)
@@ -150,7 +150,7 @@ def _check_apart(dataset: Dataset, known: dict[str, Dataset]) -> None:
             message = f"{dataset.folder} and {other.folder} (data set {other.name}) lie inside each other: index one"
             raise UserError(message)
         if other.folder == dataset.folder and other.name != dataset.name:
-            message = f"{dataset.folder} is already data set {other.name}: leave --files.dataset out"
+            message = f"{dataset.folder} is already data set {other.name}: leave files.dataset out"
             raise UserError(message)
 
 

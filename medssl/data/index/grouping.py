@@ -101,8 +101,8 @@ def path_of(root: Path, path: str) -> str:
 def _stacks(slices: list[Slice], root: Path, options: dict[str, Any], series_files: SeriesFiles) -> list[Stack]:
     """Volumes and images of a series, and what the options of the data set leave out."""
     out = {
-        "burned-in": "burned-in annotation: --files.burned_in true takes it all the same",
-        "capture": "secondary capture with a place in space: --files.captures true takes it as a derived volume",
+        "burned-in": "burned-in annotation: files.burned_in true takes it all the same",
+        "capture": "secondary capture with a place in space: files.captures true takes it as a derived volume",
     }
     kept: list[Slice] = []
     left: dict[str, list[Slice]] = {}
@@ -140,7 +140,7 @@ def _of_file(file: sqlite3.Row, options: dict[str, Any]) -> Iterator[tuple[int |
     if count > 1 and (options["frames"] == "refuse" or channels > _MOST_CHANNELS):
         reason = (
             f"several frames in a file: {count} {header['frames']['noun']}; take them as scans of their own with "
-            f"--files.frames scans, or up to {_MOST_CHANNELS} of them as channels with --files.frames channels"
+            f"files.frames scans, or up to {_MOST_CHANNELS} of them as channels with files.frames channels"
         )
         status = Status("rejected", reason)
     grid = Grid(*(_tuples(header["grid"][name]) for name in ("shape", "spacing_mm", "affine")))

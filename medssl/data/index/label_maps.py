@@ -61,7 +61,7 @@ class Recognized:
         if not best or len(best) > _PAIRS or any(pair.count("=") != 1 or "," in pair for pair in best):
             return ""
         text = ",".join(dict.fromkeys([*(word for word in given.split(",") if word), *best]))
-        rule = PathRule("mask", "--label.masks", text)
+        rule = PathRule("mask", "label.masks", text)
         return text if all(mask in rule.masks_of(image) for image, mask in self.examples) else ""
 
 

@@ -82,7 +82,7 @@ def _unsaid(scans: Sequence[Scan], root: Path) -> str:
         return ""
     return (
         f"{sum(signs)} of {len(signs)} files that were looked into look like CT (whole numbers, air near -1000): "
-        "say --files.modality CT, or their values are treated as gray without a unit"
+        "say files.modality CT, or their values are treated as gray without a unit"
     )
 
 
@@ -93,5 +93,5 @@ def _said(scans: Sequence[Scan], root: Path) -> str:
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
     return (
         f"{len(ranges)} of {len(ranges)} files that were looked into have no air (values {low:.4g} to {high:.4g}): "
-        "--files.modality CT expects Hounsfield units; were 1024 added, or the values normalized?"
+        "files.modality CT expects Hounsfield units; were 1024 added, or the values normalized?"
     )

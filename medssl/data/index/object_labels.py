@@ -19,7 +19,7 @@ from medssl.data.labels.sources import LabelOptions, PathRule
 from medssl.io.csv_text import is_formula
 
 _SHOWN = 20  # names that a message lists
-_RULE = PathRule("mask", "--label.objects", "")
+_RULE = PathRule("mask", "label.objects", "")
 
 
 @dataclass(frozen=True)
@@ -139,11 +139,11 @@ class ObjectLabels:
             else:
                 chosen.append((number, value))
         if not chosen:
-            return [], f"label unusable: no segment of {one.name} is named like a class of --label.class_names"
+            return [], f"label unusable: no segment of {one.name} is named like a class of label.class_names"
         if others and self.labels.other_segments == "refuse":
             return chosen, (
                 f"label unusable: {others} of {len(one.about.segments)} segments of {one.name} have no class: add them "
-                "to --label.class_names, or take them as background with --label.other_segments background"
+                "to label.class_names, or take them as background with label.other_segments background"
             )
         return chosen, ""
 
@@ -156,8 +156,8 @@ class ObjectLabels:
         usable = [name for name, _ in names.most_common(_SHOWN) if not set(name) & set(",=") and not is_formula(name)]
         proposal = ",".join(["0=background", *(f"{value}={name}" for value, name in enumerate(usable, start=1))])
         return (
-            f"--label.objects finds the segments {shown}: say which classes they are, as in "
-            f"--label.class_names '{proposal}'"
+            f"label.objects finds the segments {shown}: say which classes they are, as in "
+            f"label.class_names '{proposal}'"
         )
 
     def finish(self) -> None:
@@ -180,7 +180,7 @@ class ObjectLabels:
         lost = [one for one in self.stored if one.file not in self.used]
         what = "segmentation objects and structure sets"
         if self.labels.objects and not self.stored:
-            notes.append(f"--label.objects finds no {what}; older indexes do not know them: index into a new file")
+            notes.append(f"label.objects finds no {what}; older indexes do not know them: index into a new file")
         if lost and self.classes:
             notes.append(f"{len(lost):,} of {len(self.stored):,} {what} fit no scan (first: {lost[0].name})")
         if self.by_study:

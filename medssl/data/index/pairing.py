@@ -143,7 +143,7 @@ class Pairing:
             )
         if trusted := sum(self.matched[f"trusted {role}"] for role in MASKS):
             notes.append(
-                f"{trusted:,} masks lie elsewhere by their headers and are taken as they lie (--label.grid trust): "
+                f"{trusted:,} masks lie elsewhere by their headers and are taken as they lie (label.grid trust): "
                 "mirrored ones would not be noticed"
             )
         return notes

@@ -38,7 +38,7 @@ def load_key(file: Path | None, *, away_from: Iterable[Path] = ()) -> bytes:
     file = (file or default_key_file()).expanduser()
     inside = [folder for folder in away_from if _inside(file, folder)]
     if inside:
-        message = f"the key {file} lies inside {inside[0]}, which may be passed on: choose another --files.key"
+        message = f"the key {file} lies inside {inside[0]}, which may be passed on: choose another files.key"
         raise UserError(message)
     try:
         if not file.exists():
@@ -48,7 +48,7 @@ def load_key(file: Path | None, *, away_from: Iterable[Path] = ()) -> bytes:
             raise UserError(message)
         text = file.read_text(encoding="ascii", errors="replace").strip()
     except OSError as error:
-        message = f"the key {file} cannot be opened ({error.strerror}): choose another with --files.key"
+        message = f"the key {file} cannot be opened ({error.strerror}): choose another with files.key"
         raise UserError(message) from error
     if not re.fullmatch(rf"[0-9a-f]{{{2 * KEY_BYTES}}}", text):
         message = f"{file} is no key: expected {2 * KEY_BYTES} hexadecimal digits; delete it to have a new one made"
@@ -115,11 +115,11 @@ class SubjectRule:
         try:
             groups = re.compile(self.rule).groups
         except re.error as error:
-            message = f"--subject {self.rule!r} is no regular expression: {error}"
+            message = f"subject {self.rule!r} is no regular expression: {error}"
             raise UserError(message) from error
         if groups != 1:
             message = (
-                f"--subject {self.rule!r} has {groups} groups, expected one in parentheses around what names "
+                f"subject {self.rule!r} has {groups} groups, expected one in parentheses around what names "
                 "the subject (or 'dicom', or 'column:NAME')"
             )
             raise UserError(message)

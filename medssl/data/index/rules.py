@@ -169,13 +169,13 @@ class _Ruler:
         kept = {column: values[column] for column in self.table.columns if column in values}
         if self.labels.classes == "folder":
             kept["class"] = PurePosixPath(path).parent.name
-            refuse_formula(kept["class"], "--label.classes folder")
+            refuse_formula(kept["class"], "label.classes folder")
         channels, lost = self.pairing.channels(row, about.channels)
         masks, problem = self.pairing.masks(path, row, about.masks)
         label, unusable = self.objects.mask(row)
         problem = lost or problem or unusable or _wrong_channels(about, int(row["channels"] or 1) + len(channels))
         if label is not None and any(mask.rule.role == "mask" for mask in masks):
-            problem = "two labels: a file by --label.masks and an object by --label.objects; leave one option out"
+            problem = "two labels: a file by label.masks and an object by label.objects; leave one option out"
         elif label is not None:
             masks.append(label)
         status = ("failed", problem) if problem else (found["status"], found["reason"])
@@ -209,7 +209,7 @@ class _Ruler:
         if path not in self.maps.paths:
             return None
         self.held.append(path)
-        way = f"use it with --label.masks {self.way or 'TEXT=TEXT'}, or take it as a scan with --label.masks none"
+        way = f"use it with label.masks {self.way or 'TEXT=TEXT'}, or take it as a scan with label.masks none"
         return "rejected", f"looks like a label map: {way}"
 
     def _who(self, row: sqlite3.Row, found: dict[str, Any], name: str, told: str) -> tuple[str, bool]:
@@ -239,7 +239,7 @@ class _Ruler:
         found = list(filter(None, (self.layout.failure(), self.pairing.failure(), self.objects.failure())))
         if self.labels.split == "folder" and self.told["scans"] and not self.told["in a split"]:
             shown = ", ".join(sorted(self.folders)[:_SHOWN]) or "none"
-            found.append(f"--label.split folder: no folder is named train, val or test; the folders are {shown}")
+            found.append(f"label.split folder: no folder is named train, val or test; the folders are {shown}")
         return found
 
     def _write(self, scan_id: str, one: _Ruled) -> None:
@@ -297,7 +297,7 @@ class _Ruler:
         if told["unknown"]:
             notes.append(
                 f"nothing tells the subjects of {told['unknown']:,} of {told['scans']:,} scans apart (rule "
-                f"{self.subject.rule!r}): their split is by scan: leaks are possible; say how with --subject"
+                f"{self.subject.rule!r}): their split is by scan: leaks are possible; give a rule as subject"
             )
         query = "SELECT count(DISTINCT subject_id) FROM scans WHERE dataset = ? AND status = 'ok' AND subject_known"
         subjects = self.connection.execute(query, (self.name,)).fetchone()[0]
@@ -311,12 +311,10 @@ class _Ruler:
             notes.append(f"{self.table.unused:,} rows of {Path(self.labels.values).name} fit no scan")
         if self.held:
             use = (
-                f"Use them with --label.masks {self.way}"
-                if self.way
-                else "Say with --label.masks TEXT=TEXT whose they are"
+                f"Use them with label.masks {self.way}" if self.way else "Say with label.masks TEXT=TEXT whose they are"
             )
             notes.append(
                 f"{len(self.held):,} files look like label maps and are held back (first: {min(self.held)}). {use}, "
-                "or take them as scans with --label.masks none"
+                "or take them as scans with label.masks none"
             )
         return notes + self.layout.notes() + self.pairing.notes(told["scans"]) + self.objects.notes()

@@ -81,14 +81,14 @@ class ArrayOptions:
         wrong = len(set(self.axes)) < len(self.axes) or set(self.axes) - set("ijkct") or not set("ij") <= set(spatial)
         if self.axes and wrong:
             message = (
-                f"--files.arrays.axes {self.axes!r}: expected each axis once, i and j, and where there are such k, "
+                f"files.arrays.axes {self.axes!r}: expected each axis once, i and j, and where there are such k, "
                 "c (channels), t (time), as in kji, ckji, ji or jic"
             )
             raise UserError(message)
         if self.spacing_mm and not _are_lengths(self.spacing_mm, len(spatial)):
             message = (
-                f"--files.arrays.spacing_mm {self.spacing_mm!r}: expected {len(spatial)} lengths above 0 with commas, "
-                f"one for each of {', '.join(spatial) or 'the axes of --files.arrays.axes'}"
+                f"files.arrays.spacing_mm {self.spacing_mm!r}: expected {len(spatial)} lengths above 0 with commas, "
+                f"one for each of {', '.join(spatial) or 'the axes of files.arrays.axes'}"
             )
             raise UserError(message)
 
@@ -141,9 +141,7 @@ class IndexOptions:
 
     def __post_init__(self) -> None:
         if self.labels.values and not self.labels.key and self.layout != "csv":
-            message = (
-                f"--label.values {self.labels.values}: say with --label.key which column names the scan or subject"
-            )
+            message = f"label.values {self.labels.values}: say with label.key which column names the scan or subject"
             raise UserError(message)
 
 
@@ -295,7 +293,7 @@ class Index:
         rows = self._without_names(names, [tuple(row) for row in cursor])
         writers = {".csv": _write_csv, ".parquet": _write_parquet}
         if file.suffix.lower() not in writers:
-            message = f"--export {file.name}: expected a name that ends in .csv or .parquet"
+            message = f"export {file.name}: expected a name that ends in .csv or .parquet"
             raise UserError(message)
         beside = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
         try:
@@ -328,7 +326,7 @@ class Index:
             return self.connection.execute(ordered, values)
         except (sqlite3.Error, sqlite3.Warning) as error:
             reason = " ".join(str(error).replace("no such column:", "no column").split())
-            message = f"--where: {reason}; the columns are {', '.join(names)}; text stands in 'single quotes'"
+            message = f"where: {reason}; the columns are {', '.join(names)}; text stands in 'single quotes'"
             raise UserError(message) from error
         finally:
             self.connection.execute("PRAGMA query_only = 0")
@@ -363,7 +361,7 @@ class Index:
         if path.startswith("/") or not any(place.is_relative_to(folder) for folder in folders):
             message = (
                 f"scan {row['scan_id']}: its file lies outside the folders of {self.file.name}: make a new index of "
-                "the scans with medssl index"
+                "the scans"
             )
             raise UserError(message)
 

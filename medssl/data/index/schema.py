@@ -79,10 +79,10 @@ def connect(file: Path, *, writable: bool) -> sqlite3.Connection:
         UserError: No such file, not an index, or of another version.
     """
     if file.is_dir():
-        message = f"{file} is a folder: give the index file that medssl index wrote, such as {file / 'index.sqlite'}"
+        message = f"{file} is a folder: give the index file itself, such as {file / 'index.sqlite'}"
         raise UserError(message)
     if not file.is_file():
-        message = f"no index at {file}: make one with medssl index DIRECTORY --index {file}"
+        message = f"no index at {file}: index a folder of scans into {file}"
         raise UserError(message)
     mode = "rw" if writable else "ro"
     try:
@@ -99,8 +99,8 @@ def connect(file: Path, *, writable: bool) -> sqlite3.Connection:
         raise UserError(message) from error
     if version is None or version[0] != str(VERSION):
         message = (
-            f"{file} has index version {version and version[0]}, this program reads {VERSION}: make a new index with "
-            "medssl index DIRECTORY --index NEW_FILE"
+            f"{file} has index version {version and version[0]}, this program reads {VERSION}: index the "
+            "folders again into a new file"
         )
         raise UserError(message)
     connection.row_factory = sqlite3.Row

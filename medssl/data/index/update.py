@@ -90,7 +90,7 @@ def _alone(index: Index) -> Iterator[None]:
 def _check_key(index: Index, key: bytes) -> None:
     known = index.meta("key")
     if known and known != fingerprint(key):
-        message = f"{index.file} was made with another key: give that one with --files.key, or make a new index"
+        message = f"{index.file} was made with another key: give that one with files.key, or make a new index"
         raise UserError(message)
     index.connection.execute("INSERT OR REPLACE INTO meta VALUES ('key', ?)", (fingerprint(key),))
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from medssl.types import LabelSchema, Scan
 
 
-def schema_of(store: Store, target: str, kind: str = "", *, key: str = "--data.target") -> LabelSchema:
+def schema_of(store: Store, target: str, kind: str = "", *, key: str = "data.target") -> LabelSchema:
     """What a target says.
 
     Args:
@@ -48,7 +48,7 @@ def labeled_scans(store: Store, axes: int, split: str, schema: LabelSchema) -> t
     return found
 
 
-def how_many(labels: float | None, there: int) -> int:
+def how_many(labels: float | None, there: int, key: str = "labels") -> int:
     """How many of the labeled subjects a word of the user stands for: a number, a share, or None for all of them.
 
     >>> how_many(8, 20), how_many(0.25, 20), how_many(None, 20)
@@ -61,13 +61,14 @@ def how_many(labels: float | None, there: int) -> int:
         return there
     share = isinstance(labels, float)
     if not (0 < labels < 1 if share else labels >= 1):
-        message = f"--labels {labels}: give a number of subjects (8) or a share of them between 0 and 1 (0.25)"
-        raise UserError(message)
+        right = "a number of subjects such as 8, or a share of them between 0 and 1 such as 0.25"
+        message = "no number of subjects"
+        raise UserError(message, key=key, got=labels, expected=right)
     number = round(labels * there) if share else int(labels)
     if not 1 <= number <= there:
         less = f"; {labels} of them is less than one" if share else ""
-        message = f"--labels {labels}: there are {there} labeled subjects to choose from{less}"
-        raise UserError(message)
+        message = f"there are {there} labeled subjects to choose from{less}"
+        raise UserError(message, key=key, got=labels)
     return number
 
 
@@ -148,7 +149,7 @@ def labeled_scans_of_index(opened: Index, schema: LabelSchema, split: str, where
         splits = ", ".join(f"{count} {name!r}" for name, count in opened.connection.execute(query)) or "none"
         message = (
             f"none of the {len(scans)} scans of split {split!r} is labeled with {schema.name!r}; scans by split: "
-            f"{splits}; choose another --split, or index with labels"
+            f"{splits}; choose another split, or index with labels"
         )
         raise UserError(message)
     return found

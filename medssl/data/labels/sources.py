@@ -132,8 +132,8 @@ class MaskOptions:
     def rules(self, also: Iterable[str] = ()) -> tuple[PathRule, ...]:
         """The rules that were given, and those of the roles in ``also``, each with its role."""
         given: tuple[PathRule, ...] = (
-            PathRule("mask", "--label.masks", self.masks),
-            PathRule("excluded", "--label.excluded", self.excluded),
+            PathRule("mask", "label.masks", self.masks),
+            PathRule("excluded", "label.excluded", self.excluded),
         )
         return tuple(rule for rule in given if rule.role in also or rule.pairs())
 
@@ -180,12 +180,12 @@ class LabelOptions(MaskOptions):
         for pair in self.class_names.split(",") if self.class_names else ():
             value, separator, name = pair.partition("=")
             if not separator or not name.strip() or not value.strip().lstrip("-").isdigit():
-                message = f"--label.class_names {pair!r}: expected VALUE=NAME, as in 0=background,1=tumour"
+                message = f"label.class_names {pair!r}: expected VALUE=NAME, as in 0=background,1=tumour"
                 raise UserError(message)
-            refuse_formula(name.strip(), "--label.class_names")
+            refuse_formula(name.strip(), "label.class_names")
             classes.append((int(value), name.strip()))
         if len({value for value, _ in classes}) < len(classes):
-            message = f"--label.class_names {self.class_names!r}: a value stands twice"
+            message = f"label.class_names {self.class_names!r}: a value stands twice"
             raise UserError(message)
         return classes
 
@@ -202,16 +202,16 @@ def refuse_without_effect(labels: LabelOptions, *, laid_out: bool) -> None:
     """
     masks = bool(labels.masks or labels.excluded or labels.objects) or laid_out
     needs = (
-        (labels.ignore is not None and not labels.class_names, "ignore", "--label.class_names 0=background,1=tumor"),
-        (bool(labels.key) and not labels.values, "key", "--label.values FILE.csv"),
-        (bool(labels.columns) and not labels.values, "columns", "--label.values FILE.csv"),
-        (labels.threshold is not None and not masks, "threshold", "--label.masks TEXT=TEXT"),
-        (labels.grid == "trust" and not masks, "grid trust", "--label.masks TEXT=TEXT"),
-        (labels.other_segments != "refuse" and not labels.objects, "other_segments", "--label.objects true"),
+        (labels.ignore is not None and not labels.class_names, "ignore", "label.class_names 0=background,1=tumor"),
+        (bool(labels.key) and not labels.values, "key", "label.values FILE.csv"),
+        (bool(labels.columns) and not labels.values, "columns", "label.values FILE.csv"),
+        (labels.threshold is not None and not masks, "threshold", "label.masks TEXT=TEXT"),
+        (labels.grid == "trust" and not masks, "grid trust", "label.masks TEXT=TEXT"),
+        (labels.other_segments != "refuse" and not labels.objects, "other_segments", "label.objects true"),
     )
     for idle, name, missing in needs:
         if idle:
-            message = f"--label.{name} has no effect without {missing}: give both, or leave it out"
+            message = f"label.{name} has no effect without {missing}: give both, or leave it out"
             raise UserError(message)
 
 
@@ -261,7 +261,7 @@ def read_table(options: LabelOptions, *, also: Sequence[str] = ()) -> Table:
     """
     if not options.values:
         if also:
-            message = f"column:{also[0]} needs a table: give --label.values FILE.csv and --label.key COLUMN"
+            message = f"column:{also[0]} needs a table: give label.values FILE.csv and label.key COLUMN"
             raise UserError(message)
         return Table({}, ())
     file = Path(options.values).expanduser()
@@ -275,11 +275,11 @@ def read_table(options: LabelOptions, *, also: Sequence[str] = ()) -> Table:
                     message = f"{file.name} has no column {name!r}; its columns are {', '.join(names) or 'none'}"
                     raise UserError(message)
             if not keep and not also:
-                message = f"say with --label.columns which columns of {file.name} to keep: {', '.join(names)}"
+                message = f"say with label.columns which columns of {file.name} to keep: {', '.join(names)}"
                 raise UserError(message)
             lines = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        message = f"--label.values {file.name} cannot be read: {getattr(error, 'strerror', None) or error}"
+        message = f"label.values {file.name} cannot be read: {getattr(error, 'strerror', None) or error}"
         raise UserError(message) from error
     rows: dict[str, dict[str, str]] = {}
     for line in lines:

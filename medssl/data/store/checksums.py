@@ -275,7 +275,7 @@ def refuse_broken(store: Path, name: str) -> None:
     """
     if found := broken(store, (name,)):
         message = (
-            f"{store}: {found[0]} is damaged (its checksum differs): run medssl cache again with the same index and "
+            f"{store}: {found[0]} is damaged (its checksum differs): cache the index again with the same index and "
             "store, which repairs it"
         )
         raise UserError(message)

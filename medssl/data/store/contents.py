@@ -111,7 +111,7 @@ class Contents:
         if len(channels) > 1:
             message = (
                 f"scans of {self.path} have {' and '.join(map(str, channels))} channels and cannot share a batch: "
-                "cache them into stores of their own with --where"
+                "cache them into stores of their own (where)"
             )
             raise UserError(message)
         return found
@@ -159,7 +159,7 @@ class Contents:
             UserError: The store holds no scan.
         """
         if not len(self):
-            message = f"{self.path} holds no scan: run medssl cache again, which lists what it skips"
+            message = f"{self.path} holds no scan: cache the index again, which lists what it skips"
             raise UserError(message)
         return int(self.records.facts["channels"][0])
 

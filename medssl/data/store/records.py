@@ -224,7 +224,7 @@ def load(path: Path) -> Records:
         UserError: The table cannot be read, or is not what the cache wrote.
     """
     names = ", ".join(f"scans.{name}" for name in COLUMNS[:-1])
-    again = "run medssl cache again with the same index and store, which repairs it"
+    again = "cache the index again with the same index and store, which repairs it"
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=120)) as connection:
             connection.execute("BEGIN")  # nobody writes until this ends

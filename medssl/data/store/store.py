@@ -112,7 +112,7 @@ class Store(Contents):
         try:
             description = read_json(path / "store.json")
         except (OSError, ValueError) as error:
-            message = f"{path} is no store (no readable store.json): make one with medssl cache"
+            message = f"{path} is no store (no readable store.json): cache an index first"
             raise UserError(message) from error
         checksums.refuse_broken(path, "store.json")
         if description.get("format") != FORMAT:
@@ -228,14 +228,14 @@ class Store(Contents):
         except checksums.DamagedError as error:
             checksums.mark(self.path, self.scan_id(number))
             message = (
-                f"scan {self.scan_id(number)}: its stored voxels are damaged ({error}): run medssl cache again with "
+                f"scan {self.scan_id(number)}: its stored voxels are damaged ({error}): cache the index again with "
                 "the same index and store, which stores it anew"
             )
             raise UserError(message) from error
         except (OSError, RuntimeError, ValueError) as error:
             message = (
                 f"scan {self.scan_id(number)}: its stored voxels cannot be read ({error}); "
-                f"delete {self.file(number, part).name} from the store and run medssl cache again"
+                f"delete {self.file(number, part).name} from the store and cache the index again"
             )
             raise UserError(message) from error
 

@@ -37,7 +37,7 @@ def refuse_changed(scan: Scan, root: Path) -> None:
         except OSError:
             continue
         if about.st_size != size or not same_time(about.st_mtime_ns, modified_ns):
-            message = f"{PurePosixPath(path).name} has changed since it was indexed: run medssl index again"
+            message = f"{PurePosixPath(path).name} has changed since it was indexed: index the scans again"
             raise ChangedError(message)
 
 

@@ -54,7 +54,7 @@ def verify(store: Path, tell: Callable[[int], object] = lambda _bytes: None) -> 
         UserError: There is no store.
     """
     if not (store / records.TABLE).exists():
-        message = f"{store} is no store (no {records.TABLE}): make one with medssl cache"
+        message = f"{store} is no store (no {records.TABLE}): cache an index first"
         raise UserError(message)
     found = Findings(sealed=(store / checksums.SEAL).exists())
     found.files += [f"{name}: its checksum differs" for name in checksums.broken(store)]

@@ -186,12 +186,12 @@ def left_out(filling: Filling, scan: Scan, connection: sqlite3.Connection, limit
     """
     needed = expected_bytes(filling, scan) / 1e9
     if needed > limits.memory_gb:
-        return f"needs about {needed:.3g} GB of memory, the limit is {limits.memory_gb:.3g} GB (--memory_gb)"
+        return f"needs about {needed:.3g} GB of memory, the limit is {limits.memory_gb:.3g} GB (memory_gb)"
     query = 'SELECT reason, kind, value FROM lost WHERE scan_id = ? AND "key" = ?'
     found = connection.execute(query, (scan.scan_id, filling.key(scan))).fetchone()
     if found is None or (limits.seconds if found[1] == "seconds" else limits.memory_gb) > found[2]:
         return ""
-    return f"{found[0]} in an earlier run, and is tried again with a higher --{found[1]}"
+    return f"{found[0]} in an earlier run, and is tried again with a higher {found[1]}"
 
 
 @records.room()

@@ -114,9 +114,7 @@ def test_points_in_time_are_frames(tmp_path):
 
 def test_other_axes_make_another_scan_of_the_same_files(tmp_path):
     write(tmp_path / "d" / "x.npy", ARRAY)
-    assert reason_of(tmp_path / "d").startswith(
-        "arrays without stated axes: say what they are with --files.arrays.axes"
-    )
+    assert reason_of(tmp_path / "d").startswith("arrays without stated axes: say what they are with files.arrays.axes")
     (first,) = scans_of(tmp_path / "d", axes="kji")
     (second,) = scans_of(tmp_path / "d", axes="ijk")
     (again,) = scans_of(tmp_path / "d", axes="kji")
@@ -137,10 +135,10 @@ def test_several_arrays_need_a_choice(tmp_path, ending):
             for name, value in values.items():
                 opened[name] = value
     reason = reason_of(tmp_path / "d", axes="kji")
-    assert reason.startswith("several arrays: choose one with --files.arrays.member: ")
+    assert reason.startswith("several arrays: choose one with files.arrays.member: ")
     assert {"scan (4x5x6)", "mask (4x5x6)"} == set(reason.rsplit(": ", 1)[1].split(", "))
     reason = reason_of(tmp_path / "d", axes="kji", member="other")
-    assert reason.startswith("no array named other (--files.arrays.member), only ")
+    assert reason.startswith("no array named other (files.arrays.member), only ")
     (scan,) = scans_of(tmp_path / "d", axes="kji", member="missing,scan")
     np.testing.assert_array_equal(read(scan, tmp_path).image[0], ARRAY.transpose(2, 1, 0))
 
@@ -171,12 +169,12 @@ def test_a_mask_has_no_axis_of_channels(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"axes": "kjj"}, r"--files\.arrays\.axes 'kjj': expected each axis once, i and j"),
-        ({"axes": "zyx"}, r"--files\.arrays\.axes 'zyx': expected each axis once"),
-        ({"axes": "kji", "spacing_mm": "1,2"}, r"--files\.arrays\.spacing_mm '1,2': expected 3 lengths above 0"),
+        ({"axes": "kjj"}, r"files\.arrays\.axes 'kjj': expected each axis once, i and j"),
+        ({"axes": "zyx"}, r"files\.arrays\.axes 'zyx': expected each axis once"),
+        ({"axes": "kji", "spacing_mm": "1,2"}, r"files\.arrays\.spacing_mm '1,2': expected 3 lengths above 0"),
         ({"axes": "ji", "spacing_mm": "1,-2"}, r"expected 2 lengths above 0 with commas, one for each of j, i"),
         ({"axes": "ji", "spacing_mm": "1,x"}, r"expected 2 lengths"),
-        ({"spacing_mm": "1"}, r"one for each of the axes of --files\.arrays\.axes"),
+        ({"spacing_mm": "1"}, r"one for each of the axes of files\.arrays\.axes"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, says):
@@ -186,7 +184,7 @@ def test_options_that_make_no_sense_are_refused(options, says):
 
 def test_axes_that_do_not_fit_are_refused(tmp_path):
     write(tmp_path / "d" / "x.npy", ARRAY)
-    expected = "axes that do not fit: 4x5x6 has 3, --files.arrays.axes tckji states 5"
+    expected = "axes that do not fit: 4x5x6 has 3, files.arrays.axes tckji states 5"
     assert reason_of(tmp_path / "d", axes="tckji") == expected
 
 

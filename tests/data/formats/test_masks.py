@@ -130,7 +130,7 @@ def test_another_grid_is_refused_and_both_are_named(tmp_path):
         "(LAS) of 0.9001x0.8546x2.502 mm from 40, -30, 10; "
     )
     assert scan.status.reason.endswith(
-        "resample it to its image, or take equal shapes as equal grids with --label.grid trust"
+        "resample it to its image, or take equal shapes as equal grids with label.grid trust"
     )
 
 
@@ -261,7 +261,7 @@ def test_whole_numbers_of_every_type_are_taken(dtype):
             [0, 0.9882, 2.0235],
             r"^label x holds values that are not whole numbers \(0\.9882, 2\.0235\): a slope in its header",
         ),
-        (np.linspace(0, 1, 50), r"probabilities become classes 0 and 1 with --label\.threshold 0\.5$"),
+        (np.linspace(0, 1, 50), r"probabilities become classes 0 and 1 with label\.threshold 0\.5$"),
         (np.linspace(0, 3000, 5001), r"resample masks to the nearest voxel$"),
         ([0, np.nan, 1], r"^label x holds 1 voxels that are no number \(NaN or infinite\)$"),
         ([0, 2.0**40], r"a class is a number of at most 32 bits$"),
@@ -281,13 +281,13 @@ def test_scaling_that_rounds_keeps_classes():
 @pytest.mark.parametrize(
     ("values", "schema", "message"),
     [
-        ([0, 255], SCHEMA, r"0 and 255 only: --label\.class_names 0=background,255=organ$"),
-        ([0, 1, 7, 7], SCHEMA, r"class map 0=background, 1=organ: 7 \(2 voxels\); name it with --label\.class_names"),
-        ([0, 1, 2, 3, 250, 251, 252, 255], SCHEMA, r"and 1 more values; many values .* --label\.threshold 128"),
+        ([0, 255], SCHEMA, r"0 and 255 only: label\.class_names 0=background,255=organ$"),
+        ([0, 1, 7, 7], SCHEMA, r"class map 0=background, 1=organ: 7 \(2 voxels\); name it with label\.class_names"),
+        ([0, 1, 2, 3, 250, 251, 252, 255], SCHEMA, r"and 1 more values; many values .* label\.threshold 128"),
         (
             [0, -1, -1],
             None,
-            r"^negative label value: -1 \(2 voxels\); name all values with --label\.class_names, and .*$",
+            r"^negative label value: -1 \(2 voxels\); name all values with label\.class_names, and .*$",
         ),
         ([0, -1], SCHEMA, r"class map .*: -1 \(1 voxels\)"),
     ],
@@ -426,7 +426,7 @@ def test_both_halves_of_a_challenge_are_paired(tmp_path):
 
 def test_a_rule_that_leads_nowhere_fails_and_loses_nothing(tmp_path):
     folder = pair(tmp_path / "d", noise(SHAPE, np.uint8, high=3))
-    message = r"^d: --label\.masks images=segs leads to no file: tried segs/a\.nii\.gz for images/a\.nii\.gz$"
+    message = r"^d: label\.masks images=segs leads to no file: tried segs/a\.nii\.gz for images/a\.nii\.gz$"
     for _ in range(2):  # it is said again until it is put right
         with pytest.raises(UserError, match=message):
             index(folder, masks="images=segs")

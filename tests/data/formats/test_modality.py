@@ -30,10 +30,10 @@ def test_usual_words_are_understood(word, term):
 
 
 def test_an_unknown_word_is_refused_with_the_known_ones(tmp_path, capsys):
-    with pytest.raises(UserError, match=r"--files\.modality 'CAT5' is not known: say one of CT, MR, PT"):
+    with pytest.raises(UserError, match=r"files\.modality 'CAT5' is not known: say one of CT, MR, PT"):
         modality_of("CAT5")
     assert main(["index", str(tmp_path), "--files.modality", "xyz"]) == 2
-    assert "--files.modality 'xyz' is not known" in capsys.readouterr().err
+    assert "files.modality 'xyz' is not known" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_ct_that_nobody_calls_one_is_said(tmp_path, capsys):
         write_nifti(tmp_path / "d" / f"{number}.nii", body(seed=number))
     write_nifti(tmp_path / "d" / "m.nii", noise((9, 9, 9)))
     index(tmp_path)
-    said = r"note: d: 3 of 4 files that were looked into look like CT \(.*\): say --files\.modality CT"
+    said = r"note: d: 3 of 4 files that were looked into look like CT \(.*\): say files\.modality CT"
     assert re.search(said, capsys.readouterr().out)
     index(tmp_path)  # nothing changed: nothing is read, and it is still said
     assert re.search(said, capsys.readouterr().out)

@@ -199,7 +199,7 @@ def test_a_vanished_file_says_what_to_do(tmp_path):
     write_nifti(tmp_path / "d" / "x.nii", noise((4, 4, 4)))
     scan, root = scan_in(tmp_path / "d")
     (tmp_path / "d" / "x.nii").unlink()
-    with pytest.raises(ReadError, match=r"d/x\.nii: no such file below .*: run medssl index again"):
+    with pytest.raises(ReadError, match=r"d/x\.nii: no such file below .*: index the scans again"):
         read(scan, root)
 
 

@@ -251,7 +251,7 @@ def test_pages_are_frames_never_channels(tmp_path, rows):
         np.testing.assert_array_equal(values(file, frame=frame)[0], STACK[frame])
     (scan,) = scans_of(tmp_path / "d")
     assert scan.status.code == "rejected"
-    assert re.match(r"several frames in a file: 20 pages; take them as .* --files\.frames", scan.status.reason)
+    assert re.match(r"several frames in a file: 20 pages; take them as .* files\.frames", scan.status.reason)
     each = scans_of(tmp_path / "d", frames="scans")
     seen = {read(scan, tmp_path).image.tobytes() for scan in each}
     assert seen == {page.tobytes() for page in STACK}

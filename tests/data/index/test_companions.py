@@ -94,7 +94,7 @@ def test_the_cache_refuses_a_scan_whose_pixels_changed_since_it_was_indexed(tmp_
     assert main(["cache", str(file), str(tmp_path / "store"), "--workers", "0"]) == 0
     captured = capfd.readouterr()
     assert re.search(
-        r"skipped \w+: b.img has changed since it was indexed: run medssl index", captured.out + captured.err
+        r"skipped \w+: b.img has changed since it was indexed: index the scans again", captured.out + captured.err
     )
 
 

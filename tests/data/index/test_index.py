@@ -249,7 +249,7 @@ def test_a_condition_can_only_select(scans, file, where):
     before = content(file)
     with (
         Index.open(file, create=True) as index,
-        pytest.raises(UserError, match=r"--where: .*; the columns are scan_id"),
+        pytest.raises(UserError, match=r"where: .*; the columns are scan_id"),
     ):
         list(index.scans(where))
     assert content(file) == before

@@ -63,7 +63,7 @@ def test_label_maps_are_held_back_and_the_proposal_works(name, tmp_path):
     assert note.startswith(
         f"d: 3 files look like label maps and are held back (first: {labels.format(0)}). Use them with"
     )
-    proposal = re.search(r"--label\.masks (.*), or take them as scans with --label\.masks none$", note).group(1)
+    proposal = re.search(r"label\.masks (.*), or take them as scans with label\.masks none$", note).group(1)
     assert set(proposal.split(",")) == set(expected.split(","))
     file, notes = index(tmp_path / "d", masks=proposal)
     scans, _ = scans_of(file)
@@ -83,7 +83,7 @@ def test_one_label_map_of_several_images(tmp_path):
         label(tmp_path / "d" / f"B{number}" / f"B{number}_seg.nii.gz", number)
     _, notes = index(tmp_path / "d")
     (note,) = [note for note in notes if "look like label maps" in note]
-    proposal = re.search(r"--label\.masks (\S*), or", note).group(1)
+    proposal = re.search(r"label\.masks (\S*), or", note).group(1)
     scans, _ = scans_of(index(tmp_path / "d", masks=proposal)[0])
     assert len(scans) == 8
     assert all(scan.labels.mask[0].path.endswith("_seg.nii.gz") for scan in scans)
@@ -93,7 +93,7 @@ def test_a_proposal_can_be_pasted_into_a_shell(tmp_path):
     image(tmp_path / "d" / "my images" / "a.nii.gz")
     label(tmp_path / "d" / "my labels" / "a.nii.gz")
     _, notes = index(tmp_path / "d")
-    assert any("--label.masks 'my images=my labels', or" in note for note in notes)
+    assert any("label.masks 'my images=my labels', or" in note for note in notes)
 
 
 def test_what_a_rule_leaves_over_is_proposed_beside_it(tmp_path):
@@ -101,7 +101,7 @@ def test_what_a_rule_leaves_over_is_proposed_beside_it(tmp_path):
         image(tmp_path / "d" / f"images{half}" / f"{half}.nii.gz")
         label(tmp_path / "d" / f"labels{half}" / f"{half}.nii.gz")
     _, notes = index(tmp_path / "d", masks="imagesTr=labelsTr")
-    assert any("with --label.masks imagesTr=labelsTr,imagesTs=labelsTs, or" in note for note in notes)
+    assert any("with label.masks imagesTr=labelsTr,imagesTs=labelsTs, or" in note for note in notes)
 
 
 def test_label_maps_without_images_are_held_back(tmp_path):
@@ -110,7 +110,7 @@ def test_label_maps_without_images_are_held_back(tmp_path):
     image(tmp_path / "d" / "other" / "x.nii.gz")
     file, notes = index(tmp_path / "d")
     assert len(scans_of(file)[0]) == 1
-    assert any("Say with --label.masks TEXT=TEXT whose they are" in note for note in notes)
+    assert any("Say with label.masks TEXT=TEXT whose they are" in note for note in notes)
 
 
 def test_the_intent_of_a_nifti_header_is_enough(tmp_path):

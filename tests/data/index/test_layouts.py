@@ -149,7 +149,7 @@ def test_nnunet_what_cannot_be_read_is_refused(tmp_path, capsys, about, says):
     _, code = run(nnunet(tmp_path / "d", **about), "nnunet")
     assert code == 2
     err = capsys.readouterr().err
-    assert "error: --layout nnunet: " in err
+    assert "error: layout nnunet: " in err
     assert re.search(says, err)
 
 
@@ -159,14 +159,14 @@ def test_nnunet_what_cannot_be_read_is_refused(tmp_path, capsys, about, says):
         ("nnunet", "no dataset.json in d: expected the folder of the data set itself"),
         ("decathlon", "no dataset.json in d"),
         ("bids", "no dataset_description.json in d"),
-        ("csv", "name the table with --label.values FILE.csv"),
+        ("csv", "name the table with label.values FILE.csv"),
     ],
 )
 def test_a_folder_without_the_layout_is_refused(tmp_path, capsys, layout, says):
     image(tmp_path / "d" / "x.nii.gz")
     file, code = run(tmp_path / "d", layout)
     assert code == 2
-    assert f"error: --layout {layout}: {says}" in capsys.readouterr().err
+    assert f"error: layout {layout}: {says}" in capsys.readouterr().err
     assert not file.exists()
 
 
@@ -174,7 +174,7 @@ def test_a_single_file_has_no_layout(tmp_path, capsys):
     image(tmp_path / "d" / "x.nii.gz")
     _, code = run(tmp_path / "d" / "x.nii.gz", "nnunet")
     assert code == 2
-    assert "--layout nnunet reads whole folders" in capsys.readouterr().err
+    assert "layout nnunet reads whole folders" in capsys.readouterr().err
 
 
 # --- Decathlon
@@ -274,7 +274,7 @@ def test_bids(tmp_path, capsys):
 
 def test_bids_says_which_columns_there_are(tmp_path, capsys):
     run(bids(tmp_path / "d"), "bids")
-    assert "keep columns of participants.tsv with --label.columns (age, sex)" in capsys.readouterr().out
+    assert "keep columns of participants.tsv with label.columns (age, sex)" in capsys.readouterr().out
 
 
 def test_bids_labels_that_fit_several_images_are_not_guessed(tmp_path, capsys):
@@ -340,7 +340,7 @@ def test_csv_that_cannot_be_meant_is_refused(tmp_path, capsys, text, says):
     image(tmp_path / "d" / "x.nii.gz")
     _, code = run(tmp_path / "d", "csv", "--label.values", table(tmp_path / "d", text))
     assert code == 2
-    assert f"error: --layout csv: {says}" in capsys.readouterr().err
+    assert f"error: layout csv: {says}" in capsys.readouterr().err
 
 
 def test_a_changed_table_is_read_again(tmp_path):
@@ -382,7 +382,7 @@ def test_a_table_of_values_still_needs_its_key():
     from medssl.data.index.scan_index import IndexOptions
     from medssl.data.labels.sources import LabelOptions
 
-    with pytest.raises(UserError, match=r"say with --label\.key which column names the scan or subject"):
+    with pytest.raises(UserError, match=r"say with label\.key which column names the scan or subject"):
         IndexOptions(labels=LabelOptions(values="x.csv"))
 
 

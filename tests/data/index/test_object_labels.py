@@ -106,7 +106,7 @@ def test_without_the_option_objects_are_rejected_with_its_name(scans):
     index, _ = run(scans, objects=False)
     assert index.counts() == [("rejected", "segmentation object", 1), ("rejected", "structure set", 1)]
     reasons = {scan.status.reason for scan in index.scans(status="rejected")}
-    assert all("--label.objects true" in reason for reason in reasons)
+    assert all("label.objects true" in reason for reason in reasons)
     index.close()
     index, _ = run(scans)  # both hold the liver
     assert "class 1 is in rs.dcm and s.dcm: leave one of them in the folder" in only_reason(index)
@@ -120,7 +120,7 @@ def test_without_the_option_objects_are_rejected_with_its_name(scans):
 def test_objects_without_class_names_propose_them(scans):
     sources = write_scan(scans, Series(SHAPE))
     write_segmentation(scans / "s.dcm", sources, parts_of(), ["liver", "=cmd|x"])
-    with pytest.raises(UserError, match=r"--label\.class_names .0=background,1=liver.") as caught:
+    with pytest.raises(UserError, match=r"label\.class_names .0=background,1=liver.") as caught:
         run(scans, class_names="")
     assert "'liver' (1), '=cmd|x' (1)" in str(caught.value)  # what a spreadsheet would run is not proposed
 
@@ -137,7 +137,7 @@ def test_segments_without_a_class_are_refused_or_background(scans):
     sources, numbers = write_scan(scans, Series(SHAPE)), parts_of(3)
     write_segmentation(scans / "s.dcm", sources, numbers, ["liver", "lesion", "Doe^Jane couch"])
     index, done = run(scans)
-    assert "1 of 3 segments of s.dcm have no class: add them to --label.class_names, or" in only_reason(index)
+    assert "1 of 3 segments of s.dcm have no class: add them to label.class_names, or" in only_reason(index)
     assert "Doe" not in only_reason(index)
     assert any("make their scans fail: 'Doe^Jane couch' (1)" in note for note in done.notes)
     index.close()
@@ -252,7 +252,7 @@ def test_a_file_and_an_object_for_one_scan_are_refused(scans):
     write_scan(scans / "labels", Series(SHAPE, uid="1.2.826.0.1.3680043.8.498.2"))
     write_segmentation(scans / "s.dcm", sources, parts_of(), ["liver", "lesion"])
     index, _ = run(scans, masks="images=labels")
-    assert only_reason(index).startswith("two labels: a file by --label.masks and an object by --label.objects")
+    assert only_reason(index).startswith("two labels: a file by label.masks and an object by label.objects")
 
 
 def test_single_images_take_no_objects(scans):
@@ -274,7 +274,7 @@ def test_a_damaged_object_names_its_file(scans):
     with pytest.raises(ReadError, match=r"label s\.dcm: truncated: 4 of"):
         read(scan, index.root)
     (scans / "s.dcm").unlink()
-    with pytest.raises(ReadError, match=r"label s\.dcm: No such file or directory: run medssl index again"):
+    with pytest.raises(ReadError, match=r"label s\.dcm: No such file or directory: index the scans again"):
         read(scan, index.root)
 
 

@@ -96,7 +96,7 @@ ROWS = {
     "NaN voxels": Row("4 of 168000 voxels are NaN or infinite", nan),
     "infinite voxels": Row("2400 of 168000 voxels are NaN or infinite", infinite),
     "truncated .nii.gz": Row(
-        "bad.nii.gz has changed since it was indexed: run medssl index again",
+        "bad.nii.gz has changed since it was indexed: index the scans again",
         lambda f: volume(f, "bad"),
         truncated_after_indexing,
     ),
@@ -111,7 +111,7 @@ ROWS = {
         excluded,
     ),
     "mask of excluded voxels of another shape": Row(
-        "skipped [0-9a-f]+: bad.nii.gz has changed since it was indexed: run medssl index again$",
+        "skipped [0-9a-f]+: bad.nii.gz has changed since it was indexed: index the scans again$",
         excluded,
         excluded_shape,
     ),

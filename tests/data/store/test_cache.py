@@ -196,7 +196,9 @@ def test_new_splits_reach_the_store_without_new_voxels(scans, tmp_path, capsys):
 
 
 def test_a_selection_of_nothing_makes_no_store(scans, tmp_path):
-    with pytest.raises(UserError, match=r"index.sqlite has no good scan that meets --where modality = 'CT'"):
+    with pytest.raises(
+        UserError, match=r"index.sqlite has no good scan that meets the condition where: modality = 'CT'"
+    ):
         cache(indexed(scans, tmp_path), tmp_path / "store", where="modality = 'CT'", workers=0)
     assert not (tmp_path / "store").exists()
 

@@ -35,8 +35,8 @@ def test_rules_for_ct_on_values_without_a_unit_are_refused(tmp_path, capsys):
     code, said = prepared(tmp_path, capsys)
     assert code == 2
     assert re.search(
-        r"^error: --preprocess sets rules for hu; 3 of 3 scans are gray: index with --files\.modality CT, or say "
-        r"--preprocess\.domains \[gray\]",
+        r"^error: preprocess sets rules for hu; 3 of 3 scans are gray: index with files\.modality CT, or set "
+        r"preprocess\.domains \[gray\]",
         said.err,
     )
     assert not (tmp_path / "store").exists()
@@ -51,7 +51,7 @@ def test_scans_that_get_another_rule_are_told(tmp_path, capsys):
     code, said = prepared(tmp_path, capsys, series=True)
     assert code == 0
     assert (
-        "note: --preprocess sets rules for hu; 3 of 4 scans are gray and get the default rule (gray: clipped by "
+        "note: preprocess sets rules for hu; 3 of 4 scans are gray and get the default rule (gray: clipped by "
         "percentile 0 to 99.9, zscore)"
     ) in said.out
 

@@ -77,7 +77,7 @@ def flips(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], count:
         assert run(made / "index.sqlite", store, "--verify") == 1, where
         assert "damaged" in capsys.readouterr().out, where
         if path.name != SEAL:
-            with pytest.raises(UserError, match=r"^[^\n]*medssl cache[^\n]*$"):
+            with pytest.raises(UserError, match=r"^[^\n]*cache the index again[^\n]*$"):
                 read_all(store)
         assert run(made / "index.sqlite", store, "--tier", tier) == 0, where
         said = capsys.readouterr().out
@@ -123,7 +123,7 @@ def test_verify_lists_every_damaged_scan(made, tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("damaged ") == 3, out
     assert "its file is missing" in out
-    assert "4 scans, 3 damaged: run medssl cache with the same index and store, which stores them anew" in out
+    assert "4 scans, 3 damaged: cache the index again into this store, which stores them anew" in out
     assert run(made / "index.sqlite", tmp_path / "store") == 0
     assert "(3 new, 1 there already, 0 skipped)" in capsys.readouterr().out
     assert run(made / "index.sqlite", tmp_path / "store", "--verify") == 0

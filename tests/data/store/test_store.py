@@ -190,7 +190,7 @@ def test_damaged_bytes_name_the_scan_and_the_file(tmp_path, monkeypatch):
             "b": rf"cannot be read \({file.name} ends 10 bytes too early\); delete {file.name}",
             "c": rf"are damaged \(the checksum of bytes .* of {file.name} differs\)",
         }[name]
-        with pytest.raises(UserError, match=f"scan {name}: its stored voxels {reason}.*run medssl cache again"):
+        with pytest.raises(UserError, match=f"scan {name}: its stored voxels {reason}.*cache the index again"):
             Store.open(store.path).read(store.number(name), (0, 0, 0), volumes[name].image.shape[1:])
 
 

@@ -63,7 +63,7 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
         try:
             series = digest("series", str(dataset.get("SeriesInstanceUID", "") or Path(path).parent))
             if form := label_objects.form_of(dataset):
-                message = f"{form}: not a scan; --label.objects true takes it as the label of its series"
+                message = f"{form}: not a scan; label.objects true takes it as the label of its series"
                 raise DicomError(message, rejected=True, label_object=label_objects.describe(stream, digest))
             reason = _rejection(dataset)
             if reason:

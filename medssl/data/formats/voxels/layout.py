@@ -166,7 +166,7 @@ def arrange(values: np.ndarray, layout: Layout, frame: int | None, *, alone: boo
     array = array.reshape(frames, -1, *size)[:, : layout.keep or None]
     if frame is not None and not alone:
         if not 0 <= frame < frames:
-            message = f"frame {frame} of {frames}: there is none: run medssl index again"
+            message = f"frame {frame} of {frames}: there is none: index the scans again"
             raise FormatError(message)
         array = array[frame : frame + 1]
     return array.reshape(-1, *size)

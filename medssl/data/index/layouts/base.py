@@ -150,7 +150,7 @@ def class_names(labels: Mapping[str, Any]) -> tuple[str, int | None]:
     if regions:
         message = (
             f"dataset.json names regions of several values ({', '.join(regions[:3])}): name the value of each class "
-            "with --label.class_names, as in 0=background,1=edema"
+            "with label.class_names, as in 0=background,1=edema"
         )
         raise UserError(message)
     pairs = [(str(a), str(b)) for a, b in labels.items()]
@@ -159,7 +159,7 @@ def class_names(labels: Mapping[str, Any]) -> tuple[str, int | None]:
     wrong = [name for name, value in pairs if not value.lstrip("-").isdigit() or set(name) & {",", "="}]
     if wrong:
         message = (
-            f"dataset.json: label {wrong[0]!r} has no whole number, or a name with a comma: give --label.class_names"
+            f"dataset.json: label {wrong[0]!r} has no whole number, or a name with a comma: give label.class_names"
         )
         raise UserError(message)
     ignore = [int(value) for name, value in pairs if name.strip().lower() == "ignore"]

@@ -44,7 +44,7 @@ def fill(options: IndexOptions, folder: Path) -> Filled:
         said += f", columns {options.labels.columns} of participants.tsv"
     elif table.is_file() and not options.labels.values:
         names = table.read_text(encoding="utf-8-sig").partition("\n")[0].strip().split("\t")
-        said += f"; keep columns of participants.tsv with --label.columns ({', '.join(names[1:]) or 'none'})"
+        said += f"; keep columns of participants.tsv with label.columns ({', '.join(names[1:]) or 'none'})"
     filled = with_defaults(options, r"(?:^|/)(sub-[A-Za-z0-9]+)(?=[/_])", values=values, key=key)
     return Filled(filled, said)
 
@@ -81,7 +81,7 @@ class _Bids(Layout):
             names["study"] = "/".join(parts[:2])
         _, suffix = _entities(parts[-1])
         if self.choose and suffix in (*_LABELS, "defacemask"):
-            return About(("rejected", "label map among raw files of BIDS: say with --label.masks whose it is"))
+            return About(("rejected", "label map among raw files of BIDS: say with label.masks whose it is"))
         if not self.modality and suffix in _SUFFIXES:
             names["modality"] = _SUFFIXES[suffix]
         label = self._label(path)
@@ -93,7 +93,7 @@ class _Bids(Layout):
             return []
         return [
             f"{len(self.unclear):,} label files of derivatives belong to several images, or several to one (first: "
-            f"{min(self.unclear)}): say with --label.masks which to take"
+            f"{min(self.unclear)}): say with label.masks which to take"
         ]
 
     def _look(self, folder: Path) -> None:

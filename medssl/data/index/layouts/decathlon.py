@@ -45,7 +45,7 @@ def fill(options: IndexOptions, folder: Path) -> Filled:
         filled = replace(filled, files=replace(filled.files, frames="channels"))
     count = len(names.split(",")) if names else 0
     said = f"{len(rows)} images, {count} classes, {max(1, len(modalities))} channels, modality {modality or 'not told'}"
-    said += ", each file is a subject (say otherwise with --subject)" if options.subject == "dicom" else ""
+    said += ", each file is a subject (the rule subject says otherwise)" if options.subject == "dicom" else ""
     said += "; the list 'test' is the test split, the others are split 0.9 to 0.1" if test else ""
     return Filled(filled, said)
 

@@ -45,7 +45,7 @@ def layout(options: IndexOptions, folder: Path) -> Layout:
 def _rows(options: IndexOptions, folder: Path) -> dict[str, About]:
     """What the table says, by the path of the image below ``folder``."""
     if not options.labels.values:
-        message = "name the table with --label.values FILE.csv"
+        message = "name the table with label.values FILE.csv"
         raise UserError(message)
     file = Path(options.labels.values).expanduser().resolve()
     keep = [name.strip() for name in options.labels.columns.split(",") if name.strip()]

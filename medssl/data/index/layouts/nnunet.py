@@ -34,7 +34,7 @@ def fill(options: IndexOptions, folder: Path) -> Filled:
     """
     about = read_json(folder / "dataset.json")
     if about.get("dataset"):
-        message = "dataset.json lists its files under 'dataset', which is not read: list them in a table (--layout csv)"
+        message = "dataset.json lists its files under 'dataset', which is not read: list them in a table (layout csv)"
         raise UserError(message)
     need_folder(folder, "imagesTr")
     ending, channels = _ending(about), _channels(about)
@@ -51,7 +51,7 @@ def fill(options: IndexOptions, folder: Path) -> Filled:
     filled = with_defaults(options, subject, modality, masks=masks, class_names=names, ignore=ignore, split=split)
     count = len(names.split(",")) if names else 0
     said = f"{count} classes, {channels} channel{'s' if channels > 1 else ''}, modality {modality or 'not told'}"
-    said += ", each case is a subject (say otherwise with --subject)" if options.subject == "dicom" else ""
+    said += ", each case is a subject (the rule subject says otherwise)" if options.subject == "dicom" else ""
     said += "; imagesTs is the test split, imagesTr is split 0.9 to 0.1" if test else ""
     cases = len(list((folder / "labelsTr").glob(f"*{ending}"))) if labeled else 0
     if labeled and "numTraining" in about and about["numTraining"] != cases:

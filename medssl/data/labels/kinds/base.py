@@ -57,11 +57,11 @@ class TargetKind(ABC):
             UserError: The target is "mask", or names several values.
         """
         if target == MASK:
-            message = f"the head is for {self.task}, the target is {target!r}: choose another --head or --data.target"
+            message = f"the head is for {self.task}, the target is {target!r}: choose another head or data.target"
             raise UserError(message)
         if "," in target:
             message = f"the head is for {self.task}, the target {target!r} names several values: "
-            message += "choose --head multi_label, or name one value"
+            message += "choose the head multi_label, or name one value"
             raise UserError(message)
 
     @abstractmethod

@@ -34,16 +34,16 @@ class Mask(TargetKind):
         """
         if target != MASK:
             values_of_scans(store, target)
-            message = f"the head is for {self.task}, the target is {target!r}: choose another --head or --data.target"
+            message = f"the head is for {self.task}, the target is {target!r}: choose another head or data.target"
             raise UserError(message)
         if not store.has_masks:
             values = sorted({name for number in store.scans_with_values for name in store.values(number)})
             other = f"; or learn a value of whole scans, {key} NAME, out of {', '.join(values)}" if values else ""
-            message = f"{store.path} has no masks: index with --label.masks and cache again{other}"
+            message = f"{store.path} has no masks: index with label.masks and cache again{other}"
             raise UserError(message)
         if store.schema is None:
             message = (
-                f"the masks of {store.path} have no class names: index with --label.class_names "
+                f"the masks of {store.path} have no class names: index with label.class_names "
                 "0=background,1=NAME,... and cache again"
             )
             raise UserError(message)

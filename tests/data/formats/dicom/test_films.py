@@ -59,7 +59,7 @@ def test_frames_of_a_film_become_what_the_option_says(tmp_path, dtype):
     film = write_film(tmp_path / "scans" / "f.dcm", noise(dtype=dtype))
     with run(tmp_path / "scans", "refuse") as index:
         (scan,) = index.scans(status="rejected")
-        assert scan.status.reason.startswith("film: 5 frames without positions, 33.3 ms apart; --files.frames scans")
+        assert scan.status.reason.startswith("film: 5 frames without positions, 33.3 ms apart; files.frames scans")
         assert index.counts() == [("rejected", "film", 1)]
     with run(tmp_path / "scans", "scans") as index:
         np.testing.assert_array_equal(images_of(index), film[:, None])

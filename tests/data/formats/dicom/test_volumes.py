@@ -98,7 +98,7 @@ def test_too_few_slices_name_the_option(tmp_path):
     write(tmp_path, Series(shape=(8, 6, 2)))
     (stack,) = stacks_in(tmp_path)
     assert stack.status.code == "rejected"
-    assert "too few slices for a volume: 2 of at least 3; --files.slices image" in stack.status.reason
+    assert "too few slices for a volume: 2 of at least 3; files.slices image" in stack.status.reason
 
 
 # --- copies
@@ -308,7 +308,7 @@ def test_secondary_captures_with_a_place_come_by_option(tmp_path):
     write(tmp_path / "scans", SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
     with indexed(tmp_path / "scans") as index:
         (rejected,) = index.scans(status="rejected")
-    assert "--files.captures true" in rejected.status.reason
+    assert "files.captures true" in rejected.status.reason
     with indexed(tmp_path / "scans", captures=True) as index:
         (scan,) = index.scans()
     assert scan.grid.shape == (8, 6, 5)

@@ -161,7 +161,7 @@ def read_objects(parts: Sequence[Part], classes: Sequence[int], root: Path, grid
             with file.open("rb") as stream, quiet():
                 form = form_of(parse(stream, ("SOPClassUID",)))
             if not form:
-                message = "is no segmentation object or structure set any more: run medssl index again"
+                message = "is no segmentation object or structure set any more: index the scans again"
                 raise DicomError(message)
             result = (read_structures if form == "structure set" else read_segmentation)(file, segments, grid)
         except OSError:

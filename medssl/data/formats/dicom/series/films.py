@@ -62,8 +62,8 @@ def _stacks(film: Slice, option: str, name: str, damage: str, note: str) -> list
         return [Stack((film,), Status("failed", damage), name)]
     if option == "refuse" or (option == "channels" and count > MOST_CHANNELS):
         reason = (
-            f"film: {count} frames without positions{time}; --files.frames scans takes each as an image, "
-            f"--files.frames channels up to {MOST_CHANNELS} of them as the channels of one image"
+            f"film: {count} frames without positions{time}; files.frames scans takes each as an image, "
+            f"files.frames channels up to {MOST_CHANNELS} of them as the channels of one image"
         )
         return [Stack((film,), Status("rejected", reason), name)]
     grid = picture_grid(film.shape[0], film.shape[1], film.spacing_mm or (1.0, 1.0))

@@ -46,7 +46,7 @@ from medssl.types import Grid, Status
 
 SAME_DIRECTION = 1e-3  # difference of direction cosines that is rounding
 _WIDE_GAP = 1.5  # of the thickness
-_AS_IMAGES = "--files.slices image takes each slice as an image"
+_AS_IMAGES = "files.slices image takes each slice as an image"
 _FACTS = {
     "subject": "PatientID", "issuer": "IssuerOfPatientID", "study": "StudyInstanceUID",
     "reference": "FrameOfReferenceUID", "modality": "Modality", "name": "PatientName",
