@@ -81,7 +81,7 @@ BAD = [
     ("size that strides do not divide", ["--objective.view.size=[7,8,6]"], 2, r"\[7, 8, 6\].*nearest"),
     ("layer without a twin", ["--encoder=commands.test_bad_pretrain.OddEncoder"], 2, r"strange.*Odd|Odd.*strange"),
     ("fp16 on a CPU", ["--training.accelerator=cpu", "--training.precision=fp16"], 2, "precision fp16 needs a GPU"),
-    ("no store", ["--store=nowhere"], 2, r"nowhere is no store .*medssl cache"),
+    ("no store", ["--store=nowhere"], 2, r"nowhere is no store .*cache an index first"),
     ("store of another Preprocess", ["--data.preprocess=ct"], 2, r"another Preprocess.*foreground_crop"),
     ("no scan in the split", ["--data.split=test"], 2, r"no scan with 3 axes in split 'test'.*4 'train', 1 'val'"),
     ("NaN loss", ["--objective.fail_at=1"], 1, r"the loss is not finite at step 2: samples 4, 5, 6, 7 of scans scan"),

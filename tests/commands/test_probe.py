@@ -300,7 +300,7 @@ def test_voxels_that_differ_by_brightness_are_told_apart_and_evaluate_agrees(cal
     found = measured(tmp_path / "out")["voxel_logistic"]
     assert list(found) == ["dice", "dice:left", "dice:right"]
     assert all(values["value"] > 0.99 for values in found.values())
-    assert "note: Dice is on the grid of the store; for the scans' own grids: medssl evaluate OUT/network" in said
+    assert "note: Dice is on the grid of the store; for the scans' own grids, evaluate the folder network/" in said
     summary = result(tmp_path / "out")
     (entry,) = summary["probes"]
     assert entry["validation"] == max(row[2] for row in entry["tried"])

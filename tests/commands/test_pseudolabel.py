@@ -268,7 +268,7 @@ def test_bad_labels_are_one_line(place, call, tmp_path):
     schema, learned = schema_of(store, "mask"), labeled_scans(store, 3, "train", schema_of(store, "mask"))[:2]
     labels = tmp_path / "labels"
     asked = store, learned, "train", PseudoLabels(labels), schema, 0
-    with pytest.raises(UserError, match=r"it has no readable pseudolabels\.json; make one with medssl pseudolabel"):
+    with pytest.raises(UserError, match=r"it has no readable pseudolabels\.json; label the scans of a store first"):
         with_pseudo_labels(*asked)
     assert call("pseudolabel", *words(place, labels))[0] == 0
     facts = (labels / pseudolabel.FACTS).read_text()

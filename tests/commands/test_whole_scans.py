@@ -159,7 +159,7 @@ def test_findings_from_training_to_report(call, place, tmp_path, target):
     ]
     page = make_page(parts)
     assert "Multi-label of left, right" in page
-    assert "x and y: too few runs for a verdict, 1 of each, it takes 5 (medssl compare). AUROC" in page
+    assert "x and y: too few runs for a verdict, 1 of each, it takes 5. AUROC" in page
     code, said = call(
         "evaluate", run, f"--index={place / 'index.sqlite'}", f"--out={tmp_path / 'c'}", "--calibrate=val"
     )

@@ -398,7 +398,7 @@ def test_a_summary_comes_back_as_it_was(tmp_path):
         (lambda s: [s], r"\(it lacks kind, classes, .*\)"),
         (
             lambda s: s | {"scans": float("nan")},
-            r"summary.json cannot be read \(holds NaN\): run medssl evaluate again",
+            r"summary.json cannot be read \(holds NaN\): evaluate again",
         ),
         (
             lambda s: s | {"metrics": {"dice": {"value": 1}}},

@@ -183,8 +183,8 @@ def test_few_subjects_are_always_the_same_and_of_all_classes(store):
         (
             ["--probe.target=class", "--probe.subjects=2"],
             "error: --probe.target: target class in split 'train', of at most 2 subjects: none of the 2 labeled scans "
-            "is right: a probe needs scans of every class to learn from and to choose by. Raise probe.subjects, or split "
-            "anew.\n",
+            "is right: a probe needs scans of every class to learn from and to choose by. Raise probe.subjects, or "
+            "split anew.\n",
         ),
         (
             ["--probe.target=class", "--probe.subjects=1"],

@@ -162,7 +162,7 @@ def test_pictures_are_the_worst_the_median_and_the_best_with_both_dice(page):
 
 def test_the_comparison_is_told_in_words_and_numbers(page):
     text = read(page).text
-    assert "with and without: too few runs for a verdict, 1 of each, it takes 5 (medssl compare)" in text
+    assert "with and without: too few runs for a verdict, 1 of each, it takes 5." in text
     assert "Mean Dice 0.632 against 0.542 (difference +0.090, 95 % interval over 8 test subjects" in text
     assert "with less without, on the same subjects" in text
 
@@ -176,7 +176,7 @@ def said(first, second, difference):
 
 def test_every_outcome_has_its_words():
     assert said(0.7, 0.6, Interval(0.1, 0.02, 0.2, 9)) == (
-        "A and B: too few runs for a verdict, 1 of each, it takes 5 (medssl compare). Mean Dice 0.700 against 0.600 "
+        "A and B: too few runs for a verdict, 1 of each, it takes 5.. Mean Dice 0.700 against 0.600 "
         "(difference +0.100, 95 % interval over 9 test subjects +0.020 to +0.200)."
     )
     worse = said(0.5, 0.6, Interval(-0.1, -0.2, -0.02, 9))
@@ -216,7 +216,7 @@ def test_classifications_are_compared_by_auroc_and_balanced_accuracy(tmp_path):
     found = compare(a, b)
     assert [one.measure for one in found.differences] == ["auroc", "balanced_accuracy"]
     assert found.verdict.startswith(
-        "A and B: too few runs for a verdict, 1 of each, it takes 5 (medssl compare). AUROC "
+        "A and B: too few runs for a verdict, 1 of each, it takes 5.. AUROC "
     )
     for one in found.differences:
         assert one.difference.value == pytest.approx(one.first - one.second)
@@ -343,7 +343,7 @@ def test_comparisons_are_a_part_with_the_verdict_of_compare(tmp_path, capsys):
     assert report(tmp_path / "page.html", [str(folder)]).exit_code == 0
     assert "spark: too few runs at 4: 1 of each arm, it takes 5." in capsys.readouterr().out
     (folder / "summary.json").write_text("{}")
-    with pytest.raises(UserError, match=r"summary\.json lacks curves, compared, notes: expected what medssl compare"):
+    with pytest.raises(UserError, match=r"summary\.json lacks curves, compared, notes: expected the file of a comparison"):
         read_part("study", folder)
 
 

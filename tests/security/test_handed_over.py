@@ -264,7 +264,7 @@ def test_the_configuration_of_a_run_is_not_run(content, path, name, canary, run,
         said = said_by(capsys, verb, f"--config={run / name}", "--store=s", "--run=r")
         assert f"{name}" in said
         assert f"names {path!r}, " in said
-        assert f"--trust {path}" in said
+        assert f"add to trust: {path}" in said
     assert canary.sings
 
 

@@ -87,10 +87,10 @@ def test_a_file_in_the_place_of_a_folder_is_called_a_file(tmp_path, capsys):
     file.write_text("x")
     with pytest.raises(UserError, match="file is a file: expected a folder that pretraining wrote"):
         read_card(file)
-    with pytest.raises(UserError, match="file: is a file, no folder: a report"):
+    with pytest.raises(UserError, match="file: is a file, no folder: expected"):
         read_part("a", file)
     assert cli.main(["index", "--index", str(tmp_path), "--show=failed"]) == 2
-    assert "is a folder: give the index file that medssl index wrote, such as" in capsys.readouterr().err
+    assert "is a folder: give the index file itself, such as" in capsys.readouterr().err
     assert cli.main(["cache", str(tmp_path), str(tmp_path / "store")]) == 2
     assert "is a folder: give the index file" in capsys.readouterr().err
     assert cli.main(["phantoms", str(file / "below"), "--count=1", "--labeled=1", "--shape=[32,32]"]) == 2

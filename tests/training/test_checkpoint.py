@@ -128,7 +128,7 @@ def test_another_configuration_is_refused_by_key(tmp_path):
         pass
     for other, message in (
         (changed("data", split="train"), r"data\.split: None there, train here"),
-        (changed("training", steps=20), r"training\.steps: 10 there, 20 here.*--training\.extend true"),
+        (changed("training", steps=20), r"training\.steps: 10 there, 20 here.*training\.extend true"),
         (CONFIG | {"encoder": {"class_path": "b"}}, r"encoder\.class_path: absent there, b here"),
     ):
         with pytest.raises(UserError, match=message), folder.opened(other):

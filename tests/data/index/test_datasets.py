@@ -73,7 +73,7 @@ def test_a_file_of_a_data_set_that_is_known_is_refused_with_what_to_do(tmp_path,
     index(tmp_path, folder)
     assert index(tmp_path, folder / "below" / "e.nii") == 2
     assert re.search(
-        r"error: e\.nii lies in data set d, .*: bring that up to date with medssl index", capsys.readouterr().err
+        r"error: e\.nii lies in data set d, .*: bring that up to date by indexing", capsys.readouterr().err
     )
 
 
