@@ -83,7 +83,7 @@ def refuse_unscored(scans: Sequence[Scan], schema: LabelSchema, split: str) -> N
     if columns and not any(judged(positive, subjects, known) for positive, known in columns):
         message = (
             f"nothing can be compared on split {split!r}: an AUROC takes a class of {schema.name} that at least "
-            f"{FEWEST} of its {len(set(subjects))} subjects have and {FEWEST} lack; choose another --split"
+            f"{FEWEST} of its {len(set(subjects))} subjects have and {FEWEST} lack; choose another split"
         )
         raise UserError(message)
 
@@ -110,7 +110,7 @@ def refuse_known(scans: Sequence[Scan], split: str, known: Mapping[str, Sequence
     if found:
         message = (
             f"of the {len(asked)} subjects of split {split!r}, {'; '.join(found)}: scores on them say nothing about "
-            "new patients; choose another --split, or say --allow seen"
+            "new patients; choose another split, or allow it (allow: seen)"
         )
         raise UserError(message)
 

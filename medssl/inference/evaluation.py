@@ -53,8 +53,8 @@ def check_leaks(fitted: Fitted, scans: Sequence[Scan], *, allow_seen: bool) -> l
     found = [f"{len(subjects)} of the {len(asked)} subjects were {how}" for how, subjects in known.items() if subjects]
     if found and not allow_seen:
         message = (
-            f"{'; '.join(found)}: scores on them say nothing about new patients; choose another split, or say "
-            "allow seen and tell it with the scores"
+            f"{'; '.join(found)}: scores on them say nothing about new patients; choose another split, or "
+            "allow it (allow: seen) and tell it with the scores"
         )
         raise UserError(message)
     notes = [f"{line}: scores may be too good" for line in found]

@@ -47,7 +47,7 @@ def split_by_training(
     for scan in scans:
         found = {k: v for k, v in differences(scan, known, fitted.card.preprocess).items() if k not in allowed}
         if found:
-            reason = f"{'; '.join(found.values())} (allow {','.join(found)} predicts it all the same)"
+            reason = f"{'; '.join(found.values())} (allow: {','.join(found)} takes it)"
             others.append((scan.scan_id, reason))
         else:
             alike.append(scan)

@@ -48,8 +48,8 @@ class RequestedScans:
             (self.folders if whole.is_dir() else self.files).add(whole)
         inside = [folder for folder in sorted(self.folders) if out.resolve().is_relative_to(folder)]
         if inside:
-            message = f"out {out} lies inside {inside[0]}, whose scans are to be predicted: choose another place"
-            raise UserError(message)
+            message = f"the folder lies inside {inside[0]}, whose scans are to be predicted"
+            raise UserError(message, key="out", got=str(out), hint="Choose another folder for results.")
         alone = {file.parent for file in self.files} - self.folders
         self.places = [*((folder, True) for folder in sorted(self.folders)), *((one, False) for one in sorted(alone))]
         self._bring_up_to_date(files, load_key(files.key, away_from=[out, *self.folders]))
@@ -90,7 +90,7 @@ def refuse_formulas(names: Iterable[str]) -> None:
     """
     found = [name for name in names if is_formula(name)]
     if found:
-        message = f"the file {found[0]!r} would be a formula in predictions.csv: rename it, or say names scan_id"
+        message = f"the file {found[0]!r} would be a formula in predictions.csv: rename it, or set names to scan_id"
         raise UserError(message)
 
 

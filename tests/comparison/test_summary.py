@@ -330,7 +330,7 @@ def test_a_measure_that_no_test_subject_defines_is_refused_before_training():
     low, high = {"grade": "low"}, {"grade": "high"}
     plan.refuse_unscored(scans(low, low, high, high), grade, "test")
     message = (
-        "an AUROC takes a class of grade that at least 2 of its 3 subjects have and 2 lack; choose another --split"
+        "an AUROC takes a class of grade that at least 2 of its 3 subjects have and 2 lack; choose another split"
     )
     for given in ((low, low, low), (low, low, high)):
         with pytest.raises(UserError, match=f"nothing can be compared on split 'test': {message}"):

@@ -176,7 +176,7 @@ def said(first, second, difference):
 
 def test_every_outcome_has_its_words():
     assert said(0.7, 0.6, Interval(0.1, 0.02, 0.2, 9)) == (
-        "A and B: too few runs for a verdict, 1 of each, it takes 5.. Mean Dice 0.700 against 0.600 "
+        "A and B: too few runs for a verdict, 1 of each, it takes 5. Mean Dice 0.700 against 0.600 "
         "(difference +0.100, 95 % interval over 9 test subjects +0.020 to +0.200)."
     )
     worse = said(0.5, 0.6, Interval(-0.1, -0.2, -0.02, 9))
@@ -215,9 +215,7 @@ def test_classifications_are_compared_by_auroc_and_balanced_accuracy(tmp_path):
     b = read_part("B", made.classification(tmp_path / "b", unsure))
     found = compare(a, b)
     assert [one.measure for one in found.differences] == ["auroc", "balanced_accuracy"]
-    assert found.verdict.startswith(
-        "A and B: too few runs for a verdict, 1 of each, it takes 5.. AUROC "
-    )
+    assert found.verdict.startswith("A and B: too few runs for a verdict, 1 of each, it takes 5. AUROC ")
     for one in found.differences:
         assert one.difference.value == pytest.approx(one.first - one.second)
     text = read(make_page([a, b])).text
@@ -279,7 +277,7 @@ def test_a_card_without_subjects_says_so(tmp_path):
 
 
 def test_folders_that_are_none_of_these_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no such folder: a report is made of run folders and of folders of medssl"):
+    with pytest.raises(UserError, match=r"no such folder: expected a folder of a run"):
         read_part("x", tmp_path / "nothing")
     with pytest.raises(UserError, match=r"holds neither card\.json nor summary\.json: expected a run folder"):
         read_part("x", tmp_path)
@@ -343,7 +341,7 @@ def test_comparisons_are_a_part_with_the_verdict_of_compare(tmp_path, capsys):
     assert report(tmp_path / "page.html", [str(folder)]).exit_code == 0
     assert "spark: too few runs at 4: 1 of each arm, it takes 5." in capsys.readouterr().out
     (folder / "summary.json").write_text("{}")
-    with pytest.raises(UserError, match=r"summary\.json lacks curves, compared, notes: expected the file of a comparison"):
+    with pytest.raises(UserError, match=r"summary\.json lacks curves, compared, notes: expected the file of a"):
         read_part("study", folder)
 
 
