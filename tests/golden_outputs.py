@@ -230,7 +230,7 @@ def named(words: list[str], option: str) -> str:
 # Columns of tables and keys of JSON files that are not compared: times, paths, versions, words for people, options.
 UNEQUAL = {
     "seconds", "waiting", "samples_per_second", "time", "minutes", "modified_ns", "folder", "path", "versions",
-    "version", "notes", "reason", "options",
+    "version", "notes", "leaks", "reason", "options",
 }  # fmt: skip
 META = {"root", "ruled", "values", "version", "walk", "notes"}  # rows of an index's table of facts
 PREDICTED = "predicted"  # pictures count in this folder only, where they are label maps

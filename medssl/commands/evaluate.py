@@ -144,9 +144,9 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     place = (root, windows, nsd_tolerance_mm)
     new, skipped = score_all(fitted, scans, schemas, place, finished)
     made = {"step": fitted.card.step, "index": digest, **made_by, "split": split, "versions": versions}
-    more: dict[str, Any] = {"skipped": skipped, "notes": notes, "by": made}
+    more: dict[str, Any] = {"skipped": skipped, "notes": list(map(str, notes)), "by": made}
     if fitted.kind == "segmentation":
-        notes += distance_notes([scan for scan in scans if finished.get(scan) is not None])
+        more["notes"] += map(str, distance_notes([scan for scan in scans if finished.get(scan) is not None]))
         rows, by_name = segmentation_rows(scans, finished), {scan.scan_id: scan for scan in scans}
         summary = tables.summarize_segmentation(rows, fitted.schema, **more)
         groups = subgroups(rows, values, lambda own: tables.summarize_segmentation(own, fitted.schema))
@@ -157,10 +157,11 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     else:
         apart = (out / "calibration", made_by | {"split": calibrate})
         scaling, unread = fit_temperature(fitted, others, place, apart) if calibrate else (None, [])
-        notes += unread
+        more["notes"] += map(str, unread)
         answers = classification_rows(fitted, scans, finished)
         summary, groups = score_classes(answers, fitted.schema, out, values, more, scaling, specificity)
-    summary |= {"subgroups": groups} if groups else {}
+    leaks = [note.text for note in notes if note.kind == "leak"]
+    summary |= {"leaks": leaks} | ({"subgroups": groups} if groups else {})
     tables.write_summary(out / tables.SUMMARY, summary)
     log.info(tables.table(summary))
     there = summary["scans"] - new

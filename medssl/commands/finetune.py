@@ -209,7 +209,7 @@ def first_notes(store: Store, data: Examples, chosen: TrainingSelection, loaded:
     padded = [f"{small} scans of split {data.train!r} are smaller than the view and are padded"] if small else []
     for scans, where in ((chosen.learned, "learn from"), (chosen.validated, "validate with")):
         notes += target_notes(store, scans, schema, where=where)
-    notes += missing_note(trained_on(store, (*chosen.learned, *chosen.drawn), schema))
+    notes += map(str, missing_note(trained_on(store, (*chosen.learned, *chosen.drawn), schema)))
     return notes + padded
 
 

@@ -24,7 +24,7 @@ from medssl.metrics import cases
 from medssl.metrics.cases import ClassificationRow, SegmentationRow
 from medssl.metrics.segmentation import ClassScore, Further, score_case
 from medssl.reporting.overlay import overlay
-from medssl.types import UserError
+from medssl.types import Note, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def check_leaks(fitted: Fitted, scans: Sequence[Scan], *, allow_seen: bool) -> list[str]:
+def check_leaks(fitted: Fitted, scans: Sequence[Scan], *, allow_seen: bool) -> list[Note]:
     """Refuses subjects that the network knows.
 
     Returns:
@@ -57,13 +57,13 @@ def check_leaks(fitted: Fitted, scans: Sequence[Scan], *, allow_seen: bool) -> l
             "allow it (allow: seen) and tell it with the scores"
         )
         raise UserError(message)
-    notes = [f"{line}: scores may be too good" for line in found]
+    notes = [Note("leak", f"{line}: scores may be too good") for line in found]
     if not fitted.card.subjects.complete:
-        notes.append(
-            "the card does not name all subjects that pretraining has seen: whether these are among them is unknown"
-        )
+        text = "the card does not name all subjects that pretraining has seen: whether these are among them is unknown"
+        notes.append(Note("leak", text))
     if not all(scan.subject.known for scan in scans):
-        notes.append("nothing tells the subjects of some scans apart, each stands for itself: leaks are possible")
+        text = "nothing tells the subjects of some scans apart, each stands for itself: leaks are possible"
+        notes.append(Note("leak", text))
     return notes
 
 
@@ -146,7 +146,7 @@ def without_paths(reason: str, scan: Scan, root: Path) -> str:
 
 def fit_temperature(
     fitted: Fitted, scans: Sequence[Scan], place: tuple[Path, Windows, float], apart: tuple[Path, dict[str, Any]]
-) -> tuple[Scaling, list[str]]:
+) -> tuple[Scaling, list[Note]]:
     """Classifies the scans of another split and fits the temperature on them.
 
     Args:
@@ -164,16 +164,18 @@ def fit_temperature(
     _, unread = score_all(fitted, scans, {}, place, finished)
     names = [name for _, name in fitted.schema.classes]
     scaling = fit_scaling(classification_rows(fitted, scans, finished), names, split, unread)
-    return scaling, [f"temperature: {len(unread)} scans of split {split} skipped"] if unread else []
+    text = f"temperature: {len(unread)} scans of split {split} skipped"
+    return scaling, [Note("skipped", text)] if unread else []
 
 
-def distance_notes(scans: Sequence[Scan]) -> list[str]:
+def distance_notes(scans: Sequence[Scan]) -> list[Note]:
     """A note where distances are not in mm: images whose pixels are of 1 mm, which stands where nothing says.
 
     An image whose pixels are known to be of 1 mm is counted, too: its distances are the same in both units.
     """
     count = sum(scan.grid.spacing_mm == (1.0, 1.0) for scan in scans)
-    return [f"no spacing is known for {count} pictures: distances (hd95_mm, nsd) are in pixels"] if count else []
+    text = f"no spacing is known for {count} pictures: distances (hd95_mm, nsd) are in pixels"
+    return [Note("guess", text)] if count else []
 
 
 def segmentation_rows(scans: Sequence[Scan], finished: Finished) -> list[SegmentationRow]:

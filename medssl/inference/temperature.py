@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from medssl.data.index.split import overlap
 from medssl.metrics.calibration import Scaling, temperature
 from medssl.metrics.tables import SUMMARY, arrays_of, read_summary
-from medssl.types import UserError
+from medssl.types import Note, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ def refuse_calibration(fitted: Fitted, calibrate: str | None, split: str) -> Non
         raise UserError(message)
 
 
-def refuse_shared(fitted: Fitted, scans: Sequence[Scan], others: Sequence[Scan]) -> list[str]:
+def refuse_shared(fitted: Fitted, scans: Sequence[Scan], others: Sequence[Scan]) -> list[Note]:
     """Refuses a temperature that is fitted on subjects that are scored.
 
     Returns:
@@ -52,7 +52,8 @@ def refuse_shared(fitted: Fitted, scans: Sequence[Scan], others: Sequence[Scan])
     known = overlap(asked, fitted.tuned.subjects)
     if not known:
         return []
-    return [f"temperature: {len(known)} of the {len(asked)} subjects were trained or validated on with labels"]
+    text = f"temperature: {len(known)} of the {len(asked)} subjects were trained or validated on with labels"
+    return [Note("other", text)]
 
 
 def scaling_of(scores: Path, fitted: Fitted) -> Scaling:

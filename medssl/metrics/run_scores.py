@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from medssl.metrics.cases import SegmentationRow
 
 FEWEST = 2  # subjects that have a class, and that lack it
-LEAKS = ("scores may be too good", "is unknown", "leaks are possible")  # so ends a note on whom the network has seen
 SHOWN = 3  # reasons that a note names
 
 
@@ -84,7 +83,8 @@ def read_trained(what: tuple[str, int, int], folder: Path) -> Trained:
 
 def _told(summary: Mapping[str, Any]) -> list[str]:
     """What an evaluation noted on subjects that the network may have seen, and what it skipped."""
-    notes = [f"{note}." for note in summary["notes"] if note.endswith(LEAKS)]
+    leaks = summary.get("leaks", summary["notes"])  # earlier versions did not tell one kind of notes from another
+    notes = [f"{note}." for note in leaks]
     if skipped := summary["skipped"]:
         reasons = Counter(scan["reason"] for scan in skipped).most_common()
         told = "; ".join(f"{count}: {reason}" for reason, count in reasons[:SHOWN])

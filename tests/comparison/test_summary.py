@@ -19,7 +19,6 @@ from medssl.comparison.jobs import Failure
 from medssl.comparison.summary import clear_states, note_edits, set_aside, summarize, write_tables
 from medssl.inference.evaluation import check_leaks
 from medssl.metrics.cases import ClassificationRow, SegmentationRow, write_classification, write_segmentation
-from medssl.metrics.run_scores import LEAKS
 from medssl.metrics.segmentation import ClassScore
 from medssl.metrics.tables import KEYS, write_summary
 from medssl.training.lora import LoRA
@@ -238,7 +237,7 @@ def test_every_note_of_an_evaluation_on_leaks_is_known_as_one(pretrained):
         scan.subject.known = False
     notes = check_leaks(fitted, asked, allow_seen=True)
     assert len(notes) == 2 + bool(pretrained.known) + (not pretrained.complete)
-    assert all(note.endswith(LEAKS) for note in notes)
+    assert {note.kind for note in notes} == {"leak"}
 
 
 def test_earlier_looks_are_counted_from_the_first_verdict_on(tmp_path):
@@ -329,9 +328,7 @@ def test_a_measure_that_no_test_subject_defines_is_refused_before_training():
     grade = LabelSchema("grade", ((0, "low"), (1, "high")))
     low, high = {"grade": "low"}, {"grade": "high"}
     plan.refuse_unscored(scans(low, low, high, high), grade, "test")
-    message = (
-        "an AUROC takes a class of grade that at least 2 of its 3 subjects have and 2 lack; choose another split"
-    )
+    message = "an AUROC takes a class of grade that at least 2 of its 3 subjects have and 2 lack; choose another split"
     for given in ((low, low, low), (low, low, high)):
         with pytest.raises(UserError, match=f"nothing can be compared on split 'test': {message}"):
             plan.refuse_unscored(scans(*given), grade, "test")

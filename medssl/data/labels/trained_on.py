@@ -14,7 +14,7 @@ import numpy as np
 
 from medssl.data.labels.kinds.base import kind_of
 from medssl.data.store import grid
-from medssl.types import TrainedOn
+from medssl.types import Note, TrainedOn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,12 +59,12 @@ def trained_on(store: Store, scans: Sequence[int], schema: LabelSchema | None = 
     return TrainedOn(tuple(sorted(modalities - {""})), tuple(sorted(domains)), ranges, missing)
 
 
-def missing_note(known: TrainedOn | None) -> list[str]:
+def missing_note(known: TrainedOn | None) -> list[Note]:
     """What to tell of classes that a network has not learned."""
     if known is None or not known.missing_classes:
         return []
     names = ", ".join(known.missing_classes)
-    return [f"no scan that the network learns from has {names}: it will hardly ever give that answer"]
+    return [Note("missing", f"no scan that the network learns from has {names}: it will hardly ever give that answer")]
 
 
 def differences(scan: Scan, known: TrainedOn, preprocess: Preprocess) -> dict[str, str]:

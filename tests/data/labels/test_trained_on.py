@@ -103,7 +103,8 @@ def test_classes_that_no_scan_has_are_known(tmp_path):
     known = trained_on(store, range(3), store.schema)
     assert known.missing_classes == ("tail",)
     (note,) = missing_note(known)
-    assert note == "no scan that the network learns from has tail: it will hardly ever give that answer"
+    assert note.kind == "missing"
+    assert str(note) == "no scan that the network learns from has tail: it will hardly ever give that answer"
     assert missing_note(trained_on(store, range(3))) == missing_note(None) == []
 
 
