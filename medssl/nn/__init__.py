@@ -1,1 +1,1 @@
-"""Small stateful modules that encoders, objectives and heads share."""
+"""Small modules with parameters that encoders, objectives and heads share."""

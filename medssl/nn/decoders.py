@@ -1,4 +1,4 @@
-"""Light reconstruction decoder: from the sparse maps of a strided encoder back to the voxels."""
+"""Light decoder of masked image modeling: from the sparse maps of an encoder to the voxels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Factors = tuple[int, ...]
 
 
 def upsampling_path(strides: Sequence[Sequence[int]]) -> tuple[tuple[Factors, int | None], ...]:
-    """How to come from the coarsest map to full resolution in the smallest steps that the strides allow.
+    """Steps from the coarsest map to full resolution, as small as the strides allow.
 
     >>> upsampling_path([(1, 1), (4, 2), (8, 2)])
     (((2, 1), 2), ((2, 2), 1), ((2, 1), None))
@@ -33,11 +33,11 @@ def upsampling_path(strides: Sequence[Sequence[int]]) -> tuple[tuple[Factors, in
 
     Returns:
         For each step, coarse to fine: the factor per axis (a prime number or 1), and the number of the map at the
-        resolution where the step starts, None where no map is. A map at full resolution is not used; of several maps
-        at one resolution the deepest is.
+        resolution where the step starts (None without a map). A map at full resolution is not used. Of several maps at
+        one resolution, the deepest is used.
 
     Raises:
-        UserError: No map is coarser than the image, or the stride of a map does not divide that of the next coarser.
+        UserError: No map is coarser than the image, or the stride of a map does not divide that of the next one.
     """
     deepest = {tuple(stride): number for number, stride in enumerate(strides)}
     coarse_to_fine = [(stride, number) for stride, number in reversed(deepest.items()) if max(stride) > 1]
@@ -65,15 +65,15 @@ def _primes(number: int) -> list[int]:
 
 
 def norm_layers(norm: NormName, channels: Sequence[int], *, ndim: int) -> nn.ModuleList:
-    """Normalizations that take statistics over visible positions inside ``nn.sparse.visible``, else over all.
+    """Normalization layers; inside ``nn.sparse.visible`` they take statistics over visible positions only.
 
     Args:
         norm: "batch" (over the batches of all processes), "instance" or "layer" (over channels, per position).
-        channels: Channels of each.
+        channels: Channels of each layer.
         ndim: Number of spatial axes.
 
     Raises:
-        UserError: There is no such normalization.
+        UserError: The normalization is not known.
     """
     kinds: dict[str, Callable[[int], nn.Module]] = {
         "batch": nn.BatchNorm2d if ndim == 2 else nn.BatchNorm3d,
@@ -89,12 +89,12 @@ def norm_layers(norm: NormName, channels: Sequence[int], *, ndim: int) -> nn.Mod
 
 
 class Densify(nn.Module):
-    """Makes sparse maps dense for a decoder: normalizes what is visible, puts a learned token elsewhere, projects.
+    """Makes sparse maps dense: normalizes visible positions, puts a learned token at hidden ones, and projects.
 
     Args:
         channels: Channels of the encoder's maps, fine to coarse.
-        entering: For each step of the decoder, the number of the map that enters (None: none) and the step's width.
-        norm: Family of the normalization, over visible positions only.
+        entering: For each step of the decoder: the number of its input map (None without one), and its channels.
+        norm: Normalization, over visible positions only.
         ndim: Number of spatial axes.
     """
 
@@ -120,7 +120,7 @@ class Densify(nn.Module):
     def forward(
         self, maps: Sequence[Float[Tensor, "B Cl *sl"]], hidden: Bool[Tensor, "B *cells"]
     ) -> list[Float[Tensor, "B Dl *sl"] | None]:
-        """Returns one dense map for each step of the decoder, coarse to fine, None where none enters."""
+        """Returns one dense map for each step of the decoder, coarse to fine; None for steps without one."""
         layers = iter(zip(self.norms, self.tokens, self.projections, strict=True))
         dense: list[Tensor | None] = []
         with visible(self.norms, hidden):
@@ -139,21 +139,21 @@ class Densify(nn.Module):
 class LightDecoder(nn.Module):
     """Plain convolutional decoder of SparK (Tian et al., ICLR 2023), in 2D or 3D and with a factor per axis.
 
-    Each step adds the map that enters there, upsamples by a transposed convolution that keeps the width (kernel
-    factor + 2 and padding 1, so 4 for a factor of 2 and 3 for an axis that stays), then halves the width by two 3-wide
-    convolutions with normalization, the first followed by ReLU6. A 1-wide convolution gives the image's channels.
+    Each step adds its input map and upsamples by a transposed convolution with the same number of channels (kernel
+    factor + 2 and padding 1). Two 3-wide convolutions with normalization then halve the channels; ReLU6 follows the
+    first. A final 1-wide convolution computes the channels of the image.
 
     Args:
-        width: Channels at the coarsest resolution, a multiple of 2 ** number of steps.
+        width: Channels at the coarsest resolution, a multiple of 2 ** (number of steps).
         factors: Upsampling factor of each step per axis, coarse to fine.
         out_channels: Channels of the image.
         norm: "batch" (as published; statistics over all processes) or "instance" (for batches of a few volumes).
 
     Attributes:
-        widths: Channels that enter each step, coarse to fine.
+        widths: Input channels of each step, coarse to fine.
 
     Raises:
-        UserError: ``width`` cannot be halved that often.
+        UserError: ``width`` cannot be halved in every step.
     """
 
     widths: tuple[int, ...]
@@ -177,7 +177,8 @@ class LightDecoder(nn.Module):
         """Decodes maps into an image.
 
         Args:
-            entering: One map for each step, coarse to fine, of ``widths`` channels; None where none enters (not first).
+            entering: One map with ``widths`` channels for each step, coarse to fine; None for steps without one (not
+                for the first).
         """
         x = entering[0]
         if x is None or len(entering) != len(self.steps):
@@ -191,7 +192,7 @@ class LightDecoder(nn.Module):
 
 
 class _Step(nn.Module):
-    """Upsamples by ``factor`` and halves the width."""
+    """Upsamples by ``factor`` and halves the number of channels."""
 
     def __init__(self, width: int, factor: Factors, norm: NormName) -> None:
         super().__init__()

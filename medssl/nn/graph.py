@@ -1,4 +1,4 @@
-"""Message passing: what a node of a graph is becomes what it and its neighbors are."""
+"""Message passing on graphs: nodes aggregate the features of their neighbors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MessagePassing(nn.Module):
     Reference: Kipf and Welling, Semi-supervised classification with graph convolutional networks, ICLR 2017.
 
     Args:
-        widths: Channels that enter, and that leave each convolution.
+        widths: Channels of the input, and of the output of each convolution.
     """
 
     def __init__(self, widths: Sequence[int]) -> None:
@@ -29,7 +29,7 @@ class MessagePassing(nn.Module):
         self.activation = nn.ReLU()
 
     def forward(self, x: Float[Tensor, "G N D"], edges: Int[Tensor, "G E 2"]) -> Float[Tensor, "G N F"]:
-        """Passes messages; ``edges`` are source and target, and a node hears the targets of its edges."""
+        """Passes messages along ``edges`` (source, target); a node receives from the targets of its edges."""
         mixing = mixing_matrix(edges, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
         for number, layer in enumerate(self.layers):
             x = layer(mixing @ x)
@@ -41,7 +41,7 @@ class MessagePassing(nn.Module):
 def mixing_matrix(
     edges: Int[Tensor, "G E 2"], nodes: int, *, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "G N N"]:
-    """D^-1/2 (A + I) D^-1/2 of graphs of ``nodes`` nodes; row: the node that hears, column: the one that is heard."""
+    """D^-1/2 (A + I) D^-1/2 of graphs with ``nodes`` nodes; row: receiving node, column: sending node."""
     adjacency = torch.zeros(len(edges), nodes * nodes, dtype=dtype, device=edges.device)
     adjacency.scatter_(1, edges[..., 0] * nodes + edges[..., 1], 1.0)
     adjacency = adjacency.view(-1, nodes, nodes) + torch.eye(nodes, dtype=dtype, device=edges.device)

@@ -1,4 +1,4 @@
-"""Projection heads: what stands between an encoder's features and a contrastive loss, and is thrown away afterwards."""
+"""Projection heads between an encoder's features and a contrastive loss; they are discarded after pretraining."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ if TYPE_CHECKING:
 
 
 class Projection(nn.Module):
-    """A multilayer perceptron on rows of features or, position by position, on maps.
+    """Multilayer perceptron on rows of features, or on each position of maps.
 
-    Between its layers stand a batch norm over the batches of all processes (optional) and ReLU; the last layer is
-    linear. Reference: Chen et al., A simple framework for contrastive learning of visual representations (SimCLR),
-    ICML 2020.
+    An optional batch norm over all processes and ReLU follow each hidden layer; the last layer is linear. Reference:
+    Chen et al., A simple framework for contrastive learning of visual representations (SimCLR), ICML 2020.
 
     Args:
-        widths: Channels that enter, of each hidden layer, and that leave.
-        norm: Batch norm behind each hidden layer.
-        ndim: Spatial axes of what it is given; 0 for rows.
+        widths: Channels of the input, of each hidden layer, and of the output.
+        norm: Whether a batch norm follows each hidden layer.
+        ndim: Number of spatial axes of the input; 0 for rows.
 
     Raises:
-        UserError: Fewer than two widths, or one below 1.
+        UserError: There are fewer than two widths, or one is below 1.
     """
 
     def __init__(self, widths: Sequence[int], *, norm: bool = True, ndim: int = 0) -> None:

@@ -1,7 +1,7 @@
-"""Masked twins of dense layers: a convolutional network that does not see the hidden cells of its input.
+"""Masked twins of dense layers: they let a convolutional network ignore the hidden cells of its input.
 
-Parameters, buffers and state-dict keys are those of the dense network. Outside ``visible`` a twin is its dense
-layer; inside, every twin leaves exact zeros at hidden positions, and statistics are taken over visible positions:
+Parameters, buffers and state-dict keys are those of the dense network. Outside ``visible`` a twin behaves as its dense
+layer. Inside, every twin returns exact zeros at hidden positions, and takes statistics over visible positions:
 
 =========================  =============================================================================================
 layer                      inside ``visible``
@@ -16,8 +16,8 @@ average pooling            over visible positions: what is hidden is missing, no
 sigmoid-like gates         hidden positions set to zero
 =========================  =============================================================================================
 
-A position is hidden at a layer's output as :func:`medssl.ops.masking.at_resolution` says. Where a map is coarser than
-the mask, a visible position may mix visible cells with the zeros of hidden ones, as at the rim of every cell.
+:func:`medssl.ops.masking.at_resolution` defines which positions of a layer's output are hidden. If a map is coarser
+than the mask, a visible position may mix visible cells with zeros of hidden ones, as at the border of every cell.
 
 Reference: Tian et al., Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked Modeling, ICLR 2023.
 """
@@ -78,20 +78,20 @@ NEUTRAL: frozenset[type[nn.Module]] = frozenset(
         *(nn.Tanh, nn.Hardswish, nn.Softsign, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink),
     }
 )
-"""Layers that need no twin: zeros stay zeros, and no position sees another."""
+"""Layers that need no twin: they map zeros to zeros, and treat every position independently."""
 
 
 def sparsify(
     module: nn.Module, *, twins: Mapping[type[nn.Module], type[nn.Module]] | None = None, strict: bool = False
 ) -> nn.Module:
-    """Turns the layers of a module into their masked twins, in place; the state dict keeps its keys.
+    """Replaces the layers of a module by their masked twins, in place. State-dict keys do not change.
 
     Args:
-        module: A module, or one that was sparsified before. On error it is left as it was.
-        twins: More twins, by the exact class of the dense layer; each twin derives from :class:`Masked` and from that
-            class. A class that is mapped to itself is taken as it is: zeros stay zeros, no position sees another.
-        strict: Refuse unknown classes also where they only hold known layers. What such a class does between its
-            layers cannot be seen from here (a mean over positions, attention); else it is trusted.
+        module: A module, also one that was sparsified before. On error it is unchanged.
+        twins: Further twins by the exact class of the dense layer. Each twin derives from :class:`Masked` and from that
+            class. A class that is mapped to itself stays: it maps zeros to zeros and treats positions independently.
+        strict: Also refuse unknown classes that only contain known layers. Their ``forward`` could mix positions, by a
+            mean or attention, which cannot be detected. By default they are trusted.
 
     Returns:
         The same module.
@@ -121,7 +121,7 @@ def sparsify(
 
 
 def _refusal(layer: nn.Module, twin_of: Mapping[type[nn.Module], type[nn.Module]], *, strict: bool) -> str:
-    """Why a layer cannot be masked; empty where it can."""
+    """Why a layer cannot be masked; "" if it can."""
     if getattr(layer, "return_indices", False):
         return "returns indices"
     if isinstance(layer, nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d) and layer.track_running_stats:

@@ -1,9 +1,9 @@
-"""Maps at several strides out of a transformer's, which all have one: what a U-Net decoder goes on with.
+"""Computes maps of several strides from the maps of a transformer, which all have one stride, for a U-Net decoder.
 
-Two ways: the maps of several depths, each brought to a resolution of its own (UNETR, Hatamizadeh et al., WACV 2022), or
-the last map alone at several resolutions (the simple feature pyramid of Li et al., Exploring Plain Vision Transformer
-Backbones for Object Detection, ECCV 2022). Factors are those of :func:`medssl.nn.decoders.upsampling_path`, so that
-patches with a side per axis lead back to the voxels exactly.
+UNETR (Hatamizadeh et al., WACV 2022) brings the maps of several depths to different resolutions. The simple feature
+pyramid (Li et al., Exploring Plain Vision Transformer Backbones for Object Detection, ECCV 2022) brings the last map to
+several resolutions. Factors are those of :func:`medssl.nn.decoders.upsampling_path`, so that any patch size leads back
+to the voxels exactly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Pyramid(nn.Module):
-    """Maps to maps of other strides.
+    """Base class of modules that compute maps of other strides.
 
     Attributes:
         channels: Channels of each map, fine to coarse.
@@ -37,19 +37,19 @@ class Pyramid(nn.Module):
     strides: tuple[tuple[int, ...], ...]
 
     def forward(self, maps: Sequence[Float[Tensor, "B Cl *sl"]]) -> tuple[Float[Tensor, "B Dl *tl"], ...]:
-        """Returns maps as described."""
+        """Returns maps with the described channels and strides."""
         raise NotImplementedError
 
 
 class LiftedMaps(Pyramid):
-    """Maps of several depths of a transformer, the shallower the finer, as UNETR brings them into its decoder.
+    """Maps of UNETR: shallower maps of a transformer at finer resolutions.
 
-    The last map stays as it is. Others, of equally spaced depths, are upsampled step by step, each step a transposed
-    convolution whose kernel is its factor, a 3-wide convolution, a normalization and a leaky ReLU. There are as many as
-    the encoder has maps for, and no more than the steps to full resolution.
+    The last map does not change. Maps of other, equally spaced depths are upsampled step by step: a transposed
+    convolution whose kernel equals its factor, a 3-wide convolution, a normalization and a leaky ReLU. Their number is
+    limited by the encoder's maps and by the steps to full resolution.
 
-    UNETR also joins convolutions of the image at full resolution. A head sees features only: here the finest stage
-    comes from maps, at full resolution where the patch has fewer factors than the encoder maps, else one step coarser.
+    UNETR also uses convolutions of the image at full resolution. A head receives features only. Here the finest stage
+    comes from maps: at full resolution if the patch has fewer factors than the encoder has maps, else one step coarser.
 
     Args:
         channels: Channels of the encoder's maps, shallow to deep.
@@ -58,7 +58,7 @@ class LiftedMaps(Pyramid):
         norm: "instance", "batch" or "layer".
 
     Raises:
-        UserError: Maps of several strides, or one map alone.
+        UserError: The maps have several strides, or there is only one map.
     """
 
     def __init__(
@@ -89,27 +89,27 @@ class LiftedMaps(Pyramid):
         self.channels = (*reversed(widths), channels[-1])
 
     def forward(self, maps: Sequence[Float[Tensor, "B Cl *sl"]]) -> tuple[Float[Tensor, "B Dl *tl"], ...]:
-        """Returns the lifted maps and the last one as it is."""
+        """Returns the upsampled maps and the unchanged last one."""
         lifted = [lift(maps[number]) for number, lift in zip(self.numbers, self.lifts, strict=True)]
         return (*reversed(lifted), maps[-1])
 
 
 class PyramidMaps(Pyramid):
-    """The last map of any encoder at a quarter, a half and all of its stride, with what lies around at twice of it.
+    """Simple feature pyramid: the last map of any encoder at a quarter, half, all and twice of its stride.
 
-    Finer maps come by transposed convolutions, with a layer norm and a GELU between two of them, and half the channels
-    each time (the paper has own ones for each stride, here the finer map goes on from the other). The coarser one comes
-    by maximum pooling. Each goes through a 1-wide and a 3-wide convolution with layer norms. The paper keeps the
-    coarser map for its detector; here it is added to the map at the encoder's stride, so that sizes need not be a
-    multiple of twice the patch.
+    Transposed convolutions compute the finer maps, each with half the channels; a layer norm and a GELU stand between
+    two of them. (The paper has separate ones for each stride; here the finest map continues from the finer one.)
+    Maximum pooling computes the coarser map. Each map passes a 1-wide and a 3-wide convolution with layer norms. The
+    paper keeps the coarser map for its detector. Here it is added to the map at the encoder's stride, so that sizes
+    need not be a multiple of twice the patch.
 
     Args:
         channels: Channels of the encoder's last map.
         stride: Its total stride per axis.
-        width: Channels of every map that comes out; 256 in the paper, which is much for volumes.
+        width: Channels of every returned map, at least 1; 256 in the paper, which needs much memory for volumes.
 
     Raises:
-        UserError: A stride of 1 on every axis, or no channel.
+        UserError: The stride is 1 on every axis, or ``width`` is below 1.
     """
 
     def __init__(self, channels: int, stride: Sequence[int], *, width: int = 64) -> None:
@@ -133,7 +133,7 @@ class PyramidMaps(Pyramid):
         self.channels = (width,) * len(strides)
 
     def forward(self, maps: Sequence[Float[Tensor, "B Cl *sl"]]) -> tuple[Float[Tensor, "B Dl *tl"], ...]:
-        """Returns maps at the strides described."""
+        """Returns maps with the described strides."""
         x = maps[-1]
         pool = F.max_pool3d if x.ndim == 5 else F.max_pool2d
         context = self.coarser(pool(x, self.halved, ceil_mode=True))
@@ -147,7 +147,7 @@ class PyramidMaps(Pyramid):
 
 
 def _lift(in_channels: int, width: int, factors: Sequence[tuple[int, ...]], norm: NormName) -> list[nn.Module]:
-    """Layers of one lifted map."""
+    """Layers that upsample one map."""
     volume = len(factors[0]) == 3
     transposed, convolution = (nn.ConvTranspose3d, nn.Conv3d) if volume else (nn.ConvTranspose2d, nn.Conv2d)
     layers: list[nn.Module] = []
@@ -162,7 +162,7 @@ def _lift(in_channels: int, width: int, factors: Sequence[tuple[int, ...]], norm
 
 
 def _level(in_channels: int, width: int, *, volume: bool) -> nn.Sequential:
-    """What each map of the pyramid goes through."""
+    """Convolutions of one map of the pyramid."""
     convolution = nn.Conv3d if volume else nn.Conv2d
     return nn.Sequential(
         convolution(in_channels, width, 1, bias=False),

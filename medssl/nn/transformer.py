@@ -1,4 +1,4 @@
-"""Transformer encoders in any number of axes: pre-norm blocks, sine-cosine positions, and the tokens that are kept.
+"""Parts of transformers for any number of axes: pre-norm blocks, sine-cosine positions, and visible tokens.
 
 References: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021 (blocks); Vaswani et al., Attention Is All You
 Need, NeurIPS 2017 (sines and cosines); He et al., Masked Autoencoders, CVPR 2022 (their form in two axes, and tokens
@@ -23,31 +23,30 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-LONGEST = 10_000.0  # the slowest sine takes 2 pi times this distance
+LONGEST = 10_000.0  # the longest period is 2 pi times this distance
 
 
 def sincos_positions(
     cells: Sequence[int], width: int, *, step: Sequence[float] | None = None, like: Tensor | None = None
 ) -> Float[Tensor, "N width"]:
-    """Fixed embedding of the places of a grid's cells: sines and cosines of their coordinates, axis by axis.
+    """Fixed position embedding of the cells of a grid: sines and cosines of their coordinates, axis by axis.
 
-    The channels are shared out evenly between the axes, the last axis first (as in the published weights of masked
-    autoencoders); of an axis' share the first half are sines, the second cosines of the coordinate times
-    10000^(-i / half). Channels that cannot be shared out evenly are 0 and come last. Nothing is learned and nothing is
-    tied to a size: another grid has its own table.
+    Every axis has the same number of channels, the last axis first (as in the published weights of masked
+    autoencoders). The first half of them are sines, the second half cosines, of the coordinate times
+    10000^(-i / half). Remaining channels are 0 and come last. Nothing is learned, so that any grid size works.
 
     Args:
         cells: Cells per axis.
         width: Channels of a token.
-        step: Distance between the centers of neighboring cells per axis, in any unit; None takes 1. Coordinates are
-            counted from the center of the first cell.
-        like: Tensor whose device and floating type are taken.
+        step: Distance between the centers of neighboring cells per axis, in any unit; None takes 1. Coordinates start
+            at the center of the first cell.
+        like: Tensor with the device and the floating type of the result.
 
     Returns:
-        One row for each cell, in C order; the squares of each row sum to half of the channels that are shared out.
+        One row for each cell, in C order; the squares of each row sum to half of the channels in use.
 
     Raises:
-        UserError: Fewer channels than a sine and a cosine for each axis.
+        UserError: There are too few channels for a sine and a cosine for each axis.
     """
     ndim = len(cells)
     half = width // (2 * ndim)
@@ -71,10 +70,10 @@ def sincos_positions(
 
 
 def visible_numbers(hidden: Bool[Tensor, "B *cells"]) -> Int[Tensor, "B K"]:
-    """Numbers of the visible cells of each sample, in C order and rising.
+    """Numbers of the visible cells of each sample, in C order, ascending.
 
     Raises:
-        UserError: Samples with different numbers of visible cells, or without any.
+        UserError: Samples have different numbers of visible cells, or none.
     """
     visible = ~hidden.flatten(1)
     counts = visible.sum(1)
@@ -94,21 +93,21 @@ def gather_tokens(tokens: Float[Tensor, "B N C"], cells: Int[Tensor, "B K"]) -> 
 
 
 class DropPath(nn.Module):
-    """While training, drops a sample's whole branch with probability ``chance`` and scales what is left."""
+    """While training, drops the branch of a sample with probability ``chance``, and scales the remaining branches."""
 
     def __init__(self, chance: float = 0.0) -> None:
         super().__init__()
         self.chance = chance
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
-        """Drops or scales."""
+        """Drops or scales the branch of each sample."""
         if self.chance == 0 or not self.training:
             return x
         is_active = torch.rand(len(x), 1, 1, device=x.device) >= self.chance
         return x * (is_active / (1 - self.chance)).to(x.dtype)
 
     def extra_repr(self) -> str:
-        """What printing shows."""
+        """Shows the probability when printed."""
         return f"{self.chance:g}"
 
 
@@ -120,12 +119,12 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((width,), start))
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
-        """Multiplies."""
+        """Multiplies each channel by its factor."""
         return x * self.gamma
 
 
 class Attention(nn.Module):
-    """Self-attention over all tokens, in as many parts of the channels as there are heads."""
+    """Multi-head self-attention over all tokens."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -134,7 +133,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
-        """Each token's new value is a mean over all tokens' values, weighted by how queries and keys agree."""
+        """Computes softmax(q k' / sqrt(d)) v of all tokens for each head, and projects."""
         batch, count, width = x.shape
         parts = self.qkv(x).reshape(batch, count, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
@@ -152,22 +151,22 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(inner, width)
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
-        """Token by token."""
+        """Applies the layers to each token."""
         out: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return out
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, each on normalized tokens and added to what came in.
+    """Pre-norm transformer block: attention, then an MLP, each with a residual connection.
 
-    Names of parameters are those of timm's vision transformers.
+    Parameters have the names of timm's vision transformers.
 
     Args:
         width: Channels of a token.
-        heads: Parts of the channels that attend on their own.
+        heads: Number of attention heads.
         mlp_ratio: Inner channels of the MLP as a multiple of ``width``.
         drop_path: Probability of dropping a branch while training.
-        layer_scale: First value of the factors on the branches; None has no such factors.
+        layer_scale: Initial value of the factors on the branches; None adds no factors.
     """
 
     def __init__(
@@ -189,7 +188,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
-        """Tokens to tokens."""
+        """Applies attention and the MLP."""
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
         x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return x
@@ -204,20 +203,21 @@ def transformer_blocks(
     drop_path: float = 0.0,
     layer_scale: float | None = None,
 ) -> nn.Sequential:
-    """A plain stack of blocks: of an encoder, or of the decoder of a masked autoencoder.
+    """Stack of transformer blocks, for an encoder or for the decoder of a masked autoencoder.
 
-    Linear layers start as in masked autoencoders (He et al., CVPR 2022): weights Xavier-uniform, biases 0.
+    Linear layers are initialized as in masked autoencoders (He et al., CVPR 2022): weights Xavier-uniform, biases 0.
 
     Args:
         width: Channels of a token.
-        depth: Number of blocks.
-        heads: Parts of the channels that attend on their own.
+        depth: Number of blocks, at least 1.
+        heads: Number of attention heads; must divide ``width``.
         mlp_ratio: Inner channels of each MLP as a multiple of ``width``.
-        drop_path: Probability of dropping a branch of the last block; rises to it in equal steps from 0 at the first.
-        layer_scale: First value of the factors on the branches; None has no such factors.
+        drop_path: Probability of dropping a branch of the last block, 0 to below 1; it rises linearly from 0 at the
+            first block.
+        layer_scale: Initial value of the factors on the branches; None adds no factors.
 
     Raises:
-        UserError: Heads that do not divide the width, no block, or a probability out of range.
+        UserError: ``heads`` does not divide ``width``, or an argument is out of range.
     """
     if heads < 1 or width % heads:
         message = f"transformer: heads {heads} must divide width {width}"

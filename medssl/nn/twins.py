@@ -1,7 +1,7 @@
-"""Masked twins: dense layers that leave exact zeros at hidden positions inside ``visible``, and are dense outside it.
+"""Masked twins: layers that return exact zeros at hidden positions inside ``visible``, and are dense outside it.
 
-A twin's class derives from its dense layer's, so parameters, buffers, state-dict keys and ``isinstance`` stay true.
-:mod:`medssl.nn.sparse` says what each kind of layer does and puts the twins in.
+The class of a twin derives from that of its dense layer, so that parameters, buffers, state-dict keys and
+``isinstance`` do not change. :mod:`medssl.nn.sparse` describes each kind of layer and inserts the twins.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Rehidden(Masked):
-    """Twin of a layer whose output needs nothing but zeros at hidden positions; channels come first."""
+    """Twin of a layer whose output only needs zeros at hidden positions; channels first."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the dense layer, then hides."""
@@ -33,7 +33,7 @@ class Rehidden(Masked):
 
 
 class MaskedConvolution(Masked):
-    """Twin of convolutions: the same, in place."""
+    """Twin of convolutions: like ``Rehidden``, in place."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolves densely, then hides."""
@@ -43,7 +43,7 @@ class MaskedConvolution(Masked):
 
 
 class RehiddenLast(Masked):
-    """The same where channels come last."""
+    """Like ``Rehidden``, channels last."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Runs the dense layer, then hides."""
@@ -55,14 +55,14 @@ class RehiddenLast(Masked):
 class MaskedBatchNorm(Masked, _BatchNorm):
     """Batch norm over visible positions of the whole batch and of all processes (also outside ``visible``).
 
-    With fewer than two visible positions the running statistics stay as they are.
+    With fewer than two visible positions, the running statistics do not change.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalizes by the statistics of the visible positions, or by the running ones in evaluation mode.
 
         Raises:
-            UserError: There is one position in one crop: it would be its own mean.
+            UserError: The batch has one crop with one position, so that the variance is 0.
         """
         frame = self.frame_for(x)
         training = self.training or self.running_mean is None
@@ -84,7 +84,7 @@ class MaskedBatchNorm(Masked, _BatchNorm):
 
     @torch.no_grad()
     def _follow(self, statistics: Centered) -> None:
-        """Moves the running statistics, without marking them as changed for a backward pass that is still to come."""
+        """Updates the running statistics without marking them as changed for a later backward pass."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -104,7 +104,7 @@ class MaskedInstanceNorm(Masked, _InstanceNorm):
         """Normalizes each channel of each sample.
 
         Raises:
-            UserError: There is one position: it would be its own mean.
+            UserError: There is only one position, so that the variance is 0.
         """
         frame = self.frame_for(x)
         if frame is None:
@@ -133,7 +133,7 @@ class MaskedGroupNorm(Masked, nn.GroupNorm):
 
 
 class MaskedMaxPool(Masked):
-    """Maximum over the visible positions of each window; 0 where there is none."""
+    """Maximum over the visible positions of each window; 0 for windows without one."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Pools as if hidden positions were minus infinity."""
@@ -146,7 +146,7 @@ class MaskedMaxPool(Masked):
 
 
 class MaskedAvgPool(Masked):
-    """Mean over the visible positions of each window; 0 where there is none."""
+    """Mean over the visible positions of each window; 0 for windows without one."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Pools, then divides by the visible share of each window."""
@@ -164,7 +164,7 @@ class MaskedAvgPool(Masked):
 def _affine(
     layer: MaskedBatchNorm | MaskedInstanceNorm | MaskedGroupNorm, s: Centered, frame: Frame | None, x: Tensor
 ) -> Tensor:
-    """Divides by the deviation, applies the layer's weight and bias, hides, and returns to the type of ``x``."""
+    """Divides by the deviation, applies the layer's weight and bias, hides, and converts to the type of ``x``."""
     shape = (1, -1, *(1,) * (x.ndim - 2))
     scale = (s.variance + layer.eps).rsqrt()
     if layer.affine:

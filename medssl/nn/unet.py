@@ -16,32 +16,32 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
-NARROWEST = 8  # channels of a step below the finest map: fewer could not tell a handful of classes apart
+NARROWEST = 8  # smallest number of channels of a step: fewer cannot separate several classes
 
 
 class UNetDecoder(nn.Module):
     """Decoder of the U-Net (Ronneberger et al., MICCAI 2015), in 2D or 3D and with a factor per axis.
 
-    Each step upsamples by a transposed convolution whose kernel is its factor, joins the encoder's map of that
-    resolution where there is one (also at full resolution), and mixes both by 3-wide convolutions, each followed by a
-    normalization and a leaky ReLU. Where the encoder has no map, as above the first map of an encoder that starts with
-    a stride of 4, the step goes on alone.
+    Each step upsamples by a transposed convolution whose kernel equals its factor. It concatenates the encoder's map of
+    that resolution, if there is one (also at full resolution). 3-wide convolutions follow, each with a normalization
+    and a leaky ReLU. If the encoder has no map, as between full resolution and a first stride of 4, the step has no
+    skip connection.
 
     Args:
         channels: Channels of the encoder's maps, fine to coarse.
         strides: Total stride of every map per axis, fine to coarse.
-        widths: Channels of each step, coarse to fine; None takes those of the map that is joined, or half of the step
-            before.
-        convolutions: Convolutions of each step.
-        steps: How many steps from the coarsest map on are taken; None goes on to full resolution.
+        widths: Channels of each step, coarse to fine; None takes those of the concatenated map, or half of the
+            previous step.
+        convolutions: Convolutions of each step, at least 1.
+        steps: Number of steps from the coarsest map on; None takes all steps to full resolution.
         norm: "instance", "batch" (statistics over the batches of all processes) or "layer".
 
     Attributes:
         widths: Channels of each step, coarse to fine.
-        factors: By how much each step makes the grid finer per axis.
+        factors: Upsampling factor of each step per axis.
 
     Raises:
-        UserError: No map is coarser than the image, strides that do not nest, or arguments that do not fit.
+        UserError: No map is coarser than the image, the strides do not nest, or an argument is out of range.
     """
 
     widths: tuple[int, ...]
@@ -91,7 +91,7 @@ class UNetDecoder(nn.Module):
 
 
 def _widths(channels: Sequence[int], joined: Sequence[int | None]) -> tuple[int, ...]:
-    """Channels of each step, coarse to fine: those of the map that is joined, or half of the step before."""
+    """Channels of each step, coarse to fine: those of the concatenated map, or half of the previous step."""
     widths = [channels[-1]]
     for number in joined:
         widths.append(max(NARROWEST, widths[-1] // 2) if number is None else channels[number])
@@ -99,7 +99,7 @@ def _widths(channels: Sequence[int], joined: Sequence[int | None]) -> tuple[int,
 
 
 class _Step(nn.Module):
-    """Upsamples by ``factor``, joins a map, convolves; ``widths`` are of what enters, of the map, of what leaves."""
+    """Upsamples by ``factor``, concatenates a map, convolves; ``widths``: channels of input, map and output."""
 
     def __init__(
         self, widths: tuple[int, int, int], factor: tuple[int, ...], convolutions: int, norm: NormName

@@ -1,8 +1,8 @@
-"""What a network may see during one forward: the mask that masked layers share, and statistics over visible positions.
+"""The mask that masked layers share during one forward, and statistics over visible positions.
 
-A packed implementation, which computes visible blocks only, can live behind the same :class:`Frame`: it knows the cells
-of every sample, so a twin could gather the visible cells of its input with a halo as wide as its kernel reaches,
-compute on those, and scatter them back. Layers and objectives would not change.
+A packed implementation that computes visible blocks only could use the same :class:`Frame`. A twin would gather the
+visible cells of its input with a margin as wide as its kernel, compute on these, and scatter the results back. Layers
+and objectives would not change.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 
 class Frame:
-    """The mask of one forward at every resolution that a layer has asked for."""
+    """The mask of one forward, cached for every resolution that a layer has used."""
 
     def __init__(self, hidden: Bool[Tensor, "B *cells"]) -> None:
         self._cells = hidden
         self._masks: dict[tuple[int, ...], Tensor] = {}
 
     def hidden(self, x: Tensor, *, channel_last: bool = False) -> Bool[Tensor, "B 1 *s"]:
-        """The mask at the resolution of ``x``, with one channel where ``x`` has its channels.
+        """The mask at the resolution of ``x``, with a channel axis of length 1.
 
         Raises:
             ValueError: ``x`` has another batch size or another number of axes than the mask.
@@ -51,33 +51,33 @@ class Frame:
         return self._masks[shape].unsqueeze(-1 if channel_last else 1)
 
     def hide(self, x: Tensor, *, channel_last: bool = False) -> Tensor:
-        """Zero where hidden, whatever was there."""
+        """Sets hidden positions to zero, also where they hold NaN."""
         return x.masked_fill(self.hidden(x, channel_last=channel_last), 0)
 
     def hide_(self, x: Tensor, *, channel_last: bool = False) -> Tensor:
-        """The same in place, for results that no backward pass needs as they were."""
+        """Like ``hide``, in place; only for values that no backward pass needs."""
         return x.masked_fill_(self.hidden(x, channel_last=channel_last), 0)
 
 
 class Context:
-    """Holds the frames of one module tree: the layers of the tree keep a reference to it, nobody else does.
+    """Stack of frames of one module tree. Only the layers of the tree hold a reference to it.
 
-    Copies and pickles of a module get an empty context of their own.
+    Copies and pickles of a module get a new, empty context.
     """
 
     def __init__(self) -> None:
         self._frames: list[Frame | None] = []
-        self._masked = False  # whether the latest use was masked
+        self._masked = False  # whether the latest forward was masked
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_frames": [], "_masked": False}
 
     @property
     def frame(self) -> Frame | None:
-        """The mask of the forward that is running; None where everything is visible.
+        """The mask of the current forward; None if everything is visible.
 
         Raises:
-            RuntimeError: Activations are being recomputed by a road that does not bring the mask back.
+            RuntimeError: Activations are recomputed by code that does not restore the mask.
         """
         if self._frames:
             return self._frames[-1]
@@ -91,7 +91,7 @@ class Context:
 
     @contextmanager
     def entered(self, frame: Frame | None) -> Iterator[None]:
-        """Makes ``frame`` the current one; nested uses are stacked."""
+        """Makes ``frame`` current for the block; nested blocks are stacked."""
         self._frames.append(frame)
         self._masked = frame is not None
         try:
@@ -101,26 +101,26 @@ class Context:
 
 
 class Masked(nn.Module):
-    """Base of every masked twin: a layer that knows the context of its tree."""
+    """Base class of masked twins: a layer that holds the context of its module tree."""
 
     visibility: Context
 
     def frame_for(self, x: Tensor) -> Frame | None:
-        """The mask that applies to ``x``: none outside ``visible``, and none on pooled features [B, C]."""
+        """The mask that applies to ``x``; None outside ``visible`` and for pooled features [B, C]."""
         frame = self.visibility.frame
         return None if x.ndim == 2 else frame
 
 
 def contexts_of(module: nn.Module) -> list[Context]:
-    """The contexts of the masked layers of a module, each once."""
+    """The distinct contexts of the masked layers of a module."""
     return list({id(m.visibility): m.visibility for m in module.modules() if isinstance(m, Masked)}.values())
 
 
 @contextmanager
 def visible(module: nn.Module, hidden: Bool[Tensor, "B *cells"] | None) -> Iterator[None]:
-    """Hides cells from every masked layer of ``module`` until the block ends, also when it ends by an exception.
+    """Hides cells from every masked layer of ``module`` until the block ends, also if it raises.
 
-    Uses nest: the innermost mask counts. With ``hidden`` None the layers are plain dense layers.
+    Blocks can be nested; the innermost mask applies. With ``hidden`` None the layers behave as dense layers.
 
     Args:
         module: A module that went through :func:`medssl.nn.sparse.sparsify`, or one that holds such modules.
@@ -141,10 +141,10 @@ def visible(module: nn.Module, hidden: Bool[Tensor, "B *cells"] | None) -> Itera
 
 
 def checkpoint(module: nn.Module, *args: Any) -> Any:
-    """``module(*args)``, recomputed in the backward pass under the mask that is current now.
+    """Runs ``module(*args)`` and recomputes it in the backward pass under the current mask.
 
-    Saves the memory of the activations inside ``module`` for the time of a second forward. Unlike with
-    ``torch.utils.checkpoint`` alone, the recomputation leaves running statistics as they are.
+    This saves the memory of the activations inside ``module`` at the cost of a second forward. Unlike
+    ``torch.utils.checkpoint`` alone, the recomputation does not change running statistics.
     """
     contexts = contexts_of(module)
     frames = [context.frame for context in contexts]
@@ -168,7 +168,14 @@ def checkpoint(module: nn.Module, *args: Any) -> Any:
 
 @dataclass(frozen=True)
 class Centered:
-    """``centered`` = x - mean where visible, 0 elsewhere; biased variance; number of values behind each mean."""
+    """Statistics over visible positions.
+
+    Attributes:
+        centered: x - mean where visible, 0 elsewhere.
+        mean: Mean.
+        variance: Biased variance.
+        count: Number of values in each mean.
+    """
 
     centered: Tensor
     mean: Tensor
@@ -183,13 +190,13 @@ def center(
     *,
     across_processes: bool = False,
 ) -> Centered:
-    """Mean and variance over the visible positions, in two passes and in float32 at least.
+    """Mean and variance over the visible positions, in two passes and in at least float32.
 
     Args:
         x: Features.
-        hidden: True where a position counts for nothing; None where all count.
-        dims: Axes that are reduced; they stay with length 1.
-        across_processes: Take the statistics over all processes.
+        hidden: True where a position is left out; None uses all positions.
+        dims: Axes to reduce; they keep length 1.
+        across_processes: Compute the statistics over all processes.
     """
     dims = list(dims)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -212,13 +219,13 @@ def center(
 
 
 def visible_mean(x: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B *cells"] | None = None) -> Float[Tensor, "B C"]:
-    """Mean over the visible positions of each sample; 0 for a sample that is all hidden."""
+    """Mean over the visible positions of each sample; 0 for a sample that is hidden entirely."""
     mask = None if hidden is None else Frame(hidden).hidden(x)
     return pooled(x, mask)
 
 
 def pooled(x: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B 1 *s"] | None) -> Float[Tensor, "B C"]:
-    """Like :func:`visible_mean`, with a mask at the resolution of ``x``."""
+    """Like :func:`visible_mean`, with a mask that has the resolution of ``x``."""
     if hidden is None:
         return x.flatten(2).mean(2)
     values = x.masked_fill(hidden, 0).flatten(2).sum(2, dtype=torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""How well two views fit cell by cell, where each cell of one finds its partner in the other by place or by feature.
+"""Affinity of two views from their cells: each cell is compared with its nearest cell, by place and by feature.
 
 Reference: Nguyen et al., LVM-Med, NeurIPS 2023, arXiv 2306.11925, after Bardes et al., VICRegL, NeurIPS 2022.
 """
@@ -26,10 +26,10 @@ class Cells(NamedTuple):
     """Cells of the maps of G graphs of N nodes, P cells each.
 
     Attributes:
-        features: Of each cell, in float32 at least.
-        counted: False where a cell is mostly padding, or mostly not to be scored.
-        affine: From the view's voxels to mm, measured from the middle of the scan.
-        centers: Of the cells, in the view's voxels; the same for all nodes.
+        features: Features of each cell, in at least float32.
+        counted: False for cells that are mostly padding or mostly not scored.
+        affine: From the voxels of the view to mm, measured from the middle of the scan.
+        centers: Centers of the cells, in voxels of the view; the same for all nodes.
     """
 
     features: Float[Tensor, "G N P C"]
@@ -39,13 +39,13 @@ class Cells(NamedTuple):
 
 
 def map_cells(features: Float[Tensor, "B C *s"], view: View, *, nodes: int, max_cells: int) -> Cells:
-    """The cells of a map, of views of which ``nodes`` after each other form a graph.
+    """The cells of a feature map; ``nodes`` consecutive samples form a graph.
 
     Args:
-        features: The map; cell by cell over the whole view.
-        view: What it was made from.
-        nodes: Nodes of a graph.
-        max_cells: Most cells along an axis: finer maps are averaged.
+        features: Feature map of the whole view.
+        view: The view.
+        nodes: Number of nodes in a graph.
+        max_cells: Largest number of cells along an axis; finer maps are averaged.
     """
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     graphs, shape = (len(features) // nodes, nodes), features.shape[2:]
@@ -62,16 +62,16 @@ def map_cells(features: Float[Tensor, "B C *s"], view: View, *, nodes: int, max_
 
 
 def local_affinity(cells: Cells, other_cells: Cells, *, share: float) -> Float[Tensor, "G N N"]:
-    """Mean cosine of cells of node i of the first graphs and their partners in node a of the second, -1 to 1.
+    """Mean cosine of cells of node i of the first graphs and their partners in node a of the second graphs, -1 to 1.
 
-    A cell's partner is the nearest one in place (mm; of two scans, measured from the middle of each) or in features
-    (Euclidean); the mean of both counts, and of both directions, from i to a and from a to i. Choices have no gradient.
-    Cells that are not counted take no part; 0 where none are left.
+    The partner of a cell is the nearest cell by place (in mm from the middle of each scan) or by features (Euclidean).
+    The result is the mean over both, and over both directions (i to a, a to i). The choice of partners has no gradient.
+    Cells that are not ``counted`` are left out; the result is 0 if none remain.
 
     Args:
-        cells: Of the first graphs.
-        other_cells: Of the second.
-        share: How many of a node's cells count, above 0 to 1: those with the nearest partners.
+        cells: Cells of the first graphs.
+        other_cells: Cells of the second graphs.
+        share: Share of a node's cells that are used, above 0 and at most 1: those with the nearest partners.
     """
     graphs, nodes, number, _ = cells.features.shape
     rows, columns = cells.features.flatten(1, 2), other_cells.features.flatten(1, 2)
@@ -100,14 +100,14 @@ def local_affinity(cells: Cells, other_cells: Cells, *, share: float) -> Float[T
 
 
 def _pool(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Means over equal parts."""
+    """Average-pools to ``size``."""
     if len(size) == 2:
         return adaptive_avg_pool2d(x, (size[0], size[1]))
     return adaptive_avg_pool3d(x, (size[0], size[1], size[2]))
 
 
 def _from_the_middle(view: View) -> Float[Tensor, "B n+1 n+1"]:
-    """View voxel to mm, measured from the middle of the stored scan: so that places in two scans can be compared."""
+    """Affine from view voxels to mm from the middle of the stored scan, to compare places in two scans."""
     affine, world = view.affine.double(), view.world_affine.double()
     stored = (view.source_shape.to(affine) - 1)[:, None] / 2
     return compose(translation(-apply(world, apply(invert(affine), stored))[:, 0]), world)
@@ -133,7 +133,7 @@ def _by_place(cells: Cells, other_cells: Cells, *, transposed: bool = False) -> 
 
 
 def _nearest(distances: Float[Tensor, "*pairs P Q"]) -> tuple[Int[Tensor, "*pairs P"], Float[Tensor, "*pairs P"]]:
-    """The nearest of the last axis, and how far it is."""
+    """Index and distance of the nearest entry along the last axis."""
     distance, index = distances.min(-1)
     return index, distance
 

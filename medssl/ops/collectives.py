@@ -1,9 +1,9 @@
-"""Reductions over processes with the right gradient; the identity on one process.
+"""Reductions over processes with correct gradients; the identity on one process.
 
-Convention: every process computes the same global loss from its own rows, and the gradients of parameters are averaged
-over processes afterwards (as DistributedDataParallel does). Each process thus seeds the backward pass with the whole
-gradient of the loss, so the backward of a sum over processes is again a sum over processes, and the average of the
-parameters' gradients is the gradient of the global loss.
+Every process computes the same global loss from its own rows. The gradients of parameters are averaged over processes
+afterwards, as DistributedDataParallel does. The backward pass of each process starts with the whole gradient of the
+loss. The backward of a sum over processes is therefore again a sum over processes, and the averaged gradient of the
+parameters is the gradient of the global loss.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def reduce_sum(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
 def mean_over(
     total: Float[Tensor, ""], count: Tensor | float, step_count: Float[Tensor, ""] | None = None
 ) -> Float[Tensor, ""]:
-    """Global sum over global count, where processes hold unequal counts; 0 where the global count is 0.
+    """Global sum divided by global count, for unequal counts in the processes; 0 if the global count is 0.
 
     Half precision is summed in float32.
 
     Args:
-        total: This process's sum; the result has a gradient with respect to it.
-        count: How many terms are in it.
-        step_count: The count to divide by instead: that of all processes, as a mean over the micro-batches of an
+        total: Sum of this process; the result has a gradient with respect to it.
+        count: Number of terms in ``total``.
+        step_count: Divisor to use instead: the count over all processes, as a mean over the micro-batches of an
             optimizer step. The mean of the results over the micro-batches is then the mean over all terms of the step.
     """
     total = total.to(torch.promote_types(total.dtype, torch.float32))
@@ -90,7 +90,7 @@ class _ReduceSum(Function):
 
 
 class _Gather(Function):
-    """Concatenation over processes; backward sums what every process sends to this process's rows."""
+    """Concatenation over processes; backward sums the gradients of all processes for the rows of this one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, counts: list[int]) -> Tensor:

@@ -1,9 +1,8 @@
-"""Affine algebra, overlap of two views, matching of cells: the only correspondence code.
+"""Affine algebra, overlap of two views, and matching of cells: the only code for correspondence of places.
 
-An affine is a matrix (n+1, n+1) in homogeneous coordinates, n = 2 or 3, in the order of the stored array's axes; it
-maps voxel indices to whatever its name says, and the center of a voxel is an integer. Every function takes a batch and
-is differentiable; what it returns has the dtype it was given, and what loses digits (inverse, distances) is computed in
-float64 inside.
+An affine is a matrix (n+1, n+1) in homogeneous coordinates, n = 2 or 3, in the order of the stored array's axes. It
+maps voxel indices to the space in its name; the center of a voxel is an integer. Functions take batches and are
+differentiable. Results have the dtype of the input; inverses and distances are computed in float64.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _ROWS = 1024  # rows of a distance matrix that are held at once
 
 
 def identity(batch: int, n: int, *, dtype: torch.dtype = torch.float64) -> Float[Tensor, "B n+1 n+1"]:
-    """The affine that leaves ``n`` coordinates alone, ``batch`` times."""
+    """The identity affine of ``n`` coordinates, ``batch`` times."""
     return torch.eye(n + 1, dtype=dtype).repeat(batch, 1, 1)
 
 
@@ -51,10 +50,10 @@ def rotation(angles: Float[Tensor, "B k"], center: Float[Tensor, "B n"] | None =
 
     Args:
         angles: One angle in 2D (axis 0 turns towards axis 1); three in 3D, about axis 0 first, then 1, then 2.
-        center: The point that stays where it is.
+        center: The fixed point.
 
     Raises:
-        ValueError: With neither one nor three angles.
+        ValueError: The number of angles is neither 1 nor 3.
     """
     if angles.shape[1] == 1:
         return _about(_planar_rotation(angles[:, 0], 0, 1, 2), center)
@@ -78,7 +77,7 @@ def compose(*affines: Float[Tensor, "B n+1 n+1"]) -> Float[Tensor, "B n+1 n+1"]:
     """The product of affines: the last one is applied first.
 
     Raises:
-        ValueError: Without any affine.
+        ValueError: There is no affine.
     """
     if not affines:
         message = "compose takes at least one affine"
@@ -93,7 +92,7 @@ def invert(affine: Float[Tensor, "B n+1 n+1"]) -> Float[Tensor, "B n+1 n+1"]:
     """The inverse, computed in float64, with an exact last row.
 
     Raises:
-        ValueError: When an affine is singular.
+        ValueError: An affine is singular.
     """
     exact = affine.to(torch.float64)
     n = affine.shape[-1] - 1
@@ -106,7 +105,7 @@ def invert(affine: Float[Tensor, "B n+1 n+1"]) -> Float[Tensor, "B n+1 n+1"]:
 
 
 def apply(affine: Float[Tensor, "B n+1 n+1"], points: Float[Tensor, "B N n"]) -> Float[Tensor, "B N n"]:
-    """Maps points; one list of points [1, N, n] serves every affine of the batch."""
+    """Maps points; one list of points [1, N, n] is used for every affine of the batch."""
     n = affine.shape[-1] - 1
     return points @ affine[:, :n, :n].transpose(1, 2) + affine[:, None, :n, n]
 
@@ -131,7 +130,7 @@ def cell_centers(shape: Sequence[int], cells: Sequence[int]) -> Float[Tensor, "N
 def box(
     affine: Float[Tensor, "B n+1 n+1"], shape: Sequence[int], *, edges: bool = True
 ) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
-    """Lowest and highest coordinates that an array of ``shape`` reaches through its affine.
+    """Lowest and highest coordinates of an array of ``shape`` under its affine.
 
     Args:
         affine: From the array's voxels to the space of the box.
@@ -152,9 +151,9 @@ def overlap_box(
     affine_b: Float[Tensor, "B n+1 n+1"],
     shape_b: Sequence[int],
 ) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
-    """The box that two views share, in the space both affines lead to; where they are apart, ``high`` equals ``low``.
+    """The intersection of the boxes of two views, in the space of both affines; empty if ``high`` equals ``low``.
 
-    Exact for views that are not rotated against that space; of a rotated view the bounding box counts. ``inside`` is
+    It is exact for views that are not rotated in that space; of a rotated view the bounding box is used. ``inside`` is
     exact for any view.
     """
     low_a, high_a = box(affine_a, shape_a)
@@ -178,7 +177,7 @@ def overlap_share(
 def inside(
     affine: Float[Tensor, "B n+1 n+1"], shape: Sequence[int], points: Float[Tensor, "B N n"]
 ) -> Bool[Tensor, "B N"]:
-    """Which points (in the space that the affine leads to) lie within a view's outer edges."""
+    """Which points (in the space of the affine) lie within the outer edges of a view."""
     voxels = apply(invert(affine.to(torch.float64)), points.to(torch.float64))
     extent = torch.tensor([float(size) for size in shape], dtype=torch.float64, device=voxels.device)
     slack = 1e-9 * extent
@@ -193,9 +192,9 @@ def match_cells(
     *,
     radius: float,
 ) -> tuple[Int[Tensor, "B N"], Bool[Tensor, "B N"]]:
-    """For each cell of view a the nearest cell of view b, and whether it is near enough to count.
+    """For each cell of view a: the nearest cell of view b, and whether it lies within ``radius``.
 
-    Give world affines to measure in millimeters, affines to stored voxels to measure in those.
+    World affines measure in millimeters, affines to stored voxels in voxels.
 
     Args:
         affine_a: From view a's voxels to the shared space.
@@ -217,7 +216,7 @@ def nearest_cells(
     affine_b: Float[Tensor, "B n+1 n+1"],
     centers_b: Float[Tensor, "M n"],
 ) -> tuple[Int[Tensor, "B N"], Float[Tensor, "B N"]]:
-    """For each cell of view a the number of the nearest cell of view b, and how far it is; as in ``match_cells``."""
+    """For each cell of view a: number of the nearest cell of view b, and its distance; see ``match_cells``."""
     device = affine_a.device
     points_a = apply(affine_a.to(torch.float64), centers_a.to(device, torch.float64)[None])
     points_b = apply(affine_b.to(torch.float64), centers_b.to(device, torch.float64)[None])
@@ -231,11 +230,11 @@ def nearest_cells(
 
 
 def part_along(share: Float[Tensor, " B"], parts: int) -> Int[Tensor, " B"]:
-    """Number of the equal part that a place along an axis lies in, from 0; a border belongs to the part above it.
+    """Number of the equal part of an axis that a place lies in, from 0; a border belongs to the part above it.
 
     Args:
-        share: Places as shares of the axis, 0 to 1, of float32 precision.
-        parts: How many parts there are.
+        share: Places as shares of the axis, 0 to 1, in float32 precision.
+        parts: Number of parts.
     """
     return (share * parts + 1e-4).long().clamp(0, parts - 1)
 
@@ -247,7 +246,7 @@ def _about(linear: Float[Tensor, "B n n"], center: Float[Tensor, "B n"] | None) 
 
 
 def _planar_rotation(angle: Float[Tensor, " B"], p: int, q: int, n: int) -> Float[Tensor, "B n n"]:
-    """Turns axis p towards axis q."""
+    """Rotation of axis p towards axis q."""
     linear = torch.eye(n, dtype=angle.dtype, device=angle.device).repeat(len(angle), 1, 1)
     linear[:, p, p] = linear[:, q, q] = angle.cos()
     linear[:, q, p] = angle.sin()

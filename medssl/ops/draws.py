@@ -1,8 +1,8 @@
 """Random numbers keyed by (seed, global sample number, purpose).
 
-A sample's numbers depend on its key alone: neither on the other samples of its batch, nor on their order, the process,
-the worker or the device. Keys are hashed with BLAKE2b (RFC 7693) and drive the counter-based generator Philox (Salmon
-et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011), whose stream is the same on every machine.
+The numbers of a sample depend on its key only. They do not depend on other samples of the batch, their order, the
+process, the worker or the device. Keys are hashed with BLAKE2b (RFC 7693) and seed the counter-based generator Philox
+(Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011). Its stream is the same on every machine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:  # data rooms draw without paying for torch
+if TYPE_CHECKING:  # data rooms use this module without importing torch
     import torch
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # data rooms draw without paying for torch
 
 
 def keyed_generator(seed: int, sample: int, purpose: str) -> np.random.Generator:
-    """The generator of one sample for one purpose.
+    """Random generator of one sample for one purpose.
 
     >>> keyed_generator(0, 5, "crop").integers(1000) == keyed_generator(0, 5, "crop").integers(1000)
     True
@@ -35,13 +35,13 @@ def keyed_generator(seed: int, sample: int, purpose: str) -> np.random.Generator
 class Draws:
     """Random numbers for the samples of one batch: row b of every result belongs to ``samples[b]``.
 
-    Repeated calls go on in each sample's stream. Results lie on the CPU, floating point ones in float32: they are the
-    few parameters of a mask, a view or an intensity change, not images.
+    Repeated calls continue each sample's stream. Results are on the CPU, floating-point numbers in float32: they are
+    the few parameters of a mask, a view or an intensity change, not images.
 
     Args:
         seed: Seed of the run.
         samples: Global number of each sample.
-        purpose: What the numbers are for; each purpose has streams of its own.
+        purpose: What the numbers are used for; each purpose has separate streams.
     """
 
     def __init__(self, seed: int, samples: Sequence[int], purpose: str) -> None:
@@ -57,7 +57,7 @@ class Draws:
         return [keyed_generator(self.seed, sample, self.purpose) for sample in self.samples]
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Float[Tensor, "B *shape"]:
-        """Numbers between ``low`` and ``high`` (both may occur through rounding).
+        """Uniform numbers between ``low`` and ``high`` (both may occur by rounding).
 
         >>> Draws(0, [3, 4], "scale").uniform(2).shape
         torch.Size([2, 2])
@@ -69,11 +69,11 @@ class Draws:
         return self._rows(lambda generator: generator.standard_normal(shape), np.float32, shape)
 
     def integers(self, low: int, high: int, *shape: int) -> Int[Tensor, "B *shape"]:
-        """Integers from ``low`` up to, not including, ``high``."""
+        """Uniform integers from ``low`` to ``high`` - 1."""
         return self._rows(lambda generator: generator.integers(low, high, shape), np.int64, shape)
 
     def permutation(self, n: int) -> Int[Tensor, "B n"]:
-        """Each row an order of ``0 .. n - 1``."""
+        """A random permutation of ``0 .. n - 1`` in each row."""
         return self._rows(lambda generator: generator.permutation(n), np.int64, (n,))
 
     def bernoulli(self, p: float, *shape: int) -> Bool[Tensor, "B *shape"]:
@@ -81,13 +81,13 @@ class Draws:
         return self._rows(lambda generator: generator.random(shape) < p, np.bool_, shape)
 
     def numpy(self) -> list[np.random.Generator]:
-        """The samples' own numpy generators: what is drawn from them moves these streams on."""
+        """The numpy generators of the samples; draws from them advance the streams of this object."""
         return self._generators
 
     def generators(self, device: torch.device | str = "cpu") -> list[torch.Generator]:
-        """One new torch generator per sample, for draws as large as an image.
+        """One new torch generator for each sample, for draws of the size of an image.
 
-        Torch's numbers differ between kinds of devices, so a run repeats exactly only on the same kind.
+        Torch's numbers differ between types of devices, so that a run is reproducible only on the same type.
         """
         import torch
 

@@ -1,6 +1,6 @@
-"""Random fields keyed by sample: smooth ones from a few control points, white noise from a pool.
+"""Random fields keyed by sample: smooth fields from a few control points, white noise from a pool.
 
-Every row of a result depends on its own key alone, so a sample looks the same whatever batch or process it is in.
+Every row of a result depends on its key only. A sample is therefore the same in any batch and process.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _MIN_POOL = 1 << 20
 
 
 def smooth_field(control: Float[Tensor, "B *c"], size: Sequence[int]) -> Float[Tensor, "B 1 *size"]:
-    """A field that runs smoothly through space, from a coarse grid of control points (uniform cubic B-spline).
+    """A smooth field from a coarse grid of control points (uniform cubic B-spline).
 
-    The value is a weighted mean of control points, so it never leaves their range; first and second derivatives are
+    Each value is a weighted mean of control points and stays in their range. First and second derivatives are
     continuous (de Boor, A Practical Guide to Splines, 1978).
 
     Args:
-        control: Values of at least 4 control points per axis, which span the field from edge to edge.
+        control: Values of at least 4 control points per axis, spread from edge to edge.
         size: Voxels of the field per axis.
 
     Raises:
-        ValueError: With fewer than 4 control points along an axis.
+        ValueError: There are fewer than 4 control points along an axis.
     """
     if min(control.shape[1:]) < 4:
         message = f"a smooth field needs at least 4 control points per axis, got {tuple(control.shape[1:])}"
@@ -49,7 +49,7 @@ def draw_control(draws: Draws, n: int, *, points: int = 4) -> Float[Tensor, "B *
 
 
 def draw_offsets(draws: Draws, channels: int) -> Int[Tensor, "B C 2"]:
-    """Where each channel reads its noise from the pool; ``add_noise`` wraps them to the pool's length."""
+    """Offsets of each channel in the noise pool; ``add_noise`` wraps them to the length of the pool."""
     return draws.integers(0, 1 << 40, channels, 2)
 
 
@@ -58,16 +58,16 @@ def add_noise(
 ) -> Float[Tensor, "B C *s"]:
     """Adds Gaussian noise.
 
-    Fresh normal numbers cost more than all of the geometry, so they are read from a pool that is made once for a seed:
-    each channel takes the sum of two stretches, one from either half of the pool, each at its own offset. Every voxel's
-    noise is exactly normal and neighbors are independent; the noise of two channels is correlated (by 1/2) only where
-    one of their two offsets differs by the same voxels from the other's.
+    New normal numbers would cost more than all of the geometry. They are read from a pool that is computed once for a
+    seed. Each channel takes the sum of two segments, one from each half of the pool, at separate offsets. The noise of
+    every voxel is exactly normal, and neighbors are independent. The noise of two channels is correlated (by 1/2) only
+    for voxels that read the same entry of one half of the pool.
 
     Args:
         image: Values; they are not changed.
         deviation: Standard deviation for each sample; 0 adds nothing.
         offsets: From ``draw_offsets``.
-        seed: Seed of the run: it makes the pool.
+        seed: Seed of the run, which determines the pool.
     """
     voxels = image[0, 0].numel()
     pool = _pool(int(seed), max(_MIN_POOL, 1 << (2 * voxels - 1).bit_length()), image.device)
@@ -85,14 +85,14 @@ def add_noise(
 
 @lru_cache(maxsize=4)
 def _pool(seed: int, length: int, device: torch.device) -> Float[Tensor, "2 length"]:
-    """Normal numbers of a seed: a pure function that is remembered, because views ask for it at every step."""
+    """Normal numbers of a seed, cached since every step uses them."""
     normal = keyed_generator(seed, 0, "noise pool").standard_normal((2, length), dtype="float32")
     return torch.from_numpy(normal).to(device)
 
 
 @lru_cache(maxsize=64)
 def _spline_weights(points: int, extent: int) -> Float[Tensor, "extent points"]:
-    """Weight of each control point at each voxel; the voxels' centers are spread over the inner spline intervals."""
+    """Weight of each control point at each voxel; voxel centers are spread over the inner spline intervals."""
     spans = points - 3
     position = (torch.arange(extent, dtype=torch.float64) + 0.5) / extent * spans
     span = position.floor().clamp_(max=spans - 1)

@@ -1,4 +1,4 @@
-"""Settings that are out of range are refused where they enter, all in the same words."""
+"""Range checks of settings, with one wording for all of them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ from medssl.types import UserError
 
 
 def expect(holds: bool, name: str, value: object, expected: str) -> None:
-    """Refuses a setting that does not keep to its range.
+    """Refuses a setting that is out of range.
 
     >>> expect(0.1 > 0, "temperature", 0.1, "above 0")
 
+    Args:
+        holds: Whether the setting is in range.
+        name: Name of the setting.
+        value: Its value.
+        expected: The range, such as "above 0".
+
     Raises:
-        UserError: Says what was expected, and what it is.
+        UserError: Names the setting, the range and the value.
     """
     if not holds:
         message = f"{name} must be {expected}, got {value}"

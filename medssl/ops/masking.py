@@ -1,4 +1,4 @@
-"""Masks over a grid of cells, for any number of axes. ``True`` is hidden: the network must not see it."""
+"""Masks over a grid of cells, for any number of axes. ``True`` is hidden from the network."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def hidden_count(cells: Sequence[int], ratio: float) -> int:
 def mask_cells(
     size: Sequence[int], cell: Sequence[int], strides: Sequence[Sequence[int]], ratio: float
 ) -> tuple[int, ...]:
-    """Cells per axis of the mask of a view, some of which are to be hidden.
+    """Number of cells per axis of the mask of a view.
 
     Args:
         size: Voxels of the view per axis.
@@ -45,8 +45,8 @@ def mask_cells(
         ratio: Share of cells to hide.
 
     Raises:
-        UserError: Cells that do not nest with a stride, a size that cells and strides do not divide (names the nearest
-            that they do), or a ratio that hides all cells or none.
+        UserError: A cell does not nest with a stride, the size is not a multiple of cell and stride (names the nearest
+            valid sizes), or the ratio hides all cells or none.
     """
     size, cell = tuple(size), tuple(cell)
     if len(cell) != len(size) or min(cell) < 1:
@@ -77,7 +77,7 @@ def random_hidden(cells: Sequence[int], ratio: float, draws: Draws) -> Bool[Tens
     Args:
         cells: Cells per axis.
         ratio: Share of cells to hide, 0 to 1.
-        draws: Random numbers keyed per sample, so that a sample's mask does not depend on the rest of its batch.
+        draws: Random numbers keyed by sample, so that the mask of a sample does not depend on its batch.
 
     Returns:
         Mask on the CPU.
@@ -91,13 +91,13 @@ def block_hidden(
 ) -> Bool[Tensor, "B *cells"]:
     """Hides boxes of neighboring cells until exactly :func:`hidden_count` cells are hidden in every sample.
 
-    Boxes are drawn as in BEiT (Bao et al. 2022), for any number of axes; the cells by which the last box exceeds the
-    count are shown again at random, so that every sample hides equally many.
+    Boxes are drawn as in BEiT (Bao et al. 2022), for any number of axes. Of the last box, a random subset is hidden, so
+    that every sample hides the same number of cells.
 
     Args:
         cells: Cells per axis.
         ratio: Share of cells to hide, 0 to 1.
-        draws: Random numbers keyed per sample.
+        draws: Random numbers keyed by sample.
         share: Smallest and largest share of the grid that one box covers.
         aspect: Largest ratio between a side of a box and its mean side.
 
@@ -198,8 +198,7 @@ def _refuse_boxes(share: tuple[float, float], aspect: float) -> None:
 def at_resolution(hidden: Bool[Tensor, "B *cells"], shape: Sequence[int]) -> Bool[Tensor, "B *shape"]:
     """The mask at another resolution of the same field of view.
 
-    Along an axis that is finer, a cell is repeated. Along one that is coarser, a position is hidden only if all of its
-    cells are: it stays visible as soon as one child is visible.
+    Along a finer axis, cells are repeated. Along a coarser axis, a position is hidden only if all of its cells are.
 
     >>> import torch
     >>> at_resolution(torch.tensor([[True, False, True, True]]), (2,))

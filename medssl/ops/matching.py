@@ -5,11 +5,11 @@ With vertex affinities :math:`c_{ia}` of node i of the first graph and a of the 
 
     score(v) = sum_{ia} c_ia v_ia  +  sum_{ef} c_ef v_ia v_jb
 
-An assignment is written as numbers: ``assignment[g, i]`` is the node of the second graph that node i gets. Edge
-affinities stay a table of edges by edges; the matrix of N^2 by N^2 is never built. The score is maximized by the method
-of Frank and Wolfe with exact linear assignments and exact line search, as in Vogelstein et al., Fast Approximate
-Quadratic Programming for Graph Matching, PLOS ONE 2015, and polished by exchanges of pairs. The gradient is that of
-Niepert et al., Implicit MLE, NeurIPS 2021, as Nguyen et al., LVM-Med, NeurIPS 2023, use it.
+``assignment[g, i]`` is the node of the second graph that is assigned to node i. Edge affinities are a table of edges by
+edges; the matrix of N^2 by N^2 is never built. The score is maximized by the method of Frank and Wolfe with exact
+linear assignments and exact line search (Vogelstein et al., Fast Approximate Quadratic Programming for Graph Matching,
+PLOS ONE 2015), and refined by exchanges of pairs. The gradient is that of Niepert et al., Implicit MLE, NeurIPS 2021,
+as in Nguyen et al., LVM-Med, NeurIPS 2023.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-_TOLERANCE = 1e-9  # of a score: what is no more than rounding is no gain
-_ENOUGH = 1e-3  # of a score: what a line can gain below that is left to rounding and exchanges
-_TABLE = 2**17  # edge affinities that are solved at once: more fall out of the processor's cache
+_TOLERANCE = 1e-9  # relative to a score: smaller gains are rounding errors
+_ENOUGH = 1e-3  # relative to a score: the line search stops at smaller gains
+_TABLE = 2**17  # number of edge affinities that are solved at once: more do not fit the processor's cache
 
 
 class Affinities(NamedTuple):
-    """How well nodes and edges of two graphs fit, for G pairs of graphs of N nodes each.
+    """Affinities of nodes and edges, for G pairs of graphs of N nodes each.
 
     Attributes:
-        vertex: Row: node of the first graph, column: node of the second.
-        edge: Row: edge of the first graph, column: edge of the second.
-        edges: Of the first graph: source and target of every edge; no edge twice, none from a node to itself.
-        other_edges: Of the second graph.
+        vertex: Row: node of the first graph; column: node of the second graph.
+        edge: Row: edge of the first graph; column: edge of the second graph.
+        edges: Source and target of every edge of the first graph; no duplicates, no self-loops.
+        other_edges: The same for the second graph.
     """
 
     vertex: Float[Tensor, "G N N"]
@@ -53,12 +53,12 @@ class Affinities(NamedTuple):
 
 
 def neighbor_edges(embedding: Float[Tensor, "G N D"], neighbors: int) -> Int[Tensor, "G N*k 2"]:
-    """Edges from each node to the ``neighbors`` nodes whose embeddings point most nearly the same way.
+    """Edges from each node to the ``neighbors`` nodes with the most similar embeddings (cosine).
 
-    The choice has no gradient. Edges of one source follow each other, sources in order: edge e starts at e // k.
+    The choice has no gradient. Edges are ordered by source: edge e starts at node e // k.
 
     Raises:
-        ValueError: There are not that many other nodes.
+        ValueError: ``neighbors`` is not between 1 and N - 1.
     """
     graphs, nodes, _ = embedding.shape
     if not 0 < neighbors < nodes:
@@ -77,15 +77,15 @@ def edge_affinity(
     edges: Int[Tensor, "G E 2"],
     other_edges: Int[Tensor, "G F 2"],
 ) -> Float[Tensor, "G E F"]:
-    """Cosine between the differences of embeddings along an edge of each graph, -1 to 1; at least float32.
+    """Cosine between the differences of embeddings along the edges of both graphs, -1 to 1; at least float32.
 
-    An edge between equal embeddings has no direction: its affinities and their gradients are 0.
+    Affinities of an edge between equal embeddings are 0, and so are their gradients.
     """
     return cosine(_edge_differences(embedding, edges), _edge_differences(other_embedding, other_edges))
 
 
 def finite_graphs(affinities: Affinities) -> tuple[Affinities, Bool[Tensor, " G"]]:
-    """Affinities that can be matched: 0 for all of a graph that holds a NaN or infinity; and which graphs hold none."""
+    """Sets all affinities of graphs with a NaN or infinity to 0; also returns which graphs are finite."""
     vertex, edge, *edge_pairs = affinities
     finite = vertex.isfinite().flatten(1).all(1) & edge.isfinite().flatten(1).all(1)
     tables = (torch.where(finite[:, None, None], table, 0.0) for table in (vertex, edge))
@@ -102,7 +102,7 @@ def gumbel(uniform: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 
 def score(assignment: Int[Tensor, "G N"], affinities: Affinities) -> Float[Tensor, " G"]:
-    """The score of each assignment, differentiable with respect to the affinities."""
+    """Score of each assignment, differentiable with respect to the affinities."""
     vertex, edge, edges, _ = affinities
     total = vertex.gather(2, assignment[:, :, None])[:, :, 0].sum(1)
     if edge.numel() == 0:
@@ -115,13 +115,13 @@ def score(assignment: Int[Tensor, "G N"], affinities: Affinities) -> Float[Tenso
 
 
 def linear_assignment(gain: Float[Tensor, "G N N"]) -> Int[Tensor, "G N"]:
-    """The permutation of largest total gain for every graph, exactly; on the CPU, one graph after the other.
+    """Permutation with the largest total gain for every graph (exact); on the CPU, graph by graph.
 
-    Ties are decided against equal numbers: where all gains are equal, no node gets the node of its own number. A
-    collapsed network, which tells no nodes apart, thus shows no matches by accident of the numbering.
+    Ties are broken against equal numbers: if all gains are equal, no node is assigned the node of its own number. A
+    collapsed network therefore has no matches by chance.
 
     Raises:
-        ValueError: A gain is NaN, or infinities leave no permutation.
+        ValueError: A gain is NaN, or infinities allow no permutation.
     """
     from scipy.optimize import linear_sum_assignment
 
@@ -135,16 +135,16 @@ def linear_assignment(gain: Float[Tensor, "G N N"]) -> Int[Tensor, "G N"]:
 
 
 def match(affinities: Affinities, *, starts: int = 3, iterations: int = 20) -> Int[Tensor, "G N"]:
-    """A permutation of high score for every graph: never below the linear assignment of the vertices.
+    """A permutation of high score for every graph, at least that of the linear assignment of the vertices.
 
-    Runs in float64 on the CPU, many graphs at once. Time grows as that of the exact linear assignments, about N^3,
-    memory as the table of edges. How often it finds the optimum: ``docs/benchmarks.md``.
+    Runs in float64 on the CPU, on many graphs at once. Time grows with about N^3, memory with the table of edges.
+    ``docs/benchmarks.md`` shows how often it finds the optimum.
 
     Args:
-        affinities: Finite numbers. There is no gradient; :func:`matching_loss` has one.
-        starts: Where the search starts, the best end counts: the linear assignment, the center of all permutations,
-            what the edges alone prefer there, then half-way from the center to turns of the linear assignment.
-        iterations: Linear assignments at most, from each start.
+        affinities: Finite affinities. There is no gradient; :func:`matching_loss` has one.
+        starts: Number of starting points; the best result counts. In this order: the linear assignment, the center of
+            all permutations, the best assignment of edges there, points between the center and rotated assignments.
+        iterations: Largest number of linear assignments from each starting point.
 
     Raises:
         ValueError: An affinity is NaN.
@@ -165,13 +165,13 @@ def matching_loss(
     target: Literal["solve", "gold"] = "solve",
     strength: float = 80.0,
 ) -> tuple[Float[Tensor, " G"], Int[Tensor, "G N"]]:
-    """Hamming loss of the matching that the affinities give, where each node should get the node of its own number.
+    """Hamming loss of the matching of the affinities; each node should be assigned the node of its own number.
 
-    The loss is twice the number of mismatched nodes, 0 to 2 N: constant but for jumps. Its gradient is implicit maximum
-    likelihood (Niepert et al. 2021): with v the matching of the noisy affinities c, and w that of c - strength * g, g
-    the slope of the Hamming loss, the gradient with respect to c is (v - w) / strength, for vertices and edges. Here it
-    is scaled by what flows in from above, so ``strength`` means the same under a mean over graphs, a scaled loss or
-    accumulated steps. A graph with an affinity that is not finite has the loss NaN.
+    The loss is twice the number of mismatched nodes, 0 to 2 N; it is piecewise constant. Its gradient is implicit
+    maximum likelihood (Niepert et al. 2021). With v the matching of the noisy affinities c, g the gradient of the
+    Hamming loss, and w the matching of c - strength * g, the gradient with respect to c is (v - w) / strength, for
+    vertices and edges. It is multiplied by the incoming gradient, so that ``strength`` means the same for a mean over
+    graphs, a scaled loss or accumulated steps. A graph with an affinity that is not finite has the loss NaN.
 
     Without noise, "gold" equals "solve" at half the cost once ``strength`` exceeds 1 + k + the largest number of edges
     into one node, for k edges out of each node and affinities of at most 1.
@@ -186,11 +186,11 @@ def matching_loss(
         loss, assignment = matching_loss(affinities, vertex_noise=of_vertices, edge_noise=of_edges)
 
     Args:
-        affinities: Of the two graphs.
+        affinities: Affinities of the two graphs.
         vertex_noise: Added to the vertex affinities: :func:`gumbel` noise, at scale 1 in the paper and 0.1 for cosines.
         edge_noise: Added to the edge affinities.
-        target: ``solve``: w is solved for, as in the paper; ``gold``: w is the gold matching.
-        strength: Lambda of the paper.
+        target: "solve": w is computed, as in the paper. "gold": w is the true matching.
+        strength: Lambda of the paper, above 0.
 
     Returns:
         The loss of each graph, and the matching of the noisy affinities.
@@ -216,7 +216,7 @@ def matching_loss(
 
 
 def _edge_differences(embedding: Float[Tensor, "G N D"], edges: Int[Tensor, "G E 2"]) -> Float[Tensor, "G E D"]:
-    """Difference of the embeddings at the two ends of every edge, in float32 at least."""
+    """Difference of the embeddings at the two ends of every edge, in at least float32."""
     embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
     graph = torch.arange(len(embedding), device=embedding.device)[:, None]
     return embedding[graph, edges[..., 0]] - embedding[graph, edges[..., 1]]
@@ -286,7 +286,7 @@ def _match(problem: _Problem, starts: int, iterations: int) -> Int[Tensor, "G N"
 
 
 def _starts(problem: _Problem, linear: Int[Tensor, "G N"]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Points of the permutations' convex hull, and the gradient of the edges' part there."""
+    """Starting points in the convex hull of permutations, with the gradient of the edge score."""
     yield _permutations(linear), _slope(problem, linear)
     center, slope = _center(problem)
     yield center, slope
@@ -303,7 +303,7 @@ def _permutations(assignment: Int[Tensor, "G N"]) -> Float[Tensor, "G N N"]:
 
 
 def _slope(problem: _Problem, assignment: Int[Tensor, "G N"]) -> Float[Tensor, "G N N"]:
-    """Gradient of the edges' part of the score at a permutation: what i -> a would add through the edges of i."""
+    """Gradient of the edge score at a permutation: the gain of i -> a through the edges of i."""
     graphs, nodes = assignment.shape
     partner = (assignment + nodes * torch.arange(graphs)[:, None]).flatten()
     slope = torch.zeros(graphs * nodes, nodes, dtype=torch.float64)
@@ -315,7 +315,7 @@ def _slope(problem: _Problem, assignment: Int[Tensor, "G N"]) -> Float[Tensor, "
 
 
 def _center(problem: _Problem) -> tuple[Float[Tensor, "G N N"], Float[Tensor, "G N N"]]:
-    """The mean of all permutations, and the gradient of the edges' part there."""
+    """The mean of all permutations, with the gradient of the edge score."""
     graphs, nodes, _ = problem.vertex.shape
     slope = torch.zeros(graphs, nodes, nodes, dtype=torch.float64)
     for end, other_end in zip((problem.source, problem.target), problem.others.unbind(1), strict=True):
@@ -343,9 +343,9 @@ def _along_edges(problem: _Problem, assignment: Tensor, start: Tensor, end: Tens
 def _frank_wolfe(
     problem: _Problem, point: Float[Tensor, "G N N"], slope: Float[Tensor, "G N N"], iterations: int
 ) -> Int[Tensor, "G N"]:
-    """The best permutation met on the way up from a point of the permutations' convex hull.
+    """The best permutation of a Frank-Wolfe ascent from a point of the convex hull of permutations.
 
-    The gradient is linear in the point, so it is only ever computed at permutations and mixed like the points.
+    The gradient is linear in the point: it is computed at permutations only, and interpolated like the points.
     """
     graphs, nodes, _ = point.shape
     value = torch.full((graphs,), -torch.inf, dtype=torch.float64)
@@ -371,7 +371,7 @@ def _frank_wolfe(
 
 
 def _exchange(problem: _Problem, assignment: Int[Tensor, "G N"]) -> Int[Tensor, "G N"]:
-    """Exchanges the partners of two nodes, always the pair that gains most, until no exchange raises the score."""
+    """Exchanges the partners of the pair of nodes with the largest gain, until no exchange raises the score."""
     graphs, nodes = assignment.shape
     rows = torch.arange(graphs)
     for _ in range(nodes * nodes):
@@ -387,7 +387,7 @@ def _exchange(problem: _Problem, assignment: Int[Tensor, "G N"]) -> Int[Tensor, 
 
 
 def _exchange_gains(problem: _Problem, assignment: Int[Tensor, "G N"]) -> Float[Tensor, "G N N"]:
-    """What the score gains if nodes x and y exchange partners: first order, and the edges between the two."""
+    """Gain of the score if nodes x and y exchange partners: first order, and the edges between the two."""
     graphs, nodes = assignment.shape
     gain = problem.vertex + _slope(problem, assignment)
     gain = gain.gather(2, assignment[:, None].expand(-1, nodes, -1))  # column y: the partner of y

@@ -1,4 +1,4 @@
-"""Images to cells of a regular grid and back, for any number of spatial axes and a cell size per axis."""
+"""Cut images into the cells of a regular grid, and put them back together; any number of axes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def cells_of(size: Sequence[int], cell: Sequence[int], *, noun: str = "size") ->
     Args:
         size: Voxels per axis.
         cell: Voxels of one cell per axis.
-        noun: What the message calls ``size``.
+        noun: Name of ``size`` in messages.
 
     Raises:
-        UserError: The numbers of axes differ, or a cell does not divide its axis; names the nearest sizes that do.
+        UserError: The numbers of axes differ, or an axis is not a multiple of its cell; names the nearest valid sizes.
     """
     size, cell = tuple(size), tuple(cell)
     if len(size) != len(cell):
@@ -46,7 +46,7 @@ def cells_of(size: Sequence[int], cell: Sequence[int], *, noun: str = "size") ->
 
 
 def patchify(image: Float[Tensor, "B C *s"], cell: Sequence[int]) -> Float[Tensor, "B N P"]:
-    """Cuts an image into cells, one row for each.
+    """Cuts an image into cells, one row for each cell.
 
     Args:
         image: Image.
@@ -71,7 +71,7 @@ def unpatchify(patches: Float[Tensor, "B N P"], cell: Sequence[int], *, size: Se
         size: Voxels of the image per spatial axis.
 
     Raises:
-        UserError: ``patches`` cannot have come from an image of that size.
+        UserError: The shape of ``patches`` does not fit an image of that size.
     """
     cells = cells_of(size, cell)
     ndim, volume = len(cells), prod(cell)

@@ -1,4 +1,4 @@
-"""What masked modeling predicts, how a prediction is judged, and how it is shown."""
+"""Targets, losses and pictures of masked image modeling."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from medssl.types import View
 
 
-MEDIAN_OF = 1 << 15  # values that a median is taken of, about: sorting millions costs a tenth of a small step
+MEDIAN_OF = 1 << 15  # about the number of values for a median: sorting millions costs a tenth of a small step
 
 
 class Target(NamedTuple):
-    """Per cell: ``values`` = (voxels - ``mean``) / ``deviation``, and which of them may be ``counted``."""
+    """Target of each cell: ``values`` = (voxels - ``mean``) / ``deviation``; ``counted`` marks values in the loss."""
 
     values: Float[Tensor, "B N P"]
     mean: Float[Tensor, "B N 1"]
@@ -31,22 +31,21 @@ class Target(NamedTuple):
 
 
 def counted_voxels(view: View, cell: Sequence[int]) -> Bool[Tensor, "B N P"]:
-    """Voxels of each cell that are valid, scored and of a present channel."""
+    """Voxels of each cell that are valid, scored and belong to a present channel."""
     present = view.present.reshape(*view.present.shape, *(1,) * len(cell))
     return patchify(view.valid & view.scored & present, cell)
 
 
 def pixel_target(view: View, cell: Sequence[int], *, normalise: bool = True) -> Target:
-    """Voxels of each cell relative to the cell's own mean and deviation (He et al., CVPR 2022), in float32 at least.
+    """Voxels of each cell relative to the mean and deviation of the cell (He et al., CVPR 2022), in at least float32.
 
-    Only voxels that are valid, scored and of a present channel are counted: nothing else enters a mean or deviation,
-    and others are 0. The variance is unbiased and floored at (1 % of the sample's deviation) ** 2, so that cells of
-    air do not turn into pure noise.
+    Only voxels that are valid, scored and of a present channel enter means and deviations; all others are 0. The
+    variance is unbiased and at least (1 % of the sample's deviation) ** 2, so that noise in air is not amplified.
 
     Args:
         view: The view.
         cell: Voxels of one cell per axis.
-        normalise: False leaves the voxels as they are (mean 0, deviation 1).
+        normalise: False keeps the voxel values (mean 0, deviation 1).
     """
     counted = counted_voxels(view, cell)
     precise = torch.promote_types(view.image.dtype, torch.float32)
@@ -68,20 +67,19 @@ def compare(
     *,
     step_count: Tensor | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """Mean distance over the counted voxels of hidden cells, of all processes together.
+    """Mean distance over the counted voxels of hidden cells of all processes.
 
     Args:
-        prediction: In the values of the target.
-        target: What :func:`pixel_target` gives.
-        hidden: True where a cell is hidden; N in all.
+        prediction: Prediction in the scale of the target.
+        target: Result of :func:`pixel_target`.
+        hidden: True where a cell is hidden; N cells in total.
         distance: "square" or "absolute" difference.
-        step_count: Counted voxels of hidden cells, where several micro-batches make a step (``mean_over``).
+        step_count: Counted voxels of hidden cells of the step, if it has several micro-batches (``mean_over``).
 
     Returns:
-        The loss; and for the log, detached: "loss"; "chance", the loss of the best constant, which is the mean for
-        square and the median for absolute differences (of some ten thousand values, with several processes the mean of
-        their medians: a little above the best, never below); "hidden", share of the counted voxels that is hidden;
-        "correlation" of the prediction with the target there. The last two are of this process.
+        The loss, and detached terms for the log. "loss"; "chance": the loss of the best constant prediction (the mean
+        for square, an estimate of the median for absolute differences); "hidden": share of the counted voxels that is
+        hidden; "correlation" of prediction and target there. The last two are those of this process.
     """
     scored = target.counted & hidden.flatten(1)[..., None]
     number = scored.sum()
@@ -110,7 +108,7 @@ def reconstruction(
     hidden: Bool[Tensor, "B *cells"],
     cell: Sequence[int],
 ) -> dict[str, Float[Tensor, "B C *s"]]:
-    """Pictures, all in the values of the input.
+    """Pictures in the value range of the input.
 
     Returns:
         "input"; "masked", hidden cells at the middle of the sample's range; "reconstruction", hidden cells as
@@ -129,13 +127,13 @@ def reconstruction(
 
 
 def _median(values: Tensor, scored: Tensor) -> Tensor:
-    """The median of scored values of this process, evenly picked where they are many; 0 where there are none."""
+    """Median of the scored values of this process, of an evenly spaced subset if they are many; 0 without values."""
     step = max(1, values.numel() // MEDIAN_OF) | 1  # odd: cells have even numbers of voxels
     return torch.where(scored, values, torch.nan).flatten()[::step].nanmedian().nan_to_num()
 
 
 def _correlation(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
-    """Pearson correlation over the scored voxels of this process; 0 where either is constant."""
+    """Pearson correlation over the scored voxels of this process; 0 if either is constant."""
     count = scored.sum().clamp(min=1)
     a, b = (torch.where(scored, x - torch.where(scored, x, 0.0).sum() / count, 0.0) for x in (prediction, target))
     return (a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""Regions of a map at fixed places: where they begin, what is in them, which lie next to each other."""
+"""Regions of a map at fixed places: their corners, their voxels and their neighbors."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ if TYPE_CHECKING:
 
     from medssl.types import View
 
-MIN_CORNER_DISTANCE = (
-    4  # voxels between the first and the last region along an axis, at least: fewer would be nearly the same
-)
+MIN_CORNER_DISTANCE = 4  # smallest distance, in voxels, between the first and last region along an axis
 
 
 def region_corners(size: Sequence[int], side: int) -> list[tuple[int, ...]]:
-    """First voxels of regions: corners, middles of the edges, the center, and the points halfway between (2D: 13).
+    """First voxels of regions: corners, middles of edges, center, and the points halfway between (13 in 2D).
 
-    Along an axis too thin for three regions (a slab's) they all lie in the middle: 13 of a thin volume, too.
+    Along an axis that is too thin for three regions, all regions lie in the middle.
+
+    Args:
+        size: Voxels of the map per axis.
+        side: Voxels of a region per axis.
 
     Raises:
-        UserError: The map is too small for that many regions.
+        UserError: The map is too small for these regions.
     """
     last_corner = [extent - side for extent in size]
     if min(last_corner) < 0 or sum(end >= MIN_CORNER_DISTANCE for end in last_corner) < 2:
@@ -49,7 +51,7 @@ def region_corners(size: Sequence[int], side: int) -> list[tuple[int, ...]]:
 
 
 def rows_of(maps: Float[Tensor, "B C *s"], corners: Sequence[tuple[int, ...]], side: int) -> Float[Tensor, "B A D"]:
-    """Voxels of each region as one row, D = C * side^n."""
+    """Voxels of each region as one row; D = C * side^n."""
     leading_axes = slice(None), slice(None)
     boxes = [leading_axes + tuple(slice(first, first + side) for first in corner) for corner in corners]
     return torch.stack([maps[box].flatten(1) for box in boxes], 1)
@@ -58,10 +60,10 @@ def rows_of(maps: Float[Tensor, "B C *s"], corners: Sequence[tuple[int, ...]], s
 def counted_regions(
     usable: Bool[Tensor, "B 1 *t"], size: Sequence[int], corners: Sequence[tuple[int, ...]], side: int
 ) -> Bool[Tensor, "B A"]:
-    """Regions of a map that may be compared: those of which at least half is usable.
+    """Regions of a map of which at least half is usable.
 
     Args:
-        usable: False where the view is padding, or not to be scored; voxel by voxel of what the map was made from.
+        usable: False for voxels of the view that are padding or not scored.
         size: Voxels of the map per axis.
         corners: First voxels of the regions.
         side: Voxels of a region per axis.
@@ -71,10 +73,10 @@ def counted_regions(
 
 
 def refuse_padding(counted: Bool[Tensor, "B A"], view: View) -> None:
-    """Refuses views that are so much larger than their scans that no region of any process can be compared.
+    """Refuses views that are so much larger than their scans that no region of any process is usable.
 
     Raises:
-        UserError: Names the view and the largest scan.
+        UserError: Names the size of the view and of the largest scan.
     """
     size, largest = list(view.image.shape[2:]), view.source_shape.amax(0).tolist()
     nothing_counted = int(reduce_sum(counted.sum())) == 0
@@ -87,7 +89,7 @@ def refuse_padding(counted: Bool[Tensor, "B A"], view: View) -> None:
 
 
 def nearest_regions(corners: Sequence[tuple[int, ...]], count: int) -> Bool[Tensor, "A A"]:
-    """For each region (row) the ``count`` others that are nearest to it."""
+    """For each region (row): True for the ``count`` nearest other regions."""
     positions = torch.tensor(corners, dtype=torch.float64)
     distances = torch.cdist(positions, positions).fill_diagonal_(torch.inf)
     is_nearest = torch.zeros(distances.shape, dtype=torch.bool)

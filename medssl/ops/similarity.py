@@ -5,9 +5,9 @@ With unit vectors :math:`z`, temperature :math:`\tau`, positives P(a) and negati
     s_ak    = z_a . z_k / tau
     l(a, p) = -log( exp(s_ap) / sum_{k in {p} + N(a)} exp(s_ak) )
 
-A candidate counts once in the sum, also where it is both p and in N(a). All is computed in float32 at least, whatever
-autocast says, and rows may lie on several processes: anchors are a process's own, candidates those of all
-(``collectives.gather``), and the mean is over all anchors of all processes.
+A candidate counts once in the sum, also if it is both p and in N(a). Everything is computed in at least float32, also
+under autocast. With several processes, anchors are the rows of this process, candidates are the rows of all processes
+(``collectives.gather``), and the mean is over the anchors of all processes.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
-_NOTHING = -1e30  # logarithm of a weight of zero; finite, so that gradients are
+_NOTHING = -1e30  # logarithm of a zero weight; finite, so that gradients are finite
 
 
 def unit(x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
-    """Vectors of length 1, in float32 at least; a vector of zeros stays zero and gets no gradient."""
+    """Scales vectors to length 1, in at least float32; a zero vector stays zero and gets no gradient."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / torch.where(length > 0, length, torch.inf)
@@ -48,9 +48,9 @@ def info_nce(
     temperature: float = 0.1,
     mean: Literal["pairs", "anchors", "inside"] = "pairs",
 ) -> Float[Tensor, ""]:
-    """InfoNCE on masks of pairs: the mean of l(a, p), over all processes; 0 where no anchor counts.
+    """InfoNCE on masks of pairs: the mean of l(a, p) over all processes; 0 if no anchor counts.
 
-    Anchors without a positive or without a negative are left out. The masks say which loss it is:
+    Anchors without a positive or without a negative are left out. The masks define the loss:
 
     - SimCLR / NT-Xent (Chen et al. 2020): the positive is the other view, negatives are all rows but the anchor.
     - Supervised contrast (Khosla et al. 2020): positives share the class, negatives are all rows but the anchor
@@ -58,13 +58,13 @@ def info_nce(
     - Global and local contrast with domain cues (Chaitanya et al. 2020): negatives are rows of other parts, or regions
       nearby, without any positive.
 
-    SimCLR of two views, ``z`` the embeddings of both, one below the other, ``scan`` and ``view`` numbers of the rows::
+    SimCLR of two views, with ``z`` the embeddings of both views, ``scan`` and ``view`` the numbers of each row::
 
         every, scans, views = gather(z), gather(scan), gather(view)
         same, itself = scan[:, None] == scans, (scan[:, None] == scans) & (view[:, None] == views)
         loss = info_nce(z, every, same & ~itself, ~itself, temperature=0.1)
 
-    The global loss G^D, with ``part`` the number of the part along the volume; G^D- has ``same & ~itself`` as above::
+    The global loss G^D, with ``part`` the number of the part of the volume; G^D- uses ``same & ~itself`` as above::
 
         alike = part[:, None] == parts
         loss = info_nce(z, every, alike & ~itself, ~alike, temperature=0.1)
@@ -77,13 +77,13 @@ def info_nce(
         loss = info_nce(x, both, torch.cat((same, torch.zeros_like(same)), 2), apart)
 
     Args:
-        anchors: Embeddings of any length, this process's own.
-        candidates: Embeddings of any length, of all processes.
-        positives: True where the candidate shall be near the anchor.
-        negatives: True where the candidate stands in the denominator.
-        temperature: Divides the cosine, above 0; 0.01 is safe in float32.
-        mean: ``pairs``: every positive pair counts the same. ``anchors``: every anchor does, its positives share its
-            weight. ``inside``: so too, and an anchor's positives are averaged inside the logarithm.
+        anchors: Embeddings of this process, of any length.
+        candidates: Embeddings of all processes, of any length.
+        positives: True where the candidate is a positive of the anchor.
+        negatives: True where the candidate is in the denominator.
+        temperature: Divisor of the cosine, above 0; 0.01 is safe in float32.
+        mean: "pairs": every positive pair has the same weight. "anchors": every anchor has the same weight, shared by
+            its positives. "inside": like "anchors", with the positives averaged inside the logarithm.
     """
     with torch.autocast(anchors.device.type, enabled=False):
         logits = cosine(anchors, candidates) / temperature
@@ -104,7 +104,7 @@ def info_nce(
 
 
 def info_nce_chance(positives: Bool[Tensor, "*batch M K"], negatives: Bool[Tensor, "*batch M K"]) -> Float[Tensor, ""]:
-    """What ``info_nce`` (over pairs) gives when all embeddings are alike: the mean of log(number of candidates)."""
+    """Value of ``info_nce`` (over pairs) if all embeddings are equal: the mean of log(number of candidates)."""
     number = negatives.sum(-1).float()
     counted = positives.any(-1) & (number > 0)
     in_negatives = (positives & negatives).sum(-1) * number.clamp(min=1).log()
@@ -122,17 +122,17 @@ def contrast(
     distinct: Bool[Tensor, "M K"],
     temperature: float,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """InfoNCE (over pairs) of a process's own rows among those of all, and its terms for the log.
+    """InfoNCE (over pairs) of the rows of this process against those of all processes, and its terms for the log.
 
     Args:
-        rows: Embeddings of any length, this process's own; K in all processes.
-        positives: True where the candidate shall be near the anchor.
-        negatives: True where the candidate stands in the denominator.
+        rows: Embeddings of this process, of any length; K in all processes.
+        positives: True where the candidate is a positive of the anchor.
+        negatives: True where the candidate is in the denominator.
         distinct: Which pairs say how far rows spread.
-        temperature: Divides the cosine, above 0.
+        temperature: Divisor of the cosine, above 0.
 
     Returns:
-        The loss; and, detached, "loss", "chance", "alignment" of the positives and "uniformity".
+        The loss, and the detached terms "loss", "chance", "alignment" (of the positives) and "uniformity".
     """
     all_rows = gather(rows)
     loss = info_nce(rows, all_rows, positives, negatives, temperature=temperature)
@@ -146,7 +146,7 @@ def contrast(
 
 
 def variance_term(x: Float[Tensor, "N D"], *, target: float = 1.0, eps: float = 1e-4) -> Float[Tensor, ""]:
-    """How far each dimension's standard deviation over the rows falls short of ``target``, on average (VICReg).
+    """Variance term of VICReg: mean over dimensions of max(0, target - standard deviation over the rows).
 
     Reference: Bardes et al., VICReg, ICLR 2022, with the unbiased variance. With several processes give all rows
     (``collectives.gather``).
@@ -159,7 +159,7 @@ def variance_term(x: Float[Tensor, "N D"], *, target: float = 1.0, eps: float = 
 
 
 def covariance_term(x: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-    """Sum of the squared covariances between different dimensions, over their number D (VICReg).
+    """Covariance term of VICReg: sum of the squared covariances between different dimensions, divided by D.
 
     Raises:
         ValueError: There are fewer than two rows.
@@ -174,14 +174,14 @@ def covariance_term(x: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
 def alignment(
     anchors: Float[Tensor, "M D"], candidates: Float[Tensor, "K D"], positives: Bool[Tensor, "M K"]
 ) -> Float[Tensor, ""]:
-    """Mean squared distance of the directions of positive pairs, 0 to 4: less is nearer; over all processes.
+    """Alignment: mean squared distance of positive pairs on the unit sphere, over all processes; 0 to 4.
 
-    0 where there is no pair. Reference: Wang and Isola, Understanding contrastive representation learning, ICML 2020,
-    with alpha = 2.
+    Lower means more similar; 0 without pairs. Reference: Wang and Isola, Understanding contrastive representation
+    learning, ICML 2020, with alpha = 2.
 
     Args:
-        anchors: Embeddings of any length, this process's own.
-        candidates: Embeddings of any length, of all processes.
+        anchors: Embeddings of this process, of any length.
+        candidates: Embeddings of all processes, of any length.
         positives: The pairs.
     """
     squared = 2 - 2 * cosine(anchors, candidates)
@@ -191,16 +191,16 @@ def alignment(
 def uniformity(
     anchors: Float[Tensor, "M D"], candidates: Float[Tensor, "K D"], distinct: Bool[Tensor, "M K"], *, t: float = 2.0
 ) -> Float[Tensor, ""]:
-    """Logarithm of the mean of exp(-t d^2) over pairs of rows, d their distance on the unit sphere; over all processes.
+    """Uniformity: log of the mean of exp(-t d^2) over pairs of rows with distance d on the unit sphere.
 
-    0 where all rows point the same way, and where there is no pair; the more evenly they spread, the lower. Reference:
-    Wang and Isola, ICML 2020.
+    The mean is over all processes. The value is 0 if all rows have the same direction, and without pairs. It is lower
+    the more evenly rows spread. Reference: Wang and Isola, ICML 2020.
 
     Args:
-        anchors: Embeddings of any length, this process's own.
-        candidates: Embeddings of any length, of all processes.
+        anchors: Embeddings of this process, of any length.
+        candidates: Embeddings of all processes, of any length.
         distinct: The pairs: of different rows.
-        t: How fast a pair stops to count with its distance.
+        t: Decay of a pair's weight with its squared distance.
     """
     squared = 2 - 2 * cosine(anchors, candidates)
     mean = mean_over(torch.where(distinct, (-t * squared).exp(), 0.0).sum(), distinct.sum())

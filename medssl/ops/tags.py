@@ -1,4 +1,4 @@
-"""What each embedding of a batch is of, and which pairs are of the same: as masks, never by places in a batch."""
+"""Tags of embeddings (crop, volume, part, view), and masks of pairs with equal tags. Batch order does not matter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Tags(NamedTuple):
-    """What each embedding is of: its crop, the volume and the part of the volume, and the number of its view."""
+    """Tags of M embeddings: number of the crop, of the volume, of the part of the volume, and of the view."""
 
     crop: Int[Tensor, "M"]
     volume: Int[Tensor, "M"]
@@ -27,29 +27,35 @@ class Tags(NamedTuple):
     view: Int[Tensor, "M"]
 
     def each(self, times: int) -> Tags:
-        """The tags of ``times`` embeddings of each row, one after the other."""
+        """Tags of ``times`` consecutive embeddings for each row."""
         return Tags(*(tag.repeat_interleave(times) for tag in self))
 
     def of_all(self) -> Tags:
-        """The tags of the embeddings of all processes, in the order of ``collectives.gather``."""
+        """Tags of the embeddings of all processes, in the order of ``collectives.gather``."""
         return Tags(*gather(torch.stack(self, 1)).unbind(1))
 
     def same(self, other: Tags) -> Bool[Tensor, "M K"]:
-        """Of the same crop."""
+        """Pairs of the same crop."""
         return self.crop[:, None] == other.crop
 
     def itself(self, other: Tags) -> Bool[Tensor, "M K"]:
-        """Of the same view of the same crop."""
+        """Pairs of the same view of the same crop."""
         return self.same(other) & (self.view[:, None] == other.view)
 
     def across(self, other: Tags) -> Bool[Tensor, "M K"]:
-        """Of the same part and the same kind of view, but of different volumes."""
+        """Pairs of the same part and the same view number, but of different volumes."""
         same_part = (self.part[:, None] == other.part) & (self.view[:, None] == other.view)
         return same_part & (self.volume[:, None] != other.volume)
 
 
 def tags(batch: Batch, step: Step, parts: int) -> Tags:
-    """Tags of the crops of a batch, first those of its first view."""
+    """Tags of the crops of a batch, ordered by view.
+
+    Args:
+        batch: The batch.
+        step: Its step, with the global sample numbers.
+        parts: Number of equal parts of a volume.
+    """
     origin, views, device = batch.origin, len(batch.views), batch.views[0].image.device
     digests = [hashlib.blake2b(name.encode(), digest_size=7).digest() for name in origin.scan_ids]
     crop = torch.tensor(step.samples, device=device)
@@ -60,15 +66,15 @@ def tags(batch: Batch, step: Step, parts: int) -> Tags:
 
 
 def refuse_single_part(row_tags: Tags, parts: int, axis: int) -> None:
-    """Refuses volumes whose crops all lie in one part: they would be alike, or told apart, for no reason.
+    """Refuses volumes whose crops all lie in one part: domain cues would be meaningless.
 
     Args:
-        row_tags: The crops of this process; those of all are looked at.
+        row_tags: Tags of this process; those of all processes are checked.
         parts: Number of parts of a volume.
-        axis: Stored axis that is parted.
+        axis: Stored axis that is divided into parts.
 
     Raises:
-        UserError: Says what volumes must be like.
+        UserError: A volume has several crops, all in one part.
     """
     all_tags = row_tags.of_all()
     same_volume = all_tags.volume[:, None] == all_tags.volume

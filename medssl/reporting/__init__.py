@@ -1,1 +1,1 @@
-"""What people read: pages, charts and pictures."""
+"""Reports: pages, charts and pictures."""

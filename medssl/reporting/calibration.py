@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def calibration_chart(summary: Mapping[str, Any]) -> str:
-    """How often the network is right against how sure it is, as SVG: on the diagonal both agree."""
+    """Calibration curve as SVG: accuracy over confidence; a calibrated network lies on the diagonal."""
     curves = {"as it is": summary["calibration"]}
     if "scaling" in summary:
         curves[f"temperature {summary['scaling']['temperature']:.3g}"] = summary["calibration_scaled"]

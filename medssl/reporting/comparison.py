@@ -1,4 +1,4 @@
-"""Two evaluations of the same scans side by side, and in words whatever comes out."""
+"""Compares two evaluations of the same scans, in numbers and in words."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ OF_CLASS = {
 
 @dataclass(frozen=True)
 class Difference:
-    """One measure of both, and first less second over the subjects that both have."""
+    """Values of one measure for both evaluations, and the difference (first minus second) over their subjects."""
 
     measure: str
     first: float | None
@@ -74,7 +74,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two evaluations; ``differences`` begins with the measure that ``verdict`` is about."""
+    """Comparison of two evaluations; the first of ``differences`` is the measure of ``verdict``."""
 
     first: str
     second: str
@@ -84,7 +84,7 @@ class Comparison:
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:
-    """Compares every evaluation measure for which more is better; scans that only one has are no comparison."""
+    """Compares two evaluations in the measures for which higher is better; both must have the same scans."""
     try:
         differences = _differences(first, second)
     except UserError as error:
@@ -94,7 +94,7 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
 
 
 def verdict(first: str, second: str, difference_of_measure: Difference) -> str:
-    """What a difference says, in one sentence: never a verdict, for one run of each cannot tell gain from luck.
+    """Describes a difference in one sentence. One run of each is too few for a verdict, and the sentence says so.
 
     The words are those of ``medssl compare``, which trains as many runs as a verdict takes.
     """
@@ -116,7 +116,7 @@ def verdict(first: str, second: str, difference_of_measure: Difference) -> str:
 
 
 def title(measure: str) -> str:
-    """A measure as people write it: "dice:liver" is "Dice of liver"."""
+    """Title of a measure: "dice:liver" becomes "Dice of liver"."""
     kind, _, name = measure.partition(":")
     if not name:
         return TITLES.get(kind, kind)
@@ -158,7 +158,7 @@ def _of_segmentations(first: Evaluation, second: Evaluation) -> list[Difference]
 
 
 def _of_classifications(first: Evaluation, second: Evaluation) -> list[Difference]:
-    """Measures that need all scans at once: the same subjects are drawn for both."""
+    """Measures over all scans at once; bootstrap samples use the same subjects for both evaluations."""
     names = first.summary["classes"]
     rows = [sorted(evaluation.classifications, key=lambda row: row.scan_id) for evaluation in (first, second)]
     class_number = {name: position for position, name in enumerate(names)}
@@ -185,7 +185,7 @@ def _of_classifications(first: Evaluation, second: Evaluation) -> list[Differenc
 
 
 def _of_others(first: Evaluation, second: Evaluation) -> list[Difference]:
-    """Findings by mean AUROC and average precision, numbers by the variance that is explained."""
+    """Findings by mean AUROC and average precision, numbers by explained variance."""
     rows = [sorted(evaluation.others, key=lambda row: row.scan_id) for evaluation in (first, second)]
     if [row.truth for row in rows[0]] != [row.truth for row in rows[1]]:
         message = "the same scans have other labels in one than in the other"

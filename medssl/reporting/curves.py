@@ -1,4 +1,4 @@
-"""Line charts as SVG text: one element of a page, or a file of its own; nothing in them is loaded from elsewhere.
+"""Line charts as SVG text, for a page or as a file; they load nothing from elsewhere.
 
 Not Matplotlib: charts are text of a few kilobytes that is the same bytes on every machine.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 640, 400
 LEFT, RIGHT, BOTTOM, ROW = 64, 20, 52, 20
-LETTER = 0.6  # width of a letter as a share of the font size, on the safe side
+LETTER = 0.6  # upper estimate of a letter's width as a share of the font size
 MAX_POINTS = 400  # points that are drawn of one line
 # Okabe and Ito (2008) without yellow, which vanishes on white
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -25,7 +25,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 
 @dataclass(frozen=True)
 class Point:
-    """A place of a line, with the interval around it where there is one."""
+    """A point of a line, with an optional interval."""
 
     x: float
     y: float
@@ -35,7 +35,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """One line; ``marked`` puts a disc on every point, for few of them; ``faint`` is for what lies behind others."""
+    """One line; ``marked`` draws a disc on every point; ``faint`` draws a thin line for the background."""
 
     name: str
     points: tuple[Point, ...]
@@ -45,27 +45,27 @@ class Series:
 
 @dataclass(frozen=True)
 class _Axis:
-    """Which pixel a value lies on, and the round values that get a tick."""
+    """Maps values to pixels, and holds the values of the ticks."""
 
     place: Callable[[float], float]
     ticks: tuple[float, ...]
 
 
 def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: str, logarithmic: bool = False) -> str:
-    """Draws lines over one another, 640 x 400 pixels, with a legend.
+    """Draws lines in one chart of 640 x 400 pixels, with a legend.
 
-    Values that are not finite are gaps, and the legend counts them. Bars of intervals at the same x stand beside each
-    other. Lines of more than 400 points are averaged down to that.
+    Values that are not finite are gaps; the legend counts them. Interval bars at the same x are drawn side by side.
+    Lines with more than 400 points are averaged to at most 400.
 
     Args:
         series: The lines; colors repeat after seven.
-        title: Stands above.
-        x_label: What lies on the horizontal axis, with its unit.
-        y_label: What lies on the vertical axis, with its unit.
-        logarithmic: Equal ratios of x are equally far apart.
+        title: Title above the chart.
+        x_label: Label of the horizontal axis, with its unit.
+        y_label: Label of the vertical axis, with its unit.
+        logarithmic: Whether the horizontal axis is logarithmic.
 
     Raises:
-        UserError: No finite point at all, or a logarithm of what is not positive.
+        UserError: There is no finite point, or a logarithmic axis has values that are not positive.
     """
     finite = [point for line in series for point in line.points if math.isfinite(point.x) and math.isfinite(point.y)]
     if not finite:
@@ -102,7 +102,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: s
 
 
 def averaged(points: Sequence[Point]) -> tuple[Point, ...]:
-    """At most 400 points: means of as many neighbors each as it takes; points with an interval stay as they are."""
+    """Averages neighboring points to at most 400 points; lines with intervals are not changed."""
     share = math.ceil(len(points) / MAX_POINTS)
     if share == 1 or any(point.low is not None for point in points):
         return tuple(points)
@@ -111,7 +111,7 @@ def averaged(points: Sequence[Point]) -> tuple[Point, ...]:
 
 
 def linear_ticks(low: float, high: float) -> tuple[float, ...]:
-    """Multiples of 1, 2 or 5 times a power of ten, four to ten of them between two numbers."""
+    """Four to ten ticks between two numbers: multiples of 1, 2 or 5 times a power of ten."""
     largest_step = (high - low) / 4 * 1.001
     power = 10.0 ** math.floor(math.log10(largest_step))
     step = next(factor * power for factor in (5, 2, 1) if factor * power <= largest_step)
@@ -120,7 +120,7 @@ def linear_ticks(low: float, high: float) -> tuple[float, ...]:
 
 
 def logarithmic_ticks(low: float, high: float) -> tuple[float, ...]:
-    """Powers of two over less than two decades, powers of ten over more; round numbers where there are too few."""
+    """Powers of two for less than two decades, else powers of ten; linear ticks if there are fewer than two."""
     base = 2 if high / low < 100 else 10
     first, last = math.ceil(math.log(low, base) - 1e-9), math.floor(math.log(high, base) + 1e-9)
     ticks = tuple(float(base) ** number for number in range(first, last + 1))
@@ -128,7 +128,7 @@ def logarithmic_ticks(low: float, high: float) -> tuple[float, ...]:
 
 
 def _axis(values: Sequence[float], pixels: tuple[float, float], *, logarithmic: bool = False) -> _Axis:
-    """An axis from the lowest to the highest value with a twentieth of room on both sides."""
+    """An axis from the lowest to the highest value, with a margin of a twentieth on both sides."""
     low, high = min(values), max(values)
     start, end = pixels
     if logarithmic:
@@ -143,7 +143,7 @@ def _axis(values: Sequence[float], pixels: tuple[float, float], *, logarithmic: 
 
 
 def _frame(x: _Axis, y: _Axis, top: float, x_label: str) -> list[str]:
-    """Grid lines, the numbers at the ticks, and what the horizontal axis is."""
+    """Grid lines, tick labels, and the label of the horizontal axis."""
     floor = HEIGHT - BOTTOM
     parts = []
     for value, text in zip(y.ticks, _numbers(y.ticks), strict=True):
@@ -158,7 +158,7 @@ def _frame(x: _Axis, y: _Axis, top: float, x_label: str) -> list[str]:
 
 
 def _line(line: Series, number: int, count: int, x: _Axis, y: _Axis) -> str:
-    """One line with its bars and discs; pointing at a disc or bar tells its numbers."""
+    """One line with its bars and discs; tooltips show their numbers."""
     color = COLORS[number % len(COLORS)]
     has_bars = any(point.low is not None for point in line.points)
     bar_offset = 5.0 * (number - (count - 1) / 2) if has_bars else 0.0
@@ -192,7 +192,7 @@ def _line(line: Series, number: int, count: int, x: _Axis, y: _Axis) -> str:
 
 
 def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
-    """A stroke and a name for every line, in rows; how many rows."""
+    """Legend entries (a stroke and a name for every line) in rows, and the number of rows."""
     parts, left, row = [], 8.0, 0
     for number, line in enumerate(series):
         gaps = sum(not (math.isfinite(point.x) and math.isfinite(point.y)) for point in line.points)
@@ -208,7 +208,7 @@ def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
 
 
 def _numbers(ticks: Sequence[float]) -> list[str]:
-    """Ticks as text, all with as many decimals as the finest needs."""
+    """Ticks as text, all with as many decimals as the finest one needs."""
     decimals = max((len(f"{tick:.10f}".rstrip("0").partition(".")[2]) for tick in ticks), default=0)
     if any(0 < abs(tick) < 1e-5 or abs(tick) >= 1e7 for tick in ticks):
         return [f"{tick:.3g}" for tick in ticks]
@@ -223,7 +223,7 @@ def _segment(x1: float, y1: float, x2: float, y2: float, color: str, width: floa
 def _text(
     x: float, y: float, text: str, size: int, extra_attributes: str = "", *, max_letters: int | None = None
 ) -> str:
-    """A line of text; one that would leave the picture ends in dots, and pointing at it tells the whole."""
+    """A line of text; text that is too long is cut, and a tooltip shows all of it."""
     max_letters = max_letters or int((WIDTH - 16) / (size * LETTER))
     shown = text if len(text) <= max_letters else f"{text[: max_letters - 1]}…"
     whole = f"<title>{escape(text)}</title>" if shown != text else ""

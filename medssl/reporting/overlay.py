@@ -1,6 +1,6 @@
-"""Pictures of a prediction over its label: the slices with most label, filled and outlined in the color of the class.
+"""Pictures of label (filled) and prediction (outlined), on the slices with the largest label.
 
-Colors are those of Okabe and Ito (2008), which people with any kind of color vision tell apart.
+Colors are those of Okabe and Ito (2008), which people with color vision deficiency can distinguish.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 PALETTE = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (204, 121, 167), (213, 94, 0), (240, 228, 66), (0, 114, 178))
 IGNORED = (128, 128, 128)
-FILL = 0.4  # how much of the color a filled label takes
+FILL = 0.4  # opacity of a filled label
 SHORTEST, LONGEST = 240, 384  # pixels of a tile's longer side
 GAP, LINE, TEXT = 4, 20, 13
 PLANES = ((0, 1), (0, 2), (1, 2))  # axial, coronal, sagittal: horizontal axis, vertical axis
 
 
 class _Tile(NamedTuple):
-    """A slice at the size it is shown in; ``label`` and ``prediction`` are class maps of stored values, or None."""
+    """A slice at its display size; ``label`` and ``prediction`` are maps of stored label values, or None."""
 
     image: UInt8[np.ndarray, "H W 3"]
     label: Int[np.ndarray, "H W"] | None
@@ -46,23 +46,25 @@ def overlay(
     schema: LabelSchema,
     spacing_mm: Sequence[float],
 ) -> bytes:
-    """Draws a PNG: label filled, prediction outlined, a legend below; true to spacing.
+    """Draws a PNG with the label filled, the prediction outlined, and a legend; the aspect ratio follows the spacing.
 
-    Volumes, whose axes point to the patient's right, front and head (RAS), are shown as three slices (axial, coronal,
-    sagittal) in radiological order: the patient's right, or front, on the left. Of each axis the slice with most label
-    is taken, without any label that with most prediction, without both the middle one. Gray values span the 1st to
-    99th percentile of the whole image.
+    Volumes (RAS) are shown as three slices (axial, coronal, sagittal) in radiological order: the patient's right, or
+    front, is on the left. Along each axis, the slice with the largest label is shown; without a label, the one with the
+    largest prediction; without both, the middle slice. Gray values span the 1st to 99th percentile of the whole image.
 
     Args:
-        image: [*s] or [C, *s], two or three axes s; three channels of a picture are its colors, of others the first
-            channel is shown.
-        label: Stored label values [*s]; None where there is none.
-        prediction: Predicted label values [*s]; None where there is none.
-        schema: Names of the values; the first class is the background and not drawn, the value to ignore is gray.
-        spacing_mm: Voxel size per axis of s.
+        image: [*s] or [C, *s] with two or three axes s. Three channels of a 2D image are colors; of all other images
+            the first channel is shown.
+        label: Stored label values [*s], or None.
+        prediction: Predicted label values [*s], or None.
+        schema: Names of the values. The first class is the background, which is not drawn; the value to ignore is gray.
+        spacing_mm: Voxel size per axis of s, mm.
+
+    Returns:
+        The content of the PNG file.
 
     Raises:
-        UserError: Shapes that do not fit together.
+        UserError: The shapes do not match.
     """
     _refuse_misfits(image, label, prediction, len(spacing_mm))
     scaled = _gray(image, len(spacing_mm))
@@ -82,7 +84,7 @@ def overlay(
 
 
 def color_of(schema: LabelSchema, value: int) -> Color:
-    """The color that a stored label value has in every picture; colors repeat after seven classes."""
+    """Color of a stored label value, the same in every picture; colors repeat after seven classes."""
     number = [stored for stored, _ in schema.classes].index(value)
     return PALETTE[(number - 1) % len(PALETTE)]
 
@@ -105,7 +107,7 @@ def _refuse_misfits(
 
 
 def _gray(image: Shaped[np.ndarray, "*c_s"], axes: int) -> UInt8[np.ndarray, "*s_3"]:
-    """The image as eight-bit colors, last axis red, green, blue."""
+    """The image as 8-bit colors; the last axis is red, green, blue."""
     channels = image[None] if image.ndim == axes else image
     channels = channels if len(channels) == 3 and axes == 2 else channels[:1]
     values = channels.astype(np.float32)
@@ -122,7 +124,7 @@ def _slices(
     prediction: Int[np.ndarray, "*s"] | None,
     spacing_mm: Sequence[float],
 ) -> list[_Tile]:
-    """What is shown, turned and enlarged; all tiles of a picture have the same pixels a millimeter where they can."""
+    """The tiles of a picture, rotated and enlarged; all have the same scale if their sizes allow it."""
     volume = len(spacing_mm) == 3
     extents = [count * step for count, step in zip(image.shape, spacing_mm, strict=False)]
     planes = PLANES if volume else ((1, 0),)
@@ -147,7 +149,7 @@ def _slices(
 def _busiest(
     label: Int[np.ndarray, "*s"] | None, prediction: Int[np.ndarray, "*s"] | None, axis: int, count: int
 ) -> int:
-    """The slice across ``axis`` with most label, else with most prediction, else the middle one."""
+    """Number of the slice across ``axis`` with the largest label, else the largest prediction, else the middle one."""
     for array in (label, prediction):
         if array is not None:
             marked = (array > 0).sum(axis=tuple(a for a in range(3) if a != axis))
@@ -157,7 +159,7 @@ def _busiest(
 
 
 def _nearest(array: Int[np.ndarray, "H W"], size: tuple[int, int]) -> Int[np.ndarray, "h w"]:
-    """A class map at another size (width, height), by the nearest voxel."""
+    """A class map resized to (width, height) by nearest neighbors."""
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(int) for new, old in zip(size[::-1], array.shape, strict=True)
     )
@@ -180,7 +182,7 @@ def _drawn(tile: _Tile, schema: LabelSchema) -> Image.Image:
 
 
 def _outline(inside: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
-    """Pixels of a shape within two pixels of what is not the shape; the edge of the picture is no edge of the shape."""
+    """Pixels of a shape within two pixels of its border; the border of the picture does not count."""
     core: Bool[np.ndarray, "H W"] = inside
     for _ in range(2):
         padded = np.pad(core, 1, mode="edge")
@@ -189,7 +191,7 @@ def _outline(inside: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
 
 
 def _legend(schema: LabelSchema, tiles: Sequence[_Tile], width: int) -> Image.Image:
-    """What the colors mean, of the classes that the picture shows, in rows as wide as the tiles."""
+    """Legend of the classes in the picture, in rows as wide as the tiles."""
     font = ImageFont.load_default(size=TEXT)
     maps = [array for tile in tiles for array in (tile.label, tile.prediction) if array is not None]
     values_shown = set().union(*(np.unique(array).tolist() for array in maps))

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of runs and evaluations: no script, no address, every picture inside."""
+"""One self-contained HTML page of runs and evaluations: no scripts, no external files, all pictures embedded."""
 
 from __future__ import annotations
 
@@ -30,20 +30,23 @@ MEANINGS = {
     "missed": "missed (in the label, not in the prediction)",
     "invented": "invented (in the prediction, not in the label)",
 }
-MAX_PICTURES = 3  # pictures of an evaluation whose pictures are more: worst, median, best
+MAX_PICTURES = 3  # largest number of pictures of an evaluation: worst, median, best
 
 
 def make_page(parts: Sequence[Part], heading: str = "medssl report") -> str:
     """Renders a page.
 
-    Evaluations of the same kind and classes stand side by side, and the first of them is compared with each other one.
+    Evaluations of the same kind and classes are shown side by side; the first is compared with each of the others.
 
     Args:
-        parts: What the page is made of, in the order in which it is shown.
+        parts: Runs, evaluations, probes and comparisons, in the order of the page.
         heading: Title of the page.
 
+    Returns:
+        The HTML text.
+
     Raises:
-        UserError: No parts, or two of one kind and name.
+        UserError: There are no parts, or two parts of one kind have the same name.
     """
     names = Counter((type(part), part.name) for part in parts)
     duplicates = sorted({name for (_, name), count in names.items() if count > 1})
@@ -82,7 +85,7 @@ def make_page(parts: Sequence[Part], heading: str = "medssl report") -> str:
 
 
 def _synthetic(parts: Sequence[Part]) -> str:
-    """Whether the scans are phantoms: "all" or "some" of the parts say so, or ""."""
+    """Whether the scans are phantoms: "all" or "some" parts are of phantoms, or ""."""
     versions_of_parts = [
         part.summary.get("by", {}).get("versions", {}) for part in parts if isinstance(part, Evaluation | Probes)
     ]
@@ -92,29 +95,29 @@ def _synthetic(parts: Sequence[Part]) -> str:
 
 
 def comparisons(evaluations: Sequence[Evaluation]) -> list[Comparison]:
-    """The first evaluation against each other one of the same kind and classes."""
+    """Compares the first evaluation with each other one of the same kind and classes."""
     return [compare(group[0], evaluation) for group in _comparable_groups(evaluations) for evaluation in group[1:]]
 
 
 def number(value: float | None, measure: str = "") -> str:
-    """A score for people: three decimals, millimeters with two; a dash where it is not defined."""
+    """A score as text: three decimals, two for millimeters; a dash if it is not defined."""
     if value is None:
         return "–"
     return f"{value:.2f}" if measure.startswith("hd95") else f"{value:.3f}"
 
 
 def signed(value: float | None) -> str:
-    """A difference for people."""
+    """A difference as text, with its sign; a dash if it is not defined."""
     return "–" if value is None else f"{value:+.3f}"
 
 
 def interval(low: float | None, high: float | None, measure: str = "") -> str:
-    """Both bounds of an interval, or nothing."""
+    """Both bounds of an interval as text; "" without an interval."""
     return "" if low is None or high is None else f"{number(low, measure)} to {number(high, measure)}"
 
 
 def source_of(picture: Picture) -> str:
-    """A PNG as the address of an image that lies in the page itself."""
+    """A PNG as a data URL, which embeds it in the page."""
     return f"data:image/png;base64,{base64.b64encode(picture.content).decode()}"
 
 
@@ -130,7 +133,7 @@ def _comparable_groups(evaluations: Sequence[Evaluation]) -> list[list[Evaluatio
 
 
 def _group(group: Sequence[Evaluation]) -> dict[str, Any]:
-    """Evaluations that can stand side by side: one table, their comparisons, and each one's own."""
+    """Evaluations of the same kind and classes: one table, their comparisons, and the details of each."""
     measures = list(dict.fromkeys(measure for evaluation in group for measure in evaluation.summary["metrics"]))
     rows = [
         {"measure": measure, "title": title(measure), "cells": [e.summary["metrics"].get(measure) for e in group]}
@@ -167,7 +170,7 @@ def _evaluation(evaluation: Evaluation, group: Sequence[Evaluation]) -> dict[str
 
 
 def _subgroups(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    """A table for each column: a row for each value, with the measures that stand for the whole."""
+    """A table for each column: a row for each value, with the overall measures."""
     measures = [measure for measure in summary["metrics"] if ":" not in measure]
     return [
         {
@@ -188,14 +191,14 @@ def _subgroups(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _calibration(summary: dict[str, Any]) -> str:
-    """The calibration curve; "" where there is none."""
+    """The calibration curve; "" without one."""
     from markupsafe import Markup
 
     return Markup(calibration_chart(summary)) if summary.get("calibration") else ""
 
 
 def _pictures(evaluation: Evaluation, group: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Worst, median and best picture by mean Dice; the caption tells what the others reach on the same scan."""
+    """Worst, median and best picture by mean Dice; captions show the Dice of the other evaluations on the same scan."""
     scores = {each.name: scan_scores(each.segmentations) for each in group}
     dice_of = scores[evaluation.name]
     ranked = sorted(
@@ -241,7 +244,7 @@ def _run(run: Run) -> dict[str, Any]:
 
 
 def _facts(run: Run) -> list[tuple[str, str]]:
-    """What a reader wants to know of a run, from its card and its configuration."""
+    """Facts about a run, from its card and its configuration."""
     card, training = run.card, run.config.get("training", {})
     facts = [("encoder", _describe(card.encoder))]
     if card.tuned:
@@ -270,7 +273,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 
 
 def _health(run: Run) -> str:
-    """How often training looked unwell; "" where nothing was measured."""
+    """How often health monitoring raised alarms; "" without measurements."""
     alarms = run.log.values("alarms")
     alarm_steps = [step for step, count in alarms if count]
     if not alarm_steps and 0 < len(alarms) < FEWEST:
@@ -291,14 +294,14 @@ def _describe(imported: Imported) -> str:
 
 
 def _together(tunings: Sequence[Run]) -> list[str]:
-    """One chart of all fine-tunings for each measure that validated more than one of them."""
+    """One chart of all fine-tuning runs for each validation measure that several of them have."""
     measures = dict.fromkeys(run.log.validation for run in tunings if run.log.validation)
     groups = [[run for run in tunings if run.log.validation == measure] for measure in measures]
     return [chart for group in groups if len(group) > 1 and (chart := _validation(group))]
 
 
 def _validation(runs: Sequence[Run]) -> str:
-    """The validation measure of runs over their steps."""
+    """Chart of the validation measure of runs over their steps."""
     measure = runs[0].log.validation
     series = [Series(run.name, tuple(Point(*pair) for pair in run.log.values(measure)), marked=True) for run in runs]
     name = title(measure.removeprefix("validation_"))
@@ -308,7 +311,7 @@ def _validation(runs: Sequence[Run]) -> str:
 
 
 def _chart(series: Sequence[Series], heading: str, y_label: str) -> str:
-    """A chart of the lines that have finite points; "" where none has."""
+    """A chart of the lines with finite points; "" if there are none."""
     from markupsafe import Markup
 
     drawn = [line for line in series if any(math.isfinite(point.y) for point in line.points)]

@@ -1,4 +1,4 @@
-"""What a page is made of: runs of pretraining and of fine-tuning, and evaluations, read from their folders."""
+"""Parts of a page: runs of pretraining and fine-tuning, and evaluations, read from their folders."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ METRICS, CONFIG, PICTURES = "metrics.jsonl", "config.yaml", "pictures"
 
 @dataclass(frozen=True)
 class Log:
-    """Rows of ``metrics.jsonl`` in the order of their steps; ``broken`` lines were left out (a kill cuts one)."""
+    """Rows of ``metrics.jsonl`` by step; ``broken`` counts lines that cannot be read (a killed run may cut one)."""
 
     rows: tuple[dict[str, float], ...]
     broken: int
 
     def values(self, key: str) -> tuple[tuple[float, float], ...]:
-        """Pairs of step and value of the rows that have the key."""
+        """Pairs of step and value, for the rows that have the key."""
         return tuple((row["step"], row[key]) for row in self.rows if key in row)
 
     @property
     def validation(self) -> str:
-        """Name of what validated the run, such as "validation_dice"; "" where nothing did."""
+        """Name of the validation measure, such as "validation_dice"; "" without validation."""
         names = {key for row in self.rows for key in row if key.startswith("validation_")}
         return min(names, default="")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG and the step of the run, or the scan, that it shows."""
+    """A PNG; its name is the step of the run, or the scan, that it shows."""
 
     name: str
     content: bytes
@@ -63,7 +63,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder of pretraining, or of fine-tuning where ``card.tuned`` is set; ``picture`` is its newest."""
+    """A run of pretraining, or of fine-tuning if ``card.tuned`` is set; ``picture`` is its newest picture."""
 
     name: str
     card: Card
@@ -76,7 +76,7 @@ class Run:
 class Evaluation:
     """A folder that ``medssl evaluate`` wrote; its rows are of one kind, as ``summary["kind"]`` says.
 
-    ``others`` are those of findings and of numbers.
+    ``others`` are rows of findings and of numbers.
     """
 
     name: str
@@ -97,10 +97,10 @@ Part = Run | Evaluation | Probes | Study
 
 
 def read_part(name: str, folder: Path) -> Part:
-    """Reads a folder of any of the five kinds, told apart by what is in it.
+    """Reads a folder of any of the five kinds; its files determine the kind.
 
     Raises:
-        UserError: No folder, or none of these; or a file of it that is damaged.
+        UserError: The folder does not exist or has none of these kinds, or a file in it is damaged.
     """
     if not folder.is_dir():
         problem = "is a file, no folder" if folder.exists() else "no such folder"
@@ -125,7 +125,7 @@ def read_part(name: str, folder: Path) -> Part:
 
 
 def read_log(path: Path) -> Log:
-    """Reads the rows that training logged; no file is no row."""
+    """Reads the rows that training logged; without a file there are no rows."""
     if not path.exists():
         return Log((), 0)
     rows, broken = [], 0
@@ -173,7 +173,7 @@ def _read_evaluation(name: str, folder: Path) -> Evaluation:
 
 
 def named_folder(part: str) -> tuple[str, Path]:
-    """Name and folder of ``NAME=FOLDER`` or ``FOLDER``; a folder whose own name holds "=" needs no name."""
+    """Name and folder from ``NAME=FOLDER`` or ``FOLDER``; an existing path is taken as a folder, also with "="."""
     name, separator, folder = part.partition("=")
     if separator and not Path(part).exists():
         return name, Path(folder)

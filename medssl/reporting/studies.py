@@ -1,4 +1,4 @@
-"""Folders of ``medssl probe`` and ``medssl compare`` as parts of a page."""
+"""Results of probes and comparisons as parts of a page."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Study:
 
     @property
     def verdicts(self) -> list[str]:
-        """One sentence for each arm against its baseline from scratch."""
+        """One sentence for each arm, compared with its from-scratch baseline."""
         return [f"{arm['arm']}: {'; '.join([arm['verdict'], *arm['saved']])}." for arm in self.summary["compared"]]
 
 
 def read_probes(name: str, folder: Path) -> Probes:
-    """Reads what a probe found.
+    """Reads the results of probes.
 
     Raises:
         UserError: The file is damaged.
@@ -49,10 +49,10 @@ def read_probes(name: str, folder: Path) -> Probes:
 
 
 def read_study(name: str, folder: Path) -> Study:
-    """Reads what a comparison found.
+    """Reads the results of a comparison.
 
     Raises:
-        UserError: It has not written its tables yet, or they are damaged.
+        UserError: The comparison has not written its tables yet, or they are damaged.
     """
     return Study(name, _read(folder / SUMMARY, STUDY_KEYS, "a comparison"))
 
@@ -71,7 +71,7 @@ def _read(file: Path, keys: tuple[str, ...], what: str) -> dict[str, Any]:
 
 
 def shown_probes(probes: Probes) -> dict[str, Any]:
-    """What the page shows of probes."""
+    """Values of the page's section on probes."""
     summary = probes.summary
     measures = list(dict.fromkeys(measure for probe in summary["probes"] for measure in probe["metrics"]))
     scans = ", ".join(f"{count} {split}" for split, count in summary["scans"].items())
@@ -95,7 +95,7 @@ def shown_probes(probes: Probes) -> dict[str, Any]:
 
 
 def shown_study(study: Study) -> dict[str, Any]:
-    """What the page shows of a comparison."""
+    """Values of the page's section on a comparison."""
     curves, measure = study.summary["curves"], study.summary.get("measure", "score")
     numbers = sorted({level["labels"] for levels in curves.values() for level in levels})
     rows = []
@@ -115,7 +115,7 @@ def shown_study(study: Study) -> dict[str, Any]:
 
 
 def _curve(curves: dict[str, Any], measure: str) -> str:
-    """The label-efficiency curves as SVG; "" where no score is defined."""
+    """Label-efficiency curves as SVG; "" if no score is defined."""
     from markupsafe import Markup
 
     series = [
