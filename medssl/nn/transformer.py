@@ -88,7 +88,7 @@ def visible_numbers(hidden: Bool[Tensor, "B *cells"]) -> Int[Tensor, "B K"]:
 
 
 def gather_tokens(tokens: Float[Tensor, "B N C"], cells: Int[Tensor, "B K"]) -> Float[Tensor, "B K C"]:
-    """The rows ``cells`` of each sample, in their order."""
+    """Selects the tokens of the given cells of each sample, in their order."""
     return tokens.gather(1, cells[..., None].expand(-1, -1, tokens.shape[2]))
 
 

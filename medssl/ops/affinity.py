@@ -114,9 +114,9 @@ def _from_the_middle(view: View) -> Float[Tensor, "B n+1 n+1"]:
 
 
 def _by_place(cells: Cells, other_cells: Cells, *, transposed: bool = False) -> tuple[Tensor, Tensor]:
-    """The nearest cell in mm, and its distance; infinite where either is not counted.
+    """The nearest cell in mm, and its distance; infinite if either cell is not counted.
 
-    Row and column of the result are nodes of ``cells`` and of ``other_cells``, or the other way round.
+    Rows and columns of the result are the nodes of ``cells`` and of ``other_cells``; transposed if ``transposed``.
     """
     graphs, nodes = cells.affine.shape[:2]
     size = (graphs, nodes, nodes, *cells.affine.shape[2:])

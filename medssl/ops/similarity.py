@@ -69,8 +69,8 @@ def info_nce(
         alike = part[:, None] == parts
         loss = info_nce(z, every, alike & ~itself, ~alike, temperature=0.1)
 
-    The local loss, regions of one scan as rows, B scans at once: ``x`` and ``y`` [B, A, D] the regions of two views,
-    ``positive_mass`` [A, A] the regions whose negatives they are::
+    The local loss of B scans, with ``x`` and ``y`` [B, A, D] the regions of two views, and ``near`` [A, A] the
+    negatives of each region::
 
         same = torch.eye(A, dtype=torch.bool).expand(B, A, A)
         both, apart = torch.cat((y, x), 1), torch.cat((near, near), 1).expand(B, A, 2 * A)
