@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medssl import __version__
-from medssl.cli.help import NEED_A_RECIPE, class_help, overview, verb_help
+from medssl.cli.help import NEED_A_RECIPE, group_help, overview, verb_help
 from medssl.cli.messages import trouble
 from medssl.cli.patience import said_when_slow
 from medssl.cli.verbs import VERBS
@@ -87,8 +87,9 @@ def run(verb: str, words: Sequence[str]) -> int:
         raise UserError(message)
     command = check_early(verb, words)
     if command.help is not None and command.keys is not None:
-        in_class = command.help not in {"", "all"}
-        text = class_help(command) if in_class else verb_help(verb, command.keys, everything=command.help == "all")
+        in_group = command.help not in {"", "all"}
+        everything = command.help == "all"
+        text = group_help(command, command.keys) if in_group else verb_help(verb, command.keys, everything=everything)
         if text:
             print(text)
             return 0

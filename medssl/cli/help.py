@@ -13,6 +13,8 @@ from medssl.cli.values import items_of, metavar
 from medssl.cli.verbs import TASKS, VERBS
 from medssl.io.configurations import FRAGMENTS, class_for, config_names
 
+from medssl.types import UserError
+
 if TYPE_CHECKING:
     from medssl.cli.keys import Keys
     from medssl.cli.source import Parameter
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 WIDTH, INDENT = 100, 6
 CONFIG = "Name of a recipe (`medssl configs` lists them) or a YAML file. Given twice, the second changes the first."
-FIRST = ("phantoms", "cache", "pretrain", "finetune", "evaluate")
-LISTS = ("encoder", "objective", "head")
+FIRST = ("phantoms", "index", "cache", "pretrain", "finetune", "evaluate")
+CLASSES = ("encoder", "objective", "head")  # whose presets are classes with options of their own
 NEED_A_RECIPE = {"encoder", "objective", "head", "data", "training", "stages"}
 
 
@@ -35,7 +37,7 @@ def overview() -> str:
         lines += [f"  {name:<{width}}  {verb.summary}" for name, verb in VERBS.items() if verb.task == task]
     lines += ["", "medssl VERB --help describes a verb, medssl configs lists recipes and presets."]
     lines += ["medssl --version prints the version.", "", "First steps:"]
-    return "\n".join([*lines, *(f"  medssl {VERBS[verb].example}" for verb in FIRST)])
+    return "\n".join([*lines, *(line for verb in FIRST for line in _command(f"medssl {VERBS[verb].example}"))])
 
 
 def verb_help(verb: str, keys: Keys, *, everything: bool) -> str:
@@ -59,25 +61,32 @@ def verb_help(verb: str, keys: Keys, *, everything: bool) -> str:
     lines += ["", "Required, usually from a recipe:", *_options(recipes, keys)] if recipes else []
     lines += ["", "Options:", *_entry("--config RECIPE", CONFIG), *_options(basic, keys)]
     rest = {key: item for key, item in keys.parameters.items() if key not in {**needed, **recipes, **basic}}
-    rest = {key: item for key, item in rest.items() if key not in keys.groups}
+    rest = {key: item for key, item in rest.items() if key not in keys.groups or key in FRAGMENTS}
     if everything and rest:
         lines += ["", "Advanced options:", *_options(rest, keys)]
     elif rest:
         lines += ["", f"{len(rest)} advanced options: medssl {verb} --help all"]
-    for key in LISTS:
+    for key in FRAGMENTS:
         if key in keys.top:
-            lines += ["", f"Names for --{key} (medssl {verb} --{key}.help NAME lists the options of one):"]
+            more = f" (medssl {verb} --{key}.help NAME lists the options of one)" if key in CLASSES else ""
+            lines += ["", f"Names for --{key}{more}:"]
             lines += _wrapped(", ".join(config_names(FRAGMENTS[key])), 2, 2)
     return "\n".join([*lines, "", "Example:", *_command(f"medssl {known.example}")])
 
 
-def class_help(command: Command) -> str:
-    """What ``--objective.help NAME`` prints; "" where the text of the class is not read.
+def group_help(command: Command, known: Keys) -> str:
+    """What ``--objective.help NAME`` or ``--training.help`` prints; "" where the text of a class is not read.
 
     Raises:
-        UserError: NAME stands for presets of several classes.
+        UserError: There is no such group, or NAME stands for presets of several classes.
     """
     key = command.help or ""
+    if key not in CLASSES:
+        inside = {name: item for name, item in known.below(key).items() if name not in known.groups}
+        if not inside:
+            message = f"there is no group of options --{key}"
+            raise UserError(message, hint="--help all lists the options.")
+        return "\n".join([*_wrapped(known.parameters[key].help, 0, 0), "", "Options:", *_options(inside, known)])
     path = class_for(key, command.name, command.config)
     keys = keys_of_class(key, path)
     if keys is None:

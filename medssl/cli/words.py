@@ -29,7 +29,7 @@ class Command:
         config: What recipes and presets say together.
         values: Text of each key that the command line gives; of a key that stands twice, the last.
         keys: What the verb takes with the classes of this command; None where its text is not read.
-        help: Key whose help is asked for ("" for the verb, "all" for all of its keys); None where none is.
+        help: Group whose help is asked for ("" for the verb, "all" for all of its keys); None where none is.
         name: Preset or class behind ``--objective.help``.
         trust: Import paths that configurations may name.
         print_config: Word that asks for the configuration; "" where none does.
@@ -112,7 +112,7 @@ def _read_configurations(words: Sequence[str], verb: str) -> _Reading:
         if key in {"help", "-h"}:
             value = value or ("all" if remaining[:1] == ["all"] and remaining.pop(0) else "")
             reading.help = value
-        elif last == "help" and key.rpartition(".")[0] in FRAGMENTS:
+        elif last == "help":
             reading.help = key.rpartition(".")[0]
             reading.name = value or (remaining.pop(0) if remaining and not _is_flag(remaining[0]) else "")
         elif key not in {"config", "trust"} and last not in FRAGMENTS:

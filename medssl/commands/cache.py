@@ -72,18 +72,19 @@ def cache(  # noqa: PLR0913 (the keys of a command line)
     memory_gb: float | None = None,
     verify: bool = False,
 ) -> CacheResult:
-    """Preprocess every scan of an index once and keep it in chunks; only what is missing is done.
+    """Preprocess the scans of an index once and write them to a store in chunks. Only missing scans are processed.
 
     Args:
-        index: The index that `medssl index` made.
-        store: Folder of the store; made if it is not there.
-        preprocess: Orientation, spacing, foreground crop, intensity rules, own transforms; None takes the defaults.
-        where: SQL condition on the columns of the index, for example "modality = 'CT'".
-        tier: "chunked" (compressed) or "raw" (uncompressed, mapped into memory: for sets that fit in it).
-        workers: Processes; 0 works in this one, where a file that makes a decoder crash or hang ends or holds up all.
-        seconds: Time that one scan may take, besides a second for every 2 MB of its voxels.
-        memory_gb: Memory that one scan may take, in GB; None takes nine tenths of the machine's.
-        verify: Compare every byte of the store with its checksums and store nothing.
+        index: Index file written by ``medssl index``.
+        store: Folder of the store; created if missing.
+        preprocess: Orientation, spacing, foreground crop, intensity rules and own transforms; None takes the defaults.
+        where: SQL condition on the columns of the index, such as "modality = 'CT'"; None takes all scans.
+        tier: "chunked" compresses; "raw" does not, and maps files into memory: for data sets that fit in it.
+        workers: Processes, 0 or more. 0 works in this process, which a file that makes a decoder crash or hang then
+            ends or blocks.
+        seconds: Time limit for one scan in seconds, plus one second for every 2 MB of voxels.
+        memory_gb: Memory limit for one scan in GB; None takes nine tenths of the machine's memory.
+        verify: Only compare every byte of the store with its checksums.
 
     Returns:
         What the store holds now.

@@ -108,28 +108,31 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
     jobs: int | None = None,
     trust: str = "",
 ) -> CompareResult:
-    """Fine-tunes encoders and their twins from scratch with few labels, and says whether pretraining helped.
+    """Fine-tune encoders and their from-scratch baselines with few labels, and test whether pretraining helps.
 
     The same command goes on where it was stopped; more encoders, numbers of labels and runs can be added later.
 
     Args:
-        encoders: Run folders of medssl pretrain; NAME=FOLDER gives a name, else the folder's is taken. Each encoder
-            that differs in its layers has a twin of its own.
-        store: Folder made by medssl cache, with labels.
-        index: Index of the same scans, with the labels that are scored.
-        out: Folder of all runs, tables and pictures.
-        head: What answers: a name in configs/heads, or a class.
-        data: Which labeled scans are learned from, and how.
-        training: How long and how large; the seed is the one of the first run.
+        encoders: Run folders of ``medssl pretrain``; NAME=FOLDER sets the name, else that of the folder is taken.
+            Encoders of different architecture have baselines of their own.
+        store: Folder written by ``medssl cache``, with labels.
+        index: Index file of the same scans, with the labels to score on.
+        out: Folder of all runs, tables and pictures; created if missing.
+        head: Head to train: a preset or an import path.
+        data: Which labeled scans are used, and how.
+        training: Length, batch size, precision and output of each run; the seed is that of the first run.
         labels: Numbers of labeled subjects (8), shares of them (0.25) or null for all, such as 2,4,8,null.
-        runs: Runs of each arm and number, each with other labeled subjects and another seed; a verdict takes 5.
-        optimizer: How weights move.
-        mixing: Whether the samples of a batch are mixed.
-        split: Split whose scans are scored.
-        windows: How a scan that is scored is gone through.
-        allow: "seen" scores subjects that pretraining has seen, "channels" and "preprocess" as in medssl finetune.
-        jobs: Runs side by side; null takes one for each GPU, or one.
-        trust: Classes of cards that may run although they are none of medssl's, by import path, several with commas.
+        runs: Runs per encoder and number of labels, at least 1, each with other labeled subjects and another seed. A
+            verdict needs 5.
+        optimizer: Optimizer, learning rates, layer decay and low-rank adaptation.
+        mixing: Mixing of the samples of a batch (mixup, cutmix).
+        split: Split to score.
+        windows: Sliding windows: overlap, batch size, precision and device.
+        allow: Names, with commas. "seen" scores subjects that pretraining has seen; "channels" and "preprocess" as in
+            ``medssl finetune``.
+        jobs: Runs at the same time, at least 1; None takes one per GPU, or one.
+        trust: Import paths, with commas, of classes that are not part of medssl and that a card or configuration may
+            load.
 
     Returns:
         Curves and verdicts, and what failed.

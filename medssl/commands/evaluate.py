@@ -99,21 +99,22 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     are kept from the network's eyes.
 
     Args:
-        run: Folder of a fine-tuned network.
-        index: Index of the scans and their labels.
-        out: Folder of the scores; made if it is not there.
-        split: Split whose scans are scored.
-        where: SQL condition on the columns of the index.
+        run: Run folder of the fine-tuned network.
+        index: Index file of the scans and their labels.
+        out: Folder of the scores; created if missing.
+        split: Split to score.
+        where: SQL condition on the columns of the index, such as "modality = 'CT'"; None takes all scans.
         allow: "seen" also scores subjects that the network was trained, validated or pretrained on, with a note.
-        nsd_tolerance_mm: Millimeters that a surface of a segmentation may lie off and still count as right (NSD).
-        specificity: Share of the scans without a class (or a finding) that the threshold of the sensitivity leaves
-            below.
-        calibrate: Split on which a temperature for the probabilities of a classification is fitted, such as val; it is
-            classified, too, under the same condition.
-        by: Columns of the index, with commas between them (sex, manufacturer, age_band, ...): every measure is also
-            given for the scans of each value, or of each of at most five bands where there are more than ten numbers.
-        windows: How a scan is gone through.
-        trust: Classes of the card that may run although they are none of medssl's, by import path, several with commas.
+        nsd_tolerance_mm: Distance in mm, above 0, up to which a surface point counts as right in the normalized surface
+            distance (NSD).
+        specificity: Specificity at which the sensitivity of classes and findings is given, above 0 to below 1.
+        calibrate: Split to fit a temperature of class probabilities on, such as val. It is classified as well, under
+            the same condition.
+        by: Columns of the index, with commas (sex, manufacturer, age_band, ...). Every measure is also given for the
+            scans of each value, or of at most five bands of a column with more than ten numbers.
+        windows: Sliding windows: overlap, batch size, precision and device.
+        trust: Import paths, with commas, of classes that are not part of medssl and that a card or configuration may
+            load.
 
     Returns:
         The scores, and which scans were skipped.

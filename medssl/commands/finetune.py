@@ -78,25 +78,29 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     allow: tuple[Allowed, ...] = (),
     trust: str = "",
 ) -> FinetuneResult:
-    """Fine-tunes an encoder with a head on labeled subjects, or goes on with a run that was stopped.
+    """Train an encoder and a head on labeled subjects, or continue a run that was stopped.
 
     Args:
-        store: Folder made by ``medssl cache``, with labels.
-        run: Folder of the run; where it holds this very configuration, training goes on from its last checkpoint.
-        head: What answers: a name in configs/heads, or a class.
-        data: Which labeled scans are learned from, and how.
-        training: How long and how large.
-        pretrained: Run folder of ``medssl pretrain``, or a file of weights (with an encoder that they fit).
-        from_scratch: Take the encoder of ``pretrained`` but random weights: the twin of a comparison.
-        encoder: Another encoder than the one of the card; needed where ``pretrained`` is a file or absent.
-        labels: Number of labeled subjects to learn from, or a share of them (0.25); null takes all.
-        optimizer: How weights move.
-        mixing: Whether the samples of a batch are mixed.
-        pseudo: Labels of another network to learn from beside these (self-training).
-        allow: "seen" goes on although pretraining, or the network that made pseudo-labels, has seen subjects of the
-            split "test", "channels" spreads the first layer's weights over another number of channels, "preprocess"
-            takes a store that other rules made.
-        trust: Classes of a card that may run although they are none of medssl's, by import path, several with commas.
+        store: Folder written by ``medssl cache``, with labels.
+        run: Folder of the run. If it holds a run of the same configuration, training continues from its last
+            checkpoint.
+        head: Head to train: a preset or an import path.
+        data: Which labeled scans are used, and how.
+        training: Length, batch size, precision, seed and output.
+        pretrained: Run folder of ``medssl pretrain`` to start from, or a file of weights (with the encoder that they
+            fit).
+        from_scratch: Take the encoder of ``pretrained`` with random weights: the from-scratch baseline of a comparison.
+        encoder: Encoder: a preset or an import path. Needed if ``pretrained`` is a file or absent; else that of the run
+            is taken.
+        labels: Number of labeled subjects to train on, or a share of them (0.25); None takes all.
+        optimizer: Optimizer, learning rates, layer decay and low-rank adaptation.
+        mixing: Mixing of the samples of a batch (mixup, cutmix).
+        pseudo: Labels made by another network to train on as well (self-training).
+        allow: Names, with commas. "seen": continue although pretraining, or the network behind pseudo-labels, has seen
+            subjects of the split "test". "channels": spread the first layer's weights over another number of channels.
+            "preprocess": take a store that was made by other rules.
+        trust: Import paths, with commas, of classes that are not part of medssl and that a card or configuration may
+            load.
 
     Returns:
         The run as it is now.

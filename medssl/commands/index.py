@@ -57,24 +57,26 @@ def index(  # noqa: PLR0913 (the keys of a command line)
     export: Path | None = None,
     show: str | None = None,
 ) -> IndexResult:
-    """Say what every file below some folders is, and which scans they make. Headers are read, pixels are not.
+    """Find the scans of folders and write them to an index, or query an index. Headers are read, pixels are not.
 
     With folders or files, or with no question, the index is brought up to date: only new and changed files are read,
     and an interrupted update goes on where it stopped. ``--where``, ``--export`` and ``--show`` ask an existing index.
 
     Args:
-        directories: Folders with scans, or single files; each folder becomes a data set. Without any: all that the
-            index knows, by their saved rules.
-        index: The index file. It names files, so it is readable by its owner alone.
-        subject: How a subject is recognized: "dicom" (PatientID), a regular expression with one group that is searched
-            in the path below the directory, or "column:NAME" of the table of values.
-        label: Where masks, values and splits are.
-        files: How files are read, and the institution's key.
-        layout: Read folders as nnU-Net ("nnunet"), BIDS ("bids"), the Medical Segmentation Decathlon ("decathlon") or a
-            table of images ("csv", with --label.values) lay them out; it fills the rules that are not given.
-        where: SQL condition on the columns of the scans, such as "modality='MR' AND size_k > 20".
-        export: Write the scans (those of ``--where``) to this .csv or .parquet file.
-        show: A scan's identifier, or "failed", "rejected" or "ignored": name the files.
+        directories: Folders with scans, or single files. Each folder becomes a data set. Without any, update all data
+            sets of the index by their saved rules.
+        index: Index file to write or to query. It names files, so only its owner may read it.
+        subject: How to recognize the subject of a scan: "dicom" (PatientID); a regular expression with one group,
+            searched in the path below the folder; or "column:NAME" of the table of values.
+        label: Rules that say where masks, values and splits are.
+        files: How to read files, and the institution's key.
+        layout: Read the folder in the layout of nnU-Net ("nnunet"), BIDS ("bids"), the Medical Segmentation Decathlon
+            ("decathlon") or a table of images ("csv", with ``label.values``). The layout sets the rules that are not
+            given.
+        where: Query: SQL condition on the columns of the scans, such as "modality='MR' AND size_k > 20".
+        export: Query: write the scans (those of ``where``) to this .csv or .parquet file.
+        show: Query: name the files of a scan by its identifier, or those of all scans that are "failed", "rejected" or
+            "ignored".
 
     Returns:
         How many scans the index holds, or how many meet the condition.

@@ -42,14 +42,14 @@ def phantoms(
     """Write synthetic patients with labels of liver, spleen and kidneys: NIfTI, DICOM series, or PNG pictures.
 
     Args:
-        out: Folder to write into; a folder that was left half full is completed.
-        count: Scans in all, one of each patient.
-        labeled: How many of them, from the first on, have a label map.
-        shape: Voxels per axis; two numbers (rows, columns) make pictures instead of volumes.
-        modality: MR, CT, or both in turns.
-        seed: Names the population; the same seed gives the same files.
-        shuffle_labels: Give every labeled patient the label map of another: a control in which there is nothing to
-            learn from the image.
+        out: Folder to write to. A folder that was interrupted is completed.
+        count: Number of scans, one per patient, at least 1.
+        labeled: Number of scans with a label map, counted from the first, 0 to ``count``.
+        shape: Voxels per axis: three numbers write volumes, two numbers (rows, columns) write pictures.
+        modality: Modality of the scans: MR, CT, or both in turns.
+        seed: Seed of the patients, 0 or more. The same seed writes the same files.
+        shuffle_labels: Give each labeled patient the label map of another one. As a control: images then tell nothing
+            of labels.
 
     Returns:
         Where the scans are, and how many were written by this call.

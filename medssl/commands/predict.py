@@ -65,24 +65,25 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     allow: tuple[Difference, ...] = (),
     trust: str = "",
 ) -> PredictResult:
-    """Ask a fine-tuned network about scans: NIfTI label maps on the scans' own grids, PNG for images, or a table.
+    """Predict scans with a fine-tuned network: NIfTI label maps on the scans' own grids, PNG for images, or a table.
 
     The same command goes on where it was stopped. What cannot be read is skipped and listed.
 
     Args:
-        run: Folder of a fine-tuned network.
-        scans: Folders, files, DICOM series; a file of a series stands for the whole series.
-        out: Folder of the predictions; made if it is not there.
-        index: Take the scans from an index instead.
-        where: SQL condition on the columns of the index.
-        files: How files are read, and the institution's key (scans that are no index's).
-        names: Name predictions after the "scan_id", or after the "file" (or folder of a series) that the scan is from.
-        scaling: Folder of the scores of ``medssl evaluate --calibrate``, or its summary.json: the probabilities of
-            classes are given at the temperature that was fitted there.
-        windows: How a scan is gone through.
-        allow: Predict scans that differ from those of the training in their "modality", value "domain" or "spacing";
-            others that differ are skipped and listed.
-        trust: Classes of the card that may run although they are none of medssl's, by import path, several with commas.
+        run: Run folder of the fine-tuned network.
+        scans: Folders, files or DICOM series to predict. One file of a series stands for the whole series.
+        out: Folder of the predictions; created if missing.
+        index: Index file to take the scans from instead.
+        where: SQL condition on the columns of the index, such as "modality = 'CT'"; None takes all scans.
+        files: How to read files, and the institution's key (for scans that are not from an index).
+        names: Name predictions by "scan_id", or by the "file" (or folder of a series) that the scan is from.
+        scaling: Folder of scores of ``medssl evaluate --calibrate``, or its summary.json: apply the temperature fitted
+            there to class probabilities.
+        windows: Sliding windows: overlap, batch size, precision and device.
+        allow: Names, with commas: predict scans that differ from the training scans in their "modality", value "domain"
+            or "spacing". Scans with other differences are skipped and listed.
+        trust: Import paths, with commas, of classes that are not part of medssl and that a card or configuration may
+            load.
 
     Returns:
         Where predictions are, and what was skipped.

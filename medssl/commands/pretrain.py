@@ -60,21 +60,22 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     pretrained: Path | None = None,
     pretrained_minimum: float = 0.9,
 ) -> PretrainResult:
-    """Pretrains an encoder, or goes on with a run that was stopped.
+    """Pretrain an encoder on the scans of a store, or continue a run that was stopped.
 
     Args:
-        store: Folder made by ``medssl cache``.
-        run: Folder of the run; where it holds this very configuration, training goes on from its last checkpoint.
-        encoder: What is pretrained.
-        objective: What it is pretrained with.
-        training: How long and how large.
-        optimizer: How weights move.
-        data: How samples are read.
-        probe: What labels say of the encoder while it is pretrained; nothing is learned from them.
+        store: Folder written by ``medssl cache``.
+        run: Folder of the run. If it holds a run of the same configuration, training continues from its last
+            checkpoint.
+        encoder: Network to pretrain: a preset or an import path.
+        objective: Objective to pretrain with: a preset or an import path.
+        training: Length, batch size, precision, seed and output.
+        optimizer: Optimizer, learning rate and weight decay.
+        data: Which scans are read, and how.
+        probe: Probes on labels during pretraining. The encoder is not trained on them.
         pretrained: Run folder or file of weights to start from. A run gives its encoder and, for the same objective,
             its heads and teacher; a file (safetensors or torch) gives the encoder. Channels, 2D kernels and tables of
             positions are adapted.
-        pretrained_minimum: Smallest share of the encoder's keys that must be filled.
+        pretrained_minimum: Smallest share of the encoder's keys that ``pretrained`` must fill, 0 to 1.
 
     Returns:
         The run as it is now.

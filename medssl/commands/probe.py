@@ -88,32 +88,35 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
     allow: tuple[Allowed, ...] = (),
     trust: str = "",
 ) -> ProbeResult:
-    """Judge a frozen encoder by what its features tell; the same command goes on where it was stopped.
+    """Measure how well the features of a frozen encoder predict labels.
 
     Writes ``probe.json`` and ``probe.csv``. Settings are chosen on the split "val", measures are of the split "test".
     Features are kept in the folder: another target or another number of labels does not embed again.
 
     Args:
-        run: Run folder of ``medssl pretrain`` or ``medssl finetune``, its card, or a file of weights (with an encoder).
-        store: Folder made by ``medssl cache``, with labels.
-        out: Folder of the features and measures of this one encoder; made if it is not there.
+        run: Run folder of ``medssl pretrain`` or ``medssl finetune``, its card, or a file of weights (with
+            ``encoder``).
+        store: Folder written by ``medssl cache``, with labels.
+        out: Folder of the features and measures of this encoder; created if missing.
         target: "mask" probes voxels; the name of a scan-level value probes whole scans.
-        from_scratch: Take random weights of the same architecture: the twin of a comparison.
-        encoder: Another encoder than the one of the card; needed where ``run`` is a file of weights.
-        labels: Labeled subjects of the split "train" to learn from, or a share of them (0.25), chosen as by
-            ``medssl finetune``; null takes all.
-        validation_labels: Subjects of the split "val" that settings are chosen by; null takes all.
-        seed: Of the choice of subjects, shots and voxels, and of the random weights.
-        shots: Scans of each class that a prototype is the mean of.
-        draws: Draws of shots.
-        voxels: Voxels that the probe of voxels learns from, over all scans and classes.
-        levels: Maps of the encoder that it looks at, 0 the finest; null takes all.
-        window: Voxels per axis that the encoder sees at once; null takes those of its card.
-        slice_axis: Stored axis that slices of volumes are taken across, for 2D encoders; null takes that of the card,
+        from_scratch: Take random weights of the same architecture: the from-scratch baseline.
+        encoder: Encoder: a preset or an import path. Needed if ``run`` is a file of weights; else that of the card is
+            taken.
+        labels: Number of labeled subjects of the split "train" to fit on, or a share of them (0.25), chosen as in
+            ``medssl finetune``; None takes all.
+        validation_labels: Number of subjects of the split "val" to choose settings on, at least 1; None takes all.
+        seed: Seed of the choice of subjects, shots and voxels, and of random weights, 0 or more.
+        shots: Numbers of scans per class that a prototype is the mean of, at least 1 each.
+        draws: Number of random draws of shots, at least 1.
+        voxels: Number of voxels to fit the voxel probe on, over all scans and classes, at least 1.
+        levels: Maps of the encoder to use, 0 being the finest; None takes all.
+        window: Voxels per axis that the encoder sees at once; None takes the window of the card.
+        slice_axis: Stored axis across which 2D encoders cut slices from volumes, 0 to 2; None takes that of the card,
             or 2.
-        windows: How a scan is gone through.
-        allow: As for ``medssl finetune``: "seen", "channels", "preprocess".
-        trust: Classes of a card that may run although they are none of medssl's, by import path, several with commas.
+        windows: Sliding windows: overlap, batch size, precision and device.
+        allow: Names, with commas: "seen", "channels", "preprocess", as in ``medssl finetune``.
+        trust: Import paths, with commas, of classes that are not part of medssl and that a card or configuration may
+            load.
 
     Returns:
         The measures of each probe.

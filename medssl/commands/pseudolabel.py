@@ -73,20 +73,22 @@ def pseudolabel(
     windows: Windows = _WINDOWS,
     trust: str = "",
 ) -> PseudolabelResult:
-    """Segment every stored scan of a split; the same command goes on where it was stopped.
+    """Segment the stored scans of a split with a fine-tuned network, to train on them.
 
     The labels lie on the store's grid and are not patient files: ``medssl finetune --pseudo.labels OUT`` learns from
     them, ``medssl predict`` is what writes segmentations for people.
 
     Args:
-        run: Folder of a fine-tuned network, the teacher.
-        store: Folder made by ``medssl cache`` by the rules that the teacher knows.
-        out: Folder of the labels; made if it is not there.
-        split: Split whose scans are labeled.
-        confidence: Voxels whose best class has a lower probability are left without a label (0 labels all).
-        allow: "seen" takes a teacher that has learned from subjects of the split "test".
-        windows: How a scan is gone through.
-        trust: Classes of the card that may run although they are none of medssl's, by import path, several with commas.
+        run: Run folder of the fine-tuned network.
+        store: Folder written by ``medssl cache`` with the rules of the network.
+        out: Folder of the labels; created if missing.
+        split: Split to label.
+        confidence: Lowest probability of the best class, 0 to below 1; voxels below it get no label. 0 labels all
+            voxels.
+        allow: "seen" takes a network that was trained on subjects of the split "test".
+        windows: Sliding windows: overlap, batch size, precision and device.
+        trust: Import paths, with commas, of classes that are not part of medssl and that a card or configuration may
+            load.
 
     Returns:
         The folder, and how many scans were labeled.

@@ -31,13 +31,12 @@ class ReportResult:
 
 @owner_only()
 def report(out: Path, parts: list[str], *, heading: str = "medssl report") -> ReportResult:
-    """Writes one self-contained HTML page of runs and results, and prints what comparisons say.
+    """Write runs, scores, probes and comparisons on one self-contained HTML page.
 
     Args:
-        out: The page to write, such as report.html; a former one is replaced.
-        parts: Run folders of pretraining or fine-tuning and folders of medssl evaluate, probe or compare, in the order
-            in which they are shown; NAME=FOLDER gives a name, else the folder's is taken. The first evaluation is
-            compared with each of the others.
+        out: HTML file to write, such as report.html; an existing one is replaced.
+        parts: Folders of runs, evaluations, probes and comparisons, in the order in which they are shown; NAME=FOLDER
+            sets the name, else that of the folder is taken. The first evaluation is compared with each of the others.
         heading: Title of the page.
 
     Returns:

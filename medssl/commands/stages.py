@@ -59,14 +59,14 @@ class StagesResult:
 def stages(
     *, stages: tuple[Stage, ...], store: Path, out: Path, settings: dict[str, Any] | None = None
 ) -> StagesResult:
-    """Does one run after the other; the same command goes on where it was stopped, within a run and between them.
+    """Run several trainings that build on each other.
 
     Args:
-        stages: The runs in their order.
-        store: Folder made by ``medssl cache``.
-        out: Folder that holds a run folder for each stage.
-        settings: Keys of single stages, such as global.training.steps, or of all of them behind a star:
-            *.training.precision.
+        stages: Trainings in their order: name, verb, recipe, stage to start from, settings.
+        store: Folder written by ``medssl cache``.
+        out: Folder that holds one run folder per stage.
+        settings: Keys of one stage, such as global.training.steps, or of all stages, such as *.training.precision, with
+            their values.
 
     Returns:
         The run folders; the exit code is that of the stage that ended otherwise, else 0.

@@ -36,10 +36,10 @@ class Windows:
     """How a scan is gone through.
 
     Attributes:
-        overlap: Share of a window that it has in common with the next one, 0 to below 1 (segmentation).
-        batch_size: Windows at once.
-        precision: "bf16" computes in half precision: faster where the processor can, about two digits.
-        accelerator: "auto" takes a GPU where there is one.
+        overlap: Share of a window that it shares with the next one, 0 to below 1 (segmentation).
+        batch_size: Windows per forward pass, at least 1.
+        precision: "bf16" computes in half precision: faster where the device supports it, with about two digits.
+        accelerator: Device: "auto" takes a GPU if there is one.
     """
 
     overlap: float = 0.5

@@ -73,7 +73,12 @@ class Cues:
 
 @dataclass(frozen=True)
 class Regions:
-    """Regions of a map: ``side`` voxels per axis; the ``nearest`` regions are negatives. Both are at least 1."""
+    """Regions of a map.
+
+    Attributes:
+        side: Cells along each axis of a region, at least 1.
+        nearest: Number of nearest other regions to use as negatives, at least 1.
+    """
 
     side: int = 3
     nearest: int = 5

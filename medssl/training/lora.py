@@ -28,11 +28,11 @@ class LoRA:
     """Low-rank adaptation of the encoder.
 
     Attributes:
-        rank: Rows of A and columns of B, such as 8; 0 leaves them out and trains the encoder itself.
-        alpha: Strength of what they add, shared out over the rank.
-        dropout: Probability of dropping a value that goes into them.
-        modules: Last names of the linear layers that get them: "qkv" and "proj" are the attention of a vision
-            transformer, "fc1" and "fc2" its MLP.
+        rank: Rank of the matrices A and B, such as 8; 0 disables them and trains the encoder itself.
+        alpha: Strength of the adaptation, above 0; divided by the rank.
+        dropout: Probability of dropping an input value of the matrices, 0 to below 1.
+        modules: Last names of the linear layers to adapt: "qkv" and "proj" are the attention of a vision transformer,
+            "fc1" and "fc2" its MLP.
     """
 
     rank: int = 0

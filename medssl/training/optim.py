@@ -26,13 +26,14 @@ class Optimization:
     """How weights move.
 
     Attributes:
-        name: "adamw", or "lamb" for batches of thousands.
-        learning_rate: Highest learning rate, for the whole batch of a step (nothing is scaled behind your back).
-        final_share: Learning rate of the last step as a share of the highest.
-        warmup: Share of all steps over which the learning rate rises.
-        weight_decay: First and last weight decay; between them a cosine.
-        betas: Decay rates of the two moments.
-        clip: Largest norm of the gradient over all parameters; None does not clip.
+        name: Optimizer: "adamw", or "lamb" for batches of thousands.
+        learning_rate: Highest learning rate, above 0, for the whole batch of a step. It is not scaled by the batch
+            size.
+        final_share: Learning rate of the last step as a share of the highest, 0 to 1.
+        warmup: Share of all steps in which the learning rate rises, 0 to 1.
+        weight_decay: First and last weight decay, 0 or more, with a cosine between them.
+        betas: Decay rates of the two moments, 0 to below 1.
+        clip: Largest norm of the gradient over all parameters, above 0; None does not clip.
     """
 
     name: Literal["adamw", "lamb"] = "adamw"
@@ -68,17 +69,18 @@ class FineTuning(Optimization):
     """How the weights of a head and of its encoder move.
 
     Attributes:
-        head_first: Share of all steps in which the head moves alone while its learning rate rises; then both rise and
-            fall together (the "sawtooth" of Wald et al., An OpenMind for 3D medical vision self-supervised learning,
-            ICCV 2025). 0 moves both from the start, 1 leaves the encoder as it is.
-        encoder_rate: Learning rate of the encoder as a share of the head's.
-        average: Share of the averaged weights that each step keeps, such as 0.99 (Polyak and Juditsky 1992; at first
-            less, so that the start is forgotten). The averaged weights are what is validated and written; 0 averages
-            nothing.
-        layer_decay: Learning rate of each layer of the encoder as a share of that of the layer behind it, the head
-            being the last (Clark et al., ELECTRA, ICLR 2020); 1 moves all alike.
-        drop_path: Probability of dropping the last residual branch of the encoder; None leaves the encoder's own.
-        lora: Low-rank adaptation: small matrices learn in the place of the encoder.
+        head_first: Share of all steps, 0 to 1, in which only the head is trained while its learning rate rises; then
+            both rise and fall together (the "sawtooth" of Wald et al., An OpenMind for 3D medical vision
+            self-supervised learning, ICCV 2025). 0 trains both from the start, 1 freezes the encoder.
+        encoder_rate: Learning rate of the encoder as a share of the head's, above 0.
+        average: Share of the averaged weights that each step keeps, 0 to below 1, such as 0.99 (Polyak and Juditsky
+            1992; less at first, so that the start is forgotten). The averaged weights are validated and written; 0 does
+            not average.
+        layer_decay: Learning rate of each encoder layer as a share of the next layer's, above 0 to 1, the head being
+            the last (Clark et al., ELECTRA, ICLR 2020); 1 trains all layers alike.
+        drop_path: Probability of dropping the last residual branch of the encoder, 0 to below 1; None keeps the
+            encoder's own.
+        lora: Low-rank adaptation: train small matrices instead of the encoder.
     """
 
     head_first: float = 0.0

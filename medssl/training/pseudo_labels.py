@@ -35,9 +35,8 @@ class PseudoLabels:
     (Pseudo-label, ICML workshops 2013). Repeat it by labeling again with the network that learned from both.
 
     Attributes:
-        labels: Folder made by ``medssl pseudolabel``; None takes none.
-        share: Share of the samples that show scans which people labeled, above 0 to below 1; whichever side is too few
-            for it is drawn more often.
+        labels: Folder written by ``medssl pseudolabel``; None uses no pseudo-labels.
+        share: Share of samples from scans with labels by people, above 0 to below 1. Scans are repeated to reach it.
     """
 
     labels: Path | None = None

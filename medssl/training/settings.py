@@ -13,12 +13,13 @@ class Output:
     """What a run writes and how often, in optimizer steps.
 
     Attributes:
-        checkpoint_every: Steps between checkpoints (``last.pt``, and ``best.pt`` by smoothed loss).
-        keep_every: Steps between checkpoints that are kept for good; None keeps none.
-        picture_every: Steps between pictures.
-        log_every: Steps between rows of ``metrics.jsonl``.
-        validate_every: Steps between validations of a fine-tuning; its best weights are chosen among these.
-        health_every: Steps between measurements of a pretraining's health.
+        checkpoint_every: Steps between checkpoints (``last.pt``, and ``best.pt`` by smoothed loss), at least 1.
+        keep_every: Steps between checkpoints that are kept, at least 1; None keeps none.
+        picture_every: Steps between pictures, at least 1.
+        log_every: Steps between rows of ``metrics.jsonl``, at least 1.
+        validate_every: Steps between validations of a fine-tuning, at least 1. The best of the validated weights are
+            kept.
+        health_every: Steps between measurements of a pretraining's health, at least 1.
     """
 
     checkpoint_every: int = 500
@@ -38,14 +39,14 @@ class Training:
     """How long and how large.
 
     Attributes:
-        steps: Optimizer steps of the whole run.
-        batch_size: Samples of one micro-batch in one process.
-        accumulate: Micro-batches of one step.
+        steps: Optimizer steps of the whole run, at least 1.
+        batch_size: Samples in one micro-batch of one process, at least 1.
+        accumulate: Micro-batches per optimizer step, at least 1.
         precision: "bf16" and "fp16" compute in half precision and keep weights in single precision; "auto" is bf16
-            where the device computes in it, else fp32.
-        seed: Seed of the order, of every draw and of the first weights.
-        accelerator: "auto" takes a GPU where there is one.
-        extend: Go on with a run whose configuration differs in ``steps`` alone.
+            where the device supports it, else fp32.
+        seed: Seed of the sample order, of all random draws and of random weights, 0 or more.
+        accelerator: Device: "auto" takes a GPU if there is one.
+        extend: Continue a run whose configuration differs in ``steps`` only.
         output: What is written, and how often.
     """
 
@@ -69,10 +70,11 @@ class OnlineProbe:
     """A frozen look at labels while pretraining goes on: it teaches the encoder nothing.
 
     Attributes:
-        target: Name of a scan-level value with classes; None looks at no labels.
-        every: Steps between looks.
-        subjects: Labeled subjects that are embedded at most, of the split "train" to learn from and of "val" to judge.
-        seed: Seed of their choice.
+        target: Name of a scan-level value with classes to probe for; None disables probes.
+        every: Steps between probes, at least 1.
+        subjects: Largest number of labeled subjects to embed, from the split "train" to fit on and from "val" to score,
+            at least 1.
+        seed: Seed of the choice of subjects, 0 or more.
     """
 
     target: str | None = None
@@ -91,12 +93,15 @@ class SamplingChanges:
     """What is sampled otherwise than the objective asks for; None leaves a field as the objective has it.
 
     Attributes:
-        regions_per_scan: Crops taken from one reading of a scan.
-        distinct_subjects: No subject twice in one global batch.
-        stratified_axis: Stored axis along which the regions of a scan are spread evenly.
-        slice_axis: Stored axis that 2D plans take slices across when scans are volumes.
-        foreground: Share of crops whose center must be foreground.
-        balance: How often each scan-level class is drawn, where scans have classes.
+        regions_per_scan: Crops per reading of a scan, at least 1; None takes what the objective needs.
+        distinct_subjects: Draw no subject twice in one global batch; None takes what the objective needs.
+        stratified_axis: Stored axis along which the crops of a scan are spread evenly, 0 to 2; None takes what the
+            objective needs.
+        slice_axis: Stored axis across which 2D views cut slices from volumes, 0 to 2; None takes what the objective
+            needs.
+        foreground: Share of crops with their center in the foreground, 0 to 1; None takes what the objective needs.
+        balance: How often each scan-level class is drawn: by its scans ("none"), equally often ("equal"), or by the
+            square root of its scans ("root"); None takes what the objective needs.
     """
 
     regions_per_scan: int | None = None
@@ -135,10 +140,10 @@ class Loading:
     """How samples are read.
 
     Attributes:
-        split: Only scans of this split; None takes all.
-        workers: Processes that read, for each training process; 0 reads between the steps.
-        preprocess: The rules that the store must have been made by; None takes those of the store.
-        sampling: How scans and regions fill a batch otherwise than the objective asks for.
+        split: Split to read; None takes all scans.
+        workers: Reading processes per training process, 0 or more. 0 reads between the steps.
+        preprocess: Rules that the store must have been made with; None accepts those of the store.
+        sampling: Changes to how the objective samples scans and crops.
     """
 
     split: str | None = None
@@ -155,16 +160,16 @@ class Examples:
     """Which labeled scans are learned from, and how.
 
     Attributes:
-        view: How a view is cut out of a scan and changed at random; its size is the window of later predictions.
-        target: "mask", or the name of a scan-level value: by the head its classes, a number, or findings (of these also
-            several names with commas between them).
-        train: Split that labeled subjects are taken from.
-        validation: Split that the best step is chosen by; its subjects are never learned from.
-        validation_labels: Subjects of that split that are used; None takes all that have labels.
-        label_seed: Seed of the choice of subjects; None takes the seed of the training. Of one seed, fewer subjects
-            are always among more.
-        workers: Processes that read, for each training process; 0 reads between the steps.
-        sampling: How scans and regions fill a batch.
+        view: Size and augmentation of the crops. Their size is also the window of later predictions.
+        target: "mask", or the name of a scan-level value, which the head reads as classes, a number or findings.
+            Findings may be several names, with commas.
+        train: Split to take labeled subjects from for training.
+        validation: Split to choose the best step on. Its subjects are never trained on.
+        validation_labels: Number of subjects of the validation split to use, at least 1; None takes all with labels.
+        label_seed: Seed of the choice of subjects, 0 or more; None takes the seed of the training. With the same seed,
+            a smaller choice is part of a larger one.
+        workers: Reading processes per training process, 0 or more. 0 reads between the steps.
+        sampling: How scans and crops are drawn for a batch.
     """
 
     view: ViewSpec

@@ -60,9 +60,11 @@ class Geometry:
     """Random geometry of a view.
 
     Attributes:
-        flip: "safe" (not the left-right axis: read off the world affine, in images the horizontal one), "all", "none".
-        rotation_degrees: Largest rotation: one number for every plane or, in 3D, one per axis of rotation.
-        isotropic: Draw one scale for all axes rather than one per axis.
+        flip: Axes to flip at random: "safe" (all but the left-right axis, by the world affine; in images the horizontal
+            axis), "all" or "none".
+        rotation_degrees: Largest rotation in degrees, 0 to 180: one number for all planes or, in 3D, one per axis of
+            rotation.
+        isotropic: Draw one scale for all axes, not one per axis.
     """
 
     flip: Literal["safe", "all", "none"] = "safe"
@@ -72,14 +74,23 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Intensity:
-    """Random intensity changes of a view, on normalized values; a probability of 0 leaves a change out."""
+    """Random intensity changes of a view, on normalized values; a probability of 0 leaves a change out.
 
-    noise: tuple[float, float] = (0.0, 0.0)  # (probability, largest standard deviation)
-    blur: tuple[float, float] = (0.0, 0.0)  # (probability, largest standard deviation in voxels)
-    brightness: tuple[float, float] = (0.0, 0.0)  # (probability, largest shift)
-    contrast: tuple[float, float, float] = (0.0, 1.0, 1.0)  # (probability, lowest factor, highest factor)
-    gamma: tuple[float, float, float] = (0.0, 1.0, 1.0)  # (probability, lowest, highest), on the view's own range
-    bias_field: tuple[float, float] = (0.0, 0.0)  # (probability, largest log-amplitude) of a smooth factor
+    Attributes:
+        noise: Gaussian noise: probability (0 to 1), largest standard deviation.
+        blur: Gaussian blur: probability (0 to 1), largest standard deviation in voxels.
+        brightness: Shift of all values: probability (0 to 1), largest shift.
+        contrast: Factor on the distance from the mean: probability (0 to 1), lowest and highest factor.
+        gamma: Gamma on the range of the view: probability (0 to 1), lowest and highest exponent.
+        bias_field: Smooth multiplicative field: probability (0 to 1), largest log-amplitude.
+    """
+
+    noise: tuple[float, float] = (0.0, 0.0)
+    blur: tuple[float, float] = (0.0, 0.0)
+    brightness: tuple[float, float] = (0.0, 0.0)
+    contrast: tuple[float, float, float] = (0.0, 1.0, 1.0)
+    gamma: tuple[float, float, float] = (0.0, 1.0, 1.0)
+    bias_field: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -87,9 +98,12 @@ class ViewSpec:
     """How one view is cut out of a raw crop.
 
     Attributes:
-        size: Voxels of the view per axis; two or three.
-        scale: Lowest and highest extent in stored voxels, as a multiple of ``size``.
-        nested_in: Number of the view that this one must lie inside, or None.
+        size: Voxels of the view per axis: two or three numbers.
+        scale: Smallest and largest extent in stored voxels, as multiples of ``size``, above 0.
+        kind: Role of the view in the objective: "global", "local" or "context".
+        geometry: Random flips, rotations and scales.
+        intensity: Random changes of intensity, on normalized values.
+        nested_in: Number of the view that this one must lie inside, 0 or more; None for no such view.
     """
 
     size: tuple[int, ...]
@@ -105,13 +119,15 @@ class Sampling:
     """How scans and regions fill a batch.
 
     Attributes:
-        regions_per_scan: Crops taken from one reading of a scan (consecutive global sample numbers).
-        distinct_subjects: No subject twice in one global batch (refused where there are too few subjects).
-        stratified_axis: Stored axis along which the regions of a scan are spread evenly, or None.
-        slice_axis: Stored axis that 2D plans take slices across when scans are volumes.
-        foreground: Share of crops whose center must be foreground.
-        balance: "none"; "equal" draws each scan-level class equally often, "root" as the square root of its scans.
-        labeled: Share of crops around a labeled voxel: classes above background evenly. With foreground at most 1.
+        regions_per_scan: Crops per reading of a scan, at least 1 (consecutive global sample numbers).
+        distinct_subjects: Draw no subject twice in one global batch. Refused if there are too few subjects.
+        stratified_axis: Stored axis along which the crops of a scan are spread evenly, 0 to 2; None spreads none.
+        slice_axis: Stored axis across which 2D views cut slices from volumes, 0 to 2.
+        foreground: Share of crops with their center in the foreground, 0 to 1.
+        balance: How often each scan-level class is drawn: by its scans ("none"), equally often ("equal"), or by the
+            square root of its scans ("root").
+        labeled: Share of crops around a labeled voxel, 0 to 1; classes above background are drawn evenly. Together with
+            ``foreground`` at most 1.
     """
 
     regions_per_scan: int = 1

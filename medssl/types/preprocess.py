@@ -15,8 +15,12 @@ class IntensityRule:
     """Numbers that turn stored values into the network's input: clip, then shift and divide.
 
     Attributes:
-        clip: "none"; "range" takes ``low`` and ``high`` as values; "percentile" as percentiles (0-100) of foreground.
-        normalise: "zscore" (mean 0, deviation 1 of the clipped foreground), "unit" (bounds to 0..1) or "none".
+        clip: How to bound values: "none"; "range" takes ``low`` and ``high`` as values; "percentile" takes them as
+            percentiles of the foreground.
+        low: Lower bound: a value, or a percentile from 0 to 100.
+        high: Upper bound: a value, or a percentile from 0 to 100.
+        normalise: How to scale values: "zscore" (mean 0, standard deviation 1 over the clipped foreground), "unit"
+            (bounds to 0 and 1) or "none".
     """
 
     clip: Literal["none", "range", "percentile"] = "none"
@@ -27,7 +31,14 @@ class IntensityRule:
 
 @dataclass(frozen=True)
 class IntensityRules:
-    """One rule for each value domain: CT in Hounsfield units, MR, other gray images, color images."""
+    """One rule for each value domain: CT in Hounsfield units, MR, other gray images, color images.
+
+    Attributes:
+        hu: Rule for Hounsfield units (CT).
+        mr: Rule for magnetic resonance.
+        gray: Rule for other gray images.
+        rgb: Rule for color images.
+    """
 
     hu: IntensityRule = field(default_factory=lambda: IntensityRule("range", -1000.0, 1000.0, "zscore"))
     mr: IntensityRule = field(default_factory=lambda: IntensityRule("percentile", 0.5, 99.5, "zscore"))
@@ -48,14 +59,16 @@ class Preprocess:
     """What is done to a scan once, before it is stored: one contract from pretraining to export.
 
     Attributes:
-        orientation: Axis codes of the stored volume (for example "RAS"); None keeps the file's axes. Volumes only.
-        spacing_mm: Target spacing per stored axis; a 0 keeps that axis's own; None keeps all. Volumes only.
-        image_size: Height and width that images are resized to (antialiased); None keeps them. Images only.
-        foreground_crop: Cut away the border that is background (air, black) in every channel.
+        orientation: Axis codes of the stored volume, such as RAS; None keeps the axes of the file. Volumes only.
+        spacing_mm: Target spacing in mm per stored axis, above 0; a 0 keeps the spacing of that axis, None keeps all.
+            Volumes only.
+        image_size: Height and width in pixels to resize images to (with antialiasing); None keeps the size. Images
+            only.
+        foreground_crop: Cut off the border that is background (air, black) in every channel.
         background: Highest value that counts as background; None takes a rule by value domain.
-        intensity: Rules by value domain, applied after reading as numbers.
-        transforms: A user's own MONAI dictionary transforms (keys "image", "label"), applied before storing.
-        domains: Value domains that the rules are meant for; scans of none of them are refused. Empty: all.
+        intensity: Rules to clip and scale values, by value domain.
+        transforms: MONAI dictionary transforms of your own (keys "image" and "label"), applied before storing.
+        domains: Value domains that the rules are meant for; scans of other domains are refused. Empty accepts all.
     """
 
     orientation: str | None = "RAS"

@@ -35,10 +35,10 @@ class ProcessOptions:
     """In which processes files are read, and what one file may take.
 
     Attributes:
-        workers: Processes that read headers; 0 reads in this one, where a file that makes a decoder crash or hang ends
-            or holds up the command.
-        seconds: Time that one file may take.
-        memory_gb: Memory that one file may take, in GB.
+        workers: Processes that read headers, 0 or more. 0 reads in this process, which a file that makes a decoder
+            crash or hang then ends or blocks.
+        seconds: Time limit for one file in seconds, above 0.
+        memory_gb: Memory limit for one file in GB, above 0.
     """
 
     workers: int = 2
@@ -51,9 +51,9 @@ class DicomOptions(ProcessOptions):
     """How DICOM files are read.
 
     Attributes:
-        burned_in: Take DICOM pictures that declare text burned into their pixels.
-        slices: Take the slices of a DICOM series as a "volume", or each of them as an "image" of its subject.
-        captures: Take DICOM secondary captures that have position, orientation and spacing as derived volumes.
+        burned_in: Also take DICOM pictures that declare text burned into their pixels.
+        slices: Take the slices of a DICOM series as one "volume", or each as an "image" of its subject.
+        captures: Also take DICOM secondary captures that have position, orientation and spacing, as derived volumes.
     """
 
     burned_in: bool = False
@@ -66,10 +66,11 @@ class ArrayOptions:
     """What the axes of arrays are (``.npy``, ``.npz``, ``.h5``), which say nothing about themselves.
 
     Attributes:
-        axes: One letter for each axis, slowest first: i, j, k are the voxel axes of a volume (a picture has rows j and
-            columns i), c channels, t points in time; such as kji, ckji, ji or jic. Empty leaves such files out.
-        spacing_mm: Distances of voxels with commas, for i, j, k in the order that ``axes`` has them; empty takes 1.
-        member: Name of the array in an ``.npz`` or ``.h5`` file; of several with commas the first that a file has.
+        axes: One letter per axis, slowest first: i, j, k for the voxel axes of a volume (a picture has rows j and
+            columns i), c for channels, t for time; such as kji, ckji, ji or jic. Empty skips such files.
+        spacing_mm: Voxel spacing in mm, with commas, for i, j, k in the order of ``axes``; empty takes 1.
+        member: Name of the array in an ``.npz`` or ``.h5`` file. Of several with commas, the first that a file has is
+            taken.
     """
 
     axes: str = ""
@@ -107,15 +108,15 @@ class FileOptions(DicomOptions):
     """How files are read.
 
     Attributes:
-        dataset: Name of the data set; empty takes the directory's name.
-        modality: Modality of files that do not say theirs (all but DICOM), such as CT or MR.
-        length_unit: Unit of the lengths of files that do not say it, or say it wrongly (all but DICOM): um, mm, cm or
-            m; "mm" also takes a spacing that is not believed.
-        frames: Files of several volumes or pictures (a fourth axis of NIfTI, pages of TIFF): "refuse" them, take each
+        dataset: Name of the data set; empty takes the name of the folder.
+        modality: Modality of files that do not state theirs (all but DICOM), such as CT or MR.
+        frames: Files with several volumes or pictures (fourth axis of NIfTI, pages of TIFF): "refuse" them, take each
             as one of the "scans" of its subject, or take up to 8 of them as "channels".
-        below: Look into the folders below, too.
-        key: The institution's key file; None takes ``~/.config/medssl/key``.
-        arrays: What the axes of arrays without a header are (``.npy``, ``.npz``, ``.h5``).
+        below: Also search the folders below.
+        key: File with the institution's secret key; None takes ``~/.config/medssl/key``.
+        arrays: Axes and spacing of arrays without a header (``.npy``, ``.npz``, ``.h5``).
+        length_unit: Unit of lengths in files that do not state it, or state it wrongly (all but DICOM): um, mm, cm or
+            m. "mm" also accepts an implausible spacing.
     """
 
     dataset: str = ""

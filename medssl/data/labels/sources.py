@@ -106,15 +106,17 @@ class MaskOptions:
     """Which files are masks of which images.
 
     Attributes:
-        masks: Text of an image's path = text of its mask's path, several with commas ("images=labels" or
-            "imagesTr=labelsTr,imagesTs=labelsTs,_0000.nii.gz=.nii.gz"); pairs apply where their left side occurs.
-            "none" takes files that look like label maps as scans.
-        excluded: The same for masks of voxels that no loss looks at (defaced, burned-in text): all that is not zero.
-        grid: "check" refuses masks on another grid than their image; "trust" takes those of equal shape as they lie.
-        threshold: Values of label maps from here on are class 1, all others 0: for JPEG masks and probabilities.
-        objects: DICOM segmentations and structure sets in the folders are the masks of the scans that they name; their
-            segments are found by the names of ``class_names``.
-        other_segments: What becomes of segments without a class: "refuse" their scans, or take them as "background".
+        masks: Replacements that turn the path of an image into the path of its mask: TEXT=TEXT, several with commas,
+            such as "images=labels" or "imagesTr=labelsTr,_0000.nii.gz=.nii.gz". A pair applies where its left side
+            occurs. "none" takes files that look like label maps as scans.
+        excluded: The same for masks of voxels to leave out of the loss (defaced, burned-in text). All voxels that are
+            not 0 are left out.
+        grid: "check" refuses a mask on another grid than its image; "trust" accepts masks of the same shape.
+        threshold: Turn values of at least this into class 1 and all others into class 0, for JPEG masks and
+            probabilities.
+        objects: Take DICOM segmentations and structure sets in the folders as masks of the scans that they refer to.
+            Segments are matched by the names in ``class_names``.
+        other_segments: Segments without a class: "refuse" the scan, or take them as "background".
     """
 
     masks: str = ""
@@ -143,13 +145,13 @@ class LabelOptions(MaskOptions):
     """Where the labels of a data set are.
 
     Attributes:
-        classes: "folder" takes the folder that holds the file as the value "class".
-        values: A table with a header row, CSV or (.tsv) with tabs.
-        key: Its column that names the scan (file name with or without ending, or path) or the subject.
-        columns: Its columns to keep, with commas. Nothing else of the table enters the index.
-        class_names: Values of the mask with their names, "0=background,1=tumour".
-        ignore: Value of the mask that losses leave out.
-        split: Shares by subject ("train=0.8,val=0.1,test=0.1"), "folder" (folders named train, val, test), or
+        classes: "folder" takes the name of the folder that holds a file as its value "class".
+        values: Table with a header row, CSV or with tabs (.tsv), that holds values of scans or subjects.
+        key: Column of the table that names the scan (file name with or without ending, or path) or the subject.
+        columns: Columns of the table to keep, with commas. No other column enters the index.
+        class_names: Values of the mask and their names, such as "0=background,1=tumor".
+        ignore: Value of the mask to leave out of the loss.
+        split: Shares of subjects, such as "train=0.8,val=0.1,test=0.1"; "folder" (folders named train, val, test); or
             "column:NAME" of the table.
     """
 
