@@ -12,7 +12,6 @@ from medssl.cli.source import definition, function_of, summary_of, value_of
 from medssl.cli.values import items_of, metavar
 from medssl.cli.verbs import TASKS, VERBS
 from medssl.io.configurations import FRAGMENTS, class_for, config_names
-
 from medssl.types import UserError
 
 if TYPE_CHECKING:

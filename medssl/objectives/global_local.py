@@ -66,9 +66,7 @@ class Cues:
     @property
     def sampling(self) -> Sampling:
         """Sampling of one crop from each part of a volume, with volumes of different subjects."""
-        return Sampling(
-            regions_per_scan=self.parts, stratified_axis=self.axis, slice_axis=self.axis, distinct_subjects=True
-        )
+        return Sampling(self.parts, distinct_subjects=True, stratified_axis=self.axis, slice_axis=self.axis)
 
 
 @dataclass(frozen=True)
@@ -192,8 +190,7 @@ class LocalContrast(Objective):
         self.decoder = UNetDecoder(encoder.channels, encoder.strides, steps=steps, norm=norm)
         factors = [factor for factor, _ in upsampling_path(encoder.strides)[:steps]]
         cells = [side // stride for side, stride in zip(view.size, encoder.strides[-1], strict=True)]
-        size = [n * math.prod(axis_factors) for n, *axis_factors in zip(cells, *factors, strict=True)]
-        region_corners(size, regions.side)
+        region_corners([n * math.prod(scales) for n, *scales in zip(cells, *factors, strict=True)], regions.side)
         width = self.decoder.widths[-1]
         self.projection = Projection((width, width, width), ndim=len(view.size))
 
@@ -228,8 +225,8 @@ class LocalContrast(Objective):
         negative = both_counted & row_tags.same(all_tags) & is_nearest[region[:, None], all_regions]
         distinct = both_counted & ~(same_view & same_region)
         loss, terms = contrast(z, positive, negative, distinct=distinct, temperature=self.temperature)
-        pooled = projected.detach().flatten(2).mean(2)  # of the trained part: the encoder is frozen
-        return Loss(loss, terms, embedding=pooled[: len(step.samples)])
+        trained = projected.detach().flatten(2).mean(2)[: len(step.samples)]  # the encoder itself is frozen
+        return Loss(loss, terms, embedding=trained)
 
     def refuse_partial(self, batch: Batch) -> None:
         """Refuses crops that do not contain whole slices, where regions of different volumes are positives.
@@ -237,16 +234,14 @@ class LocalContrast(Objective):
         Raises:
             UserError: A scan is larger than the view within the slices.
         """
-        view = batch.views[0]
-        largest = view.source_shape.amax(0).tolist()
-        size = view.image.shape[2:]
+        largest, size = batch.views[0].source_shape.amax(0).tolist(), batch.views[0].image.shape[2:]
         compared_axes = [axis for axis in range(len(size)) if len(size) == 2 or axis != self.cues.axis]
         if any(largest[axis] > size[axis] for axis in compared_axes):
+            shown = [[sides[axis] for axis in compared_axes] for sides in (size, largest)]
             message = (
-                f"cues.cross compares regions of different volumes by their place in the view, which must hold whole "
-                f"slices: the view has {[size[axis] for axis in compared_axes]} voxels, the largest scan of this batch "
-                f"{[largest[axis] for axis in compared_axes]}: make the objective's view.size that large, or "
-                "cues.cross false"
+                "cues.cross compares regions of different volumes by their place in the view, which must hold whole "
+                f"slices: the view has {shown[0]} voxels, the largest scan of this batch {shown[1]}: make the "
+                "objective's view.size that large, or cues.cross false"
             )
             raise UserError(message)
 

@@ -357,7 +357,7 @@ def test_scores_that_are_not_finite_are_a_reason(tmp_path, files, out, capsys):
         ({"scans": ()}, "say what to predict: files or folders, or else an index"),
         ({"index": Path("index.sqlite")}, "say what to predict: files or folders, or else an index"),
         ({"scans": (Path("nowhere"),)}, "no such file or folder: nowhere"),
-        ({"out": "scans/out"}, "--out: the folder lies inside .*scans, whose scans are to be predicted"),
+        ({"out": "scans/out"}, "^out: the folder lies inside .*scans, whose scans are to be predicted"),
         ({"run": "empty"}, "card.json: no card could be read"),
     ],
 )
