@@ -22,10 +22,10 @@ def is_formula(text: str) -> bool:
     return text[:1] in STARTS or (text[:1] in SIGNS and any(mark in text for mark in CALLS))
 
 
-def harmless(value: object) -> object:
+def escape_formula(value: object) -> object:
     """A cell as it is, or with an apostrophe before what would be a formula; numbers and None stay.
 
-    >>> [harmless(value) for value in ("=1+1", "a;=1+1", "-1", -1.5, None, "CT")]
+    >>> [escape_formula(value) for value in ("=1+1", "a;=1+1", "-1", -1.5, None, "CT")]
     ["'=1+1", "a;'=1+1", '-1', -1.5, None, 'CT']
     """
     if not isinstance(value, str):
@@ -37,5 +37,5 @@ def harmless(value: object) -> object:
 def as_csv(rows: Iterable[Sequence[object]]) -> str:
     """Rows as CSV text without formulas; None is an empty cell, numbers have every digit."""
     stream = io.StringIO(newline="")
-    csv.writer(stream, lineterminator="\n").writerows([harmless(cell) for cell in row] for row in rows)
+    csv.writer(stream, lineterminator="\n").writerows([escape_formula(cell) for cell in row] for row in rows)
     return stream.getvalue()

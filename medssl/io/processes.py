@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 POLL_S = 0.2  # how often time limits are looked at
 AHEAD_BYTES = 50_000  # of a batch that is sent while another is in work: more would not fit into the pipe
-STARTS = 3  # processes in a row that die before they have begun
+FAILED_STARTS = 3  # processes in a row that die before they have begun
 SIGNALS = {
     signal.SIGSEGV: "signal 11, an invalid access to memory", signal.SIGABRT: "signal 6, it gave up",
     signal.SIGKILL: "signal 9, most likely for want of memory", signal.SIGBUS: "signal 7, the file became shorter",
@@ -107,7 +107,7 @@ class _Job(Generic[T]):
     places: list[int]
     items: list[T]
     task: Callable[..., Any]
-    alone: bool = False
+    single: bool = False
 
 
 class _Worker(Generic[T]):
@@ -116,10 +116,10 @@ class _Worker(Generic[T]):
     def __init__(self, context: Any, setup: Callable[[], None], limits: Limits) -> None:
         self.jobs: deque[_Job[T]] = deque()
         self.connection, other = context.Pipe()
-        self.at = context.RawArray("d", 3)  # jobs begun, item of the last one, since when
-        self.begun = 0  # jobs whose answers came
+        self.progress = context.RawArray("d", 3)  # jobs begun, item of the last one, since when
+        self.answered = 0  # jobs whose answers came
         self.stopped = ""  # why we ended it
-        self.process = context.Process(target=_work, args=(other, self.at, setup, limits.memory_gb), daemon=True)
+        self.process = context.Process(target=_work, args=(other, self.progress, setup, limits.memory_gb), daemon=True)
         with without_main_module():
             self.process.start()
         other.close()
@@ -131,7 +131,7 @@ class _Worker(Generic[T]):
 
     def place(self) -> int | None:
         """Which item of its first job it is at, if it has begun."""
-        return int(self.at[1]) if self.jobs and int(self.at[0]) == self.begun + 1 else None
+        return int(self.progress[1]) if self.jobs and int(self.progress[0]) == self.answered + 1 else None
 
     def stop(self) -> None:
         """Ends it at once."""
@@ -158,58 +158,60 @@ class Pool(Generic[T]):
     ) -> None:
         self.workers, self.limits, self.ordered = workers, limits, ordered
         self.context, self.setup = context, setup
-        self.crew: list[_Worker[T]] = []
-        self.alone: deque[_Job[T]] = deque()
-        self.again: deque[_Job[T]] = deque()
-        self.deaths, self.more = 0, True
+        self.running: list[_Worker[T]] = []
+        self.single_jobs: deque[_Job[T]] = deque()
+        self.retries: deque[_Job[T]] = deque()
+        self.deaths, self.more_batches = 0, True
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        for worker in self.crew:
+        for worker in self.running:
             if kind is None and not worker.jobs:
                 worker.connection.close()  # it sees the end of its work
                 worker.process.join(2)
-        for worker in self.crew:
+        for worker in self.running:
             worker.stop()
-        self.crew = []
+        self.running = []
 
     def map(self, task: Callable[..., Any], batches: Iterator[Sequence[T]]) -> Iterator[tuple[list[T], Any | Lost]]:
-        """Parts of the batches, each with what ``task(items, tell)`` makes of it, or one item with why it is lost.
+        """Parts of the batches, each with what ``task(items, report)`` makes of it, or one item with why it is lost.
 
-        ``task`` calls ``tell(number)`` before each item.
+        ``task`` calls ``report(number)`` before each item.
         """
         if self.workers < 1:
             for batch in batches:
                 yield list(batch), task(batch, lambda _number: None)
             return
-        parts = _Parts[T](self.ordered)
+        parts = _Results[T](self.ordered)
         source = enumerate(batches)
-        self.more = True
+        self.more_batches = True
         while True:
             self._fill(task, source, parts)
             yield from parts.finished()
-            if not (self.more or self.alone or self.again or any(worker.jobs for worker in self.crew)):
+            if not (
+                self.more_batches or self.single_jobs or self.retries or any(worker.jobs for worker in self.running)
+            ):
                 return
             self._listen(parts)
 
-    def _fill(self, task: Callable[..., Any], source: Iterator[tuple[int, Sequence[T]]], parts: _Parts[T]) -> None:
+    def _fill(self, task: Callable[..., Any], source: Iterator[tuple[int, Sequence[T]]], parts: _Results[T]) -> None:
         """Gives work to processes that have too little."""
-        if self.alone:
-            if not any(worker.jobs for worker in self.crew):
-                for worker in self.crew:  # a fresh one: whatever happened before, it is not to blame
+        if self.single_jobs:
+            if not any(worker.jobs for worker in self.running):
+                for worker in self.running:  # a fresh one: whatever happened before, it is not to blame
                     worker.stop()
-                self.crew = []
-                self._send(self._worker(), self.alone.popleft())
+                self.running = []
+                self._send(self._worker(), self.single_jobs.popleft())
             return
-        while len(self.crew) < self.workers or any(len(worker.jobs) < 2 for worker in self.crew):
-            if self.again:
-                job = self.again.popleft()
+        while len(self.running) < self.workers or any(len(worker.jobs) < 2 for worker in self.running):
+            if self.retries:
+                job = self.retries.popleft()
             else:
                 number, batch = next(source, (-1, ()))
                 if number < 0:
-                    self.more = False
+                    self.more_batches = False
                     return
                 job = _Job(number, list(range(len(batch))), list(batch), task)
                 parts.expect(number, len(batch))
@@ -218,10 +220,10 @@ class Pool(Generic[T]):
 
     def _worker(self) -> _Worker[T]:
         """The process with the least to do, a new one where all have something."""
-        worker = min(self.crew, key=lambda worker: len(worker.jobs), default=None)
-        if worker is None or (worker.jobs and len(self.crew) < self.workers):
+        worker = min(self.running, key=lambda worker: len(worker.jobs), default=None)
+        if worker is None or (worker.jobs and len(self.running) < self.workers):
             worker = _Worker(self.context, self.setup, self.limits)
-            self.crew.append(worker)
+            self.running.append(worker)
         return worker
 
     def _send(self, worker: _Worker[T], job: _Job[T]) -> bool:
@@ -230,14 +232,14 @@ class Pool(Generic[T]):
 
         data = bytes(ForkingPickler.dumps((job.task, job.items)))
         if worker.jobs and len(data) > AHEAD_BYTES:
-            self.again.appendleft(job)
+            self.retries.appendleft(job)
             return False
         worker.send(job, data)
         return True
 
-    def _listen(self, parts: _Parts[T]) -> None:
+    def _listen(self, parts: _Results[T]) -> None:
         """Waits for answers, deaths and time limits."""
-        handles = {handle: worker for worker in self.crew for handle in (worker.connection, worker.process.sentinel)}
+        handles = {handle: worker for worker in self.running for handle in (worker.connection, worker.process.sentinel)}
         for worker in {id(handles[handle]): handles[handle] for handle in wait(list(handles), POLL_S)}.values():
             try:
                 answer = worker.connection.recv() if worker.connection.poll() else None
@@ -248,18 +250,18 @@ class Pool(Generic[T]):
             else:
                 self._died(worker, parts)
         now = time.monotonic()
-        for worker in self.crew:
+        for worker in self.running:
             place = worker.place()
             if place is not None:
                 limit = self.limits.seconds_of(worker.jobs[0].items[place])
-                if now - worker.at[2] > limit:
+                if now - worker.progress[2] > limit:
                     worker.stopped = TOO_SLOW.format(round(limit, 1))
                     worker.process.kill()
 
-    def _answered(self, worker: _Worker[T], answer: tuple[str, Any], parts: _Parts[T]) -> None:
+    def _answered(self, worker: _Worker[T], answer: tuple[str, Any], parts: _Results[T]) -> None:
         kind, value = answer
         job = worker.jobs.popleft()
-        worker.begun += 1
+        worker.answered += 1
         self.deaths = 0
         if kind == "error":
             raise value
@@ -268,33 +270,33 @@ class Pool(Generic[T]):
         else:
             parts.add(job, value)
 
-    def _died(self, worker: _Worker[T], parts: _Parts[T]) -> None:
+    def _died(self, worker: _Worker[T], parts: _Results[T]) -> None:
         """Charges the death of a process to what it was at, and has the rest done again."""
         place, jobs = worker.place(), list(worker.jobs)
         worker.stop()
-        self.crew.remove(worker)
+        self.running.remove(worker)
         code = worker.process.exitcode or 0
         if place is None:
             self.deaths += 1
-            if self.deaths == STARTS:
+            if self.deaths == FAILED_STARTS:
                 message = (
-                    f"{STARTS} worker processes in a row ended before they had begun ({_words(code)}): run the same "
-                    "command again with fewer workers"
+                    f"{FAILED_STARTS} worker processes in a row ended before they had begun ({_describe_exit(code)}): "
+                    "run the same command again with fewer workers"
                 )
                 raise UserError(message)
-            self.again.extendleft(reversed(jobs))
+            self.retries.extendleft(reversed(jobs))
             return
         job = jobs[0]
-        self.again.extendleft(reversed(jobs[1:]))
+        self.retries.extendleft(reversed(jobs[1:]))
         if worker.stopped:
             self._lose(job, place, Lost(worker.stopped, "seconds"), parts)
-        elif job.alone:
-            self._lose(job, place, Lost(f"the reader ended ({_words(code)}) while it read this"), parts)
+        elif job.single:
+            self._lose(job, place, Lost(f"the reader ended ({_describe_exit(code)}) while it read this"), parts)
         else:
-            self.alone.append(_Job(job.batch, [job.places[place]], [job.items[place]], job.task, alone=True))
+            self.single_jobs.append(_Job(job.batch, [job.places[place]], [job.items[place]], job.task, single=True))
             self._without(job, place)
 
-    def _lose(self, job: _Job[T], place: int, lost: Lost, parts: _Parts[T]) -> None:
+    def _lose(self, job: _Job[T], place: int, lost: Lost, parts: _Results[T]) -> None:
         parts.add(_Job(job.batch, [job.places[place]], [job.items[place]], job.task), lost)
         self._without(job, place)
 
@@ -302,11 +304,11 @@ class Pool(Generic[T]):
         """Has the other items of a job done again."""
         if len(job.items) > 1:
             del job.places[place], job.items[place]
-            self.again.append(job)
+            self.retries.append(job)
 
 
 @dataclass
-class _Parts(Generic[T]):
+class _Results(Generic[T]):
     """Results until the batches before them are complete."""
 
     ordered: bool
@@ -337,14 +339,14 @@ class _Parts(Generic[T]):
             yield items, result
 
 
-def _words(code: int) -> str:
+def _describe_exit(code: int) -> str:
     """How a process ended."""
     if code >= 0:
         return f"exit code {code}"
     return SIGNALS.get(signal.Signals(-code), f"signal {-code}")
 
 
-def _work(connection: Connection, at: Any, setup: Callable[[], None], memory_gb: float) -> None:
+def _work(connection: Connection, progress: Any, setup: Callable[[], None], memory_gb: float) -> None:
     """What a worker process does: one batch after the other, until the connection ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends its workers
     follow_parent()
@@ -352,10 +354,10 @@ def _work(connection: Connection, at: Any, setup: Callable[[], None], memory_gb:
     memory_limit(memory_gb)
     number = 0
 
-    def tell(place: int) -> None:
+    def report(place: int) -> None:
         nonlocal number
-        at[1], at[2] = place, time.monotonic()
-        at[0] = number
+        progress[1], progress[2] = place, time.monotonic()
+        progress[0] = number
 
     while True:
         try:
@@ -365,9 +367,9 @@ def _work(connection: Connection, at: Any, setup: Callable[[], None], memory_gb:
         number += 1
         answer: tuple[str, Any]
         try:
-            answer = ("done", task(items, tell))
+            answer = ("done", task(items, report))
         except MemoryError:
-            answer = ("memory", at[1])
+            answer = ("memory", progress[1])
         except BaseException as error:  # noqa: BLE001 - raised again by the parent
             answer = ("error", error)
         try:

@@ -110,8 +110,8 @@ def statistic_interval(
     if len(groups) < FEWEST:
         return Interval(value, None, None, len(groups), note=_too_few(len(groups)))
     drawn = _draws(len(groups), seed, resamples)
-    found = [statistic(np.concatenate([groups[number] for number in draw])) for draw in drawn]
-    defined = [number for number in found if number is not None]
+    resampled = [statistic(np.concatenate([groups[number] for number in draw])) for draw in drawn]
+    defined = [number for number in resampled if number is not None]
     left_out = resamples - len(defined)
     note = f"{left_out:,} of {resamples:,} resamples left out: not defined" if left_out else ""
     if 2 * left_out > resamples:

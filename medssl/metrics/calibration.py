@@ -53,12 +53,12 @@ def temperature(probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, 
     logits = _logits(probabilities)
 
     def loss(logarithm: float) -> float:  # convex in 1 / T, so it has one valley in log T, too
-        own = log_softmax(logits / math.exp(logarithm))
-        return float(-np.take_along_axis(own, truth[:, None], 1).mean())
+        log_probabilities = log_softmax(logits / math.exp(logarithm))
+        return float(-np.take_along_axis(log_probabilities, truth[:, None], 1).mean())
 
     bounds = (math.log(COLDEST), math.log(WARMEST))
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
-    return math.exp(min((*bounds, float(found.x)), key=loss))
+    minimum = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return math.exp(min((*bounds, float(minimum.x)), key=loss))
 
 
 def scaled(probabilities: Float[np.ndarray, "N K"], temperature: float) -> Float[np.ndarray, "N K"]:

@@ -81,14 +81,14 @@ def score_cases(
 
 def metrics(names: Sequence[str], specificity: float = SPECIFICITY) -> dict[str, Metric]:
     """Functions of (probabilities, truth) by the names under which ``score_cases`` gives their values."""
-    chosen: dict[str, Metric] = {"accuracy": _accuracy, "balanced_accuracy": _balanced_accuracy}
+    measures: dict[str, Metric] = {"accuracy": _accuracy, "balanced_accuracy": _balanced_accuracy}
     rankings: dict[str, Ranking] = {"auroc": auroc, "average_precision": average_precision}
     rankings |= {sensitivity_name(specificity): partial(sensitivity, specificity=specificity)}
     for kind, ranking in rankings.items():
-        chosen[kind] = partial(_mean_of_classes, ranking)
+        measures[kind] = partial(_mean_of_classes, ranking)
         if len(names) > 2:
-            chosen |= {f"{kind}:{name}": partial(_of_class, ranking, number) for number, name in enumerate(names)}
-    return chosen | {"ece": _ece, "brier": _brier, "nll": _nll}
+            measures |= {f"{kind}:{name}": partial(_of_class, ranking, number) for number, name in enumerate(names)}
+    return measures | {"ece": _ece, "brier": _brier, "nll": _nll}
 
 
 def sensitivity_name(specificity: float) -> str:
@@ -142,9 +142,9 @@ def average_precision(scores: Float[np.ndarray, "N"], positive: Bool[np.ndarray,
     if positive.all() or not positive.any():
         return None
     values, same = np.unique(-scores, return_inverse=True)  # the highest first
-    found = np.bincount(same, weights=positive, minlength=len(values))
-    precision = np.cumsum(found) / np.cumsum(np.bincount(same, minlength=len(values)))
-    return float((found * precision).sum() / positive.sum())
+    positives = np.bincount(same, weights=positive, minlength=len(values))
+    precision = np.cumsum(positives) / np.cumsum(np.bincount(same, minlength=len(values)))
+    return float((positives * precision).sum() / positive.sum())
 
 
 def sensitivity(
@@ -155,13 +155,13 @@ def sensitivity(
     The threshold is the lowest of the scores that at least a share ``specificity`` of the others stays below; where
     none does, nothing is found.
     """
-    others, own = np.sort(scores[~positive]), scores[positive]
-    if not len(others) or not len(own):
+    others, positives = np.sort(scores[~positive]), scores[positive]
+    if not len(others) or not len(positives):
         return None
     thresholds = np.unique(scores)
     below = np.searchsorted(others, thresholds, "left")
     allowed = thresholds[below >= specificity * len(others) - 1e-9]
-    return float((own >= allowed[0]).mean()) if len(allowed) else 0.0
+    return float((positives >= allowed[0]).mean()) if len(allowed) else 0.0
 
 
 def calibration_error(confidence: Float[np.ndarray, "N"], correct: Bool[np.ndarray, "N"], bins: int = BINS) -> float:
@@ -206,8 +206,8 @@ def refuse_unfit(
     _refuse_rows((low < 0) | (high > 1), "have scores outside 0 to 1: expected probabilities", scan_ids)
     off = np.abs(probabilities.sum(axis=1, dtype=np.float64) - 1) > SUM_TOLERANCE
     _refuse_rows(off, "have probabilities that do not add up to 1", scan_ids)
-    strange = (truth < 0) | (truth >= len(names))
-    _refuse_rows(strange, f"have a true class that is none of 0 to {len(names) - 1}: leave them out", scan_ids)
+    unknown = (truth < 0) | (truth >= len(names))
+    _refuse_rows(unknown, f"have a true class that is none of 0 to {len(names) - 1}: leave them out", scan_ids)
 
 
 def _refuse_rows(wrong: Bool[np.ndarray, "N"], what: str, scan_ids: Sequence[str] | None) -> None:
@@ -225,17 +225,17 @@ def _accuracy(probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, "N
 
 def _balanced_accuracy(probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, "N"]) -> float | None:
     scans = np.bincount(truth)
-    found = np.bincount(truth, weights=probabilities.argmax(1) == truth)
+    correct = np.bincount(truth, weights=probabilities.argmax(1) == truth)
     present = scans > 0
-    return float((found[present] / scans[present]).mean()) if present.sum() > 1 else None
+    return float((correct[present] / scans[present]).mean()) if present.sum() > 1 else None
 
 
 def _mean_of_classes(
     ranking: Ranking, probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, "N"]
 ) -> float | None:
     classes = range(probabilities.shape[1])
-    found = [_of_class(ranking, number, probabilities, truth) for number in (classes if len(classes) > 2 else [1])]
-    defined = [value for value in found if value is not None]
+    values = [_of_class(ranking, number, probabilities, truth) for number in (classes if len(classes) > 2 else [1])]
+    defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else None
 
 
@@ -254,5 +254,5 @@ def _brier(probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, "N"])
 
 
 def _nll(probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, "N"]) -> float:
-    own = np.take_along_axis(probabilities, truth[:, None], 1)[:, 0]
-    return float(-np.log(np.maximum(own, LOWEST)).mean())
+    of_true_class = np.take_along_axis(probabilities, truth[:, None], 1)[:, 0]
+    return float(-np.log(np.maximum(of_true_class, LOWEST)).mean())

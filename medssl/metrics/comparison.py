@@ -105,11 +105,11 @@ def corrected(p_values: Sequence[float]) -> list[float]:
     [0.03, 0.06, 0.06]
     """
     count, highest = len(p_values), 0.0
-    found = [0.0] * count
+    adjusted = [0.0] * count
     for rank, place in enumerate(np.argsort(p_values, kind="stable")):
         highest = max(highest, min(1.0, (count - rank) * p_values[place]))
-        found[place] = round(highest, 12)
-    return found
+        adjusted[place] = round(highest, 12)
+    return adjusted
 
 
 def verdict(
@@ -267,7 +267,7 @@ def _p_value(table: Float[np.ndarray, "R S"], generator: np.random.Generator) ->
     # estimated effects are smaller than true ones by what the mean took
     of_run, of_subject = of_run * np.sqrt(runs / (runs - 1)), of_subject * np.sqrt(subjects / (subjects - 1))
     rest = rest * np.sqrt(runs * subjects / ((runs - 1) * (subjects - 1)))
-    seen, as_far = abs(float(mean)) / float(error), 0
+    observed, as_far = abs(float(mean)) / float(error), 0
     for first in range(0, FLIPS, 500):
         count = min(500, FLIPS - first)
         flipped = (
@@ -276,8 +276,8 @@ def _p_value(table: Float[np.ndarray, "R S"], generator: np.random.Generator) ->
             + _signs(generator, count, runs, subjects) * rest
         )
         means, errors, _ = standard_error(flipped)
-        as_far += int((np.abs(means) >= (seen - 1e-12) * errors).sum())
-    return max((1 + as_far) / (FLIPS + 1), 2 * float(stdtr(float(freedom), -seen)))
+        as_far += int((np.abs(means) >= (observed - 1e-12) * errors).sum())
+    return max((1 + as_far) / (FLIPS + 1), 2 * float(stdtr(float(freedom), -observed)))
 
 
 def _signs(generator: np.random.Generator, *shape: int) -> Float[np.ndarray, "*shape"]:
@@ -304,10 +304,10 @@ def _numbers(one: Difference, what: str) -> str:
     return f"{one.value:+.3f} {what} [{one.low:.3f}, {one.high:.3f}]"
 
 
-def _where(labels: Sequence[int], chosen: Sequence[int], *, up_to: bool = True) -> str:
+def _where(labels: Sequence[int], places: Sequence[int], *, up_to: bool = True) -> str:
     """Which numbers of labels: "with up to 4 labeled subjects" where all fewer ones are meant, else "at 4 and 16"."""
-    numbers, everywhere = [str(labels[place]) for place in chosen], len(chosen) == len(labels)
-    if up_to and not everywhere and list(chosen) == list(range(len(chosen))):
+    numbers, everywhere = [str(labels[place]) for place in places], len(places) == len(labels)
+    if up_to and not everywhere and list(places) == list(range(len(places))):
         return f"with up to {numbers[-1]} labeled subjects"
     listed = " and ".join(filter(None, [", ".join(numbers[:-1]), numbers[-1]]))
     return f"at {listed} labeled subjects" if everywhere else f"at {listed}"

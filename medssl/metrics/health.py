@@ -140,13 +140,13 @@ def alarms(history: Sequence[Measures], *, settled: int) -> list[Alarm]:
         )
         return [Alarm("nothing", message)]
     rules = (_collapse, _sharpness, _flatness, _divergence)
-    found = [_not_finite(now), *(rule(history) for rule in rules), _narrowing(history, settled)]
+    candidates = [_not_finite(now), *(rule(history) for rule in rules), _narrowing(history, settled)]
     if now["step"] >= settled:
-        found += [_stuck(history), _teacher(now)]
-    kinds = {alarm.kind for alarm in found if alarm}
+        candidates += [_stuck(history), _teacher(now)]
+    kinds = {alarm.kind for alarm in candidates if alarm}
     explained = {"stuck"} if kinds - {"stuck"} else set()
     explained |= {"narrowing"} if "collapse" in kinds else set()
-    return [alarm for alarm in found if alarm and alarm.kind not in explained]
+    return [alarm for alarm in candidates if alarm and alarm.kind not in explained]
 
 
 def _not_finite(now: Measures) -> Alarm | None:

@@ -78,16 +78,16 @@ class Compared:
 
 def levels(trained: Sequence[Trained], arm: str) -> list[Level]:
     """The label-efficiency curve of an arm; numbers of labels without a run are left out."""
-    found = []
+    curve = []
     for labels in sorted({one.labels for one in trained if one.arm == arm}):
-        own = sorted((one for one in trained if (one.arm, one.labels) == (arm, labels)), key=lambda one: one.run)
-        scores = _table(own, _subjects(own))
+        runs = sorted((one for one in trained if (one.arm, one.labels) == (arm, labels)), key=lambda one: one.run)
+        scores = _table(runs, _subjects(runs))
         spread = difference(scores, np.zeros_like(scores)) if np.isfinite(scores).all(axis=0).any() else None
         low, high = (spread.low, spread.high) if spread else (None, None)
-        if low is not None and high is not None and own[0].measure in BOUNDED:
+        if low is not None and high is not None and runs[0].measure in BOUNDED:
             low, high = max(0.0, low), min(1.0, high)
-        found.append(Level(labels, sum(one.value for one in own) / len(own), low, high, len(own)))
-    return found
+        curve.append(Level(labels, sum(one.value for one in runs) / len(runs), low, high, len(runs)))
+    return curve
 
 
 def compared(
@@ -105,29 +105,29 @@ def compared(
         One for each arm that has a run in common with its twin.
     """
     pairs = {arm: _differences(trained, arm, twin) for arm, twin in twins.items()}
-    places = [(arm, labels) for arm, own in pairs.items() for labels, one in own.items() if one.conclusive]
+    places = [(arm, labels) for arm, by_labels in pairs.items() for labels, one in by_labels.items() if one.conclusive]
     corrections = dict(zip(places, corrected([pairs[arm][labels].p or 0.0 for arm, labels in places]), strict=True))
-    found = []
-    for arm, own in pairs.items():
-        if not own:
+    comparisons = []
+    for arm, differences in pairs.items():
+        if not differences:
             continue
-        labels, known = tuple(own), tuple(corrections.get((arm, n)) for n in own)
-        told = verdict(labels, tuple(own.values()), what=NAMES[trained[0].measure], p_values=known)
+        labels, known = tuple(differences), tuple(corrections.get((arm, n)) for n in differences)
+        words = verdict(labels, tuple(differences.values()), what=NAMES[trained[0].measure], p_values=known)
         wanted = {one.labels for one in trained if one.arm in {arm, twins[arm]}} if asked is None else {*asked[arm]}
-        if without := sorted(wanted - own.keys()):
-            told += f"; nothing to compare at {' and '.join(map(str, without))}"
+        if without := sorted(wanted - differences.keys()):
+            words += f"; nothing to compare at {' and '.join(map(str, without))}"
         helped = [
             n for n, p in zip(labels, known, strict=True)
-            if p is not None and p <= LEVEL and own[n].value > 0
+            if p is not None and p <= LEVEL and differences[n].value > 0
         ]  # fmt: skip
         saved = _saved(levels(trained, arm), levels(trained, twins[arm]), helped)
-        found.append(Compared(arm, twins[arm], labels, tuple(own.values()), known, told, saved))
-    return found
+        comparisons.append(Compared(arm, twins[arm], labels, tuple(differences.values()), known, words, saved))
+    return comparisons
 
 
 def _differences(trained: Sequence[Trained], arm: str, twin: str) -> dict[int, Difference]:
     """Arm less twin over the runs that both have, by number of labels; subjects without a score are left out."""
-    found = {}
+    differences = {}
     for labels in sorted({one.labels for one in trained}):
         both = {
             name: {one.run: one for one in trained if (one.arm, one.labels) == (name, labels)} for name in (arm, twin)
@@ -139,8 +139,8 @@ def _differences(trained: Sequence[Trained], arm: str, twin: str) -> dict[int, D
         subjects = _subjects([*runs[arm], *runs[twin]])
         first, second = (_table(runs[name], subjects) for name in (arm, twin))
         if np.isfinite(first - second).all(axis=0).any():
-            found[labels] = difference(first, second)
-    return found
+            differences[labels] = difference(first, second)
+    return differences
 
 
 def _saved(arm: Sequence[Level], twin: Sequence[Level], helped: Sequence[int]) -> tuple[str, ...]:

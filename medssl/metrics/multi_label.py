@@ -58,8 +58,8 @@ def mean_of_findings(
     measure: Measure, probabilities: Float[np.ndarray, "N K"], truth: Int[np.ndarray, "N K"], *, every: int = 0
 ) -> float | None:
     """Mean over the findings that have the measure; None where none has, or fewer than ``every``."""
-    found = [of_finding(measure, number, probabilities, truth) for number in range(truth.shape[1])]
-    defined = [value for value in found if value is not None]
+    values = [of_finding(measure, number, probabilities, truth) for number in range(truth.shape[1])]
+    defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined and len(defined) >= every else None
 
 
@@ -89,15 +89,15 @@ def summarize_multi_label(
     refuse_nothing(rows, skipped)
     refuse_twice(rows)
     _, truth = findings_arrays(rows, names)
-    found = multi_label_means(rows, names, specificity)
+    intervals = multi_label_means(rows, names, specificity)
     counts = {
         what: {name: int((truth[:, number] == value).sum()) for number, name in enumerate(names)}
         for what, value in (("yes", 1), ("no", 0), ("not known", NOT_KNOWN))
     }
-    defined = {name: interval for name, interval in found.items() if interval.value is not None}
-    said = {
+    defined = {name: interval for name, interval in intervals.items() if interval.value is not None}
+    reasons = {
         name: _why(truth[:, names.index(name.partition(":")[2])])
-        for name, interval in found.items()
+        for name, interval in intervals.items()
         if interval.value is None and ":" in name
     }
     return {
@@ -105,10 +105,10 @@ def summarize_multi_label(
         "classes": list(names),
         "scans": len(rows),
         "subjects": len({row.subject_id for row in rows}),
-        "metrics": {name: entry(interval) for name, interval in found.items()},
+        "metrics": {name: entry(interval) for name, interval in intervals.items()},
         "counts": counts,
         "skipped": [{"scan_id": scan_id, "reason": reason} for scan_id, reason in skipped],
-        "notes": [*notes, *grouped(said), *interval_notes(defined)],
+        "notes": [*notes, *grouped(reasons), *interval_notes(defined)],
         "by": dict(by or {}),
     }
 
@@ -123,13 +123,13 @@ def multi_label_means(
     def interval(measure: Callable[..., float | None]) -> Interval:
         return statistic_interval(lambda places: measure(probabilities[places], truth[places]), subjects)
 
-    found = {}
+    intervals = {}
     for kind, measure in measures(specificity).items():
         each = {name: interval(partial(of_finding, measure, number)) for number, name in enumerate(names)}
         defined = sum(one.value is not None for one in each.values())
-        found[kind] = interval(partial(mean_of_findings, measure, every=defined))  # fewer are another measure
-        found |= {f"{kind}:{name}": one for name, one in each.items()}
-    return found
+        intervals[kind] = interval(partial(mean_of_findings, measure, every=defined))  # fewer are another measure
+        intervals |= {f"{kind}:{name}": one for name, one in each.items()}
+    return intervals
 
 
 def findings_arrays(

@@ -123,19 +123,19 @@ def _choose(
     name: str, setting: str, tried: Sequence[tuple[float, Answer]], validation: Group, names: Sequence[str]
 ) -> Probe:
     measures = metrics(names)
-    found = []
+    scored = []
     for value, answer in tried:
         scores = answer(validation.features)
         auroc, accuracy = (measures[measure](scores, validation.truth) for measure in MEASURES[:2])
         assert auroc is not None and accuracy is not None  # noqa: PT018 (every class is there)
-        found.append((value, round(auroc, 12), round(accuracy, 12)))
-    place = max(range(len(found)), key=lambda number: (*found[number][1:], -number))
+        scored.append((value, round(auroc, 12), round(accuracy, 12)))
+    place = max(range(len(scored)), key=lambda number: (*scored[number][1:], -number))
     notes = []
-    if setting == "penalty" and place in (0, len(found) - 1):
-        notes.append(f"the penalty {found[place][0]:g} is the end of the range that was tried")
-    if setting == "penalty" and len(found) < len(PENALTIES):
-        notes.append(f"{len(PENALTIES) - len(found)} penalties left out: the fit did not converge in {STEPS:,} steps")
-    return Probe(name, setting, found[place][0], tuple(found), tried[place][1], "; ".join(notes))
+    if setting == "penalty" and place in (0, len(scored) - 1):
+        notes.append(f"the penalty {scored[place][0]:g} is the end of the range that was tried")
+    if setting == "penalty" and len(scored) < len(PENALTIES):
+        notes.append(f"{len(PENALTIES) - len(scored)} penalties left out: the fit did not converge in {STEPS:,} steps")
+    return Probe(name, setting, scored[place][0], tuple(scored), tried[place][1], "; ".join(notes))
 
 
 # --- the probes
@@ -143,12 +143,12 @@ def _choose(
 
 def knn(train: Group, classes: int, k: int) -> Answer:
     """Shares of the votes [N, K] of the ``k`` nearest training scans."""
-    held, votes = _unit(train.features), np.eye(classes)[train.truth]
+    directions, votes = _unit(train.features), np.eye(classes)[train.truth]
 
     def answer(features: Features) -> Scores:
         parts = []
         for first in range(0, len(features), ROWS):
-            cosine = _unit(features[first : first + ROWS]) @ held.T
+            cosine = _unit(features[first : first + ROWS]) @ directions.T
             nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
             weight = np.exp(np.take_along_axis(cosine, nearest, 1) / TEMPERATURE)
             found = (weight[:, :, None] * votes[nearest]).sum(1)
@@ -171,7 +171,7 @@ def fit_logistic(
     axes = _principal_axes(x)
     x = x @ axes
     spread, target = (x**2).mean(0), np.eye(classes)[truth]
-    weight, bias, found = np.zeros((x.shape[1], classes)), np.zeros((1, classes)), []
+    weight, bias, fits = np.zeros((x.shape[1], classes)), np.zeros((1, classes)), []
     for penalty in penalties:
         # the same problem in units in which it curves about as much along every axis: steps by the thousand less
         unit = np.append(1 / np.sqrt(spread / 4 + penalty), 2.0)[:, None]
@@ -190,8 +190,8 @@ def fit_logistic(
         end = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
         weight, bias = np.split(end.reshape(len(unit), -1) * unit, [-1])
         if np.abs(loss(end)[1].reshape(len(unit), -1) / unit).max() <= CONVERGED:
-            found.append((penalty, Linear(mean, deviation, axes @ weight, bias[0])))
-    return found
+            fits.append((penalty, Linear(mean, deviation, axes @ weight, bias[0])))
+    return fits
 
 
 def softmaxed(linear: Linear) -> Answer:
@@ -223,12 +223,12 @@ def prototypes(train: Group, classes: int, shots: int, *, draws: int, seed: int)
     if np.bincount(train.truth, minlength=classes).min() < shots:
         return None
     center = train.features.mean(0)
-    held = _unit(train.features - center)
+    directions = _unit(train.features - center)
     places = [np.flatnonzero(train.truth == number) for number in range(classes)]
 
     def drawn(draw: int) -> Answer:
         generator = keyed_generator(seed, draw, f"{shots} shots")
-        means = np.stack([held[generator.choice(own, shots, replace=False)].mean(0) for own in places])
+        means = np.stack([directions[generator.choice(own, shots, replace=False)].mean(0) for own in places])
         return lambda features: np.exp(log_softmax(-_distances(_unit(features - center), means)))
 
     return [drawn(draw) for draw in range(draws)]
@@ -268,12 +268,12 @@ def measure(
 
 def deviation_over_draws(scores: Sequence[Scores], test: Group, names: Sequence[str]) -> dict[str, float | None]:
     """Standard deviation of each measure over the draws of a probe; None where it is not defined."""
-    found: dict[str, float | None] = {}
+    deviations: dict[str, float | None] = {}
     for name in MEASURES:
         values = [metrics(names)[name](own, test.truth) for own in scores]
         known = [value for value in values if value is not None]
-        found[name] = float(np.std(known, ddof=1)) if len(known) > 1 else None
-    return found
+        deviations[name] = float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return deviations
 
 
 # --- refusals and arithmetic

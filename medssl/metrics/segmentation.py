@@ -186,8 +186,8 @@ def count_lesions(true: Bool[np.ndarray, "*s"], predicted: Bool[np.ndarray, "*s"
     true_lesions, in_label = ndimage.label(true, corners_too)
     predicted_lesions, in_prediction = ndimage.label(predicted, corners_too)
     common = true & predicted
-    found = len(np.unique(true_lesions[common]))
-    return found, in_label - found, in_prediction - len(np.unique(predicted_lesions[common]))
+    detected = len(np.unique(true_lesions[common]))
+    return detected, in_label - detected, in_prediction - len(np.unique(predicted_lesions[common]))
 
 
 def refuse_tolerance(nsd_tolerance_mm: float | None) -> None:
@@ -208,9 +208,9 @@ def _score(
     nsd_tolerance_mm: float | None,
 ) -> ClassScore:
     in_label, in_prediction = int(np.count_nonzero(true)), int(np.count_nonzero(predicted))
-    asked = nsd_tolerance_mm is not None
+    measures_more = nsd_tolerance_mm is not None
     if not in_label and not in_prediction:
-        return ClassScore(None, None, 0, 0, "absent", Further(None, None, None, 0, 0, 0) if asked else None)
+        return ClassScore(None, None, 0, 0, "absent", Further(None, None, None, 0, 0, 0) if measures_more else None)
     box = _box(true | predicted)  # beyond it nothing belongs to the class, as beyond the array
     true, predicted = true[box], predicted[box]
     hd95, nsd, note = None, 0.0, "missed" if in_label else "invented"
@@ -220,7 +220,7 @@ def _score(
         nsd = float((np.concatenate(distances) <= (nsd_tolerance_mm or 0.0) + ROUNDING_MM).mean())
     dice = 2 * int(np.count_nonzero(true & predicted)) / (in_label + in_prediction)
     further = None
-    if asked:
+    if measures_more:
         more = in_prediction - in_label
         millilitres = more * float(np.prod(spacing_mm)) / 1000 if true.ndim == 3 else None
         further = Further(nsd, millilitres, more / in_label if in_label else None, *count_lesions(true, predicted))
@@ -265,12 +265,12 @@ def _refuse_unfit(
 
 def _refuse_values(role: str, values: np.ndarray[Any, Any], schema: LabelSchema) -> None:
     known = [value for value, _ in schema.classes]
-    strange = values[~np.isin(values, known)]
-    if strange.size:
-        found = ", ".join(str(value) for value in np.unique(strange)[:5])
+    unknown = values[~np.isin(values, known)]
+    if unknown.size:
+        shown = ", ".join(str(value) for value in np.unique(unknown)[:5])
         classes = ", ".join(f"{value}={name}" for value, name in schema.classes)
         message = (
-            f"{role} holds {found} ({strange.size:,} voxels), which is not among the classes {classes}: name every "
+            f"{role} holds {shown} ({unknown.size:,} voxels), which is not among the classes {classes}: name every "
             "value with label.class_names, or leave it out with label.ignore"
         )
         raise UserError(message)

@@ -219,9 +219,9 @@ def choose(scores: Sequence[Scores], subjects: Sequence[str]) -> tuple[int, list
         UserError: No scan has a class to score.
     """
     means = []
-    for own in zip(*scores, strict=True):
-        found = subject_means([mean_of_known(row) for row in own], subjects)
-        means.append(mean_of_known(list(found.values())))
+    for of_candidate in zip(*scores, strict=True):
+        of_subject = subject_means([mean_of_known(row) for row in of_candidate], subjects)
+        means.append(mean_of_known(list(of_subject.values())))
     dice = [round(mean, 12) for mean in means if mean is not None]
     if not means or len(dice) < len(means):
         message = "no validation scan has a class to score: choose another split"

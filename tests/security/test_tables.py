@@ -21,7 +21,7 @@ from medssl.data.index.update import update
 from medssl.data.store.store import Store
 from medssl.inference.requested_scans import private_index
 from medssl.inference.writers import write_answers
-from medssl.io.csv_text import as_csv, harmless
+from medssl.io.csv_text import as_csv, escape_formula
 from medssl.metrics.probe_tables import write_table
 from medssl.types import LabelSchema, UserError
 
@@ -47,7 +47,7 @@ def test_no_cell_begins_a_formula_in_any_country(text):
 
 @pytest.mark.parametrize("value", ["-1", "-1.5e-05", "++", "- none", "CT", "a;b", "", None, -3, 2.5, "Toshiba=old"])
 def test_everything_else_stays_as_it_is(value):
-    assert harmless(value) == value
+    assert escape_formula(value) == value
 
 
 @pytest.fixture
