@@ -17,6 +17,8 @@ from medssl.encoders.weights import save_encoder
 from medssl.io.atomic_write import atomic_write
 from medssl.io.permissions import owner_only
 from medssl.objectives.base import Objective
+from medssl.reporting.curves import Point, Series, line_chart
+from medssl.reporting.parts import METRICS, read_log
 from medssl.training import describe, hardware
 from medssl.training.checkpoint import RunFolder
 from medssl.training.continuing import REST, Begin, begin, begin_again
@@ -44,6 +46,21 @@ class PretrainResult:
     steps: int
     loss: float | None
     exit_code: int = 0
+
+    @property
+    def losses(self) -> tuple[tuple[float, float], ...]:
+        """Pairs of step and loss, as the run logged them."""
+        return read_log(self.run / METRICS).values("loss")
+
+    def chart(self) -> str:
+        """The loss over the steps, as SVG; "" where nothing was logged."""
+        points = tuple(Point(step, loss) for step, loss in self.losses)
+        if not points:
+            return ""
+        return line_chart([Series("loss", points)], title=self.run.name, x_label="step", y_label="loss")
+
+    def _repr_svg_(self) -> str | None:
+        return self.chart() or None
 
 
 @owner_only()

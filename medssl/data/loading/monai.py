@@ -1,7 +1,7 @@
 """The store for MONAI: a reader for ``LoadImaged``, and a dataset of crops for any MONAI transform.
 
 LoadImaged("image", reader=StoreReader(store))({"image": "store:0f3a..."})
-CropDataset(store, size=(96, 96, 96), transforms=(Imported("monai.transforms.RandBiasFieldd", {"keys": "image"}),))
+StoreDataset(store, size=(96, 96, 96), transforms=(Imported("monai.transforms.RandBiasFieldd", {"keys": "image"}),))
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class StoreReader(ImageReader):  # type: ignore[misc]
         return decode(self.store.read(number, origin, shape), self.store.intensity(number), normalise=self.normalise)
 
 
-class CropDataset(Dataset[Any]):
+class StoreDataset(Dataset[Any]):
     """Crops as dictionaries of MetaTensors with a true affine; item i is a function of (seed, i) alone.
 
     Args:

@@ -63,9 +63,9 @@ def world_values(item, store):
 
 
 def test_crops_have_a_true_affine(store):
-    from medssl.data.loading.monai import CropDataset
+    from medssl.data.loading.monai import StoreDataset
 
-    dataset = CropDataset(store, size=(16, 24, 20), length=12, sampling=Sampling(regions_per_scan=2))
+    dataset = StoreDataset(store, size=(16, 24, 20), length=12, sampling=Sampling(regions_per_scan=2))
     assert len(dataset) == 12
     for item in dataset:
         assert item["image"].shape == (1, 16, 24, 20)
@@ -74,10 +74,10 @@ def test_crops_have_a_true_affine(store):
 
 
 def test_a_users_random_transforms_follow_the_crop_and_are_keyed_by_item(store):
-    from medssl.data.loading.monai import CropDataset
+    from medssl.data.loading.monai import StoreDataset
 
     affine = {"keys": ["image", "label"], "prob": 1.0, "rotate_range": [0.3, 0.2, 0.4], "mode": ["bilinear", "nearest"]}
-    dataset = CropDataset(
+    dataset = StoreDataset(
         store,
         size=(20, 20, 20),
         length=4,
@@ -93,7 +93,7 @@ def test_a_users_random_transforms_follow_the_crop_and_are_keyed_by_item(store):
     assert not torch.equal(items[0]["image"].affine[:3, :3], items[1]["image"].affine[:3, :3])
 
     field = (Imported("monai.transforms.RandBiasFieldd", {"keys": "image", "prob": 1.0}),)
-    plain, biased = CropDataset(store, size=(16, 16, 16)), CropDataset(store, size=(16, 16, 16), transforms=field)
+    plain, biased = StoreDataset(store, size=(16, 16, 16)), StoreDataset(store, size=(16, 16, 16), transforms=field)
     assert not torch.equal(plain[1]["image"], biased[1]["image"])
     assert torch.equal(biased[1]["image"], biased[1]["image"])
     assert torch.equal(plain[1]["image"].affine, biased[1]["image"].affine)
@@ -104,9 +104,9 @@ def test_a_users_random_transforms_follow_the_crop_and_are_keyed_by_item(store):
 def test_workers_give_the_same_items(store):
     from monai.data import DataLoader
 
-    from medssl.data.loading.monai import CropDataset
+    from medssl.data.loading.monai import StoreDataset
 
-    dataset = CropDataset(store, size=(16, 16, 16), length=6)
+    dataset = StoreDataset(store, size=(16, 16, 16), length=6)
     alone = list(DataLoader(dataset, batch_size=2, num_workers=0))
     for left, right in zip(alone, DataLoader(dataset, batch_size=2, num_workers=2), strict=True):
         assert torch.equal(left["image"], right["image"])
