@@ -38,8 +38,7 @@ HEAVY = {
     "tensorboard", "tifffile", "timm", "torchvision", "transformers",
 }  # fmt: skip
 SUBCLASSES = {
-    "medssl/training/": {"lightning"},
-    "medssl/probing/online_probe.py": {"lightning"},
+    "medssl/training/fabric.py": {"lightning"},
     "medssl/encoders/timm_twins.py": {"timm"},
 }  # of those packages' classes
 MONAI_CLASSES = "data/loading/monai.py"  # this subclasses MONAI's reader and is imported only by those who use MONAI

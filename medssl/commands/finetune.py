@@ -21,8 +21,8 @@ from medssl.io.permissions import owner_only
 from medssl.io.trust import names
 from medssl.training import describe, lora
 from medssl.training import initial_weights as start
-from medssl.training import run as running
 from medssl.training.axes import open_store
+from medssl.training.batch_source import batches_of_store
 from medssl.training.checkpoint import RunFolder
 from medssl.training.initial_weights import Allowed, Start
 from medssl.training.label_targets import balanced_groups, prepare, schema_for, target_notes
@@ -36,6 +36,9 @@ from medssl.training.pseudo_labels import (
     subjects_behind,
     with_pseudo_labels,
 )
+from medssl.training.resume import first_progress
+from medssl.training.run import refuse_hardware
+from medssl.training.run import run as train
 from medssl.training.selection import TrainingSelection, select_scans
 from medssl.training.settings import Examples, Training
 from medssl.training.supervised import Supervised, Validation
@@ -108,7 +111,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     Raises:
         UserError: Something the user can put right.
     """
-    running.refuse_hardware(training)
+    refuse_hardware(training)
     begin = start.start_of(pretrained, encoder, from_scratch=from_scratch, trust=names(trust))
     begin = start.with_drop_path(begin, optimizer.drop_path)
     opened = open_store(store, begin, allow, size=data.view.size, key="data.view.size")
@@ -129,8 +132,8 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         {"encoder": begin.encoder, "start": begin.digest, "head": head, "labels": labels, "data": data}
         | {"training": training, "optimizer": optimizer, "mixing": mixing, "pseudo": in_configuration(pseudo)}
     )
-    progress = running.first_progress(training, digest)
-    feed = running.make_feed(
+    progress = first_progress(training, digest)
+    source = batches_of_store(
         opened,
         objective.needs,
         training,
@@ -140,17 +143,17 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         groups=balanced_groups(opened, chosen.learned, schema, data),
         with_labels=kind_of(schema).per_voxel,
     )
-    module = TrainingLoop(objective, feed, optimizer, steps=training.steps, progress=progress)
+    loop = TrainingLoop(objective, source, optimizer, steps=training.steps, progress=progress)
     card = make_card(config, begin, opened, schema, chosen, teacher)
 
     def export() -> None:
-        save_network(run, lora.merged(objective.judged), replace(card, step=module.progress.step))
+        save_network(run, lora.merged(objective.judged), replace(card, step=loop.progress.step))
 
     watching = [Validation(opened, chosen.validated, data, every=training.output.validate_every)]
     notes = [*first_notes(opened, data, chosen, loaded, schema), *filter(None, (adapted, *seen))]
     folder = RunFolder(run)
-    code = running.run(module, folder, config, training, data=data, notes=notes, export=export, watching=watching)
-    return FinetuneResult(run, module.progress.step, module.progress.smoothed, code)
+    outcome = train(loop, folder, config, training, data=data, notes=notes, export=export, watching=watching)
+    return FinetuneResult(run, outcome.steps, outcome.loss, outcome.exit_code)
 
 
 def build(

@@ -17,12 +17,20 @@ from medssl.encoders.weights import save_encoder
 from medssl.io.atomic_write import atomic_write
 from medssl.io.permissions import owner_only
 from medssl.objectives.base import Objective
+from medssl.probing.online_probe import OnlineProbeListener
 from medssl.reporting.curves import Point, Series, line_chart
 from medssl.reporting.parts import METRICS, read_log
 from medssl.training import describe, hardware
+from medssl.training.batch_source import batches_of_store
 from medssl.training.checkpoint import RunFolder
 from medssl.training.continuing import REST, Begin, begin, begin_again
+from medssl.training.events import Listener
+from medssl.training.health_monitor import Health, settled_after
+from medssl.training.loop import TrainingLoop, keyed_seed
 from medssl.training.optim import Optimization
+from medssl.training.resume import first_progress
+from medssl.training.run import refuse_hardware
+from medssl.training.run import run as train
 from medssl.training.settings import Loading, OnlineProbe, Training
 from medssl.types import Card
 from medssl.types.provenance import Seen
@@ -100,16 +108,11 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     Raises:
         UserError: Something the user can put right.
     """
-    from medssl.probing.online_probe import ProbeWhileTraining
-    from medssl.training import run as running  # these import Lightning, which takes seconds: --help does without
-    from medssl.training.health_monitor import Health, settled_after
-    from medssl.training.loop import TrainingLoop, keyed_seed
-
     folder = RunFolder(run)
     config: dict[str, Any] = describe.plain(
         {"encoder": encoder, "objective": objective, "training": training, "optimizer": optimizer, "data": data}
     )
-    running.refuse_hardware(training)
+    refuse_hardware(training)
     torch.manual_seed(keyed_seed(training.seed))
     network = objective(encoder())  # refuses sizes that do not fit, before any data is touched
     begun = begin_again(folder, pretrained) or begin(
@@ -123,22 +126,22 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     plan = network.needs
     largest = tuple(map(max, zip(*(view.size for view in plan.views), strict=True)))
     small = small_scans(opened, largest, split=data.split, slice_axis=plan.sampling.slice_axis)
-    feed = running.make_feed(opened, plan, training, workers=data.workers, split=data.split)
-    progress = running.first_progress(training, opened.digest)
-    module = TrainingLoop(network, feed, optimizer, steps=training.steps, progress=progress)
+    source = batches_of_store(opened, plan, training, workers=data.workers, split=data.split)
+    progress = first_progress(training, opened.digest)
+    loop = TrainingLoop(network, source, optimizer, steps=training.steps, progress=progress)
 
     def export() -> None:
-        write_weights(run, network, make_card(config, opened, begun, module.progress.step))
+        write_weights(run, network, make_card(config, opened, begun, loop.progress.step))
 
-    watching: list[Any] = [
+    watching: list[Listener] = [
         Health(every=training.output.health_every, settled=settled_after(training.steps, optimizer.warmup))
     ]
     if probe.target is not None:
-        watching.append(ProbeWhileTraining(opened, plan, probe, half=hardware.precision_of(training) != "fp32"))
+        watching.append(OnlineProbeListener(opened, plan, probe, half=hardware.precision_of(training) != "fp32"))
     notes = [f"{small} scans are smaller than the view and are padded"] if small else []
     notes = [*begun.notes, *other_rules(begun, opened), *notes]
-    code = running.run(module, folder, config, training, data=data, notes=notes, export=export, watching=watching)
-    return PretrainResult(run, module.progress.step, module.progress.smoothed, code)
+    outcome = train(loop, folder, config, training, data=data, notes=notes, export=export, watching=watching)
+    return PretrainResult(run, outcome.steps, outcome.loss, outcome.exit_code)
 
 
 def other_rules(begun: Begin, opened: Store) -> list[str]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sys
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as lightning
 import numpy as np
 
 from medssl.data.index.split import overlap
@@ -19,10 +17,13 @@ from medssl.metrics import scan_probe as probes
 from medssl.objectives.base import evaluation_mode
 from medssl.probing.feature_extractor import Frozen
 from medssl.probing.scan_probe import group_of, refuse_kind
+from medssl.training.events import Listener, Measures
 from medssl.types import UserError
 
 if TYPE_CHECKING:
     from medssl.data.store.store import Store
+    from medssl.objectives.base import Objective
+    from medssl.training.events import StepRecord
     from medssl.training.loop import TrainingLoop
     from medssl.training.settings import OnlineProbe
     from medssl.types import LabelSchema, ViewPlan
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 SHOWN = {"knn": "nearest neighbors", "logistic": "linear probe"}
 
 
-class ProbeWhileTraining(lightning.Callback):
+class OnlineProbeListener(Listener):
     """Embeds labeled scans with the encoder as it is, and logs ``probe_knn_auroc`` and ``probe_logistic_auroc``.
 
     Probes learn from scans of the split "train" and are judged on "val", where their settings are chosen as well: a
@@ -49,6 +50,8 @@ class ProbeWhileTraining(lightning.Callback):
         UserError: There are no such labels, they are no classes of whole scans, a split lacks a class, or subjects are
             in both splits.
     """
+
+    name = "online_probe"
 
     def __init__(self, store: Store, plan: ViewPlan, settings: OnlineProbe, *, half: bool) -> None:
         assert settings.target is not None
@@ -73,24 +76,24 @@ class ProbeWhileTraining(lightning.Callback):
         self.names = [name for _, name in self.schema.classes]
         self.start: dict[str, float] = {}
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: TrainingLoop) -> None:
-        """Looks at the encoder before its first step."""
-        if pl_module.progress.step == 0 and trainer.is_global_zero:
-            self.start = self.look(pl_module)
+    def on_start(self, loop: TrainingLoop) -> None:
+        """Probes the encoder before its first step."""
+        if loop.progress.step == 0 and loop.rank == 0:
+            self.start = self.look(loop.objective)
             self.tell(0, self.start)
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: TrainingLoop, *_: object) -> None:
-        """Looks where it is time to."""
-        step = pl_module.progress.step
-        if trainer.is_global_zero and (step % self.every == 0 or step >= pl_module.steps):
-            try:
-                found = self.look(pl_module)
-            except UserError as error:  # features that are not finite: the training goes on without a look
-                log.info(f"probe of {self.schema.name}, step {step}: skipped, {error}")
-                return
-            pl_module.record |= found
-            pl_module.measured = True
-            self.tell(step, found)
+    def on_step(self, loop: TrainingLoop, record: StepRecord) -> Measures | None:
+        """Probes where it is time to."""
+        step = record.step
+        if loop.rank > 0 or (step % self.every and step < loop.steps):
+            return None
+        try:
+            found = self.look(loop.objective)
+        except UserError as error:  # features that are not finite: the training goes on without a look
+            log.info(f"probe of {self.schema.name}, step {step}: skipped, {error}")
+            return None
+        self.tell(step, found)
+        return Measures(found)
 
     def state_dict(self) -> dict[str, Any]:
         """What the encoder was worth before its first step, to the probe that was asked for."""
@@ -102,9 +105,8 @@ class ProbeWhileTraining(lightning.Callback):
 
     # --- one look
 
-    def look(self, module: TrainingLoop) -> dict[str, float]:
+    def look(self, objective: Objective) -> dict[str, float]:
         """AUROC on the validation scans of the probes, each with the setting that is best there."""
-        objective = module.objective
         encoder = objective.exported()["encoder"]
         assert isinstance(encoder, Encoder)
         frozen = Frozen(encoder, self.window, self.axis, self.windows, {})
@@ -124,7 +126,6 @@ class ProbeWhileTraining(lightning.Callback):
         scans = f"{len(self.learned)} scans to learn from, {len(self.judged)} to judge" if not step else ""
         line = f"probe of {self.schema.name}, step {step}: validation AUROC {', '.join(parts)}{since}; {scans}"
         log.info(line.rstrip("; "))
-        sys.stdout.flush()
 
 
 def bounded(store: Store, axes: int, split: str, schema: LabelSchema, settings: OnlineProbe) -> tuple[int, ...]:

@@ -34,6 +34,8 @@ FREE_KEYS = (
 )  # fmt: skip
 GONE = (".pretrained_file",)  # ends of keys that older configurations hold as null
 LATER = {".sampling.labeled": 0.0}  # ends of keys, and what they are in configurations that are older than the keys
+SMOOTHING = 0.98
+OLDER_LISTENERS = {"Health": "health", "ProbeWhileTraining": "online_probe"}  # names in checkpoints of 0.1.0
 DAMAGE = (
     RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile,
     zlib.error,
@@ -63,6 +65,11 @@ class Progress:
     best: float = float("inf")
     steps: int = 0
     together: int = 0
+
+    def smooth(self, loss: float) -> float:
+        """Takes the loss of a step into the smoothed loss, and returns that."""
+        self.smoothed = loss if self.smoothed is None else SMOOTHING * self.smoothed + (1 - SMOOTHING) * loss
+        return self.smoothed
 
 
 def is_best(progress: Progress) -> bool:
@@ -99,12 +106,18 @@ def load_state(path: Path) -> dict[str, Any]:
             raise ValueError(message)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         state["progress"] = Progress(**state["progress"])
+        state.setdefault("listeners", listeners_of_older(state))
     except DAMAGE as error:
         others = [other.name for other in checkpoints(path.parent) if other != path]
         remedy = f"training goes on from {others[0]}" if others else "training starts anew"
         message = f"checkpoint {path.name} is damaged ({short(error)}): delete it and run the same command; {remedy}"
         raise UserError(message) from error
     return state
+
+
+def listeners_of_older(state: dict[str, Any]) -> dict[str, Any]:
+    """States of the listeners in a checkpoint of 0.1.0, which names them by their classes."""
+    return {OLDER_LISTENERS.get(name, name): held for name, held in state.pop("callbacks", {}).items()}
 
 
 def short(error: Exception) -> str:

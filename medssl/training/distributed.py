@@ -6,7 +6,6 @@ import atexit
 import os
 import sys
 from dataclasses import dataclass
-from typing import Any
 
 from medssl.types import UserError
 
@@ -23,19 +22,6 @@ class Layout:
     def first(self) -> bool:
         """Whether this process writes the files and the console."""
         return self.rank == 0
-
-    def trainer_arguments(self) -> dict[str, Any]:
-        """What Lightning's Trainer must know: processes here, machines, how gradients meet."""
-        from lightning.pytorch.plugins.environments import SLURMEnvironment
-        from lightning.pytorch.strategies import DDPStrategy
-
-        plugins = [SLURMEnvironment(auto_requeue=False)] if under_slurm() else None
-        if self.world_size == 1:
-            return {"devices": 1, "num_nodes": 1, "plugins": plugins}
-        # buffers are equal by construction: batch norm is summed over the processes
-        strategy = DDPStrategy(find_unused_parameters=False, broadcast_buffers=False)
-        nodes = self.world_size // self.local_world_size
-        return {"devices": self.local_world_size, "num_nodes": nodes, "strategy": strategy, "plugins": plugins}
 
 
 def end(code: int) -> int:

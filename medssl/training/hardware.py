@@ -25,6 +25,13 @@ def uses_gpu(accelerator: str) -> bool:
     return accelerator != "cpu" and torch.cuda.is_available()
 
 
+def device_type(accelerator: str) -> str:
+    """What a training runs on: "cuda", "mps" (GPUs of Apple) or "cpu"."""
+    if accelerator == "cpu":
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 @functools.cache
 def processor_computes_in_bf16() -> bool:
     """Whether the processor has instructions for bfloat16; others emulate it, about ten times slower than float32."""

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import sys
 from itertools import chain
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as lightning
 import torch
-from tqdm import tqdm
 
 from medssl.metrics import health
 from medssl.ops.collectives import gather
+from medssl.training.events import Listener, Measures
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
 
+    from medssl.training.events import StepRecord
     from medssl.training.loop import TrainingLoop
     from medssl.types import Batch, Crops, Loss
+
+log = logging.getLogger(__name__)
 
 WINDOW = 256  # embeddings that are measured together: the newest of all micro-batches and processes
 KEPT = 100  # measurements that a verdict looks back on, besides the first
@@ -30,13 +32,15 @@ LOGGED = ("embedding_rank", "embedding_spread", "embedding_dead", "input_flat")
 APART = {"step", "seconds", "waiting", "samples_per_second", "loss_smoothed", "weight_decay"}  # of no use to a verdict
 
 
-class Health(lightning.Callback):
+class Health(Listener):
     """Measures the embeddings every ``every`` steps, judges the run by ``evaluate.health`` and tells.
 
     It draws nothing, and neither weights nor gradients pass through it. Everything it remembers is in the checkpoints,
     so that a run that was stopped measures and tells what an uninterrupted one does. An alarm stops nothing, and is
     told once until it was absent in three measurements.
     """
+
+    name = "health"
 
     def __init__(self, *, every: int, settled: int) -> None:
         self.every = every
@@ -46,26 +50,16 @@ class Health(lightning.Callback):
         self.recent: list[dict[str, float]] = []  # the numbers of each step since the last measurement
         self.history: list[dict[str, float]] = []
         self.told: dict[str, list[int]] = {}  # kind of an alarm: first step and last step of each time
-        self.outcome = ""
 
-    # --- what Lightning calls
+    # --- what the loop calls
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: TrainingLoop) -> None:
-        """Asks to see every micro-batch."""
-        pl_module.watch = self.look
-        self.outcome = pl_module.outcome
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: TrainingLoop, *_: object) -> None:
-        """Measures where it is time to."""
-        step = pl_module.progress.step
-        due = step % self.every == 0 or step >= pl_module.steps
-        pl_module.measured = due
-        new = self.follow(pl_module.record, due=due)
-        pl_module.outcome = f"{self.outcome}; health: {self.summary(step)}"
-        if trainer.is_global_zero:
-            for alarm in new:
-                tqdm.write(f"health, step {step}: {alarm.message}", file=sys.stdout)
-            sys.stdout.flush()
+    def on_step(self, loop: TrainingLoop, record: StepRecord) -> Measures | None:
+        """Measures where it is time to; the first process says what is new."""
+        due = record.step % self.every == 0 or record.step >= loop.steps
+        values, alarms = self.follow(record.row(), due=due)
+        for alarm in alarms if loop.rank == 0 else ():
+            log.info(f"health, step {record.step}: {alarm.message}")
+        return Measures(values) if due else None
 
     def state_dict(self) -> dict[str, Any]:
         """What going on needs; to be called in every process."""
@@ -81,7 +75,7 @@ class Health(lightning.Callback):
     # --- collecting
 
     @torch.no_grad()
-    def look(self, batch: Batch, loss: Loss, crops: Crops | None = None) -> None:
+    def on_micro_batch(self, batch: Batch, loss: Loss, crops: Crops | None = None) -> None:
         """Keeps the embeddings of a micro-batch, and which of its samples hold nothing; waits for no device."""
         flat = torch.stack([is_flat(view.image, view.valid) for view in batch.views]).float().mean(0)
         if crops is not None:
@@ -105,20 +99,20 @@ class Health(lightning.Callback):
 
     # --- measuring and judging
 
-    def follow(self, record: dict[str, float], *, due: bool) -> list[health.Alarm]:
-        """Takes in the numbers of a step; where it is due adds measures to them, and returns alarms that are new."""
-        self.recent.append({name: x for name, x in record.items() if name not in APART and math.isfinite(x)})
+    def follow(self, row: dict[str, float], *, due: bool) -> tuple[dict[str, float], list[health.Alarm]]:
+        """Takes in the numbers of a step; where it is due returns measures, and alarms that are new."""
+        self.recent.append({name: x for name, x in row.items() if name not in APART and math.isfinite(x)})
         if not self.history:  # the first step tells what an untrained network costs
-            self.history = [{**self.recent[0], "step": record["step"]}]
+            self.history = [{**self.recent[0], "step": row["step"]}]
         if not due:
-            return []
+            return {}, []
         values = {name: [row[name] for row in self.recent if name in row] for name in {*chain(*self.recent)}}
-        now = {name: fmean(held) for name, held in sorted(values.items())} | {"step": record["step"], **self.measure()}
+        now = {name: fmean(held) for name, held in sorted(values.items())} | {"step": row["step"], **self.measure()}
         self.recent = []
         self.history = [self.history[0], *self.history[1:][1 - KEPT :], now]
         found = health.alarms(self.history, settled=self.settled)
-        record |= {name: now[name] for name in LOGGED if name in now} | {"alarms": float(len(found))}
-        return [alarm for alarm in found if self.is_new(alarm.kind, int(record["step"]))]
+        measures = {name: now[name] for name in LOGGED if name in now} | {"alarms": float(len(found))}
+        return measures, [alarm for alarm in found if self.is_new(alarm.kind, int(row["step"]))]
 
     def measure(self) -> dict[str, float]:
         """Measures of the window."""
@@ -140,6 +134,10 @@ class Health(lightning.Callback):
 
     def summary(self, step: int) -> str:
         """What the last line of a run says."""
+        return f"health: {self.verdict(step)}"
+
+    def verdict(self, step: int) -> str:
+        """Whether the training works, and what does not."""
         if not self.told and (count := len(self.history) - 1) < health.FEWEST:
             return (
                 f"not judged: {max(0, count)} of the {health.FEWEST} measurements that this takes (a lower "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from medssl.encoders.base import Encoder
     from medssl.encoders.weights import Report
     from medssl.heads.base import Head
+
+log = logging.getLogger(__name__)
 
 DECODER = "decoder.safetensors"
 Allowed = Literal["seen", "channels", "preprocess"]
@@ -188,11 +191,11 @@ def first_weights(start: Start) -> str:
 
 
 def tell_keys(report: Report, where: str = "") -> None:
-    """Prints each key that was not simply loaded, and shapes that do not fit, in the first process."""
+    """Logs each key that was not simply loaded, and shapes that do not fit, in the first process."""
     for name, keys in (("adapted", report.adapted), ("missing", report.missing), ("unexpected", report.unexpected)):
         for key in keys if layout().first else ():
             more = report.unfit.get(key) or report.assumed.get(key)
-            print(f"{name}{where}: {key}" + (f" ({more})" if more else ""))
+            log.info(f"{name}{where}: {key}" + (f" ({more})" if more else ""))
 
 
 def fill_decoder(head: Head, start: Start) -> str:

@@ -6,7 +6,6 @@ import copy
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as lightning
 import numpy as np
 import torch
 from torch import distributed
@@ -22,6 +21,7 @@ from medssl.metrics.regression import r2
 from medssl.metrics.segmentation import dice_scores
 from medssl.objectives.base import Objective, evaluation_mode
 from medssl.ops.draws import Draws
+from medssl.training.events import Listener, Measures
 from medssl.training.label_targets import targets_of
 from medssl.training.optim import FineTuning
 from medssl.types import Loss, ViewPlan
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from medssl.data.store.store import Store
     from medssl.heads.base import Head
+    from medssl.training.events import StepRecord
     from medssl.training.loop import TrainingLoop
     from medssl.training.settings import Examples
     from medssl.types import Batch, LabelSchema, Step
@@ -137,12 +138,14 @@ class Supervised(Objective):
         return [kind.in_words(values, answer, schema) for values, answer in zip(batch.values, answers, strict=True)]
 
 
-class Validation(lightning.Callback):
+class Validation(Listener):
     """Judges the weights by labeled scans that are never learned from, every ``every`` steps and at the end.
 
-    The scans are shared out among the processes. Stands before the callback that writes checkpoints, so that each
+    The scans are shared out among the processes. Stands before the listener that writes checkpoints, so that each
     verdict is in the checkpoint of its step.
     """
+
+    judges = True
 
     def __init__(self, store: Store, scans: tuple[int, ...], data: Examples, *, every: int) -> None:
         self.store = store
@@ -150,38 +153,35 @@ class Validation(lightning.Callback):
         self.window = tuple(data.view.size)
         self.axis = data.sampling.slice_axis
         self.every = every
+        self.best = ""
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: TrainingLoop) -> None:
-        """Says that the loss does not judge."""
-        pl_module.validated = False
-        best = pl_module.progress.best
-        pl_module.outcome = f"best validation {1 - best:.4f}, of a step before this start: its weights are written"
+    def on_start(self, loop: TrainingLoop) -> None:
+        """Remembers the best of a former process."""
+        self.best = (
+            f"best validation {1 - loop.progress.best:.4f}, of a step before this start: its weights are written"
+        )
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: TrainingLoop, *_: object) -> None:
+    def on_step(self, loop: TrainingLoop, record: StepRecord) -> Measures | None:
         """Validates where it is time to."""
-        progress = pl_module.progress
-        pl_module.validated = progress.step % self.every == 0 or progress.step >= pl_module.steps
-        if not pl_module.validated:
-            progress.judged = None
-            return
-        objective = pl_module.objective
+        if record.step % self.every and record.step < loop.steps:
+            return None
+        objective = loop.objective
         assert isinstance(objective, Supervised)
-        mine = self.scans[trainer.global_rank :: trainer.world_size]
-        with (
-            evaluation_mode(objective),
-            torch.autocast(pl_module.device.type, enabled=False),
-            trainer.precision_plugin.forward_context(),
-        ):
+        mine = self.scans[loop.rank :: loop.world_size]
+        with evaluation_mode(objective), loop.autocast():
             found = self.judge(objective.judged.eval(), mine)
-        if trainer.world_size > 1:
-            shares: list[Any] = [None] * trainer.world_size
+        if loop.world_size > 1:
+            shares: list[Any] = [None] * loop.world_size
             distributed.all_gather_object(shares, found)
             found = [case for share in shares for case in share]
         name, value = self.verdict(objective.head.schema, found)
-        pl_module.record |= {f"validation_{name}": value}
-        progress.judged = 1 - value
-        if progress.judged < progress.best:
-            pl_module.outcome = f"validation {name} {value:.4f} at step {progress.step}, whose weights are written"
+        if 1 - value < loop.progress.best:
+            self.best = f"validation {name} {value:.4f} at step {record.step}, whose weights are written"
+        return Measures({f"validation_{name}": value}, score=1 - value)
+
+    def summary(self, step: int) -> str:
+        """Says which step was the best."""
+        return self.best
 
     def judge(self, network: Network, scans: tuple[int, ...]) -> list[tuple[int, list[Any]]]:
         """For each scan its number with its Dice per class, or what the head answers."""

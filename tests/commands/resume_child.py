@@ -17,7 +17,7 @@ import torch
 from commands import toys
 
 from medssl import cli
-from medssl.training import callbacks, checkpoint
+from medssl.training import checkpoint, metrics_log
 from medssl.training import health_monitor as health
 
 
@@ -55,14 +55,14 @@ def while_writing(call: int) -> None:
 
 def after_the_log(step: int) -> None:
     """A kill when the row of a step is written, its checkpoint not."""
-    write = callbacks.Metrics.on_train_batch_end
+    write = metrics_log.MetricsLog.on_step
 
-    def faulty(self, trainer, module, *rest):
-        write(self, trainer, module, *rest)
-        if module.progress.step == step:
+    def faulty(self, loop, record):
+        write(self, loop, record)
+        if record.step == step:
             die()
 
-    callbacks.Metrics.on_train_batch_end = faulty
+    metrics_log.MetricsLog.on_step = faulty
 
 
 def forked(run: Path, store: Path, norm: str, fault=lambda: None) -> int:
@@ -88,7 +88,7 @@ def digest(run: Path) -> str:
     """Digest of every number of the last checkpoint: weights, statistics, optimizer, smoothed loss, embeddings."""
     state = torch.load(run / "checkpoints/last.pt", weights_only=True)
     moments = state["optimizer"]["state"]
-    health = state["callbacks"].get("Health")  # fine-tuning has none
+    health = state["listeners"].get("health")  # fine-tuning has none
     watched = dict(enumerate(health["window"])) if health else {}
     numbers = {**state["objective"], **{f"window {i}": x for i, x in watched.items()}}
     numbers |= {f"{i}.{k}": v for i in moments for k, v in moments[i].items()}
@@ -110,7 +110,7 @@ def main(folder: Path, norm: str) -> None:
     codes = [forked(straight, store, norm)]
     codes += [forked(broken, store, norm, fault) for fault in faults]
     codes += [forked(broken, store, norm), forked(broken, store, norm)]
-    watched = len(torch.load(straight / "checkpoints/last.pt", weights_only=True)["callbacks"]["Health"]["window"])
+    watched = len(torch.load(straight / "checkpoints/last.pt", weights_only=True)["listeners"]["health"]["window"])
     print(json.dumps({"codes": codes, "straight": digest(straight), "broken": digest(broken), "watched": watched}))
 
 

@@ -170,12 +170,13 @@ def run(
         rate, _ = set_rates(optimizer, settings, index / steps)
         loss: Loss = objective(batch, Step(index, steps, seed, batch.origin.samples))
         loss.total.backward()
-        health.look(batch, loss)
+        health.on_micro_batch(batch, loss)
         norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), settings.clip or math.inf)
         optimizer.step()
         optimizer.zero_grad()
         record = {"step": index + 1, "gradient_norm": float(norm), "learning_rate": rate}
         record |= {key: float(value) for key, value in loss.terms.items()}
-        if health.follow(record, due=(index + 1) % every == 0) and not patient:
+        _, alarms = health.follow(record, due=(index + 1) % every == 0)
+        if alarms and not patient:
             break
     return health

@@ -25,7 +25,7 @@ from medssl.heads.base import Network
 from medssl.heads.transformer import FeaturePyramid
 from medssl.heads.weights import load_network
 from medssl.training import lora
-from medssl.training.callbacks import Checkpoints
+from medssl.training.checkpoint_writer import CheckpointWriter
 from medssl.training.initial_weights import Start, with_drop_path
 from medssl.training.optim import FineTuning
 from medssl.types import Card, Imported, Preprocess, UserError
@@ -233,15 +233,15 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(call, tmp_path, mo
     words = ["--optimizer=lora", "--optimizer.learning_rate=0.01", "--optimizer.lora.dropout=0.2"]
     often = ["--training.steps=4", "--training.output.validate_every=2"]
     assert call(*words, *often, folder="straight")[0] == 0
-    kept = Checkpoints.on_train_batch_end
+    kept = CheckpointWriter.on_step
 
-    def stopped(self, trainer, pl_module, *rest):
-        kept(self, trainer, pl_module, *rest)
-        pl_module.asked_to_stop = signal.SIGTERM  # during the next step
+    def stopped(self, loop, record):
+        kept(self, loop, record)
+        os.kill(os.getpid(), signal.SIGTERM)  # during the next step
 
-    monkeypatch.setattr(Checkpoints, "on_train_batch_end", stopped)
+    monkeypatch.setattr(CheckpointWriter, "on_step", stopped)
     assert call(*words, *often, folder="broken")[0] == 128 + signal.SIGTERM
-    monkeypatch.setattr(Checkpoints, "on_train_batch_end", kept)
+    monkeypatch.setattr(CheckpointWriter, "on_step", kept)
     code, said = call(*words, *often, folder="broken")
     assert (code, "going on after step 2" in said) == (0, True), said
     a, b = (torch.load(tmp_path / f / "checkpoints/last.pt", weights_only=True) for f in ("straight", "broken"))

@@ -48,9 +48,9 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
     assert one["progress"]["smoothed"] == pytest.approx(two["progress"]["smoothed"], rel=1e-5)
     for name, value in one["objective"].items():
         assert torch.allclose(value, two["objective"][name], atol=1e-5), name
-    samples, _, embeddings = one["callbacks"]["Health"]["window"]
-    assert samples.tolist() == two["callbacks"]["Health"]["window"][0].tolist() == list(range(32))
-    assert torch.allclose(embeddings, two["callbacks"]["Health"]["window"][2], atol=1e-5)
+    samples, _, embeddings = one["listeners"]["health"]["window"]
+    assert samples.tolist() == two["listeners"]["health"]["window"][0].tolist() == list(range(32))
+    assert torch.allclose(embeddings, two["listeners"]["health"]["window"][2], atol=1e-5)
 
 
 @pytest.mark.ddp

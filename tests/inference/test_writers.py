@@ -22,8 +22,9 @@ from medssl.commands.pretrain import pretrain
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.weights import load_encoder
 from medssl.training import describe
-from medssl.training.callbacks import kept, span
+from medssl.training.metrics_log import is_row_of
 from medssl.training.pictures import draw
+from medssl.training.progress_display import duration
 from medssl.training.settings import Loading, Output, SamplingChanges, Training
 from medssl.types import UserError, ViewSpec
 
@@ -168,14 +169,14 @@ def test_half_precision_keeps_single_precision_weights(finished, tmp_path, preci
 
 
 def test_rows_of_lost_steps_and_half_rows_are_not_kept():
-    assert kept('{"step": 4}', 4)
-    assert not kept('{"step": 5}', 4)
-    assert not kept('{"step": 4, "lo', 4)
-    assert not kept("", 4)
+    assert is_row_of('{"step": 4}', 4)
+    assert not is_row_of('{"step": 5}', 4)
+    assert not is_row_of('{"step": 4, "lo', 4)
+    assert not is_row_of("", 4)
 
 
 def test_durations_for_people():
-    assert [span(s) for s in (3.4, 600, 3600 * 3 + 300)] == ["3 s", "10 min", "3 h 05 min"]
+    assert [duration(s) for s in (3.4, 600, 3600 * 3 + 300)] == ["3 s", "10 min", "3 h 05 min"]
 
 
 def test_activations_are_counted_without_computing():

@@ -22,7 +22,7 @@ from medssl.data.labels.selection import schema_of
 from medssl.data.store.store import Store
 from medssl.encoders.weights import load_encoder
 from medssl.metrics import scan_probe as probes
-from medssl.probing.online_probe import ProbeWhileTraining
+from medssl.probing.online_probe import OnlineProbeListener
 from medssl.training.loop import TrainingLoop
 from medssl.training.settings import OnlineProbe
 from medssl.types import Preprocess, UserError, ViewPlan, ViewSpec
@@ -119,14 +119,14 @@ def test_probes_are_those_of_the_encoder_as_it_is_and_change_nothing(train, stor
 def test_a_stopped_run_goes_on_with_the_same_numbers(train, monkeypatch):
     words = ["--probe.target=class", "--probe.every=2"]
     _, straight, _ = train("straight", *words)
-    step = TrainingLoop.training_step
+    step = TrainingLoop.step
 
-    def stopped(self, *given):
+    def stopped(self, crops):
         if self.progress.step == 2:
-            self.asked_to_stop = signal.SIGTERM
-        return step(self, *given)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, crops)
 
-    monkeypatch.setattr(TrainingLoop, "training_step", stopped)
+    monkeypatch.setattr(TrainingLoop, "step", stopped)
     code, broken, said = train("broken", *words)
     assert code == 128 + signal.SIGTERM, said
     monkeypatch.undo()
@@ -148,14 +148,17 @@ def test_what_another_probe_said_before_training_is_not_told(train):
 
 
 def test_features_that_are_not_finite_stop_nothing(train, monkeypatch):
-    look = ProbeWhileTraining.look
+    look = OnlineProbeListener.look
 
-    def broken(self, module):
-        if module.progress.step:
+    calls = []
+
+    def broken(self, objective):
+        calls.append(objective)
+        if len(calls) > 1:
             raise UserError("18 of 18 scans have features that are NaN or infinite")
-        return look(self, module)
+        return look(self, objective)
 
-    monkeypatch.setattr(ProbeWhileTraining, "look", broken)
+    monkeypatch.setattr(OnlineProbeListener, "look", broken)
     code, run, said = train("run", "--probe.target=class", "--probe.every=4")
     assert code == 0
     assert "probe of class, step 4: skipped, 18 of 18 scans have features that are NaN or infinite" in said
@@ -165,7 +168,7 @@ def test_features_that_are_not_finite_stop_nothing(train, monkeypatch):
 def test_few_subjects_are_always_the_same_and_of_all_classes(store):
     plan = ViewPlan((ViewSpec((32, 32)),))
     few, again, other = (
-        ProbeWhileTraining(store, plan, OnlineProbe("class", subjects=6, seed=seed), half=False) for seed in (0, 0, 1)
+        OnlineProbeListener(store, plan, OnlineProbe("class", subjects=6, seed=seed), half=False) for seed in (0, 0, 1)
     )
     assert few.learned == again.learned != other.learned
     assert len(few.learned) == len(few.judged) == 6
@@ -209,13 +212,13 @@ def test_a_subject_in_both_splits_is_refused(tmp_path, monkeypatch):
         values=lambda name: [("kind", "even" if int(name[-1]) % 2 else "odd")],
     )  # fmt: skip
     with pytest.raises(UserError, match=r"1 subjects are in the splits 'train' and 'val': give each subject one split"):
-        ProbeWhileTraining(held, ViewPlan((ViewSpec((8, 8)),)), OnlineProbe("kind"), half=False)
+        OnlineProbeListener(held, ViewPlan((ViewSpec((8, 8)),)), OnlineProbe("kind"), half=False)
 
 
 def test_the_encoder_is_in_evaluation_mode_for_the_look_alone(store):
     """Its mode and that of every part come back."""
     encoder = Halves(2)
-    probe = ProbeWhileTraining(store, ViewPlan((ViewSpec((32, 32)),)), OnlineProbe("class"), half=False)
+    probe = OnlineProbeListener(store, ViewPlan((ViewSpec((32, 32)),)), OnlineProbe("class"), half=False)
     seen = []
     encoder.register_forward_hook(lambda module, *_: seen.append(module.training))
 
@@ -228,9 +231,9 @@ def test_the_encoder_is_in_evaluation_mode_for_the_look_alone(store):
         def exported(self):
             return {"encoder": self.encoder}
 
-    loop = type("Loop", (), {"objective": Around().train()})()
-    loop.objective.frozen.eval()
-    found = probe.look(loop)
+    objective = Around().train()
+    objective.frozen.eval()
+    found = probe.look(objective)
     assert not any(seen)
-    assert [module.training for module in (loop.objective, encoder, loop.objective.frozen)] == [True, True, False]
+    assert [module.training for module in (objective, encoder, objective.frozen)] == [True, True, False]
     assert found["probe_logistic_auroc"] == 1

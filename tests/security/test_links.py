@@ -14,8 +14,8 @@ from medssl.data.index.update import update
 from medssl.data.store.store import Store
 from medssl.inference import finished_scans as finished
 from medssl.io import atomic_write, locks
-from medssl.training.callbacks import Metrics
 from medssl.training.checkpoint import RunFolder
+from medssl.training.metrics_log import MetricsLog
 from medssl.types import UserError
 
 LINK = "is a link to another file: delete it and run the command again$"
@@ -87,9 +87,8 @@ def test_metrics_and_logs(tmp_path, target):
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").symlink_to(tmp_path / "nowhere")
-    trainer, module = SimpleNamespace(is_global_zero=True), SimpleNamespace(progress=SimpleNamespace(step=0))
     with pytest.raises(UserError, match=rf"^metrics\.jsonl in run/ {LINK}"):
-        Metrics(run, every=1).on_train_start(trainer, module)
+        MetricsLog(run, every=1).open(0)
     assert not (tmp_path / "nowhere").exists()
     (run / "1-0.log").symlink_to(target)
     job = children.Job("few", (("--version",),), run / "1-0.log")

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from medssl.training.callbacks import Checkpoints
 from medssl.training.checkpoint import Progress, RunFolder, checkpoints, differing, link, load_state
+from medssl.training.checkpoint_writer import CheckpointWriter
+from medssl.training.events import Measures, StepRecord, Timing
 from medssl.types import UserError
 
 
@@ -198,14 +199,38 @@ def test_weights_are_exported_before_the_checkpoint_that_says_they_are_done(tmp_
         def save(self, state, progress, *, keep):
             order.append("checkpoint")
 
-    saving = Checkpoints(Folder(), every=1, keep=None, export=lambda: order.append("export"))
-    trainer = SimpleNamespace(is_global_zero=True)
-    module = SimpleNamespace(progress=Progress(3, 4, "s"), steps=3, agreed_to_stop=0, validated=None, state=dict)
-    saving.on_train_batch_end(trainer, module)
+    loop = SimpleNamespace(progress=Progress(3, 4, "s", best=0.4), steps=3, is_over=True, rank=0, state=dict)
+    record = StepRecord(3, 1.0, 1.0, {}, (0.1, 0.0), 1.0, Timing(1.0, 0.0, 4))
+    parts = {"every": 1, "keep": None, "export": lambda: order.append("export")}
+    CheckpointWriter(Folder(), **parts).on_step(loop, record)
     assert order == ["export", "checkpoint"]
-    module.validated, module.progress = True, Progress(3, 4, "s", judged=0.5, best=0.4)
-    saving.on_train_batch_end(trainer, module)
+    validated = CheckpointWriter(Folder(), **parts, validated=True)
+    validated.on_step(loop, record.with_measures(Measures({"validation_dice": 0.5}, score=0.5)))
     assert order[2:] == ["checkpoint"]
-    module.progress.judged = 0.3
-    saving.on_train_batch_end(trainer, module)
+    validated.on_step(loop, record.with_measures(Measures({"validation_dice": 0.7}, score=0.3)))
     assert order[3:] == ["export", "checkpoint"]
+
+
+def test_a_stop_between_checkpoints_adds_no_candidate_for_the_best():
+    saved = []
+
+    class Folder:
+        def save(self, state, progress, *, keep):
+            saved.append((progress.step, progress.judged))
+
+    writer = CheckpointWriter(Folder(), every=2, keep=None, export=lambda: None)
+    for step, is_over in ((1, False), (2, False), (3, True)):
+        loop = SimpleNamespace(progress=Progress(step, 4, "s"), steps=9, is_over=is_over, rank=0, state=dict)
+        writer.on_step(loop, StepRecord(step, 1.0, 0.5, {}, (0.1, 0.0), 1.0, Timing(1.0, 0.0, 4)))
+    assert saved == [(2, 0.5), (3, None)]
+
+
+def test_listeners_of_older_checkpoints_are_found_by_their_former_classes(folder):
+    save(folder, 1)
+    last = folder.checkpoints / "last.pt"
+    state = torch.load(last, weights_only=True)
+    assert load_state(last)["listeners"] == {}
+    torch.save(state | {"callbacks": {"Health": {"told": {}}, "ProbeWhileTraining": {"start": {"a": 1.0}}}}, last)
+    now = load_state(last)
+    assert now["listeners"] == {"health": {"told": {}}, "online_probe": {"start": {"a": 1.0}}}
+    assert "callbacks" not in now

@@ -65,8 +65,8 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
 
 def test_watching_changes_no_weight(train, store, monkeypatch):
     watched, said = train(store, "watched", "--training.output.health_every=1")
-    monkeypatch.setattr(health.Health, "on_train_start", lambda *_: None)
-    monkeypatch.setattr(health.Health, "on_train_batch_end", lambda *_: None)
+    monkeypatch.setattr(health.Health, "on_micro_batch", lambda *_: None)
+    monkeypatch.setattr(health.Health, "on_step", lambda *_: None)
     alone, _ = train(store, "alone")
     assert "embedding_rank" in rows_of(watched)[0]
     assert "embedding_rank" not in rows_of(alone)[-1]
@@ -114,7 +114,7 @@ def test_a_checkpoint_from_before_health_was_measured_goes_on(train, store):
     )
     path = run / "checkpoints/last.pt"
     state = torch.load(path, weights_only=True)
-    del state["callbacks"]
+    del state["listeners"]
     torch.save(state, path)
     _, said = train(store, "run", "--training.steps=8", "--training.extend=true", "--training.output.health_every=1")
     assert said.splitlines()[-1].endswith("health: well")
@@ -184,7 +184,7 @@ def watched(batches: list[tuple], steps: int = 4) -> Health:
     watch, each = Health(every=steps, settled=200), len(batches) // steps
     for step in range(steps):
         for batch in batches[step * each : (step + 1) * each]:
-            watch.look(*batch)
+            watch.on_micro_batch(*batch)
         watch.follow({"step": step + 1, "loss": 1.0, "gradient_norm": 1.0}, due=step == steps - 1)
     return watch
 
@@ -223,20 +223,20 @@ def test_what_is_kept_until_the_next_measurement_is_bounded(monkeypatch):
     monkeypatch.setattr(health, "WINDOW", 10)
     watch = Health(every=1000, settled=0)
     for at in range(0, 400, 4):
-        watch.look(*batch_of(tuple(range(at, at + 4))))
+        watch.on_micro_batch(*batch_of(tuple(range(at, at + 4))))
     assert sum(len(part[0]) for part in watch.pending) == 12
 
 
 def test_the_state_restores_everything_and_needs_no_pickle(tmp_path):
     watch = watched([batch_of(tuple(range(at, at + 4))) for at in range(0, 16, 4)])
-    watch.look(*batch_of((16, 17)))
+    watch.on_micro_batch(*batch_of((16, 17)))
     watch.follow({"step": 5, "loss": 2.0, "gradient_norm": 1.0}, due=False)
     watch.is_new("stuck", 4)
     torch.save(watch.state_dict(), tmp_path / "state.pt")
     other = Health(every=4, settled=200)
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     for each in (watch, other):
-        each.look(*batch_of((18, 19)))
+        each.on_micro_batch(*batch_of((18, 19)))
         each.follow({"step": 6, "loss": 3.0, "gradient_norm": 1.0}, due=True)
     assert watch.history == other.history
     assert watch.history[-1]["loss"] == 2.5
@@ -246,7 +246,7 @@ def test_the_state_restores_everything_and_needs_no_pickle(tmp_path):
 def test_numbers_that_are_not_finite_are_left_out():
     """A step that the gradient scaler skipped has no gradient norm."""
     watch = Health(every=2, settled=0)
-    watch.look(*batch_of((0, 1)))
+    watch.on_micro_batch(*batch_of((0, 1)))
     watch.follow({"step": 1, "loss": 1.0, "gradient_norm": float("inf")}, due=False)
     watch.follow({"step": 2, "loss": 3.0, "gradient_norm": 4.0}, due=True)
     assert (watch.history[-1]["loss"], watch.history[-1]["gradient_norm"]) == (2.0, 4.0)
@@ -258,17 +258,17 @@ def test_an_alarm_is_told_once_until_it_was_absent_three_times():
     assert [watch.is_new("stuck", step) for step in (20, 40, 60, 120, 200)] == [True, False, False, False, True]
     watch.is_new("collapse", 40)
     assert (
-        watch.summary(200) == "not well: stuck (steps 20 to 120), stuck (steps 200 to 200), collapse (steps 40 to 40)"
+        watch.verdict(200) == "not well: stuck (steps 20 to 120), stuck (steps 200 to 200), collapse (steps 40 to 40)"
     )
 
 
 def test_a_young_run_says_that_its_loss_is_not_judged_yet():
     watch = Health(every=20, settled=settled_after(1000, 0.05))
-    watch.look(*batch_of((0, 1)))
+    watch.on_micro_batch(*batch_of((0, 1)))
     for step in (1, 2, 3):
         watch.follow({"step": step, "loss": 1.0, "gradient_norm": 1.0, "chance": 1.0}, due=True)
-    assert watch.summary(249) == "well so far (the loss is judged from step 250 on)"
-    assert watch.summary(250) == "well"
+    assert watch.verdict(249) == "well so far (the loss is judged from step 250 on)"
+    assert watch.verdict(250) == "well"
 
 
 class Collapsed(toys.ToyObjective):
@@ -298,10 +298,9 @@ def test_a_run_with_few_measurements_is_not_called_well(train, store, every, ver
 def test_an_objective_without_embeddings_is_watched_by_its_loss():
     watch = Health(every=1, settled=0)
     batch, _ = batch_of((0, 1))
-    watch.look(batch, Loss(torch.zeros(())))
-    record = {"step": 1, "loss": 1.0, "gradient_norm": 1.0}
-    assert watch.follow(record, due=True) == []
-    assert record == {"step": 1, "loss": 1.0, "gradient_norm": 1.0, "input_flat": 0.0, "alarms": 0.0}
+    watch.on_micro_batch(batch, Loss(torch.zeros(())))
+    row = {"step": 1, "loss": 1.0, "gradient_norm": 1.0}
+    assert watch.follow(row, due=True) == ({"input_flat": 0.0, "alarms": 0.0}, [])
 
 
 def test_flat_samples_hold_one_value_in_every_channel_where_they_are_valid():
@@ -318,6 +317,6 @@ def test_the_share_of_flat_views_is_a_mean_over_views():
     batch, loss = batch_of((0, 1))
     flat = replace(batch.views[0], image=torch.zeros_like(batch.views[0].image))
     watch = Health(every=1, settled=0)
-    watch.look(replace(batch, views=(*batch.views, flat)), loss)
+    watch.on_micro_batch(replace(batch, views=(*batch.views, flat)), loss)
     watch.collect()
     assert watch.window[1].tolist() == [0.5, 0.5]

@@ -14,7 +14,6 @@ from medssl.data.store.store import Store
 from medssl.encoders.resenc import ResEnc
 from medssl.objectives.global_local import Cues, GlobalContrast, LocalContrast
 from medssl.objectives.simclr import SimCLR
-from medssl.training import run as running
 from medssl.training.settings import Loading, SamplingChanges
 from medssl.types import Geometry, Sampling, UserError, ViewSpec
 
@@ -93,7 +92,7 @@ def test_recipes_on_the_command_line(tmp_path, monkeypatch, capsys, recipe):
         message = "the plan is known"
         raise UserError(message)
 
-    monkeypatch.setattr(running, "make_feed", feed)
+    monkeypatch.setattr("medssl.commands.pretrain.batches_of_store", feed)
     monkeypatch.setattr("os.umask", lambda mask: 0)
     words = ["pretrain", f"--config={recipe}", f"--store={toys.toy_store(tmp_path / 'store')}", f"--run={tmp_path}/run"]
     assert cli.main([*words, "--data.sampling.slice_axis=1"]) == 2

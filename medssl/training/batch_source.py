@@ -1,0 +1,84 @@
+"""Where the micro-batches of a training come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from medssl.data.loading.loader import make_loader
+from medssl.views.plan import make_batch, read_size
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import torch
+
+    from medssl.data.store.store import Store
+    from medssl.training.settings import Training
+    from medssl.types import Batch, Crops, ViewPlan
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """Where the micro-batches of a training come from.
+
+    Attributes:
+        crops: Given the first micro-batch, the rank and the number of processes: endless micro-batches of raw crops; a
+            fourth number sets how many processes read.
+        batch: Turns raw crops into views on a device.
+        accumulate: Micro-batches of one step.
+        seed: Seed of the whole run.
+    """
+
+    crops: Callable[..., Iterable[Crops]]
+    batch: Callable[[Crops, torch.device], Batch]
+    accumulate: int
+    seed: int
+
+
+def batches_of_store(
+    store: Store,
+    plan: ViewPlan,
+    training: Training,
+    *,
+    workers: int,
+    split: str | None,
+    scans: tuple[int, ...] | None = None,
+    groups: tuple[int, ...] | None = None,
+    with_labels: bool = False,
+) -> BatchSource:
+    """Crops of a store in the order of the run, and the plan's views of them.
+
+    Args:
+        store: Where the scans are.
+        plan: The views, and how scans and regions fill a batch.
+        training: Its batch size and seed.
+        workers: Processes that read, unless ``BatchSource.crops`` gets another number.
+        split: Only scans of this split; None takes all.
+        scans: Only these scans of the split, by their number in the store; None takes all.
+        groups: Class of each of ``scans``, where the plan's sampling balances them.
+        with_labels: Read the voxels of the masks too.
+    """
+    size, usual = read_size(plan, store.spacing(len(plan.views[0].size))), workers
+
+    def crops(first: int, rank: int, world_size: int, workers: int = usual) -> Iterable[Crops]:
+        return make_loader(
+            store,
+            plan=plan,
+            read_size=size,
+            batch_size=training.batch_size,
+            seed=training.seed,
+            split=split,
+            workers=workers,
+            first_batch=first,
+            rank=rank,
+            world_size=world_size,
+            with_labels=with_labels,
+            scans=scans,
+            groups=groups,
+        )
+
+    def batch(raw: Crops, device: torch.device) -> Batch:
+        return make_batch(raw, plan, seed=training.seed, device=device)
+
+    return BatchSource(crops, batch, training.accumulate, training.seed)

@@ -1,0 +1,54 @@
+"""Saves a run at the ends of steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from medssl.training.checkpoint import is_best
+from medssl.training.events import Listener
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from medssl.training.checkpoint import RunFolder
+    from medssl.training.events import StepRecord
+    from medssl.training.loop import TrainingLoop
+
+
+class CheckpointWriter(Listener):
+    """Saves every ``every`` steps, where a listener judged the step, and when the run ends or is stopped.
+
+    ``export`` writes what other people use (the encoder with its card) before each checkpoint; where a validation
+    judges, before the best so far. A kill between the two leaves a checkpoint that comes to the same weights again; the
+    other order would leave a run that is done with weights of an earlier step.
+
+    Args:
+        folder: Of the run.
+        every: Steps between checkpoints.
+        keep: Steps between checkpoints that are kept for good; None keeps none.
+        export: Writes the weights.
+        validated: A listener judges; otherwise the smoothed loss does.
+    """
+
+    def __init__(
+        self, folder: RunFolder, *, every: int, keep: int | None, export: Callable[[], None], validated: bool = False
+    ) -> None:
+        self.folder = folder
+        self.every = every
+        self.keep = keep
+        self.export = export
+        self.validated = validated
+
+    def on_step(self, loop: TrainingLoop, record: StepRecord) -> None:
+        """Saves where it is time to. A stop adds a checkpoint, but no candidate for the best."""
+        progress, score = loop.progress, record.measures.score
+        keep = self.keep is not None and record.step % self.keep == 0
+        due = keep or record.step % self.every == 0 or record.step >= loop.steps
+        progress.judged = score if self.validated else record.smoothed if due else None
+        if not (due or loop.is_over or score is not None):
+            return
+        state = loop.state()
+        if loop.rank == 0:
+            if not self.validated or is_best(progress):
+                self.export()
+            self.folder.save(state, progress, keep=keep)

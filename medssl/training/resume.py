@@ -1,0 +1,87 @@
+"""Goes on with a run that was stopped, or refuses to where the rest would differ from an uninterrupted run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medssl.ops.schedules import cosine
+from medssl.training.checkpoint import Progress
+from medssl.training.distributed import layout
+from medssl.types import UserError
+
+if TYPE_CHECKING:
+    from medssl.training.checkpoint import RunFolder
+    from medssl.training.loop import TrainingLoop
+    from medssl.training.settings import Training
+
+
+def first_progress(training: Training, store: str) -> Progress:
+    """The progress of a run before its first step, on a store of this digest."""
+    together = training.batch_size * layout().world_size
+    return Progress(0, together * training.accumulate, store, steps=training.steps, together=together)
+
+
+def resume(loop: TrainingLoop, folder: RunFolder) -> tuple[dict[str, Any] | None, list[str]]:
+    """Takes over the weights and the progress of a run that was stopped.
+
+    Returns:
+        The state for ``TrainingLoop.run``, None where there is no checkpoint; and what the first line of the run says:
+        how a longer run changes the learning rate.
+
+    Raises:
+        UserError: The store, the number of samples of a step, or what a loss compares is another one.
+    """
+    state = folder.state()
+    if state is None:
+        return None, []
+    former, now = state["progress"], loop.progress
+    if former.store != now.store:
+        message = (
+            f"{folder.path.name}/ was trained on another store (or this one has changed): choose another run folder"
+        )
+        raise UserError(message)
+    if former.global_batch != now.global_batch:
+        message = (
+            f"a step of {folder.path.name}/ has {former.global_batch} samples, this command's {now.global_batch}: "
+            "keep training.batch_size x training.accumulate x processes as it was"
+        )
+        raise UserError(message)
+    refuse_other_comparison(loop, former, folder.path.name)
+    notes = stretched(loop, former)
+    former.steps, former.together = now.steps, now.together
+    loop.objective.load_state_dict(state["objective"])
+    loop.progress = former
+    return state, notes
+
+
+def refuse_other_comparison(loop: TrainingLoop, former: Progress, name: str) -> None:
+    """Refuses another split of a step into micro-batches, where the loss or the order depends on it.
+
+    Raises:
+        UserError: Says how many samples were compared with each other, and how many would be.
+    """
+    sampling, now = loop.objective.needs.sampling, loop.progress
+    if former.together in (0, now.together) or not (loop.objective.compares_samples or sampling.distinct_subjects):
+        return
+    what = "compares the samples of a micro-batch with each other" if loop.objective.compares_samples else ""
+    what = what or "takes no subject twice into a micro-batch (distinct_subjects)"
+    message = (
+        f"{type(loop.objective).__name__} {what}: {name}/ has {former.together} of them, this command "
+        f"{now.together}; keep training.batch_size x processes as it was"
+    )
+    raise UserError(message)
+
+
+def stretched(loop: TrainingLoop, former: Progress) -> list[str]:
+    """What more steps do to the learning rate and the weight decay of a run that goes on."""
+    if former.steps in (0, loop.steps):
+        return []
+    settings = loop.settings
+    then, now = (former.step / steps for steps in (former.steps, loop.steps))
+    rates = [settings.rate(progress, encoder=False) for progress in (then, now)]
+    decays = [cosine(progress, *settings.weight_decay) for progress in (then, now)]
+    note = (
+        f"{loop.steps} steps instead of {former.steps} stretch the schedule: the learning rate goes from "
+        f"{rates[0]:.3g} to {rates[1]:.3g}"
+    )
+    return [note + (f", the weight decay from {decays[0]:.3g} to {decays[1]:.3g}" if decays[0] != decays[1] else "")]
