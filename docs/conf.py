@@ -22,7 +22,9 @@ copyright = "2026, the medssl maintainers"
 _source = (Path(__file__).parent.parent / "medssl" / "__init__.py").read_text(encoding="utf-8")
 release = re.findall(r'__version__ = "([^"]+)"', _source)[0]
 
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+autodoc_typehints = "none"  # signatures show them
+autodoc_class_signature = "mixed"
 myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "news", "results"]

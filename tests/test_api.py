@@ -239,3 +239,12 @@ def test_examples_in_docstrings_are_true(module, tmp_path, monkeypatch):
     done = doctest.testmod(importlib.import_module(module))
     assert done.attempted
     assert not done.failed
+
+
+def test_the_reference_describes_every_public_name_and_every_result():
+    page = (Path(__file__).parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
+    for name in medssl.__all__:
+        assert f"medssl.{name}" in page, name
+    for name in COMMANDS:
+        kind = inspect.signature(getattr(medssl, name)).return_annotation
+        assert f"medssl.commands.{name}.{kind}" in page, name
