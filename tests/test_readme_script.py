@@ -19,7 +19,7 @@ def script() -> str:
 
 def test_it_is_short():
     lines = [line for line in script().splitlines() if line and not line.startswith(("import ", "from "))]
-    assert len(lines) <= 11
+    assert len(lines) <= 10
 
 
 def test_it_runs_and_draws_the_loss(tmp_path):
