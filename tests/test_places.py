@@ -190,3 +190,26 @@ def test_a_file_format(copy):
     copy.run("-m", "medssl", "cache", "index.sqlite", "store", "--preprocess", "image", "--workers", "0")
     program = "from pathlib import Path\nfrom medssl.data.store.store import Store\n"
     assert copy.run("-c", f"{program}print(len(Store.open(Path('store')).records))").splitlines()[-1] == "3"
+
+
+SCORES = """
+import sys
+from pathlib import Path
+from medssl.metrics.cases import NumberRow, write_regression
+from medssl.metrics.regression import summarize_regression
+from medssl.metrics.tables import write_summary
+
+rows = [NumberRow(f"{n:016x}", f"{n:016x}", float(n), n + 1.5) for n in range(8)]
+write_regression(Path("scores/cases.csv"), rows)
+write_summary(Path("scores/summary.json"), summarize_regression(rows, "age"))
+"""
+
+
+def test_a_measure(copy):
+    measure = '    "worst_error": lambda predicted, truth: float(np.abs(predicted - truth).max()),\n'
+    copy.change("medssl/metrics/regression.py", '    "bias": bias,\n', f'    "bias": bias,\n{measure}')
+    assert len(copy.touched) == places("measure")
+    copy.run("-c", SCORES)
+    assert '"worst_error"' in copy.text("scores/summary.json")
+    copy.run("-m", "medssl", "report", "report.html", "scores")
+    assert re.search(r"worst_error.*?1\.50", copy.text("report.html"), re.DOTALL)
