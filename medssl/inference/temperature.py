@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from medssl.data.index.split import overlap
 from medssl.metrics.calibration import Scaling, temperature
+from medssl.metrics.scoring import scoring_of_task
 from medssl.metrics.tables import SUMMARY, arrays_of, read_summary
 from medssl.types import Note, UserError
 
@@ -26,7 +27,7 @@ def refuse_calibration(fitted: Fitted, calibrate: str | None, split: str) -> Non
     Raises:
         UserError: No classification, or the split that is scored.
     """
-    if calibrate is not None and fitted.kind != "classification":
+    if calibrate is not None and not scoring_of_task(fitted.kind).calibrates:
         message = f"calibrate {calibrate} fits a temperature of class probabilities, the network is a {fitted.kind}: "
         message += "leave calibrate out"
         raise UserError(message)
@@ -66,7 +67,7 @@ def scaling_of(scores: Path, fitted: Fitted) -> Scaling:
     Raises:
         UserError: No classification, no readable summary, no temperature in it, or one of other weights.
     """
-    if fitted.kind != "classification":
+    if not scoring_of_task(fitted.kind).calibrates:
         message = f"scaling {scores} is for class probabilities, the network is a {fitted.kind}: leave scaling out"
         raise UserError(message)
     summary = read_summary(scores / SUMMARY if scores.is_dir() else scores)

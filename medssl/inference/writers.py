@@ -10,7 +10,7 @@ import numpy as np
 
 from medssl.io.atomic_write import atomic_write
 from medssl.io.csv_text import as_csv
-from medssl.metrics.cases import PROBABILITY
+from medssl.metrics.scoring import scoring_of
 from medssl.reporting.overlay import color_of
 from medssl.types import UserError
 
@@ -84,12 +84,9 @@ def write_answers(path: Path, rows: Iterable[tuple[str, Sequence[float]]], schem
     Of classes the one of the highest probability, and a probability for each; of findings a probability for each; of a
     number the number, in a column of its name.
     """
-    names = [name for _, name in schema.classes]
-    columns = [PROBABILITY + name for name in names] if schema.kind != "number" else [f"predicted:{schema.name}"]
-    chosen = schema.kind == "classes"
-    table: list[list[object]] = [[first, *(["predicted"] if chosen else []), *columns]]
-    for who, values in rows:
-        table.append([who, *([names[int(np.argmax(values))]] if chosen else []), *map(repr, values)])
+    scoring = scoring_of(schema)
+    table: list[list[object]] = [[first, *scoring.columns(schema)]]
+    table += [[name, *scoring.cells(prediction, schema)] for name, prediction in rows]
     atomic_write(path, lambda file: file.write(as_csv(table).encode()))
 
 

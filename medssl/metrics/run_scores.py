@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medssl.metrics.bootstrap import subject_means
-from medssl.metrics.cases import CASES, read_classification, read_multi_label, read_regression, read_segmentation
+from medssl.metrics.cases import CASES
 from medssl.metrics.classification import auroc
 from medssl.metrics.comparison import pseudo_values
 from medssl.metrics.label_efficiency import Trained
-from medssl.metrics.multi_label import NOT_KNOWN, findings_arrays
+from medssl.metrics.scoring import scoring_of_task
 from medssl.metrics.tables import SUMMARY, read_summary
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def read_trained(what: tuple[str, int, int], folder: Path) -> Trained:
         UserError: Its tables were damaged.
     """
     summary = read_summary(folder / SUMMARY)
-    found = _read_scores(what, summary["kind"], folder / CASES)
+    found = scoring_of_task(summary["kind"]).run_scores(what, folder / CASES)
     return replace(found, notes=(*found.notes, *_told(summary)))
 
 
@@ -93,26 +93,6 @@ def _told(summary: Mapping[str, Any]) -> list[str]:
     return notes
 
 
-def _read_scores(what: tuple[str, int, int], kind: str, file: Path) -> Trained:
-    if kind == "segmentation":
-        return by_dice(what, read_segmentation(file))
-    if kind == "regression":
-        numbers = read_regression(file)
-        errors = [-abs(row.predicted - row.truth) for row in numbers]  # more is better, as of every measure here
-        means = subject_means(errors, [row.subject_id for row in numbers])
-        return Trained(*what, "negative_mae", _mean(means), means)
-    if kind == "multi_label":
-        asked, names = read_multi_label(file)
-        scores, truth = findings_arrays(asked, names)
-        found = [Ranked(name, scores[:, k], truth[:, k] == 1, truth[:, k] != NOT_KNOWN) for k, name in enumerate(names)]
-        return by_auroc(what, found, [row.subject_id for row in asked])
-    answers, names = read_classification(file)
-    probabilities, own = np.array([row.probabilities for row in answers]), np.array([row.truth for row in answers])
-    everywhere = np.ones(len(answers), bool)
-    found = [Ranked(name, probabilities[:, k], own == name, everywhere) for k, name in enumerate(names)]
-    return by_auroc(what, found if len(found) > 2 else found[1:], [row.subject_id for row in answers])
-
-
 def by_dice(what: tuple[str, int, int], rows: Sequence[SegmentationRow]) -> Trained:
     """What a run scores by Dice: the mean over the classes of a scan, then over the scans of a subject."""
     of_scan: dict[str, list[float]] = {row.scan_id: [] for row in rows}
@@ -125,7 +105,7 @@ def by_dice(what: tuple[str, int, int], rows: Sequence[SegmentationRow]) -> Trai
         f"{lacking} of {len(means)} test subjects lack a class in a label: there it scores 1 where none is predicted, "
         "else 0."
     )
-    return Trained(*what, "dice", _mean(means), means, (note,) if lacking else ())
+    return Trained(*what, "dice", mean_of_subjects(means), means, (note,) if lacking else ())
 
 
 def by_auroc(what: tuple[str, int, int], classes: Sequence[Ranked], subjects: Sequence[str]) -> Trained:
@@ -150,7 +130,8 @@ def by_auroc(what: tuple[str, int, int], classes: Sequence[Ranked], subjects: Se
     return Trained(*what, "auroc", math.nan if whole is None else whole, scores, (note,) if left_out else ())
 
 
-def _mean(means: dict[str, float | None]) -> float:
+def mean_of_subjects(means: dict[str, float | None]) -> float:
+    """Mean of the subjects that have a score; NaN where none has."""
     known = [value for value in means.values() if value is not None]
     return _mean_of(known) if known else math.nan
 

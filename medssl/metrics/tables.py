@@ -37,6 +37,7 @@ from medssl.metrics.classification import (
     refuse_unfit,
     undefined,
 )
+from medssl.metrics.scoring import tasks
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -68,7 +69,6 @@ __all__ = [
 ]  # all that a verb or a report needs of both files
 
 SUMMARY = "summary.json"
-KINDS = ("segmentation", "classification", "multi_label", "regression")
 ENTRY = ("value", "low", "high", "subjects")  # of each measure
 OF_CLASSES = ("volume_error_ml", "volume_error")  # too much of one class would make up for too little of another
 SCALED = ("ece", "brier", "nll")  # what a temperature changes
@@ -261,7 +261,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         message = f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): evaluate again"
         raise UserError(message) from error
     lacking = [key for key in KEYS if key not in summary] if isinstance(summary, dict) else list(KEYS)
-    if lacking or summary["kind"] not in KINDS:
+    if lacking or summary["kind"] not in tasks():
         what = f"it lacks {', '.join(lacking)}" if lacking else f"its kind is {summary['kind']!r}"
         message = f"{path} is no summary of an evaluation ({what}): expected a folder of scores of an evaluation"
         raise UserError(message)

@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from medssl.metrics.bootstrap import Interval, paired_difference, statistic_interval, subject_means
-from medssl.metrics.cases import FindingsRow, NumberRow, scan_scores
-from medssl.metrics.classification import SENSITIVITY, SPECIFICITY, metrics
+from medssl.metrics.bootstrap import Interval
+from medssl.metrics.classification import SENSITIVITY, SPECIFICITY
 from medssl.metrics.comparison import FEWEST_RUNS
-from medssl.metrics.multi_label import mean_of_findings
-from medssl.metrics.multi_label import measures as measures_of_findings
-from medssl.metrics.regression import r2
 from medssl.types import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from jaxtyping import Int
-
     from medssl.reporting.parts import Evaluation
 
-MEASURES = ("auroc", "balanced_accuracy")  # of classifications; more is better
-OF_FINDINGS = ("auroc", "average_precision")
 TITLES = {
     "dice": "mean Dice",
     "hd95_mm": "mean HD95 (mm, less is better)",
@@ -137,80 +124,8 @@ def _differences(first: Evaluation, second: Evaluation) -> tuple[Difference, ...
             "both on the same split"
         )
         raise UserError(message)
-    functions = {"segmentation": _of_segmentations, "classification": _of_classifications}
-    return tuple(functions.get(kinds[0], _of_others)(first, second))
-
-
-def _of_segmentations(first: Evaluation, second: Evaluation) -> list[Difference]:
-    """Mean Dice, then the Dice of each class."""
     differences = []
-    for name in (None, *first.summary["classes"]):
-        means = []
-        for evaluation in (first, second):
-            rows = [row for row in evaluation.segmentations if name in (None, row.class_name)]
-            subject_of = {row.scan_id: row.subject_id for row in rows}
-            scores = scan_scores(rows)
-            means.append(subject_means([scores[scan] for scan in subject_of], list(subject_of.values())))
-        measure = "dice" if name is None else f"dice:{name}"
+    for measure, interval in first.scoring.differences(first.rows, second.rows, first.summary):
         first_value, second_value = (evaluation.summary["metrics"][measure]["value"] for evaluation in (first, second))
-        differences.append(Difference(measure, first_value, second_value, paired_difference(*means)))
-    return differences
-
-
-def _of_classifications(first: Evaluation, second: Evaluation) -> list[Difference]:
-    """Measures over all scans at once; bootstrap samples use the same subjects for both evaluations."""
-    names = first.summary["classes"]
-    rows = [sorted(evaluation.classifications, key=lambda row: row.scan_id) for evaluation in (first, second)]
-    class_number = {name: position for position, name in enumerate(names)}
-    truth = np.array([class_number[row.truth] for row in rows[0]])
-    if [row.truth for row in rows[0]] != [row.truth for row in rows[1]]:
-        message = "the same scans have other labels in one than in the other"
-        raise UserError(message)
-    scores = [np.array([row.probabilities for row in run_rows]) for run_rows in rows]
-    subjects = [row.subject_id for row in rows[0]]
-    class_count = len(np.unique(truth))
-    differences = []
-    for measure in MEASURES:
-        metric = metrics(names)[measure]
-
-        def gain(selected: Int[np.ndarray, "M"], metric: Callable[..., float | None] = metric) -> float | None:
-            if len(np.unique(truth[selected])) < class_count:  # a mean over fewer classes is another measure
-                return None
-            first_score, second_score = (metric(run_rows[selected], truth[selected]) for run_rows in scores)
-            return None if first_score is None or second_score is None else first_score - second_score
-
-        first_value, second_value = (evaluation.summary["metrics"][measure]["value"] for evaluation in (first, second))
-        differences.append(Difference(measure, first_value, second_value, statistic_interval(gain, subjects)))
-    return differences
-
-
-def _of_others(first: Evaluation, second: Evaluation) -> list[Difference]:
-    """Findings by mean AUROC and average precision, numbers by explained variance."""
-    rows = [sorted(evaluation.others, key=lambda row: row.scan_id) for evaluation in (first, second)]
-    if [row.truth for row in rows[0]] != [row.truth for row in rows[1]]:
-        message = "the same scans have other labels in one than in the other"
-        raise UserError(message)
-    truth = np.array([row.truth for row in rows[0]])
-    subjects = [row.subject_id for row in rows[0]]
-    if first.summary["kind"] == "regression":
-        predictions = [np.array([row.predicted for row in run_rows if isinstance(row, NumberRow)]) for run_rows in rows]
-        measures: dict[str, Callable[..., float | None]] = {"r2": r2}
-    else:
-        predictions = [
-            np.array([row.probabilities for row in run_rows if isinstance(row, FindingsRow)]) for run_rows in rows
-        ]
-        defined_count = sum(
-            first.summary["metrics"][f"auroc:{name}"]["value"] is not None for name in first.summary["classes"]
-        )
-        measure_of = measures_of_findings()
-        measures = {name: partial(mean_of_findings, measure_of[name], every=defined_count) for name in OF_FINDINGS}
-    differences = []
-    for name, measure in measures.items():
-
-        def gain(selected: Int[np.ndarray, "M"], measure: Callable[..., float | None] = measure) -> float | None:
-            first_score, second_score = (measure(run_rows[selected], truth[selected]) for run_rows in predictions)
-            return None if first_score is None or second_score is None else first_score - second_score
-
-        first_value, second_value = (evaluation.summary["metrics"][name]["value"] for evaluation in (first, second))
-        differences.append(Difference(name, first_value, second_value, statistic_interval(gain, subjects)))
-    return differences
+        differences.append(Difference(measure, first_value, second_value, interval))
+    return tuple(differences)

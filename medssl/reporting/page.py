@@ -9,7 +9,6 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from medssl.data.synthetic.phantoms import PHANTOMS
-from medssl.metrics.cases import scan_scores
 from medssl.metrics.health import FEWEST
 from medssl.reporting.calibration import calibration_chart
 from medssl.reporting.comparison import Comparison, compare, title
@@ -151,7 +150,7 @@ def _group(group: Sequence[Evaluation]) -> dict[str, Any]:
 
 def _evaluation(evaluation: Evaluation, group: Sequence[Evaluation]) -> dict[str, Any]:
     summary = evaluation.summary
-    lacks = summary["kind"] == "segmentation"
+    lacks = evaluation.scoring.lacks
     plain = {key: value for key, value in summary["by"].items() if isinstance(value, str | int | float)}
     return {
         "name": evaluation.name,
@@ -199,7 +198,7 @@ def _calibration(summary: dict[str, Any]) -> str:
 
 def _pictures(evaluation: Evaluation, group: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """Worst, median and best picture by mean Dice; captions show the Dice of the other evaluations on the same scan."""
-    scores = {each.name: scan_scores(each.segmentations) for each in group}
+    scores = {each.name: each.scoring.picture_scores(each.rows) for each in group}
     dice_of = scores[evaluation.name]
     ranked = sorted(
         (picture for picture in evaluation.pictures if dice_of.get(picture.name) is not None),

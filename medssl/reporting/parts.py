@@ -11,26 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from medssl.encoders.weights import CARD, read_card
 from medssl.io.documents import read_yaml
-from medssl.metrics.cases import (
-    CASES,
-    ClassificationRow,
-    FindingsRow,
-    NumberRow,
-    SegmentationRow,
-    read_classification,
-    read_multi_label,
-    read_regression,
-    read_segmentation,
-)
+from medssl.metrics.cases import CASES
+from medssl.metrics.scoring import scoring_of_task
 from medssl.metrics.tables import SUMMARY, read_summary
 from medssl.reporting.studies import PROBE, STUDY, Probes, Study, read_probes, read_study
 from medssl.types import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from medssl.io.documents import read_yaml
-from medssl.types import Card
+    from medssl.metrics.scoring import Scoring
+    from medssl.types import Card
 
 METRICS, CONFIG, PICTURES = "metrics.jsonl", "config.yaml", "pictures"
 
@@ -74,23 +63,22 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A folder that ``medssl evaluate`` wrote; its rows are of one kind, as ``summary["kind"]`` says.
-
-    ``others`` are rows of findings and of numbers.
-    """
+    """A folder that ``medssl evaluate`` wrote; its rows are of one kind, as ``summary["kind"]`` says."""
 
     name: str
     summary: dict[str, Any]
-    segmentations: tuple[SegmentationRow, ...]
-    classifications: tuple[ClassificationRow, ...]
+    rows: tuple[Any, ...]
     pictures: tuple[Picture, ...]
-    others: tuple[FindingsRow | NumberRow, ...] = ()
+
+    @property
+    def scoring(self) -> Scoring:
+        """How its kind is scored."""
+        return scoring_of_task(self.summary["kind"])
 
     @property
     def scans(self) -> dict[str, str]:
         """Subject of each scan."""
-        subjects = {row.scan_id: row.subject_id for row in self.segmentations}
-        return subjects | {row.scan_id: row.subject_id for row in (*self.classifications, *self.others)}
+        return {row.scan_id: row.subject_id for row in self.rows}
 
 
 Part = Run | Evaluation | Probes | Study
@@ -155,21 +143,11 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def _read_evaluation(name: str, folder: Path) -> Evaluation:
     summary = read_summary(folder / SUMMARY)
-    segmentations: Sequence[SegmentationRow] = ()
-    classifications: Sequence[ClassificationRow] = ()
-    others: Sequence[FindingsRow | NumberRow] = ()
-    if summary["kind"] == "segmentation":
-        segmentations = read_segmentation(folder / CASES)
-    elif summary["kind"] == "multi_label":
-        others, _ = read_multi_label(folder / CASES)
-    elif summary["kind"] == "regression":
-        others = read_regression(folder / CASES)
-    else:
-        classifications, _ = read_classification(folder / CASES)
-    scans = {row.scan_id for row in segmentations} | {row.scan_id for row in classifications}
+    rows = scoring_of_task(summary["kind"]).read(folder / CASES)
+    scans = {row.scan_id for row in rows}
     files = sorted((folder / PICTURES).glob("*.png"))
     pictures = tuple(Picture(file.stem, file.read_bytes()) for file in files if file.stem in scans)
-    return Evaluation(name, summary, tuple(segmentations), tuple(classifications), pictures, tuple(others))
+    return Evaluation(name, summary, tuple(rows), pictures)
 
 
 def named_folder(part: str) -> tuple[str, Path]:

@@ -14,10 +14,7 @@ from medssl.data.labels.kinds.base import kind_of
 from medssl.data.loading.crops import slice_axes
 from medssl.heads.base import UNLABELED, Network, class_numbers
 from medssl.heads.sliding import classify, slide
-from medssl.metrics.bootstrap import mean_of_known, subject_means
-from medssl.metrics.classification import auroc, score_cases
-from medssl.metrics.multi_label import mean_of_findings
-from medssl.metrics.regression import r2
+from medssl.metrics.scoring import scoring_of
 from medssl.metrics.segmentation import dice_scores
 from medssl.objectives.base import Objective, evaluation_mode
 from medssl.ops.draws import Draws
@@ -204,26 +201,9 @@ class Validation(Listener):
 
     def verdict(self, schema: LabelSchema, found: list[tuple[int, list[Any]]]) -> tuple[str, float]:
         """Name and value of the measure, of which more is better: mean Dice over subjects, AUROC, or R2."""
-        if not kind_of(schema).per_voxel:
-            return scan_verdict(
-                schema, found, targets_of([self.store.values(number) for number, _ in found], schema).numpy()
-            )
-        names = self.store.subjects(number for number, _ in found)
-        means = subject_means([mean_of_known(row) for _, row in found], names)
-        return "dice", mean_of_known(list(means.values())) or 0.0
-
-
-def scan_verdict(schema: LabelSchema, found: list[tuple[int, list[Any]]], truth: np.ndarray) -> tuple[str, float]:
-    """Name and value of the measure of answers for whole scans."""
-    answers = np.array([row for _, row in found])
-    if schema.kind == "number":
-        name, value = "r2", r2(answers[:, 0], truth)
-    elif schema.kind == "findings":
-        name, value = "auroc", mean_of_findings(auroc, answers, truth)
-    else:
-        name, value = "auroc", score_cases(answers, truth, [name for _, name in schema.classes])["auroc"]
-    assert value is not None  # scans that differ were asked for before training
-    return name, value
+        scans = [number for number, _ in found]
+        values = [self.store.values(number) for number in scans]
+        return scoring_of(schema).validate([result for _, result in found], values, self.store.subjects(scans), schema)
 
 
 class StoredScan:
