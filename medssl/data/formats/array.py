@@ -1,6 +1,6 @@
-"""Arrays without a header of their own: NumPy's ``.npy`` and ``.npz``, and HDF5. The user states what their axes are.
+"""Arrays without a header: NumPy's ``.npy`` and ``.npz``, and HDF5. The user states the meaning of their axes.
 
-Nothing is unpickled, and no link of an HDF5 file is followed.
+Nothing is unpickled, and links in HDF5 files are not followed.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ Members = dict[str, tuple[tuple[int, ...], str]]  # name -> shape and number typ
 
 
 def matches(first: bytes) -> bool:
-    """Whether a file begins as one of these does; ZIP and HDF5 hold many other things, so the name must agree."""
+    """Whether a file starts as ``.npy``, ZIP or HDF5; the last two hold many other things, so the name must agree."""
     return first.startswith((_NPY, _ZIP, _HDF5))
 
 
 def read_header(path: Path) -> FileHeader:
-    """Read names, shapes and number types; the grid is one voxel until ``lay_out`` knows the axes.
+    """Reads names, shapes and number types; the grid has one voxel until ``lay_out`` knows the axes.
 
     Raises:
-        FormatError: Truncated, damaged, without an array of numbers, or HDF5 without h5py.
+        FormatError: The file is truncated or damaged, has no array of numbers, or is HDF5 and h5py is missing.
     """
     with _as_format_error("not readable as an array"):
         members = _members(path)
@@ -65,17 +65,17 @@ def read_header(path: Path) -> FileHeader:
 
 
 def lay_out(arrays: Mapping[str, Any], options: Mapping[str, str]) -> tuple[FileHeader, str]:
-    """What a file holds once its axes are stated.
+    """Header of a file by its stated axes.
 
     Args:
         arrays: Shape and number type by name, as in the details of ``read_header``.
         options: "axes", "spacing_mm" and "member" of ``--files.arrays``.
 
     Returns:
-        The header, and how to read the file as JSON of the fields of ``Reading``.
+        The header, and the fields of ``Reading`` as JSON.
 
     Raises:
-        FormatError: No axes were stated, they do not fit, or several arrays could be meant.
+        FormatError: No axes are stated, they do not fit, or the file has several arrays.
     """
     if not options.get("axes"):
         message = "arrays without stated axes: say what they are with files.arrays.axes, as in kji, ckji, ji or jic"
@@ -87,15 +87,15 @@ def lay_out(arrays: Mapping[str, Any], options: Mapping[str, str]) -> tuple[File
 
 
 def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.ndarray, Grid]:
-    """Read an array [C, i, j, k] or [C, row, column] and its grid, by the axes that were stated.
+    """Reads an array [C, i, j, k] or [C, row, column] and its grid, by the stated axes.
 
     Args:
         path: The file.
-        frame: Which entry along the axis t; None takes all as channels.
-        reading: Axes, spacing and name of the array; a label has no axis of channels.
+        frame: Number of the entry along the axis t; None takes all entries as channels.
+        reading: Axes, spacing and name of the array; a label has no channel axis.
 
     Raises:
-        FormatError: Truncated or damaged, or axes that do not fit.
+        FormatError: The file is truncated or damaged, or the axes do not fit.
     """
     with _as_format_error("truncated or damaged"):
         members = _members(path)
@@ -114,7 +114,7 @@ def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.nda
 
 
 def _letters(axes: str, ndim: int) -> str:
-    """The axes of an array; one axis fewer than stated is one without channels."""
+    """Letters of an array's axes; an array with one axis fewer than stated has no channel axis."""
     return axes.replace("c", "") if ndim == len(axes) - 1 and "c" in axes else axes
 
 
@@ -135,7 +135,7 @@ def _select_member(members: Members, reading: Reading) -> str:
 
 
 def _header(shape: tuple[int, ...], dtype: str, reading: Reading) -> FileHeader:
-    """Kind, channels and grid of an array by its stated axes."""
+    """Kind, channels and grid of an array, by its stated axes."""
     letters = _letters(reading.axes, len(shape))
     if len(letters) != len(shape):
         message = (
@@ -164,7 +164,7 @@ def _header(shape: tuple[int, ...], dtype: str, reading: Reading) -> FileHeader:
 
 @contextmanager
 def _as_format_error(what: str) -> Iterator[None]:
-    """Turns what the libraries raise on damaged files into one line."""
+    """Converts errors of libraries on damaged files to a ``FormatError`` of one line."""
     try:
         yield
     except (FormatError, FileNotFoundError, PermissionError):
@@ -215,7 +215,7 @@ def _members(path: Path) -> Members:
 
 
 def _read_npy_header(stream: BinaryIO | Any) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and number type in the header of NumPy's format; the stream then stands at the first number."""
+    """Reads shape and number type from a header of NumPy's format; the stream is then at the first number."""
     version = np.lib.format.read_magic(stream)
     read_fields = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(
         version
@@ -237,7 +237,7 @@ def _read_npy_header(stream: BinaryIO | Any) -> tuple[tuple[int, ...], np.dtype[
 
 
 def _is_number(dtype: Any) -> bool:
-    """Whether voxels can be of a type; objects, texts, times, records and complex numbers are none."""
+    """Whether a type can be that of voxels; objects, texts, times, records and complex numbers cannot."""
     return dtype.kind in "iufb" and dtype.itemsize <= 8
 
 
@@ -310,7 +310,7 @@ def _hdf5_members(path: Path) -> Members:
 
 
 def _load(path: Path, name: str) -> np.ndarray:
-    """The numbers of one array, booleans as 0 and 1; check sums are compared where the file has them."""
+    """Reads one array, booleans as 0 and 1; checksums are verified if the file has them."""
     with path.open("rb") as stream:
         first = stream.read(8)
     if first == _HDF5:

@@ -21,13 +21,13 @@ import numpy as np
 from medssl.types import Grid, Kind, ValueDomain
 
 FIRST_BYTES = 352  # bytes of a file that decide what it is: a NIfTI header, a DICOM preamble
-FARTHEST_MM = 1e6  # no scanner's room is a kilometer wide
+FARTHEST_MM = 1e6  # largest distance of the first voxel from the origin
 LPS_TO_RAS = (-1.0, -1.0, 1.0)
 DAMAGE = (
     ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, SyntaxError, EOFError,
     struct.error, zlib.error, gzip.BadGzipFile,
 )  # fmt: skip
-# what the libraries raise on files whose bytes make no sense: one such file must not end the reading of a million
+# errors that libraries raise on damaged files; one such file must not stop the indexing of all others
 
 _PYTHON = re.compile(
     r"literal for|could not convert|unpack(_from)? requires|buffer|attribute|subscriptable|\bb['\"]|Error\b|object|"
@@ -36,7 +36,7 @@ _PYTHON = re.compile(
 
 
 class FormatError(ValueError):
-    """A file of a known format that cannot be a scan: damaged, or of a layout that is not read."""
+    """A file of a known format that cannot be read as a scan: it is damaged, or its layout is not supported."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(printable(message))
@@ -44,7 +44,7 @@ class FormatError(ValueError):
 
 @dataclass(frozen=True)
 class Frames:
-    """Several arrays of one grid in one file: ``count`` of them; ``noun`` says what they are ("points in time")."""
+    """Several arrays with one grid in one file: their number, and a noun for messages ("points in time")."""
 
     count: int = 1
     noun: str = ""
@@ -52,17 +52,17 @@ class Frames:
 
 @dataclass(frozen=True)
 class FileHeader:
-    """What a file says about itself.
+    """Header of a file.
 
     Attributes:
         kind: Volume or image.
-        value_domain: What the values mean, as far as the file says; "gray" where it does not.
-        channels: Values of one voxel of one frame (3 for RGB, the components of a vector).
+        value_domain: Meaning of the values; "gray" if the file does not say.
+        channels: Number of values of a voxel in one frame (3 for RGB, the components of a vector).
         grid: Grid of one frame, in mm.
-        frames: Several volumes or pictures in the file; options of the data set decide what becomes of them.
-        dtype: Number type of the values as numpy names it.
-        notes: What the user should know: what was guessed, what was left out.
-        details: Facts for single formats, such as "companions", "intent", "palette"; JSON.
+        frames: Volumes or pictures in the file; options of the data set decide how they are used.
+        dtype: Number type of the values, by numpy's name.
+        notes: Notes for the user: what was guessed, what was left out.
+        details: Further facts of single formats as JSON values, such as "companions", "intent", "palette".
     """
 
     kind: Kind
@@ -109,13 +109,14 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class Reading:
-    """How pixels are to be read where the file alone does not decide it.
+    """Options for reading pixels that the file does not determine.
 
     Attributes:
-        label: The file is a mask: palette indices are classes, nothing is converted to colors.
-        axes: Arrays only: what each axis is, slowest first ("kji", "ckji", "ji", "jic", "tkji").
+        label: The file is a mask: palette indices are classes, and nothing is converted to colors.
+        axes: Arrays only: one letter for each axis, slowest first ("kji", "ckji", "ji", "jic", "tkji").
         member: Arrays only: name of the array in an ``.npz`` or ``.h5`` file.
-        spacing_mm: Arrays only: distances of voxels with commas, for each spatial axis in the order of ``axes``.
+        spacing_mm: Arrays only: voxel spacings in mm, separated by commas, for the spatial axes in the order of
+            ``axes``.
     """
 
     label: bool = False
@@ -125,10 +126,10 @@ class Reading:
 
 
 def check_grid(header: FileHeader) -> FileHeader:
-    """Refuse a header without voxels or with a grid that no world position follows from.
+    """Refuses a header without voxels, or with an affine that cannot be used.
 
     Raises:
-        FormatError: Says which.
+        FormatError: Names the problem.
     """
     if min(header.grid.shape, default=0) < 1:
         message = f"zero-size: shape {times(header.grid.shape)}"
@@ -145,29 +146,29 @@ def check_grid(header: FileHeader) -> FileHeader:
 
 
 def make_grid(shape: tuple[int, ...], affine: np.ndarray) -> Grid:
-    """Grid from a voxel -> world affine (n+1, n+1); the spacing is the length of its columns."""
+    """Grid from a voxel-to-world affine (n+1, n+1) in mm; the spacing is the length of its columns."""
     spacing = np.linalg.norm(affine[:-1, :-1], axis=0)
     rows = tuple(tuple(float(value) for value in row) for row in affine)
     return Grid(tuple(int(length) for length in shape), tuple(float(step) for step in spacing), rows)
 
 
 def picture_grid(height: int, width: int, spacing_mm: tuple[float, float] = (1.0, 1.0)) -> Grid:
-    """Grid of an image: (row, column) -> millimeters from the first pixel."""
+    """Grid of an image: (row, column) to millimeters from the first pixel."""
     return make_grid((height, width), np.diag([*spacing_mm, 1.0]))
 
 
 def times(shape: Iterable[int]) -> str:
-    """A shape as messages show it: "512x512x80"."""
+    """A shape as text for messages: "512x512x80"."""
     return "x".join(map(str, shape))
 
 
 def printable(text: str) -> str:
-    """A text without control characters, which damaged headers bring into messages."""
+    """Replaces control characters, which damaged headers may contain, by question marks."""
     return text if text.isprintable() else "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's text; words that speak of Python and not of the file are replaced."""
+    """First line of an error's text; text about Python instead of the file is replaced."""
     if isinstance(error, zlib.error):
         return "the compressed data are damaged"
     if isinstance(error, EOFError):
@@ -180,7 +181,7 @@ def first_line(error: BaseException) -> str:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Keeps nibabel and tifffile quiet about what is odd in a file: what matters is raised, and is one line here."""
+    """Disables the loggers of nibabel and tifffile for the block; problems of files are raised instead."""
     loggers = [logging.getLogger(name) for name in ("nibabel.global", "tifffile")]
     former = [logger.disabled for logger in loggers]
     for logger in loggers:

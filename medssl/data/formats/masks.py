@@ -1,6 +1,6 @@
-"""A mask beside its image: does it lie on the image's grid, and does it hold numbers of classes.
+"""Checks of masks: whether a mask lies on the grid of its image, and whether its values are classes.
 
-All functions are pure: the index calls ``compare`` with headers, the reader calls all of them with pixels.
+All functions are pure. The index calls ``compare`` with headers; the reader calls all functions with pixels.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _LOSSY_TOLERANCE = 24  # lossy compression keeps values of a binary mask this cl
 
 
 class MaskError(UserError):
-    """A mask that cannot be used: one line."""
+    """A mask that cannot be used; the message has one line."""
 
 
 @dataclass(frozen=True)
 class Reorientation:
-    """How the array of a mask becomes that of its image.
+    """Permutation and flips of axes that map the array of a mask to that of its image.
 
     Attributes:
         axes: For each axis of the image, the axis of the mask that runs along it.
@@ -46,11 +46,11 @@ class Reorientation:
 
     @property
     def changes_array(self) -> bool:
-        """Whether the array changes at all."""
+        """Whether axes are permuted or flipped."""
         return any(self.flips) or self.axes != tuple(range(len(self.axes)))
 
     def apply(self, array: NDArray[np.generic]) -> NDArray[np.generic]:
-        """An array [C, *mask axes] as [C, *image axes]."""
+        """Reorients an array [C, *mask axes] to [C, *image axes]."""
         permuted = array.transpose(0, *(axis + 1 for axis in self.axes))
         flipped = np.flip(permuted, tuple(axis + 1 for axis, flip in enumerate(self.flips) if flip))
         return np.ascontiguousarray(flipped) if self.changes_array else array
@@ -58,7 +58,13 @@ class Reorientation:
 
 @dataclass(frozen=True)
 class Match:
-    """Result of comparing two grids: how to turn the mask; ``problem`` why it cannot be used, ``note`` what is odd."""
+    """Result of a comparison of grids.
+
+    Attributes:
+        reorientation: How to reorient the mask.
+        problem: Why the mask cannot be used; "" if it can.
+        note: Note for the user; "" without one.
+    """
 
     reorientation: Reorientation
     problem: str = ""
@@ -66,16 +72,16 @@ class Match:
 
 
 def compare(image: Grid, mask: Grid, *, trust: bool = False) -> Match:
-    """Compare the grid of a mask with that of its image.
+    """Compares the grid of a mask with that of its image.
 
     Args:
         image: Grid of the image.
         mask: Grid of the mask.
-        trust: Take masks of equal shape as they are, whatever their position.
+        trust: Accept masks of equal shape at any position.
 
     Returns:
-        How to turn the mask. ``problem`` starts with "shape differs" or "on another grid" and holds ``{name}`` where
-        the name of the mask belongs.
+        The match. A ``problem`` starts with "shape differs" or "on another grid", and has the placeholder ``{name}``
+        for the name of the mask.
     """
     reorientation = reorientation_of(image, mask)
     if reorientation.offset_voxels <= SAME_VOXELS:
@@ -106,7 +112,7 @@ def compare(image: Grid, mask: Grid, *, trust: bool = False) -> Match:
 
 
 def reorientation_of(image: Grid, mask: Grid) -> Reorientation:
-    """The turn that brings a mask closest to its image. A picture's grid is its pixels: only its shape counts."""
+    """The reorientation that brings a mask closest to its image. For 2D images only the shape is compared."""
     count = len(image.shape)
     identity = Reorientation(tuple(range(count)), (False,) * count, np.inf)
     if len(mask.shape) != count:
@@ -132,7 +138,7 @@ def reorientation_of(image: Grid, mask: Grid) -> Reorientation:
 
 
 def describe(grid: Grid) -> str:
-    """A grid in one phrase: "20x18x10 voxels (LAS) of 0.9x0.8x2.5 mm from 40, -30, 10"."""
+    """A grid as text: "20x18x10 voxels (LAS) of 0.9x0.8x2.5 mm from 40, -30, 10"."""
     affine = np.array(grid.affine)
     if len(grid.shape) != 3:
         return f"{times(grid.shape)} pixels"
@@ -144,10 +150,10 @@ def describe(grid: Grid) -> str:
 
 
 def one_channel(array: NDArray[np.generic], name: str, holds: str, notes: list[str]) -> NDArray[np.generic]:
-    """A mask with a single channel; equal channels of a picture become one, which joins ``notes``.
+    """Reduces a mask to one channel. Equal channels of a picture become one, which is noted in ``notes``.
 
     Raises:
-        MaskError: A colored picture, one-hot channels, or other channels.
+        MaskError: The mask is a colored picture, or has one-hot or other channels.
     """
     if len(array) == 1:
         return array
@@ -168,14 +174,14 @@ def one_channel(array: NDArray[np.generic], name: str, holds: str, notes: list[s
 
 
 def whole_numbers(label: NDArray[np.generic], name: str = "label") -> NDArray[np.generic]:
-    """A label as integers, every value unchanged (but for rounding of float32).
+    """Converts a label to integers; values do not change, except for rounding of float32.
 
     Args:
         label: Values of any number type.
-        name: What messages call it.
+        name: Name of the label in messages.
 
     Raises:
-        MaskError: Values that are not whole numbers, or beyond what 32 bits hold.
+        MaskError: Values are not whole numbers, or do not fit 32 bits.
     """
     if label.dtype.kind == "b":
         return label.astype(np.uint8)
@@ -191,7 +197,7 @@ def whole_numbers(label: NDArray[np.generic], name: str = "label") -> NDArray[np
 
 
 def _fractions(label: NDArray[np.generic]) -> str:
-    """What is wrong with real numbers as classes, or nothing."""
+    """Why real numbers cannot be classes; "" if they can."""
     values = label.astype(np.float64, copy=False)
     finite = np.isfinite(values)
     if not finite.all():
@@ -210,15 +216,15 @@ def _fractions(label: NDArray[np.generic]) -> str:
 
 
 def apply_threshold(label: NDArray[np.generic], threshold: float) -> NDArray[np.uint8]:
-    """Classes 0 and 1: values from ``threshold`` on are 1; NaN is 0."""
+    """Classes 0 and 1: values of at least ``threshold`` are 1; NaN is 0."""
     return np.asarray(label >= threshold, np.uint8)  # type: ignore[operator]
 
 
 def refuse_lossy(label: NDArray[np.generic], name: str, *, advice: str) -> None:
-    """Refuse a JPEG mask whose values compression has changed.
+    """Refuses a JPEG mask whose values were changed by compression.
 
     Raises:
-        MaskError: Other values than 0 and 255.
+        MaskError: The mask has other values than 0 and 255.
     """
     if not name.lower().endswith(LOSSY):
         return
@@ -232,7 +238,7 @@ def refuse_lossy(label: NDArray[np.generic], name: str, *, advice: str) -> None:
 
 
 def value_counts(label: NDArray[np.generic]) -> dict[int, int]:
-    """Whole numbers of a label with their counts, in order."""
+    """Values of a label of whole numbers with their counts, in ascending order."""
     if not label.size:
         return {}
     low, high = int(label.min()), int(label.max())
@@ -249,10 +255,10 @@ def value_counts(label: NDArray[np.generic]) -> dict[int, int]:
 
 
 def check_label(label: NDArray[np.generic], schema: LabelSchema | None) -> None:
-    """Compare the values of a label with the class map; without one, only negative values are refused.
+    """Compares the values of a label with the class map; without a class map, only negative values are refused.
 
     Raises:
-        MaskError: Naming the values that are neither a class nor the value to ignore, and how many voxels hold them.
+        MaskError: Names the values that are neither a class nor the value to ignore, and their numbers of voxels.
     """
     counts = value_counts(label)
     if schema is None:
@@ -282,6 +288,6 @@ def check_label(label: NDArray[np.generic], schema: LabelSchema | None) -> None:
 
 
 def _has_default_affine(grid: Grid) -> bool:
-    """Whether an affine is what writers put where they know nothing: unit steps from the origin."""
+    """Whether an affine is the default of writers without position: unit steps from the origin."""
     affine = np.abs(np.array(grid.affine))
     return bool(np.allclose(affine, np.eye(len(affine))))

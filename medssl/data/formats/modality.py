@@ -1,4 +1,4 @@
-"""Words for modalities, and what the values of a modality mean."""
+"""Names of modalities, and the value domain of a modality."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ _MR_CHANNELS = ("MR", "T1", "T2", "FLAIR", "PD", "DWI", "ADC", "FMRI", "CMR", "C
 
 
 def modality_of(text: str) -> str:
-    """A modality in DICOM's terms.
+    """Converts the name of a modality to DICOM's term.
 
     Args:
-        text: One of them, or a usual word, in any case ("MRI", "ct ", "X-ray"); empty stays empty.
+        text: A DICOM term or a common name, in upper or lower case ("MRI", "ct ", "X-ray"); "" stays "".
 
     Raises:
-        UserError: A word that is not known; lists those that are.
+        UserError: The name is not known; lists known ones.
     """
     word = text.strip().upper()
     term = normalized(word)
@@ -54,18 +54,18 @@ def modality_of(text: str) -> str:
 
 
 def normalized(text: str) -> str:
-    """A modality in DICOM's terms where it is known; otherwise the word as it is, in upper case and without padding."""
+    """DICOM's term of a modality; an unknown name is returned in upper case and without padding."""
     word = text.strip().strip("\0").upper()
     return word if word in KNOWN else _BY_WORD.get(word.lower().replace("-", "_").replace(" ", "_"), word)
 
 
 def domain_of(modality: str) -> ValueDomain:
-    """What the values of one channel mean in a modality of DICOM's terms: Hounsfield units, MR, or gray values."""
+    """Value domain of a modality (DICOM's term): Hounsfield units, MR, or gray values."""
     return _DOMAINS.get(modality, "gray")
 
 
 def of_channels(names: Iterable[str]) -> str:
-    """The modality that the names of channels agree on ("T1w" and "FLAIR": MR); nothing where they do not."""
+    """The common modality of channel names ("T1w" and "FLAIR": MR); "" if they differ."""
     terms = {_of_channel(name.strip().upper()) for name in names}
     return terms.pop() if len(terms) == 1 else ""
 

@@ -1,4 +1,4 @@
-"""Where voxels lie: units of length, distances that are believed, and affines that are no plain box."""
+"""Places of voxels: units of length, plausible spacings, and checks of affines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from medssl.data.formats.base import FormatError
 
-SMALLEST_MM, LARGEST_MM = 1e-3, 100.0  # distances of voxels beyond these are taken for another unit
+SMALLEST_MM, LARGEST_MM = 1e-3, 100.0  # voxel spacings outside this range suggest another unit
 CONVERTED = "lengths converted to mm from"  # beginning of the note where a unit of the file was followed
 _MM = {
     "mm": "mm millimeter millimeters millimeter millimeters",
@@ -23,20 +23,20 @@ _FLAT = 1e-4  # volume of a voxel over the product of its edges
 
 
 def millimeters(unit: str) -> float | None:
-    """Millimeters of one ``unit``; None for a name that is not known."""
+    """Millimeters in one ``unit``; None for an unknown name."""
     word = unit.strip().strip('"').strip().casefold()
     return next((_FACTORS[short] for short, names in _MM.items() if word in names.casefold().split()), None)
 
 
 def check_affine(affine: np.ndarray, noun: str) -> tuple[str, ...]:
-    """Refuse an affine that gives voxels no volume, and say where axes are not at right angles.
+    """Refuses an affine that is singular; returns a note if its axes are not at right angles.
 
     Args:
-        affine: Voxel -> world, (n+1, n+1).
-        noun: What messages call it.
+        affine: Voxel-to-world affine (n+1, n+1).
+        noun: Name of the affine in messages.
 
     Raises:
-        FormatError: Values that are not finite, or axes that lie in one plane.
+        FormatError: Values are not finite, or the axes lie in one plane.
     """
     steps = affine[:-1, :-1]
     if not np.isfinite(affine).all():
@@ -59,11 +59,11 @@ def check_affine(affine: np.ndarray, noun: str) -> tuple[str, ...]:
 
 
 def is_left_handed(affine: np.ndarray) -> bool:
-    """Whether the axes of the array are a mirror image of right-anterior-superior."""
+    """Whether the axes of the array form a left-handed system, a mirror image of right-anterior-superior."""
     return bool(np.linalg.det(affine[:-1, :-1]) < 0)
 
 
 def converted_note(units: Iterable[str]) -> tuple[str, ...]:
-    """Says that lengths were converted, where a unit is not the millimeter."""
+    """Note that lengths were converted, if a unit is not the millimeter."""
     converted = sorted({unit.strip().strip('"') for unit in units if millimeters(unit) not in (None, 1.0)})
     return (f"{CONVERTED} {', '.join(converted)}",) if converted else ()

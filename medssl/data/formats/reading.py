@@ -1,7 +1,7 @@
-"""One scan of the index -> its array, its affine and its masks, as they lie on disk.
+"""Reads a scan of the index: its array, its affine and its masks, as stored on disk.
 
-The modules of ``formats`` do the work: the readers of MONAI turn integers into float32, never look at the checksum of
-a gzip file, and cost seconds of import in every process.
+The modules of ``formats`` do the work. MONAI's readers are not used: they convert integers to float32, do not verify
+checksums of gzip files, and take seconds to import in every process.
 """
 
 from __future__ import annotations
@@ -23,16 +23,21 @@ if TYPE_CHECKING:
 
 
 class ReadError(UserError):
-    """A scan that cannot be read: one line that names the file."""
+    """A scan that cannot be read; the message has one line and names the file."""
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A scan as it lies on disk.
+    """A scan as stored on disk.
 
-    ``image`` is [C, i, j, k] or [C, H, W] in the file's own number type (float32 where the file asks for scaling that
-    leaves the whole numbers), ``affine`` voxel -> world mm, ``label`` [1, *s] of whole numbers, ``notes`` what is odd,
-    ``excluded`` [1, *s] True where no loss may look (None: nowhere).
+    Attributes:
+        image: [C, i, j, k] or [C, H, W] in the number type of the file, or float32 if the file defines a scaling to
+            real numbers.
+        affine: Voxel-to-world affine, mm.
+        spacing_mm: Voxel spacing per axis.
+        label: Whole numbers [1, *s]; None without a label.
+        notes: Notes for the user.
+        excluded: [1, *s], True for voxels that must not enter a loss; None without such voxels.
     """
 
     image: Shaped[np.ndarray, "C *s"]
@@ -44,15 +49,15 @@ class Volume:
 
 
 def read(scan: Scan, root: Path, *, with_label: bool = True) -> Volume:
-    """Read a scan, its label and its mask of excluded voxels.
+    """Reads a scan, its label and its mask of excluded voxels.
 
     Args:
         scan: A scan of the index.
-        root: Root of the index, which the paths of the scan start from.
-        with_label: Read the label too, where there is one.
+        root: Root of the index; the paths of the scan are relative to it.
+        with_label: Also read the label, if there is one.
 
     Raises:
-        ReadError: Missing, truncated or damaged file, or a mask that lies elsewhere or holds no classes.
+        ReadError: A file is missing, truncated or damaged, or a mask lies on another grid or does not hold classes.
     """
     notes: list[str] = []
     image, grid = _read_parts(scan.source.parts, root, scan.grid, _reading(scan), notes)
@@ -81,7 +86,7 @@ def read(scan: Scan, root: Path, *, with_label: bool = True) -> Volume:
 
 @dataclass(frozen=True)
 class _Mask:
-    """What messages call a mask, its files, what its only channel holds, and where its class 1 begins."""
+    """A mask to read: its name and content in messages, its files, and the threshold of class 1."""
 
     noun: str
     parts: tuple[Part, ...]
@@ -90,9 +95,9 @@ class _Mask:
 
 
 def _read_mask(mask: _Mask, scan: Scan, root: Path, image_place: tuple[Grid, float], notes: list[str]) -> np.ndarray:
-    """A mask on the image's grid [1, *s]: classes, or True where voxels are excluded; what is odd joins ``notes``.
+    """Reads a mask on the grid of the image [1, *s]: classes, or True for excluded voxels; adds to ``notes``.
 
-    ``image_place`` is the image's grid, and what the lengths of its file were multiplied by.
+    ``image_place`` is the grid of the image, and the factor by which the lengths in its file were multiplied.
     """
     grid, factor = image_place
     array, mask_grid = _read_parts(mask.parts, root, scan.grid, _reading(scan, label=True))
@@ -117,7 +122,7 @@ def _read_mask(mask: _Mask, scan: Scan, root: Path, image_place: tuple[Grid, flo
 
 
 def _checked_values(mask: _Mask, array: np.ndarray, name: str) -> np.ndarray:
-    """Whole numbers of a label map, or where a mask of excluded voxels is not zero."""
+    """Checks values and converts them: whole numbers for a label map, True for nonzero voxels of an exclusion mask."""
     if mask.threshold is not None:
         return masks.apply_threshold(array, mask.threshold)
     if mask.noun == "label":
@@ -131,13 +136,13 @@ def _checked_values(mask: _Mask, array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _reading(scan: Scan, *, label: bool = False) -> Reading:
-    """How the files of a scan and its masks are read where they do not say it themselves."""
+    """Reading options of a scan, or of its masks."""
     options: dict[str, str] = json.loads(scan.source.reading) if scan.source.reading else {}
     return Reading(label, **options)
 
 
 def _read_objects(scan: Scan, root: Path, grid: Grid, notes: list[str]) -> np.ndarray:
-    """The label of a scan from segmentation objects and structure sets [1, i, j, k]; what is odd joins ``notes``."""
+    """Label of a scan from DICOM segmentations and structure sets [1, i, j, k]; adds to ``notes``."""
     from medssl.data.formats.dicom.elements import DicomError
     from medssl.data.formats.dicom.label_objects import read_objects
 
@@ -155,7 +160,7 @@ def _read_objects(scan: Scan, root: Path, grid: Grid, notes: list[str]) -> np.nd
 def _read_parts(
     parts: tuple[Part, ...], root: Path, place: Grid, reading: Reading, notes: list[str] | None = None
 ) -> tuple[np.ndarray, Grid]:
-    """Array [C, *s] and grid of a scan or a label, by the format of its first file; DICOM lies at ``place``."""
+    """Array [C, *s] and grid of a scan or a label, by the format of its first file; ``place`` is the grid for DICOM."""
     if not parts:
         message = "a scan without files: index the scans again"
         raise ReadError(message)
@@ -187,7 +192,7 @@ def _read_parts(
 def _with_channels(
     image: np.ndarray, grid: Grid, parts: tuple[Part, ...], root: Path, reading: Reading
 ) -> tuple[np.ndarray, Grid]:
-    """The channels of further files on the same grid, behind those of the first."""
+    """Appends the channels of further files, which must lie on the same grid."""
     arrays = [image]
     for part in parts[1:]:
         channels, channel_grid = _read_parts((part,), root, grid, reading)

@@ -1,4 +1,4 @@
-"""Which format a file is of: by its first bytes, and by its name where these do not say."""
+"""Recognizes the format of a file by its first bytes, and by its name where these are not sufficient."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _OTHER_PACKING = ("bzip2", "xz", "zstd")  # whose contents the reader of NIfTI k
 
 @dataclass(frozen=True)
 class Recognition:
-    """What a file is.
+    """Format of a file, or why it is not read.
 
     Attributes:
-        form: A key of ``FORMATS``, or "dicom"; empty where the file is not read.
-        state: Empty where the file is read; else "ignored", "rejected" (a scan that is not read) or "failed".
-        reason: Why it is not read.
-        note: What the user should know of a file that is read.
+        form: A key of ``FORMATS``, or "dicom"; "" if the file is not read.
+        state: "" if the file is read; else "ignored", "rejected" (a scan of an unsupported format) or "failed".
+        reason: Why the file is not read.
+        note: Note for the user about a file that is read.
     """
 
     form: str = ""
@@ -54,14 +54,14 @@ def format_of(path: Path) -> tuple[str, str]:
     """Format of a file.
 
     Returns:
-        Name of the format (a key of ``FORMATS``, or "dicom") and nothing; or nothing and why the file is not read.
+        Name of the format (a key of ``FORMATS``, or "dicom") and ""; or "" and the reason why the file is not read.
     """
     recognition = recognize(path)
     return recognition.form, recognition.reason
 
 
 def recognize(path: Path) -> Recognition:
-    """Say what a file is.
+    """Recognizes the format of a file.
 
     Raises:
         OSError: The file cannot be opened.
@@ -97,17 +97,17 @@ def recognize(path: Path) -> Recognition:
 
 
 def read_header(path: Path, form: str) -> FileHeader:
-    """Read the header of a file (all formats but DICOM).
+    """Reads the header of a file of any format except DICOM.
 
     Raises:
-        FormatError: Truncated, of another content than its name says, or of a layout that is no scan.
+        FormatError: The file is truncated, has another format than its name says, or holds no scan.
         OSError: The file cannot be opened.
     """
     return check_grid(FORMATS[form].read_header(path))
 
 
 def _recognize_by_name(name: str) -> Recognition | None:
-    """What the name of a file says so well that nobody needs to open it."""
+    """Recognizes files that need not be opened, by their names."""
     if name.startswith("._"):
         return Recognition("", "ignored", "not an image: AppleDouble file")
     if name.startswith("."):
@@ -130,7 +130,7 @@ def _first_bytes(path: Path) -> bytes:
 
 
 def _form_of_name(name: str) -> str:
-    """The format that a name promises, or nothing."""
+    """Format by the suffix of a name; "" for other names."""
     for form, module in FORMATS.items():
         if name.endswith(module.SUFFIXES):
             return form
@@ -138,7 +138,7 @@ def _form_of_name(name: str) -> str:
 
 
 def _form_of_content(first: bytes, form_by_name: str) -> str:
-    """The format that first bytes are of; the one that the name promises is asked first."""
+    """Format by the first bytes; the format of the name is tried first."""
     if first[128:132] == b"DICM":
         return "dicom"
     if form_by_name in FORMATS and FORMATS[form_by_name].matches(first):
@@ -150,12 +150,12 @@ def _form_of_content(first: bytes, form_by_name: str) -> str:
 
 
 def _is_bmp_by_chance(first: bytes) -> bool:
-    """Whether bytes begin with the two letters of BMP and go on otherwise: numbers of a raw file may."""
+    """Whether bytes start with the two letters of BMP by chance, as the numbers of a raw file may."""
     return first[:2] == b"BM" and first[6:10] != bytes(4)
 
 
 def _recognize_unread(name: str, form_by_name: str, suffix: str, first: bytes) -> Recognition:
-    """What a file is whose first bytes are of no format that is read."""
+    """Recognizes a file whose first bytes belong to no supported format."""
     content = unread.by_content(first)
     if name.endswith(".hdr") and content:
         return Recognition("", "ignored", f"not an image: .hdr file that is {content}")
@@ -191,7 +191,7 @@ def _noun_of(form: str, first: bytes) -> str:
 
 
 def _bare_dicom(first: bytes) -> bool:
-    """A data set without preamble: it starts with group 0002, or without meta information with group 0008."""
+    """Whether bytes are a DICOM data set without preamble: it starts with group 0002 or group 0008."""
     if first[:2] == b"\x02\x00":
         return first[2:4] in (b"\0\0", b"\1\0", b"\2\0", b"\3\0", b"\x10\0") and first[4:6] in (b"UL", b"OB", b"UI")
     order: Literal["little", "big"] = "big" if first[:2] == b"\x00\x08" else "little"

@@ -1,4 +1,4 @@
-"""Lengths of files that do not say their unit, or say it wrongly: which spacings are believed, and how they get mm."""
+"""Lengths in files with a missing or wrong unit: plausible spacings, and conversion to mm."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _SAME = 1e-4  # relative difference of spacings that rounding explains
 
 
 def in_unit(header: Mapping[str, Any], grid: Grid, unit: LengthUnit) -> Grid:
-    """The grid of a file whose lengths are of ``unit``.
+    """Converts the grid of a file whose lengths are in ``unit`` to mm.
 
-    Files that state another unit than mm were converted by their reader and stay as they are; so do pictures whose
-    pixels are of 1 mm because nothing says how large they are.
+    Files that state another unit than mm are not changed, since their reader has converted them. Pictures with the
+    default spacing of 1 mm are not changed either.
     """
     stated = any(str(note).startswith(CONVERTED) for note in header.get("notes", ()))
     unknown = header["kind"] == "image" and grid.spacing_mm == (1.0, 1.0)
@@ -27,7 +27,7 @@ def in_unit(header: Mapping[str, Any], grid: Grid, unit: LengthUnit) -> Grid:
 
 
 def scaled(grid: Grid, factor: float) -> Grid:
-    """The same voxels with all lengths times ``factor``."""
+    """Multiplies all lengths of a grid by ``factor``."""
     if factor == 1:
         return grid
     rows = [tuple(value * factor for value in row) for row in grid.affine[:-1]]
@@ -36,7 +36,7 @@ def scaled(grid: Grid, factor: float) -> Grid:
 
 
 def out_of_range(grid: Grid, unit: LengthUnit) -> str:
-    """Why a spacing is not believed, or nothing; "mm" confirms every one."""
+    """Why a spacing is not plausible; "" if it is. The stated unit "mm" accepts every spacing."""
     low, high = min(grid.spacing_mm), max(grid.spacing_mm)
     if unit == "mm" or (low >= SMALLEST_MM * (1 - _SAME) and high <= LARGEST_MM * (1 + _SAME)):
         return ""
@@ -50,7 +50,7 @@ def out_of_range(grid: Grid, unit: LengthUnit) -> str:
 
 
 def factor_between(file: Grid, index: Grid) -> float:
-    """What makes the lengths of a file those of the index, where a unit alone differs; else 1."""
+    """Factor from the lengths of a file to those of the index, if they differ by a unit; else 1."""
     ratios = [
         index_step / file_step
         for file_step, index_step in zip(file.spacing_mm, index.spacing_mm, strict=False)
@@ -61,7 +61,7 @@ def factor_between(file: Grid, index: Grid) -> float:
 
 
 def like_image(mask: Grid, image: Grid, factor: float) -> Grid:
-    """A mask's grid in the unit of its image: the one that its own spacing says where that fits already."""
+    """The grid of a mask in the unit of its image; unchanged if its spacing already fits."""
     pairs = zip(sorted(mask.spacing_mm), sorted(image.spacing_mm), strict=False)
     return mask if all(_close(mask_step, image_step) for mask_step, image_step in pairs) else scaled(mask, factor)
 

@@ -1,6 +1,6 @@
-"""Files that are named and not read: other formats of scans, archives, videos, pages of failed downloads.
+"""Recognizes files that are not read: other formats of scans, archives, videos, pages of failed downloads.
 
-Each entry says what a file is and, where it may hold a scan, what to do with it.
+Each entry names the format and, if the file may hold a scan, what to do with it.
 """
 
 from __future__ import annotations
@@ -116,10 +116,10 @@ _POINTERS = {
 
 
 def by_name(name: str) -> tuple[str, str]:
-    """State ("rejected" or "ignored") and reason of a file that its name tells not to be read; or nothing twice.
+    """State ("rejected" or "ignored") and reason for a file that is not read because of its name; else "" twice.
 
     Args:
-        name: The file's name in lower case.
+        name: Name of the file in lower case.
     """
     if name == "2dseq":
         return "rejected", "Bruker 2dseq, which is not read; convert it to NIfTI with brkraw"
@@ -133,12 +133,12 @@ def by_name(name: str) -> tuple[str, str]:
 
 
 def pointer(first: bytes) -> str:
-    """What a file is that stands in the place of another, or nothing."""
+    """Reason for a pointer file of Git LFS or git-annex; "" for other files."""
     return next((reason for start, reason in _POINTERS.items() if first.startswith(start)), "")
 
 
 def by_content(first: bytes) -> str:
-    """What a file is by its first bytes ("a PDF document"), as far as it is none of the formats that are read."""
+    """Name of an unsupported format by the first bytes ("a PDF document"); "" if it is not known."""
     for place, signature, what in _SIGNATURES:
         if first[place : place + len(signature)] == signature:
             return what

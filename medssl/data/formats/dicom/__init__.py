@@ -1,1 +1,1 @@
-"""DICOM: one header to slices, the slices of a series to volumes, and the pixels of a volume."""
+"""DICOM: slices from headers, volumes from the slices of a series, and pixels of volumes."""

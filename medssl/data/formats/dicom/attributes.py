@@ -1,16 +1,15 @@
-"""What may tell the volumes of one DICOM series apart: attributes of a file or of a frame (DICOM PS3.3 C.7.6.16, C.8).
+"""Attributes that may separate the volumes of one DICOM series (DICOM PS3.3 C.7.6.16, C.8).
 
-Three kinds of attributes:
+There are three kinds of attributes:
 
-- ``CONTRASTS`` say what a voxel shows (echo, b-value, kernel, kind of image, unit): slices that differ in one of them
-  never share a volume;
-- ``MOMENTS`` say when or in which run a slice was taken (acquisition, point in time, phase of the heart, tube
-  voltage): the slices of one volume may differ in them, so they separate volumes only under the conditions that
-  ``separation`` states;
-- ``DESCRIPTIONS`` say whose the slice is and what its series is called. They separate as moments do, after them, and
-  are not compared for copies.
+- ``CONTRASTS`` describe the meaning of voxels (echo, b-value, kernel, image type, unit). Slices that differ in one of
+  them never belong to the same volume.
+- ``MOMENTS`` describe when or in which run a slice was acquired (acquisition, point in time, cardiac phase, tube
+  voltage). Slices of one volume may differ in them. They separate volumes only under the conditions of ``separation``.
+- ``DESCRIPTIONS`` describe the patient and the series. They separate as moments do, after them. Copies are compared
+  without them.
 
-Identifiers and free text are kept as digests, moments of the clock as seconds from a keyed moment.
+Identifiers and free text are stored as digests, times as seconds from a keyed point in time.
 """
 
 from __future__ import annotations
@@ -69,9 +68,9 @@ VECTORS = (
     "AngularViewVector", "TimeSliceVector",
 )  # fmt: skip
 _CODE_VALUE = {"CodeValue": "MeasurementUnitsCodeSequence"}
-# Attributes that differ from slice to slice in sound series: they stay with the slice, the others with the file.
+# Attributes that differ from slice to slice in regular series: stored for each slice, the others for each file.
 _OF_SLICES = frozenset({*CLOCKS, "TemporalPositionIdentifier", "AcquisitionNumber"})
-_DEFAULTS = (("RescaleType", "US"), ("RescaleType", "HU"))  # as good as none: other slices leave them out
+_DEFAULTS = (("RescaleType", "US"), ("RescaleType", "HU"))  # equal to a missing value, which other slices have
 _GROUPS = (
     "FrameContentSequence", "PixelMeasuresSequence", "MRDiffusionSequence", "DiffusionGradientDirectionSequence",
     "MREchoSequence", "MRImageFrameTypeSequence", "MRModifierSequence", "MRTimingAndRelatedParametersSequence",
@@ -86,11 +85,11 @@ _OTHER_TAGS = (
     "AcquisitionDate", "FrameAcquisitionDateTime", "NumberOfTemporalPositions", "DimensionIndexSequence",
     "FrameOfReferenceUID", "IssuerOfPatientID", "PatientName", "DetectorInformationSequence", "SliceVector", *VECTORS,
 )  # fmt: skip
-# Places inside a stack: no index of them tells volumes apart.
+# Places inside a stack: their indices do not separate volumes.
 _PLACES = (0x00200032, 0x00209057, 0x00209301, 0x00201041, 0x00209113, 0x0048021E, 0x0048021F)
 _INDEX = " (index)"
 
-# What public attributes lack (b-values, directions, magnitude or phase): creator, element, how it is written.
+# Private elements for missing public attributes (b-values, directions, magnitude or phase): creator, elements, format.
 _PRIVATE = (
     ("SIEMENS MR HEADER", 0x0019, "DiffusionBValue", (0x0019100C,), "text"),
     ("GEMS_PARM_01", 0x0043, "DiffusionBValue", (0x00431039,), "text"),
@@ -103,7 +102,7 @@ _PRIVATE = (
 
 
 def is_contrast(name: str) -> bool:
-    """Whether an attribute says what a voxel shows; a dimension index is what it points to."""
+    """Whether an attribute is a contrast; a dimension index is of the kind of its attribute."""
     if name.endswith(_INDEX):
         return name.removesuffix(_INDEX) not in (*MOMENTS, "FrameAcquisitionDateTime")
     return name in CONTRASTS or name in VECTORS[:2]
@@ -111,7 +110,7 @@ def is_contrast(name: str) -> bool:
 
 @cache
 def tags() -> tuple[str | int, ...]:
-    """What has to be read of a file for its attributes."""
+    """Tags of a file that are needed for its attributes."""
     private: list[str | int] = sorted({group << 16 | 0x10 for _, group, *_ in _PRIVATE})
     private += sorted({element for *_, elements, _ in _PRIVATE for element in elements})
     return (*CONTRASTS, *MOMENTS, *DESCRIPTIONS, *_OTHER_TAGS, *private)
@@ -139,7 +138,7 @@ def _sequences() -> frozenset[int]:
 
 
 def attributes_of(dataset: Dataset, digest: Callable[..., str]) -> Attributes:
-    """The attributes that a data set states for all its frames."""
+    """Attributes of a data set that apply to all of its frames."""
     attributes = _collect(dataset, digest)
     attributes |= _acquisition_time(dataset, digest)
     for creator, group, name, elements, form in _PRIVATE:
@@ -152,7 +151,7 @@ def attributes_of(dataset: Dataset, digest: Callable[..., str]) -> Attributes:
 
 
 def of_frames(dataset: Dataset, groups: Sequence[Dataset], digest: Callable[..., str]) -> list[Attributes]:
-    """What each frame states for itself: its functional groups and its dimension indices."""
+    """Attributes of each frame: its functional groups and its dimension indices."""
     dimensions = _dimensions(dataset)
     attributes = []
     for group in groups:
@@ -165,7 +164,7 @@ def of_frames(dataset: Dataset, groups: Sequence[Dataset], digest: Callable[...,
 
 
 def split_shared(attributes: Sequence[Attributes]) -> tuple[Attributes, list[Attributes]]:
-    """The attributes of the slices of one file -> those of the file, and what each slice has for itself."""
+    """Splits the attributes of the slices of one file into those of the file and those of each slice."""
     if len(attributes) == 1:
         (slice_attributes,) = attributes
         slice_only = {name: value for name, value in slice_attributes.items() if name in _OF_SLICES}
@@ -183,7 +182,7 @@ def split_shared(attributes: Sequence[Attributes]) -> tuple[Attributes, list[Att
 
 
 def _collect(source: Dataset, digest: Callable[..., str]) -> Attributes:
-    """The wanted attributes of a data set, or of a functional group and what lies in it."""
+    """Collects the attributes of a data set, or of a functional group and its items."""
     keywords, sequences = _attributes_by_tag(), _sequences()
     attributes: Attributes = {}
     for tag in list(source.keys()):
@@ -212,7 +211,7 @@ def _value(source: Dataset, tag: int, kind: Kind, digest: Callable[..., str]) ->
 
 
 def _acquisition_time(source: Dataset, digest: Callable[..., str], dataset: Dataset | None = None) -> Attributes:
-    """When a slice was taken, in seconds from a moment that only the key tells: no date enters the index."""
+    """Time of acquisition, in seconds from a keyed point in time, so that the index holds no date."""
     start = int(digest("clock", fields.text(dataset if dataset is not None else source, 0x0020000D)), 16) % 10**9
     for tag in (0x00189074, 0x0008002A):
         moment = _seconds(fields.text(source, tag)[:8], fields.text(source, tag)[8:])
@@ -223,7 +222,7 @@ def _acquisition_time(source: Dataset, digest: Callable[..., str], dataset: Data
 
 
 def _seconds(day: str, time: str) -> float | None:
-    """Seconds of a date (empty: none) and a time of the day, as DICOM writes them."""
+    """Seconds of a DICOM date ("" without one) and a DICOM time of day; None if they are not valid."""
     time = time.split("+")[0].split("-")[0].replace(":", "")
     day = day.replace(".", "")
     try:
@@ -234,7 +233,7 @@ def _seconds(day: str, time: str) -> float | None:
 
 
 def _private(dataset: Dataset, elements: Sequence[int], form: str) -> tuple[float, ...] | None:
-    """Numbers of private elements: as text, or as 4 or 8 bytes each."""
+    """Numbers of private elements, from text or from binary numbers of 4 or 8 bytes."""
     values: list[float] = []
     for element in elements:
         item = dataset.get_item(element)
@@ -253,7 +252,7 @@ def _private(dataset: Dataset, elements: Sequence[int], form: str) -> tuple[floa
 
 
 def _dimensions(dataset: Dataset) -> list[str] | None:
-    """What each dimension index stands for: nothing for places; None where the object does not say."""
+    """Attribute of each dimension index, "" for places; None if the object does not define them."""
     from pydicom.datadict import keyword_for_tag
 
     sequence = dataset.get("DimensionIndexSequence")

@@ -1,4 +1,4 @@
-"""DICOM data elements: what is read of a file, and what its faults are called."""
+"""DICOM data elements: parsing of files, and description of errors."""
 
 from __future__ import annotations
 
@@ -33,10 +33,13 @@ PIXEL_TAGS = (
 
 
 class DicomError(UserError):
-    """A DICOM file that cannot be used; ``rejected`` tells what is no scan from what is damaged.
+    """A DICOM file that cannot be used.
 
-    ``slices`` are what its header says, where only its pixels are damaged; ``label_object`` is what it says of the
-    scans that it labels (JSON).
+    Attributes:
+        rejected: True: the file holds no scan. False: it is damaged.
+        series: Digest of the series, if it is known.
+        slices: Slices of the header, if only the pixels are damaged.
+        label_object: Description of a label object, as JSON.
     """
 
     def __init__(
@@ -56,7 +59,7 @@ class DicomError(UserError):
 
 
 def damage() -> tuple[type[Exception], ...]:
-    """What pydicom raises on damaged files: elements are decoded when they are asked for, so anywhere."""
+    """Errors that pydicom raises on damaged files. Elements are decoded on access, so that they may occur anywhere."""
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
     return (BytesLengthException, InvalidDicomError, OSError, MemoryError, *DAMAGE)
@@ -64,14 +67,14 @@ def damage() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Odd values in headers are common and no news; what matters is checked here."""
+    """Suppresses warnings about unusual header values, which are common; relevant values are checked here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def parse(stream: BinaryIO, tags: Sequence[str | int]) -> Dataset:
-    """The wanted elements; the stream then stands at the pixel data."""
+    """Reads the elements ``tags``; the stream is then at the pixel data."""
     import pydicom
 
     try:
@@ -84,14 +87,14 @@ def parse(stream: BinaryIO, tags: Sequence[str | int]) -> Dataset:
 
 @cache
 def _as_tags(tags: tuple[str | int, ...]) -> list[Any]:
-    """Keywords as tags, looked up once: pydicom does it for every file."""
+    """Converts keywords to tags, cached since pydicom would do it for every file."""
     from pydicom.tag import Tag
 
     return [Tag(tag) for tag in tags]
 
 
 def syntax_of(dataset: Dataset) -> str:
-    """Transfer syntax of the file; without meta information, the one that its elements are written in."""
+    """Transfer syntax of a file; without meta information, that of its elements."""
     meta = getattr(dataset, "file_meta", None)
     stated = str(meta.get("TransferSyntaxUID", "")) if meta is not None else ""
     implicit, little = dataset.original_encoding
@@ -99,18 +102,18 @@ def syntax_of(dataset: Dataset) -> str:
 
 
 def is_capture(sop: str) -> bool:
-    """Whether a SOP class is that of secondary captures."""
+    """Whether a SOP class is one of secondary captures."""
     return sop.startswith("1.2.840.10008.5.1.4.1.1.7") and not sop.startswith("1.2.840.10008.5.1.4.1.1.77")
 
 
 def shown(value: object) -> str:
-    """A value of a header in a message: a damaged one may run into what follows, such as the name of the patient."""
+    """A header value for messages, shortened: a damaged value may run into the next one, such as a patient's name."""
     text = re.split(r"\?|\\x", printable(str(value)))[0].lstrip("['")
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def reason_of(error: BaseException) -> str:
-    """What is wrong, without the words of a library."""
+    """Reason of an error, without the text of a library."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):

@@ -1,7 +1,7 @@
-"""Values of DICOM elements, read from their bytes: a wrong value representation or an odd number costs nothing.
+"""Values of DICOM elements, parsed from their bytes, to tolerate wrong value representations and unusual numbers.
 
-Writers give ``PixelSpacing`` as text of any kind (UT, LO, UN), as binary numbers (FD), with commas for points, with
-spaces, or longer than the standard allows. Identifiers come in letters that their character set does not have.
+Writers store ``PixelSpacing`` as text of several kinds (UT, LO, UN), as binary numbers (FD), with decimal commas, with
+spaces, or longer than the standard allows. Identifiers may have letters that are not in their character set.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def numbers(source: Dataset, tag: int, count: int | None = None) -> tuple[float,
     Args:
         source: Data set or item of a sequence.
         tag: Tag of the element.
-        count: How many values there must be; None takes any number of them.
+        count: Required number of values; None accepts any number.
 
     Returns:
-        None where the element is missing or empty, or holds something else than ``count`` numbers.
+        The numbers; None if the element is missing or empty, or does not hold ``count`` numbers.
     """
     element = source.get_item(tag)
     if element is None or element.value is None:
@@ -50,13 +50,13 @@ def numbers(source: Dataset, tag: int, count: int | None = None) -> tuple[float,
 
 
 def number(source: Dataset, tag: int) -> float | None:
-    """The first value of an element as a finite number."""
+    """The first value of an element as a finite number; None if there is none."""
     values = numbers(source, tag)
     return values[0] if values and math.isfinite(values[0]) else None
 
 
 def texts(source: Dataset, tag: int) -> list[str]:
-    """The values of an element of codes or identifiers, without padding; letters beyond ASCII as Latin-1."""
+    """The values of an element as texts without padding; letters beyond ASCII are decoded as Latin-1."""
     element = source.get_item(tag)
     if element is None or element.value is None:
         return []
@@ -70,20 +70,20 @@ def texts(source: Dataset, tag: int) -> list[str]:
 
 
 def text(source: Dataset, tag: int) -> str:
-    """All values of an element in one text."""
+    """All values of an element as one text, separated by backslashes."""
     return "\\".join(texts(source, tag))
 
 
 def items(source: Dataset, tag: int) -> list[Dataset]:
-    """The items of a sequence; none where the element is no sequence."""
+    """The items of a sequence; empty if the element is not a sequence."""
     value = source[tag].value if tag in source else None
     return [item for item in value if hasattr(item, "get_item")] if isinstance(value, Iterable) else []
 
 
 def identifier(dataset: Dataset, tag: int) -> str:
-    """An identifier of a person: as its character set says, or its bytes where these do not fit that set.
+    """An identifier of a person, decoded by its character set, or its raw bytes if they do not fit that set.
 
-    Two identifiers that differ only in letters which cannot be decoded stay two.
+    Identifiers that differ only in letters that cannot be decoded remain different.
     """
     element = dataset.get_item(tag)
     raw = element.value if element is not None and isinstance(element.value, bytes) else b""

@@ -1,4 +1,4 @@
-"""Where one slice lies and how large its pixels are, as its header says (DICOM PS3.3 C.7.6.2, C.7.6.16.2, C.8.4.15)."""
+"""Position, orientation and pixel spacing of a slice (DICOM PS3.3 C.7.6.2, C.7.6.16.2, C.8.4.15)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Spacing = tuple[float, float]
 
 
 def spacing_of(dataset: Dataset, groups: Sequence[Any]) -> Spacing | None:
-    """Distance between rows and between columns, mm, in the patient; None where nothing says.
+    """Distance between rows and between columns in the patient, mm; None if the header does not state it.
 
     Args:
         dataset: The file.
-        groups: Functional groups of the frame: its own, the shared ones.
+        groups: Functional groups of the frame, then the shared ones.
 
     Raises:
-        DicomError: Values that are no distance: zero, negative, or outside 0.001 to 100 mm.
+        DicomError: A value is zero, negative, or outside 0.001 to 100 mm.
     """
     for source in (*(_item(group, "PixelMeasuresSequence") for group in groups), dataset):
         spacing = _spacing(source, _SPACING, "PixelSpacing")
@@ -47,10 +47,10 @@ def spacing_of(dataset: Dataset, groups: Sequence[Any]) -> Spacing | None:
 
 
 def picture_spacing(dataset: Dataset) -> Spacing | None:
-    """Pixel spacing of a picture without ``PixelSpacing``, by what its modality writes instead.
+    """Pixel spacing of a picture without ``PixelSpacing``, from other attributes of its modality.
 
-    ``ImagerPixelSpacing`` lies on the detector: divided by the magnification, where that is known. A ratio of the sides
-    of a pixel alone gives 1 mm to the shorter side.
+    ``ImagerPixelSpacing`` is measured on the detector; it is divided by the magnification if that is known. With only
+    an aspect ratio, the shorter side of a pixel is 1 mm.
     """
     spacing = _spacing(dataset, _IMAGER, "ImagerPixelSpacing")
     if spacing:
@@ -67,7 +67,7 @@ def pose_of(dataset: Dataset, groups: Sequence[Any]) -> tuple[float, ...] | None
     """Direction of a row (3), of a column (3), unit vectors, and the position of the first pixel (3), LPS mm.
 
     Raises:
-        DicomError: Directions that are not unit vectors at right angles.
+        DicomError: The directions are not unit vectors at right angles.
     """
     detector = _item(dataset, "DetectorInformationSequence")
     orientation = _first(
@@ -95,10 +95,10 @@ def pose_of(dataset: Dataset, groups: Sequence[Any]) -> tuple[float, ...] | None
 
 
 def vector_poses(dataset: Dataset, pose: tuple[float, ...] | None, frames: int) -> list[tuple[float, ...]] | None:
-    """Pose of each frame of a nuclear medicine volume: along the normal, by SliceVector and SpacingBetweenSlices.
+    """Pose of each frame of a nuclear medicine volume, from SliceVector and SpacingBetweenSlices.
 
-    A positive spacing stacks behind the first slice, along the cross product of its directions (C.8.4.15).
-    None where one of these is missing.
+    A positive spacing follows the cross product of the directions of the first slice (C.8.4.15). None if one of these
+    attributes is missing.
     """
     slices, step = fields.numbers(dataset, _SLICES, frames), fields.number(dataset, _BETWEEN)
     if pose is None or slices is None or not step:
@@ -110,10 +110,10 @@ def vector_poses(dataset: Dataset, pose: tuple[float, ...] | None, frames: int) 
 
 
 def check_step(name: str, values: Sequence[float]) -> None:
-    """Refuse what is no distance between neighbors.
+    """Refuses distances that are not plausible.
 
     Raises:
-        DicomError: Zero, negative, not finite or outside 0.001 to 100 mm.
+        DicomError: A value is zero, negative, not finite, or outside 0.001 to 100 mm.
     """
     if all(math.isfinite(value) and SMALLEST_MM <= value <= LARGEST_MM for value in values):
         return
@@ -134,7 +134,7 @@ def _spacing(source: Any, tag: int, name: str) -> Spacing | None:
 
 
 def _spacing_of_regions(dataset: Dataset) -> Spacing | None:
-    """Spacing of ultrasound: that of its two-dimensional regions, where all agree and measure in centimeters."""
+    """Spacing of ultrasound: that of its 2D regions, if all agree and measure in centimeters."""
     spacings = set()
     for region in dataset.get("SequenceOfUltrasoundRegions") or ():
         if fields.number(region, 0x00186012) != 1:

@@ -1,7 +1,7 @@
-"""One DICOM header -> the slices of its file, or why it is no scan.
+"""Reads one DICOM header: the slices of its file, or the reason why it holds no scan.
 
 References: DICOM PS3.3 (2024e) C.7.6.1 to C.7.6.3, C.7.6.16 (frames), C.8 (modalities); PS3.5 (transfer syntaxes).
-Identifiers never leave this room in the clear: they are hashed as they are read.
+Identifiers are hashed when they are read, and never leave this package in clear text.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ _COLOR = ("US", "ES", "XC", "GM", "SM", "OP", "IVUS", "IVOCT", "OPT", "DMS")
 
 
 def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str, list[Slice]]:
-    """Read one header.
+    """Reads one header.
 
     Args:
         file: The file.
-        path: What the slices are to call it (relative to the root of the index).
-        digest: Keyed hash of some words.
+        path: Path to store in the slices (relative to the root of the index).
+        digest: Function that returns a keyed hash of some words.
 
     Returns:
-        Digest of the series, and the slices (one for each frame).
+        Digest of the series, and the slices (one for each frame; one for a film).
 
     Raises:
-        DicomError: Rejected or damaged, with the reason; the series where it could be read.
+        DicomError: The file is rejected or damaged; holds the reason, and the series if it could be read.
     """
     with file.open("rb") as stream, quiet():
         dataset = parse(stream, (*_TAGS, *TAGS, *tags()))
@@ -82,7 +82,7 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
 
 
 def _rejection(dataset: Dataset) -> str:
-    """Why the object is no scan, or nothing."""
+    """Why the object is not a scan; "" if it is one."""
     modality, sop = normalized(str(dataset.get("Modality", ""))), str(dataset.get("SOPClassUID", ""))
     image_type = [str(word).upper() for word in (dataset.get("ImageType") or ())]
     if sop == "1.2.840.10008.1.3.10" or "DirectoryRecordSequence" in dataset:
@@ -108,7 +108,7 @@ def _rejection(dataset: Dataset) -> str:
 
 
 def _slices(dataset: Dataset, path: str, digest: Callable[..., str]) -> list[Slice]:
-    """One slice for each frame; frames without positions are a film: one slice for all of them."""
+    """One slice for each frame. Frames without positions are a film, which has one slice for all frames."""
     frames = int(dataset.get("NumberOfFrames") or 1)
     if not 0 < frames <= _MAX_FRAMES:
         message = f"{frames:,} frames: expected 1 to {_MAX_FRAMES:,}"
@@ -152,10 +152,10 @@ def _slices(dataset: Dataset, path: str, digest: Callable[..., str]) -> list[Sli
 
 
 def _film_slice(dataset: Dataset, first: Slice, frames: int) -> Slice:
-    """The header of a film as one slice; ``slice_attributes`` holds the number of its frames.
+    """The slice of a film; its ``slice_attributes`` hold the number of frames.
 
     Raises:
-        DicomError: A video stream.
+        DicomError: The pixels are a video stream.
     """
     if syntax_of(dataset).startswith(_VIDEO):
         message = f"film of {frames} frames as a video stream (MPEG): export its frames as pictures"
@@ -168,7 +168,7 @@ def _film_slice(dataset: Dataset, first: Slice, frames: int) -> Slice:
 def _by_vectors(
     dataset: Dataset, pose: tuple[float, ...] | None, frames: int
 ) -> tuple[list[tuple[float, ...] | None], list[dict[str, Any]]]:
-    """Poses and attributes of the frames of a reconstructed volume of nuclear medicine; other frames are a film."""
+    """Poses and attributes of the frames of a reconstructed nuclear medicine volume; other frames have no poses."""
     reconstructed = any(word.upper().startswith("RECON") for word in fields.texts(dataset, 0x00080008))
     poses = vector_poses(dataset, pose, frames) if reconstructed else None
     if poses is None:
@@ -182,7 +182,7 @@ def _by_vectors(
 
 
 def _facts(dataset: Dataset, digest: Callable[..., str]) -> dict[str, Any]:
-    """Facts to select scans by; free text stays out, since it may hold names."""
+    """Facts for the selection of scans; free text is left out, since it may contain names."""
     patient, issuer = fields.identifier(dataset, 0x00100020), fields.identifier(dataset, 0x00100021)
     study, reference = fields.text(dataset, 0x0020000D), fields.text(dataset, 0x00200052)
     sequence = dataset.get("ScanningSequence") or ""
@@ -219,7 +219,7 @@ def _facts(dataset: Dataset, digest: Callable[..., str]) -> dict[str, Any]:
 
 
 def _age_band(age: str) -> str:
-    """Ten years to a band: 045Y is 40-49; ages from 90 share one band."""
+    """Age in bands of ten years: 045Y is 40-49; ages from 90 on are one band."""
     if len(age) != 4 or not age[:3].isdigit() or age[3] not in "DWMY":
         return ""
     years = int(age[:3]) if age[3] == "Y" else int(age[:3]) // {"D": 365, "W": 52, "M": 12}[age[3]]

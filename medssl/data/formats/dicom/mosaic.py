@@ -1,9 +1,9 @@
-"""Siemens mosaics: one picture that holds the slices of a volume as tiles, row by row.
+"""Siemens mosaics: one picture with the slices of a volume as tiles, row by row.
 
-The number of tiles and the direction in which their slices follow each other stand in private elements: (0019,xx0A)
-and the CSA image header (0029,xx10), whose two layouts nibabel documents ("Siemens CSA header"). The position of such a
-file is that of the corner of a picture as large as the mosaic around the center of the first slice, so it is moved by
-half the difference of the sizes (nibabel, "Siemens mosaic format").
+The number of tiles and the direction from slice to slice are in private elements: (0019,xx0A) and the CSA image header
+(0029,xx10). Nibabel documents its two layouts ("Siemens CSA header"). The position in such a file is the corner of a
+picture of the size of the mosaic, centered on the first slice. It is therefore moved by half the difference of the
+sizes (nibabel, "Siemens mosaic format").
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _EXPORT = "export the series from the scanner without mosaics, or convert it to 
 
 @dataclass(frozen=True)
 class Mosaic:
-    """What the private elements say: tiles, tiles along one side, direction from slice to slice (LPS), step."""
+    """Layout of a mosaic: number of tiles, tiles along one side, direction from slice to slice (LPS), step in mm."""
 
     count: int
     side: int
@@ -41,21 +41,21 @@ class Mosaic:
 
 
 def is_mosaic(dataset: Dataset) -> bool:
-    """Whether a header says that its picture holds tiles."""
+    """Whether the picture of a header is a mosaic."""
     return "MOSAIC" in [str(word).upper() for word in (dataset.get("ImageType") or ())]
 
 
 def tiles(slices: Sequence[Slice], stream: BinaryIO, digest: Callable[..., str]) -> list[Slice]:
-    """The slices in a mosaic whose header was read as that of one picture."""
+    """The slices of a mosaic, from the slice of its whole picture."""
     mosaic = read_mosaic(stream)
     return [tile for slice_ in slices for tile in unpack(slice_, mosaic, digest)]
 
 
 def read_mosaic(stream: BinaryIO) -> Mosaic:
-    """Read the private elements; the stream ends at the pixels again.
+    """Reads the private elements; the stream is then at the pixels again.
 
     Raises:
-        DicomError: Something that the places of the slices follow from is missing or contradicts itself.
+        DicomError: Values that determine the positions of the slices are missing or contradict each other.
     """
     stream.seek(0)
     tags: list[str | int] = ["SpacingBetweenSlices", "Rows", "Columns", "NumberOfFrames"]
@@ -86,10 +86,10 @@ def read_mosaic(stream: BinaryIO) -> Mosaic:
 
 
 def unpack(slice_: Slice, mosaic: Mosaic, digest: Callable[..., str]) -> list[Slice]:
-    """The slices of a mosaic that was read as one picture; ``frame`` is the number of the tile.
+    """Converts the slice of a whole mosaic to one slice for each tile; ``frame`` is the number of the tile.
 
     Raises:
-        DicomError: No position, orientation or spacing, or the normal does not stand on the slices.
+        DicomError: Position, orientation or spacing is missing, or the normal is not perpendicular to the slices.
     """
     if slice_.pose is None or slice_.spacing_mm is None:
         message = f"Siemens mosaic without position, orientation or spacing: {_EXPORT}"
@@ -129,10 +129,10 @@ def tile_of(picture: np.ndarray, tile: int, side: int) -> np.ndarray:
 
 
 def parse_csa(data: bytes) -> dict[str, list[str]]:
-    """The elements of a CSA header with their values as text.
+    """Parses a CSA header: its elements with their values as text.
 
     Raises:
-        DicomError: The bytes are no CSA header.
+        DicomError: The bytes are not a CSA header.
     """
     is_second_layout = data[:4] == b"SV10"
     place = 8 if is_second_layout else 0
@@ -172,7 +172,7 @@ def _integers(data: bytes, place: int, count: int) -> tuple[int, ...]:
 
 
 def _private(dataset: Dataset, group: int, element: int) -> bytes | int | None:
-    """Value of a private element of Siemens, in whatever block its creator reserved."""
+    """Value of a private element of Siemens, in the block that its creator has reserved."""
     for block in _BLOCKS:
         creator = dataset.get((group, block))
         if creator is None or str(creator.value).strip() != _CREATORS[group]:
@@ -185,7 +185,7 @@ def _private(dataset: Dataset, group: int, element: int) -> bytes | int | None:
 
 
 def _count(number: bytes | int | None, csa: dict[str, list[str]]) -> int:
-    """Number of slices; both places must agree."""
+    """Number of slices; both elements must agree."""
     if isinstance(number, bytes):  # an unknown element under implicit types
         number = int.from_bytes(number[:2], "little")
     counts = {int(value) for value in (number, *_floats(csa.get("NumberOfImagesInMosaic", []))[:1]) if value}

@@ -18,13 +18,14 @@ _STACKED = ("CT", "MR", "PT", "NM")
 
 @dataclass(frozen=True)
 class Slice:
-    """One slice (or one picture) of a DICOM series, all identifiers hashed.
+    """One slice (or one picture) of a DICOM series; all identifiers are hashed.
 
     Attributes:
         instance: Digest of the SOP instance and the frame.
         shape: Rows, columns, samples a pixel.
-        spacing_mm: Between rows, between columns; None where nothing says.
-        pose: Direction of a row (3), direction of a column (3), position of the first pixel (3), LPS; None without.
+        spacing_mm: Distance between rows and between columns, mm; None if it is not known.
+        pose: Direction of a row (3), direction of a column (3) and position of the first pixel (3), LPS mm; None if it
+            is not known.
         slice_attributes: Attributes of this slice alone that may separate the volumes of a series, by keyword; "number"
             is InstanceNumber.
         facts: Facts of the file, safe to list; "apart" holds more attributes, see ``attributes``.
@@ -41,19 +42,19 @@ class Slice:
 
     @property
     def attributes(self) -> dict[str, Any]:
-        """What may tell this slice's volume from others of its series."""
+        """All attributes that may separate the volumes of the series."""
         shared: dict[str, Any] = self.facts.get("apart", {})
         return shared | self.slice_attributes
 
     @property
     def kind(self) -> Kind:
-        """Slices of CT, MR, PET and all else that has a place in space belong to volumes; the rest are images."""
+        """Slices of CT, MR, PET and all slices with a pose belong to volumes; others are images."""
         located = self.pose is not None or self.facts["modality"] in _STACKED
         return "volume" if located and "frames" not in self.slice_attributes else "image"
 
     @property
     def value_domain(self) -> ValueDomain:
-        """What the values mean, by modality and samples."""
+        """Value domain, by modality and number of samples."""
         if self.shape[2] == 3:
             return "rgb"
         if self.facts.get("capture"):
@@ -75,7 +76,15 @@ class Slice:
 
 @dataclass(frozen=True)
 class Stack:
-    """Slices that make one scan; ``name`` tells it from the others of its series; ``volume`` is number and count."""
+    """Slices of one scan.
+
+    Attributes:
+        slices: The slices, in order.
+        status: Whether the scan can be used, and notes.
+        name: Name of the stack, unique in its series.
+        grid: Grid of the scan; None if it cannot be used.
+        volume: Number of the volume, and number of volumes with its grid.
+    """
 
     slices: tuple[Slice, ...]
     status: Status
@@ -85,7 +94,7 @@ class Stack:
 
 
 def to_json(slices: Sequence[Slice]) -> tuple[str, str]:
-    """The slices of one file as JSON: what is each one's own, and what they share with their whole series."""
+    """The slices of one file as JSON: the values of each slice, and the facts that they share."""
     rows = [
         [slice_.frame, slice_.instance, slice_.shape, slice_.spacing_mm, slice_.pose, slice_.slice_attributes]
         for slice_ in slices
@@ -94,7 +103,7 @@ def to_json(slices: Sequence[Slice]) -> tuple[str, str]:
 
 
 def from_json(rows: str, facts: str, path: str) -> list[Slice]:
-    """The opposite of ``to_json``."""
+    """Inverse of ``to_json``."""
     shared = json.loads(facts)
     return [
         Slice(

@@ -1,4 +1,4 @@
-"""MetaImage (``.mha``, ``.mhd``) by an own decoder, which verifies the checksum of compressed voxels."""
+"""MetaImage (``.mha``, ``.mhd``). This decoder verifies the checksum of compressed voxels."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _FIRST_FIELDS = (b"objecttype", b"ndims", b"comment")
 
 
 def matches(first: bytes) -> bool:
-    """Whether a file begins as MetaImage does, which has no signature."""
+    """Whether a file starts with a field of MetaImage, which has no signature."""
     start = first.lstrip()[:40].lower()
     name, mark, _ = start.partition(b"=")
     return bool(mark) and name.strip() in _FIRST_FIELDS and (name.strip() != b"comment" or b"ndims" in first.lower())
 
 
 def read_header(path: Path) -> FileHeader:
-    """Read shape, type and grid, and compare the length of the voxels with what the files hold.
+    """Reads shape, type and grid, and checks the lengths of the files.
 
     Raises:
-        FormatError: Truncated, damaged, or of a layout that is no scan.
+        FormatError: The file is truncated or damaged, or holds no scan.
     """
     header = read_text(path)
     layout = layout_of(header)
@@ -68,10 +68,10 @@ def read_header(path: Path) -> FileHeader:
 
 
 def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.ndarray, Grid]:
-    """Read an array [C, i, j, k] or [C, row, column] in the file's own number type (or scaled), and its grid.
+    """Reads an array [C, i, j, k] or [C, row, column] in the number type of the file (or scaled), and its grid.
 
     Raises:
-        FormatError: Truncated or damaged.
+        FormatError: The file is truncated or damaged.
     """
     del reading
     header = read_text(path)
@@ -90,7 +90,7 @@ def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.nda
 
 
 def _check(header: MetaHeader, layout: Layout, voxel_sources: tuple[Source, ...]) -> None:
-    """Compare lengths; compressed voxels are decoded only where the header does not say how long they are."""
+    """Checks lengths; compressed voxels are decoded only if the header does not state their length."""
     if header.as_text:
         from_text(voxel_sources, layout, "text")
     elif not header.packed:
@@ -100,7 +100,7 @@ def _check(header: MetaHeader, layout: Layout, voxel_sources: tuple[Source, ...]
 
 
 def _has_stated_length(header: MetaHeader, layout: Layout, voxel_sources: tuple[Source, ...]) -> bool:
-    """Whether one file holds exactly the compressed bytes that the header states, and these can be the voxels."""
+    """Whether one file has exactly the stated number of compressed bytes, and they can hold the voxels."""
     stated_length = header.fields.get("compresseddatasize", "")
     if (
         len(voxel_sources) != 1

@@ -1,4 +1,4 @@
-"""The text of a MetaImage header: fields, layout of the numbers, geometry, and where the voxels are."""
+"""The text of a MetaImage header: fields, layout of the numbers, geometry, and location of the voxels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _WITHOUT_UNIT = ("", "?", "???", "unknown", "none")
 
 @dataclass(frozen=True)
 class MetaHeader:
-    """Fields by name in lower case, the files of a LIST, and where the header ends."""
+    """Parsed header: fields by name in lower case, names of a LIST of data files, first byte after the header."""
 
     fields: dict[str, str]
     files: tuple[str, ...]
@@ -39,10 +39,10 @@ class MetaHeader:
     notes: tuple[str, ...] = ()
 
     def need(self, name: str, field: str) -> str:
-        """A field that must be there.
+        """A required field.
 
         Raises:
-            FormatError: It is missing.
+            FormatError: The field is missing.
         """
         if field not in self.fields:
             message = f"not readable as MetaImage: no {name} in the header"
@@ -50,7 +50,7 @@ class MetaHeader:
         return self.fields[field]
 
     def true(self, field: str) -> bool:
-        """Whether a field says True."""
+        """Whether a field is true."""
         return self.fields.get(field, "").lower() in ("true", "t", "1", "yes", "y")
 
     @property
@@ -60,15 +60,15 @@ class MetaHeader:
 
     @property
     def as_text(self) -> bool:
-        """Whether the voxels are numbers in text."""
+        """Whether the voxels are written as text."""
         return "binarydata" in self.fields and not self.true("binarydata")
 
 
 def read_text(path: Path) -> MetaHeader:
-    """Read the header of a file, which ends with ElementDataFile.
+    """Reads the header of a file; ElementDataFile is its last field.
 
     Raises:
-        FormatError: No MetaImage header.
+        FormatError: The file has no MetaImage header.
     """
     fields: dict[str, str] = {}
     with path.open("rb") as stream:
@@ -102,7 +102,7 @@ def layout_of(header: MetaHeader) -> Layout:
     """Axes and number type.
 
     Raises:
-        FormatError: Neither a picture nor a volume, or another type than whole and real numbers.
+        FormatError: The file holds neither a picture nor a volume, or other types than whole and real numbers.
     """
     kind = header.fields.get("objecttype", "Image")
     if kind.lower() != "image":
@@ -133,7 +133,7 @@ def dimension(header: MetaHeader) -> int:
     """Number of axes.
 
     Raises:
-        FormatError: Not 2, 3 or 4.
+        FormatError: The number is not 2, 3 or 4.
     """
     (count,) = _whole(header, "NDims", 1)
     if count not in (2, 3, 4):
@@ -146,7 +146,7 @@ def geometry(header: MetaHeader) -> tuple[np.ndarray, tuple[str, ...]]:
     """Affine in mm: (4, 4) RAS of a volume; (3, 3) of a picture, from its first pixel, columns before rows.
 
     Raises:
-        FormatError: No usable geometry.
+        FormatError: The geometry cannot be used.
     """
     count = dimension(header)
     notes: tuple[str, ...] = ()
@@ -183,7 +183,7 @@ def _unit(header: MetaHeader) -> tuple[float, tuple[str, ...]]:
 
 
 def _directions(header: MetaHeader, count: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Columns are the directions of the axes, LPS; the header writes one axis after the other."""
+    """Directions of the axes as columns, LPS; the header lists them axis by axis."""
     code = header.fields.get("anatomicalorientation", "").upper()
     is_valid_code = len(code) == 3 and all(len(set(code) & set(pair)) == 1 for pair in ("LR", "AP", "IS"))
     if "transformmatrix" not in header.fields:
@@ -213,10 +213,10 @@ def _directions(header: MetaHeader, count: int) -> tuple[np.ndarray, tuple[str, 
 
 
 def sources(path: Path, header: MetaHeader, layout: Layout) -> tuple[Source, ...]:
-    """Where the voxels are: after the header, or in the files that it names.
+    """Locations of the voxels: after the header, or in the files that it names.
 
     Raises:
-        FormatError: Files elsewhere, missing ones, or a HeaderSize that makes no sense.
+        FormatError: A file is missing or lies elsewhere, or HeaderSize is not valid.
     """
     name = header.need("ElementDataFile", "elementdatafile")
     words = name.split()
@@ -248,16 +248,16 @@ def sources(path: Path, header: MetaHeader, layout: Layout) -> tuple[Source, ...
 
 
 def details_of(header: MetaHeader) -> dict[str, Any]:
-    """Modality, where the header says it."""
+    """Modality as a detail of the file header; empty if the header does not state it."""
     name = header.fields.get("modality", "").lower()
     return {"modality": _MODALITIES[name]} if name in _MODALITIES else {}
 
 
 def scale_of(header: MetaHeader) -> tuple[float, float]:
-    """Slope and offset of ElementToIntensityFunction; (1, 0) where the header has none.
+    """Slope and offset of ElementToIntensityFunction; (1, 0) without them.
 
     Raises:
-        FormatError: No finite numbers, or a slope of 0.
+        FormatError: A number is not finite, or the slope is 0.
     """
     names = ("elementtointensityfunctionslope", "elementtointensityfunctionoffset")
     slope, offset = (

@@ -33,15 +33,15 @@ _NO_SCAN_INTENTS = {
 
 
 def matches(first: bytes) -> bool:
-    """Whether a file begins with a NIfTI header."""
+    """Whether a file starts with a NIfTI header."""
     return first[344:348] in (b"n+1\0", b"ni1\0") or first[4:8] in (b"n+2\0", b"ni2\0")
 
 
 def read_header(path: Path) -> FileHeader:
-    """Read type, shape and affine, and compare the length of the voxels with what the file holds.
+    """Reads type, shape and affine, and checks the length of the file.
 
     Raises:
-        FormatError: Truncated, damaged, or voxels of a kind that is no scan.
+        FormatError: The file is truncated or damaged, or holds no scan.
     """
     header, source = _open(path)
     layout = _layout(header)
@@ -71,18 +71,18 @@ def read_header(path: Path) -> FileHeader:
 
 
 def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.ndarray, Grid]:
-    """Read whole numbers as they are stored, and scaled ones in float32, or float64 where that is too short.
+    """Reads stored whole numbers unchanged, and scaled numbers as float32 (float64 if float32 is too coarse).
 
     Args:
         path: The file.
-        frame: Which volume of several; None takes all as channels.
+        frame: Number of the volume; None takes all volumes as channels.
         reading: Not used.
 
     Returns:
         Array [C, i, j, k] or [C, row, column], and its grid.
 
     Raises:
-        FormatError: Truncated or damaged.
+        FormatError: The file is truncated or damaged.
     """
     del reading
     header, source = _open(path)
@@ -101,7 +101,7 @@ def _layout(header: NiftiHeader) -> Layout:
     """Axes of the array: space, then time (4), then values of one voxel (5).
 
     Raises:
-        FormatError: What the header's intent says is no scan, or axes 6 and 7 are in use.
+        FormatError: The intent of the header is not that of a scan, or axes 6 and 7 are in use.
     """
     intent = header.fields["intent"]
     if intent in _NO_SCAN_INTENTS or 3000 <= intent < 3100:
@@ -138,7 +138,7 @@ def _layout_notes(header: NiftiHeader, layout: Layout) -> tuple[str, ...]:
 
 
 def _grid(header: NiftiHeader, affine: np.ndarray) -> Grid:
-    """(i, j) is an image with rows j, (i, j, k) a volume."""
+    """Grid: (i, j) is an image with rows j, (i, j, k) is a volume."""
     if header.shape[2] > 1:
         return make_grid(header.shape[:3], affine)
     width, height = header.shape[:2]
@@ -150,7 +150,7 @@ def _grid(header: NiftiHeader, affine: np.ndarray) -> Grid:
 
 
 def _open(path: Path) -> tuple[NiftiHeader, Source]:
-    """The header of a file, and where its voxels are."""
+    """The header of a file, and the location of its voxels."""
     raw, packing = first_bytes(path, HEADER_BYTES)
     header = parse(raw)
     if not header.separate:
@@ -176,7 +176,7 @@ def _voxels_of(path: Path) -> Path | None:
 
 
 def _find_beside(folder: Path, stem: str, ending: str) -> Path | None:
-    """The file of that stem and ending, in lower or upper case, packed or not."""
+    """The file with a stem and ending, in lower or upper case, compressed or not; None if there is none."""
     for packed in _PACKED:
         for name in (ending + packed, (ending + packed).upper(), ending.title() + packed):
             if (folder / (stem + name)).is_file():
@@ -185,7 +185,7 @@ def _find_beside(folder: Path, stem: str, ending: str) -> Path | None:
 
 
 def _split(name: str) -> tuple[str, str, str]:
-    """Stem, ending and ending of the packing ("scan", ".img", ".gz")."""
+    """Stem, ending and ending of the compression ("scan", ".img", ".gz")."""
     lower = name.lower()
     packed = next((suffix for suffix in _PACKED[1:] if lower.endswith(suffix)), "")
     stem = name[: len(name) - len(packed)]

@@ -1,4 +1,4 @@
-"""Voxel -> world affine of a NIfTI or Analyze header in mm, with what is guessed or contradictory about it."""
+"""Voxel-to-world affine of a NIfTI or Analyze header in mm, with notes about guesses and contradictions."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from medssl.data.formats.base import FormatError
 from medssl.data.formats.nifti.header import NiftiHeader
 from medssl.data.formats.placement import check_affine, converted_note, millimeters
 
-_UNITS = {0: "mm", 1: "meters", 2: "mm", 3: "micrometers"}  # 0: not said
+_UNITS = {0: "mm", 1: "meters", 2: "mm", 3: "micrometers"}  # 0: unknown
 _SPACES = {1: "scanner", 2: "aligned", 3: "Talairach", 4: "MNI", 5: "template"}
 _SAME_DIRECTION = 0.5  # cosine of the angle between two directions of one axis that are still the same direction
 
 
 def affine_of(header: NiftiHeader) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The affine (4, 4), RAS in mm, and what the user should know of it.
+    """The affine (4, 4) in RAS mm, and notes for the user.
 
     Raises:
-        FormatError: No usable geometry, or two that differ in left and right.
+        FormatError: The geometry cannot be used, or sform and qform contradict each other.
     """
     factor, notes = _factor(header)
     sform, qform, unusable = _forms(header)
@@ -41,7 +41,7 @@ def affine_of(header: NiftiHeader) -> tuple[np.ndarray, tuple[str, ...]]:
 
 
 def _factor(header: NiftiHeader) -> tuple[float, tuple[str, ...]]:
-    """Millimeters of the header's unit."""
+    """Millimeters in the unit of the header, and notes."""
     units = header.fields["units"]
     if header.kind == "analyze":
         name = units.split(b"\0")[0].decode("ascii", "replace").strip()
@@ -56,7 +56,7 @@ def _factor(header: NiftiHeader) -> tuple[float, tuple[str, ...]]:
 
 
 def _forms(header: NiftiHeader) -> tuple[np.ndarray | None, np.ndarray | None, tuple[str, ...]]:
-    """The sform and the qform where their codes say that they count, and why one of them cannot be used."""
+    """The sform and the qform if their codes are above 0, and the reasons why one of them cannot be used."""
     qform_code, sform_code = header.fields["codes"]
     sform = qform = None
     problems: tuple[str, ...] = ()
@@ -73,7 +73,7 @@ def _forms(header: NiftiHeader) -> tuple[np.ndarray | None, np.ndarray | None, t
 
 
 def _qform(header: NiftiHeader) -> tuple[np.ndarray | None, str]:
-    """Rotation by a quaternion, with pixdim as steps; pixdim[0] < 0 turns the third axis round."""
+    """The qform: rotation by a quaternion, with pixdim as steps; pixdim[0] < 0 inverts the third axis."""
     b, c, d = (float(value) for value in header.fields["quaternion"])
     offset = np.array(header.fields["offset"], np.float64)
     pixdim = np.array(header.fields["pixdim"], np.float64)
@@ -104,7 +104,7 @@ def _qform(header: NiftiHeader) -> tuple[np.ndarray | None, str]:
 
 
 def _spacing_notes(sform: np.ndarray, header: NiftiHeader) -> tuple[str, ...]:
-    """What to say where pixdim gives other voxel sizes than the sform."""
+    """Note if pixdim and sform have different voxel sizes."""
     axes = [axis for axis in range(3) if header.shape[axis] > 1]
     sform_steps = np.linalg.norm(sform[:3, axes], axis=0)
     pixdim = np.array(header.fields["pixdim"], np.float64)[1:4][axes]
@@ -115,7 +115,7 @@ def _spacing_notes(sform: np.ndarray, header: NiftiHeader) -> tuple[str, ...]:
 
 
 def _compare_forms(sform: np.ndarray, qform: np.ndarray, header: NiftiHeader, factor: float) -> tuple[str, ...]:
-    """What to say where both forms count and place voxels differently; the sform is used.
+    """Note if sform and qform place voxels differently; the sform is used.
 
     Raises:
         FormatError: They differ in left and right, front and back, or up and down.
@@ -148,7 +148,7 @@ def _compare_forms(sform: np.ndarray, qform: np.ndarray, header: NiftiHeader, fa
 
 
 def _guessed_affine(header: NiftiHeader) -> np.ndarray:
-    """Steps of pixdim, the first axis to the left; centered, or from the origin that SPM writes."""
+    """Assumed affine: steps of pixdim, first axis to the left; centered, or with the origin that SPM writes."""
     steps = np.array(header.fields["pixdim"][1:4], np.float64)
     steps[[axis for axis in range(3) if header.shape[axis] == 1 and not steps[axis] > 0]] = 1.0
     if not np.isfinite(steps).all() or not (steps > 0).all():
@@ -167,7 +167,7 @@ def _guessed_affine(header: NiftiHeader) -> np.ndarray:
 
 
 def _without_unit_axes(affine: np.ndarray, header: NiftiHeader) -> np.ndarray:
-    """The affine without axes of length 1 where only two are longer: pictures often have no third step."""
+    """The affine without a third axis of length 1: pictures often have no third step."""
     if header.shape[2] > 1:
         return affine
     steps = affine[:3, :2]

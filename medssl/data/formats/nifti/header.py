@@ -1,4 +1,4 @@
-"""Headers of NIfTI-1, NIfTI-2 and Analyze 7.5: bytes -> fields."""
+"""Parses headers of NIfTI-1, NIfTI-2 and Analyze 7.5."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ class NiftiHeader:
         fields: Values by name: "pixdim", "codes", "quaternion", "offset", "sform", "units", "intent", "origin".
         shape: Seven lengths.
         dtype: Number type, with its byte order.
-        samples: Numbers of one voxel: 3 or 4 for colors.
-        start: Where the voxels begin in their file.
-        separate: The voxels are in another file (``.img``).
-        notes: What is odd.
+        samples: Numbers in one voxel: 3 or 4 for colors.
+        start: First byte of the voxels in their file.
+        separate: Whether the voxels are in another file (``.img``).
+        notes: Notes for the user.
     """
 
     kind: str
@@ -62,7 +62,7 @@ class NiftiHeader:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Slope and intercept; (1, 0) where the header asks for none."""
+        """Slope and intercept; (1, 0) if the header defines none."""
         slope, inter = self.fields["scl"]
         if self.samples > 1 or slope == 0 or np.isnan(slope):
             return 1.0, 0.0
@@ -70,13 +70,13 @@ class NiftiHeader:
 
 
 def parse(raw: bytes) -> NiftiHeader:
-    """Decode the first bytes of a file.
+    """Parses the first bytes of a file.
 
     Args:
-        raw: The first 540 bytes, or all where there are fewer.
+        raw: The first 540 bytes, or the whole file if it is shorter.
 
     Raises:
-        FormatError: No such header, or one that makes no sense.
+        FormatError: There is no such header, or it is not valid.
     """
     first, second = raw[344:348], raw[4:8]
     if second in (b"n+2\0", b"ni2\0"):
@@ -140,7 +140,7 @@ def _analyze(raw: bytes) -> NiftiHeader:
 
 
 def _fields(raw: bytes, table: dict[str, tuple[str, int]], size: int) -> dict[str, Any]:
-    """All fields of a table; dim[0] tells the byte order."""
+    """All fields of a table; dim[0] determines the byte order."""
     form, offset = table["dim"]
     orders = [order for order in "<>" if 1 <= struct.unpack_from(order + form, raw, offset)[0] <= 7]
     if not orders:
@@ -186,7 +186,7 @@ def _type(fields: dict[str, Any]) -> tuple[np.dtype[Any], int]:
 
 
 def _start(value: float, separate: bool, size: int) -> int:
-    """First byte of the voxels; 0 where the header does not say."""
+    """First byte of the voxels; 0 if the header does not state it."""
     if not np.isfinite(value) or value != int(value) or value < 0:
         message = f"not readable as NIfTI: vox_offset {value:g}: expected a whole number of bytes"
         raise FormatError(message)

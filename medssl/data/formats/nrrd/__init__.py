@@ -1,6 +1,7 @@
-"""NRRD (``.nrrd``, ``.nhdr``) by an own decoder.
+"""NRRD (``.nrrd``, ``.nhdr``).
 
-Libraries open any path that a header names, do not verify checksums, and end the process on some damaged headers.
+This decoder is used because libraries open any path that a header names, do not verify checksums, and may end the
+process on damaged headers.
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from medssl.types import Grid, ValueDomain
 SUFFIXES = (".nrrd", ".nhdr")
 NOUN = "an NRRD file"
 NEEDS_SUFFIX = False
-_SEGMENT = re.compile(r"Segment\d+_(ID|LabelValue)")  # own keys of 3D Slicer's segmentations
+_SEGMENT = re.compile(r"Segment\d+_(ID|LabelValue)")  # keys of 3D Slicer's segmentations
 
 
 def matches(first: bytes) -> bool:
-    """Whether a file begins as NRRD does."""
+    """Whether a file starts with the signature of NRRD."""
     return re.match(rb"NRRD000[1-9]\r?\n", first) is not None
 
 
 def read_header(path: Path) -> FileHeader:
-    """Read shape, type and grid, and compare the length of the voxels with what the files hold.
+    """Reads shape, type and grid, and checks the lengths of the files.
 
     Raises:
-        FormatError: Truncated, damaged, or of a layout that is no scan.
+        FormatError: The file is truncated or damaged, or holds no scan.
     """
     header = read_text(path)
     axes = axes_of(header)
@@ -62,10 +63,10 @@ def read_header(path: Path) -> FileHeader:
 
 
 def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.ndarray, Grid]:
-    """Read an array [C, i, j, k] or [C, row, column] in the file's own number type, and its grid.
+    """Reads an array [C, i, j, k] or [C, row, column] in the number type of the file, and its grid.
 
     Raises:
-        FormatError: Truncated or damaged.
+        FormatError: The file is truncated or damaged.
     """
     del reading
     header = read_text(path)

@@ -1,4 +1,4 @@
-"""What the axes of an NRRD are, and where its voxels lie."""
+"""Roles of the axes of an NRRD, and the affine of its voxels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medssl.data.formats.base import LPS_TO_RAS, FormatError
 from medssl.data.formats.nrrd.header import NrrdHeader
 from medssl.data.formats.placement import check_affine, converted_note, millimeters
 
-_SPACES = {  # name -> signs that make it RAS; None: not said
+_SPACES = {  # name -> signs that make it RAS; None: not defined
     "right-anterior-superior": (1, 1, 1), "ras": (1, 1, 1), "left-anterior-superior": (-1, 1, 1), "las": (-1, 1, 1),
     "left-posterior-superior": (-1, -1, 1), "lps": (-1, -1, 1),
     "right-anterior-superior-time": (1, 1, 1), "rast": (1, 1, 1),
@@ -33,7 +33,14 @@ _VECTOR = re.compile(r"none|\(([^()]*)\)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Axes:
-    """Roles of the axes (i, j, k, c, t, -), what the frames are, and whether the channels are colors."""
+    """Axes of an NRRD.
+
+    Attributes:
+        roles: One letter for each axis: i, j, k, c, t or - (see ``Layout``).
+        noun: Name of the frames in messages.
+        colors: Whether the channels are colors.
+        notes: Notes for the user.
+    """
 
     roles: str
     noun: str
@@ -42,10 +49,10 @@ class Axes:
 
 
 def axes_of(header: NrrdHeader) -> Axes:
-    """Say what each axis is.
+    """Determines the role of each axis.
 
     Raises:
-        FormatError: Axes that make neither a picture nor a volume, or values that are no scan.
+        FormatError: The axes form neither a picture nor a volume, or the values are not those of a scan.
     """
     sizes, kinds, directions = header.sizes, _kinds(header), _directions(header)
     roles, notes = [], []
@@ -123,7 +130,7 @@ def geometry(header: NrrdHeader, axes: Axes) -> tuple[np.ndarray, tuple[str, ...
     """Affine in mm: (4, 4) RAS of a volume; (3, 3) of a picture, from its first pixel, columns before rows.
 
     Raises:
-        FormatError: No usable geometry.
+        FormatError: The geometry cannot be used.
     """
     order = [axes.roles.index(letter) for letter in "ijk" if letter in axes.roles]
     directions = _directions(header)
@@ -141,7 +148,7 @@ def geometry(header: NrrdHeader, axes: Axes) -> tuple[np.ndarray, tuple[str, ...
 
 
 def _in_space(header: NrrdHeader, directions: list[np.ndarray | None]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Columns of axes and origin (3 x n+1) from space directions, in RAS mm."""
+    """Columns of axes and origin (3, n+1) from space directions, in RAS mm."""
     dimension = _space_dimension(header)
     columns = np.array([direction for direction in directions if direction is not None]).T
     if dimension == 4 and columns[3].any():
@@ -169,7 +176,7 @@ def _in_space(header: NrrdHeader, directions: list[np.ndarray | None]) -> tuple[
 
 
 def _along_axes(header: NrrdHeader, order: list[int]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Columns of axes and origin from spacings or from ends of axes, as LPS; the orientation is a guess."""
+    """Columns of axes and origin from spacings or axis limits; LPS is assumed."""
     count = header.dimension
     lows, highs, steps = (
         _reals(header, name, count) if name in header.fields else np.full(count, np.nan)
@@ -200,7 +207,7 @@ def _along_axes(header: NrrdHeader, order: list[int]) -> tuple[np.ndarray, tuple
 
 
 def _signs(header: NrrdHeader) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """What turns the space of the header into RAS."""
+    """Signs that convert the space of the header to RAS, with a note if it is guessed."""
     name = header.fields.get("space", "").lower()
     if name in _LEFT_HANDED:
         message = "space 3D-left-handed does not say where left is; name the space (such as left-posterior-superior)"
@@ -227,7 +234,7 @@ def _space_dimension(header: NrrdHeader) -> int:
 
 
 def _directions(header: NrrdHeader) -> list[np.ndarray | None]:
-    """Directions of all axes; None for those outside space; nothing where the header has none."""
+    """Directions of all axes, None for axes outside space; an empty list if the header has none."""
     if "spacedirections" not in header.fields:
         return []
     return _vectors(header, "spacedirections", _space_dimension(header), header.dimension)
@@ -261,10 +268,10 @@ def _check_spacings(header: NrrdHeader, columns: np.ndarray) -> None:
 
 
 def _unit_factors(header: NrrdHeader, name: str, axes: Sequence[int]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Millimeters of the unit of each of ``axes``; what is not said is taken as mm.
+    """Millimeters in the unit of each of ``axes``; a missing unit is taken as mm.
 
     Raises:
-        FormatError: A unit that is not known.
+        FormatError: A unit is not known.
     """
     text = header.fields.get(name, "")
     units = re.findall(r'"([^"]*)"', text) if '"' in text else text.split()

@@ -1,4 +1,4 @@
-"""The text of an NRRD header: fields, key/value pairs, and where its voxels begin."""
+"""The text of an NRRD header: fields, key/value pairs, and the location of the voxels."""
 
 from __future__ import annotations
 
@@ -43,7 +43,15 @@ _FIELDS = set(
 
 @dataclass(frozen=True)
 class NrrdHeader:
-    """What the text says: ``fields`` by name in lower case without spaces, ``pairs`` of own keys, files of a LIST."""
+    """Parsed header.
+
+    Attributes:
+        fields: Fields by name, in lower case without spaces.
+        pairs: Key/value pairs.
+        files: Names of a LIST of data files.
+        end: First byte after the header.
+        notes: Notes for the user.
+    """
 
     fields: dict[str, str]
     pairs: dict[str, str]
@@ -72,7 +80,7 @@ class NrrdHeader:
 
     @property
     def encoding(self) -> str:
-        """How voxels are written: "" (raw), "text", "hex", or what they are packed with."""
+        """Encoding of the voxels: "" (raw), "text", "hex", "gzip" or "bzip2"."""
         name = self.need("encoding").lower()
         if name not in _ENCODINGS:
             message = f"encoding {name[:40]!r}: expected raw, text, hex, gzip or bzip2"
@@ -94,10 +102,10 @@ class NrrdHeader:
         return np.dtype(code).newbyteorder("<" if endian != "big" else ">")
 
     def need(self, name: str) -> str:
-        """A field that must be there.
+        """A required field.
 
         Raises:
-            FormatError: It is missing.
+            FormatError: The field is missing.
         """
         if name not in self.fields:
             message = f"not readable as NRRD: no field {name!r} in the header"
@@ -106,10 +114,10 @@ class NrrdHeader:
 
 
 def read_text(path: Path) -> NrrdHeader:
-    """Read the header of a file.
+    """Reads the header of a file.
 
     Raises:
-        FormatError: No NRRD header, or lines that are none of it.
+        FormatError: The file has no NRRD header, or a line is not valid.
     """
     fields: dict[str, str] = {}
     pairs: dict[str, str] = {}
@@ -138,7 +146,7 @@ def read_text(path: Path) -> NrrdHeader:
 
 
 def _add_line(text: str, fields: dict[str, str], pairs: dict[str, str], notes: list[str]) -> None:
-    """Put a line where it belongs."""
+    """Adds a header line to the fields or pairs."""
     name, colon, value = text.partition(":")
     if not colon:
         message = "not readable as NRRD: a line of the header is neither a field nor a key with its value"
@@ -160,7 +168,7 @@ def whole_numbers(header: NrrdHeader, name: str, count: int) -> tuple[int, ...]:
     """A field of ``count`` whole numbers.
 
     Raises:
-        FormatError: Missing, another count, or no whole numbers.
+        FormatError: The field is missing, or does not hold ``count`` whole numbers.
     """
     words = header.need(name).split()
     if len(words) != count or not all(re.fullmatch(r"[+-]?\d{1,15}", word) for word in words):
@@ -170,10 +178,10 @@ def whole_numbers(header: NrrdHeader, name: str, count: int) -> tuple[int, ...]:
 
 
 def sources(path: Path, header: NrrdHeader, layout: Layout) -> tuple[Source, ...]:
-    """Where the voxels are: after the header, or in the files that it names.
+    """Locations of the voxels: after the header, or in the files that it names.
 
     Raises:
-        FormatError: Files elsewhere, missing ones, or ways to skip bytes that are not read.
+        FormatError: A file is missing or lies elsewhere, or the numbers of skipped lines or bytes are not valid.
     """
     name = header.fields.get("datafile")
     words = (name or "").split()

@@ -1,4 +1,4 @@
-"""PNG, JPEG and BMP pictures; a picture is read by its content, whatever of them its name says."""
+"""PNG, JPEG and BMP pictures. The content of a file determines its format, not its name."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _BMP_PACKED = (1, 2, 4, 5)  # run lengths of 8 and of 4 bits, JPEG, PNG inside
 
 
 def matches(first: bytes) -> bool:
-    """Whether a file begins as one of the pictures does that are read."""
+    """Whether a file starts with the signature of PNG, JPEG or BMP."""
     return bool(_content(first))
 
 
 def read_header(path: Path) -> FileHeader:
-    """Read size and colors, and see whether the file is whole as far as that shows without decoding.
+    """Reads size and colors, and checks that the file is complete, as far as possible without decoding.
 
     Raises:
-        FormatError: Truncated, damaged, or of colors or a format that are not read.
+        FormatError: The file is truncated or damaged, or its colors or format are not supported.
     """
     content = _content_of(path)
     try:
@@ -46,15 +46,15 @@ def read_header(path: Path) -> FileHeader:
 
 
 def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.ndarray, Grid]:
-    """Read an array [C, row, column], turned as its tag Orientation says, and its grid.
+    """Reads an array [C, row, column], reoriented by its tag Orientation, and its grid.
 
     Args:
         path: The file.
-        frame: Which picture of an animation; None takes all as channels.
-        reading: A label keeps its stored values: places of a palette, 0 and 1 of one bit.
+        frame: Number of the picture in an animation; None takes all as channels.
+        reading: A label keeps its stored values: palette indices, and 0 and 1 of one bit.
 
     Raises:
-        FormatError: Truncated or damaged.
+        FormatError: The file is truncated or damaged.
     """
     content = _content_of(path)
     try:
@@ -72,13 +72,13 @@ def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.nda
 
 
 def _format_of_name(path: Path) -> str:
-    """The format that the ending of a name says."""
+    """The format by the suffix of the name."""
     suffix = path.suffix[1:].lower()
     return _NAMES.get(suffix, suffix.upper())
 
 
 def _content(first: bytes) -> str:
-    """The format that the first bytes are of, if it is one that is read."""
+    """The format by the first bytes; "" for other formats."""
     if first[:8] == png.SIGNATURE:
         return "PNG"
     if first[:3] == jpeg.START and first[3:4] != b"\xf7":
@@ -89,10 +89,10 @@ def _content(first: bytes) -> str:
 
 
 def _content_of(path: Path) -> str:
-    """The format that the file holds.
+    """The format of a file by its first bytes.
 
     Raises:
-        FormatError: It is none that is read.
+        FormatError: The format is not supported.
     """
     with path.open("rb") as stream:
         content = _content(stream.read(32))
@@ -105,7 +105,7 @@ def _content_of(path: Path) -> str:
 
 
 def _as_format_error(error: BaseException, what: str) -> BaseException:
-    """One line of an error of a decoder; an error of the system stays as it is."""
+    """Converts an error of a decoder to a ``FormatError``; errors of the system are returned unchanged."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
     text = first_line(error)
@@ -115,7 +115,7 @@ def _as_format_error(error: BaseException, what: str) -> BaseException:
 
 
 def _bmp_header(path: Path) -> FileHeader:
-    """Size and colors of a BMP; the rows must be there."""
+    """Reads size and colors of a BMP, and checks that all rows are present."""
     with path.open("rb") as stream, _bmp(stream) as image:
         stream.seek(0)
         head = stream.read(54)
@@ -141,7 +141,7 @@ def _bmp_header(path: Path) -> FileHeader:
 
 
 def _bmp_pixels(path: Path, reading: Reading) -> np.ndarray:
-    """Samples [C, row, column] of a BMP; a label keeps the places of its palette."""
+    """Samples [C, row, column] of a BMP; a label keeps its palette indices."""
     _bmp_header(path)
     with path.open("rb") as stream, _bmp(stream) as image:
         image.load()
@@ -154,7 +154,7 @@ def _bmp_pixels(path: Path, reading: Reading) -> np.ndarray:
 
 
 def _bmp(stream: Any) -> Any:
-    """A BMP opened by Pillow; its other kinds are none that Pillow's own error describes well."""
+    """Opens a BMP with Pillow; kinds that are not supported raise a ``FormatError``."""
     from PIL import BmpImagePlugin
 
     image = BmpImagePlugin.BmpImageFile(stream)

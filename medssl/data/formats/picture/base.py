@@ -7,10 +7,10 @@ TRANSPARENCY = "transparency left out"
 
 
 def uneven_spacing(across: float, down: float) -> tuple[tuple[float, float], tuple[str, ...]]:
-    """Spacing of (rows, columns) in columns, and what to say, from pixels per length across and down the picture.
+    """Spacing of (rows, columns) from the pixel densities across and down, and a note if pixels are not square.
 
-    How many pixels a screen or printer should put on a length is no size of what was photographed, so a column counts
-    as 1 mm as everywhere else; that pixels are not square is a matter of the picture and kept.
+    Densities are those of screens and printers, not of the photographed object. The spacing of columns is therefore
+    1 mm, as for all pictures; only the ratio of both densities is used.
     """
     if not (0 < across < 1e9 and 0 < down < 1e9) or abs(across / down - 1) < 0.01:
         return (1.0, 1.0), ()

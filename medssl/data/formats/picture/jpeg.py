@@ -1,4 +1,4 @@
-"""JPEG pictures (ITU-T T.81, JFIF, EXIF): markers, colors, and whether the compressed data are whole."""
+"""JPEG pictures (ITU-T T.81, JFIF, EXIF): markers, colors, and checks that the compressed data are complete."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _SCAN, _END, _APP1, _APP2, _APP0, _APP14, _INTERVAL = 0xDA, 0xD9, 0xE1, 0xE2, 0x
 _WITHOUT_LENGTH = frozenset((0x01, *range(0xD0, 0xD9)))
 _NEXT_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # that ends the compressed data of a scan
 _FILLER = bytes((0x5A, 0xA5, 0x3C, 0xC3)) * 64
-_PIXELS_PER_BYTE = 1024  # no JPEG packs more
+_PIXELS_PER_BYTE = 1024  # upper limit of compression
 
 
 @dataclass(frozen=True)
 class Scan:
-    """Header of a scan, and where its compressed data lie.
+    """Header of a scan (in the sense of JPEG), and the place of its compressed data.
 
     Attributes:
         components: Identifiers of its components.
         band: First and last coefficient.
-        low_bit: Lowest bit of the coefficients that it brings (progressive).
-        data: First byte of its compressed data, and the one behind them.
-        interval: Minimum coded units between restart markers; 0 without.
+        low_bit: Lowest bit of the coefficients in this scan (progressive).
+        data: First byte of the compressed data, and the byte after them.
+        interval: Minimum coded units between restart markers; 0 without markers.
     """
 
     components: tuple[int, ...]
@@ -47,12 +47,12 @@ class Scan:
 
 @dataclass
 class Markers:
-    """What stands in a JPEG file before and between its scans.
+    """Contents of the markers of a JPEG file.
 
     Attributes:
         process: Last byte of the marker of the frame (0xC0 baseline, 0xC2 progressive ...).
         precision: Bits of a sample.
-        size: (height, width) as stored.
+        size: Stored (height, width).
         factors: Sampling factors (across, down) of each component, by its identifier.
         scans: The scans in their order.
         blocks: First APP0, APP1 (EXIF), APP2 (several pictures) and APP14 segment.
@@ -68,10 +68,10 @@ class Markers:
 
 
 def read_header(path: Path) -> FileHeader:
-    """Read size and colors; the end mark must be there.
+    """Reads size and colors, and checks that the end mark is present.
 
     Raises:
-        FormatError: Truncated, damaged, or of colors or a process that are not read.
+        FormatError: The file is truncated or damaged, or its colors or process are not supported.
     """
     size = path.stat().st_size
     with path.open("rb") as stream:
@@ -89,10 +89,10 @@ def read_header(path: Path) -> FileHeader:
 
 
 def read_pixels(path: Path) -> tuple[np.ndarray, FileHeader]:
-    """Read an array [C, row, column], turned as it is seen, and the header.
+    """Reads an array [C, row, column], reoriented for display, and the header.
 
     Raises:
-        FormatError: Truncated, damaged, or of colors or a process that are not read.
+        FormatError: The file is truncated or damaged, or its colors or process are not supported.
     """
     content = path.read_bytes()
     markers = _read_all_markers(content)
@@ -108,7 +108,7 @@ class _EndsEarly(FormatError):
 
 
 def _read_all_markers(content: bytes) -> Markers:
-    """All markers up to the end mark."""
+    """Reads all markers up to the end mark."""
     try:
         return read_markers(content, whole=True)
     except _EndsEarly as error:
@@ -117,10 +117,10 @@ def _read_all_markers(content: bytes) -> Markers:
 
 
 def read_markers(content: bytes, *, whole: bool) -> Markers:
-    """Go from marker to marker: to the first scan, or through all scans to the end mark.
+    """Reads the markers to the first scan, or (with ``whole``) through all scans to the end mark.
 
     Raises:
-        FormatError: A damaged segment, or an end before there is one.
+        FormatError: A segment is damaged, or the bytes end too early.
     """
     markers, start = Markers(), 2
     while True:
@@ -164,7 +164,7 @@ def _scan(block: bytes, data: tuple[int, int], interval: int) -> Scan:
 
 
 def _store_segment(markers: Markers, marker: int, block: bytes) -> None:
-    """Keep what a segment says."""
+    """Stores the content of a segment in ``markers``."""
     if marker in _FRAMES and not markers.process:
         if len(block) < 6 or len(block) < 6 + 3 * block[5]:
             message = "damaged: the segment that says the size of the JPEG picture is too short"
@@ -185,7 +185,7 @@ def _orientation(markers: Markers) -> int:
 
 
 def _header(markers: Markers, size: int) -> FileHeader:
-    """Kind, channels, grid and notes of what the markers say."""
+    """File header from the markers."""
     count = len(markers.factors)
     if not markers.process or markers.process not in _READ or markers.precision not in (8, 12):
         kind = f"process {markers.process & 15}, {markers.precision} bits" if markers.process else "no size"
@@ -213,7 +213,7 @@ def _header(markers: Markers, size: int) -> FileHeader:
 
 
 def _spacing(block: bytes) -> tuple[tuple[float, float], tuple[str, ...]]:
-    """Spacing of (rows, columns) by the densities of JFIF: only their ratio counts."""
+    """Spacing of (rows, columns) by the ratio of the densities of JFIF."""
     if block[:5] != b"JFIF\0" or len(block) < 12:
         return (1.0, 1.0), ()
     across, down = struct.unpack(">HH", block[8:12])
@@ -233,14 +233,14 @@ def _decode(content: bytes, markers: Markers) -> np.ndarray:
 
 
 def check_segment(content: bytes, tables: bytes | None = None) -> None:
-    """See that one JPEG inside another file is whole.
+    """Checks that a JPEG inside another file is complete.
 
     Args:
-        content: From its first marker to its last.
-        tables: Tables that stand outside of it.
+        content: Bytes from the first marker to the last.
+        tables: Tables that are stored separately.
 
     Raises:
-        FormatError: Cut, or damaged.
+        FormatError: The JPEG is truncated or damaged.
     """
     import imagecodecs
 
@@ -251,13 +251,13 @@ def check_segment(content: bytes, tables: bytes | None = None) -> None:
 
 
 def _check_scans(content: bytes, markers: Markers, array: np.ndarray, decode: Callable[[bytes], np.ndarray]) -> None:
-    """See that the compressed data of every scan reach to its last block.
+    """Checks that the compressed data of every scan reach its last block.
 
-    Decoders of JPEG fill up what is missing without a word. So the picture is decoded again with filler bytes before
-    the marker that ends each scan: data that are whole leave no use for them, data that are cut take them in.
+    JPEG decoders silently fill in missing data. The picture is therefore decoded a second time, with filler bytes
+    before the marker that ends each scan. They change the result only if data are missing.
 
     Raises:
-        FormatError: The data of a scan are cut.
+        FormatError: The data of a scan are truncated.
     """
     message = "truncated: the compressed data of the JPEG picture end early"
     if not _brings_all_bits(markers):
@@ -276,9 +276,9 @@ def _check_scans(content: bytes, markers: Markers, array: np.ndarray, decode: Ca
 
 
 def _brings_all_bits(markers: Markers) -> bool:
-    """Whether the scans bring every component and, where they refine it step by step, all its bits.
+    """Whether the scans contain every component and, in progressive files, all of its bits.
 
-    The first component (brightness) needs all 64 coefficients; an encoder may leave out those of colors.
+    The first component (brightness) needs all 64 coefficients; an encoder may omit those of colors.
     """
     lowest: dict[tuple[int, int], int] = {}
     progressive = _READ.get(markers.process) == "progressive"
@@ -292,7 +292,7 @@ def _brings_all_bits(markers: Markers) -> bool:
 
 
 def _units(markers: Markers, components: tuple[int, ...]) -> int:
-    """Minimum coded units of a scan (T.81, A.2)."""
+    """Number of minimum coded units of a scan (T.81, A.2)."""
     max_factors = [max(pair[axis] for pair in markers.factors.values()) for axis in (0, 1)]
     width, height = markers.size[1], markers.size[0]
     if len(components) > 1:

@@ -1,4 +1,4 @@
-"""The tag Orientation of EXIF and TIFF: how the stored rows and columns are turned before they are seen."""
+"""The tag Orientation of EXIF and TIFF: rotation and mirroring of the stored picture for display."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIZES = {3: ("H", 2), 4: ("I", 4)}  # SHORT, LONG
 
 
 def exif_orientation(block: bytes) -> int:
-    """Orientation (1-8) of an EXIF block (a TIFF header with one directory); 1 where it says nothing usable."""
+    """Orientation (1-8) of an EXIF block (a TIFF header with one directory); 1 if it states none."""
     block = block.removeprefix(b"Exif\0\0")
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(block[:4])
     if order is None or len(block) < 10:
@@ -39,30 +39,30 @@ def exif_orientation(block: bytes) -> int:
 
 
 def usable(value: int) -> int:
-    """The orientation, or 1 for a value that the standard does not know."""
+    """The orientation, or 1 for a value that is not in the standard."""
     return value if value in _TURNS else UPRIGHT
 
 
 def note(orientation: int) -> tuple[str, ...]:
-    """What the user should know of a picture that is turned; nothing for one that is not."""
+    """Note about a picture that is reoriented; empty if it is not."""
     return () if orientation == UPRIGHT else (f"{_TURNS[orientation]}, as its tag Orientation says",)
 
 
 def turned_pair(pair: tuple[float, float], orientation: int) -> tuple[float, float]:
-    """Values of (rows, columns), such as the spacing, after the turn."""
+    """Values of (rows, columns), such as the spacing, after the reorientation."""
     return pair if orientation < 5 else (pair[1], pair[0])
 
 
 def turned_shape(shape: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """(height, width) after the turn."""
+    """(height, width) after the reorientation."""
     return shape if orientation < 5 else (shape[1], shape[0])
 
 
 def turn(array: np.ndarray, orientation: int) -> np.ndarray:
-    """[..., row, column] as it is seen.
+    """Reorients an array [..., row, column] for display.
 
-    The tag says on which side of the seen picture the first stored row and the first stored column lie (EXIF 2.32,
-    4.6.4 A; TIFF 6, page 36).
+    The tag states on which sides of the displayed picture the first stored row and column lie (EXIF 2.32, 4.6.4 A;
+    TIFF 6, page 36).
     """
     if orientation >= 5:
         array = array.swapaxes(-1, -2)

@@ -1,4 +1,4 @@
-"""PNG pictures (PNG specification, third edition): chunks, check sums, samples."""
+"""PNG pictures (PNG specification, third edition): chunks, checksums, samples."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _DEFLATE_LIMIT = 1032  # bytes out of one byte in
 
 @dataclass(frozen=True)
 class _Chunks:
-    """What a PNG file says before its pixels are decoded.
+    """Header of a PNG file.
 
     Attributes:
-        size: (height, width) as stored.
+        size: Stored (height, width).
         depth: Bits of a sample.
         color: Color type.
-        blocks: Content of the chunks that are looked into.
+        blocks: Content of the chunks that are used.
         packed: Bytes of compressed samples of the still picture.
-        hidden: The still picture is no frame of the animation.
+        hidden: Whether the still picture is not a frame of the animation.
     """
 
     size: tuple[int, int]
@@ -51,10 +51,10 @@ class _Chunks:
 
 
 def read_header(path: Path) -> FileHeader:
-    """Read size and colors, and see that every chunk up to the end mark is there.
+    """Reads size and colors, and checks that all chunks up to the end mark are present.
 
     Raises:
-        FormatError: Truncated, damaged, or more samples than the bytes of the file can hold.
+        FormatError: The file is truncated or damaged, or has more samples than its bytes can hold.
     """
     with path.open("rb", buffering=0) as stream:
         chunks = _read_chunks(lambda start, count: os.pread(stream.fileno(), count, start), path.stat().st_size)
@@ -62,10 +62,10 @@ def read_header(path: Path) -> FileHeader:
 
 
 def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.ndarray, FileHeader]:
-    """Read an array [C, row, column], turned as it is seen, and the header; check sums are compared.
+    """Reads an array [C, row, column], reoriented for display, and the header; checksums are verified.
 
     Raises:
-        FormatError: Truncated or damaged.
+        FormatError: The file is truncated or damaged.
     """
     content = path.read_bytes()
     chunks = _read_chunks(lambda start, count: content[start : start + count], len(content), sums=True)
@@ -80,7 +80,7 @@ def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.nda
 
 
 def _read_chunks(read: Any, size: int, *, sums: bool = False) -> _Chunks:
-    """Go from chunk to chunk; ``read(start, count)`` gives bytes of the file, ``sums`` compares check sums."""
+    """Reads all chunks; ``read(start, count)`` returns bytes of the file, ``sums`` verifies checksums."""
     start, packed, hidden = len(SIGNATURE), 0, True
     blocks: dict[bytes, bytes] = {}
     while True:
@@ -112,7 +112,7 @@ def _read_chunks(read: Any, size: int, *, sums: bool = False) -> _Chunks:
 
 
 def _parse_header(blocks: dict[bytes, bytes], packed: int, *, hidden: bool) -> _Chunks:
-    """The chunks, once size, depth and color type are known to make sense."""
+    """Checks size, depth and color type, and returns the header."""
     if len(blocks.get(b"IHDR", b"")) != 13:
         message = "not readable as a PNG picture: no chunk IHDR of 13 bytes"
         raise FormatError(message)
@@ -152,13 +152,13 @@ def _header(chunks: _Chunks) -> FileHeader:
 
 
 def _details(chunks: _Chunks) -> dict[str, Any]:
-    """What helps to tell a mask from a picture."""
+    """Facts that help to distinguish masks from pictures."""
     details: dict[str, Any] = {} if chunks.depth in (8, 16) else {"bits": chunks.depth}
     return details | ({"palette": len(chunks.blocks[b"PLTE"]) // 3} if chunks.color == _PALETTE else {})
 
 
 def _frames(chunks: _Chunks) -> Frames:
-    """The pictures of an animation (chunk acTL); the still picture counts where it is none of them."""
+    """Frames of an animation (chunk acTL), and the still picture if it is not one of them."""
     block = chunks.blocks.get(b"acTL", b"")
     count = int.from_bytes(block[:4], "big") + chunks.hidden if len(block) == 8 else 1
     return Frames(count, "pictures of an animation") if count > 1 else Frames()
@@ -169,7 +169,7 @@ def _orientation(chunks: _Chunks) -> int:
 
 
 def _spacing(block: bytes) -> tuple[tuple[float, float], tuple[str, ...]]:
-    """Spacing of (rows, columns): 1 mm unless pHYs says that pixels are not square, then in that ratio."""
+    """Spacing of (rows, columns): 1 mm, or the ratio of pHYs if pixels are not square."""
     if len(block) != 9:
         return (1.0, 1.0), ()
     across, down, _ = struct.unpack(">IIB", block)
@@ -177,7 +177,7 @@ def _spacing(block: bytes) -> tuple[tuple[float, float], tuple[str, ...]]:
 
 
 def _decode_16_bit(content: bytes, chunks: _Chunks) -> np.ndarray:
-    """Samples of 16 bits [C, row, column]; Pillow would cut colors down to 8."""
+    """Samples of 16 bits [C, row, column]; Pillow would reduce colors to 8 bits."""
     import imagecodecs
 
     array = imagecodecs.png_decode(content).reshape(*chunks.size, -1)
@@ -189,7 +189,7 @@ def _decode_16_bit(content: bytes, chunks: _Chunks) -> np.ndarray:
 
 
 def _decode_8_bit(content: bytes, chunks: _Chunks, reading: Reading) -> np.ndarray:
-    """Samples of up to 8 bits [C, row, column]: gray spans 0 to 255 whatever its depth; a label is as stored."""
+    """Samples of up to 8 bits [C, row, column]. Gray values span 0 to 255 for any depth; a label is unchanged."""
     from PIL import PngImagePlugin
 
     with PngImagePlugin.PngImageFile(io.BytesIO(content)) as image:
@@ -208,7 +208,7 @@ def _decode_8_bit(content: bytes, chunks: _Chunks, reading: Reading) -> np.ndarr
 
 
 def _palette_colors(places: np.ndarray, palette: bytes, *, label: bool) -> np.ndarray:
-    """The colors of a palette, or its places where they are classes."""
+    """The colors of a palette, or its indices if they are classes."""
     if label:
         return places[None]
     colors = np.frombuffer(palette, np.uint8).reshape(-1, 3)
@@ -219,7 +219,7 @@ def _palette_colors(places: np.ndarray, palette: bytes, *, label: bool) -> np.nd
 
 
 def _decode_animation(content: bytes, frame: int | None, header: FileHeader, reading: Reading) -> np.ndarray:
-    """One picture of an animation as it is shown, or all of them one after the other as channels."""
+    """One displayed picture of an animation, or all of them as channels."""
     from PIL import PngImagePlugin
 
     if reading.label:

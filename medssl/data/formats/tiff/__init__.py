@@ -1,4 +1,4 @@
-"""TIFF pictures: which pages make the picture, and their pixels."""
+"""TIFF pictures: selection of pages, and their pixels."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SUFFIXES = (".tif", ".tiff", ".btf", ".tf8")
 NOUN = "a TIFF picture"
 NEEDS_SUFFIX = False
 _REDUCED, _TRANSPARENCY = 1, 4  # bits of NewSubfileType
-_PLAIN = ("generic", "uniform")  # files of which nothing but their pages says what they hold
+_PLAIN = ("generic", "uniform")  # series of files without metadata about their pages
 _JPEG, _JPEG_2000 = frozenset((7, 34892, 33007)), frozenset((33003, 33004, 33005, 34712))
 _MAX_RATIO = 2048  # bytes of pixels out of one byte of a file, beyond which a size is checked
 _LARGE = 1 << 30  # bytes
@@ -39,15 +39,15 @@ _LARGE = 1 << 30  # bytes
 
 @dataclass(frozen=True)
 class _Stack:
-    """The pages that are taken.
+    """The selected pages.
 
     Attributes:
-        pages: For each frame and channel a page; None where a file of ImageJ has one page for all of them.
-        first: The page that says what all of them hold.
-        frames: Pictures.
-        planes: Pages of a picture, one for each channel; more than 1 only where the file says that they are channels.
-        step: Pages from one channel of a picture to the next (ahead of those from one picture to the next).
-        notes: What was left out.
+        pages: One page for each frame and channel; None where a file of ImageJ has one page for all of them.
+        first: The page that describes all of them.
+        frames: Number of pictures.
+        planes: Pages of a picture, one for each channel; above 1 only if the file marks them as channels.
+        step: Number of pages from one channel of a picture to the next.
+        notes: Notes about pages that were left out.
     """
 
     pages: tuple[Any, ...]
@@ -58,21 +58,21 @@ class _Stack:
     notes: tuple[str, ...] = ()
 
     def of(self, frame: int) -> list[int]:
-        """Numbers of the pages of a picture."""
+        """Numbers of the pages of one picture."""
         outer, inner = divmod(frame, self.step)
         return [(outer * self.planes + plane) * self.step + inner for plane in range(self.planes)]
 
 
 def matches(first: bytes) -> bool:
-    """Whether a file begins as TIFF or BigTIFF does."""
+    """Whether a file starts with the signature of TIFF or BigTIFF."""
     return first[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def read_header(path: Path) -> FileHeader:
-    """Read shape and type, and see whether all pixels that the pages name are there.
+    """Reads shape and type, and checks that all pixels of the pages are present.
 
     Raises:
-        FormatError: Truncated, damaged, or of a layout that is no picture.
+        FormatError: The file is truncated or damaged, or holds no picture.
     """
     import tifffile
 
@@ -90,15 +90,15 @@ def read_header(path: Path) -> FileHeader:
 
 
 def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.ndarray, Grid]:
-    """Read an array [C, row, column], turned as its tag Orientation says, and its grid.
+    """Reads an array [C, row, column], reoriented by its tag Orientation, and its grid.
 
     Args:
         path: The file.
-        frame: Which picture of several; None takes all as channels. Only its pages are decoded.
-        reading: A label keeps its stored values: places of a palette, 0 and 1 of one bit.
+        frame: Number of the picture; None takes all pictures as channels. Only the pages in use are decoded.
+        reading: A label keeps its stored values: palette indices, and 0 and 1 of one bit.
 
     Raises:
-        FormatError: Truncated or damaged.
+        FormatError: The file is truncated or damaged.
     """
     import tifffile
 
@@ -120,7 +120,7 @@ def read_pixels(path: Path, frame: int | None, reading: Reading) -> tuple[np.nda
 
 
 def _check_content(path: Path) -> None:
-    """Refuse what is no TIFF by its first bytes, naming what it is where that shows."""
+    """Refuses files of other formats by their first bytes, and names the format if it is known."""
     with path.open("rb") as stream:
         first = stream.read(132)
     if matches(first):
@@ -134,7 +134,7 @@ def _check_content(path: Path) -> None:
 
 
 def _as_format_error(error: BaseException, what: str) -> BaseException:
-    """One line of an error of tifffile; an error of the system stays as it is."""
+    """Converts an error of tifffile to a ``FormatError``; errors of the system are returned unchanged."""
     if isinstance(error, OSError) and error.errno is not None:
         return error
     text = first_line(error)
@@ -150,10 +150,10 @@ def _as_format_error(error: BaseException, what: str) -> BaseException:
 
 
 def _stack(file: Any) -> _Stack:
-    """The largest picture of a file with all pages of its size and type, by what the file says of its pages.
+    """Selects the largest picture of a file, with all pages of its size and type.
 
     Raises:
-        FormatError: No pages, pages of different kinds, or axes that are no stack of pictures.
+        FormatError: There are no pages, pages have different kinds, or the axes are not those of a stack of pictures.
     """
     series = file.series
     if not series:
@@ -172,7 +172,7 @@ def _stack(file: Any) -> _Stack:
 
 
 def _stack_of_pages(file: Any) -> _Stack:
-    """Pages of a file that says nothing about them: those of the largest size are pictures of one stack."""
+    """Stack of a file without metadata about its pages: all pages of the largest size."""
     pages = [file.pages.get(number, aspage=True, validate=False) for number in range(len(file.pages))]
     pages = [page for page in pages if not int(page.subfiletype) & _TRANSPARENCY] or pages
     pages = [page for page in pages if not int(page.subfiletype) & _REDUCED] or pages
@@ -193,7 +193,7 @@ def _stack_of_pages(file: Any) -> _Stack:
 
 
 def _stack_of_series(series: Any, notes: tuple[str, ...]) -> _Stack:
-    """Pages of a series with named axes (ImageJ, OME, tifffile): C are channels, others but Y, X and S frames."""
+    """Stack of a series with named axes (ImageJ, OME, tifffile): C are channels; axes other than Y, X, S are frames."""
     axes, shape = series.get_axes(squeeze=False), series.get_shape(squeeze=False)
     inside = len([letter for letter in series.keyframe.axes if letter in "YXS"])
     lengths = list(zip(axes, shape, strict=True))
@@ -238,13 +238,13 @@ def _header(file: Any, stack: _Stack) -> FileHeader:
 
 
 def _details(page: Any, samples: Samples) -> dict[str, Any]:
-    """What helps to tell a mask from a picture."""
+    """Facts that help to distinguish masks from pictures."""
     details: dict[str, Any] = {"bits": int(page.bitspersample)} if int(page.bitspersample) < 8 else {}
     return details | ({} if samples.palette is None else {"palette": len(samples.palette)})
 
 
 def _gdal_notes(page: Any) -> tuple[str, ...]:
-    """What GDAL says of values, which is not applied."""
+    """Notes about GDAL's metadata on values, which is not applied."""
     metadata, no_data = str(page.tags.valueof(42112) or ""), page.tags.valueof(42113)
     notes = (
         ("scale and offset that GDAL gives are not applied",) if re.search('role="(scale|offset)"', metadata) else ()
@@ -261,10 +261,10 @@ def _orientation(page: Any) -> int:
 
 
 def _calibration(file: Any) -> tuple[tuple[float, float], tuple[str, ...]]:
-    """Slope and intercept that ImageJ gives its values (cf=0: a line), and what to say of them.
+    """Slope and intercept of ImageJ's calibration (cf=0: linear), and a note.
 
     Raises:
-        FormatError: Another function than a line.
+        FormatError: The calibration is not linear.
     """
     metadata = (file.imagej_metadata or {}) if file.is_imagej else {}
     kind = metadata.get("cf")
@@ -282,7 +282,7 @@ def _calibration(file: Any) -> tuple[tuple[float, float], tuple[str, ...]]:
 
 
 def _calibrated(array: np.ndarray, file: Any) -> np.ndarray:
-    """Values after ImageJ's line; 32768 below a whole number of 16 bits stays a whole number."""
+    """Applies ImageJ's calibration; 16-bit whole numbers with an intercept of -32768 stay whole numbers."""
     (slope, inter), _ = _calibration(file)
     if (slope, inter) == (1.0, 0.0):
         return array
@@ -292,10 +292,10 @@ def _calibrated(array: np.ndarray, file: Any) -> np.ndarray:
 
 
 def _check_compression(page: Any) -> None:
-    """Refuse a compression or predictor that cannot be undone, by its name.
+    """Refuses a compression or predictor that cannot be decoded.
 
     Raises:
-        FormatError: Names it.
+        FormatError: Names the compression and the predictor.
     """
     import tifffile
 
@@ -310,10 +310,10 @@ def _check_compression(page: Any) -> None:
 
 
 def _check_bytes(stack: _Stack, size: int) -> None:
-    """Compare what the pages name with the bytes of the file.
+    """Checks the pages against the bytes of the file.
 
     Raises:
-        FormatError: Pixels beyond the end, missing tiles, or more pixels than the bytes can hold.
+        FormatError: Pixels lie beyond the end, tiles are missing, or there are more pixels than the bytes can hold.
     """
     first = stack.first
     segments = int(np.prod(first.chunked, dtype=np.int64))
@@ -356,7 +356,7 @@ def _check_bytes(stack: _Stack, size: int) -> None:
 def _decoded(file: Any, stack: _Stack, number: int) -> np.ndarray:
     """Samples [S, row, column] of one page."""
     first, page = stack.first, stack.pages[number]
-    if page is None:  # the pages of a file of ImageJ that has tags for the first only
+    if page is None:  # a file of ImageJ that has tags for the first page only
         dtype = np.dtype(first.dtype).newbyteorder(file.byteorder)
         file.filehandle.seek(first.dataoffsets[0] + number * int(first.nbytes))
         array = np.frombuffer(file.filehandle.read(int(first.nbytes)), dtype).reshape(first.shape)
@@ -377,7 +377,7 @@ def _segments(file: Any, page: Any) -> Iterator[bytes]:
 
 
 def _check_segments(file: Any, page: Any, first: Any) -> None:
-    """See that each JPEG inside a page is whole: decoders fill up what is missing without a word."""
+    """Checks that each JPEG inside a page is complete, since decoders silently fill in missing data."""
     compression = int(first.compression)
     if compression in _JPEG:
         for data in _segments(file, page):

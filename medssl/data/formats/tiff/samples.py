@@ -1,4 +1,4 @@
-"""What the samples of a TIFF page mean (TIFF 6, sections 4-6, 18-23): colors, transparency, palettes, white as 0."""
+"""Meaning of the samples of a TIFF page (TIFF 6, sections 4-6, 18-23): colors, transparency, palettes, MinIsWhite."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _PREMULTIPLIED = f"{TRANSPARENCY} (colors were already multiplied by it)"
 
 @dataclass(frozen=True)
 class Samples:
-    """How the samples of a page become channels.
+    """Conversion of the samples of a page to channels.
 
     Attributes:
         value_domain: Colors of 8 bits, or gray values.
         channels: Channels of the page after palette and transparency.
         dtype: Number type of the channels.
-        kept: How many of the first samples are kept.
-        white: Value that 0 is turned into where 0 is white; None where 0 is black.
-        palette: Colors [places, 3] of 8 bits, or None.
-        bilevel: One bit a pixel.
-        notes: What the user should know.
+        sample_count: Number of leading samples that are read.
+        white: Value that replaces 0 if 0 is white; None if 0 is black.
+        palette: Colors [entries, 3] of 8 bits, or None.
+        bilevel: Whether a pixel has one bit.
+        notes: Notes for the user.
     """
 
     value_domain: ValueDomain
     channels: int
     dtype: np.dtype[Any]
-    kept: int
+    sample_count: int
     white: int | None = None
     palette: np.ndarray | None = None
     bilevel: bool = False
@@ -47,10 +47,10 @@ class Samples:
 
 
 def samples_of(page: Any) -> Samples:
-    """Samples of a page that tifffile has read the tags of.
+    """Conversion for a page whose tags tifffile has read.
 
     Raises:
-        FormatError: Colors or numbers that are not read; says which.
+        FormatError: Colors or number types are not supported; names them.
     """
     dtype = _number_type(page)
     photometric, stored_count = int(page.photometric), int(page.samplesperpixel)
@@ -76,12 +76,12 @@ def samples_of(page: Any) -> Samples:
 
 
 def channels_of(array: np.ndarray, samples: Samples, *, label: bool) -> np.ndarray:
-    """Channels [C, row, column] of the decoded samples [S, row, column] of a page.
+    """Converts the decoded samples [S, row, column] of a page to channels [C, row, column].
 
     Raises:
-        FormatError: A place beyond the palette, or a mask whose 0 is white.
+        FormatError: An index lies beyond the palette, or 0 is white in a mask.
     """
-    array = array[: samples.kept]
+    array = array[: samples.sample_count]
     if samples.palette is not None:
         if label:
             return array
@@ -105,7 +105,7 @@ def _number_type(page: Any) -> np.dtype[Any]:
     """Number type of the samples.
 
     Raises:
-        FormatError: No such type, or complex numbers.
+        FormatError: The type is not known, or is complex.
     """
     dtype = page.dtype
     if dtype is None or np.dtype(dtype).kind not in "iufb":
@@ -119,7 +119,7 @@ def _number_type(page: Any) -> np.dtype[Any]:
 
 
 def _colors(dtype: np.dtype[Any], sample_count: int, notes: tuple[str, ...]) -> Samples:
-    """RGB with what follows it; only three channels of 8 bits are in the domain of colors."""
+    """RGB and further samples; only three channels of 8 bits have the value domain of colors."""
     if sample_count < 3:
         message = f"RGB colors of {sample_count} samples: expected three"
         raise FormatError(message)
@@ -134,7 +134,7 @@ def _colors(dtype: np.dtype[Any], sample_count: int, notes: tuple[str, ...]) -> 
 
 
 def _palette(page: Any, sample_count: int) -> np.ndarray:
-    """Colors [places, 3] of 8 bits; some programs write 8 bits where the standard wants 16."""
+    """Colors [entries, 3] of 8 bits; some programs write 8 bits where the standard requires 16."""
     table = page.colormap
     if table is None or np.ndim(table) != 2 or len(table) != 3 or sample_count != 1:
         message = "damaged: a picture with a palette, but without a table of its colors"
@@ -144,7 +144,7 @@ def _palette(page: Any, sample_count: int) -> np.ndarray:
 
 
 def _white(page: Any, dtype: np.dtype[Any], sample_count: int) -> int:
-    """The value that black has where 0 is white: -1 for signed numbers, whose bits are all turned round."""
+    """The value of black if 0 is white; -1 for signed numbers, whose bits are all inverted."""
     if sample_count != 1 or dtype.kind == "f":
         message = "0 is white (MinIsWhite) in several samples or in real numbers, which has no meaning: not read"
         raise FormatError(message)

@@ -1,4 +1,4 @@
-"""How large the pixels of a TIFF picture are: OME-XML, ImageJ, the resolution tags."""
+"""Pixel spacing of TIFF pictures from OME-XML, ImageJ or the resolution tags."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from medssl.data.formats.placement import LARGEST_MM, millimeters
 
 _OTHER_MM = {"dm": 100.0, "pm": 1e-9, "inch": 25.4, "in": 25.4, "å": 1e-7}  # units of OME-XML and ImageJ alone
-_FINER_THAN_PRINT_MM = 0.02  # no display, printer or film scanner has pixels as small
-_DISPLAY_DPI = (72, 96, 120, 150, 300, 600)  # what programs write that know of no size
+_FINER_THAN_PRINT_MM = 0.02  # smaller than pixels of displays, printers and film scanners
+_DISPLAY_DPI = (72, 96, 120, 150, 300, 600)  # defaults of programs that do not know the size
 
-Spacing = tuple[tuple[float, float], tuple[str, ...]]  # of (rows, columns) in mm, and what to say of it
+Spacing = tuple[tuple[float, float], tuple[str, ...]]  # (rows, columns) in mm, and notes
 
 
 def spacing_of(file: Any, page: Any) -> Spacing:
-    """Spacing in mm by the first of OME-XML, ImageJ and the resolution tags that says it; else 1 mm."""
+    """Spacing in mm from the first of OME-XML, ImageJ and the resolution tags that states it; else 1 mm."""
     if file.is_ome and (spacing := _ome(file.ome_metadata or "")):
         return spacing
     across, down = (_ratio(page.tags.valueof(code)) for code in (282, 283))  # pixels per unit
@@ -25,7 +25,7 @@ def spacing_of(file: Any, page: Any) -> Spacing:
 
 
 def _ome(text: str) -> Spacing | None:
-    """PhysicalSizeX and PhysicalSizeY of the first picture; micrometers where no unit is given."""
+    """PhysicalSizeX and PhysicalSizeY of the first picture, in micrometers without a unit."""
     sizes = []
     for axis in "YX":
         size = re.search(rf'PhysicalSize{axis}="([^"]*)"', text)
@@ -47,7 +47,7 @@ def _imagej(unit: str, across: float, down: float) -> Spacing | None:
 
 
 def _resolution(across: float, down: float, unit: object) -> Spacing:
-    """The resolution tags; TIFF 6 takes inches where no unit is given."""
+    """Spacing from the resolution tags, in inches without a unit (TIFF 6)."""
     if not across or not down:
         return (1.0, 1.0), ()
     notes: tuple[str, ...] = ()
@@ -65,7 +65,7 @@ def _resolution(across: float, down: float, unit: object) -> Spacing:
 
 
 def _plausible(sizes: tuple[float, float], source: str) -> Spacing | None:
-    """A spacing that makes sense, with where it comes from."""
+    """A plausible spacing with a note about its source; None if it is not plausible."""
     if not all(0 < size <= LARGEST_MM for size in sizes):
         return None
     text = f"{sizes[0]:.4g}" if abs(sizes[0] / sizes[1] - 1) < 1e-6 else f"{sizes[0]:.4g} x {sizes[1]:.4g}"
@@ -73,7 +73,7 @@ def _plausible(sizes: tuple[float, float], source: str) -> Spacing | None:
 
 
 def _factor(unit: str) -> float:
-    """Millimeters of a unit of length, 0 for what is none."""
+    """Millimeters in a unit of length; 0 for an unknown unit."""
     text = unit.strip().replace("\\u00B5", "u").replace("\\u00b5", "u")
     text = text.replace("\u00b5", "u").replace("\u03bc", "u").replace("&#181;", "u").replace("&#xB5;", "u")
     if text in ("M", "Mm"):  # mega
@@ -82,7 +82,7 @@ def _factor(unit: str) -> float:
 
 
 def _ratio(value: object) -> float:
-    """A rational number of a tag; 0 where it is missing or makes no sense."""
+    """A rational number of a tag; 0 if it is missing or not valid."""
     if not isinstance(value, tuple) or len(value) != 2 or not value[1]:
         return 0.0
     number = float(value[0]) / float(value[1])

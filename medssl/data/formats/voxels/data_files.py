@@ -1,4 +1,4 @@
-"""Files with voxels that a header names: one, a list, or a pattern with numbers; only in the header's own folder."""
+"""Files with voxels that a header names: one file, a list, or a numbered pattern; only in the folder of the header."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _CONVERSION = re.compile(r"%(0?)(\d{0,2})[diu]")
 
 
 def plain_text(line: bytes) -> str:
-    """A line of a header without its end; tabs are spaces, and other control characters question marks."""
+    """A header line without line end; tabs become spaces, and other control characters question marks."""
     text = line.decode("utf-8", "replace").rstrip("\r\n").replace("\t", " ")
     return re.sub("[\x00-\x1f\x7f-\x9f\u2028\u2029]", "?", text)
 
 
 def other_than(header: Path, files: tuple[Path, ...]) -> tuple[Path, ...]:
-    """The files that a header names.
+    """Checks that the files that a header names are not the header itself.
 
     Raises:
         FormatError: The header is one of them.
@@ -31,10 +31,10 @@ def other_than(header: Path, files: tuple[Path, ...]) -> tuple[Path, ...]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """The file of that name in or below a folder.
+    """Path of a file in or below a folder.
 
     Raises:
-        FormatError: The name leads elsewhere.
+        FormatError: The name leads outside the folder.
     """
     plain = name.strip().strip('"')
     posix, windows = PurePosixPath(plain), PureWindowsPath(plain)
@@ -55,10 +55,10 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def listed(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
-    """Files that a header lists, one a line.
+    """Files of a list in a header.
 
     Raises:
-        FormatError: None, too many, or one that lies elsewhere.
+        FormatError: There are none or too many, or one lies outside the folder.
     """
     names = [name for name in names if name.strip()]
     if not 1 <= len(names) <= _MAX_FILES:
@@ -68,10 +68,10 @@ def listed(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
 
 
 def numbered(folder: Path, pattern: str, words: Sequence[str]) -> tuple[Path, ...]:
-    """Files of a pattern such as ``slice%03d.raw``, its numbers from ``words``: first, last, step.
+    """Files of a pattern such as ``slice%03d.raw``; ``words`` are the first number, the last number and the step.
 
     Raises:
-        FormatError: Another pattern than one of a whole number, or a range of none or too many.
+        FormatError: The pattern has no single whole number, or the range has none or too many numbers.
     """
     conversions = list(_CONVERSION.finditer(pattern))
     if len(conversions) != 1 or pattern.count("%") != 1:

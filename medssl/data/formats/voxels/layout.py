@@ -1,4 +1,4 @@
-"""Numbers of a file -> array [C, i, j, k] or [C, row, column], whatever the order of its axes."""
+"""Converts the numbers of a file to an array [C, i, j, k] or [C, row, column], for any order of axes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _SPATIAL = "ijk"
 
 @dataclass(frozen=True)
 class Layout:
-    """How numbers lie in a file.
+    """Layout of numbers in a file.
 
     Attributes:
         dtype: Number type, with its byte order.
         shape: Lengths of the axes, fastest first.
-        roles: One letter an axis: i, j, k space; c channels; t frames; - an axis of length 1 that is dropped.
-        keep: Channels that are read; the rest (transparency) is left out.
+        roles: One letter for each axis: i, j, k space; c channels; t frames; - an axis of length 1 that is dropped.
+        keep: Number of channels to read (the rest is transparency); 0 reads all.
     """
 
     dtype: np.dtype[Any]
@@ -35,50 +35,50 @@ class Layout:
 
     @property
     def count(self) -> int:
-        """Numbers in the file."""
+        """Number of values in the file."""
         return prod(self.shape)
 
     @property
     def bytes(self) -> int:
-        """Bytes in the file."""
+        """Number of bytes in the file."""
         return self.count * self.dtype.itemsize
 
     def length(self, role: str) -> int:
-        """Product of the lengths of the axes of a role."""
+        """Product of the lengths of the axes with a role."""
         return prod(length for length, axis_role in zip(self.shape, self.roles, strict=True) if axis_role == role)
 
     @property
     def channels(self) -> int:
-        """Channels of one frame."""
+        """Number of channels of one frame."""
         return self.keep or self.length("c")
 
     def frames(self, noun: str) -> Frames:
-        """What the header says of its frames."""
+        """Frames for the file header; ``noun`` names them in messages."""
         count = self.length("t")
         return Frames(count, noun) if count > 1 else Frames()
 
 
 def check_sources(sources: Sequence[Source], layout: Layout) -> int:
-    """Compare the bytes of all files with what the layout asks for; each file holds an equal share.
+    """Checks that all files have the bytes that the layout requires; each file holds an equal share.
 
     Returns:
-        Bytes that follow the voxels.
+        Number of bytes that follow the voxels.
 
     Raises:
-        FormatError: Fewer bytes, or shares that are no whole number of voxels.
+        FormatError: There are too few bytes, or the shares are not whole numbers of voxels.
     """
     share = _share(sources, layout)
     return sum(check_length(source, share * layout.dtype.itemsize) for source in sources)
 
 
 def read_values(sources: Sequence[Source], layout: Layout, frame: int | None) -> tuple[np.ndarray, bool]:
-    """Read the numbers, or those of one frame alone where it lies in one piece.
+    """Reads the numbers, or only those of one frame if they are contiguous in the file.
 
     Returns:
-        The numbers in the machine's byte order, and whether they are those of the frame alone.
+        The numbers in native byte order, and whether they belong to the frame only.
 
     Raises:
-        FormatError: Too few, damaged, or too many for the memory.
+        FormatError: There are too few numbers, they are damaged, or there is not enough memory.
     """
     total, start = layout.count, 0
     single_frame = frame is not None and len(sources) == 1 and layout.roles.rstrip("-").endswith("t")
@@ -97,7 +97,7 @@ def read_values(sources: Sequence[Source], layout: Layout, frame: int | None) ->
 
 
 def grid_of(layout: Layout, affine: np.ndarray) -> Grid:
-    """Grid of a frame: a volume where there is an axis k, else a picture, whose grid has its spacing alone."""
+    """Grid of a frame: of a volume if there is an axis k, else of a picture, which has only a spacing."""
     sizes = [layout.length(letter) for letter in _SPATIAL if letter in layout.roles]
     if len(sizes) == 3:
         return make_grid(tuple(sizes), affine)
@@ -105,10 +105,10 @@ def grid_of(layout: Layout, affine: np.ndarray) -> Grid:
 
 
 def from_text(sources: Sequence[Source], layout: Layout, encoding: str) -> np.ndarray:
-    """Numbers written as text ("text") or as the hexadecimal digits of their bytes ("hex").
+    """Reads numbers that are written as text ("text") or as hexadecimal digits of their bytes ("hex").
 
     Raises:
-        FormatError: Too few, no numbers, or several files.
+        FormatError: There are too few numbers, other text, or several files.
     """
     if len(sources) != 1:
         message = f"{len(sources)} files of numbers as {encoding}: expected one"
@@ -140,7 +140,7 @@ def from_text(sources: Sequence[Source], layout: Layout, encoding: str) -> np.nd
 
 
 def native(values: np.ndarray) -> np.ndarray:
-    """The same numbers in the machine's byte order, in the same memory."""
+    """Converts numbers to native byte order, in place."""
     if values.dtype.isnative:
         return values
     return values.byteswap(inplace=True).view(values.dtype.newbyteorder("="))
@@ -151,9 +151,9 @@ def arrange(values: np.ndarray, layout: Layout, frame: int | None, *, alone: boo
 
     Args:
         values: Numbers in the order of the file.
-        layout: What they are.
-        frame: Which frame; None takes all.
-        alone: ``values`` are those of the frame alone.
+        layout: Their layout.
+        frame: Number of the frame; None takes all frames.
+        alone: Whether ``values`` belong to the frame only.
     """
     shape = tuple(1 if alone and one == "t" else n for n, one in zip(layout.shape, layout.roles, strict=True))
     array = values.reshape(shape, order="F")
@@ -173,10 +173,10 @@ def arrange(values: np.ndarray, layout: Layout, frame: int | None, *, alone: boo
 
 
 def scaled(values: np.ndarray, slope: float, inter: float) -> np.ndarray:
-    """``values * slope + inter``, computed in float64.
+    """Computes ``values * slope + inter`` in float64.
 
-    A whole shift of whole numbers keeps them whole. Others become float32, or float64 where the stored numbers or the
-    scale need more than it holds. ``values`` is one-dimensional.
+    Whole numbers with a slope of 1 and a whole ``inter`` stay whole numbers. Others become float32, or float64 if
+    float32 is too coarse for the stored numbers or the scale. ``values`` is one-dimensional.
     """
     if slope == 1 and inter == 0:
         return values

@@ -1,7 +1,7 @@
-"""Bytes of files, packed or plain: what a file is packed with is seen by its first bytes, never by its name.
+"""Reads bytes of files, compressed or plain. The first bytes determine the compression, never the name.
 
-Checksums of gzip, zlib, bzip2 and xz are verified by reading on to the end of the stream that holds the last byte that
-is needed. What follows that stream in the file is left alone.
+Checksums of gzip, zlib, bzip2 and xz are verified: reading continues to the end of the stream that holds the last
+needed byte. Bytes behind that stream are ignored.
 """
 
 from __future__ import annotations
@@ -25,16 +25,21 @@ _MAGIC = {  # first bytes of packed files
 }  # fmt: skip
 _NOT_READ = ("zstd", "compress", "zip", "7z")
 _BLOCK = 1 << 20
-_MAX_FOLLOWING = 1 << 26  # unpacked bytes after the voxels that are read for the checksum behind them
+_MAX_FOLLOWING = 1 << 26  # largest number of bytes after the voxels that are unpacked to reach the checksum
 _MAX_MEMORY = 1 << 28  # of xz: its streams say how much they need
 _MAX_GZIP_RATIO = 1032  # bytes that one packed byte of gzip or zlib can stand for
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where bytes begin: at ``offset`` of a file, then packed as ``packing`` says ("" plain), then after ``skip``.
+    """Location of bytes in a file.
 
-    ``companion`` is True where the file is not the one with the header, so that messages must name it.
+    Attributes:
+        path: The file.
+        offset: First byte in the file.
+        packing: Compression from there on; "" for plain bytes.
+        skip: Number of unpacked bytes to skip.
+        companion: Whether the file is another one than that of the header; messages then name it.
     """
 
     path: Path
@@ -45,17 +50,17 @@ class Source:
 
     @property
     def prefix(self) -> str:
-        """Beginning of what messages say of it."""
+        """Prefix of messages about this file."""
         return f"{self.path.name}: " if self.companion else ""
 
 
 def packed_with(first: bytes) -> str:
-    """What a file is packed with, by its first bytes, read or not; nothing where it is plain."""
+    """Compression by the first bytes, also if it is not supported; "" for plain files."""
     return next((name for magic, name in _MAGIC.items() if first.startswith(magic)), "")
 
 
 def gzip_beginning(first: bytes, count: int) -> bytes:
-    """The first bytes inside a gzip file, at most ``count``, as far as its own first bytes hold them."""
+    """The first ``count`` bytes (or fewer) inside a gzip file, from the first bytes of the file."""
     try:
         return zlib.decompressobj(31).decompress(first, count)
     except zlib.error:
@@ -63,10 +68,10 @@ def gzip_beginning(first: bytes, count: int) -> bytes:
 
 
 def packing_of(first: bytes) -> str:
-    """What a file is packed with, by its first bytes; nothing where it is plain.
+    """Compression by the first bytes; "" for plain files.
 
     Raises:
-        FormatError: A packing that is not read.
+        FormatError: The compression is not supported.
     """
     name = packed_with(first)
     if name in _NOT_READ:
@@ -76,7 +81,7 @@ def packing_of(first: bytes) -> str:
 
 
 def first_bytes(path: Path, count: int) -> tuple[bytes, str]:
-    """The first bytes of a file after unpacking, at most ``count``, and what it is packed with."""
+    """The first ``count`` bytes (or fewer) of a file after unpacking, and its compression."""
     with path.open("rb") as stream:
         first = stream.read(max(count, 4096))
     packing = packing_of(first)
@@ -95,10 +100,10 @@ def first_bytes(path: Path, count: int) -> tuple[bytes, str]:
 
 
 def size_of(path: Path) -> int:
-    """Size of a regular file.
+    """Size of a regular file in bytes.
 
     Raises:
-        FormatError: It is missing, or a folder, a pipe or a device.
+        FormatError: The file is missing, or is a folder, a pipe or a device.
     """
     try:
         status = path.stat()
@@ -112,17 +117,17 @@ def size_of(path: Path) -> int:
 
 
 def check_length(source: Source, count: int) -> int:
-    """Compare the bytes that a header promises with those in the file.
+    """Checks that a file has the number of bytes that its header requires.
 
     Args:
-        source: Where they begin.
-        count: How many there must be.
+        source: Location of the bytes.
+        count: Required number of bytes.
 
     Returns:
-        Bytes that follow them in a plain file; 0 for packed ones.
+        Number of bytes that follow in a plain file; 0 for compressed files.
 
     Raises:
-        FormatError: Fewer than that, or a damaged stream.
+        FormatError: There are fewer bytes, or the stream is damaged.
     """
     size, needed = size_of(source.path), source.skip + count
     if not source.packing:
@@ -141,10 +146,10 @@ def check_length(source: Source, count: int) -> int:
 
 
 def read_into(source: Source, start: int, target: memoryview) -> None:
-    """Fill ``target`` with the bytes from ``start`` on (after the source's own skip), verifying checksums.
+    """Fills ``target`` with the bytes from ``start`` on (after ``source.skip``), and verifies checksums.
 
     Raises:
-        FormatError: The file ends before, or is damaged.
+        FormatError: The file ends too early, or is damaged.
     """
     start += source.skip
     if not source.packing:
@@ -168,10 +173,10 @@ def read_into(source: Source, start: int, target: memoryview) -> None:
 
 
 def allocate(count: int, dtype: np.dtype[Any]) -> np.ndarray:
-    """Room for ``count`` numbers.
+    """Allocates an array of ``count`` numbers.
 
     Raises:
-        FormatError: More than this machine has memory for.
+        FormatError: There is not enough memory.
     """
     try:
         return np.empty(count, dtype)
@@ -181,10 +186,10 @@ def allocate(count: int, dtype: np.dtype[Any]) -> np.ndarray:
 
 
 def check_possible(source: Source, count: int) -> None:
-    """Refuse a number of bytes that no file of this size can hold, before anything is allocated.
+    """Refuses a number of bytes that a file of this size cannot hold, before memory is allocated.
 
     Raises:
-        FormatError: Says so.
+        FormatError: The file is too small.
     """
     size, needed = size_of(source.path), source.skip + count
     if source.packing in ("gzip", "zlib"):
@@ -199,12 +204,12 @@ def check_possible(source: Source, count: int) -> None:
 
 
 def unpacked(source: Source, block: int = _BLOCK) -> Iterator[bytes]:
-    """Blocks of the unpacked bytes, and an empty one where a packed stream ends whose checksum fits.
+    """Yields blocks of unpacked bytes, and an empty block at the end of each stream whose checksum is correct.
 
-    Several packed streams in a row are read as one.
+    Several consecutive streams are read as one.
 
     Raises:
-        FormatError: The packed stream is cut off or damaged.
+        FormatError: A stream is truncated or damaged.
     """
     with source.path.open("rb") as stream:
         stream.seek(source.offset)
@@ -242,7 +247,7 @@ def _decompressor(packing: str) -> Any:
 
 
 def _next_member(source: Source, remainder: bytes, stream: BinaryIO, block: int) -> bytes:
-    """First bytes of the next packed stream of the file; nothing where the rest is padding or something else."""
+    """First bytes of the next stream of the file; b"" if the remaining bytes are padding or something else."""
     if source.packing == "zlib":
         return b""
     remainder = remainder.lstrip(b"\0") if len(remainder) >= block else (remainder + stream.read(block)).lstrip(b"\0")
@@ -264,14 +269,14 @@ def _fill(stream: BinaryIO, target: memoryview) -> int:
 
 
 def _stated_length(path: Path) -> int:
-    """Length of the last stream of a gzip file, as its last bytes tell, modulo 2**32."""
+    """Length of the last stream of a gzip file modulo 2**32, from its last bytes."""
     with path.open("rb") as stream:
         stream.seek(-4, 2)
         return int.from_bytes(stream.read(4), "little")
 
 
 def _describe_missing_bytes(source: Source, size: int, needed: int) -> str:
-    """What is wrong with a plain file of fewer bytes than the header asks for."""
+    """Message for a plain file with fewer bytes than the header requires."""
     with source.path.open("rb") as stream:
         stream.seek(min(source.offset, source.path.stat().st_size))
         first = stream.read(8)
@@ -285,7 +290,7 @@ def _describe_short_stream(source: Source, available: int, needed: int) -> str:
 
 
 def _describe_damage(error: Exception, packing: str) -> str:
-    """What is wrong with a packed stream, without the words of the library that found it."""
+    """What is wrong with a compressed stream, without the text of the library's error."""
     text = str(error)
     if "incorrect data check" in text or "CRC" in text or "integrity" in text:
         return f"the checksum of the {packing} stream does not match its content"

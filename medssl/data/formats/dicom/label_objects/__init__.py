@@ -1,6 +1,6 @@
-"""Objects that label scans: segmentations and structure sets. What the index notes of them, and how they are read.
+"""DICOM objects that label scans: segmentations and structure sets. Their description in the index, and their reading.
 
-Names of segments are free text: they stay in the index file, and messages of single scans give numbers instead.
+Names of segments are free text. They stay in the index file; messages about single scans use numbers instead.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _MAX_ENTRIES = 10_000  # segments, slices
 
 @dataclass(frozen=True)
 class LabelObject:
-    """What the index knows of an object; identifiers are hashed as those of scans are.
+    """Description of a label object in the index; identifiers are hashed like those of scans.
 
     Attributes:
         form: "segmentation object" or "structure set".
         subject: Digest of the patient.
         study: Digest of the study.
-        series: Digests of the series that it says it labels.
+        series: Digests of the series that the object references.
         references: Digests of its frames of reference.
-        segments: Number, label and name of the type of each segment or region.
-        instances: Digests of the slices (the first frames of multi-frame files) that it says it labels.
+        segments: Number, label and type of each segment or region.
+        instances: Digests of the slices (first frames of multi-frame files) that the object references.
     """
 
     form: str
@@ -58,12 +58,12 @@ class LabelObject:
     instances: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """As the index stores it."""
+        """The description as JSON, for the index."""
         return json.dumps(asdict(self), separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> LabelObject:
-        """The opposite of ``to_json``."""
+        """Inverse of ``to_json``."""
         stored: dict[str, Any] = json.loads(text)
         lists = {name: tuple(stored[name]) for name in ("series", "references", "instances")}
         segments = tuple((int(number), str(label), str(kind)) for number, label, kind in stored["segments"])
@@ -71,16 +71,16 @@ class LabelObject:
 
 
 def form_of(dataset: Dataset) -> str:
-    """What an object that labels scans is called; nothing for all others."""
+    """Kind of a label object for messages; "" for other objects."""
     return _FORMS.get(str(dataset.get("SOPClassUID", "")), "")
 
 
 def describe(stream: BinaryIO, digest: Callable[..., str]) -> str:
-    """What the index notes of an object, as JSON.
+    """Description of a label object for the index, as JSON.
 
     Args:
-        stream: Its file.
-        digest: Keyed hash of some words.
+        stream: The file.
+        digest: Function that returns a keyed hash of some words.
     """
     stream.seek(0)
     dataset = parse(stream, _TAGS)
@@ -135,19 +135,19 @@ def _name(value: Any) -> str:
 
 
 def read_objects(parts: Sequence[Part], classes: Sequence[int], root: Path, grid: Grid) -> tuple[np.ndarray, list[str]]:
-    """The label of a scan from its objects.
+    """Reads the label of a scan from its label objects.
 
     Args:
-        parts: File and segment (as ``frame``) of everything that makes the label.
-        classes: Value of the class of each part.
+        parts: File and segment (as ``frame``) of each part of the label.
+        classes: Class value of each part.
         root: Root of the index.
-        grid: Grid of the scan, a volume.
+        grid: Grid of the scan, which is a volume.
 
     Returns:
-        The label [1, i, j, k], and what is odd about it.
+        The label [1, i, j, k], and notes.
 
     Raises:
-        DicomError: Naming the file that is damaged or does not fit the scan.
+        DicomError: A file is damaged or does not fit the scan; names the file.
         OSError: A file is missing.
     """
     by_path: dict[str, dict[int, int]] = {}

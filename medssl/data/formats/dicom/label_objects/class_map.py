@@ -12,7 +12,7 @@ from medssl.types import Grid
 
 @dataclass
 class ClassMap:
-    """Classes on the grid of a scan (i, j, k), filled segment by segment."""
+    """Classes on the grid of a scan [i, j, k], filled segment by segment."""
 
     array: np.ndarray
     notes: list[str]
@@ -21,12 +21,12 @@ class ClassMap:
 
     @classmethod
     def empty(cls, grid: Grid, classes: Mapping[int, int]) -> ClassMap:
-        """All background; 8 bits where they hold every class."""
+        """A map of background; 8 bits if every class fits, else 32 bits."""
         small = all(0 <= value < 256 for value in classes.values())
         return cls(np.zeros(grid.shape, np.uint8 if small else np.int32), [])
 
     def put(self, voxels: np.ndarray, values: np.ndarray | int) -> None:
-        """Give ``voxels`` [N, 3] their class; counts those that another class has, and those outside."""
+        """Sets the class of ``voxels`` [N, 3]; counts voxels that already have another class, and those outside."""
         inside = ((voxels >= 0) & (voxels < self.array.shape)).all(axis=1)
         self.outside += int((~inside).sum())
         index = tuple(voxels[inside].T)

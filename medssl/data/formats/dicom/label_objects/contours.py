@@ -1,7 +1,7 @@
-"""Structure sets (DICOM PS3.3 A.19, C.8.8.5, C.8.8.6) -> a map of classes on the grid of a scan.
+"""Structure sets (DICOM PS3.3 A.19, C.8.8.5, C.8.8.6): a map of classes on the grid of a scan.
 
-A voxel belongs to a region of interest where its center lies inside an odd number of the region's contours on its slice
-(even-odd rule): a contour inside another is a hole, and a keyhole contour is filled without its channel.
+A voxel belongs to a region of interest if its center lies inside an odd number of the region's contours on its slice
+(even-odd rule). A contour inside another is therefore a hole, and a keyhole contour is filled without its channel.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _EDGES_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class _Contour:
-    """A closed contour: points in voxels of its slice [N, 2], its slice, and where it lies exactly, in slices."""
+    """A closed contour: points in voxels of its slice [N, 2], number of the slice, and exact position in slices."""
 
     points: np.ndarray
     index: int
@@ -37,18 +37,18 @@ class _Contour:
 
 
 def read_structures(file: Path, classes: Mapping[int, int], grid: Grid) -> ClassMap:
-    """Fill the contours of a structure set.
+    """Reads a structure set and fills its contours.
 
     Args:
         file: An RT Structure Set.
-        classes: Number of a region of interest -> value of its class; others are left out.
+        classes: Class value by number of the region of interest; other regions are left out.
         grid: Grid of the scan, RAS+; its last axis runs from slice to slice.
 
     Returns:
-        The classes. Where regions of two classes overlap, the class with the higher value is taken, which is noted.
+        The classes. Where regions of two classes overlap, the higher class value is used, with a note.
 
     Raises:
-        DicomError: Damaged, or contours that do not lie on slices of the scan.
+        DicomError: The file is damaged, or contours do not lie on slices of the scan.
     """
     import pydicom
 
@@ -93,10 +93,10 @@ def _filled(regions: Mapping[int, Any], classes: Mapping[int, int], grid: Grid) 
 
 
 def _contour(item: Any, kind: str, number: int, grid: Grid) -> _Contour:
-    """One contour in voxels.
+    """Converts one contour to voxels.
 
     Raises:
-        DicomError: No triples of numbers, or not in the plane of a slice.
+        DicomError: The contour has no triples of numbers, or does not lie in a slice.
     """
     raw = item.get_item(_CONTOUR_DATA)
     value = b"" if raw is None or raw.value is None else raw.value
@@ -123,10 +123,10 @@ def _contour(item: Any, kind: str, number: int, grid: Grid) -> _Contour:
 
 
 def _check_slices(contours: Sequence[_Contour], number: int) -> list[str]:
-    """What is odd about the slices of a region's contours.
+    """Notes about the slices of a region's contours.
 
     Raises:
-        DicomError: The contours were drawn on slices that are finer or coarser than those of the scan.
+        DicomError: The contours were drawn on finer or coarser slices than those of the scan.
     """
     indices = np.unique([contour.index for contour in contours])
     for index in indices:
@@ -155,7 +155,7 @@ def _slice_mask(contours: list[_Contour], number: int, shape: tuple[int, ...], n
     """Voxels (i, j) inside an odd number of the contours of one slice.
 
     Raises:
-        DicomError: Two contours cross each other: what they mean together is not defined.
+        DicomError: Two contours cross each other, which has no defined meaning.
     """
     masks = [inside(contour.points, shape) for contour in contours]
     total = masks[0].copy()

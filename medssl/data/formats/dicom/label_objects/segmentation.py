@@ -1,7 +1,7 @@
-"""DICOM segmentation objects (PS3.3 A.51, A.90; C.8.20) -> a map of classes on the grid of a scan.
+"""DICOM segmentation objects (PS3.3 A.51, A.90; C.8.20): a map of classes on the grid of a scan.
 
-Frames are placed by their positions alone: frames that are not there are background, and a frame that does not fall on
-voxels of the scan is an error, never resampled.
+Frames are placed by their positions. Missing frames are background. A frame that does not lie on voxels of the scan is
+an error; nothing is resampled.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _MAX_VALUES = 1 << 31
 
 
 def read_segmentation(file: Path, classes: Mapping[int, int], grid: Grid) -> ClassMap:
-    """Read the segments of one object.
+    """Reads the segments of one object.
 
     Args:
         file: A Segmentation or Label Map Segmentation.
-        classes: Number of a segment -> value of its class; other segments are background.
+        classes: Class value by number of the segment; other segments are background.
         grid: Grid of the scan, RAS+.
 
     Raises:
-        DicomError: Damaged, on another grid, between slices, or with segments that overlap.
+        DicomError: The file is damaged, lies on another grid or between slices, or its segments overlap.
     """
     import pydicom
 
@@ -106,7 +106,7 @@ def _checked(result: ClassMap) -> ClassMap:
 
 
 def _classes_of(values: np.ndarray, classes: Mapping[int, int], described: set[int]) -> np.ndarray:
-    """Classes of the pixels of a label map, whose values are numbers of segments."""
+    """Converts the pixels of a label map, which are segment numbers, to classes."""
     numbers = np.unique(values).tolist()
     unknown = [value for value in numbers if value not in described]
     if unknown:
@@ -117,7 +117,7 @@ def _classes_of(values: np.ndarray, classes: Mapping[int, int], described: set[i
 
 
 def _item(group: Any, shared: Any, name: str) -> Any:
-    """The functional group of a frame, or that of all frames."""
+    """An item of the functional group of a frame, or of the shared one."""
     for source in (group, shared):
         if source is not None and source.get(name):
             return source[name][0]
@@ -128,7 +128,7 @@ def _item(group: Any, shared: Any, name: str) -> Any:
 def _frame_place(
     group: Any, shared: Any, dataset: Dataset, grid: Grid, number: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Voxel of the scan at the first pixel of a frame, and the steps of voxels along its columns and its rows."""
+    """Voxel of the scan at the first pixel of a frame, and its steps in voxels along columns and rows."""
     position = _numbers(_item(group, shared, "PlanePositionSequence").get("ImagePositionPatient"), 3)
     direction = _numbers(_item(group, shared, "PlaneOrientationSequence").get("ImageOrientationPatient"), 6)
     between_rows, between_columns = _numbers(_item(group, shared, "PixelMeasuresSequence").get("PixelSpacing"), 2)
@@ -170,7 +170,7 @@ def _numbers(value: Any, count: int) -> np.ndarray:
 
 
 def frame_reader(dataset: Dataset) -> Callable[[int], np.ndarray]:
-    """Function that gives one frame (row, column): bits packed from the lowest on across frames, bytes, or encoded."""
+    """Function that returns one frame (row, column), from packed bits, bytes or encoded pixels."""
     rows, columns, bits = int(dataset.Rows), int(dataset.Columns), int(dataset.BitsAllocated)
     count = int(dataset.get("NumberOfFrames") or 1)
     if bits not in (1, 8, 16) or min(rows, columns, count) < 1 or rows * columns * count > _MAX_VALUES:
@@ -194,7 +194,7 @@ def frame_reader(dataset: Dataset) -> Callable[[int], np.ndarray]:
 
 
 def _inflated(data: bytes, needed: int) -> bytes:
-    """A frame of the syntax Deflated Image Frame Compression; at most the bytes that it may have."""
+    """Unpacks a frame of Deflated Image Frame Compression, at most ``needed`` bytes."""
     return zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, needed)
 
 
@@ -208,7 +208,7 @@ def _native(data: bytes, size: tuple[int, int, int, int], *, big: bool) -> Calla
 
 
 def _unpacked(data: bytes, start: int, size: Sequence[int], *, big: bool) -> np.ndarray:
-    """One frame that begins at bit ``start``."""
+    """One frame that starts at bit ``start``."""
     rows, columns, bits = size
     length = rows * columns * bits
     part = data[start // 8 : -(-(start + length) // 8)]

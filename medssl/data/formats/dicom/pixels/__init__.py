@@ -1,4 +1,4 @@
-"""Pixels of a DICOM stack: read straight into one array where they lie plain, decoded slice by slice where not."""
+"""Pixels of a DICOM stack: read directly into one array if they are uncompressed, else decoded slice by slice."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from medssl.types import Part
 
 @dataclass(frozen=True)
 class StackValues:
-    """Values of a stack (slice, row, column, sample), and what the user should know about them."""
+    """Values of a stack (slice, row, column, sample), and notes for the user."""
 
     array: np.ndarray
     notes: tuple[str, ...] = ()
@@ -44,13 +44,13 @@ def read_stack(root: Path, parts: Sequence[Part]) -> np.ndarray:
 
 
 def read_values(root: Path, parts: Sequence[Part]) -> StackValues:
-    """Read slices in the order of ``parts``.
+    """Reads slices in the order of ``parts``.
 
     Returns:
-        The values as the files define them: whole numbers where slopes and intercepts are.
+        The values as the files define them: whole numbers if slopes and intercepts are whole numbers.
 
     Raises:
-        DicomError: Naming the file that is truncated, of another shape than the first, or cannot be decoded.
+        DicomError: A file is truncated, has another shape than the first one, or cannot be decoded; names the file.
     """
     builder = StackBuilder(len(parts))
     layout: Layout | None = None
@@ -78,7 +78,7 @@ def read_values(root: Path, parts: Sequence[Part]) -> StackValues:
 
 
 def same_pixels(root: Path, first: Part, second: Part) -> bool:
-    """Whether two slices hold equal values; one that cannot be read equals none."""
+    """Whether two slices have equal values; False if one of them cannot be read."""
     try:
         return np.array_equal(read_stack(root, (first,)), read_stack(root, (second,)))
     except DicomError:
@@ -86,7 +86,7 @@ def same_pixels(root: Path, first: Part, second: Part) -> bool:
 
 
 def _add(file: _File, frame: int, first: Layout | None, builder: StackBuilder) -> Layout:
-    """Read one frame into the stack; returns its layout."""
+    """Reads one frame into the stack; returns its layout."""
     dataset = file.dataset
     layout = layout_of(dataset, file.extent.element)
     check_fits(layout, file.syntax)
@@ -117,7 +117,7 @@ def _add(file: _File, frame: int, first: Layout | None, builder: StackBuilder) -
 
 
 class _File:
-    """An open file: several frames of it are read with one look at its header."""
+    """An open file; its header is parsed once for all of its frames."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -130,7 +130,7 @@ class _File:
         self._picture: np.ndarray | None = None
 
     def open(self) -> Self:
-        """Read the header and find the pixels."""
+        """Reads the header and locates the pixels."""
         from medssl.data.formats.dicom.elements import syntax_of
 
         self.stream = self.path.open("rb")
@@ -152,12 +152,12 @@ class _File:
         return self
 
     def close(self) -> None:
-        """Close the file."""
+        """Closes the file."""
         if self.stream is not None:
             self.stream.close()
 
     def _inflated(self) -> Extent | None:
-        """Pixels of a data set that is deflated as a whole."""
+        """Pixels of a data set that is deflated entirely."""
         import pydicom
 
         with self.path.open("rb") as stream:
@@ -177,7 +177,7 @@ class _File:
         return self._picture
 
     def read_into(self, out: np.ndarray, frame: int, layout: Layout, notes: list[str]) -> None:
-        """Read one frame into ``out`` (row, column, sample); colors become RGB."""
+        """Reads one frame into ``out`` (row, column, sample); colors are converted to RGB."""
         frames = frames_of(self.dataset)
         if not 0 <= frame < frames or self.stream is None:
             message = f"frame {frame + 1} of {frames}: no such frame"
@@ -200,7 +200,7 @@ class _File:
         out[...] = ybr_to_rgb(array) if layout.photometric.startswith("YBR") else array
 
     def _bytes(self, first: int, size: int) -> bytes:
-        """Bytes of the pixels; big endian words of two 8-bit pixels are turned round."""
+        """Bytes of the pixels; big-endian words of two 8-bit pixels are swapped."""
         assert self.stream is not None
         swapped = self.syntax == BIG_ENDIAN and self.extent.vr == "OW" and int(self.dataset.BitsAllocated) <= 8
         before = first % 2 if swapped else 0

@@ -1,4 +1,4 @@
-"""Compressed frames -> samples. The codestream says what it holds; where the header contradicts it, it is refused.
+"""Decodes compressed frames. A codestream describes its content; a header that contradicts it is refused.
 
 References: DICOM PS3.5 (2024e) chapter 8.2 and Annexes A.4, F (JPEG) and G (RLE).
 """
@@ -16,23 +16,23 @@ from medssl.data.formats.dicom.pixels.colors import ybr_to_rgb
 from medssl.data.formats.dicom.pixels.layout import Bits, Layout, unpack
 from medssl.data.formats.dicom.pixels.syntaxes import DEFLATED_FRAMES, JPEG, JPEG_2000, JPEG_LS, RLE, UNCOMPRESSED
 
-_FILLER = b"\x5a\xa5\x33\x0f" * 64  # bits that a decoder reads only where the codestream has too few of its own
+_FILLER = b"\x5a\xa5\x33\x0f" * 64  # bits that a decoder reads only if the codestream has too few bits
 
 
 def decode(data: bytes, family: str, layout: Layout, notes: list[str]) -> np.ndarray:
-    """Decode one frame.
+    """Decodes one frame.
 
     Args:
         data: Compressed bytes of the frame.
         family: Family of the transfer syntax.
-        layout: What the header says.
-        notes: Gets what the user should know.
+        layout: Layout by the header.
+        notes: Receives notes for the user.
 
     Returns:
-        Samples (row, column, sample) in the container of the header; colors are RGB.
+        Samples (row, column, sample) in the number type of the header; colors are RGB.
 
     Raises:
-        DicomError: Cut, damaged, or of another size, depth or kind than the header says.
+        DicomError: The frame is truncated or damaged, or its size, depth or kind contradicts the header.
     """
     if family in (RLE, UNCOMPRESSED, DEFLATED_FRAMES):
         array = _run_lengths(data, layout) if family == RLE else _uncompressed(data, family, layout)
@@ -55,7 +55,7 @@ def decode(data: bytes, family: str, layout: Layout, notes: list[str]) -> np.nda
 
 
 def _check_size(facts: Codestream, layout: Layout) -> None:
-    """Rows, columns and components of the codestream are those of the header."""
+    """Checks that rows, columns and components of the codestream are those of the header."""
     problem = ""
     if facts.shape != layout.shape:
         size = " x ".join(map(str, facts.shape))
@@ -72,7 +72,7 @@ def _check_size(facts: Codestream, layout: Layout) -> None:
 
 
 def _color_space(facts: Codestream, layout: Layout, notes: list[str]) -> str:
-    """What the three components are, "rgb" or "ybr": as the codestream says, else as the header says."""
+    """Color space of the three components, "rgb" or "ybr": by the codestream if it states one, else by the header."""
     if layout.shape[2] == 1:
         return ""
     photometric = layout.photometric
@@ -98,7 +98,7 @@ def _color_space(facts: Codestream, layout: Layout, notes: list[str]) -> str:
 
 
 def _by_decoder(facts: Codestream) -> bool:
-    """Whether the decoder turns colors into RGB itself."""
+    """Whether the decoder converts colors to RGB."""
     return facts.family == JPEG and facts.lossy
 
 
@@ -114,13 +114,13 @@ def _decode_codestream(data: bytes, facts: Codestream, colors: str) -> np.ndarra
         spaces = {"colorspace": "YCBCR" if colors == "ybr" and facts.lossy else "RGB", "outcolorspace": "RGB"}
     array = np.asarray(imagecodecs.jpeg8_decode(data, **spaces))
     with_filler = np.asarray(imagecodecs.jpeg8_decode(data[:-2] + _FILLER + data[-2:], **spaces))
-    if not np.array_equal(array, with_filler):  # the decoder makes up what is missing and says nothing
+    if not np.array_equal(array, with_filler):  # the decoder silently fills in missing data
         raise ends_early(JPEG)
     return array
 
 
 def _in_container(array: np.ndarray, facts: Codestream, bits: Bits) -> np.ndarray:
-    """Samples in the container of the header, whose bits must agree with those of the codestream."""
+    """Samples in the number type of the header, whose bits must agree with those of the codestream."""
     low, high = int(array.min()), int(array.max())
     problem = ""
     if facts.bits > bits.allocated or facts.bits <= 8 < bits.stored:
@@ -138,7 +138,7 @@ def _in_container(array: np.ndarray, facts: Codestream, bits: Bits) -> np.ndarra
 
 
 def _run_lengths(data: bytes, layout: Layout) -> np.ndarray:
-    """RLE (PS3.5 Annex G): each byte of a sample is a segment of its own, the high byte first."""
+    """Decodes RLE (PS3.5 Annex G): each byte of a sample is a separate segment, the high byte first."""
     import imagecodecs
 
     size = max(1, layout.bits.allocated // 8)
@@ -166,7 +166,7 @@ def _run_lengths(data: bytes, layout: Layout) -> np.ndarray:
 
 
 def _uncompressed(data: bytes, family: str, layout: Layout) -> np.ndarray:
-    """Frames that are only divided into fragments, or deflated one by one."""
+    """Decodes frames that are only split into fragments, or deflated one by one."""
     if family == DEFLATED_FRAMES:
         try:
             data = zlib.decompress(data, -zlib.MAX_WBITS)

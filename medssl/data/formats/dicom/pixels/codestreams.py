@@ -1,4 +1,4 @@
-"""What compressed pixels say about themselves: size, bits, components, colors, and whether they reach their end.
+"""Headers of codestreams: size, bits, components, colors, and whether the codestream is complete.
 
 References: ITU-T T.81 Annex B (JPEG), T.87 Annex C (JPEG-LS), T.800 Annex A (JPEG 2000).
 """
@@ -20,15 +20,16 @@ _ALONE = (0x01, *range(0xD0, 0xD8))  # markers without a length
 
 @dataclass(frozen=True)
 class Codestream:
-    """Facts of a codestream.
+    """Facts about a codestream.
 
     Attributes:
+        family: Family of the transfer syntax.
         shape: Rows, columns, components.
-        bits: Of one sample.
-        signed: Samples are signed (JPEG 2000 alone can say so).
-        lossy: Values are near those that were compressed.
-        colors: "rgb" or "ybr" where the codestream says it, else empty.
-        halved: Components differ in size, as those of brightness and color do.
+        bits: Bits of one sample.
+        signed: Whether samples are signed (stated by JPEG 2000 only).
+        lossy: Whether the compression is lossy.
+        colors: "rgb" or "ybr" if the codestream states it, else "".
+        halved: Whether components differ in size (chroma subsampling).
     """
 
     family: str
@@ -41,10 +42,10 @@ class Codestream:
 
 
 def describe(data: bytes) -> tuple[Codestream, bytes]:
-    """Facts of a codestream, and the codestream without what stands around it.
+    """Facts about a codestream, and the codestream without surrounding bytes.
 
     Raises:
-        DicomError: Neither JPEG, JPEG-LS nor JPEG 2000, or one that ends early.
+        DicomError: The bytes are not JPEG, JPEG-LS or JPEG 2000, or end too early.
     """
     if data.startswith(b"\xff\xd8"):
         return _jpeg(data)
@@ -56,7 +57,7 @@ def describe(data: bytes) -> tuple[Codestream, bytes]:
 
 
 def ends_early(family: str) -> DicomError:
-    """The error for a codestream that was cut."""
+    """The error for a truncated codestream."""
     return DicomError(f"truncated: the {family} codestream ends early")
 
 
@@ -135,7 +136,7 @@ def _jpeg_2000(data: bytes) -> tuple[Codestream, bytes]:
 
 
 def _last_tile(data: bytes, place: int) -> int:
-    """Where the mark of the end stands, by the lengths of the tile parts."""
+    """Position of the end mark, by the lengths of the tile parts."""
     while data[place : place + 2] == b"\xff\x90":
         length = _number(data, place + 6, 4)
         if length == 0:  # this one reaches to the end
@@ -148,6 +149,6 @@ def _last_tile(data: bytes, place: int) -> int:
 
 
 def _number(data: bytes, place: int, size: int) -> int:
-    """A big endian number; -1 beyond the end."""
+    """A big-endian number; -1 beyond the end."""
     part = data[place : place + size]
     return int.from_bytes(part, "big") if len(part) == size else -1

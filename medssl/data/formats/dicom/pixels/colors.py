@@ -1,4 +1,4 @@
-"""Colors of DICOM pictures: YBR and palettes -> RGB (PS3.3 C.7.6.3.1.2, C.7.6.3.1.5, C.7.9)."""
+"""Converts colors of DICOM pictures, YBR and palettes, to RGB (PS3.3 C.7.6.3.1.2, C.7.6.3.1.5, C.7.9)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TO_RGB = np.array([[1, 0, 1.402], [1, -0.114 * 1.772 / 0.587, -0.299 * 1.402 / 
 
 
 def ybr_to_rgb(array: np.ndarray) -> np.ndarray:
-    """YBR_FULL -> RGB, 8 bits."""
+    """Converts YBR_FULL to RGB, 8 bits."""
     values = array.astype(np.float32)
     values[..., 1:] -= 128
     return np.asarray(np.clip(np.rint(values @ _TO_RGB.T), 0, 255).astype(np.uint8))
@@ -27,13 +27,13 @@ def palette_of(dataset: Dataset, *, signed: bool) -> tuple[int, np.ndarray]:
 
     Args:
         dataset: Header with the three palettes.
-        signed: The stored numbers have a sign.
+        signed: Whether the stored numbers are signed.
 
     Returns:
-        The stored number of its first entry, and the entries (n, 3) of 8 bits.
+        The stored number of the first entry, and the entries (n, 3) of 8 bits.
 
     Raises:
-        DicomError: A palette is missing, segmented, or shorter than it says.
+        DicomError: A palette is missing, segmented, or shorter than its descriptor states.
     """
     tables = []
     first = 0
@@ -61,12 +61,12 @@ def palette_of(dataset: Dataset, *, signed: bool) -> tuple[int, np.ndarray]:
 
 
 def through_palette(places: np.ndarray, first: int, colors: np.ndarray) -> np.ndarray:
-    """Stored numbers (row, column, 1) -> RGB; numbers beyond the palette take its nearest entry."""
+    """Converts stored numbers (row, column, 1) to RGB; numbers beyond the palette take its nearest entry."""
     return np.asarray(colors[np.clip(places[..., 0].astype(np.int64) - first, 0, len(colors) - 1)])
 
 
 def _entries(data: bytes, count: int) -> np.ndarray:
-    """Entries of 8 or 16 bits: what the length says, whatever the descriptor does."""
+    """Entries of 8 or 16 bits, determined by the length of the data, not by the descriptor."""
     if len(data) >= 2 * count:
         return np.frombuffer(data, "<u2", count)
     return np.frombuffer(data, np.uint8, count).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Encapsulated pixel data (DICOM PS3.5 A.4): the fragments in a file, and which of them make a frame."""
+"""Encapsulated pixel data (DICOM PS3.5 A.4): the fragments in a file, and the fragments of each frame."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP")  # JPEG,
 
 @dataclass(frozen=True)
 class Fragments:
-    """Start and length of each fragment in the file; ``offsets`` of the frames, counted from ``base``."""
+    """Start and length of each fragment in the file, and ``offsets`` of the frames, relative to ``base``."""
 
     places: tuple[tuple[int, int], ...]
     base: int = 0
@@ -24,10 +24,10 @@ class Fragments:
 
 
 def check_fragments(stream: BinaryIO, start: int, size: int, frames: int) -> None:
-    """See a cut file by its item lengths: two reads for a whole file, a few dozen at most.
+    """Detects truncated files by item lengths, with two reads for a complete file and a few dozen at most.
 
     Raises:
-        DicomError: Truncated, or no fragments where they should be.
+        DicomError: The file is truncated, or has no valid fragments.
     """
     stream.seek(max(start, size - 8))
     if stream.read(8) == _END + b"\0\0\0\0":
@@ -46,15 +46,15 @@ def check_fragments(stream: BinaryIO, start: int, size: int, frames: int) -> Non
 
 
 def read_fragments(stream: BinaryIO, start: int, size: int) -> Fragments:
-    """All fragments.
+    """Locates all fragments.
 
     Args:
         stream: The file.
         start: First byte of the value of Pixel Data.
-        size: Bytes of the file.
+        size: Size of the file in bytes.
 
     Raises:
-        DicomError: Truncated, or no fragments where they should be.
+        DicomError: The file is truncated, or has no valid fragments.
     """
     offsets, base = _offset_table(stream, start, size)
     places = []
@@ -75,12 +75,12 @@ def frames_in(
 
     Args:
         stream: The file.
-        fragments: What ``read_fragments`` found in it.
-        frames: How many frames there are.
-        extended: Extended Offset Table, where the file has one.
+        fragments: Result of ``read_fragments``.
+        frames: Number of frames.
+        extended: Extended Offset Table, if the file has one.
 
     Raises:
-        DicomError: Nothing says which fragments make which frame, or a frame is missing.
+        DicomError: The fragments of each frame cannot be determined, or a frame is missing.
     """
     places = fragments.places
     offsets = tuple(extended) or fragments.offsets
@@ -107,7 +107,7 @@ def frames_in(
 
 
 def read_frame(stream: BinaryIO, places: Sequence[tuple[int, int]]) -> bytes:
-    """The compressed bytes of a frame, by the place of its fragments."""
+    """Reads the compressed bytes of a frame from the places of its fragments."""
     return b"".join(_read(stream, *place) for place in places)
 
 
@@ -117,7 +117,7 @@ def _read(stream: BinaryIO, place: int, length: int) -> bytes:
 
 
 def _offset_table(stream: BinaryIO, start: int, size: int) -> tuple[tuple[int, ...], int]:
-    """Offsets of the Basic Offset Table, and the byte after it."""
+    """Offsets of the Basic Offset Table, and the position after it."""
     length = _next(stream, start, size)
     if length is None:
         return (), start

@@ -1,4 +1,4 @@
-"""Where the pixels of a DICOM file lie, and whether the file is long enough for them: no pixel is read."""
+"""Location of the pixels in a DICOM file, and checks of its length. No pixel is read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ _HALF = ("YBR_FULL_422", "YBR_PARTIAL_422")  # two pixels share their colors: 2 
 
 @dataclass(frozen=True)
 class Extent:
-    """The element that holds the pixels: its name, where its value starts, its bytes (None: encapsulated), its VR."""
+    """The element that holds the pixels.
+
+    Attributes:
+        element: Name of the element.
+        start: First byte of its value.
+        length: Bytes of its value; None if the pixels are encapsulated.
+        vr: Value representation.
+    """
 
     element: str
     start: int
@@ -32,10 +39,10 @@ class Extent:
 
 
 def check_length(dataset: Dataset, stream: BinaryIO, size: int) -> None:
-    """Refuse what lengths alone show: a cut file, a syntax or a number of frames that does not fit the bytes.
+    """Refuses truncated files, and transfer syntaxes and numbers of frames that do not fit the bytes.
 
     Raises:
-        DicomError: Says what was found and what is expected.
+        DicomError: Names the values and what is expected.
     """
     if "Rows" not in dataset or "Columns" not in dataset:
         message = (
@@ -66,7 +73,7 @@ def check_length(dataset: Dataset, stream: BinaryIO, size: int) -> None:
 
 
 def check_syntax(dataset: Dataset, extent: Extent) -> None:
-    """Refuse pixels that are encapsulated where the transfer syntax says plain, and the other way round."""
+    """Refuses encapsulated pixels if the transfer syntax is uncompressed, and vice versa."""
     syntax = syntax_of(dataset)
     if syntax in PLAIN and extent.length is None:
         message = (
@@ -84,10 +91,10 @@ def check_syntax(dataset: Dataset, extent: Extent) -> None:
 
 
 def check_claimed(dataset: Dataset, extent: Extent) -> int:
-    """Bytes that the header asks for, compared with what the element claims to hold.
+    """Number of bytes that the header requires; checks the stated length of the element.
 
     Raises:
-        DicomError: The element claims fewer, or whole frames more.
+        DicomError: The element has fewer bytes, or those of more frames.
     """
     frames, bits = frames_of(dataset), frame_bits(dataset)
     expected = -(-bits * frames // 8)
@@ -107,7 +114,7 @@ def check_claimed(dataset: Dataset, extent: Extent) -> int:
 
 
 def pixel_extent(dataset: Dataset, stream: BinaryIO) -> Extent | None:
-    """The element at which ``parse`` stopped; None where the file ends without pixels."""
+    """The element at which ``parse`` stopped; None if the file has no pixels."""
     place = stream.tell()
     head = stream.read(12)
     implicit, little = dataset.original_encoding
@@ -125,12 +132,12 @@ def pixel_extent(dataset: Dataset, stream: BinaryIO) -> Extent | None:
 
 
 def frames_of(dataset: Dataset) -> int:
-    """Number of frames; 1 where it is not said."""
+    """Number of frames; 1 if the header does not state it."""
     return int(dataset.get("NumberOfFrames") or 1)
 
 
 def frame_bits(dataset: Dataset) -> int:
-    """Bits of one frame, uncompressed."""
+    """Number of bits of one uncompressed frame."""
     pixels = int(dataset.Rows) * int(dataset.Columns)
     if "BitsAllocated" not in dataset:
         message = "Bits Allocated is missing: nothing says how many bits a pixel has"

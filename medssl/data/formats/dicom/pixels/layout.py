@@ -1,4 +1,4 @@
-"""How the pixels of a DICOM file are stored (PS3.3 C.7.6.3.1): bits, signs, samples and planes."""
+"""Storage layout of the pixels of a DICOM file (PS3.3 C.7.6.3.1): bits, signs, samples and planes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ COLORS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 @dataclass(frozen=True)
 class Bits:
-    """Bits of a sample: allocated, stored, number of the lowest stored one, signed; ``real`` for real numbers."""
+    """Bits of a sample.
+
+    Attributes:
+        allocated: Bits of the container.
+        stored: Bits in use.
+        lowest: Number of the lowest stored bit.
+        signed: Whether samples are signed.
+        real: Whether samples are real numbers.
+    """
 
     allocated: int
     stored: int
@@ -36,13 +44,20 @@ class Bits:
 
     @property
     def spare(self) -> int:
-        """Bits of the container beside the stored ones."""
+        """Number of bits of the container that are not stored bits."""
         return self.dtype.itemsize * 8 - self.stored
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a frame is stored: rows, columns, samples; bits; photometric interpretation; one plane for each sample."""
+    """Storage layout of a frame.
+
+    Attributes:
+        shape: Rows, columns, samples of a pixel.
+        bits: Bits of a sample.
+        photometric: Photometric interpretation.
+        planar: Whether each sample has a separate plane.
+    """
 
     shape: tuple[int, int, int]
     bits: Bits
@@ -51,25 +66,25 @@ class Layout:
 
     @property
     def simple(self) -> bool:
-        """One sample a pixel, in whole bytes."""
+        """Whether a pixel is one sample of whole bytes."""
         return self.shape[2] == 1 and self.bits.allocated >= 8 and self.photometric in _GRAY
 
 
 def samples_of(dataset: Dataset) -> int:
-    """Samples of a pixel as it is read: three where a palette gives its color."""
+    """Number of samples of a pixel after reading: three if it has a palette."""
     palette = str(dataset.get("PhotometricInterpretation", "")) == "PALETTE COLOR"
     return 3 if palette else int(dataset.get("SamplesPerPixel") or 1)
 
 
 def layout_of(dataset: Dataset, element: str) -> Layout:
-    """Read the layout from the header.
+    """Reads the layout from the header.
 
     Args:
         dataset: The header.
         element: Name of the element that holds the pixels.
 
     Raises:
-        DicomError: An attribute contradicts another one, or the layout is not read.
+        DicomError: Attributes contradict each other, or the layout is not supported.
     """
     samples = int(dataset.get("SamplesPerPixel") or 1)
     photometric = str(dataset.get("PhotometricInterpretation", "") or ("RGB" if samples == 3 else "MONOCHROME2"))
@@ -113,13 +128,13 @@ def _bits(dataset: Dataset, element: str) -> Bits:
 
 
 def unpack(data: bytes | memoryview, layout: Layout, *, first_bit: int = 0, big: bool = False) -> np.ndarray:
-    """Samples (row, column, sample) of one frame that is not compressed.
+    """Samples (row, column, sample) of one uncompressed frame.
 
     Args:
         data: Bytes of the frame.
-        layout: How they are stored.
-        first_bit: Single bits only: where the frame starts in the first byte.
-        big: The first byte of a number is its high one.
+        layout: Layout of the bytes.
+        first_bit: For single bits only: first bit of the frame in the first byte.
+        big: Whether numbers are big-endian.
     """
     rows, columns, samples = layout.shape
     count = rows * columns * samples
@@ -137,10 +152,10 @@ def unpack(data: bytes | memoryview, layout: Layout, *, first_bit: int = 0, big:
 
 
 def check_fits(layout: Layout, syntax: str) -> None:
-    """Refuse what the transfer syntax does not allow.
+    """Refuses layouts that the transfer syntax does not allow.
 
     Raises:
-        DicomError: Says which attribute does not fit.
+        DicomError: Names the attribute that does not fit.
     """
     plain = syntax in PLAIN
     if not plain and layout.bits.lowest:
@@ -155,7 +170,7 @@ def check_fits(layout: Layout, syntax: str) -> None:
 
 
 def dropped_bits_note(raw: np.ndarray, bits: Bits) -> str:
-    """What the user should know of bits beside the stored ones that hold something; nothing where they do not."""
+    """Note about nonzero bits outside the stored ones; "" if there are none."""
     if bits.real or not bits.spare or bits.allocated == 1:
         return ""
     if bits.lowest:
@@ -173,7 +188,7 @@ def dropped_bits_note(raw: np.ndarray, bits: Bits) -> str:
 
 
 def stored_bits(raw: np.ndarray, bits: Bits) -> np.ndarray:
-    """Keep the stored bits alone (old overlays may lie beside them), with their sign; changes ``raw`` where needed."""
+    """Removes bits outside the stored ones (such as old overlays) and extends the sign, in place."""
     if bits.real or not bits.spare or bits.allocated == 1:
         return raw
     low = -(1 << bits.stored - 1) if bits.signed else 0

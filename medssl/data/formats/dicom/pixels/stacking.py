@@ -1,4 +1,4 @@
-"""Slices of one stack -> one array, whatever types they are stored in: memory holds the stack and one slice."""
+"""Builds one array from the slices of a stack, of any stored types. Memory holds the stack and one slice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Palette = tuple[int, np.ndarray]
 
 
 class StackBuilder:
-    """Collects slices in order; those that are stored alike are read straight into the array and shifted at the end."""
+    """Collects slices in order. Slices with equal storage are read directly into the array, and shifted at the end."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -28,7 +28,7 @@ class StackBuilder:
         self._unit: str | None = None
 
     def room(self, layout: Layout, transform: ValueTransform) -> np.ndarray:
-        """Array (row, column, sample) to read the next slice into."""
+        """Returns an array (row, column, sample) for the next slice."""
         if self._unit is not None and transform.unit != self._unit:
             message = f"its values are {transform.unit or 'without a unit'}, those of the first slice "
             message += self._unit or "without a unit"
@@ -42,7 +42,7 @@ class StackBuilder:
         return np.empty(layout.shape, layout.bits.dtype)
 
     def add(self, raw: np.ndarray, layout: Layout, transform: ValueTransform, palette: Palette | None = None) -> None:
-        """Take the slice that was read into the array that ``room`` gave."""
+        """Adds the slice that was read into the array from ``room``."""
         direct = self._shift is not None and np.shares_memory(raw, self.array) if self.array is not None else False
         mask = padding_mask(raw, transform, layout.bits)
         if mask is None and (bits_note := dropped_bits_note(raw, layout.bits)):
@@ -63,7 +63,7 @@ class StackBuilder:
         self.done += 1
 
     def finish(self, layout: Layout) -> np.ndarray:
-        """The array of values (slice, row, column, sample)."""
+        """Returns the array of values (slice, row, column, sample)."""
         if self.array is None:
             message = "a scan without files"
             raise DicomError(message)
@@ -76,7 +76,7 @@ class StackBuilder:
         return self.array
 
     def _fill(self) -> float:
-        """What padding becomes: air in Hounsfield units, else the lowest value that is none."""
+        """Value of padding: air for Hounsfield units, else the lowest value of the other voxels."""
         fill = AIR_HU if self._unit == "HU" else (self._low or 0)
         if self._padding:
             if self._low is not None and self._high is not None:
@@ -95,7 +95,7 @@ class StackBuilder:
         self._high = high if self._high is None else max(self._high, high)
 
     def _settle(self, low: int, high: int) -> None:
-        """Turn the stored numbers so far into values."""
+        """Converts the stored numbers so far to values."""
         if self.array is None or self._shift is None:
             return
         shift, self._shift = self._shift, None
@@ -104,15 +104,15 @@ class StackBuilder:
             return
         self.array = self.array.astype(smallest(low, high), copy=False)
         filled = self.array[: self.done]
-        np.add(filled, np.array(shift).astype(self.array.dtype), out=filled)  # wraps twice: right
+        np.add(filled, np.array(shift).astype(self.array.dtype), out=filled)  # wraps twice, which is correct
 
     def _put(self, values: np.ndarray, *, blank: bool) -> None:
-        """Write the values of a slice; the array gets a wider number type where they need one."""
+        """Writes the values of a slice; the array gets a wider number type if they need one."""
         if self._shift is not None:
             self._settle(int(self._low or 0), int(self._high or 0))
         if not blank:
             low, high = values.min().item(), values.max().item()
-            if np.isfinite(low + high):  # what is not finite is refused later
+            if np.isfinite(low + high):  # values that are not finite are refused later
                 self._widen(low, high)
         if self.array is None:
             self.array = self._empty(values.shape, values.dtype)
@@ -122,7 +122,7 @@ class StackBuilder:
         self.array[self.done] = values
 
     def _common(self, dtype: np.dtype, new_dtype: np.dtype) -> np.dtype:
-        """A number type for all values so far."""
+        """A number type that holds all values so far."""
         low, high = self._low or 0, self._high or 0
         if "f" not in (dtype.kind, new_dtype.kind):
             limits = np.iinfo(dtype)

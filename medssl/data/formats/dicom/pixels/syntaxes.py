@@ -1,4 +1,4 @@
-"""Transfer syntaxes of DICOM (PS3.5 chapter 10 and Annex A): how the pixels of a file are written."""
+"""Transfer syntaxes of DICOM (PS3.5 chapter 10 and Annex A): the encoding of pixels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ IMPLICIT = "1.2.840.10008.1.2"
 EXPLICIT = "1.2.840.10008.1.2.1"
 BIG_ENDIAN = "1.2.840.10008.1.2.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
-PLAIN = (IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED)  # the pixels lie in the data set as they are
+PLAIN = (IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED)  # the pixels are uncompressed
 
 RLE = "RLE"
 JPEG = "JPEG"
@@ -33,12 +33,12 @@ _OTHERS["1.2.840.113619.5.2"] = "GE's private syntax of big endian pixels"
 
 
 def family_of(syntax: str) -> str:
-    """Family of a compressed transfer syntax; empty for plain ones and for those that are not read."""
+    """Family of a compressed transfer syntax; "" for uncompressed and for unsupported ones."""
     return _FAMILIES.get(syntax, "")
 
 
 def unread(syntax: str) -> str:
-    """Why pixels of this transfer syntax are not read, or nothing."""
+    """Why a transfer syntax is not supported; "" if it is."""
     if syntax in PLAIN or syntax in _FAMILIES:
         return ""
     if syntax.startswith(f"{_DICOM}4.10") or syntax.startswith(f"{_DICOM}7."):

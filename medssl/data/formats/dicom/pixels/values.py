@@ -1,7 +1,8 @@
-"""What the stored numbers of a DICOM frame stand for: tables, slopes, units, padding and inverted gray.
+"""Conversion of the stored numbers of a DICOM frame to values: tables, slopes, units, padding and inverted gray.
 
-The order is that of PS3.3 C.11.1: stored number -> modality transform (table, or slope and intercept) -> value.
-Windows, VOI tables and presentation tables are for the eye and change no value. See docs/formats/dicom.md.
+The order is that of PS3.3 C.11.1: the modality transform (table, or slope and intercept) converts a stored number to a
+value. Windows, VOI tables and presentation tables concern the display only and change no value. See
+docs/formats/dicom.md.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from medssl.data.formats.dicom.pixels.layout import Bits, Layout
 
-_UNSPECIFIED = ("", "US")  # Rescale Type: not said, "unspecified"
+_UNSPECIFIED = ("", "US")  # Rescale Type: missing, "unspecified"
 _EXACT = 1 << 24  # whole numbers up to here are exact in float32
 _WHOLE = (np.int16, np.uint16, np.int32, np.uint32, np.int64)
 AIR_HU = -1000
@@ -28,9 +29,15 @@ AIR_HU = -1000
 
 @dataclass(frozen=True)
 class Table:
-    """Values of the stored numbers from ``first`` on; ``bits`` of an entry; numbers beyond take the nearest entry.
+    """Lookup table of values for stored numbers.
 
-    Those beyond a table of real world values have no value.
+    Numbers beyond a Modality LUT take its nearest entry. Numbers beyond a table of real world values have no value.
+
+    Attributes:
+        first: Stored number of the first entry.
+        entries: Bytes of the entries.
+        dtype: Number type of the entries.
+        bits: Bits of an entry.
     """
 
     first: int
@@ -39,7 +46,7 @@ class Table:
     bits: int
 
     def look_up(self, stored: np.ndarray) -> np.ndarray:
-        """Values of an array of stored numbers."""
+        """Returns the values of an array of stored numbers."""
         entries = np.frombuffer(self.entries, self.dtype)
         low, high, last = int(stored.min()), int(stored.max()), self.first + len(entries) - 1
         if self.dtype == "<f8" and not self.first <= low <= high <= last:
@@ -51,16 +58,16 @@ class Table:
 
 @dataclass(frozen=True)
 class ValueTransform:
-    """What stored numbers stand for.
+    """Conversion of stored numbers to values.
 
     Attributes:
-        slope: Of the value; ``table`` takes the place of slope and intercept.
+        slope: Factor; ``table`` replaces slope and intercept.
         intercept: Value of the stored number 0.
         table: Modality LUT, or the table of a real world value mapping.
-        inverted: Low values are bright, and are turned round.
-        unit: Of the values; empty where it is not said.
-        padding: Lowest and highest stored number that is no part of the picture.
-        covered: Lowest and highest stored number that a real world value mapping speaks of.
+        inverted: Whether low values are bright, so that values are inverted.
+        unit: Unit of the values; "" if it is not known.
+        padding: Lowest and highest stored number of padding.
+        covered: Lowest and highest stored number of a real world value mapping.
     """
 
     slope: float = 1.0
@@ -73,13 +80,13 @@ class ValueTransform:
 
     @property
     def shift(self) -> int | None:
-        """The whole number that turns stored numbers into values by addition alone; None where that is not so."""
+        """The whole number to add to stored numbers to get values; None if the conversion needs more than that."""
         plain = self.table is None and not self.inverted and self.slope == 1
         return int(self.intercept) if plain and self.intercept == round(self.intercept) else None
 
 
 def unit_of(dataset: Dataset, frame: int = 0) -> str:
-    """Unit of the values as the modality transform gives them: HU in CT that does not say otherwise."""
+    """Unit of the values after the modality transform; HU for CT without another unit."""
     modality = str(dataset.get("Modality", ""))
     if modality == "PT":
         return str(dataset.get("Units", "") or "")
@@ -95,16 +102,16 @@ def unit_of(dataset: Dataset, frame: int = 0) -> str:
 
 
 def value_transform_of(dataset: Dataset, frame: int, layout: Layout, notes: list[str]) -> ValueTransform:
-    """Read from the header what the stored numbers of one frame stand for.
+    """Reads the conversion of stored numbers to values of one frame from the header.
 
     Args:
         dataset: The header.
         frame: Number of the frame.
-        layout: How it is stored.
-        notes: Gets what the user should know.
+        layout: Storage layout of the frame.
+        notes: Receives notes for the user.
 
     Raises:
-        DicomError: A slope or a table that no value follows from.
+        DicomError: A slope or a table is not valid.
     """
     if layout.shape[2] > 1 or layout.photometric == "PALETTE COLOR":
         return ValueTransform()
@@ -132,10 +139,10 @@ def value_transform_of(dataset: Dataset, frame: int, layout: Layout, notes: list
 
 
 def values_of(stored: np.ndarray, transform: ValueTransform, bits: Bits) -> np.ndarray:
-    """Values of stored numbers: whole where slope and intercept are, else float32 (float64 where that is too coarse).
+    """Converts stored numbers to values.
 
-    Inverted gray is mirrored within the range that the stored bits (or the entries of the table) can hold, which for a
-    slope and intercept is the same before and after them.
+    The result is whole numbers if slope and intercept are, else float32 (float64 if float32 is too coarse). Inverted
+    gray is mirrored within the range of the stored bits (or of the entries of the table).
     """
     if transform.table is not None:
         values = transform.table.look_up(stored)
@@ -166,7 +173,7 @@ def smallest(low: int, high: int) -> np.dtype:
     """The smallest of int16, uint16, int32, uint32 and int64 that holds two whole numbers.
 
     Raises:
-        DicomError: None does.
+        DicomError: The numbers do not fit 64 bits.
     """
     for dtype in _WHOLE:
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
@@ -176,10 +183,10 @@ def smallest(low: int, high: int) -> np.dtype:
 
 
 def padding_mask(raw: np.ndarray, transform: ValueTransform, bits: Bits) -> np.ndarray | None:
-    """Where the container holds padding; None where nowhere.
+    """Mask of padding; None if there is none.
 
-    A padding value that the stored bits cannot hold (-2000 beside 12 unsigned bits) is compared with the whole
-    container, others with the stored bits alone.
+    A padding value that does not fit the stored bits (-2000 with 12 unsigned bits) is compared with the whole
+    container, other values with the stored bits only.
     """
     if transform.padding is None:
         return None
@@ -193,7 +200,7 @@ def padding_mask(raw: np.ndarray, transform: ValueTransform, bits: Bits) -> np.n
 
 
 def _groups(dataset: Dataset, frame: int, sequence: str) -> Iterator[Any]:
-    """Items that may hold an attribute of a frame: its own functional group, the shared one, the file."""
+    """Items that may hold an attribute of a frame: its functional group, the shared one, the file."""
     groups, shared = dataset.get("PerFrameFunctionalGroupsSequence"), dataset.get("SharedFunctionalGroupsSequence")
     for source in (groups[frame] if groups and frame < len(groups) else None, shared[0] if shared else None):
         if source is not None and source.get(sequence):
@@ -202,7 +209,7 @@ def _groups(dataset: Dataset, frame: int, sequence: str) -> Iterator[Any]:
 
 
 def _rescale(dataset: Dataset, frame: int) -> tuple[float, float, bool]:
-    """Slope and intercept of one frame, and whether the file says them."""
+    """Slope and intercept of one frame, and whether the file states them."""
     source = next(_groups(dataset, frame, "PixelValueTransformationSequence"))
     values = []
     for name, noun, default in (("RescaleSlope", "slope", 1.0), ("RescaleIntercept", "intercept", 0.0)):
@@ -247,7 +254,7 @@ def _modality_table(dataset: Dataset, bits: Bits) -> Table | None:
 def _real_world(
     dataset: Dataset, frame: int, transform: ValueTransform, bits: Bits, notes: list[str]
 ) -> ValueTransform:
-    """A real world value mapping (PS3.3 C.7.6.16.2.11) where no modality transform gives the values."""
+    """Applies a real world value mapping (PS3.3 C.7.6.16.2.11) if there is no modality transform."""
     items: list[Any] = []
     for source in _mappings(dataset, frame):
         items = items or list(source)
@@ -300,7 +307,7 @@ def _mappings(dataset: Dataset, frame: int) -> Iterator[Any]:
 
 
 def _padding(dataset: Dataset, bits: Bits) -> tuple[float, float] | None:
-    """Lowest and highest padding (PS3.3 C.7.5.1.1.2), in the number type of the pixels however it is written."""
+    """Lowest and highest padding value (PS3.3 C.7.5.1.1.2), converted to the number type of the pixels."""
     kind = {32: "Float", 64: "DoubleFloat"}[bits.allocated] if bits.real else ""
     value, limit = dataset.get(f"{kind}PixelPaddingValue"), dataset.get(f"{kind}PixelPaddingRangeLimit")
     if value is None or isinstance(value, str) or isinstance(limit, str):
@@ -318,6 +325,6 @@ def _padding_number(value: Any, bits: Bits) -> float:
 
 
 def _with_sign(value: int, bits: int, signed: bool) -> int:
-    """The number of ``bits`` bits with the same pattern."""
+    """The number with ``bits`` bits that has the same bit pattern."""
     value %= 1 << bits
     return value - (1 << bits) if signed and value >> bits - 1 else value

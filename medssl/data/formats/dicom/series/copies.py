@@ -1,4 +1,4 @@
-"""Copies: slices of equal attributes, in one place, with equal pixels, whatever their identifiers say."""
+"""Copies: slices with equal attributes, places and pixels, also if their identifiers differ."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ _SHOWN = 5
 
 
 def without_copies(slices: Sequence[Slice], same_pixels: SamePixels) -> tuple[list[Slice], Copies]:
-    """The slices without those that repeat an earlier one.
+    """Removes slices that are copies of an earlier one.
 
     Args:
-        slices: In the order in which the first of several copies is to stay.
-        same_pixels: Asked only for slices of equal headers in one place.
+        slices: Slices; of several copies the first is kept.
+        same_pixels: Whether two slices have equal pixels; called only for slices with equal headers in one place.
+
+    Returns:
+        The remaining slices, and the names of the removed files by remaining slice.
     """
     groups: dict[Hashable, list[Slice]] = {}
     copies: Copies = {}
@@ -34,7 +37,7 @@ def without_copies(slices: Sequence[Slice], same_pixels: SamePixels) -> tuple[li
 
 
 def dropped_note(copies: Copies, slices: Iterable[Slice]) -> str:
-    """How many copies of these slices were dropped, and of which files; nothing where none were."""
+    """Note about the number of removed copies of these slices, and their files; "" if there are none."""
     dropped: Counter[str] = Counter()
     for slice_ in slices:
         for _ in copies.get((slice_.path, slice_.frame), ()):
@@ -48,7 +51,7 @@ def dropped_note(copies: Copies, slices: Iterable[Slice]) -> str:
 
 
 def _key(slice_: Slice) -> Hashable:
-    """Equal for slices that may be copies: pictures without a place must share their identifier, too."""
+    """Key that is equal for slices that may be copies; pictures without a place must also share their identifier."""
     names = ("subject", "issuer", "study", "reference", "modality", "name")
     identifier = slice_.instance if slice_.pose is None else ""
     pose = slice_.pose and tuple(round(value, 4) for value in slice_.pose)

@@ -1,4 +1,4 @@
-"""Films: frames of one file without positions (ultrasound, XA, endoscopy, planar nuclear medicine)."""
+"""Films: files with frames without positions (ultrasound, XA, endoscopy, planar nuclear medicine)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def stacks_of_films(
     Args:
         films: All films of a series.
         option: "refuse", "scans" or "channels".
-        damaged: File whose pixels are damaged -> why.
-        same_frame: Whether two frames hold equal pixels; asked only for files of one identifier.
+        damaged: Reason of the damage, by path of files with damaged pixels.
+        same_frame: Whether two frames have equal pixels; called only for files with the same identifier.
     """
     unique: list[Slice] = []
     copies: dict[str, list[str]] = {}
@@ -55,7 +55,7 @@ def _is_copy(film: Slice, earlier: Slice, same_frame: Callable[[Slice, Slice], b
 
 
 def _stacks(film: Slice, option: str, name: str, damage: str, note: str) -> list[Stack]:
-    """The images of one film, or why there are none."""
+    """The images of one film, or the reason why there are none."""
     count = int(film.slice_attributes["frames"])
     time = f", {film.slice_attributes['frame_ms']:g} ms apart" if "frame_ms" in film.slice_attributes else ""
     if damage:

@@ -1,18 +1,17 @@
-"""Which attributes separate the slices of one grid into volumes.
+"""Separates the slices of one grid into volumes by their attributes.
 
-1. Attributes that say what a voxel shows (``CONTRASTS``) always separate. One exception: a number of the measurement
-   (echo time, inversion time, flip angle) that takes a value of its own on nearly every slice is a fact of the slice,
-   and is said.
-2. Where places repeat, the other attributes (``MOMENTS``) separate, alone or up to three together, if no place repeats
-   within a group and each group fills every place. If none does, the clocks are tried: the n-th slice of each place by
-   time belongs to volume n, where all places hold equally many. Then attributes separate if no place repeats, and one
-   group fills every place (the others are incomplete) or each group is a whole volume of even steps.
-3. Where no place repeats, a moment separates only if each of its groups is a whole volume of even steps and the groups
-   cover about the same range (interleaved acquisitions), or if the slices have no even steps together. Slices whose
-   header declares their common step (SpacingBetweenSlices; in MR also a thickness that leaves no overlap) stay
-   together: they were measured in turns.
-4. InstanceNumber separates nothing by itself. Only where the header declares NumberOfTemporalPositions, and runs of
-   numbers fill every place exactly that many times, the runs are the points in time, and this is said.
+1. Contrasts (``CONTRASTS``) always separate. One exception: a measured number (echo time, inversion time, flip angle)
+   that differs on nearly every slice is a property of the slice, and is noted.
+2. If places repeat, other attributes (``MOMENTS``) separate, alone or up to three together, if no place repeats within
+   a group and each group fills every place. If none does, times are tried: the n-th slice of each place by time belongs
+   to volume n, if all places have the same number of slices. Then attributes separate if no place repeats, and one
+   group fills every place (the others are incomplete) or each group is a complete volume with even steps.
+3. If no place repeats, a moment separates only if each of its groups is a complete volume with even steps and the
+   groups cover about the same range (interleaved acquisitions), or if the slices together have no even steps. Slices
+   whose header declares their common step (SpacingBetweenSlices; in MR also a thickness without overlap) are not
+   separated: they were acquired in an interleaved order.
+4. InstanceNumber alone separates nothing. If the header declares NumberOfTemporalPositions, and runs of numbers fill
+   every place exactly that many times, the runs are points in time, and this is noted.
 
 Measured numbers (times of the sequence, angles, lengths, directions) within 0.5 % of each other count as equal.
 """
@@ -55,7 +54,7 @@ _MANY = 4000  # slices above which attributes are tried two together at most
 
 @dataclass(frozen=True)
 class Split:
-    """Slices in volumes: what separates them, what is to be said, or why they cannot be told apart."""
+    """Slices in volumes, with a note about their separation, or the reason why they cannot be separated."""
 
     parts: list[list[Slice]]
     note: str = ""
@@ -63,7 +62,7 @@ class Split:
 
 
 def by_contrast(slices: Sequence[Slice]) -> Split:
-    """Separate by all attributes that say what a voxel shows."""
+    """Separates by all contrasts."""
     levels = _levels_of(slices)
     names = [name for name in levels if is_contrast(name)]
     per_slice = [name for name in names if name in _OF_A_SLICE and _differs_everywhere(levels[name])]
@@ -75,7 +74,7 @@ def by_contrast(slices: Sequence[Slice]) -> Split:
 
 
 def by_moment(slices: Sequence[Slice]) -> Split:
-    """Separate what ``by_contrast`` left together."""
+    """Separates a part of ``by_contrast`` by moments and descriptions."""
     places = places_of(slices)
     ranks = ranks_of(places, same_place_mm(slices))
     levels = _levels_of(slices)
@@ -103,7 +102,7 @@ def _by_words(
     attributes: tuple[dict[str, list[int]], list[str]],
     whole: Callable[[list[list[int]]], bool],
 ) -> Split | None:
-    """Separate by the first of few attributes in whose groups no place repeats and that are ``whole``."""
+    """Separates by the first combination of attributes whose groups repeat no place and are ``whole``."""
     levels, names = attributes
     for count in (1, 2, 3)[: 3 if len(slices) < _MANY else 2]:
         for words in combinations(names, count):
@@ -164,7 +163,7 @@ def _same_range(parts: Sequence[Sequence[Slice]]) -> bool:
 
 
 def _in_turns(slices: Sequence[Slice]) -> bool:
-    """Whether the header says that interleaved slices are one volume, measured in turns."""
+    """Whether the header declares that interleaved slices are one volume."""
     step, between = step_of(slices), declared(slices, "SpacingBetweenSlices")
     if between is not None:
         return abs(between - step) <= 0.1 * step
@@ -181,7 +180,7 @@ def _sorted(slices: Sequence[Slice]) -> list[Slice]:
 
 
 def _whole(slices: Sequence[Slice], parts: Sequence[Sequence[int]], places: int) -> bool:
-    """Whether one group fills all places, or each is a volume of even steps."""
+    """Whether one group fills all places, or each group is a volume with even steps."""
     if any(len(part) == places for part in parts):
         return True
     return all(len(part) >= FEWEST_SLICES and not unevenness(_sorted([slices[i] for i in part])) for part in parts)
@@ -190,7 +189,7 @@ def _whole(slices: Sequence[Slice], parts: Sequence[Sequence[int]], places: int)
 def _with_origins(
     slices: Sequence[Slice], levels: dict[str, list[int]], names: list[str]
 ) -> tuple[dict[str, list[int]], list[str]]:
-    """Where the first pixel lies within the plane separates stacks side by side (both knees, both breasts)."""
+    """Adds the in-plane position of the first pixel, which separates adjacent stacks (both knees, both breasts)."""
     direction = np.array(slices[0].pose or ())[:6].reshape(2, 3)
     in_plane = np.round(origins_of(slices) @ direction.T, 1)
     levels_of_origins: dict[tuple[float, ...], int] = {}
@@ -203,7 +202,7 @@ def _with_origins(
 
 
 def _by_clock(slices: Sequence[Slice], ranks: np.ndarray) -> Split | None:
-    """The n-th slice of each place by time belongs to volume n."""
+    """Separates by time: the n-th slice of each place belongs to volume n."""
     several = set(Counter(ranks.tolist()).values())
     if len(several) > 1:
         return None
@@ -221,7 +220,7 @@ def _by_clock(slices: Sequence[Slice], ranks: np.ndarray) -> Split | None:
 
 
 def _by_declared_times(slices: Sequence[Slice], ranks: np.ndarray) -> Split | None:
-    """Points in time that the header counts and that runs of InstanceNumber confirm."""
+    """Separates by points in time that the header declares and that runs of InstanceNumber confirm."""
     times = declared(slices, "NumberOfTemporalPositions")
     numbers = [slice_.slice_attributes.get("number", 0.0) for slice_ in slices]
     places = int(ranks.max()) + 1
@@ -244,7 +243,7 @@ def _by_declared_times(slices: Sequence[Slice], ranks: np.ndarray) -> Split | No
 
 
 def _levels_of(slices: Sequence[Slice]) -> dict[str, list[int]]:
-    """For each attribute that differs among slices, the number of each slice's value in their order."""
+    """For each attribute that differs between slices: the rank of each slice's value."""
     attributes = [slice_attributes.attributes for slice_attributes in slices]
     names = sorted(
         {name for slice_attributes in attributes for name in slice_attributes} - {"number", "NumberOfTemporalPositions"}
@@ -260,7 +259,7 @@ def _levels_of(slices: Sequence[Slice]) -> dict[str, list[int]]:
 
 
 def _levels(values: Sequence[Any], tolerance: float) -> list[int]:
-    """Numbers of values in their order; measured ones that differ by rounding share one; -1 for none."""
+    """Ranks of values; measured values that differ by rounding share a rank; -1 for a missing value."""
     keys = [tuple(value) if isinstance(value, list) else value for value in values]
     level_of: dict[Any, int] = {}
     firsts: list[Any] = []
@@ -282,7 +281,7 @@ def _equal(a: Any, b: Any, tolerance: float) -> bool:
 
 
 def _parts(levels: dict[str, list[int]], names: Sequence[str], count: int) -> list[list[int]]:
-    """Slices of equal values, ordered by these."""
+    """Groups of slices with equal values, ordered by the values."""
     if not names:
         return [list(range(count))]
     groups: dict[tuple[int, ...], list[int]] = {}

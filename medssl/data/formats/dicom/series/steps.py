@@ -1,4 +1,4 @@
-"""Where slices lie along their common normal, and what is wrong with the steps between them."""
+"""Positions of slices along their common normal, and checks of the steps between them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from medssl.data.formats.placement import LARGEST_MM, SMALLEST_MM
 
 SAME_PLACE_MM = 1e-2
 FEWEST_SLICES = 3
-UNEVEN = 0.15  # share of the step that a slice may lie off its place
-_COARSEST = 0.35  # share of the step that positions may be rounded to
+UNEVEN = 0.15  # largest offset of a slice from its place, as a share of the step
+_COARSEST = 0.35  # coarsest rounding of positions, as a share of the step
 _GAP = 1.5  # of the step or of the thickness: more is a gap
 
 
@@ -35,12 +35,12 @@ def origins_of(slices: Sequence[Slice]) -> np.ndarray:
 
 
 def same_place_mm(slices: Sequence[Slice]) -> float:
-    """Distance that is rounding: small against the pixels of a microscope, too."""
+    """Distance below which places are equal; also small compared with the pixels of a microscope."""
     return min(SAME_PLACE_MM, 0.05 * min(slices[0].spacing_mm or (1.0, 1.0)))
 
 
 def ranks_of(places: np.ndarray, same: float = SAME_PLACE_MM) -> np.ndarray:
-    """The same number for slices in the same place, counted along the normal."""
+    """Rank of each slice's place along the normal; slices in the same place have the same rank."""
     order = np.argsort(places, kind="stable")
     steps = np.concatenate([[0], np.cumsum(np.diff(places[order]) > same)])
     ranks = np.empty(len(places), dtype=np.int64)
@@ -49,7 +49,7 @@ def ranks_of(places: np.ndarray, same: float = SAME_PLACE_MM) -> np.ndarray:
 
 
 def unevenness(slices: Sequence[Slice]) -> str:
-    """What is wrong with the steps between slices that are sorted by place, or nothing."""
+    """What is wrong with the steps between slices, which are sorted by place; "" if nothing is."""
     places, origins = places_of(slices), origins_of(slices)
     steps = np.diff(places)
     same = np.flatnonzero(steps <= same_place_mm(slices))
@@ -77,10 +77,10 @@ def unevenness(slices: Sequence[Slice]) -> str:
 
 
 def line_of(origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Start and step of the straight line on which the origins of sorted slices lie at even distances, in mm.
+    """Start and step in mm of the line with even distances through the origins of sorted slices.
 
-    From the first to the last one; where rounding alone explains what lies off that line, the one that is nearest to
-    all (least squares), since the ends are rounded, too.
+    The line runs from the first origin to the last. If rounding explains the offsets from that line, a least-squares
+    fit is used instead, since the ends are rounded, too.
     """
     count = len(origins)
     start, step = origins[0], (origins[-1] - origins[0]) / (count - 1)
@@ -93,7 +93,7 @@ def line_of(origins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rounded_to(origins: np.ndarray) -> float:
-    """The decimal unit that all coordinates are multiples of: 0.1 mm, 0.01 mm or 0.001 mm; 0 where there is none."""
+    """Decimal unit of all coordinates: 0.1 mm, 0.01 mm or 0.001 mm; 0 if there is none."""
     for digits in (1, 2, 3):
         if np.allclose(origins, origins.round(digits), rtol=0, atol=1e-7):
             return 10.0**-digits
@@ -101,13 +101,13 @@ def _rounded_to(origins: np.ndarray) -> float:
 
 
 def step_of(slices: Sequence[Slice]) -> float:
-    """Mean distance between neighbors along the normal, for slices sorted by place."""
+    """Mean distance in mm between neighboring slices along the normal; slices are sorted by place."""
     places = places_of(slices)
     return float(abs(places[-1] - places[0]) / max(len(places) - 1, 1))
 
 
 def declared(slices: Sequence[Slice], name: str) -> float | None:
-    """A number above zero that all slices declare alike, but for rounding."""
+    """A number above zero that all slices declare, equal except for rounding; None if there is none."""
     values = sorted(float(value) for slice_ in slices if (value := slice_.attributes.get(name)) is not None)
     if len(values) < len(slices) or values[0] <= 0 or values[-1] > 1.01 * values[0]:
         return None
@@ -115,9 +115,9 @@ def declared(slices: Sequence[Slice], name: str) -> float | None:
 
 
 def contiguous(slices: Sequence[Slice]) -> bool:
-    """Whether the header proves that no slice is missing between two neighbors.
+    """Whether the header proves that no slice is missing between neighbors.
 
-    ``SpacingBetweenSlices`` equals the step, or the slices are about as thick as the step is long.
+    This holds if ``SpacingBetweenSlices`` equals the step, or if the slices are about as thick as the step.
     """
     step = step_of(slices)
     between, thickness = declared(slices, "SpacingBetweenSlices"), declared(slices, "SliceThickness")
@@ -127,7 +127,7 @@ def contiguous(slices: Sequence[Slice]) -> bool:
 
 
 def skipped(slices: Sequence[Slice], numbers: frozenset[float]) -> str:
-    """Why evenly stepped slices seem to be every second (third ...) one of a volume, or nothing.
+    """Why slices with even steps seem to be every second (third ...) slice of a volume; "" if they do not.
 
     Args:
         slices: Sorted by place.

@@ -1,17 +1,17 @@
-"""The slices of one DICOM series -> volumes and images, with a true affine, or the reason why not.
+"""Groups the slices of one DICOM series into volumes and images with correct affines, or states why this fails.
 
-Slices are ordered by their position along the normal of the stack (DICOM PS3.3 C.7.6.2.1.1), never by number. Nothing
-is filled in: a gap, two different slices in one place or uneven steps make the volume fail, in one line.
+Slices are ordered by their position along the normal of the stack (DICOM PS3.3 C.7.6.2.1.1), never by number. Missing
+slices are not replaced: a gap, two different slices in one place, or uneven steps make the volume fail.
 
-1. Copies are dropped (``copies``).
+1. Copies are removed (``copies``).
 2. Slices of different patients, studies, frames of reference, modalities, shapes, orientations or pixel spacings never
-   share a volume. Fewer than three beside a larger group are strays: they cost themselves alone.
+   belong to the same volume. Fewer than three slices beside a larger group are strays; they do not affect the group.
 3. Attributes separate volumes of one grid (``separation``).
-4. A slice that could not be read fails its volume; one whose header could not be read fails the volumes of its series.
-   Files beside a series whose headers say nothing fail a volume only if there are enough of them to lie in each of its
-   gaps and nothing proves that it has no gaps (``steps.contiguous``).
-5. Steps are checked against SpacingBetweenSlices and SliceThickness (``steps.skipped``): a volume of every second slice
-   is refused; a real gap between slices is said.
+4. A slice that cannot be read fails its volume. A file whose header cannot be read fails the volumes of its series.
+   Unreadable files of unknown series in the same folders fail a volume only if they could fill each of its gaps, and
+   nothing proves that there are no gaps (``steps.contiguous``).
+5. Steps are checked against SpacingBetweenSlices and SliceThickness (``steps.skipped``). A volume of every second slice
+   is refused; a gap between thin slices is noted.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ _FACTS = {
 
 @dataclass(frozen=True)
 class SeriesFiles:
-    """What is known of a series apart from its slices.
+    """Facts about the files of a series, beside its slices.
 
     Attributes:
-        damaged: File of a slice whose pixels are damaged -> why.
+        damaged: Reason of the damage, by path of slices with damaged pixels.
         unreadable: Names and reasons of files of this series whose header could not be read.
         unassigned: Returns the names of unreadable files in the folders of this series that may belong to any series.
         as_images: Take every slice as an image.
-        count: How many files the series has.
+        count: Number of files of the series; 0 if it is not known.
     """
 
     damaged: Mapping[str, str] = field(default_factory=dict)
@@ -73,11 +73,11 @@ class SeriesFiles:
 
 
 def stacks_of(slices: Sequence[Slice], same_pixels: SamePixels, files: SeriesFiles | None = None) -> list[Stack]:
-    """Group the slices of one series.
+    """Groups the slices of one series into stacks.
 
     Args:
-        slices: All slices of the series, in any order; those of damaged files, too.
-        same_pixels: Whether two slices hold equal pixels; asked only for two slices of equal headers in one place.
+        slices: All slices of the series in any order, including those of damaged files.
+        same_pixels: Whether two slices have equal pixels; called only for slices with equal headers in one place.
         files: Damaged files, and whether slices are taken as images.
     """
     files = files or SeriesFiles()
@@ -96,7 +96,7 @@ def stacks_of(slices: Sequence[Slice], same_pixels: SamePixels, files: SeriesFil
 
 
 def _noted(stack: Stack, note: str) -> Stack:
-    """Add what was done to the reason."""
+    """Appends a note to the reason of a stack."""
     if not note:
         return stack
     reason = f"{stack.status.reason}; {note}" if stack.status.reason else note
@@ -104,7 +104,7 @@ def _noted(stack: Stack, note: str) -> Stack:
 
 
 def _pictures(slices: Sequence[Slice], files: SeriesFiles) -> list[Stack]:
-    """Every slice as an image of its own; identifiers that several share get a number."""
+    """Every slice as a separate image; shared identifiers get a number."""
     stacks, repeats = [], dict[str, int]()
     for slice_ in slices:
         number = repeats[slice_.instance] = repeats.get(slice_.instance, -1) + 1
@@ -118,14 +118,14 @@ def _pictures(slices: Sequence[Slice], files: SeriesFiles) -> list[Stack]:
 
 @dataclass(frozen=True)
 class _Series:
-    """The slices with a place, and what lies beside them."""
+    """Grouping of the slices of one series with a pose."""
 
     files: SeriesFiles
     same_pixels: SamePixels
     numbers: frozenset[float]
 
     def volumes(self, slices: list[Slice]) -> list[Stack]:
-        """Volumes and strays: split by grid, then by attributes, then checked."""
+        """Volumes and strays: slices are split by grid, then by attributes, then checked."""
         unplaced = [slice_ for slice_ in slices if slice_.pose is None or slice_.spacing_mm is None]
         located = [slice_ for slice_ in slices if slice_.pose is not None and slice_.spacing_mm is not None]
         kinds = {str(slice_.attributes.get("ImageType")) for slice_ in located}
@@ -194,7 +194,7 @@ class _Series:
         return stacks + [self._stray(part, fullest, f"{number}.{n}") for n, part in enumerate(single_slices)]
 
     def _checked(self, stack: Stack, problem: str) -> Stack:
-        """Sort by place, check the steps, and give the stack its grid, or say what is wrong."""
+        """Sorts slices by place, checks the steps, and sets the grid of the stack, or its failure."""
         order = np.argsort(places_of(stack.slices), kind="stable")
         slices = tuple(stack.slices[index] for index in order)
         stack = replace(stack, slices=slices)
@@ -214,7 +214,7 @@ class _Series:
         return _with_grid(stack)
 
     def _damaged(self, stack: Stack) -> Stack:
-        """The stack as failed where one of its slices, or one of its series, could not be read."""
+        """The stack, failed if one of its slices, or a file of its series, could not be read."""
         damaged_slices = sorted(
             {
                 (slice_.file_name, self.files.damaged[slice_.path])
@@ -232,7 +232,7 @@ class _Series:
         return replace(stack, status=Status("failed", f"damaged slice: {name} {why} ({count})"))
 
     def _doubtful(self, slices: Sequence[Slice]) -> str:
-        """Why files that could not be read may be the slices between these, or nothing."""
+        """Why unreadable files may be missing slices of this stack; "" if they cannot be."""
         unassigned = () if contiguous(slices) else self.files.unassigned()
         if not unassigned or len(unassigned) < len(slices) - 1:
             return ""
@@ -242,7 +242,7 @@ class _Series:
         )
 
     def _stray(self, slices: Sequence[Slice], main: Sequence[Slice], number: int | str) -> Stack:
-        """One row for slices that belong to no volume."""
+        """A rejected stack of slices that belong to no volume."""
         names = _differing(slices[0], main[0])
         many = "1 slice that differs" if len(slices) == 1 else f"{len(slices)} slices that differ"
         reason = f"stray image: {many} from the other {len(main)} of its series in {names}; {_AS_IMAGES}"
@@ -254,7 +254,7 @@ def _joined(*notes: str) -> str:
 
 
 def _repeated(slices: Sequence[Slice], same_pixels: SamePixels, files: SeriesFiles) -> tuple[list[Slice], Copies]:
-    """Drop slices that repeat another of their place under another number or time, where their pixels are equal."""
+    """Removes slices that equal another one in their place, except for number or time, and have equal pixels."""
     ranks = _ranks_by_slice(slices)
     places: dict[int, list[Slice]] = {}
     copies: Copies = {}
@@ -277,7 +277,7 @@ def _ranks_by_slice(slices: Sequence[Slice]) -> dict[tuple[str, int | None], int
 
 
 def _incomplete(stack: Stack, fullest: Sequence[Slice], ranks: Mapping[tuple[str, int | None], int]) -> str:
-    """Whether a stack holds only some of the places of a larger one of its grid."""
+    """Why a stack is incomplete: it has only some of the places of a larger one with its grid; "" if it is complete."""
     if len(stack.slices) >= len(fullest):
         return ""
     stack_ranks = {ranks[slice_.path, slice_.frame] for slice_ in stack.slices}
@@ -309,7 +309,7 @@ def _clusters(slices: Sequence[Slice]) -> list[list[Slice]]:
 
 
 def _close(a: Sequence[float], b: Sequence[float], tolerance: float) -> bool:
-    """Plain Python: millions of slices, six numbers each."""
+    """Whether all numbers are equal within a tolerance; plain Python is fastest for few numbers."""
     return a == b or all(abs(left - right) <= tolerance for left, right in zip(a, b, strict=True))
 
 
@@ -322,7 +322,7 @@ def _spacing(slice_: Slice) -> tuple[float, float]:
 
 
 def _differing(first: Slice, second: Slice) -> str:
-    """Keywords of what tells two slices apart."""
+    """Keywords of the attributes in which two slices differ."""
     names = [word for name, word in _FACTS.items() if first.facts.get(name, "") != second.facts.get(name, "")]
     names += ["Rows or Columns"] if first.shape != second.shape else []
     names += [] if _close(_direction(first), _direction(second), SAME_DIRECTION) else ["ImageOrientationPatient"]
@@ -333,7 +333,7 @@ def _differing(first: Slice, second: Slice) -> str:
 
 
 def _no_volume(clusters: Sequence[Sequence[Slice]]) -> Status | None:
-    """Three planes of few slices are a localizer; where no grid has three slices there is no volume."""
+    """Status of a localizer (three planes of few slices), or of slices of which no three share a grid; else None."""
     if len(clusters) < 2:
         return None
     largest = max(map(len, clusters))
@@ -349,7 +349,7 @@ def _no_volume(clusters: Sequence[Sequence[Slice]]) -> Status | None:
 
 
 def _with_grid(stack: Stack) -> Stack:
-    """Give the stack its grid, and say what is unusual about its steps."""
+    """Sets the grid of a stack, and notes gantry tilt and gaps."""
     slices = stack.slices
     start, step = line_of(origins_of(slices))
     stack = replace(stack, grid=_grid(slices, start, step))
@@ -363,7 +363,7 @@ def _with_grid(stack: Stack) -> Stack:
 
 
 def _grid(slices: Sequence[Slice], origin: np.ndarray, step: np.ndarray) -> Grid:
-    """Grid of the array (column, row, slice): RAS+ from DICOM's LPS."""
+    """Grid of the array (column, row, slice) in RAS+, converted from DICOM's LPS."""
     direction = np.array(_direction(slices[0]))
     between_rows, between_columns = _spacing(slices[0])
     affine = np.eye(4)
