@@ -69,6 +69,13 @@ class Objective(nn.Module, ABC):
     def after_load(self) -> None:
         """Called after other weights were loaded into the encoder. A teacher copies the encoder again here."""
 
+    def before_step(self, step: Step) -> None:
+        """Called once in each optimizer step, when its gradients are complete and before they are clipped.
+
+        A layer that is not to move yet has its gradient set to zero here. It must not be detached in ``forward``, since
+        several processes wait for a gradient of every trained parameter.
+        """
+
     def after_step(self, step: Step) -> None:
         """Called once after each optimizer step. A teacher is updated here."""
 
@@ -126,6 +133,11 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
     finally:
         for submodule, mode in training_flags:
             submodule.training = mode
+
+
+def join_views(views: Sequence[View]) -> View:
+    """Views of one size as one, the rows of the first view first."""
+    return View(**{field.name: torch.cat([getattr(view, field.name) for view in views]) for field in fields(View)})
 
 
 def select_rows(batch: Batch, step: Step, rows: Sequence[int]) -> tuple[Batch, Step]:

@@ -153,12 +153,22 @@ def _check_repeatable(make: Callable[[], Objective], batch: Batch, step: Step) -
     second.load_state_dict(initial_state)
     group = len(step.samples) // len(set(batch.origin.scan_ids))
     order = [row + offset for row in range(len(step.samples) - group, -1, -group) for offset in range(group)]
+    _switch_off_noise(second)
+    value = _run(second, batch, step).total.item()
+    second.load_state_dict(initial_state)
     reordered_value = _run(second, *select_rows(batch, step, order)).total.item()
     _require(
         "the order of scans is irrelevant",
         math.isclose(value, reordered_value, rel_tol=1e-4),
         f"{value}, {reordered_value}",
     )
+
+
+def _switch_off_noise(objective: Objective) -> None:
+    """Dropout and drop-path draw by the row of a batch, not by the sample: without them, order must not matter."""
+    for module in objective.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == "DropPath":
+            module.eval()
 
 
 def _check_refusals(objective: Objective, batch: Batch, step: Step) -> None:
@@ -202,6 +212,15 @@ def _check_pictures(objective: Objective, batch: Batch, step: Step) -> None:
     _require("pictures leave weights, statistics, modes and random state as they were", unchanged)
 
 
+def _check_before_step(objective: Objective, step: Step) -> None:
+    """What the hook does to gradients leaves one for every parameter that had one."""
+    with_gradient = [name for name, p in objective.named_parameters() if p.grad is not None]
+    objective.before_step(step)
+    for name, p in objective.named_parameters():
+        has_one = p.grad is not None and bool(p.grad.isfinite().all())
+        _require("before_step leaves a finite gradient where there was one", has_one == (name in with_gradient), name)
+
+
 def _check_after_step(objective: Objective, step: Step) -> None:
     """A second call of ``after_step`` changes no trained parameter: teachers are not trained by the optimizer."""
     state = {name: value.clone() for name, value in objective.state_dict().items()}
@@ -221,6 +240,7 @@ def _check_progress(objective: Objective, batch: Batch, step: Step, *, steps: in
         loss = _run(objective, batch, current_step)
         optimizer.zero_grad()
         torch.autograd.backward(loss.total)
+        _check_before_step(objective, current_step)
         optimizer.step()
         objective.after_step(current_step)
         if current_step.index == 0:
