@@ -32,23 +32,23 @@ class PrototypeHead(nn.Module):
         channels: Channels that enter.
         prototypes: Number of prototypes K.
         hidden: Channels of the two hidden layers.
-        bottleneck: Channels that are compared with the prototypes.
+        width: Channels that are compared with the prototypes.
 
     Raises:
         UserError: A number below 1, or fewer than two prototypes.
     """
 
-    def __init__(self, channels: int, prototypes: int, *, hidden: int = 2048, bottleneck: int = 256) -> None:
+    def __init__(self, channels: int, prototypes: int, *, hidden: int = 2048, width: int = 256) -> None:
         super().__init__()
         expect(prototypes >= 2, "prototypes", prototypes, "at least 2")
-        expect(min(hidden, bottleneck) >= 1, "prototypes: channels", (hidden, bottleneck), "at least 1 each")
-        widths = (channels, hidden, hidden, bottleneck)
+        expect(min(hidden, width) >= 1, "prototypes: channels", (hidden, width), "at least 1 each")
+        widths = (channels, hidden, hidden, width)
         layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
         for layer in layers:
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
         self.layers = nn.ModuleList(layers)
-        self.prototypes = nn.Parameter(nn.init.normal_(torch.empty(prototypes, bottleneck)))
+        self.prototypes = nn.Parameter(nn.init.normal_(torch.empty(prototypes, width)))
 
     def forward(self, rows: Float[Tensor, "N C"]) -> Float[Tensor, "N K"]:
         """Scores of each row."""

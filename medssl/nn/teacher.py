@@ -1,20 +1,29 @@
-"""The teacher of self-distillation: copies of a student's networks that follow its weights slowly.
+"""The teacher of self-distillation: copies of a student's networks that follow its weights slowly, and its targets.
 
 References: Tarvainen and Valpola, Mean teachers are better role models, NeurIPS 2017; Grill et al., Bootstrap your own
-latent (BYOL), NeurIPS 2020 (momentum that rises to 1 along a cosine).
+latent (BYOL), NeurIPS 2020 (momentum that rises to 1 along a cosine); Caron et al., DINO, ICCV 2021 (centering).
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
+from medssl.ops.assignment import centered_targets, entropies, moved_center, sinkhorn
+from medssl.ops.collectives import world_size
+
 if TYPE_CHECKING:
     from typing import Self
+
+    from jaxtyping import Float
+    from torch import Tensor
+
+ENOUGH = 8  # rows of all processes from which on their mean says whether targets differ
 
 
 class Teacher(nn.ModuleDict):
@@ -64,3 +73,72 @@ class Teacher(nn.ModuleDict):
     def copy_from(self, students: Mapping[str, nn.Module]) -> None:
         """Takes over the students' weights and buffers as they are."""
         self.follow(students, 0.0)
+
+
+class TeacherTargets(nn.Module):
+    """Turns scores of a teacher's prototypes into targets that do not name one prototype for everything.
+
+    In evaluation mode nothing is remembered.
+
+    Args:
+        prototypes: Number of prototypes K.
+        assignment: "center" (by the mean of the scores of former steps) or "sinkhorn" (equal shares within the batch of
+            all processes).
+        momentum: Share of the center that stays in a step.
+
+    Attributes:
+        center: Mean score of each prototype lately; 0 at first.
+    """
+
+    center: Tensor
+    total: Tensor
+    count: Tensor
+
+    def __init__(
+        self, prototypes: int, assignment: Literal["center", "sinkhorn"] = "center", *, momentum: float = 0.9
+    ) -> None:
+        super().__init__()
+        self.assignment = assignment
+        self.momentum = momentum
+        self.register_buffer("center", torch.zeros(prototypes))
+        self.register_buffer("total", torch.zeros(prototypes), persistent=False)
+        self.register_buffer("count", torch.zeros(()), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, scores: Float[Tensor, "N K"], temperature: float) -> Float[Tensor, "N K"]:
+        """Targets for each row; the order of rows is irrelevant."""
+        if self.assignment == "sinkhorn":
+            return sinkhorn(scores, temperature)
+        if self.training:
+            self.total += scores.sum(0)
+            self.count += len(scores)
+        return centered_targets(scores, self.center, temperature)
+
+    def after_step(self) -> None:
+        """Moves the center by the scores of all micro-batches and processes since the last call."""
+        if self.assignment == "center":
+            self.center.copy_(moved_center(self.center, self.total, self.count, self.momentum))
+            self.total.zero_()
+            self.count.zero_()
+
+
+def teacher_terms(targets: Mapping[str, Float[Tensor, "N K"]]) -> dict[str, Tensor]:
+    """Terms by which health judges a teacher, the worse of several heads; nothing where there is no head.
+
+    Args:
+        targets: What the teacher names for the rows of each head, of this process.
+
+    Returns:
+        "teacher_entropy", the largest mean entropy of rows in nats. "teacher_information", by how much the entropy of
+        the mean row is above it: 0 if all rows get the same target, sharp or not; the smallest of heads with eight rows
+        or more. "teacher_chance", log K, which both are at most.
+    """
+    if not targets:
+        return {}
+    found = {name: entropies(rows) for name, rows in targets.items()}
+    chance = max(math.log(rows.shape[1]) for rows in targets.values())
+    entropy = torch.stack([rows for rows, _ in found.values()]).amax()
+    terms = {"teacher_entropy": entropy, "teacher_chance": torch.full_like(entropy, chance)}
+    enough = [name for name, rows in targets.items() if len(rows) * world_size() >= ENOUGH]
+    information = [found[name][1] - found[name][0] for name in enough]
+    return terms | ({"teacher_information": torch.stack(information).amin()} if information else {})

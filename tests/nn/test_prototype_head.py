@@ -12,7 +12,7 @@ from medssl.types import UserError
 
 def head(**arguments):
     torch.manual_seed(0)
-    return PrototypeHead(12, 7, **{"hidden": 16, "bottleneck": 8} | arguments)
+    return PrototypeHead(12, 7, **{"hidden": 16, "width": 8} | arguments)
 
 
 def test_scores_are_cosines_between_the_bottleneck_and_each_prototype():
@@ -65,7 +65,7 @@ def test_no_row_gives_no_score_and_a_gradient_of_zero():
     ("arguments", "match"),
     [
         ({"hidden": 0}, r"prototypes: channels must be at least 1 each, got \(0, 8\)"),
-        ({"bottleneck": 0}, r"prototypes: channels must be at least 1 each"),
+        ({"width": 0}, r"prototypes: channels must be at least 1 each"),
     ],
 )
 def test_settings_out_of_range_are_refused(arguments, match):
