@@ -88,6 +88,10 @@ FINETUNE = f"{RUN} --training.output.validate_every=3 --optimizer.learning_rate=
 VIEW = "--objective.view.size"
 DECODER = "--objective.decoder_width=16 --objective.decoder_depth=1"
 GRAPHS = "--objective.graphs.nodes=4 --objective.graphs.neighbours=2 --objective.fit.cells=2 --objective.projection=[8]"
+DISTILLED = (
+    "--objective.prototypes.count=16 --objective.prototypes.width=8 --objective.prototypes.hidden=16 "
+    "--objective.masks.cell="
+)
 GLOBAL, LOCAL = "--objective.projection=[16,8] --training.batch_size=8", "--objective.steps=1 --training.batch_size=8"
 
 # --- pretraining: every preset of configs/objectives, on which store, with which words
@@ -104,6 +108,11 @@ OBJECTIVES = {
     "simmim_2d": ("store_2d", f"{VIT_2D} {VIEW}=[16,16] --objective.cell=[8,8]"),
     "simclr_3d": ("store_3d", f"{RESENC_3D} {VIEW}=[16,16,16] --objective.projection=[16,8]"),
     "simclr_2d": ("store_2d", f"{BATCH_2D} {VIEW}=[16,16] --objective.projection=[16,8]"),
+    "masked_distillation_3d": (
+        "store_3d",
+        f"{RESENC_3D} {VIEW}=[16,16,16] {DISTILLED}[4,4,4] --objective.decoder_width=8",
+    ),
+    "masked_distillation_2d": ("store_2d", f"{VIT_2D} {VIEW}=[16,16] {DISTILLED}[4,4]"),
     "graph_match_3d": ("store_3d", f"{BATCH_3D} {VIEW}=[8,8,8] {GRAPHS}"),
     "graph_match_2d": ("store_2d", f"{BATCH_2D} {VIEW}=[16,16] {GRAPHS}"),
     "global_contrast_3d": ("store_3d", f"{RESENC_3D} {VIEW}=[16,16,4] {GLOBAL}"),

@@ -9,7 +9,7 @@ import torch
 
 from medssl.ops.collectives import mean_over
 from medssl.ops.masking import at_resolution
-from medssl.ops.patches import patch_moments, patchify, unpatchify
+from medssl.ops.patches import cells_of, patch_moments, patchify, unpatchify
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -34,6 +34,18 @@ def counted_voxels(view: View, cell: Sequence[int]) -> Bool[Tensor, "B N P"]:
     """Voxels of each cell that are valid, scored and belong to a present channel."""
     present = view.present.reshape(*view.present.shape, *(1,) * len(cell))
     return patchify(view.valid & view.scored & present, cell)
+
+
+def hidden_positions(view: View, hidden: Bool[Tensor, "B *cells"], stride: Sequence[int]) -> Bool[Tensor, "B N"]:
+    """Positions of a map all of whose cells are hidden, and of whose voxels half or more are counted.
+
+    Args:
+        view: The view.
+        hidden: True where a cell is hidden.
+        stride: Voxels of the view per position and axis.
+    """
+    counted = counted_voxels(view, stride).float().mean(-1) >= 0.5
+    return at_resolution(hidden, cells_of(view.image.shape[2:], stride)).flatten(1) & counted
 
 
 def pixel_target(view: View, cell: Sequence[int], *, normalise: bool = True) -> Target:

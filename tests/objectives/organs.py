@@ -96,10 +96,13 @@ def pretrain(
             samples = tuple(int(row) + epoch * len(images) for row in part)
             optimizer.param_groups[0]["lr"] = linear_warmup_cosine(len(found) / total, 2e-3, warmup=0.1)
             views = batch_of(images[part], samples, pairs=len(objective.needs.views) > 1)
-            loss = objective(views, Step(len(found), total, seed, samples))
+            step = Step(len(found), total, seed, samples)
+            loss = objective(views, step)
             optimizer.zero_grad()
             loss.total.backward()
+            objective.before_step(step)
             optimizer.step()
+            objective.after_step(step)
             found.append({name: term.item() for name, term in loss.terms.items()})
     return objective, found
 

@@ -14,6 +14,7 @@ from medssl.encoders.resenc import ResEnc
 from medssl.encoders.vit import ViT
 from medssl.objectives.graph_match import Graphs
 from medssl.objectives.mae import MAE, UNetMAE
+from medssl.objectives.masked_distillation import Prototypes
 from medssl.objectives.simmim import SimMIM
 from medssl.objectives.spark import SparK
 from medssl.types import Batch, Geometry, Imported, Intensity, Origin, Sampling, View, ViewSpec
@@ -24,7 +25,7 @@ PATCHES = {2: (8, 6), 3: (8, 6, 2)}
 # arguments of the shipped configurations that small encoders ask for
 SMALL = {
     "steps": 2, "projection": [16, 8], "decoder_width": 32, "decoder_depth": 1,
-    "graphs": Graphs(4, 2), "sampling": Sampling(regions_per_scan=2),
+    "graphs": Graphs(4, 2), "sampling": Sampling(regions_per_scan=2), "prototypes": Prototypes(16, 8, 16),
 }  # fmt: skip
 
 
