@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from docutils import nodes
 from latex2mathml.converter import convert
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tutorials")]
+from notebooks import write_pages as write_tutorial_pages
 from objective_pages import objectives, presets_section, write_pages
 
 if TYPE_CHECKING:
@@ -38,11 +39,16 @@ def setup(app: Sphinx) -> None:
     """Write formulas as MathML, which browsers show themselves: the pages open in a closed network."""
     app.add_html_math_renderer("mathml", (_inline, None), (_block, None))
     app.connect("builder-inited", _write_objective_pages)
+    app.connect("builder-inited", _write_tutorial_pages)
     app.connect("source-read", _add_presets)
 
 
 def _write_objective_pages(app: Sphinx) -> None:
     write_pages(Path(app.srcdir) / "objectives", objectives())
+
+
+def _write_tutorial_pages(app: Sphinx) -> None:
+    write_tutorial_pages(Path(app.srcdir) / "tutorials")
 
 
 def _add_presets(app: Sphinx, name: str, source: list[str]) -> None:
