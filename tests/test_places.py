@@ -213,3 +213,30 @@ def test_a_measure(copy):
     assert '"worst_error"' in copy.text("scores/summary.json")
     copy.run("-m", "medssl", "report", "report.html", "scores")
     assert re.search(r"worst_error.*?1\.50", copy.text("report.html"), re.DOTALL)
+
+
+KINDS = """
+from medssl.data.labels.kinds.base import kind_named, kind_of, kind_of_task
+from medssl.metrics.cases import NumberRow
+from medssl.metrics.scoring import Options, scoring_of, tasks
+from medssl.types import LabelSchema
+
+schema = LabelSchema("stage", ((0, "stage"),), kind="rank")
+kind = kind_of(schema)
+assert kind is not None and type(kind_named("rank")) is type(kind) is type(kind_of_task("ranking"))
+assert kind.targets([{"stage": "2.5"}, {"stage": ""}], schema).tolist()[0] == 2.5
+assert "ranking" in tasks()
+rows = [NumberRow(f"{n:016x}", f"{n:016x}", float(n), n + 1.5) for n in range(8)]
+print(scoring_of(schema).summarize(rows, schema, Options())["metrics"]["mae"]["value"])
+"""
+
+
+def test_a_label_kind(copy):
+    """A copy of numbers under another name: what matters is who finds it."""
+    kind = copy.text("medssl/data/labels/kinds/number.py").replace("class Number(", "class Rank(")
+    kind = kind.replace("Number.name", "Rank.name").replace('name = "number"', 'name = "rank"')
+    copy.add("medssl/data/labels/kinds/rank.py", kind.replace('task = "regression"', 'task = "ranking"'))
+    scoring = copy.text("medssl/metrics/kinds/regression.py").replace("class Regression(", "class Ranking(")
+    copy.add("medssl/metrics/kinds/ranking.py", scoring.replace('task = "regression"', 'task = "ranking"'))
+    assert len(copy.touched) == places("label kind")
+    assert copy.run("-c", KINDS).splitlines()[-1] == "1.5"
