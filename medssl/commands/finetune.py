@@ -20,11 +20,21 @@ from medssl.heads.weights import save_network
 from medssl.io.permissions import owner_only
 from medssl.io.trust import names
 from medssl.training import describe, lora
-from medssl.training import initial_weights as start
 from medssl.training.axes import open_store
 from medssl.training.batch_source import batches_of_store
 from medssl.training.checkpoint import RunFolder
-from medssl.training.initial_weights import Allowed, Start
+from medssl.training.initial_weights import (
+    Allowed,
+    InitialWeights,
+    load_decoder,
+    load_encoder,
+    log_keys,
+    read_initial_weights,
+    refuse_seen,
+    weights_in_words,
+    with_channels,
+    with_drop_path,
+)
 from medssl.training.label_targets import balanced_groups, prepare, schema_for, target_notes
 from medssl.training.loop import TrainingLoop, keyed_seed
 from medssl.training.optim import FineTuning
@@ -112,24 +122,24 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         UserError: Something the user can put right.
     """
     refuse_hardware(training)
-    begin = start.start_of(pretrained, encoder, from_scratch=from_scratch, trust=names(trust))
-    begin = start.with_drop_path(begin, optimizer.drop_path)
-    opened = open_store(store, begin, allow, size=data.view.size, key="data.view.size")
-    begin = start.with_channels(begin, opened.channels, allow)
+    initial = read_initial_weights(pretrained, encoder, from_scratch=from_scratch, trust=names(trust))
+    initial = with_drop_path(initial, optimizer.drop_path)
+    opened = open_store(store, initial, allow, size=data.view.size, key="data.view.size")
+    initial = with_channels(initial, opened.channels, allow)
     schema = schema_for(opened, data.target, head)
     chosen = select_scans(opened, schema, data, labels, training.seed)
     digest = opened.digest
     opened, drawn = with_pseudo_labels(opened, chosen.learned, data.train, pseudo, schema, training.seed)
     chosen = replace(chosen, drawn=drawn)
     teacher = subjects_behind(pseudo)
-    seen = [start.refuse_seen(opened, begin, allow), *refuse_test_subjects(opened, teacher, allowed="seen" in allow)]
-    network, loaded = build(begin, head, schema, training.seed)
+    seen = [refuse_seen(opened, initial, allow), *refuse_test_subjects(opened, teacher, allowed="seen" in allow)]
+    network, loaded = build(initial, head, schema, training.seed)
     refuse_misfit(network, data, training, mixing)
     prepare(network, opened, chosen.learned)
     adapted = lora.adapt(network.encoder.requires_grad_(optimizer.head_first < 1), optimizer.lora)
     objective = Supervised(network, data, optimizer, mixing)
     config: dict[str, Any] = describe.plain(
-        {"encoder": begin.encoder, "start": begin.digest, "head": head, "labels": labels, "data": data}
+        {"encoder": initial.encoder, "start": initial.digest, "head": head, "labels": labels, "data": data}
         | {"training": training, "optimizer": optimizer, "mixing": mixing, "pseudo": in_configuration(pseudo)}
     )
     progress = first_progress(training, digest)
@@ -144,7 +154,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         with_labels=kind_of(schema).per_voxel,
     )
     loop = TrainingLoop(objective, source, optimizer, steps=training.steps, progress=progress)
-    card = make_card(config, begin, opened, schema, chosen, teacher)
+    card = make_card(config, initial, opened, schema, chosen, teacher)
 
     def export() -> None:
         save_network(run, lora.merged(objective.judged), replace(card, step=loop.progress.step))
@@ -157,21 +167,21 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
 
 
 def build(
-    begin: Start, head: Callable[[Encoder, LabelSchema], Head], schema: LabelSchema, seed: int
+    initial: InitialWeights, head: Callable[[Encoder, LabelSchema], Head], schema: LabelSchema, seed: int
 ) -> tuple[Network, str]:
     """The network with its first weights, and a line on what became of the loaded ones.
 
     The head is drawn before any weights are loaded: a twin from scratch starts with the same head.
     """
     torch.manual_seed(keyed_seed(seed))
-    encoder = make_encoder(begin.encoder, "encoder" if begin.card is None else CARD, begin.trust)
+    encoder = make_encoder(initial.encoder, "encoder" if initial.card is None else CARD, initial.trust)
     network = Network(encoder, head(encoder, schema))
-    report = start.fill(encoder, begin)
+    report = load_encoder(encoder, initial)
     if report is None:
-        return network, start.first_weights(begin)
-    start.tell_keys(report)
-    step = f" of step {begin.card.step}" if begin.card else ""
-    decoder = start.fill_decoder(network.head, begin)
+        return network, weights_in_words(initial)
+    log_keys(report)
+    step = f" of step {initial.card.step}" if initial.card else ""
+    decoder = load_decoder(network.head, initial)
     return network, "; ".join(filter(None, (f"weights{step}: {report}", decoder)))
 
 
@@ -221,7 +231,12 @@ def first_notes(store: Store, data: Examples, chosen: TrainingSelection, loaded:
 
 
 def make_card(
-    config: dict[str, Any], begin: Start, store: Store, schema: LabelSchema, chosen: TrainingSelection, teacher: Behind
+    config: dict[str, Any],
+    initial: InitialWeights,
+    store: Store,
+    schema: LabelSchema,
+    chosen: TrainingSelection,
+    teacher: Behind,
 ) -> Card:
     """What the network is; the step is filled in when it is written.
 
@@ -229,13 +244,13 @@ def make_card(
     """
     size, axis = config["data"]["view"]["size"], config["data"]["sampling"]["slice_axis"]
     scans = (*chosen.learned, *chosen.drawn, *chosen.validated)
-    labeled = {*store.distinct_subjects(scans), *teacher.labeled, *begin.labeled}
+    labeled = {*store.distinct_subjects(scans), *teacher.labeled, *initial.labeled}
     return Card(
         encoder=Imported(**config["encoder"]),
         preprocess=store.preprocess,
-        objective=begin.card.objective if begin.card and begin.weights else None,
+        objective=initial.card.objective if initial.card and initial.weights else None,
         index_digest=store.index_digest,
-        subjects=begin.seen | teacher.pretrained,
+        subjects=initial.provenance | teacher.pretrained,
         step=0,
         versions=describe.versions(synthetic=store.synthetic),
         tuned=Tuned(

@@ -23,9 +23,10 @@ from medssl.reporting.parts import METRICS, read_log
 from medssl.training import describe, hardware
 from medssl.training.batch_source import batches_of_store
 from medssl.training.checkpoint import RunFolder
-from medssl.training.continuing import REST, Begin, begin, begin_again
+from medssl.training.continuing import REST, load_initial_weights, weights_of_former_start
 from medssl.training.events import Listener
 from medssl.training.health_monitor import Health, settled_after
+from medssl.training.initial_weights import InitialWeights
 from medssl.training.loop import TrainingLoop, keyed_seed
 from medssl.training.optim import Optimization
 from medssl.training.resume import first_progress
@@ -33,7 +34,7 @@ from medssl.training.run import refuse_hardware
 from medssl.training.run import run as train
 from medssl.training.settings import Loading, OnlineProbe, Training
 from medssl.types import Card
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,10 +116,11 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     refuse_hardware(training)
     torch.manual_seed(keyed_seed(training.seed))
     network = objective(encoder())  # refuses sizes that do not fit, before any data is touched
-    begun = begin_again(folder, pretrained) or begin(
-        network, pretrained, pretrained_minimum, describe.imported(config["encoder"])
+    made = describe.imported(config["encoder"])
+    initial = weights_of_former_start(folder, pretrained, made) or load_initial_weights(
+        network, pretrained, pretrained_minimum, made
     )
-    config |= {"init": begun.digest, "probe": describe.plain(probe)}
+    config |= {"init": initial.digest if initial.weights else None, "probe": describe.plain(probe)}
     opened = Store.open(store, preprocess=data.preprocess)
     if data.sampling is not None:
         sampling = data.sampling.made_in(network.needs.sampling, type(network).__name__)
@@ -131,7 +133,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     loop = TrainingLoop(network, source, optimizer, steps=training.steps, progress=progress)
 
     def export() -> None:
-        write_weights(run, network, make_card(config, opened, begun, loop.progress.step))
+        write_weights(run, network, make_card(config, opened, initial, loop.progress.step))
 
     watching: list[Listener] = [
         Health(every=training.output.health_every, settled=settled_after(training.steps, optimizer.warmup))
@@ -139,27 +141,27 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     if probe.target is not None:
         watching.append(OnlineProbeListener(opened, plan, probe, half=hardware.precision_of(training) != "fp32"))
     notes = [f"{small} scans are smaller than the view and are padded"] if small else []
-    notes = [*begun.notes, *other_rules(begun, opened), *notes]
+    notes = [*initial.notes, *other_rules(initial, opened), *notes]
     outcome = train(loop, folder, config, training, data=data, notes=notes, export=export, watching=watching)
     return PretrainResult(run, outcome.steps, outcome.loss, outcome.exit_code)
 
 
-def other_rules(begun: Begin, opened: Store) -> list[str]:
+def other_rules(initial: InitialWeights, opened: Store) -> list[str]:
     """A note where the first weights are of scans that other rules stored."""
-    if begun.preprocess is None or begun.preprocess.digest() == opened.preprocess.digest():
+    if initial.card is None or initial.card.preprocess.digest() == opened.preprocess.digest():
         return []
-    keys = "; ".join(differences(asdict(begun.preprocess), asdict(opened.preprocess)))
+    keys = "; ".join(differences(asdict(initial.card.preprocess), asdict(opened.preprocess)))
     return [f"the first weights are of scans that other rules stored: {keys}"]
 
 
-def make_card(config: dict[str, Any], opened: Store, begun: Begin, step: int) -> Card:
-    """What the weights of a step are; whoever the first weights have seen counts as seen."""
+def make_card(config: dict[str, Any], opened: Store, initial: InitialWeights, step: int) -> Card:
+    """What the weights of a step are; the provenance of the initial weights is part of theirs."""
     return Card(
         encoder=describe.imported(config["encoder"]),
         preprocess=opened.preprocess,
         objective=describe.imported(config["objective"]),
         index_digest=opened.index_digest,
-        subjects=begun.seen | Seen(opened.subjects_of_split(config["data"]["split"])),
+        subjects=initial.provenance | Provenance(opened.subjects_of_split(config["data"]["split"])),
         step=step,
         versions=describe.versions(synthetic=opened.synthetic),
     )

@@ -18,13 +18,12 @@ from medssl.io.documents import read_json
 from medssl.io.permissions import owner_only
 from medssl.io.trust import names
 from medssl.metrics.probe_tables import table, write_table
-from medssl.probing.feature_extractor import begin_of, freeze, split_scans
+from medssl.probing.feature_extractor import freeze, initial_weights_of_run, split_scans
 from medssl.probing.scan_probe import ProbeResults, embed, first_line, probe_scans, refuse_kind, summarize
 from medssl.probing.voxel_probe import ON_STORED_GRID, Voxels, levels_of, probe_voxels
 from medssl.training import describe
-from medssl.training import initial_weights as start
 from medssl.training.axes import open_store
-from medssl.training.initial_weights import Allowed
+from medssl.training.initial_weights import Allowed, refuse_seen, with_channels
 from medssl.training.settings import refuse_below
 
 if TYPE_CHECKING:
@@ -127,15 +126,15 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
     least = {"shots": (1, min(shots, default=1)), "draws": (1, draws), "voxels": (1, voxels), "seed": (0, seed)}
     for key, (lowest, value) in least.items():
         refuse_below(lowest, key, value)
-    begin = begin_of(run, encoder, from_scratch=from_scratch, trust=names(trust))
-    opened = open_store(store, begin, allow)
-    begin = start.with_channels(begin, opened.channels, allow)
+    initial = initial_weights_of_run(run, encoder, from_scratch=from_scratch, trust=names(trust))
+    opened = open_store(store, initial, allow)
+    initial = with_channels(initial, opened.channels, allow)
     schema = schema_of(opened, target, key="target")
     refuse_kind(schema)
-    frozen, loaded = freeze(begin, opened, windows, window=window, slice_axis=slice_axis, seed=seed)
+    frozen, loaded = freeze(initial, opened, windows, window=window, slice_axis=slice_axis, seed=seed)
     axes = len(frozen.window)
     splits = split_scans(opened, schema, axes, labels=labels, validation_labels=validation_labels, seed=seed)
-    notes = list(filter(None, [start.refuse_seen(opened, begin, allow)]))
+    notes = list(filter(None, [refuse_seen(opened, initial, allow)]))
     asked: dict[str, Any] = {"seed": seed, "labels": labels, "validation_labels": validation_labels}
     per_voxel = kind_of(schema).per_voxel
     chosen = levels_of(frozen, levels) if per_voxel else ()
@@ -143,13 +142,13 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     if per_voxel:
         asked |= {"voxels": voxels, "levels": list(chosen), "overlap": windows.overlap}
-        found = probe_voxels(frozen, Voxels(opened, schema, chosen, voxels, seed), splits, begin, out)
+        found = probe_voxels(frozen, Voxels(opened, schema, chosen, voxels, seed), splits, initial, out)
         answers = ProbeResults([found], notes=[ON_STORED_GRID])
     else:
         asked |= {"shots": list(shots), "draws": draws}
         features = embed(frozen, opened, splits.everything, out)
         answers = probe_scans(opened, schema, splits, features, shots=shots, draws=draws, seed=seed)
-    made = {**frozen.made_by, "step": begin.card.step if begin.card and begin.weights else None, **asked}
+    made = {**frozen.made_by, "step": initial.card.step if initial.card and initial.weights else None, **asked}
     made |= {"store": opened.digest, "versions": describe.versions(synthetic=opened.synthetic)}
     summary = summarize(schema, splits, answers, notes=notes, by=made)
     write(out, summary)

@@ -31,7 +31,7 @@ from medssl.training.pseudo_labels import (
 )
 from medssl.training.supervised import StoredScan
 from medssl.types import UserError
-from medssl.types.provenance import as_written
+from medssl.types.provenance import facts_of_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,7 +146,7 @@ def begin(out: Path, facts: dict[str, Any]) -> None:
     file = out / FACTS
     if file.exists():
         then = read_json(file)
-        then["pretrained"] = as_written(then.get("pretrained"))
+        then["pretrained"] = facts_of_json(then.get("pretrained"))
         differing = sorted(key for key in {*then, *facts} if then.get(key) != facts.get(key))
         if differing:
             message = f"{out} holds labels of another command ({', '.join(differing)} differ)"

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from medssl.training.initial_weights import Start
+    from medssl.training.initial_weights import InitialWeights
 
 SCRATCH, RANDOM = "scratch", "random"
 CONFIG, TEST = "compare.yaml", "test"  # of the comparison; of a run
@@ -136,7 +136,9 @@ def kind_of(encoder: Mapping[str, Any]) -> str:
     return hashlib.blake2b(described.encode(), digest_size=8).hexdigest()
 
 
-def arms_of(folders: Mapping[str, Path], starts: Mapping[str, Start], kept: Mapping[str, Any]) -> Iterator[Arm]:
+def arms_of(
+    folders: Mapping[str, Path], starts: Mapping[str, InitialWeights], kept: Mapping[str, Any]
+) -> Iterator[Arm]:
     """The encoders, and a twin for each kind of encoder among them: the one that is kept, or a new one.
 
     Args:
@@ -207,7 +209,7 @@ def whole(found: object) -> bool:
 
 
 def hold(
-    out: Path, held: dict[str, Any], arms: Sequence[Arm], starts: Mapping[str, Start], asked: Sequence[Run]
+    out: Path, held: dict[str, Any], arms: Sequence[Arm], starts: Mapping[str, InitialWeights], asked: Sequence[Run]
 ) -> dict[str, Any]:
     """Keeps the recipe and the arms, or holds the command to those that are kept; arms and runs may be added.
 

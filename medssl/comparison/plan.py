@@ -14,9 +14,15 @@ from medssl.data.labels.selection import few, how_many, labeled_scans
 from medssl.data.labels.trained_on import trained_on
 from medssl.data.store.store import Store
 from medssl.metrics.run_scores import FEWEST, judged
-from medssl.training import initial_weights as start
 from medssl.training.axes import open_store
-from medssl.training.initial_weights import Allowed, Start
+from medssl.training.initial_weights import (
+    Allowed,
+    InitialWeights,
+    read_initial_weights,
+    refuse_seen,
+    with_channels,
+    with_drop_path,
+)
 from medssl.training.optim import FineTuning
 from medssl.training.settings import Examples
 from medssl.types import LabelSchema, UserError
@@ -37,24 +43,26 @@ def initial_weights_of(
     allow: Sequence[Allowed],
     trust: Collection[str] = (),
     size: Sequence[int] | None = None,
-) -> Start:
+) -> InitialWeights:
     """How the runs of an encoder begin; says what is not known or allowed of the subjects that it has seen.
 
     Raises:
         UserError: It was pretrained on other preprocessing, has seen test subjects, or takes other channels; names it.
     """
     try:
-        begin = start.with_drop_path(start.start_of(folder, None, from_scratch=False, trust=trust), optimizer.drop_path)
-        assert begin.card is not None  # a folder has one, or it was refused
-        open_store(store.path, begin, allow, size=size, key="data.view.size")
-        begin = start.with_channels(begin, store.channels, allow)
-        note = start.refuse_seen(store, begin, allow)
+        initial = with_drop_path(
+            read_initial_weights(folder, None, from_scratch=False, trust=trust), optimizer.drop_path
+        )
+        assert initial.card is not None  # a folder has one, or it was refused
+        open_store(store.path, initial, allow, size=size, key="data.view.size")
+        initial = with_channels(initial, store.channels, allow)
+        note = refuse_seen(store, initial, allow)
     except UserError as error:
         message = f"{name}: {error}"
         raise UserError(message) from error
     if note:
         log.info(f"note: {name}: {note}")
-    return begin
+    return initial
 
 
 def first_notes(data: Examples, optimizer: FineTuning) -> tuple[str, ...]:
@@ -88,14 +96,14 @@ def refuse_unscored(scans: Sequence[Scan], schema: LabelSchema, split: str) -> N
         raise UserError(message)
 
 
-def known_subjects(store: Store, data: Examples, starts: Mapping[str, Start]) -> dict[str, Sequence[str]]:
+def known_subjects(store: Store, data: Examples, starts: Mapping[str, InitialWeights]) -> dict[str, Sequence[str]]:
     """Subjects whose scores would be too good, by how the networks know them."""
     found: dict[str, Sequence[str]] = {
         f"in split {data.train!r}, which is learned from": store.subjects_of_split(data.train),
         f"in split {data.validation!r}, which validates": store.subjects_of_split(data.validation),
     }
-    for name, begin in starts.items():
-        found[f"known to {name} from pretraining"] = begin.seen.known
+    for name, initial in starts.items():
+        found[f"known to {name} from pretraining"] = initial.provenance.known
     return found
 
 

@@ -18,7 +18,7 @@ from medssl.io.documents import read_json
 from medssl.io.trust import network_class, refuse_transforms
 from medssl.io.typed_json import build
 from medssl.types import Card, Imported, UserError
-from medssl.types.provenance import as_written
+from medssl.types.provenance import facts_of_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -87,7 +87,7 @@ def read_card(folder: Path) -> Card:
         message = f"{file}: not JSON ({error}): expected the card that pretraining wrote beside its weights"
         raise UserError(message) from error
     if isinstance(data, dict) and "subjects" in data:
-        data["subjects"] = as_written(data["subjects"])
+        data["subjects"] = facts_of_json(data["subjects"])
     card: Card = build(Card, data, str(file))
     return card
 

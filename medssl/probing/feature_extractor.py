@@ -14,7 +14,7 @@ from medssl.encoders.weights import CARD, make_encoder
 from medssl.heads.sliding import encode
 from medssl.inference.predictor import Windows, device_of
 from medssl.training import describe
-from medssl.training import initial_weights as start
+from medssl.training.initial_weights import load_encoder, read_initial_weights, weights_in_words
 from medssl.training.loop import keyed_seed
 from medssl.training.selection import select_scans
 from medssl.training.settings import Examples
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from medssl.data.store.store import Store
     from medssl.encoders.base import Encoder
-    from medssl.training.initial_weights import Start
+    from medssl.training.initial_weights import InitialWeights
     from medssl.types import Features, LabelSchema
 
 
@@ -91,22 +91,28 @@ class Splits:
     everything: tuple[int, ...]
 
 
-def begin_of(
+def initial_weights_of_run(
     run: Path, encoder: Callable[[], Encoder] | None, *, from_scratch: bool, trust: Collection[str] = ()
-) -> Start:
+) -> InitialWeights:
     """What the command line says of the encoder: a run folder, its card, or a file of weights.
 
     Raises:
         UserError: As ``start.start_of``.
     """
     try:
-        return start.start_of(run, encoder, from_scratch=from_scratch, trust=trust)
+        return read_initial_weights(run, encoder, from_scratch=from_scratch, trust=trust)
     except UserError as error:
         raise error.changed(key="run" if error.key == "pretrained" else error.key) from error
 
 
 def freeze(
-    begin: Start, store: Store, windows: Windows, *, window: tuple[int, ...] | None, slice_axis: int | None, seed: int
+    initial: InitialWeights,
+    store: Store,
+    windows: Windows,
+    *,
+    window: tuple[int, ...] | None,
+    slice_axis: int | None,
+    seed: int,
 ) -> tuple[Frozen, str]:
     """Makes the encoder, and a line on its weights.
 
@@ -115,37 +121,37 @@ def freeze(
     Raises:
         UserError: The weights or the window do not fit, or nothing tells the window.
     """
-    window = window or _window_of(begin)
-    tuned = begin.card.tuned if begin.card else None
+    window = window or _window_of(initial)
+    tuned = initial.card.tuned if initial.card else None
     axis = slice_axis if slice_axis is not None else tuned.slice_axis if tuned else 2
     torch.manual_seed(keyed_seed(seed))
-    encoder = make_encoder(begin.encoder, "encoder" if begin.card is None else CARD, begin.trust)
+    encoder = make_encoder(initial.encoder, "encoder" if initial.card is None else CARD, initial.trust)
     refuse_misfit(encoder, window)
-    report = start.fill(encoder, begin)
-    own = {key: value for key, value in begin.encoder.init_args.items() if key != "pretrained"}
+    report = load_encoder(encoder, initial)
+    own = {key: value for key, value in initial.encoder.init_args.items() if key != "pretrained"}
     made_by: dict[str, Any] = {
-        "weights": f"random, seed {seed}" if begin.digest == "random" else begin.digest,
-        "encoder": {"class_path": begin.encoder.class_path, "init_args": describe.plain(own)},
+        "weights": f"random, seed {seed}" if initial.digest == "random" else initial.digest,
+        "encoder": {"class_path": initial.encoder.class_path, "init_args": describe.plain(own)},
         "window": list(window),
         "slice_axis": axis,
         "precision": windows.precision,
         "preprocess": store.preprocess.digest(),
     }
-    step = f" of step {begin.card.step}" if begin.card else ""
-    loaded = start.first_weights(begin) if report is None else f"weights{step}: {report}"
+    step = f" of step {initial.card.step}" if initial.card else ""
+    loaded = weights_in_words(initial) if report is None else f"weights{step}: {report}"
     encoder.to(device_of(windows.accelerator)).eval().requires_grad_(requires_grad=False)
     return Frozen(encoder, window, axis, windows, made_by), loaded
 
 
-def _window_of(begin: Start) -> tuple[int, ...]:
+def _window_of(initial: InitialWeights) -> tuple[int, ...]:
     """The window of a fine-tuned network, or the view of pretraining.
 
     Raises:
         UserError: The card tells neither.
     """
-    if begin.card and begin.card.tuned:
-        return begin.card.tuned.window
-    view = (begin.card.objective.init_args if begin.card and begin.card.objective else {}).get("view")
+    if initial.card and initial.card.tuned:
+        return initial.card.tuned.window
+    view = (initial.card.objective.init_args if initial.card and initial.card.objective else {}).get("view")
     if not isinstance(view, dict) or "size" not in view:
         message = "nothing tells how many voxels the encoder sees at once: give window, such as 48,48,48"
         raise UserError(message)

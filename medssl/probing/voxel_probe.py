@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from medssl.data.store.store import Store
     from medssl.probing.feature_extractor import Frozen, Splits
-    from medssl.training.initial_weights import Start
+    from medssl.training.initial_weights import InitialWeights
 
 HELD = 1 << 30  # bytes of probabilities that the candidates of one pass may hold
 ON_STORED_GRID = "Dice is on the grid of the store; for the scans' own grids, evaluate the folder network/"
@@ -83,7 +83,7 @@ def levels_of(frozen: Frozen, levels: tuple[int, ...] | None) -> tuple[int, ...]
     return chosen
 
 
-def probe_voxels(frozen: Frozen, voxels: Voxels, splits: Splits, begin: Start, out: Path) -> dict[str, Any]:
+def probe_voxels(frozen: Frozen, voxels: Voxels, splits: Splits, initial: InitialWeights, out: Path) -> dict[str, Any]:
     """Fits, chooses and measures; returns the entry of ``probe.json`` and leaves the network in ``out/network``.
 
     Raises:
@@ -99,7 +99,7 @@ def probe_voxels(frozen: Frozen, voxels: Voxels, splits: Splits, begin: Start, o
     best = candidates[place]
     head = VoxelLinear(frozen.encoder, schema)
     set_weights(head, [best.linear], voxels.levels)
-    save_network(out / "network", Network(frozen.encoder, head), card_of(frozen, voxels, splits, begin))
+    save_network(out / "network", Network(frozen.encoder, head), card_of(frozen, voxels, splits, initial))
     measured = [rows[0] for rows in judge(frozen, voxels, splits.tested, [best], out / "voxels_test.safetensors")]
     subjects = store.subjects(splits.tested)
     known = [[value for value in row if value is not None] for row in measured]
@@ -204,17 +204,17 @@ def dice_of(frozen: Frozen, voxels: Voxels, scan: int, candidates: Sequence[Cand
     return found
 
 
-def card_of(frozen: Frozen, voxels: Voxels, splits: Splits, begin: Start) -> Card:
+def card_of(frozen: Frozen, voxels: Voxels, splits: Splits, initial: InitialWeights) -> Card:
     """What the fitted network is."""
     head = Imported("medssl.heads.segmentation.VoxelLinear")
     subjects = voxels.store.distinct_subjects((*splits.learned, *splits.validated))
     return Card(
-        encoder=begin.encoder,
+        encoder=initial.encoder,
         preprocess=voxels.store.preprocess,
-        objective=begin.card.objective if begin.card and begin.weights else None,
+        objective=initial.card.objective if initial.card and initial.weights else None,
         index_digest=voxels.store.index_digest,
-        subjects=begin.seen,
-        step=begin.card.step if begin.card and begin.weights else 0,
+        subjects=initial.provenance,
+        step=initial.card.step if initial.card and initial.weights else 0,
         versions=describe.versions(),
         tuned=Tuned(
             head,

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
     from pathlib import Path
 
-    from medssl.training.initial_weights import Allowed, Start
+    from medssl.training.initial_weights import Allowed, InitialWeights
 
 SLICES = "a 2D recipe, which goes through volumes slice by slice (data.sampling.slice_axis)"
 
 
 def open_store(
-    path: Path, begin: Start, allow: Sequence[Allowed], *, size: Sequence[int] | None = None, key: str = ""
+    path: Path, initial: InitialWeights, allow: Sequence[Allowed], *, size: Sequence[int] | None = None, key: str = ""
 ) -> Store:
     """Opens a store that an encoder fits: by its axes first, then by the rules of its card.
 
     Args:
         path: Folder of the store.
-        begin: The encoder, as a description.
+        initial: The encoder, as a description.
         allow: With "preprocess", other rules than those of the card are taken.
         size: Voxels per axis of the view; None where nothing tells.
         key: What sets the size.
@@ -37,13 +37,13 @@ def open_store(
     """
     opened = Store.open(path)
     held = set(opened.axes)
-    takes = _axes_of(begin)
+    takes = _axes_of(initial)
     if message := misfit(takes, held, size, key):
         raise UserError(message)
-    if begin.card is None or "preprocess" in allow:
+    if initial.card is None or "preprocess" in allow:
         return opened
     try:
-        return Store.open(path, preprocess=begin.card.preprocess)
+        return Store.open(path, preprocess=initial.card.preprocess)
     except UserError as error:
         if takes != {2} or held != {3}:
             raise
@@ -75,12 +75,12 @@ def misfit(takes: Collection[int], held: Collection[int], size: Sequence[int] | 
     return f"the encoder takes {own}, {key} {list(size)} has {len(size)} axes, the store holds {scans}: choose {remedy}"
 
 
-def _axes_of(begin: Start) -> set[int]:
+def _axes_of(initial: InitialWeights) -> set[int]:
     """Numbers of axes that the encoder takes; none where it cannot be made without memory."""
-    arguments = begin.encoder.init_args
-    bare = replace(begin.encoder, init_args=arguments | ({"pretrained": False} if "pretrained" in arguments else {}))
+    arguments = initial.encoder.init_args
+    bare = replace(initial.encoder, init_args=arguments | ({"pretrained": False} if "pretrained" in arguments else {}))
     try:
         with torch.device("meta"):
-            return set(make_encoder(bare, "encoder" if begin.card is None else CARD, begin.trust).ndims)
+            return set(make_encoder(bare, "encoder" if initial.card is None else CARD, initial.trust).ndims)
     except (RuntimeError, NotImplementedError):
         return set()

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from medssl.encoders.tensors import read_tensors, refuse_strange
 from medssl.encoders.weights import CARD, WEIGHTS, Report, load, misfit, read_card
 from medssl.io.documents import read_yaml
 from medssl.training.checkpoint import checkpoints
-from medssl.training.initial_weights import brings_weights, run_of, seen_by, seen_by_file, tell_keys
+from medssl.training.initial_weights import InitialWeights, brings_weights, log_keys, run_of
 from medssl.types import Card, Imported, UserError
-from medssl.types.provenance import Seen
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,68 +19,55 @@ if TYPE_CHECKING:
 
     from medssl.objectives.base import Objective
     from medssl.training.checkpoint import RunFolder
-    from medssl.types import Preprocess
 
 REST = "objective.safetensors"
-OWN = "first weights: those that the encoder brings (pretrained), of which nothing tells whom they have seen"
+WEIGHTS_OF_ENCODER = (
+    "first weights: those that the encoder brings (pretrained), of which nothing tells whom they have seen"
+)
 
 
-@dataclass(frozen=True)
-class Begin:
-    """Where the first weights come from.
-
-    Attributes:
-        notes: What became of them, for the first line of the run.
-        digest: Names them in ``config.yaml`` without a path; None where they are random.
-        seen: Subjects that they have seen.
-        preprocess: Rules that their scans were stored by, where that is known.
-    """
-
-    notes: tuple[str, ...] = ()
-    digest: str | None = None
-    seen: Seen = field(default_factory=Seen)
-    preprocess: Preprocess | None = None
-
-
-def begin_again(folder: RunFolder, init: Path | None) -> Begin | None:
-    """What a run that has a checkpoint began with: its weights are in there, and its source need not be there still.
+def weights_of_former_start(folder: RunFolder, pretrained: Path | None, made: Imported) -> InitialWeights | None:
+    """Initial weights of a run that has a checkpoint: the run no longer needs them, nor the place they came from.
 
     Args:
         folder: Of the run.
-        init: As of the command line; the run itself stands for what it began with.
+        pretrained: As of the command line; the run itself stands for what it started from.
+        made: What the encoder is made of.
 
     Returns:
-        None where there is no checkpoint, or it began with no other weights.
+        None where there is no checkpoint, or the run started from no other weights.
 
     Raises:
         UserError: The source has changed.
     """
     file = folder.path / "config.yaml"
-    if init is None or not file.exists() or not checkpoints(folder.checkpoints):
+    if pretrained is None or not file.exists() or not checkpoints(folder.checkpoints):
         return None
     former = read_yaml(file).get("init")
     if former is None:
         return None
-    source, itself = run_of(init), init.resolve() == folder.path.resolve()
+    source, itself = run_of(pretrained), pretrained.resolve() == folder.path.resolve()
     if source.exists() and not itself and (now := digest_of(source)) != former:
         message = f"the run {folder.path.name}/ started from other weights ({former} there, {now} here)"
         hint = f"Give {folder.path} itself to continue from its own checkpoint, or choose another run folder."
-        raise UserError(message, key="pretrained", got=str(init), hint=hint)
-    card = folder.path / CARD  # lacks where the run was killed between its first checkpoint and the card
-    seen = read_card(folder.path).subjects if card.exists() else Seen(complete=False)
-    return Begin((f"first weights: {former}",), former, seen)
+        raise UserError(message, key="pretrained", got=str(pretrained), hint=hint)
+    # a run that was killed between its first checkpoint and the card has no card
+    card = read_card(folder.path) if (folder.path / CARD).exists() else None
+    return InitialWeights(made, folder.path / WEIGHTS, card, former, notes=(f"first weights: {former}",))
 
 
-def begin(objective: Objective, init: Path | None, minimum: float, made: Imported) -> Begin:
-    """Fills an objective with the weights of ``init``.
+def load_initial_weights(
+    objective: Objective, pretrained: Path | None, minimum: float, made: Imported
+) -> InitialWeights:
+    """Fills an objective with weights.
 
     Of a run, the encoder and, where the objective is of the same class, everything else that fits by name and shape; of
     a file, the encoder alone. Every key that is adapted, missing (with its shapes, where these differ) or unexpected is
-    printed.
+    logged.
 
     Args:
         objective: With fresh weights.
-        init: Run folder, or a file of weights; None leaves the weights as they are.
+        pretrained: Run folder, or a file of weights; None leaves the weights as they are.
         minimum: Smallest share of the encoder's keys that must be filled.
         made: What the encoder was made of; it may bring weights of its own (``pretrained``).
 
@@ -92,34 +77,33 @@ def begin(objective: Objective, init: Path | None, minimum: float, made: Importe
     if not 0 <= minimum <= 1:
         message = "no share"
         raise UserError(message, key="pretrained_minimum", got=minimum, expected="a share from 0 to 1")
-    if init is None:
-        if not brings_weights(made):
-            refuse_random(objective)
-            return Begin()
-        return Begin((OWN,), seen=Seen(complete=False))
-    init = run_of(init)
-    if not init.exists():
+    if pretrained is None:
+        if brings_weights(made):
+            return InitialWeights(made, digest="pretrained", notes=(WEIGHTS_OF_ENCODER,))
+        refuse_random(objective)
+        return InitialWeights(made)
+    source = run_of(pretrained)
+    if not source.exists():
         message = "there is no such folder or file"
-        raise UserError(message, key="pretrained", got=str(init))
-    card = read_card(init) if init.is_dir() else None
-    weights = init if card is None else init / WEIGHTS
+        raise UserError(message, key="pretrained", got=str(source))
+    card = read_card(source) if source.is_dir() else None
+    weights = source if card is None else source / WEIGHTS
     if not weights.exists():
         message = f"the folder has {CARD} but no {WEIGHTS}"
-        raise UserError(message, key="pretrained", got=str(init))
+        raise UserError(message, key="pretrained", got=str(source))
     report = load(objective.encoder, weights, minimum=minimum)
-    tell_keys(report)
+    log_keys(report)
     objective.after_load()
-    own = Seen(complete=not brings_weights(made))
-    if card is None:
-        return Begin((f"encoder: {report}",), digest_of(init), own | seen_by_file(init))
-    notes = (f"encoder of step {card.step}: {report}", fill_rest(objective, init / REST, card))
-    return Begin(notes, digest_of(init), own | seen_by(card), card.preprocess)
+    notes: tuple[str, ...] = (f"encoder: {report}",)
+    if card is not None:
+        notes = (f"encoder of step {card.step}: {report}", fill_rest(objective, source / REST, card))
+    return InitialWeights(made, weights, card, digest_of(source), notes=notes)
 
 
-def digest_of(init: Path) -> str:
+def digest_of(source: Path) -> str:
     """Names a file of weights, or those of a run folder, by what is in them."""
     digest = hashlib.sha256()
-    for file in (init / WEIGHTS, init / REST) if init.is_dir() else (init,):
+    for file in (source / WEIGHTS, source / REST) if source.is_dir() else (source,):
         digest.update(file.read_bytes() if file.exists() else b"")
     return digest.hexdigest()[:16]
 
@@ -159,7 +143,7 @@ def fill_rest(objective: Objective, file: Path, card: Card) -> str:
         unexpected=tuple(key for key in tensors if key not in own),
         unfit={key: misfit(key, tensors[key], own[key]) for key in shared if key not in fitting},
     )
-    tell_keys(report, " in the objective")
+    log_keys(report, " in the objective")
     return (
         f"{len(fitting)} of {len(own)} keys of the rest of the objective: {len(report.missing)} missing, "
         f"{len(report.unfit)} of them of another shape, {len(report.unexpected)} unexpected"

@@ -1,4 +1,4 @@
-"""What a fine-tuning starts from: the weights of a run, a file of weights, or none."""
+"""Initial weights: those of a run, of a file, or random ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medssl.io.trust import named_in
 from medssl.training import describe
 from medssl.training.distributed import layout
 from medssl.types import Card, Imported, UserError
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -33,54 +33,56 @@ Allowed = Literal["seen", "channels", "preprocess"]
 
 
 @dataclass(frozen=True)
-class Start:
-    """An encoder as a description, and where its weights come from.
+class InitialWeights:
+    """An encoder as a description, and the weights that training starts from.
 
     Attributes:
         encoder: Import path and arguments.
         weights: File of weights; None starts from those that the encoder is made with.
-        card: Card of the run that the weights come from, or that the twin is a twin of.
+        card: Card of the run that the weights, or the description of the encoder alone, come from.
         digest: Names the weights in ``config.yaml`` without a path: a digest of the file, "random", or "pretrained"
             where the encoder brings its own.
         trust: Import paths of classes that may be built: those that the command names, whatever a card says.
+        notes: What became of the weights, for the first line of a run.
     """
 
     encoder: Imported
-    weights: Path | None
-    card: Card | None
-    digest: str
+    weights: Path | None = None
+    card: Card | None = None
+    digest: str = "random"
     trust: frozenset[str] = field(default=frozenset(), compare=False)
+    notes: tuple[str, ...] = ()
 
     @property
-    def seen(self) -> Seen:
-        """Subjects that the weights have seen, with labels or without."""
-        own = Seen(complete=not brings_weights(self.encoder))
+    def provenance(self) -> Provenance:
+        """Subjects that the weights were trained on, with labels or without."""
+        of_encoder = Provenance(complete=not brings_weights(self.encoder))
         if self.weights is None:
-            return own
-        return own | (seen_by(self.card) if self.card else seen_by_file(self.weights))
+            return of_encoder
+        return of_encoder | (provenance_of(self.card) if self.card else provenance_of_file(self.weights))
 
     @property
     def labeled(self) -> tuple[str, ...]:
-        """Subjects whose labels these weights have seen, known even where those of pretraining are not."""
+        """Subjects whose labels these weights were trained on, known even where those of pretraining are not."""
         tuned = None if self.card is None or self.weights is None else self.card.tuned
         return () if tuned is None else tuned.subjects
 
 
-def start_of(
+def read_initial_weights(
     pretrained: Path | None,
     encoder: Callable[[], Encoder] | None,
     *,
     from_scratch: bool,
     trust: Collection[str] = (),
-) -> Start:
-    """Reads what the command line says about the start; no weights are loaded yet, no class of a card is imported.
+) -> InitialWeights:
+    """Finds the weights to start from; none are loaded yet, and no class of a card is imported.
 
     Raises:
         UserError: Neither an encoder nor a run to take it from, no such file, a run folder without a card, or an
             encoder from scratch that brings weights.
     """
     given = None if encoder is None else describe.imported(describe.plain(encoder, "encoder"))
-    mine = frozenset(trust) | frozenset(() if given is None else named_in(asdict(given)))
+    allowed = frozenset(trust) | frozenset(() if given is None else named_in(asdict(given)))
     if from_scratch and given is not None and brings_weights(given):
         message = "from_scratch, and encoder.pretrained true: the encoder would bring weights; leave one of them out"
         raise UserError(message)
@@ -88,7 +90,7 @@ def start_of(
         if given is None:
             message = "nothing to start from: give pretrained, or an encoder for random weights"
             raise UserError(message)
-        return Start(given, None, None, "pretrained" if brings_weights(given) else "random", mine)
+        return InitialWeights(given, None, None, "pretrained" if brings_weights(given) else "random", allowed)
     pretrained = run_of(pretrained)
     if not pretrained.exists():
         message = "there is no such folder or file"
@@ -107,15 +109,15 @@ def start_of(
     else:
         card, weights, wanted = None, pretrained, given
     if from_scratch:
-        return Start(wanted, None, card, "random", mine)
+        return InitialWeights(wanted, None, card, "random", allowed)
     digest = hashlib.sha256(weights.read_bytes())
     if (file := decoder_of(weights)) is not None:
         digest.update(file.read_bytes())
-    return Start(wanted, weights, card, digest.hexdigest()[:16], mine)
+    return InitialWeights(wanted, weights, card, digest.hexdigest()[:16], allowed)
 
 
 def brings_weights(encoder: Imported) -> bool:
-    """Whether an encoder is made with weights of its own, of which nothing tells whom they have seen."""
+    """Whether an encoder is made with weights of its own, of which no subjects are known."""
     return bool(encoder.init_args.get("pretrained"))
 
 
@@ -125,16 +127,16 @@ def run_of(path: Path) -> Path:
     return path.parent if path.name in pair and all((path.parent / name).exists() for name in pair) else path
 
 
-def seen_by(card: Card) -> Seen:
-    """Whom the weights of a card have seen, with labels or without."""
-    return card.subjects | Seen(card.tuned.subjects if card.tuned else ())
+def provenance_of(card: Card) -> Provenance:
+    """Subjects that the weights of a card were trained on, with labels or without."""
+    return card.subjects | Provenance(card.tuned.subjects if card.tuned else ())
 
 
-def seen_by_file(file: Path) -> Seen:
-    """Whom the weights of a file have seen: never known, but in a run folder whoever its card names is among them."""
+def provenance_of_file(file: Path) -> Provenance:
+    """Provenance of a file of weights: not known, but in a run folder the subjects of its card are among them."""
     folder = file.parent.parent if file.parent.name == "checkpoints" else file.parent
-    unknown = Seen(complete=False)
-    return unknown | seen_by(read_card(folder)) if (folder / CARD).exists() else unknown
+    unknown = Provenance(complete=False)
+    return unknown | provenance_of(read_card(folder)) if (folder / CARD).exists() else unknown
 
 
 def decoder_of(weights: Path | None) -> Path | None:
@@ -143,54 +145,58 @@ def decoder_of(weights: Path | None) -> Path | None:
     return file if file is not None and file.exists() else None
 
 
-def with_channels(start: Start, channels: int, allow: Sequence[Allowed]) -> Start:
-    """The start for scans of ``channels`` channels.
+def with_channels(initial: InitialWeights, channels: int, allow: Sequence[Allowed]) -> InitialWeights:
+    """The same weights for scans of ``channels`` channels.
 
     Raises:
         UserError: The encoder takes another number, and "channels" is not allowed.
     """
-    own = start.encoder.init_args.get("in_channels", 1)
+    own = initial.encoder.init_args.get("in_channels", 1)
     if own == channels:
-        return start
+        return initial
     if "channels" not in allow:
         message = (
             f"the encoder takes {own} channel(s), the scans of the store have {channels}: choose other scans, or "
             "set allow to channels to spread the weights of the first layer"
         )
         raise UserError(message)
-    return replace(start, encoder=replace(start.encoder, init_args=start.encoder.init_args | {"in_channels": channels}))
+    return replace(
+        initial, encoder=replace(initial.encoder, init_args=initial.encoder.init_args | {"in_channels": channels})
+    )
 
 
-def with_drop_path(start: Start, chance: float | None) -> Start:
-    """The start with another probability of dropping residual branches; None leaves the encoder's own.
+def with_drop_path(initial: InitialWeights, chance: float | None) -> InitialWeights:
+    """The same weights with another probability of dropping residual branches; None leaves the encoder's own.
 
     Raises:
         UserError: The encoder has no such argument.
     """
     if chance is None:
-        return start
-    if "drop_path" not in inspect.signature(encoder_class(start.encoder, "encoder", start.trust)).parameters:
-        name = start.encoder.class_path.rpartition(".")[2]
+        return initial
+    if "drop_path" not in inspect.signature(encoder_class(initial.encoder, "encoder", initial.trust)).parameters:
+        name = initial.encoder.class_path.rpartition(".")[2]
         message = f"optimizer.drop_path {chance}: {name} has no drop_path, as transformers have; set it to null"
         raise UserError(message)
-    return replace(start, encoder=replace(start.encoder, init_args=start.encoder.init_args | {"drop_path": chance}))
+    return replace(
+        initial, encoder=replace(initial.encoder, init_args=initial.encoder.init_args | {"drop_path": chance})
+    )
 
 
-def fill(encoder: Encoder, start: Start) -> Report | None:
-    """Loads the weights of the start into an encoder; returns what became of every key.
+def load_encoder(encoder: Encoder, initial: InitialWeights) -> Report | None:
+    """Loads initial weights into an encoder; returns what became of every key.
 
     Raises:
         UserError: The file cannot be read, or fills fewer than 90 % of the encoder's keys.
     """
-    return None if start.weights is None else load(encoder, start.weights, minimum=0.9)
+    return None if initial.weights is None else load(encoder, initial.weights, minimum=0.9)
 
 
-def first_weights(start: Start) -> str:
-    """What the first line says of a start without a file."""
-    return "the encoder's own pretrained weights" if brings_weights(start.encoder) else "random weights"
+def weights_in_words(initial: InitialWeights) -> str:
+    """What the first line says of weights that are in no file."""
+    return "the encoder's own pretrained weights" if brings_weights(initial.encoder) else "random weights"
 
 
-def tell_keys(report: Report, where: str = "") -> None:
+def log_keys(report: Report, where: str = "") -> None:
     """Logs each key that was not simply loaded, and shapes that do not fit, in the first process."""
     for name, keys in (("adapted", report.adapted), ("missing", report.missing), ("unexpected", report.unexpected)):
         for key in keys if layout().first else ():
@@ -198,13 +204,13 @@ def tell_keys(report: Report, where: str = "") -> None:
             log.info(f"{name}{where}: {key}" + (f" ({more})" if more else ""))
 
 
-def fill_decoder(head: Head, start: Start) -> str:
+def load_decoder(head: Head, initial: InitialWeights) -> str:
     """Loads the first steps of a decoder that pretraining trained into that of the head; returns a note, or nothing.
 
     Raises:
         UserError: The head's decoder is another one.
     """
-    file = decoder_of(start.weights)
+    file = decoder_of(initial.weights)
     if file is None:
         return ""
     tensors, own = read_tensors(file), head.state_dict()
@@ -227,7 +233,7 @@ def fill_decoder(head: Head, start: Start) -> str:
     return f"{len(fitting)} of the {sum(name.startswith('decoder.') for name in own)} keys of the decoder too"
 
 
-def refuse_seen(store: Store, start: Start, allow: Sequence[Allowed]) -> str:
+def refuse_seen(store: Store, initial: InitialWeights, allow: Sequence[Allowed]) -> str:
     """Refuses weights that have seen subjects of the store's split "test".
 
     Returns:
@@ -237,7 +243,7 @@ def refuse_seen(store: Store, start: Start, allow: Sequence[Allowed]) -> str:
         UserError: Counts the subjects.
     """
     test = store.subjects_of_split("test")
-    seen = overlap(test, start.seen.known)
+    seen = overlap(test, initial.provenance.known)
     if seen and "seen" not in allow:
         message = (
             f"pretraining has seen {len(seen)} of the {len(test)} subjects of split 'test': results there would be too "
@@ -246,6 +252,6 @@ def refuse_seen(store: Store, start: Start, allow: Sequence[Allowed]) -> str:
         raise UserError(message)
     told = f"{len(seen)} of the {len(test)} subjects of split 'test' were seen in pretraining (allowed)"
     notes = [told] if seen else []
-    if test and not start.seen.complete:
+    if test and not initial.provenance.complete:
         notes.append("not all subjects that pretraining has seen are known: a test subject may be among the others")
     return "; ".join(notes)

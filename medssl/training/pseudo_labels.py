@@ -14,7 +14,7 @@ from medssl.data.store.store import Store
 from medssl.io.documents import read_json
 from medssl.ops.draws import keyed_generator
 from medssl.types import UserError
-from medssl.types.provenance import Seen, as_written
+from medssl.types.provenance import Provenance, facts_of_json
 
 if TYPE_CHECKING:
     from medssl.types import LabelSchema
@@ -58,10 +58,10 @@ class Behind:
     """
 
     labeled: tuple[str, ...] = ()
-    pretrained: Seen = field(default_factory=Seen)
+    pretrained: Provenance = field(default_factory=Provenance)
 
 
-def _provenance_facts(seen: Seen) -> dict[str, Any]:
+def _provenance_facts(seen: Provenance) -> dict[str, Any]:
     return {"known": sorted(seen.known), "complete": seen.complete}
 
 
@@ -74,8 +74,8 @@ def subjects_behind(pseudo: PseudoLabels) -> Behind:
     if pseudo.labels is None:
         return Behind()
     facts = facts_of(pseudo.labels)
-    pretrained = as_written(facts.get("pretrained"))
-    return Behind(tuple(facts.get("labelled", ())), Seen(tuple(pretrained["known"]), pretrained["complete"]))
+    pretrained = facts_of_json(facts.get("pretrained"))
+    return Behind(tuple(facts.get("labelled", ())), Provenance(tuple(pretrained["known"]), pretrained["complete"]))
 
 
 def refuse_test_subjects(store: Store, subjects: Behind, *, allowed: bool) -> list[str]:

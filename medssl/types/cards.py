@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from medssl.types.preprocess import Imported, Preprocess
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 from medssl.types.scans import LabelSchema
 
 
@@ -55,7 +55,7 @@ class Card:
     preprocess: Preprocess
     objective: Imported | None
     index_digest: str
-    subjects: Seen
+    subjects: Provenance
     step: int
     versions: dict[str, str]
     tuned: Tuned | None = None

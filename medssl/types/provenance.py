@@ -1,4 +1,4 @@
-"""Whom weights have seen."""
+"""Provenance of weights: the subjects that they were trained on."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Subjects that weights have seen in pretraining.
+class Provenance:
+    """Subjects that weights were trained on without labels.
 
     Attributes:
         known: Keyed digests of those that are known.
@@ -18,11 +18,13 @@ class Seen:
     known: tuple[str, ...] = ()
     complete: bool = True
 
-    def __or__(self, other: Seen) -> Seen:
-        """Whom weights have seen that come from both."""
-        return Seen(tuple(sorted({*self.known, *other.known})), self.complete and other.complete)
+    def __or__(self, other: Provenance) -> Provenance:
+        """Provenance of weights that come from both."""
+        return Provenance(tuple(sorted({*self.known, *other.known})), self.complete and other.complete)
 
 
-def as_written(told: Any) -> Any:
-    """What JSON tells of ``Seen``; older files have a list of all subjects, or null where none is known."""
-    return {"known": told or [], "complete": told is not None} if told is None or isinstance(told, list) else told
+def facts_of_json(value: Any) -> Any:
+    """Fields of ``Provenance`` in JSON; older files have a list of all subjects, or null where none is known."""
+    if value is None or isinstance(value, list):
+        return {"known": value or [], "complete": value is not None}
+    return value

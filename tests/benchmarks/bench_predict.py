@@ -57,7 +57,7 @@ def write_network(folder: Path, spacing: float) -> None:
     from medssl.heads.weights import save_network
     from medssl.io.configurations import config_folder
     from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned
-    from medssl.types.provenance import Seen
+    from medssl.types.provenance import Provenance
 
     torch.manual_seed(0)
     fragment = yaml.safe_load((config_folder() / "encoders" / "resenc_small_3d.yaml").read_text())
@@ -65,7 +65,9 @@ def write_network(folder: Path, spacing: float) -> None:
     schema = LabelSchema("mask", tuple((n, name) for n, name in enumerate(("background", "a", "b", "c", "d"))))
     tuned = Tuned(Imported("medssl.heads.segmentation.UNet"), schema, WINDOW, 2, ())
     preprocess = Preprocess(spacing_mm=(spacing,) * 3 if spacing else None)
-    card = Card(Imported(fragment["class_path"], fragment["init_args"]), preprocess, None, "", Seen(), 1, {}, tuned)
+    card = Card(
+        Imported(fragment["class_path"], fragment["init_args"]), preprocess, None, "", Provenance(), 1, {}, tuned
+    )
     save_network(folder, Network(encoder, UNet(encoder, schema)), card)
 
 

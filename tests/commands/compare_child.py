@@ -23,7 +23,7 @@ from medssl.data.store.store import Store
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.weights import save_encoder
 from medssl.types import Card, Imported, Preprocess
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 ENCODER = {"in_channels": 1, "ndim": 3, "channels": (4, 8), "strides": ((1, 1, 1), (2, 2, 2)), "blocks": (1, 1)}
 
@@ -82,7 +82,7 @@ def made(folder: Path) -> Path:
         torch.manual_seed(number)
         card = Card(
             Imported("medssl.encoders.resenc.ResEnc", ENCODER), store.preprocess, None, "digest",
-            Seen(store.subjects_of_split("train")), 7, {},
+            Provenance(store.subjects_of_split("train")), 7, {},
         )  # fmt: skip
         save_encoder(below / name, ResEnc(**ENCODER), card)
     return below

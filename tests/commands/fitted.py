@@ -8,7 +8,7 @@ from medssl.encoders.base import Encoder
 from medssl.heads.base import Head, Network
 from medssl.heads.weights import save_network
 from medssl.types import Card, Features, Imported, IntensityRule, IntensityRules, LabelSchema, Preprocess, Tuned
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 TISSUES = LabelSchema("mask", ((0, "background"), (5, "tissue"), (9, "bone")))
 KINDS = LabelSchema("diagnosis", ((0, "dark"), (1, "bright")))
@@ -89,7 +89,7 @@ def bands(array):
 def save(folder, head=Bands, *, schema=TISSUES, window=(8, 8, 8), preprocess=RAW, subjects=(), **more):
     """A run folder; ``more``: slice_axis, channels, seen (in pretraining), trained_on, arguments of the head."""
     trained_on = more.pop("trained_on", None)
-    slice_axis, channels, seen = more.pop("slice_axis", 2), more.pop("channels", 1), more.pop("seen", Seen())
+    slice_axis, channels, seen = more.pop("slice_axis", 2), more.pop("channels", 1), more.pop("seen", Provenance())
     ndim = len(window)
     encoder = Imported("commands.fitted.Plain", {"ndim": ndim, "in_channels": channels})
     tuned = Tuned(

@@ -25,7 +25,7 @@ from medssl.encoders.resenc import ResEnc
 from medssl.encoders.weights import save_encoder
 from medssl.training.optim import FineTuning
 from medssl.types import Card, Imported, Preprocess
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 TESTS = Path(__file__).parent.parent
 ENCODER = {"in_channels": 1, "ndim": 3, "channels": (4, 8), "strides": ((1, 1, 1), (2, 2, 2)), "blocks": (1, 1)}
@@ -103,7 +103,7 @@ def place(tmp_path_factory):
     ):
         card = Card(
             Imported("medssl.encoders.resenc.ResEnc", ENCODER), preprocess, None, "digest",
-            Seen(store.subjects_of_split(split)), 7, {},
+            Provenance(store.subjects_of_split(split)), 7, {},
         )  # fmt: skip
         torch.manual_seed(0)
         save_encoder(below / name, ResEnc(**ENCODER), card)
@@ -157,7 +157,7 @@ def test_what_is_not_known_of_pretraining_is_said_before_anything_is_trained(pla
     store = Store.open(place / "store")
     card = Card(
         Imported("medssl.encoders.resenc.ResEnc", ENCODER), store.preprocess, None, "digest",
-        Seen(complete=False), 7, {},
+        Provenance(complete=False), 7, {},
     )  # fmt: skip
     save_encoder(tmp_path / "unknown", ResEnc(**ENCODER), card)
     plan.initial_weights_of("spark", tmp_path / "unknown", store, FineTuning(), ())

@@ -20,9 +20,9 @@ from medssl.encoders.base import Encoder
 from medssl.encoders.weights import load_card
 from medssl.objectives.base import Objective
 from medssl.objectives.global_local import LocalContrast
-from medssl.training.continuing import OWN, Begin, begin
+from medssl.training.continuing import WEIGHTS_OF_ENCODER, load_initial_weights
 from medssl.types import Batch, Geometry, Imported, Loss, Preprocess, Step, UserError, ViewPlan, ViewSpec
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 ENCODER = {
     "class_path": "medssl.encoders.resenc.ResEnc",
@@ -126,7 +126,7 @@ def test_a_run_goes_on_without_the_weights_that_it_began_with(place, tmp_path):
     code, said = pretrain(place, run, GLOBAL, *words, steps=4)
     assert (code, "going on after step 3" in said) == (0, True), said
     assert f"; first weights: {config['init']}" in said.splitlines()[0]
-    assert load_card(run).subjects == seen == Seen(tuple(sorted(seen.known)))
+    assert load_card(run).subjects == seen == Provenance(tuple(sorted(seen.known)))
     assert yaml.safe_load((run / "config.yaml").read_text())["init"] == config["init"]
 
 
@@ -208,11 +208,12 @@ def test_a_decoder_is_not_trained_on_an_encoder_that_stays_random(place, tmp_pat
 
 def test_an_encoder_that_was_made_with_weights_may_stay_as_it_is():
     frozen = LocalContrast(ToyEncoder().requires_grad_(False), view=ViewSpec((16, 16, 8), geometry=STILL), steps=1)
-    own = Begin((OWN,), seen=Seen(complete=False))
-    assert begin(frozen, None, 0.9, Imported("Made", {"pretrained": True})) == own
+    initial = load_initial_weights(frozen, None, 0.9, Imported("Made", {"pretrained": True}))
+    assert (initial.weights, initial.notes) == (None, (WEIGHTS_OF_ENCODER,))
+    assert initial.provenance == Provenance(complete=False)
     for given in ({}, {"pretrained": False}):
-        with pytest.raises(UserError, match="LocalContrast leaves the encoder as it is, and its weights are random"):
-            begin(frozen, None, 0.9, Imported("Made", given))
+        with pytest.raises(UserError, match="LocalContrast does not train the encoder, and the encoder's weights"):
+            load_initial_weights(frozen, None, 0.9, Imported("Made", given))
 
 
 class Bare(Objective):
@@ -266,7 +267,7 @@ def test_whoever_the_first_weights_have_seen_counts_as_seen(place, tmp_path):
     assert code == 0, said
     store = Store.open(place / "store")
     both = {*store.subjects_of_split("train"), *store.subjects_of_split("val")}
-    assert load_card(tmp_path / "val").subjects == Seen(tuple(sorted(both)))
+    assert load_card(tmp_path / "val").subjects == Provenance(tuple(sorted(both)))
     beside, _ = pretrain(place, tmp_path / "beside", GLOBAL, f"--pretrained={place / 'global/encoder.safetensors'}",
                          "--data.split=val")  # fmt: skip
     assert beside == 0
@@ -274,7 +275,7 @@ def test_whoever_the_first_weights_have_seen_counts_as_seen(place, tmp_path):
     last = place / "global/checkpoints/last.pt"
     checkpoint, _ = pretrain(place, tmp_path / "checkpoint", GLOBAL, f"--pretrained={last}", "--data.split=val")
     assert checkpoint == 0
-    assert load_card(tmp_path / "checkpoint").subjects == Seen(tuple(sorted(both)), complete=False)
+    assert load_card(tmp_path / "checkpoint").subjects == Provenance(tuple(sorted(both)), complete=False)
     rest = [load_file(tmp_path / run / "objective.safetensors") for run in ("val", "beside")]
     assert all(torch.equal(rest[0][key], rest[1][key]) for key in rest[0])
 
@@ -287,7 +288,7 @@ def test_whom_a_run_itself_has_seen_is_known_whatever_its_first_weights_were(pla
     assert code == 0, said
     store = Store.open(place / "store")
     everyone = tuple(sorted(store.subjects_of_split(None)))
-    assert load_card(tmp_path / "all").subjects == Seen(everyone, complete=False)
+    assert load_card(tmp_path / "all").subjects == Provenance(everyone, complete=False)
     words = [
         "--config=segment_3d_small", f"--store={place / 'store'}", f"--run={tmp_path / 'tuned'}",
         f"--pretrained={tmp_path / 'all'}", "--data.view.size=[16,16,8]", "--training.steps=1", "--labels=2",
@@ -304,7 +305,7 @@ def test_whom_a_run_itself_has_seen_is_known_whatever_its_first_weights_were(pla
         "3 of the 3 subjects of split 'test' were seen in pretraining (allowed); not all subjects that pretraining has "
         "seen are known: a test subject may be among the others"
     ) in said
-    assert load_card(tmp_path / "tuned").subjects == Seen(everyone, complete=False)
+    assert load_card(tmp_path / "tuned").subjects == Provenance(everyone, complete=False)
 
 
 def test_heads_that_are_not_finite_are_refused(place, tmp_path):

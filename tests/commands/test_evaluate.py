@@ -24,7 +24,7 @@ from medssl.inference.predictor import Windows, segment
 from medssl.metrics import cases, tables
 from medssl.metrics.calibration import temperature
 from medssl.types import LabelSchema, Preprocess, UserError
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 NAMES = "0=background,5=tissue,9=bone"
 LEFT = np.diag([-0.8, -1.0, 2.5, 1.0])
@@ -172,7 +172,7 @@ def test_a_classification(tmp_path, out):
     with pytest.raises(UserError, match="none of the 6 scans of split 'test' is labeled with 'diagnosis'"):
         evaluate(fitted.save(tmp_path / "run", fitted.Mean, schema=KINDS, window=(8, 8)), index=file, out=out)
     kinds = LabelSchema("class", KINDS.classes)
-    run = fitted.save(tmp_path / "run2", fitted.Mean, schema=kinds, window=(8, 8), seen=Seen(complete=False))
+    run = fitted.save(tmp_path / "run2", fitted.Mean, schema=kinds, window=(8, 8), seen=Provenance(complete=False))
     file.unlink()
     with Index.open(file, create=True, root=tmp_path) as index:
         labels = LabelOptions(classes="folder", split="test=1.0")

@@ -29,9 +29,9 @@ from medssl.encoders.weights import load_card, save_encoder
 from medssl.heads.segmentation import UNet
 from medssl.heads.weights import load_network
 from medssl.training.checkpoint import differing
-from medssl.training.initial_weights import Start, first_weights, start_of
+from medssl.training.initial_weights import InitialWeights, read_initial_weights, weights_in_words
 from medssl.types import Card, Imported, LabelSchema, Preprocess, UserError
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 TESTS = Path(__file__).parent.parent
 ENCODER = {"in_channels": 1, "ndim": 3, "channels": (4, 8), "strides": ((1, 1, 1), (2, 2, 2)), "blocks": (1, 1)}
@@ -58,7 +58,7 @@ def encoder_for(below: Path, *, name: str = "pretrained", subjects=None, **chang
     torch.manual_seed(5)
     seen = store.subjects_of_split("train") if subjects is None else subjects
     described = Imported("medssl.encoders.resenc.ResEnc", arguments)
-    card = Card(described, store.preprocess, None, "digest", Seen(seen), 7, {})
+    card = Card(described, store.preprocess, None, "digest", Provenance(seen), 7, {})
     save_encoder(below / name, ResEnc(**arguments), card)
     return below / name
 
@@ -135,11 +135,11 @@ def test_the_card_says_what_the_network_is(call, place, tmp_path):
 
 
 def test_the_twin_has_the_same_recipe_and_head_but_random_weights(place):
-    with_weights = start_of(place / "volumes/pretrained", None, from_scratch=False)
-    twin = start_of(place / "volumes/pretrained", None, from_scratch=True)
-    assert (twin.encoder, twin.digest, twin.seen) == (with_weights.encoder, "random", Seen())
+    with_weights = read_initial_weights(place / "volumes/pretrained", None, from_scratch=False)
+    twin = read_initial_weights(place / "volumes/pretrained", None, from_scratch=True)
+    assert (twin.encoder, twin.digest, twin.provenance) == (with_weights.encoder, "random", Provenance())
     schema = LabelSchema("mask", ((0, "background"), (1, "left")))
-    networks = [finetune.build(begin, UNet, schema, 3)[0] for begin in (with_weights, twin, twin)]
+    networks = [finetune.build(initial, UNet, schema, 3)[0] for initial in (with_weights, twin, twin)]
     states = [network.state_dict() for network in networks]
     heads = [name for name in states[0] if name.startswith("head.")]
     assert heads
@@ -220,21 +220,21 @@ def test_a_file_of_weights_reports_every_key(call, place, tmp_path):
     assert f"missing: {dropped}" in said
     assert "unexpected: extra.weight" in said
     assert "not all subjects that pretraining has seen are known: a test subject may be among the others" in said
-    assert load_card(tmp_path / "run").subjects == Seen(complete=False)
+    assert load_card(tmp_path / "run").subjects == Provenance(complete=False)
 
 
 TIMM = Imported("medssl.encoders.timm2d.Timm2d", {"model": "resnet10t", "in_channels": 1, "pretrained": True})
 
 
 def test_weights_that_an_encoder_brings_are_not_called_random(place):
-    begin = start_of(None, functools.partial(Timm2d, **TIMM.init_args), from_scratch=False)
-    assert begin == Start(TIMM, None, None, "pretrained")
-    assert begin.seen == Seen(complete=False)
-    assert first_weights(begin) == "the encoder's own pretrained weights"
+    initial = read_initial_weights(None, functools.partial(Timm2d, **TIMM.init_args), from_scratch=False)
+    assert initial == InitialWeights(TIMM, None, None, "pretrained")
+    assert initial.provenance == Provenance(complete=False)
+    assert weights_in_words(initial) == "the encoder's own pretrained weights"
     message = "--from-scratch, and encoder.pretrained true: the encoder would bring weights; leave one of them out"
     for run in (None, place / "pictures/pretrained"):
         with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-            start_of(run, functools.partial(Timm2d, **TIMM.init_args), from_scratch=True)
+            read_initial_weights(run, functools.partial(Timm2d, **TIMM.init_args), from_scratch=True)
 
 
 def test_a_key_that_is_gone_says_what_does_its_work(call, tmp_path):

@@ -30,7 +30,7 @@ from medssl.metrics import tables
 from medssl.metrics.calibration import Scaling
 from medssl.metrics.cases import ClassificationRow
 from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned, UserError
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 TURN = np.linalg.qr(np.array([[-1.0, 0.2, 0.1], [0.1, 1.0, 0.3], [0.0, -0.3, 1.0]]))[0]
 OBLIQUE = np.block([[TURN * (0.8, 0.9, 2.5), np.array([[30.0], [-12.0], [7.0]])], [np.zeros((1, 3)), np.ones((1, 1))]])
@@ -176,7 +176,9 @@ def test_a_real_network_of_encoder_and_decoder(tmp_path, files, out):
     torch.manual_seed(0)
     encoder = ResEnc(**arguments)
     tuned = Tuned(Imported("medssl.heads.segmentation.UNet"), TISSUES, (8, 8, 8), 2, ())
-    card = Card(Imported("medssl.encoders.resenc.ResEnc", arguments), Preprocess(), None, "", Seen(), 1, {}, tuned)
+    card = Card(
+        Imported("medssl.encoders.resenc.ResEnc", arguments), Preprocess(), None, "", Provenance(), 1, {}, tuned
+    )
     save_network(tmp_path / "run", Network(encoder, UNet(encoder, TISSUES)), card)
     write_nifti(tmp_path / "scans" / "a.nii", noise((11, 9, 10)), OBLIQUE)
     windows = Windows(overlap=0.25, batch_size=3, precision="bf16")

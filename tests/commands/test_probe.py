@@ -32,9 +32,9 @@ from medssl.probing import feature_cache as kept
 from medssl.probing import feature_extractor as frozen
 from medssl.probing import scan_probe, voxel_probe
 from medssl.probing.feature_extractor import Frozen
-from medssl.training.initial_weights import start_of
+from medssl.training.initial_weights import read_initial_weights
 from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned, UserError
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 TESTS = Path(__file__).parent.parent
 ENCODER = {"in_channels": 1, "ndim": 3, "channels": (4, 8), "strides": ((1, 1, 1), (2, 2, 2)), "blocks": (1, 1)}
@@ -61,7 +61,7 @@ def encoder_of(folder: Path, name: str = "fitted.Plain", *, ndim=3, seen=(), pre
     module, _, kind = path.rpartition(".")
     torch.manual_seed(5)
     made = getattr(sys.modules[module] if module in sys.modules else __import__(module, fromlist=[kind]), kind)
-    whom = Seen(seen)
+    whom = Provenance(seen)
     card = Card(described, preprocess, more.pop("objective", None), "digest", whom, 7, {}, more.pop("tuned", None))
     save_encoder(folder, made(**arguments), card)
     return folder
@@ -214,11 +214,11 @@ def test_the_twin_has_the_weights_of_a_fine_tuning_from_scratch(place, tmp_path)
     from medssl.commands.finetune import build
 
     run = encoder_of(tmp_path / "run", "medssl.encoders.resenc.ResEnc", arguments=ENCODER)
-    begin, store = start_of(run, None, from_scratch=True), Store.open(place / "volumes/store")
+    initial, store = read_initial_weights(run, None, from_scratch=True), Store.open(place / "volumes/store")
     twins = [
-        frozen.freeze(begin, store, Windows(), window=(8, 8, 8), slice_axis=None, seed=seed)[0] for seed in (3, 3, 4)
+        frozen.freeze(initial, store, Windows(), window=(8, 8, 8), slice_axis=None, seed=seed)[0] for seed in (3, 3, 4)
     ]
-    tuned = build(begin, Linear, LabelSchema("class", ((0, "no"), (1, "yes"))), 3)[0].encoder.state_dict()
+    tuned = build(initial, Linear, LabelSchema("class", ((0, "no"), (1, "yes"))), 3)[0].encoder.state_dict()
     states = [twin.encoder.state_dict() for twin in twins]
     assert all(torch.equal(states[0][key], tuned[key]) and torch.equal(states[1][key], tuned[key]) for key in tuned)
     assert any(not torch.equal(states[2][key], tuned[key]) for key in tuned)

@@ -25,7 +25,7 @@ from medssl.encoders.weights import load_card, save_encoder
 from medssl.training import pseudo_labels
 from medssl.training.pseudo_labels import PseudoLabels, with_pseudo_labels
 from medssl.types import Card, Imported, Sampling, TrainedOn, UserError, ViewPlan, ViewSpec
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 ENCODER = {"in_channels": 1, "ndim": 3, "channels": (4, 8), "strides": ((1, 1, 1), (2, 2, 2)), "blocks": (1, 1)}
 
@@ -39,7 +39,7 @@ def place(tmp_path_factory):
     labeled.stored(file, folder / "store", replace(fitted.RAW, orientation=None, foreground_crop=False))
     store = Store.open(folder / "store")
     described = Imported("medssl.encoders.resenc.ResEnc", ENCODER)
-    card = Card(described, store.preprocess, None, "digest", Seen(store.subjects_of_split("train")), 7, {})
+    card = Card(described, store.preprocess, None, "digest", Provenance(store.subjects_of_split("train")), 7, {})
     save_encoder(folder / "pretrained", ResEnc(**ENCODER), card)
     teacher(folder)
     return folder
@@ -214,7 +214,7 @@ def finetuned(place, run, labels, *more):
 def test_whom_the_teacher_has_seen_the_student_has_seen(place, call, tmp_path):
     store = Store.open(place / "store")
     train, val, test = (store.subjects_of_split(split) for split in ("train", "val", "test"))
-    run, labels = teacher(place, "saw", subjects=(*val, test[0]), seen=Seen(test[1:])), tmp_path / "labels"
+    run, labels = teacher(place, "saw", subjects=(*val, test[0]), seen=Provenance(test[1:])), tmp_path / "labels"
     made = ("pseudolabel", run, "--store", place / "store", "--out", labels)
     code, said = call(*made, "--allow", "seen")
     assert code == 0, said
@@ -242,7 +242,7 @@ def test_whom_the_teacher_has_seen_the_student_has_seen(place, call, tmp_path):
 
 
 def test_what_the_teacher_does_not_tell_stays_unknown(place, call, tmp_path):
-    run, labels = teacher(place, "silent", seen=Seen(complete=False)), tmp_path / "labels"
+    run, labels = teacher(place, "silent", seen=Provenance(complete=False)), tmp_path / "labels"
     unknown = "not all subjects that the network that labels has seen in pretraining are known"
     code, said = call("pseudolabel", run, "--store", place / "store", "--out", labels)
     assert (code, f"note: {unknown}" in said) == (0, True)
@@ -255,7 +255,7 @@ def test_what_the_teacher_does_not_tell_stays_unknown(place, call, tmp_path):
     facts = json.loads((labels / pseudolabel.FACTS).read_text())
     del facts["pretrained"], facts["labelled"]
     (labels / pseudolabel.FACTS).write_text(json.dumps(facts))
-    assert pseudo_labels.subjects_behind(PseudoLabels(labels)) == pseudo_labels.Behind((), Seen(complete=False))
+    assert pseudo_labels.subjects_behind(PseudoLabels(labels)) == pseudo_labels.Behind((), Provenance(complete=False))
 
 
 def bad_facts(folder, **changes):
@@ -306,7 +306,7 @@ BAD = [
 @pytest.mark.parametrize(("changes", "more", "message"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
 def test_bad_teachers_are_one_line(place, call, tmp_path, changes, more, message):
     if changes.get("seen") == "test":
-        changes = {"seen": Seen(Store.open(place / "store").subjects_of_split("test"))}
+        changes = {"seen": Provenance(Store.open(place / "store").subjects_of_split("test"))}
     run = teacher(place, f"bad{abs(hash(message))}", **changes)
     code, said = call("pseudolabel", run, "--store", place / "store", "--out", tmp_path / "labels", *more)
     assert code == 2

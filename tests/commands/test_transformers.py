@@ -26,10 +26,10 @@ from medssl.heads.transformer import FeaturePyramid
 from medssl.heads.weights import load_network
 from medssl.training import lora
 from medssl.training.checkpoint_writer import CheckpointWriter
-from medssl.training.initial_weights import Start, with_drop_path
+from medssl.training.initial_weights import InitialWeights, with_drop_path
 from medssl.training.optim import FineTuning
 from medssl.types import Card, Imported, Preprocess, UserError
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 NEEDS_PEFT = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
 TIMED = {"seconds", "waiting", "samples_per_second"}
@@ -52,7 +52,7 @@ def place(tmp_path_factory):
         store = Store.open(below / "store")
         torch.manual_seed(5)
         described = Imported("medssl.encoders.vit.ViT", ARGUMENTS[name])
-        card = Card(described, store.preprocess, None, "digest", Seen(store.subjects_of_split("train")), 7, {})
+        card = Card(described, store.preprocess, None, "digest", Provenance(store.subjects_of_split("train")), 7, {})
         save_encoder(below / "pretrained", ViT(**ARGUMENTS[name]), card)
     return folder
 
@@ -113,25 +113,25 @@ def test_other_heads_run_on_transformers(call, head):
 # --- drop-path
 
 
-def start_of(path: str, **arguments) -> Start:
-    return Start(Imported(path, arguments), None, None, "random")
+def weights_of(path: str, **arguments) -> InitialWeights:
+    return InitialWeights(Imported(path, arguments), None, None, "random")
 
 
 def test_drop_path_is_an_argument_of_the_encoder():
-    begin = start_of("medssl.encoders.vit.ViT", patch=(8, 8), drop_path=0.0)
-    assert with_drop_path(begin, None) is begin
-    assert with_drop_path(begin, 0.2).encoder.init_args == {"patch": (8, 8), "drop_path": 0.2}
-    assert begin.encoder.init_args["drop_path"] == 0.0
+    initial = weights_of("medssl.encoders.vit.ViT", patch=(8, 8), drop_path=0.0)
+    assert with_drop_path(initial, None) is initial
+    assert with_drop_path(initial, 0.2).encoder.init_args == {"patch": (8, 8), "drop_path": 0.2}
+    assert initial.encoder.init_args["drop_path"] == 0.0
     assert (
         "drop_path"
-        in with_drop_path(start_of("medssl.encoders.timm2d.Timm2d", model="resnet18"), 0.1).encoder.init_args
+        in with_drop_path(weights_of("medssl.encoders.timm2d.Timm2d", model="resnet18"), 0.1).encoder.init_args
     )
 
 
 def test_drop_path_of_an_encoder_without(call, tmp_path):
     words = r"optimizer.drop_path 0.1: ResEnc has no drop_path, as transformers have; set it to null"
     with pytest.raises(UserError, match=words.replace(".", r"\.")):
-        with_drop_path(start_of("medssl.encoders.resenc.ResEnc"), 0.1)
+        with_drop_path(weights_of("medssl.encoders.resenc.ResEnc"), 0.1)
     code, said = call("--pretrained=null", "--encoder=resenc_small_3d")
     assert (code, said.strip()) == (2, f"error: {words}")
     with pytest.raises(UserError, match=r"optimizer\.drop_path must be from 0 to below 1, or null, got 1\.0"):

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from medssl.comparison.arms import Run, arms_of, hold, kind_of, look, read_kept, study_of, training_minutes
-from medssl.training.initial_weights import Start
+from medssl.training.initial_weights import InitialWeights
 from medssl.types import Imported, UserError
 
 SMALL = {"channels": [4, 8], "ndim": 3}
@@ -20,13 +20,13 @@ RECIPE = {
 }  # fmt: skip
 
 
-def begin(arguments, digest="x"):
-    return Start(Imported("medssl.Encoder", arguments), Path("weights"), None, digest)
+def initial(arguments, digest="x"):
+    return InitialWeights(Imported("medssl.Encoder", arguments), Path("weights"), None, digest)
 
 
 def command(out, labels=(2,), runs=1, recipe=RECIPE, **encoders):
     """What the verb does before anything is trained."""
-    starts = {name: begin(arguments, f"weights of {name}") for name, arguments in encoders.items()}
+    starts = {name: initial(arguments, f"weights of {name}") for name, arguments in encoders.items()}
     folders = {name: out / "pretrained" / name for name in encoders}
     arms = list(arms_of(folders, starts, read_kept(out)))
     plan = [Run(arm, n, number) for number in range(runs) for n in labels for arm in arms]

@@ -25,7 +25,7 @@ from medssl.training.lora import LoRA
 from medssl.training.optim import FineTuning
 from medssl.training.settings import Examples
 from medssl.types import Labels, LabelSchema, UserError, ViewSpec
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 ARMS = (Arm("scratch", Path("a")), Arm("spark", Path("a"), "scratch", 3.0))
 
@@ -229,7 +229,9 @@ def test_leaks_and_skipped_scans_are_told_once(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("pretrained", [Seen(("s1",)), Seen(("s1",), complete=False), Seen(complete=False)])
+@pytest.mark.parametrize(
+    "pretrained", [Provenance(("s1",)), Provenance(("s1",), complete=False), Provenance(complete=False)]
+)
 def test_every_note_of_an_evaluation_on_leaks_is_known_as_one(pretrained):
     fitted = SimpleNamespace(tuned=SimpleNamespace(subjects=("s0",)), card=SimpleNamespace(subjects=pretrained))
     asked = scans({}, {})

@@ -25,7 +25,7 @@ from medssl.encoders.timm2d import Timm2d
 from medssl.encoders.vit import ViT
 from medssl.encoders.weights import Report, load, load_card, load_encoder, save_encoder
 from medssl.types import Card, Imported, IntensityRule, IntensityRules, Preprocess, UserError
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 ARGUMENTS = {"channels": [4, 8], "blocks": [1, 1], "ndim": 2, "norm": "batch", "in_channels": 1}
 CARD = Card(
@@ -37,7 +37,7 @@ CARD = Card(
     ),
     objective=Imported("medssl.objectives.spark.SparK", {"mask_ratio": 0.6}),
     index_digest="0123456789abcdef",
-    subjects=Seen(("aa", "bb")),
+    subjects=Provenance(("aa", "bb")),
     step=500,
     versions={"torch": "2.8"},
 )
@@ -77,7 +77,7 @@ def test_any_program_can_load_the_file_strictly(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"subjects": Seen(("aa",), complete=False), "objective": None}, {"preprocess": Preprocess()}]
+    "change", [{"subjects": Provenance(("aa",), complete=False), "objective": None}, {"preprocess": Preprocess()}]
 )
 def test_cards_with_nothing_in_places(tmp_path, change):
     card = replace(CARD, **change)
@@ -90,7 +90,7 @@ def test_cards_with_nothing_in_places(tmp_path, change):
 def test_cards_of_earlier_versions_tell_whom_weights_have_seen(tmp_path, told):
     save_encoder(tmp_path, encoder_of(), CARD)
     change_card(tmp_path, lambda data: data.update(subjects=told))
-    expected = {0: Seen(complete=False), 1: Seen(("aa",), complete=False), 2: Seen(("aa", "bb"))}
+    expected = {0: Provenance(complete=False), 1: Provenance(("aa",), complete=False), 2: Provenance(("aa", "bb"))}
     count = 0 if told is None else 2 if isinstance(told, list) else 1
     assert load_card(tmp_path).subjects == expected[count]
 

@@ -19,7 +19,7 @@ from medssl.heads.regression import Regression
 from medssl.heads.weights import load_network, save_network
 from medssl.ops.collectives import world_size
 from medssl.types import Card, Features, Imported, LabelSchema, Preprocess, Tuned, UserError
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 TARGET = torch.tensor([[1, 0, -1], [-1, -1, 0], [1, 1, -1], [-1, -1, -1]])
 NUMBERS = torch.tensor([3.0, torch.nan, -1.0, torch.nan])
@@ -163,7 +163,7 @@ def test_mean_and_deviation_come_back_from_the_files(tmp_path):
     own.prepare(torch.tensor([40.0, 50.0, 90.0]))
     tuned = Tuned(Imported("medssl.heads.regression.Regression", {"error": "squared"}), schema, (32, 32), 2, ())
     network_ = Network(made, own).eval()
-    save_network(tmp_path, network_, Card(described, Preprocess(), None, "d", Seen(), 3, {}, tuned))
+    save_network(tmp_path, network_, Card(described, Preprocess(), None, "d", Provenance(), 3, {}, tuned))
     back, card = load_network(tmp_path)
     assert card.tuned.schema == schema
     text = (tmp_path / "card.json").read_text()

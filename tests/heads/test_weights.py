@@ -22,7 +22,7 @@ from medssl.heads.classification import AttentivePool, Linear
 from medssl.heads.segmentation import UNet
 from medssl.heads.weights import load_network, save_network
 from medssl.types import Card, Imported, Preprocess, Tuned, UserError
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 ENCODER = {"in_channels": 1, "ndim": 2, "channels": [4, 8, 12], "blocks": [1, 1, 1], "norm": "batch"}
 HEADS = {
@@ -45,7 +45,7 @@ def made(name: str) -> tuple[Network, Card]:
         preprocess=Preprocess(),
         objective=None,
         index_digest="0123456789abcdef",
-        subjects=Seen(complete=False),
+        subjects=Provenance(complete=False),
         step=40,
         versions={},
         tuned=tuned,

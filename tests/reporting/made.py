@@ -16,7 +16,7 @@ from medssl.metrics.cases import ClassificationRow, SegmentationRow
 from medssl.metrics.segmentation import ClassScore
 from medssl.metrics.subgroups import subgroups
 from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 SCHEMA = LabelSchema("mask", ((0, "background"), (1, "liver"), (2, "spleen")))
 
@@ -43,7 +43,7 @@ def run(
         preprocess=Preprocess(),
         objective=Imported("medssl.objectives.spark.SparK", {"share": 0.6}),
         index_digest="d1",
-        subjects=Seen(("s1", "s2", "s3", "s4", "s5")),
+        subjects=Provenance(("s1", "s2", "s3", "s4", "s5")),
         step=steps,
         versions={},
         tuned=head,

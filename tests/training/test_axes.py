@@ -14,9 +14,9 @@ from medssl.data.store.store import Store
 from medssl.encoders.weights import read_card
 from medssl.reporting.parts import read_part
 from medssl.training.axes import misfit, open_store
-from medssl.training.initial_weights import Start
+from medssl.training.initial_weights import InitialWeights
 from medssl.types import Card, Imported, IntensityRule, IntensityRules, UserError
-from medssl.types.provenance import Seen
+from medssl.types.provenance import Provenance
 
 SMALL = {"channels": [4, 8], "blocks": [1, 1]}
 FLAT = Imported("medssl.encoders.resenc.ResEnc", SMALL | {"ndim": 2, "strides": [[1, 1], [2, 2]]})
@@ -28,11 +28,11 @@ def volumes(tmp_path_factory):
     return toys.toy_store(tmp_path_factory.mktemp("axes") / "store")
 
 
-def begin(encoder, preprocess=None):
+def initial(encoder, preprocess=None):
     if preprocess is None:
-        return Start(encoder, None, None, "random")
-    card = Card(encoder, preprocess, None, "d", Seen(()), 1, {})
-    return Start(encoder, None, card, "random")
+        return InitialWeights(encoder, None, None, "random")
+    card = Card(encoder, preprocess, None, "d", Provenance(()), 1, {})
+    return InitialWeights(encoder, None, card, "random")
 
 
 def other(store):
@@ -42,7 +42,7 @@ def other(store):
 
 def test_a_2d_encoder_of_other_rules_is_told_of_volumes_and_not_of_preprocess(volumes):
     with pytest.raises(UserError, match="takes 2D images, the store store holds volumes that other rules") as refused:
-        open_store(volumes, begin(FLAT, other(volumes)), ())
+        open_store(volumes, initial(FLAT, other(volumes)), ())
     message = str(refused.value)
     assert (
         "take an encoder of a 3D recipe; or cache the volumes by the encoder's rules, and take a 2D recipe" in message
@@ -52,15 +52,15 @@ def test_a_2d_encoder_of_other_rules_is_told_of_volumes_and_not_of_preprocess(vo
 
 def test_a_3d_encoder_of_other_rules_is_told_of_the_rules(volumes):
     with pytest.raises(UserError, match=r"another Preprocess.*intensity\.mr"):
-        open_store(volumes, begin(SOLID, other(volumes)), ())
-    assert len(open_store(volumes, begin(SOLID, other(volumes)), ("preprocess",))) == 5
+        open_store(volumes, initial(SOLID, other(volumes)), ())
+    assert len(open_store(volumes, initial(SOLID, other(volumes)), ("preprocess",))) == 5
 
 
 def test_a_2d_encoder_and_a_3d_view_name_both_ways_out(volumes):
     wanted = "takes 2D, data.view.size [8, 8, 8] has 3 axes, the store holds volumes: choose a 3D encoder, or a 2D"
     with pytest.raises(UserError, match=re.escape(wanted)):
-        open_store(volumes, begin(FLAT, other(volumes)), (), size=(8, 8, 8), key="data.view.size")
-    assert len(open_store(volumes, begin(FLAT), (), size=(8, 8), key="data.view.size")) == 5
+        open_store(volumes, initial(FLAT, other(volumes)), (), size=(8, 8, 8), key="data.view.size")
+    assert len(open_store(volumes, initial(FLAT), (), size=(8, 8), key="data.view.size")) == 5
 
 
 def test_axes_in_words():
