@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from medssl import __version__
 from medssl.cli.help import NEED_A_RECIPE, group_help, overview, verb_help
-from medssl.cli.messages import trouble
+from medssl.cli.messages import located, trouble
 from medssl.cli.patience import said_when_slow
 from medssl.cli.verbs import VERBS
 from medssl.cli.words import check_keys, read_command
@@ -161,5 +161,8 @@ def call(function: Callable[..., Any], verb: str, command: Command) -> int:
     """
     from medssl.cli.parser import arguments_for
 
-    result = function(**arguments_for(function, verb, command))
+    try:
+        result = function(**arguments_for(function, verb, command))
+    except UserError as error:
+        raise located(error, command.keys) from error
     return int(getattr(result, "exit_code", result) or 0)

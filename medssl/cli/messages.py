@@ -41,6 +41,19 @@ def unknown_key(key: str, keys: Keys) -> UserError:
     return UserError(f"unknown key {first!r}{nearest(first, sorted(keys.known)) or ': --help all lists the keys'}")
 
 
+def located(error: UserError, keys: Keys | None) -> UserError:
+    """The error with the whole key of the verb: ``temperature`` of an objective is ``objective.temperature``.
+
+    Where no option or several options may be meant, the key becomes a part of the message.
+    """
+    if not error.key or (keys is not None and keys.takes(error.key)):
+        return error
+    ends = [name for name in (keys.parameters if keys else ()) if name.endswith(f".{error.key}")]
+    if len(ends) == 1:
+        return error.changed(key=ends[0])
+    return error.changed(message=f"{error.key}: {error.message}", key="")
+
+
 def trouble(error: OSError | sqlite3.OperationalError) -> str:
     """One line on what the system refused (a full disk, a folder without permission), or nothing for other errors."""
     if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError) and error.filename:

@@ -141,8 +141,9 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         UserError: Something the user can put right before anything is trained.
     """
     if min(runs, 1 if jobs is None else jobs) < 1 or not labels:
-        message = f"runs is {runs}, jobs {jobs}, labels {list(labels)}: give at least 1 of each"
-        raise UserError(message)
+        few = {"runs": runs < 1, "jobs": jobs is not None and jobs < 1, "labels": not labels}
+        message = "at least 1 is needed"
+        raise UserError(message, key=next(key for key, wrong in few.items() if wrong))
     folders, opened = encoders_of(encoders), Store.open(store)
     starts = {
         name: initial_weights_of(name, folder, opened, optimizer, allow, names(trust), data.view.size)

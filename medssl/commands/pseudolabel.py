@@ -97,8 +97,8 @@ def pseudolabel(
         UserError: A teacher that does not segment, other rules or classes, or labels of another teacher in the folder.
     """
     if not 0 <= confidence < 1:
-        message = f"confidence is {confidence}: give a probability from 0 to below 1"
-        raise UserError(message)
+        message = "must be from 0 to below 1"
+        raise UserError(message, key="confidence", got=confidence)
     teacher = load_fitted(run, device_of(windows.accelerator), names(trust))
     opened = Store.open(store, preprocess=teacher.card.preprocess)
     for note in (*refuse_teacher(teacher, opened, allow_seen="seen" in allow), *missing_note(teacher.tuned.trained_on)):

@@ -152,11 +152,11 @@ def _refuse_misfits(
 ) -> None:
     """Refuses arguments that do not fit each other."""
     if ndim not in (2, 3):
-        message = f"ndim must be 2 or 3, got {ndim}"
-        raise UserError(message)
+        message = "must be 2 or 3"
+        raise UserError(message, key="ndim", got=ndim)
     if norm not in ("instance", "batch"):
-        message = f'norm must be "instance" or "batch", got "{norm}"'
-        raise UserError(message)
+        message = 'must be "instance" or "batch"'
+        raise UserError(message, key="norm", got=norm)
     for name, values in {"blocks": blocks, **per_axis}.items():
         if len(values) != stages:
             message = f"{name} has {len(values)} entries, channels has {stages}: give one for each stage"

@@ -49,11 +49,11 @@ class Windows:
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
-            message = f"windows.overlap is {self.overlap}: give a share from 0 to below 1"
-            raise UserError(message)
+            message = "must be from 0 to below 1"
+            raise UserError(message, key="windows.overlap", got=self.overlap)
         if self.batch_size < 1:
-            message = f"windows.batch_size must be at least 1, got {self.batch_size}"
-            raise UserError(message)
+            message = "must be at least 1"
+            raise UserError(message, key="windows.batch_size", got=self.batch_size)
 
 
 @dataclass(frozen=True)

@@ -108,8 +108,8 @@ def refuse_specificity(specificity: float) -> None:
         UserError: Not above 0, or above 1.
     """
     if not 0 < specificity <= 1:
-        message = f"specificity is {specificity}: give a share above 0, up to 1"
-        raise UserError(message)
+        message = "must be above 0, 1 at most"
+        raise UserError(message, key="specificity", got=specificity)
 
 
 def undefined(truth: Int[np.ndarray, "N"], names: Sequence[str], specificity: float = SPECIFICITY) -> dict[str, str]:

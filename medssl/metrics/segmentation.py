@@ -197,8 +197,8 @@ def refuse_tolerance(nsd_tolerance_mm: float | None) -> None:
         UserError: It is negative, infinite or NaN.
     """
     if nsd_tolerance_mm is not None and not 0 <= nsd_tolerance_mm < np.inf:
-        message = f"nsd_tolerance_mm is {nsd_tolerance_mm}: expected a number of millimeters from 0"
-        raise UserError(message)
+        message = "must be a distance in mm of at least 0"
+        raise UserError(message, key="nsd_tolerance_mm", got=nsd_tolerance_mm)
 
 
 def _score(

@@ -20,5 +20,5 @@ def expect(holds: bool, name: str, value: object, expected: str) -> None:
         UserError: Names the setting, the range and the value.
     """
     if not holds:
-        message = f"{name} must be {expected}, got {value}"
-        raise UserError(message)
+        message = f"must be {expected}"
+        raise UserError(message, key=name, got=value)

@@ -44,8 +44,8 @@ class PseudoLabels:
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
-            message = f"pseudo.share is {self.share}: give a share above 0 and below 1"
-            raise UserError(message)
+            message = "must be above 0 and below 1"
+            raise UserError(message, key="pseudo.share", got=self.share)
 
 
 @dataclass(frozen=True)

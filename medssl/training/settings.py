@@ -186,8 +186,8 @@ class Examples:
         refuse_below(0, "data.label_seed", self.label_seed)
         refuse_below(0, "data.workers", self.workers)
         if self.train == self.validation:
-            message = f"data.train and data.validation are both {self.train!r}: subjects must be apart"
-            raise UserError(message)
+            message = "must be another split than data.train"
+            raise UserError(message, key="data.validation", got=self.validation)
 
 
 def refuse_below(least: int, key: str, value: int | None) -> None:
@@ -197,5 +197,5 @@ def refuse_below(least: int, key: str, value: int | None) -> None:
         UserError: Names the key and what it got.
     """
     if value is not None and value < least:
-        message = f"{key} must be at least {least}, got {value}"
-        raise UserError(message)
+        message = f"must be at least {least}"
+        raise UserError(message, key=key, got=value)

@@ -44,11 +44,12 @@ class Mixing:
 
     def __post_init__(self) -> None:
         if min(self.mixup, self.cutmix) < 0:
-            message = f"mixing.mixup is {self.mixup}, mixing.cutmix {self.cutmix}: give numbers from 0 up"
-            raise UserError(message)
+            key, value = ("mixup", self.mixup) if self.mixup < 0 else ("cutmix", self.cutmix)
+            message = "must be at least 0"
+            raise UserError(message, key=f"mixing.{key}", got=value)
         if not 0 <= self.share <= 1:
-            message = f"mixing.share is {self.share}: give a share of the steps from 0 to 1"
-            raise UserError(message)
+            message = "must be from 0 to 1"
+            raise UserError(message, key="mixing.share", got=self.share)
 
     @property
     def enabled(self) -> bool:

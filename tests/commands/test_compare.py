@@ -123,8 +123,8 @@ def place(tmp_path_factory):
         (["good"], ["--labels=[2,9]"], "there are 6 labeled subjects to choose from (got 9)"),
         (["good"], ["--labels=[0.01]"], "there are 6 labeled subjects to choose from; 0.01 of them is less than one"),
         (["good"], ["--labels=[0]"], "labels: no number of subjects (got 0; expected a number of subjects"),
-        (["good"], ["--labels=[]"], "give at least 1 of each"),
-        (["good"], ["--runs=0"], "give at least 1 of each"),
+        (["good"], ["--labels=[]"], "--labels: at least 1 is needed"),
+        (["good"], ["--runs=0"], "--runs: at least 1 is needed"),
         (["good"], ["--split=val"], "of the 2 subjects of split 'val', 2 are in split 'val', which validates: scores"),
         (["good"], ["--split=train"],
          "of the 6 subjects of split 'train', 6 are in split 'train', which is learned from; 6 are known to good from "

@@ -116,7 +116,7 @@ def test_distances_are_of_the_scans_own_grid(tmp_path, out):
     assert tables.read_summary(other / "summary.json")["by"]["nsd_tolerance_mm"] == 5.0
     with pytest.raises(UserError, match=r"other settings \(nsd_tolerance_mm 5.0 there, 2.0 here\): choose another"):
         evaluate(run, index=indexed(tmp_path), out=other, nsd_tolerance_mm=2.0)
-    with pytest.raises(UserError, match=r"nsd_tolerance_mm is -1.0: expected a number of millimeters from 0"):
+    with pytest.raises(UserError, match=r"nsd_tolerance_mm: must be a distance in mm of at least 0"):
         evaluate(run, index=indexed(tmp_path), out=other, nsd_tolerance_mm=-1.0)
 
 
@@ -215,7 +215,7 @@ def test_a_temperature_is_fitted_on_another_split(tmp_path, out, capsys, monkeyp
     found = tables.read_summary(out / "summary.json")["metrics"]
     assert found["sensitivity_at_specificity_0.6"]["value"] is not None
     assert [name.replace("0.6", "0.9") for name in found] == [*plain["metrics"]]
-    with pytest.raises(UserError, match="specificity is 90: give a share above 0, up to 1"):
+    with pytest.raises(UserError, match="specificity: must be above 0, 1 at most"):
         evaluate(run, index=file, out=out, specificity=90)
     assert "<svg" in (out / "calibration.svg").read_text()
     assert "temperature" not in (out / "calibration.svg").read_text()
@@ -329,7 +329,10 @@ def test_a_classification_by_group(tmp_path, out):
             {"subjects": slice(0, 2)},
             r"2 of the 3 subjects were trained or validated on with labels: scores on them say",
         ),
-        ({"seen": slice(2, 3)}, r"1 of the 3 subjects were pretrained on: scores on them say .* --allow seen"),
+        (
+            {"seen": slice(2, 3)},
+            r"1 of the 3 subjects were pretrained on: scores on them say .* allow it \(allow: seen\)",
+        ),
     ],
 )
 def test_known_subjects_are_refused_and_told(tmp_path, out, known, message, capsys):

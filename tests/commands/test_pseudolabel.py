@@ -298,7 +298,7 @@ BAD = [
     ("other channels", {"channels": 2}, (), r"takes 2 channel\(s\), the scans of the store have 1"),
     ("other rules", {"preprocess": fitted.RAW}, (), r"was made by another Preprocess.*foreground_crop"),
     ("a test subject", {"seen": "test"}, (), r"has seen 3 of the 3 subjects of split 'test'.*--allow seen"),
-    ("no probability", {}, ("--confidence", 1.5), r"confidence is 1\.5: give a probability from 0 to below 1"),
+    ("no probability", {}, ("--confidence", 1.5), r"--confidence: must be from 0 to below 1 \(got 1\.5\)"),
     ("no such split", {}, ("--split", "nowhere"), r"no scan with 3 axes in split 'nowhere'"),
 ]  # fmt: skip
 

@@ -190,7 +190,7 @@ def test_ignored_voxels_are_no_lesions_either():
 
 @pytest.mark.parametrize("tolerance", [-1.0, float("nan"), float("inf")])
 def test_a_tolerance_that_is_none_is_refused(tolerance):
-    with pytest.raises(UserError, match=r"nsd_tolerance_mm is (-1.0|nan|inf): expected a number of millimeters from 0"):
+    with pytest.raises(UserError, match=r"nsd_tolerance_mm: must be a distance in mm .* \(got (-1.0|nan|inf)\)"):
         further(np.ones((3, 3, 3), np.uint8), np.ones((3, 3, 3), np.uint8), tolerance)
 
 

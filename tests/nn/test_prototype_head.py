@@ -64,12 +64,12 @@ def test_no_row_gives_no_score_and_a_gradient_of_zero():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"hidden": 0}, r"prototypes: channels must be at least 1 each, got \(0, 8\)"),
-        ({"width": 0}, r"prototypes: channels must be at least 1 each"),
+        ({"hidden": 0}, r"prototypes: channels: must be at least 1 each"),
+        ({"width": 0}, r"prototypes: channels: must be at least 1 each"),
     ],
 )
 def test_settings_out_of_range_are_refused(arguments, match):
     with pytest.raises(UserError, match=match):
         head(**arguments)
-    with pytest.raises(UserError, match="prototypes must be at least 2, got 1"):
+    with pytest.raises(UserError, match="prototypes: must be at least 2"):
         PrototypeHead(12, 1)

@@ -304,10 +304,10 @@ def test_two_processes_equal_one():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"patch_weight": -0.1}, r"patch_weight must be 0 or more, got -0\.1"),
-        ({"pooled_weight": -1.0}, r"pooled_weight must be 0 or more, got -1\.0"),
+        ({"patch_weight": -0.1}, r"patch_weight: must be 0 or more"),
+        ({"pooled_weight": -1.0}, r"pooled_weight: must be 0 or more"),
         ({"masks": Masks(ratio=(0.5, 1.0))}, r"mask ratio 1\.0 hides 24 of 24 cells"),
-        ({"prototypes": Prototypes(1)}, "prototypes must be at least 2, got 1"),
+        ({"prototypes": Prototypes(1)}, "prototypes: must be at least 2"),
     ],
 )
 def test_settings_out_of_range_are_refused(arguments, match):
@@ -318,12 +318,12 @@ def test_settings_out_of_range_are_refused(arguments, match):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"ratio": (0.75, 0.5)}, r"masks\.ratio must be two shares, the lower first, got \(0\.75, 0\.5\)"),
-        ({"unmasked": 1.5}, r"masks\.unmasked must be from 0 to 1, got 1\.5"),
-        ({"temperature": (0.0, 0.07)}, r"teaching\.temperature must be above 0, got \(0\.0, 0\.07\)"),
-        ({"student_temperature": -1.0}, r"teaching\.student_temperature must be above 0, got -1\.0"),
-        ({"momentum": (0.9, 1.1)}, r"teaching\.momentum must be from 0 to 1, got \(0\.9, 1\.1\)"),
-        ({"warmup": 2.0}, r"teaching\.warmup must be from 0 to 1, got 2\.0"),
+        ({"ratio": (0.75, 0.5)}, r"masks\.ratio: must be two shares, the lower first"),
+        ({"unmasked": 1.5}, r"masks\.unmasked: must be from 0 to 1"),
+        ({"temperature": (0.0, 0.07)}, r"teaching\.temperature: must be above 0"),
+        ({"student_temperature": -1.0}, r"teaching\.student_temperature: must be above 0"),
+        ({"momentum": (0.9, 1.1)}, r"teaching\.momentum: must be from 0 to 1"),
+        ({"warmup": 2.0}, r"teaching\.warmup: must be from 0 to 1"),
     ],
 )
 def test_masks_and_teaching_out_of_range_are_refused(arguments, match):

@@ -97,8 +97,8 @@ def test_nothing_is_mixed_where_nothing_is_wanted_or_one_sample_is_alone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mixup": -1.0}, r"mixing\.mixup is -1\.0, mixing\.cutmix 0\.0: give numbers from 0 up"),
-        ({"share": 1.5}, r"mixing\.share is 1\.5: give a share of the steps from 0 to 1"),
+        ({"mixup": -1.0}, r"mixing\.mixup: must be at least 0 \(got -1\.0\)"),
+        ({"share": 1.5}, r"mixing\.share: must be from 0 to 1 \(got 1\.5\)"),
     ],
 )
 def test_numbers_out_of_range_are_refused(arguments, message):

@@ -107,14 +107,14 @@ def check(preprocess: Preprocess) -> None:
     """
     axes, spacing = preprocess.orientation, preprocess.spacing_mm
     if axes and (len(axes) != 3 or any(len(set(axes) & set(pair)) != 1 for pair in ("LR", "PA", "IS"))):
-        message = f"preprocess.orientation is {axes!r}: give one of L/R, P/A and I/S for each axis, as in RAS"
-        raise UserError(message)
+        message = "must name one of L/R, P/A and I/S for each axis, such as RAS"
+        raise UserError(message, key="preprocess.orientation", got=axes)
     if spacing is not None and (len(spacing) != 3 or min(spacing) < 0):
-        message = f"preprocess.spacing_mm is {spacing}: give three distances in mm (0 keeps an axis)"
-        raise UserError(message)
+        message = "must be three distances in mm (0 keeps an axis)"
+        raise UserError(message, key="preprocess.spacing_mm", got=spacing)
     if preprocess.image_size is not None and min(preprocess.image_size) < 1:
-        message = f"preprocess.image_size is {preprocess.image_size}: give height and width in pixels"
-        raise UserError(message)
+        message = "must be height and width in pixels"
+        raise UserError(message, key="preprocess.image_size", got=preprocess.image_size)
     for entry in fields(preprocess.intensity):
         rule = getattr(preprocess.intensity, entry.name)
         outside = rule.clip == "percentile" and not 0 <= rule.low <= rule.high <= 100

@@ -107,9 +107,9 @@ def test_a_users_transform_takes_part_and_moves_the_affine():
         ({"transforms": (Imported("monai.transforms.RandFlipd", {"keys": "image"}),)}, "RandFlipd is random"),
         ({"transforms": (Imported("monai.transforms.Nothing"),)}, "cannot make monai.transforms.Nothing"),
         ({"transforms": (Imported("monai.transforms.Flipd", {"key": 1}),)}, "cannot make monai.transforms.Flipd"),
-        ({"spacing_mm": (1.0, 1.0)}, r"spacing_mm is \(1.0, 1.0\): give three"),
-        ({"orientation": "RLS"}, "orientation is 'RLS': give one of L/R"),
-        ({"image_size": (0, 4)}, "image_size is"),
+        ({"spacing_mm": (1.0, 1.0)}, r"spacing_mm: must be three distances .* \(got \(1.0, 1.0\)\)"),
+        ({"orientation": "RLS"}, "orientation: must name one of L/R"),
+        ({"image_size": (0, 4)}, "image_size: must be height"),
         (
             {"intensity": IntensityRules(mr=IntensityRule("percentile", 1.0, 101.0))},
             "intensity.mr clips .* percentiles",
