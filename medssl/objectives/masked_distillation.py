@@ -68,16 +68,19 @@ class Masks:
     boxes: bool = True
 
     def __post_init__(self) -> None:
-        low, high = self.ratio
-        expect(0 <= low <= high <= 1, "masks.ratio", self.ratio, "two shares, the lower first")
+        expect(0 <= self.ratio[0] <= self.ratio[1] <= 1, "masks.ratio", self.ratio, "two shares, the lower first")
         expect(0 <= self.unmasked <= 1, "masks.unmasked", self.unmasked, "from 0 to 1")
 
 
 @dataclass(frozen=True)
 class Prototypes:
-    """Both heads: ``count`` prototypes, ``width`` channels that are compared, ``hidden`` channels before.
+    """Both heads.
 
-    ``frozen`` is the share of the training in which the prototypes stay as they are.
+    Attributes:
+        count: Number of prototypes, at least 2.
+        width: Channels that are compared with the prototypes, at least 1.
+        hidden: Channels of the hidden layers before them, at least 1.
+        frozen: Share of the training, 0 to 1, in which the prototypes stay as they are.
     """
 
     count: int = 4096
@@ -195,8 +198,7 @@ class MaskedDistillation(Reconstruction):
     ) -> tuple[Float[Tensor, "B C *s"], Float[Tensor, "B D *cells"], Features]:
         """What the student makes of a masked image: voxels, features of all positions, and the encoder's own."""
         features = self.encoder(image, hidden, mode=self.mode)
-        prediction, filled = self.predict(features, hidden, image.shape[2:])
-        return prediction, filled, features
+        return *self.predict(features, hidden, image.shape[2:]), features
 
     def reconstruct(
         self, image: Float[Tensor, "B C *s"], hidden: Bool[Tensor, "B *cells"]
@@ -217,11 +219,9 @@ class MaskedDistillation(Reconstruction):
     def hidden(self, view: View, step: Step) -> Bool[Tensor, "B *cells"]:
         """Which cells of each view are hidden; the views of a sample have masks of their own."""
         source = draws(step, "maskeddistillation.mask")
-        ratio, unmasked = self.masks.ratio, self.masks.unmasked
-        masks = [
-            varied_hidden(self.cells, ratio, source, unmasked=unmasked, blocks=self.masks.boxes)
-            for _ in range(0, len(view.image), len(step.samples))
-        ]
+        ratio, unmasked, boxes = self.masks.ratio, self.masks.unmasked, self.masks.boxes
+        count = len(view.image) // len(step.samples)
+        masks = [varied_hidden(self.cells, ratio, source, unmasked=unmasked, blocks=boxes) for _ in range(count)]
         return torch.cat(masks).to(view.image.device)
 
     def counts(self, batch: Batch, step: Step) -> Tensor:

@@ -226,7 +226,7 @@ def test_a_vision_transformer_of_timm_keeps_the_contract():
         ({"width": 100}, None),
         ({"width": 200}, "width 200: each attention head has 64 channels, so expected a multiple of 64"),
         ({"registers": -1}, "registers -1: expected 0 or more"),
-        ({"pool": "max"}, 'pool: must be "mean" or "class"'),
+        ({"pool": "max"}, 'pool must be "mean" or "class", got "max"'),
         ({"spacing_mm": (1.0,)}, r"spacing_mm \[1\.0\]: expected 2 numbers above 0"),
         ({"depth": 0}, "depth: must be at least 1"),
         ({"drop_path": 1.5}, "drop_path: must be from 0 to below 1"),
