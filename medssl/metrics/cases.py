@@ -253,19 +253,20 @@ def refuse_uneven(rows: Sequence[SegmentationRow], classes: Sequence[str], where
         UserError: A class of a scan that stands twice or is missing, or a scan of two subjects.
     """
     subject_of: dict[str, str] = {}
-    found: dict[str, set[str]] = {}
+    classes_of_scan: dict[str, set[str]] = {}
     for row in rows:
-        own = found.setdefault(row.scan_id, set())
-        if row.class_name in own:
+        scored_classes = classes_of_scan.setdefault(row.scan_id, set())
+        if row.class_name in scored_classes:
             message = f"{where}class {row.class_name} of scan {row.scan_id} stands twice"
             raise UserError(message)
         if subject_of.setdefault(row.scan_id, row.subject_id) != row.subject_id:
             message = f"{where}scan {row.scan_id} belongs to subjects {subject_of[row.scan_id]} and {row.subject_id}"
             raise UserError(message)
-        own.add(row.class_name)
-    for scan_id, own in found.items():
-        if own != set(classes):
-            message = f"{where}scan {scan_id} has the classes {', '.join(sorted(own))}: expected {', '.join(classes)}"
+        scored_classes.add(row.class_name)
+    for scan_id, scored_classes in classes_of_scan.items():
+        if scored_classes != set(classes):
+            named = ", ".join(sorted(scored_classes))
+            message = f"{where}scan {scan_id} has the classes {named}: expected {', '.join(classes)}"
             raise UserError(message)
 
 
@@ -313,16 +314,16 @@ class _Line:
 
 def _further(line: _Line, note: str) -> Further:
     """The further measures of a row whose note is ``note``."""
-    nsd, millilitres = line.optional("nsd", 1.0), line.optional("volume_error_ml", lowest=-math.inf)
+    nsd, milliliters = line.optional("nsd", 1.0), line.optional("volume_error_ml", lowest=-math.inf)
     share = line.optional("volume_error", lowest=-1.0)
     if (nsd is None) != (note == "absent"):
         line.refuse("nsd", "nothing where the note is absent, a number from 0 to 1 elsewhere")
-    if millilitres is not None and note == "absent":
+    if milliliters is not None and note == "absent":
         line.refuse("volume_error_ml", "nothing where the note is absent")
     if (share is None) != (note in ("absent", "invented")):
         line.refuse("volume_error", "nothing where the note is absent or invented, a number from -1 elsewhere")
     counts = [line.count(column) for column in ("lesions_found", "lesions_missed", "lesions_invented")]
-    further, f1 = Further(nsd, millilitres, share, *counts), line.optional("lesion_f1", 1.0)
+    further, f1 = Further(nsd, milliliters, share, *counts), line.optional("lesion_f1", 1.0)
     expected = further.lesion_f1
     if (f1 is None) != (expected is None) or (f1 is not None and abs(f1 - (expected or 0.0)) > F1_TOLERANCE):
         line.refuse("lesion_f1", "nothing: there is no lesion" if expected is None else f"{expected:.6g} by the counts")

@@ -10,7 +10,7 @@ Both the choice of labeled subjects and the choice of test subjects are chance: 
 is too narrow. The interval comes from drawing runs and subjects again together (Owen 2007), its percentiles moved so
 that it is as wide as the standard error and its degrees of freedom (Satterthwaite 1946) ask for; where hardly a draw
 lies so far out, it is the mean and so many standard errors to either side. The p-value comes from
-turning round the signs of the estimated effects a, b and e, each on its own, and looking how often the studentised
+turning round the signs of the estimated effects a, b and e, each on its own, and looking how often the studentized
 mean becomes as large (a sign-flip, or wild, permutation test: Winkler et al. 2014); five runs have few signs to turn,
 so that it is never below what Student's t gives. p-values of several comparisons are corrected together (Holm 1979).
 
@@ -256,7 +256,7 @@ def _interval(table: Float[np.ndarray, "R S"], generator: np.random.Generator) -
 
 
 def _p_value(table: Float[np.ndarray, "R S"], generator: np.random.Generator) -> float:
-    """How often the studentised mean is as far from 0 when signs of effects are turned round, or Student's t says."""
+    """How often the studentized mean is as far from 0 when signs of effects are turned round, or Student's t says."""
     runs, subjects = table.shape
     from scipy.special import stdtr
 

@@ -91,14 +91,14 @@ def levels(trained: Sequence[Trained], arm: str) -> list[Level]:
 
 
 def compared(
-    trained: Sequence[Trained], twins: Mapping[str, str], asked: Mapping[str, Sequence[int]] | None = None
+    trained: Sequence[Trained], twins: Mapping[str, str], planned: Mapping[str, Sequence[int]] | None = None
 ) -> list[Compared]:
     """Compares arms with their twins.
 
     Args:
         trained: All runs that are done, of one measure.
         twins: Twin of each arm.
-        asked: Numbers of labeled subjects that each arm was to be trained with; those without runs that can be
+        planned: Numbers of labeled subjects that each arm was to be trained with; those without runs that can be
             compared are named. None takes those of the runs.
 
     Returns:
@@ -113,7 +113,7 @@ def compared(
             continue
         labels, known = tuple(differences), tuple(corrections.get((arm, n)) for n in differences)
         words = verdict(labels, tuple(differences.values()), what=NAMES[trained[0].measure], p_values=known)
-        wanted = {one.labels for one in trained if one.arm in {arm, twins[arm]}} if asked is None else {*asked[arm]}
+        wanted = {one.labels for one in trained if one.arm in {arm, twins[arm]}} if planned is None else {*planned[arm]}
         if without := sorted(wanted - differences.keys()):
             words += f"; nothing to compare at {' and '.join(map(str, without))}"
         helped = [

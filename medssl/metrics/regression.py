@@ -102,20 +102,20 @@ def summarize_regression(
     refuse_twice(rows)
     predicted, truth = number_arrays(rows)
     subjects = [row.subject_id for row in rows]
-    found = {measure: _interval(value, predicted, truth, subjects) for measure, value in MEASURES.items()}
+    intervals = {measure: _interval(value, predicted, truth, subjects) for measure, value in MEASURES.items()}
     constant = [who for who, own in (("true", truth), ("predicted", predicted)) if (own == own[0]).all()]
     reason = f"not defined: the {' and the '.join(constant)} numbers are all the same"
-    said = {measure: reason for measure, interval in found.items() if interval.value is None}
-    defined = {measure: interval for measure, interval in found.items() if interval.value is not None}
+    reasons = {measure: reason for measure, interval in intervals.items() if interval.value is None}
+    defined = {measure: interval for measure, interval in intervals.items() if interval.value is not None}
     return {
         "kind": "regression",
         "classes": [name],
         "scans": len(rows),
         "subjects": len(set(subjects)),
-        "metrics": {measure: entry(interval) for measure, interval in found.items()},
+        "metrics": {measure: entry(interval) for measure, interval in intervals.items()},
         "counts": {},
         "skipped": [{"scan_id": scan_id, "reason": why} for scan_id, why in skipped],
-        "notes": [*notes, *grouped(said), *interval_notes(defined)],
+        "notes": [*notes, *grouped(reasons), *interval_notes(defined)],
         "by": dict(by or {}),
     }
 

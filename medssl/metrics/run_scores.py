@@ -62,8 +62,8 @@ def judged(
         subjects: Subject of each scan.
         known: Whether that is known; None where it always is.
     """
-    names, chosen = np.array(subjects), np.ones(len(positive), bool) if known is None else known
-    return all(len(set(names[chosen & side])) >= FEWEST for side in (positive, ~positive))
+    names, known_scans = np.array(subjects), np.ones(len(positive), bool) if known is None else known
+    return all(len(set(names[known_scans & side])) >= FEWEST for side in (positive, ~positive))
 
 
 def read_trained(what: tuple[str, int, int], folder: Path) -> Trained:
@@ -78,18 +78,18 @@ def read_trained(what: tuple[str, int, int], folder: Path) -> Trained:
     """
     summary = read_summary(folder / SUMMARY)
     found = scoring_of_task(summary["kind"]).run_scores(what, folder / CASES)
-    return replace(found, notes=(*found.notes, *_told(summary)))
+    return replace(found, notes=(*found.notes, *_notes_of(summary)))
 
 
-def _told(summary: Mapping[str, Any]) -> list[str]:
+def _notes_of(summary: Mapping[str, Any]) -> list[str]:
     """What an evaluation noted on subjects that the network may have seen, and what it skipped."""
     leaks = summary.get("leaks", summary["notes"])  # earlier versions did not tell one kind of notes from another
     notes = [f"{note}." for note in leaks]
     if skipped := summary["skipped"]:
         reasons = Counter(scan["reason"] for scan in skipped).most_common()
-        told = "; ".join(f"{count}: {reason}" for reason, count in reasons[:SHOWN])
+        shown = "; ".join(f"{count}: {reason}" for reason, count in reasons[:SHOWN])
         more = f"; and {len(reasons) - SHOWN} more reasons" if len(reasons) > SHOWN else ""
-        notes.append(f"{len(skipped)} test scans could not be scored and are left out ({told}{more}).")
+        notes.append(f"{len(skipped)} test scans could not be scored and are left out ({shown}{more}).")
     return notes
 
 
@@ -116,13 +116,13 @@ def by_auroc(what: tuple[str, int, int], classes: Sequence[Ranked], subjects: Se
         classes: Each against the rest.
         subjects: Subject of each scan.
     """
-    chosen = [one for one in classes if judged(one.positive, subjects, one.known)]
+    judged_classes = [one for one in classes if judged(one.positive, subjects, one.known)]
     left_out = [one.name for one in classes if not judged(one.positive, subjects, one.known)]
     note = f"The AUROC leaves {', '.join(left_out)} out: fewer than {FEWEST} test subjects have it or lack it."
 
     def measure(places: Int[np.ndarray, "M"]) -> float | None:
-        found = [value for value in (one.on(places) for one in chosen) if value is not None]
-        return float(np.mean(found)) if found and len(found) == len(chosen) else None
+        values = [value for value in (one.on(places) for one in judged_classes) if value is not None]
+        return float(np.mean(values)) if values and len(values) == len(judged_classes) else None
 
     whole = measure(np.arange(len(subjects)))
     added = pseudo_values(measure, subjects)

@@ -250,14 +250,14 @@ def measure(
         names: The classes.
         resamples: How often subjects are drawn.
     """
-    chosen, classes = metrics(names), len(np.unique(test.truth))
+    measures, classes = metrics(names), len(np.unique(test.truth))
 
     def interval(name: str) -> Interval:
         def statistic(places: Int[np.ndarray, "M"]) -> float | None:
             truth = test.truth[places]
             if name != "accuracy" and len(np.unique(truth)) < classes:  # a mean over fewer classes is another measure
                 return None
-            values = [chosen[name](own[places], truth) for own in scores]
+            values = [measures[name](own[places], truth) for own in scores]
             known = [value for value in values if value is not None]
             return float(np.mean(known)) if known else None
 

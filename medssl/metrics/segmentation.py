@@ -91,8 +91,8 @@ class ClassScore:
 
     def value(self, measure: str) -> float | None:
         """The measure of that name, of this or of ``further``."""
-        found: float | None = getattr(self.further if measure in FURTHER else self, measure)
-        return found
+        number: float | None = getattr(self.further if measure in FURTHER else self, measure)
+        return number
 
 
 def score_case(
@@ -222,8 +222,8 @@ def _score(
     further = None
     if measures_more:
         more = in_prediction - in_label
-        millilitres = more * float(np.prod(spacing_mm)) / 1000 if true.ndim == 3 else None
-        further = Further(nsd, millilitres, more / in_label if in_label else None, *count_lesions(true, predicted))
+        milliliters = more * float(np.prod(spacing_mm)) / 1000 if true.ndim == 3 else None
+        further = Further(nsd, milliliters, more / in_label if in_label else None, *count_lesions(true, predicted))
     return ClassScore(dice, hd95, in_label, in_prediction, note, further)
 
 

@@ -29,13 +29,13 @@ def columns_of(by: str, opened: Index) -> list[str]:
     Raises:
         UserError: No such column; the message lists those there are.
     """
-    asked = list(dict.fromkeys(name.strip() for name in by.split(","))) if by.strip() else []
+    columns = list(dict.fromkeys(name.strip() for name in by.split(","))) if by.strip() else []
     known = opened.columns()
-    for column in asked:
+    for column in columns:
         if column not in known:
             message = f"by names {column!r}, which is no column of the index; there are {', '.join(known)}"
             raise UserError(message)
-    return asked
+    return columns
 
 
 def values_of(columns: Sequence[str], opened: Index, split: str, scan_ids: Iterable[str]) -> dict[str, dict[str, str]]:
@@ -47,14 +47,14 @@ def values_of(columns: Sequence[str], opened: Index, split: str, scan_ids: Itera
     wanted = set(scan_ids)
     quoted = split.replace("'", "''")
     rows = [row for row in opened.rows(f"split = '{quoted}'") if row["scan_id"] in wanted] if columns else []
-    found = {}
+    groups = {}
     for column in columns:
         pairs = [(row[column], row["scan_id"]) for row in rows]
         numbers = _numbers({value for value, _ in pairs if value not in (None, "")})
         pairs.sort(key=lambda pair: (pair[0] in (None, ""), numbers.get(pair[0], 0.0), str(pair[0]), pair[1]))
         bands = _bands(numbers) if len(set(numbers.values())) > VALUES else {}
-        found[column] = {scan_id: bands.get(value) or _text(value) for value, scan_id in pairs}
-    return found
+        groups[column] = {scan_id: bands.get(value) or _text(value) for value, scan_id in pairs}
+    return groups
 
 
 def subgroups(
@@ -67,23 +67,23 @@ def subgroups(
         values: Value of each scan by column (``values_of``).
         summarize: Sums up the rows of a group; below three subjects its numbers have no interval.
     """
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    summaries: dict[str, dict[str, dict[str, Any]]] = {}
     for column, of_scan in values.items():
         groups: dict[str, list[Row]] = {value: [] for value in of_scan.values()}
         for row in rows:
             groups[of_scan[row.scan_id]].append(row)
-        whole = {value: summarize(own) for value, own in groups.items() if own}
-        found[column] = {value: {key: summary[key] for key in OF_GROUP} for value, summary in whole.items()}
-    return found
+        by_value = {value: summarize(own) for value, own in groups.items() if own}
+        summaries[column] = {value: {key: summary[key] for key in OF_GROUP} for value, summary in by_value.items()}
+    return summaries
 
 
 def _numbers(values: Iterable[Any]) -> dict[Any, float]:
     """The values as numbers; none where one is no number."""
     try:
-        found = {value: float(value) for value in values}
+        numbers = {value: float(value) for value in values}
     except ValueError:
         return {}
-    return found if all(math.isfinite(number) for number in found.values()) else {}
+    return numbers if all(math.isfinite(number) for number in numbers.values()) else {}
 
 
 def _bands(numbers: Mapping[Any, float]) -> dict[Any, str]:
@@ -92,13 +92,13 @@ def _bands(numbers: Mapping[Any, float]) -> dict[Any, str]:
     power = math.floor(math.log10(high - low)) - 1
     widths = (lead * 10.0 ** (power + more) for more in range(4) for lead in (1, 2, 5))
     width = next(width for width in widths if _place(high, width) - _place(low, width) < BANDS)
-    whole = all(number.is_integer() for number in numbers.values())
+    integers = all(number.is_integer() for number in numbers.values())
 
-    def told(number: float) -> str:
+    def band(number: float) -> str:
         first, behind = _place(number, width) * width, (_place(number, width) + 1) * width
-        return f"{first:.12g} to {behind - 1:.12g}" if whole else f"{first:.12g} to below {behind:.12g}"
+        return f"{first:.12g} to {behind - 1:.12g}" if integers else f"{first:.12g} to below {behind:.12g}"
 
-    return {value: told(number) for value, number in numbers.items()}
+    return {value: band(number) for value, number in numbers.items()}
 
 
 def _place(number: float, width: float) -> int:

@@ -106,26 +106,26 @@ def summarize_segmentation(
     refuse_nothing(rows, skipped)
     refuse_uneven(rows, classes)
     of_scan = {row.scan_id: row.subject_id for row in rows}
-    found = segmentation_means(rows, classes)
+    intervals = segmentation_means(rows, classes)
     tally = Counter((row.score.note, row.class_name) for row in rows)
     counts = {lack: {name: tally[lack, name] for name in classes} for lack in LACKS}
     without, invented = (sum(sum(counts[lack].values()) for lack in lacks) for lacks in (LACKS[1:], LACKS[2:]))
-    said = [f"hd95_mm leaves out {without} scores without a distance: the class was missed or invented"]
-    said = said if without else []
+    reasons = [f"hd95_mm leaves out {without} scores without a distance: the class was missed or invented"]
+    reasons = reasons if without else []
     further = has_further(rows)
     if further and invented:
-        said.append(f"volume_error leaves out {invented} scores of a true volume of 0: the class was invented")
+        reasons.append(f"volume_error leaves out {invented} scores of a true volume of 0: the class was invented")
     lesions = {"lesions": {what: _sums(rows, what, classes) for what in LESIONS}} if further else {}
     return {
         "kind": "segmentation",
         "classes": classes,
         "scans": len(of_scan),
         "subjects": len(set(of_scan.values())),
-        "metrics": {name: entry(interval) for name, interval in found.items()},
+        "metrics": {name: entry(interval) for name, interval in intervals.items()},
         "counts": counts,
         **lesions,
         "skipped": [{"scan_id": scan_id, "reason": reason} for scan_id, reason in skipped],
-        "notes": [*notes, *said, *interval_notes(found)],
+        "notes": [*notes, *reasons, *interval_notes(intervals)],
         "by": dict(by or {}),
     }
 
@@ -134,15 +134,15 @@ def segmentation_means(rows: Sequence[SegmentationRow], classes: Sequence[str]) 
     """The mean of each measure with its interval, by the names that ``summarize_segmentation`` gives them."""
     of_scan = {row.scan_id: row.subject_id for row in rows}
     measures = ["dice", "hd95_mm", *(("nsd", *OF_CLASSES, "lesion_f1") if has_further(rows) else ())]
-    found = {}
+    intervals = {}
     for measure in measures:
         if measure not in OF_CLASSES:
-            found[measure] = mean_interval(list(scan_scores(rows, measure).values()), list(of_scan.values()))
+            intervals[measure] = mean_interval(list(scan_scores(rows, measure).values()), list(of_scan.values()))
         for name in classes:
-            own = [row for row in rows if row.class_name == name]
-            scores = [row.score.value(measure) for row in own]
-            found[f"{measure}:{name}"] = mean_interval(scores, [row.subject_id for row in own])
-    return found
+            rows_of_class = [row for row in rows if row.class_name == name]
+            scores = [row.score.value(measure) for row in rows_of_class]
+            intervals[f"{measure}:{name}"] = mean_interval(scores, [row.subject_id for row in rows_of_class])
+    return intervals
 
 
 def summarize_classification(
@@ -176,24 +176,24 @@ def summarize_classification(
     refuse_nothing(rows, skipped)
     refuse_twice(rows)
     probabilities, truth = arrays_of(rows, names)
-    found = classification_means(rows, names, scaling, specificity)
-    defined = {name: interval for name, interval in found.items() if interval.value is not None}
+    intervals = classification_means(rows, names, scaling, specificity)
+    defined = {name: interval for name, interval in intervals.items() if interval.value is not None}
     occurring = {"truth": Counter(row.truth for row in rows), "predicted": Counter(row.predicted for row in rows)}
     curves = {"calibration": _curve(probabilities, truth)}
     if scaling is not None:
         curves["calibration_scaled"] = _curve(scaled(probabilities, scaling.temperature), truth)
-    said = [scaling.note] if scaling is not None and scaling.note else []
+    reasons = [scaling.note] if scaling is not None and scaling.note else []
     return {
         "kind": "classification",
         "classes": list(names),
         "scans": len(rows),
         "subjects": len({row.subject_id for row in rows}),
-        "metrics": {name: entry(interval) for name, interval in found.items()},
+        "metrics": {name: entry(interval) for name, interval in intervals.items()},
         "counts": {role: {name: count[name] for name in names} for role, count in occurring.items()},
         **curves,
         **({} if scaling is None else {"scaling": asdict(scaling)}),
         "skipped": [{"scan_id": scan_id, "reason": reason} for scan_id, reason in skipped],
-        "notes": [*notes, *said, *grouped(undefined(truth, names, specificity)), *interval_notes(defined)],
+        "notes": [*notes, *reasons, *grouped(undefined(truth, names, specificity)), *interval_notes(defined)],
         "by": dict(by or {}),
     }
 
@@ -208,7 +208,7 @@ def classification_means(
     probabilities, truth = arrays_of(rows, names)
     subjects = [row.subject_id for row in rows]
     measures, means = metrics(names, specificity), means_of_classes(specificity)
-    found = {
+    intervals = {
         name: statistic_interval(_on_resample(metric, probabilities, truth, name in means), subjects)
         for name, metric in measures.items()
     }
@@ -216,8 +216,8 @@ def classification_means(
         after = scaled(probabilities, scaling.temperature)
         for name in SCALED:
             statistic = _on_resample(measures[name], after, truth, every_class=False)
-            found[f"{name}_scaled"] = statistic_interval(statistic, subjects)
-    return found
+            intervals[f"{name}_scaled"] = statistic_interval(statistic, subjects)
+    return intervals
 
 
 def arrays_of(
@@ -341,8 +341,8 @@ def entry(interval: Interval) -> dict[str, float | int | None]:
     return {key: getattr(interval, key) for key in ENTRY}
 
 
-def interval_notes(found: Mapping[str, Interval]) -> list[str]:
-    return grouped({name: interval.note for name, interval in found.items()})
+def interval_notes(intervals: Mapping[str, Interval]) -> list[str]:
+    return grouped({name: interval.note for name, interval in intervals.items()})
 
 
 def grouped(notes: Mapping[str, str]) -> list[str]:
