@@ -70,7 +70,7 @@ docs: $(DOCS_INSTALLED) ## build the documentation into docs/_build
 # The key of an institution is secret; that of synthetic patients need not be, and makes every demo split alike.
 # 8 mm voxels, crops of 32 voxels and a quarter of the recipe's weights: two cores without half precision are enough.
 FINETUNE = $(MEDSSL) finetune --config segment_3d_small --store $(DEMO)/store --pretrained $(DEMO)/pretrained \
-	--labels $(DEMO_LABELS) --data.view.size '[32,32,32]' --training.steps $(DEMO_STEPS) \
+	--labels $(DEMO_LABELS) --data.view.size 32,32,32 --training.steps $(DEMO_STEPS) \
 	--training.output.validate_every 50 --training.output.picture_every 100 --optimizer.learning_rate 5e-3 \
 	--training.precision $(DEMO_PRECISION)
 EVALUATE = $(MEDSSL) evaluate --index $(DEMO)/index/scans.sqlite
@@ -84,10 +84,10 @@ demo: $(INSTALLED) ## phantoms -> index -> store -> SparK -> few labels, and wit
 		--subject '(PHANTOM-[0-9]+)' --label.masks images=labels --label.split train=0.55,val=0.15,test=0.3 \
 		--label.class_names 0=background,1=liver,2=spleen,3=kidneys
 	@echo "== 3. the store: oriented, 8 mm voxels, in chunks"
-	@$(MEDSSL) cache $(DEMO)/index/scans.sqlite $(DEMO)/store --preprocess mr --preprocess.spacing_mm '[8,8,8]'
+	@$(MEDSSL) cache $(DEMO)/index/scans.sqlite $(DEMO)/store --preprocess mr --preprocess.spacing_mm 8,8,8
 	@echo "== 4. pretraining with SparK, no labels: a residual encoder fills in what is hidden from it"
 	@$(MEDSSL) pretrain --config spark_3d_small --store $(DEMO)/store --run $(DEMO)/pretrained \
-		--encoder.channels '[8,16,32,64]' --objective.view.size '[32,32,32]' --training.steps $(DEMO_PRETRAINING) --training.batch_size 2 \
+		--encoder.channels 8,16,32,64 --objective.view.size 32,32,32 --training.steps $(DEMO_PRETRAINING) --training.batch_size 2 \
 		--training.precision $(DEMO_PRECISION) --training.output.picture_every 80
 	@echo "== 5. fine-tuning with the labels of $(DEMO_LABELS) patients"
 	@$(FINETUNE) --run $(DEMO)/finetuned
