@@ -9,28 +9,28 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from medssl.data.index.datasets import all_phantoms
 from medssl.data.index.scan_index import Index
+from medssl.data.labels.kinds.base import kind_of
 from medssl.data.labels.selection import labeled_scans_of_index
 from medssl.data.labels.trained_on import missing_note
 from medssl.inference.evaluation import (
     check_leaks,
-    classification_rows,
     distance_notes,
     draw_cases,
     fit_temperature,
     schemas_of,
     score_all,
-    segmentation_rows,
 )
 from medssl.inference.finished_scans import Finished
 from medssl.inference.predictor import Windows, device_of, load_fitted
-from medssl.inference.scan_scores import score_answers, score_classes
+from medssl.inference.scan_scores import rows_of, write_scores
 from medssl.inference.temperature import refuse_calibration, refuse_shared
 from medssl.io.permissions import owner_only
 from medssl.io.trust import names
-from medssl.metrics import cases, tables
+from medssl.metrics import tables
 from medssl.metrics.classification import SPECIFICITY, refuse_specificity
+from medssl.metrics.scoring import Options
 from medssl.metrics.segmentation import NSD_TOLERANCE_MM, refuse_tolerance
-from medssl.metrics.subgroups import columns_of, subgroups, values_of
+from medssl.metrics.subgroups import columns_of, values_of
 from medssl.training import describe
 
 if TYPE_CHECKING:
@@ -140,27 +140,23 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         log.info(f"note: {note}")
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     made_by: dict[str, Any] = {"weights": fitted.digest, "overlap": windows.overlap, "precision": windows.precision}
-    made_by |= {"nsd_tolerance_mm": nsd_tolerance_mm} if fitted.kind == "segmentation" else {}
+    per_voxel = kind_of(fitted.schema).per_voxel
+    made_by |= {"nsd_tolerance_mm": nsd_tolerance_mm} if per_voxel else {}
     finished = Finished(out, made_by | {"split": split})
     place = (root, windows, nsd_tolerance_mm)
     new, skipped = score_all(fitted, scans, schemas, place, finished)
     made = {"step": fitted.card.step, "index": digest, **made_by, "split": split, "versions": versions}
     more: dict[str, Any] = {"skipped": skipped, "notes": list(map(str, notes)), "by": made}
-    if fitted.kind == "segmentation":
+    apart = (out / "calibration", made_by | {"split": calibrate})
+    scaling, unread = fit_temperature(fitted, others, place, apart) if calibrate else (None, [])
+    more["notes"] += map(str, unread)
+    if per_voxel:
         more["notes"] += map(str, distance_notes([scan for scan in scans if finished.get(scan) is not None]))
-        rows, by_name = segmentation_rows(scans, finished), {scan.scan_id: scan for scan in scans}
-        summary = tables.summarize_segmentation(rows, fitted.schema, **more)
-        groups = subgroups(rows, values, lambda own: tables.summarize_segmentation(own, fitted.schema))
-        cases.write_segmentation(out / cases.CASES, rows)
-        draw_cases(fitted, by_name, rows, (root, windows, out / "pictures"), again=new > 0)
-    elif fitted.kind != "classification":
-        summary, groups = score_answers(scans, finished, fitted.schema, out / cases.CASES, values, more, specificity)
-    else:
-        apart = (out / "calibration", made_by | {"split": calibrate})
-        scaling, unread = fit_temperature(fitted, others, place, apart) if calibrate else (None, [])
-        more["notes"] += map(str, unread)
-        answers = classification_rows(fitted, scans, finished)
-        summary, groups = score_classes(answers, fitted.schema, out, values, more, scaling, specificity)
+    rows = rows_of(scans, finished, fitted.schema)
+    summary, groups = write_scores(rows, fitted.schema, out, values, Options(specificity, scaling), more)
+    if per_voxel:
+        by_id = {scan.scan_id: scan for scan in scans}
+        draw_cases(fitted, by_id, rows, (root, windows, out / "pictures"), again=new > 0)
     leaks = [note.text for note in notes if note.kind == "leak"]
     summary |= {"leaks": leaks} | ({"subgroups": groups} if groups else {})
     tables.write_summary(out / tables.SUMMARY, summary)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from medssl.data.index.scan_index import FileOptions, Index
+from medssl.data.labels.kinds.base import kind_of
 from medssl.data.labels.trained_on import Difference, missing_note
 from medssl.inference import writers as outputs
 from medssl.inference.finished_scans import Finished
@@ -93,6 +94,7 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
         raise UserError(message)
     refuse_unknown(allow)
     fitted = load_fitted(run, device_of(windows.accelerator), trusted(trust))
+    per_voxel = kind_of(fitted.schema).per_voxel
     fit = None if scaling is None else scaling_of(scaling, fitted)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     made_by: dict[str, Any] = {"weights": fitted.digest, "overlap": windows.overlap, "precision": windows.precision}
@@ -107,11 +109,11 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
         chosen, others = split_by_training(fitted, chosen, allow)
         skipped += others
         called = prediction_names(chosen, names)
-        if fitted.kind != "segmentation":
+        if not per_voxel:
             refuse_formulas(called.values())
         there, failed = predict_all(fitted, chosen, called, (out, opened.root, windows), finished)
     skipped += failed
-    if fitted.kind != "segmentation":
+    if not per_voxel:
         rows = [(called[scan.scan_id], finished.get(scan)) for scan in chosen if finished.get(scan) is not None]
         first = "scan_id" if names == "scan_id" else "name"
         if fit is not None:

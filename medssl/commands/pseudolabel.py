@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from medssl.data.labels.kinds.base import kind_of
 from medssl.data.labels.trained_on import missing_note
 from medssl.data.store import chunks
 from medssl.data.store.store import Store
@@ -123,7 +124,7 @@ def refuse_teacher(teacher: Fitted, store: Store, *, allow_seen: bool) -> list[s
     Raises:
         UserError: Names both sides.
     """
-    if teacher.kind != "segmentation":
+    if not kind_of(teacher.schema).per_voxel:
         message = (
             f"the run answers for {teacher.schema.name!r} of whole scans: pseudo-labels are masks, take a segmentation"
         )

@@ -7,22 +7,20 @@ from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from medssl.data.formats.reading import read
 from medssl.data.index.scan_index import Index
 from medssl.data.index.split import overlap
 from medssl.data.labels.kinds.base import kind_of
-from medssl.data.labels.kinds.classes import class_number
 from medssl.data.store import grid
 from medssl.data.store.writer import UNREADABLE
 from medssl.inference.finished_scans import Finished
 from medssl.inference.predictor import Windows, classify, reason_of, segment
+from medssl.inference.scan_scores import rows_of
 from medssl.inference.temperature import fit_scaling
 from medssl.io.atomic_write import atomic_write
 from medssl.metrics import cases
-from medssl.metrics.cases import ClassificationRow, SegmentationRow
-from medssl.metrics.segmentation import ClassScore, Further, score_case
+from medssl.metrics.cases import SegmentationRow
+from medssl.metrics.segmentation import score_case
 from medssl.reporting.overlay import overlay
 from medssl.types import Note, UserError
 
@@ -108,14 +106,15 @@ def score_all(
     from tqdm.auto import tqdm
 
     root, windows, tolerance = place
+    per_voxel = kind_of(fitted.schema).per_voxel
     new, skipped = 0, []
     for scan in tqdm(scans, desc="evaluate", unit="scan"):
         if finished.get(scan) is not None:
             continue
         try:
-            volume = read(scan, root, with_label=fitted.kind == "segmentation")
+            volume = read(scan, root, with_label=per_voxel)
             domain = scan.source.value_domain
-            if fitted.kind != "segmentation":
+            if not per_voxel:
                 finished.add(scan, classify(fitted, volume, domain, windows).tolist())
             else:
                 assert volume.label is not None
@@ -128,11 +127,6 @@ def score_all(
             continue
         new += 1
     return new, skipped
-
-
-def stored_score(kept: Mapping[str, Any]) -> ClassScore:
-    """A score as ``score_all`` keeps it."""
-    return ClassScore(**{**kept, "further": Further(**kept["further"])})
 
 
 def without_paths(reason: str, scan: Scan, root: Path) -> str:
@@ -163,7 +157,7 @@ def fit_temperature(
     finished, split = Finished(folder, made_by), made_by["split"]
     _, unread = score_all(fitted, scans, {}, place, finished)
     names = [name for _, name in fitted.schema.classes]
-    scaling = fit_scaling(classification_rows(fitted, scans, finished), names, split, unread)
+    scaling = fit_scaling(rows_of(scans, finished, fitted.schema), names, split, unread)
     text = f"temperature: {len(unread)} scans of split {split} skipped"
     return scaling, [Note("skipped", text)] if unread else []
 
@@ -176,30 +170,6 @@ def distance_notes(scans: Sequence[Scan]) -> list[Note]:
     count = sum(scan.grid.spacing_mm == (1.0, 1.0) for scan in scans)
     text = f"no spacing is known for {count} pictures: distances (hd95_mm, nsd) are in pixels"
     return [Note("guess", text)] if count else []
-
-
-def segmentation_rows(scans: Sequence[Scan], finished: Finished) -> list[SegmentationRow]:
-    """The rows of the scans that were segmented."""
-    return [
-        SegmentationRow(scan.scan_id, scan.subject.subject_id, name, stored_score(score))
-        for scan in scans
-        for name, score in (finished.get(scan) or {}).items()
-    ]
-
-
-def classification_rows(fitted: Fitted, scans: Sequence[Scan], finished: Finished) -> list[ClassificationRow]:
-    """The rows of the scans that were classified."""
-    return [
-        classification_row(scan, finished.get(scan), fitted.schema) for scan in scans if finished.get(scan) is not None
-    ]
-
-
-def classification_row(scan: Scan, probabilities: Sequence[float], schema: LabelSchema) -> ClassificationRow:
-    """The row of a scan that was classified."""
-    names = [name for _, name in schema.classes]
-    truth = names[class_number(dict(scan.labels.values), schema)]
-    predicted = names[int(np.argmax(probabilities))]
-    return ClassificationRow(scan.scan_id, scan.subject.subject_id, truth, predicted, tuple(probabilities))
 
 
 def draw_cases(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medssl.data.formats.reading import read
+from medssl.data.labels.kinds.base import kind_of
 from medssl.data.labels.trained_on import NAMES, differences
 from medssl.data.store.unchanged import refuse_changed
 from medssl.data.store.writer import UNREADABLE
@@ -61,22 +62,23 @@ def predict_all(
     from tqdm.auto import tqdm
 
     out, root, windows = place
+    per_voxel = kind_of(fitted.schema).per_voxel
     there, failed = 0, []
     for scan in tqdm(scans, desc="predict", unit="scan", disable=not scans):
         ending = ".png" if len(scan.grid.shape) == 2 else ".nii.gz"
         target = out / f"{called[scan.scan_id]}{ending}"
-        if finished.get(scan) is not None and (fitted.kind != "segmentation" or target.exists()):
+        if finished.get(scan) is not None and (target.exists() or not per_voxel):
             there += 1
             continue
         try:
             refuse_changed(scan, root)
             volume = read(scan, root, with_label=False)
-            ask = segment if fitted.kind == "segmentation" else classify
+            ask = segment if per_voxel else classify
             answer = ask(fitted, volume, scan.source.value_domain, windows)
         except UNREADABLE as error:
             failed.append((scan.scan_id, reason_of(error)))
             continue
-        if fitted.kind != "segmentation":
+        if not per_voxel:
             finished.add(scan, answer.tolist())
             continue
         if answer.ndim == 2:
