@@ -6,6 +6,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medssl.io.older_keys import PRESENT_KEYS
 from medssl.io.suggestions import nearest
 from medssl.types import UserError
 
@@ -27,6 +28,9 @@ def renamed(key: str) -> str:
     """The key that takes the place of one of an earlier version; "" of other keys."""
     if key in FORMER:
         return FORMER[key]
+    parent, _, last = key.rpartition(".")
+    if last in PRESENT_KEYS:
+        return f"{parent}.{PRESENT_KEYS[last]}".lstrip(".")
     group, _, rest = key.partition(".")
     return f"{FORMER[f'{group}.']}{rest}" if rest and f"{group}." in FORMER else ""
 

@@ -170,7 +170,7 @@ def check_domains(preprocess: Preprocess, domains: Counter[str]) -> str:
 def _shown(rule: IntensityRule) -> str:
     """An intensity rule in words."""
     clip = "no clipping" if rule.clip == "none" else f"clipped by {rule.clip} {rule.low:g} to {rule.high:g}"
-    return f"{clip}, {rule.normalise}"
+    return f"{clip}, {rule.normalize}"
 
 
 def _one(schemas: dict[str, LabelSchema | None]) -> LabelSchema | None:

@@ -15,6 +15,7 @@ from medssl.encoders.base import Encoder
 from medssl.encoders.tensors import read_tensors, refuse_strange, tensor_bytes
 from medssl.io.atomic_write import atomic_files, explain_disk_errors
 from medssl.io.documents import read_json
+from medssl.io.older_keys import with_present_keys
 from medssl.io.trust import network_class, refuse_transforms
 from medssl.io.typed_json import build
 from medssl.types import Card, Imported, UserError
@@ -76,7 +77,7 @@ def read_card(folder: Path) -> Card:
     """
     file = folder / CARD
     try:
-        data = read_json(file)
+        data = with_present_keys(read_json(file))
     except NotADirectoryError as error:
         message = f"{folder} is a file: expected a folder that pretraining wrote"
         raise UserError(message) from error

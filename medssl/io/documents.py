@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from medssl.io.older_keys import with_present_keys
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -30,6 +32,8 @@ def read_json(file: Path) -> Any:
 def read_yaml(file: Path) -> Any:
     """Reads plain values of a YAML file of at most ``YAML_BYTES``, and ``YAML_VALUES`` with what aliases repeat.
 
+    Keys of earlier versions become those of today (``older_keys``).
+
     Raises:
         OSError: It cannot be read.
         yaml.YAMLError: It is no YAML of plain values, too large, or nested too deeply.
@@ -47,7 +51,7 @@ def read_yaml(file: Path) -> Any:
     if count > YAML_VALUES:
         message = f"more than {YAML_VALUES:,} values, counting those that its aliases repeat"
         raise yaml.YAMLError(message)
-    return content
+    return with_present_keys(content)
 
 
 def _yaml_loader() -> Any:

@@ -195,7 +195,7 @@ class Reconstruction(Objective):
         view: The view; its size must be a multiple of the encoder's stride and of ``cell``.
         mask_ratio: Share of cells to hide, above 0 and below 1; every sample hides the same number of cells.
         cell: Voxels of one cell of the mask per axis; None takes the encoder's ``mask_cell``.
-        normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxel values.
+        normalize_target: Predict each cell relative to its own mean and deviation; False predicts the voxel values.
 
     Attributes:
         mode: Mask mode of the encoder; None if the objective hides cells itself, for any encoder.
@@ -216,14 +216,14 @@ class Reconstruction(Objective):
         view: ViewSpec,
         mask_ratio: float,
         cell: Sequence[int] | None = None,
-        normalise_target: bool = True,
+        normalize_target: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.needs = ViewPlan(views=(view,))
         self.mask_ratio = mask_ratio
         self.cell = tuple(encoder.mask_cell if cell is None else cell)
-        self.normalise_target = normalise_target
+        self.normalize_target = normalize_target
         if self.mode is not None and self.mode not in encoder.mask_modes:
             modes = ", ".join(sorted(encoder.mask_modes)) or "none"
             message = (
@@ -254,7 +254,7 @@ class Reconstruction(Objective):
         view = batch.views[0]
         hidden = self.hidden(view, step)
         prediction, features = self.reconstruct(view.image, hidden)
-        target = pixel_target(view, self.cell, normalise=self.normalise_target)
+        target = pixel_target(view, self.cell, normalize=self.normalize_target)
         patches = patchify(prediction, self.cell).to(target.values.dtype)
         loss, terms = compare(patches, target, hidden, self.distance, step_count=step.counts)
         return Loss(total=loss, terms=terms, embedding=features.pooled.detach())
@@ -275,7 +275,7 @@ class Reconstruction(Objective):
         hidden = self.hidden(view, step)
         with evaluation_mode(self):
             prediction, _ = self.reconstruct(view.image, hidden)
-        target = pixel_target(view, self.cell, normalise=self.normalise_target)
+        target = pixel_target(view, self.cell, normalize=self.normalize_target)
         return reconstruction(view, patchify(prediction, self.cell), target, hidden, self.cell)
 
     def hidden(self, view: View, step: Step) -> Bool[Tensor, "B *cells"]:

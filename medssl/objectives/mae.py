@@ -52,7 +52,7 @@ class MAE(Reconstruction):
         encoder: Encoder with the mask mode "drop".
         view: The view; its size must be a multiple of the encoder's patch.
         mask_ratio: Share of patches to hide, above 0 and below 1.
-        normalise_target: Predict each patch relative to its own mean and deviation; False predicts the voxel values.
+        normalize_target: Predict each patch relative to its own mean and deviation; False predicts the voxel values.
         decoder_width: Channels of a token in the decoder, a multiple of 32. Each attention head has 32 channels.
         decoder_depth: Number of blocks of the decoder.
 
@@ -68,12 +68,12 @@ class MAE(Reconstruction):
         *,
         view: ViewSpec,
         mask_ratio: float = 0.75,
-        normalise_target: bool = True,
+        normalize_target: bool = True,
         decoder_width: int = 512,
         decoder_depth: int = 8,
     ) -> None:
         patch = encoder.strides[-1]
-        super().__init__(encoder, view=view, mask_ratio=mask_ratio, cell=patch, normalise_target=normalise_target)
+        super().__init__(encoder, view=view, mask_ratio=mask_ratio, cell=patch, normalize_target=normalize_target)
         expect(decoder_width >= 1, "decoder_width", decoder_width, f"a multiple of {HEAD_WIDTH}")
         values = encoder.in_channels * prod(patch)
         self.decoder = TokenDecoder(encoder.channels[-1], values, width=decoder_width, depth=decoder_depth)
@@ -146,7 +146,7 @@ class UNetMAE(Reconstruction):
         view: The view; its size must be a multiple of the encoder's stride and of ``cell``.
         mask_ratio: Share of cells to hide, above 0 and below 1.
         cell: Voxels of one cell per axis; None takes the encoder's ``mask_cell``.
-        normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxel values.
+        normalize_target: Predict each cell relative to its own mean and deviation; False predicts the voxel values.
         norm: Normalization of the decoder. Fine-tuning can continue with this decoder if the U-Net head has the same.
 
     Raises:
@@ -162,10 +162,10 @@ class UNetMAE(Reconstruction):
         view: ViewSpec,
         mask_ratio: float = 0.75,
         cell: Sequence[int] | None = None,
-        normalise_target: bool = False,
+        normalize_target: bool = False,
         norm: NormName = "instance",
     ) -> None:
-        super().__init__(encoder, view=view, mask_ratio=mask_ratio, cell=cell, normalise_target=normalise_target)
+        super().__init__(encoder, view=view, mask_ratio=mask_ratio, cell=cell, normalize_target=normalize_target)
         self.decoder = UNetDecoder(encoder.channels, encoder.strides, norm=norm)
         convolution = nn.Conv3d if len(view.size) == 3 else nn.Conv2d
         self.predict = convolution(self.decoder.widths[-1], encoder.in_channels, 1)

@@ -40,7 +40,7 @@ class SimMIM(Reconstruction):
         view: The view; its size must be a multiple of the encoder's stride and of ``cell``.
         mask_ratio: Share of cells to hide, above 0 and below 1.
         cell: Voxels of one cell per axis, one or more patches; None takes the encoder's ``mask_cell``.
-        normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxel values.
+        normalize_target: Predict each cell relative to its own mean and deviation; False predicts the voxel values.
 
     Raises:
         UserError: The encoder does not support "fill", or the view does not fit it.
@@ -56,9 +56,9 @@ class SimMIM(Reconstruction):
         view: ViewSpec,
         mask_ratio: float = 0.6,
         cell: Sequence[int] | None = None,
-        normalise_target: bool = False,
+        normalize_target: bool = False,
     ) -> None:
-        super().__init__(encoder, view=view, mask_ratio=mask_ratio, cell=cell, normalise_target=normalise_target)
+        super().__init__(encoder, view=view, mask_ratio=mask_ratio, cell=cell, normalize_target=normalize_target)
         self.patch = encoder.strides[-1]
         self.predict = nn.Linear(encoder.channels[-1], encoder.in_channels * prod(self.patch))
         nn.init.trunc_normal_(self.predict.weight, std=0.02)

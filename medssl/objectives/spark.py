@@ -41,7 +41,7 @@ class SparK(Reconstruction):
         cell: Voxels of one cell per axis; None takes the encoder's ``mask_cell``.
         decoder_width: Channels of the decoder at the coarsest map. None takes 48 (2D) or 16 (3D) at the last step, and
             doubles it for each earlier step (768 for a stride of 32 in 2D, as published).
-        normalise_target: Predict each cell relative to its own mean and deviation; False predicts the voxel values.
+        normalize_target: Predict each cell relative to its own mean and deviation; False predicts the voxel values.
         norm: Normalization before the tokens and in the decoder. None takes "batch" in 2D, and "instance" in 3D, where
             batches are small. "layer" is for encoders with layer norms; the decoder then has batch norms.
 
@@ -59,12 +59,12 @@ class SparK(Reconstruction):
         mask_ratio: float | None = None,
         cell: Sequence[int] | None = None,
         decoder_width: int | None = None,
-        normalise_target: bool = True,
+        normalize_target: bool = True,
         norm: NormName | None = None,
     ) -> None:
         volume = len(view.size) == 3
         ratio = (0.75 if volume else 0.6) if mask_ratio is None else mask_ratio
-        super().__init__(encoder, view=view, mask_ratio=ratio, cell=cell, normalise_target=normalise_target)
+        super().__init__(encoder, view=view, mask_ratio=ratio, cell=cell, normalize_target=normalize_target)
         norm = norm or ("instance" if volume else "batch")
         path = upsampling_path(encoder.strides)
         width = (16 if volume else 48) * 2 ** (len(path) - 1) if decoder_width is None else decoder_width

@@ -48,7 +48,7 @@ def hidden_positions(view: View, hidden: Bool[Tensor, "B *cells"], stride: Seque
     return at_resolution(hidden, cells_of(view.image.shape[2:], stride)).flatten(1) & counted
 
 
-def pixel_target(view: View, cell: Sequence[int], *, normalise: bool = True) -> Target:
+def pixel_target(view: View, cell: Sequence[int], *, normalize: bool = True) -> Target:
     """Voxels of each cell relative to the mean and deviation of the cell (He et al., CVPR 2022), in at least float32.
 
     Only voxels that are valid, scored and of a present channel enter means and deviations; all others are 0. The
@@ -57,12 +57,12 @@ def pixel_target(view: View, cell: Sequence[int], *, normalise: bool = True) -> 
     Args:
         view: The view.
         cell: Voxels of one cell per axis.
-        normalise: False keeps the voxel values (mean 0, deviation 1).
+        normalize: False keeps the voxel values (mean 0, deviation 1).
     """
     counted = counted_voxels(view, cell)
     precise = torch.promote_types(view.image.dtype, torch.float32)
     values = torch.where(counted, patchify(view.image, cell).to(precise), 0.0)
-    if not normalise:
+    if not normalize:
         zero = values.new_zeros(*values.shape[:2], 1)
         return Target(values, zero, zero + 1.0, counted)
     mean, variance = patch_moments(values, counted)

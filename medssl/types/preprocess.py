@@ -19,14 +19,14 @@ class IntensityRule:
             percentiles of the foreground.
         low: Lower bound: a value, or a percentile from 0 to 100.
         high: Upper bound: a value, or a percentile from 0 to 100.
-        normalise: How to scale values: "zscore" (mean 0, standard deviation 1 over the clipped foreground), "unit"
+        normalize: How to scale values: "zscore" (mean 0, standard deviation 1 over the clipped foreground), "unit"
             (bounds to 0 and 1) or "none".
     """
 
     clip: Literal["none", "range", "percentile"] = "none"
     low: float = 0.0
     high: float = 0.0
-    normalise: Literal["zscore", "unit", "none"] = "zscore"
+    normalize: Literal["zscore", "unit", "none"] = "zscore"
 
 
 @dataclass(frozen=True)
@@ -84,4 +84,6 @@ class Preprocess:
         """Hexadecimal digest (16 characters) of the rules above: equal digests mean equal stored voxels."""
         rules = asdict(self)
         del rules["domains"]  # decides which scans are taken, not what becomes of them
+        for rule in rules["intensity"].values():
+            rule["normalise"] = rule.pop("normalize")  # the key of 0.1.0: stores keep their digest
         return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]

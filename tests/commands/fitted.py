@@ -12,7 +12,7 @@ from medssl.types.provenance import Provenance
 
 TISSUES = LabelSchema("mask", ((0, "background"), (5, "tissue"), (9, "bone")))
 KINDS = LabelSchema("diagnosis", ((0, "dark"), (1, "bright")))
-AS_IS = IntensityRule("none", normalise="none")
+AS_IS = IntensityRule("none", normalize="none")
 RAW = Preprocess(background=0.0, intensity=IntensityRules(AS_IS, AS_IS, AS_IS, AS_IS))  # the network sees stored values
 
 

@@ -22,5 +22,5 @@ def test_shuffled_labels_are_said(tmp_path, capsys):
 def test_mistakes_are_one_line(tmp_path, capsys):
     assert main(["phantoms", str(tmp_path / "scans"), "--shape", "[4, 4, 4]"]) == 2
     assert "error: a phantom's shape is [4, 4, 4]" in capsys.readouterr().err
-    assert main(["phantoms", str(tmp_path / "scans"), "--labelled", "1"]) == 2
+    assert main(["phantoms", str(tmp_path / "scans"), "--labeld", "1"]) == 2
     assert "did you mean 'labeled'" in capsys.readouterr().err

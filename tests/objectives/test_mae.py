@@ -219,7 +219,7 @@ def test_the_decoder_takes_the_norm_of_the_head_that_goes_on_with_it(norm, kind)
 
 def test_the_unet_takes_a_transformer_too():
     torch.manual_seed(0)
-    objective = UNetMAE(vit(2), view=ViewSpec(size=SIZES[2]), normalise_target=True)
+    objective = UNetMAE(vit(2), view=ViewSpec(size=SIZES[2]), normalize_target=True)
     batch, step = example_batch(objective.needs, 1)
     loss = objective(batch, step).total
     gradients = torch.autograd.grad(loss, list(objective.encoder.blocks.parameters()))

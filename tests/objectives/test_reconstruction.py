@@ -101,10 +101,10 @@ def test_the_mask_keeps_the_count_and_follows_the_sample(kind, ndim):
 
 @KINDS
 @DIMS
-@pytest.mark.parametrize("normalise", [True, False])
-def test_the_loss_is_that_of_a_plain_loop(kind, ndim, normalise):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_loss_is_that_of_a_plain_loop(kind, ndim, normalize):
     """Another road to the same number: cell by cell in NumPy, with padding, areas not scored, a missing channel."""
-    objective, batch, step, hidden, _ = setting(kind, ndim, in_channels=2, normalise_target=normalise)
+    objective, batch, step, hidden, _ = setting(kind, ndim, in_channels=2, normalize_target=normalize)
     present = torch.tensor([[True, True], [True, False], [False, True], [True, True]])
     batch = with_view(batch, present=present)
     view = batch.views[0]
@@ -124,7 +124,7 @@ def test_the_loss_is_that_of_a_plain_loop(kind, ndim, normalise):
             if not inside.any():
                 continue
             target = image[sample][box][inside]
-            if normalise:
+            if normalize:
                 variance = max(np.var(target, ddof=1), floor**2) if inside.sum() > 1 else floor**2
                 target = (target - target.mean()) / np.sqrt(variance + 1e-6)
             difference = np.abs(predicted[sample][box][inside] - target)
@@ -138,7 +138,7 @@ def test_the_loss_is_that_of_a_plain_loop(kind, ndim, normalise):
 @DIMS
 def test_the_algebra_of_the_loss(kind, ndim):
     """The target itself costs nothing; a zero prediction (n - 1) / n; what is predicted for visible cells, nothing."""
-    objective, batch, step, hidden, _ = setting(kind, ndim, normalise_target=True)
+    objective, batch, step, hidden, _ = setting(kind, ndim, normalize_target=True)
     view = replace(batch.views[0], image=torch.randn(4, 1, *SIZES[ndim]))
     whole = torch.ones_like(view.valid)
     batch = replace(batch, views=(replace(view, valid=whole, scored=whole),))
@@ -186,7 +186,7 @@ def test_with_nothing_to_score_the_loss_and_its_gradient_are_zero(kind, key):
 
 @KINDS
 def test_constant_images_have_a_finite_loss(kind):
-    objective, batch, step, _, _ = setting(kind, 2, normalise_target=True)
+    objective, batch, step, _, _ = setting(kind, 2, normalize_target=True)
     loss = objective(with_view(batch, image=torch.full_like(batch.views[0].image, 3.0)), step)
     gradients = torch.autograd.grad(loss.total, list(objective.parameters()))
     assert loss.total.item() < 10
@@ -199,7 +199,7 @@ def test_constant_images_have_a_finite_loss(kind):
 @KINDS
 @DIMS
 def test_pictures_show_input_mask_and_reconstruction_in_the_values_of_the_input(kind, ndim):
-    objective, batch, step, hidden, voxels = setting(kind, ndim, normalise_target=True)
+    objective, batch, step, hidden, voxels = setting(kind, ndim, normalize_target=True)
     image = batch.views[0].image
     perfect = pixel_target(batch.views[0], objective.cell).values
     pictures = given(objective, perfect).pictures(batch, step)

@@ -76,13 +76,13 @@ def test_what_is_not_counted_changes_neither_mean_nor_deviation(key):
 
 def test_losses_are_in_single_precision_at_least():
     assert pixel_target(view_of(noise(1, 1, 8, 8).bfloat16()), (4, 4)).values.dtype == torch.float32
-    assert pixel_target(view_of(noise(1, 1, 8, 8)), (4, 4), normalise=False).values.dtype == torch.float64
+    assert pixel_target(view_of(noise(1, 1, 8, 8)), (4, 4), normalize=False).values.dtype == torch.float64
 
 
 @pytest.mark.parametrize("distance", ["square", "absolute"])
 def test_terms_are_those_of_numpy(distance):
     view = view_of(noise(2, 1, 16, 12), scored=torch.rand(2, 1, 16, 12) < 0.7)
-    target = pixel_target(view, (4, 4), normalise=False)
+    target = pixel_target(view, (4, 4), normalize=False)
     hidden = torch.rand(2, 4, 3) < 0.6
     prediction = (0.4 * target.values + 0.3 * noise(*target.values.shape, seed=2)).requires_grad_()
     loss, terms = compare(prediction, target, hidden, distance)
@@ -103,7 +103,7 @@ def test_no_constant_beats_chance_where_most_of_the_image_is_air():
     """Thirteen of 16 voxels are air: absolute differences are least at its value, far from the mean of 3."""
     image = torch.zeros(1, 1, 4, 4)
     image[..., :3, 0] = 16.0
-    target = pixel_target(view_of(image), (2, 2), normalise=False)
+    target = pixel_target(view_of(image), (2, 2), normalize=False)
     hidden = torch.ones(1, 2, 2, dtype=torch.bool)
     constants = {value: torch.full_like(target.values, value) for value in (-1.0, 0.0, 3.0, 8.0, 16.0)}
     losses = {value: compare(guess, target, hidden, "absolute") for value, guess in constants.items()}
@@ -114,7 +114,7 @@ def test_no_constant_beats_chance_where_most_of_the_image_is_air():
 
 
 def test_chance_is_0_where_nothing_is_scored():
-    target = pixel_target(view_of(noise(1, 1, 8, 8)), (4, 4), normalise=False)
+    target = pixel_target(view_of(noise(1, 1, 8, 8)), (4, 4), normalize=False)
     nothing = torch.zeros(1, 2, 2, dtype=torch.bool)
     assert compare(target.values + 1, target, nothing, "absolute")[1]["chance"].item() == 0
 
@@ -125,11 +125,11 @@ def test_a_constant_prediction_correlates_with_nothing():
     assert compare(torch.zeros_like(target.values), target, hidden)[1]["correlation"].item() == 0
 
 
-@pytest.mark.parametrize("normalise", [True, False])
-def test_a_perfect_prediction_is_drawn_as_the_image(normalise):
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_perfect_prediction_is_drawn_as_the_image(normalize):
     image = noise(2, 1, 8, 6)
     view = view_of(image)
-    target = pixel_target(view, (4, 2), normalise=normalise)
+    target = pixel_target(view, (4, 2), normalize=normalize)
     hidden = torch.tensor([[[True, False, True], [False, True, False]]]).expand(2, -1, -1)
     pictures = reconstruction(view, target.values, target, hidden, (4, 2))
     torch.testing.assert_close(pictures["reconstruction"], image)

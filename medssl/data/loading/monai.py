@@ -37,13 +37,13 @@ class StoreReader(ImageReader):  # type: ignore[misc]
 
     Args:
         store: A store or its folder.
-        normalise: Give the network's input (clipped, shifted, divided) instead of values in the scan's own unit.
+        normalize: Give the network's input (clipped, shifted, divided) instead of values in the scan's own unit.
     """
 
-    def __init__(self, store: Store | Path, *, normalise: bool = False) -> None:
+    def __init__(self, store: Store | Path, *, normalize: bool = False) -> None:
         super().__init__()
         self.store = store if isinstance(store, Store) else Store.open(store)
-        self.normalise = normalise
+        self.normalize = normalize
 
     def verify_suffix(self, filename: Sequence[Path | str] | Path | str) -> bool:
         """Whether the name is one of the store's."""
@@ -82,7 +82,7 @@ class StoreReader(ImageReader):  # type: ignore[misc]
         origin = (0,) * len(shape)
         if label:
             return self.store.read_label(number, origin, shape)
-        return decode(self.store.read(number, origin, shape), self.store.intensity(number), normalise=self.normalise)
+        return decode(self.store.read(number, origin, shape), self.store.intensity(number), normalize=self.normalize)
 
 
 class StoreDataset(Dataset[Any]):

@@ -171,12 +171,12 @@ def encode(
     return codes, coding
 
 
-def decode(codes: NDArray[Any], intensity: NDArray[np.float32], *, normalise: bool = True) -> NDArray[np.float32]:
-    """Returns values [C, *s] of stored codes; with ``normalise`` as the network sees them."""
+def decode(codes: NDArray[Any], intensity: NDArray[np.float32], *, normalize: bool = True) -> NDArray[np.float32]:
+    """Returns values [C, *s] of stored codes; with ``normalize`` as the network sees them."""
     columns = intensity.reshape(len(codes), 6, *([1] * (codes.ndim - 1)))
     scale, offset, low, high, shift, divisor = (columns[:, i] for i in range(6))
     values: NDArray[np.float32] = codes.astype(np.float32) * scale + offset
-    return (np.clip(values, low, high) - shift) / divisor if normalise else values
+    return (np.clip(values, low, high) - shift) / divisor if normalize else values
 
 
 def _encode_channel(
@@ -233,9 +233,9 @@ def _normalization(rule: IntensityRule, sample: NDArray[np.float64], low: float,
 
     What counts as rounding is relative to the values: those of a PET scan may be near 1e-8.
     """
-    if rule.normalise == "none":
+    if rule.normalize == "none":
         return 0.0, 1.0
-    shift, divisor = (low, high - low) if rule.normalise == "unit" else (float(sample.mean()), float(sample.std()))
+    shift, divisor = (low, high - low) if rule.normalize == "unit" else (float(sample.mean()), float(sample.std()))
     return shift, divisor if divisor > 1e-6 * abs(shift) else 1.0
 
 

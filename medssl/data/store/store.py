@@ -20,6 +20,7 @@ from medssl.data.store import checksums, chunks, records
 from medssl.data.store.coding import EXCLUDED
 from medssl.data.store.contents import Contents
 from medssl.io.documents import read_json
+from medssl.io.older_keys import with_present_keys
 from medssl.types import Imported, IntensityRule, IntensityRules, LabelSchema, Preprocess, UserError
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ class Store(Contents):
         """
         path = Path(path)
         try:
-            description = read_json(path / "store.json")
+            description = with_present_keys(read_json(path / "store.json"))
         except (OSError, ValueError) as error:
             message = f"{path} is no store (no readable store.json): cache an index first"
             raise UserError(message) from error

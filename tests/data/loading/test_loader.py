@@ -194,7 +194,7 @@ def test_eight_bit_scans_stay_eight_bit_until_a_wider_one_is_among_them(tmp_path
     for crops in batches(wide, 3, size=(8, 8)):
         assert crops.image.dtype == torch.int16
         for row, scan_id in enumerate(crops.origin.scan_ids):
-            values = decode(crops.image[row].numpy(), crops.intensity[row].numpy(), normalise=False)
+            values = decode(crops.image[row].numpy(), crops.intensity[row].numpy(), normalize=False)
             start = crops.placement.start[row].tolist()
             held = volumes[scan_id].image[:, start[0] : start[0] + 8, start[1] : start[1] + 8]
             np.testing.assert_array_equal(values, held)

@@ -172,7 +172,7 @@ def test_a_mask_of_excluded_voxels_that_comes_changes_or_goes_is_stored_again(sc
         (number,) = np.flatnonzero(opened.records.facts["excluded"])
         codes = opened.read(int(number), (0, 0, 0), (70, 60, 41))
         np.testing.assert_array_equal(codes[0] == EXCLUDED, mask != 0)
-        values = decode(codes, opened.intensity(int(number)), normalise=False)[0]
+        values = decode(codes, opened.intensity(int(number)), normalize=False)[0]
         np.testing.assert_array_equal(values[mask == 0], noise((70, 60, 41), np.int16, seed=1)[mask == 0])
     files = {str(p.relative_to(store)) for p in (store / "scans").rglob("*.b2nd")}
     assert len(files) == 10  # those of the masks before are gone

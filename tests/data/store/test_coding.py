@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from medssl.data.store import coding
 from medssl.types import IntensityRule, UserError
 
-NONE = IntensityRule("none", normalise="none")
+NONE = IntensityRule("none", normalize="none")
 
 
 def everywhere(image):
@@ -30,7 +30,7 @@ def test_integers_of_up_to_16_bits_are_exact(dtype, channels, data):
     image = data.draw(arrays.arrays(dtype, (channels, 3, 4, 2)))
     codes, numbers = coding.encode(image, NONE, everywhere(image))
     assert codes.dtype == (np.uint8 if dtype == np.uint8 else np.int16)
-    np.testing.assert_array_equal(coding.decode(codes, numbers.intensity, normalise=False), image.astype(np.float32))
+    np.testing.assert_array_equal(coding.decode(codes, numbers.intensity, normalize=False), image.astype(np.float32))
     assert numbers.error == 0
     assert numbers.clipped == 0
     np.testing.assert_array_equal(numbers.fill, codes.reshape(channels, -1).min(1))
@@ -40,7 +40,7 @@ def test_integers_of_up_to_16_bits_are_exact(dtype, channels, data):
 def test_wider_integers_are_exact_while_they_span_16_bits(low):
     image = (low + np.random.default_rng(0).integers(0, 65_536, (1, 8, 8, 8))).astype(np.int32)
     codes, numbers = coding.encode(image, NONE, everywhere(image))
-    np.testing.assert_array_equal(coding.decode(codes, numbers.intensity, normalise=False), image.astype(np.float32))
+    np.testing.assert_array_equal(coding.decode(codes, numbers.intensity, normalize=False), image.astype(np.float32))
     assert numbers.error == 0
 
 
@@ -56,7 +56,7 @@ def test_real_values_that_are_whole_are_exact():
 def test_real_values_err_by_no_more_than_is_stated(scale, shift, seed):
     image = (np.random.default_rng(seed).normal(size=(2, 6, 7, 5)) * scale + shift).astype(np.float32)
     codes, numbers = coding.encode(image, NONE, everywhere(image))
-    decoded = coding.decode(codes, numbers.intensity, normalise=False)
+    decoded = coding.decode(codes, numbers.intensity, normalize=False)
     error = np.abs(decoded.astype(np.float64) - image).max()
     span = max(float(np.ptp(channel)) for channel in image)
     rounding = 8 * float(np.spacing(np.float32(np.abs(image).max() + span)))
@@ -159,7 +159,7 @@ def test_cells_are_few_and_half_full():
 def test_whole_numbers_beyond_single_precision_state_their_error():
     image = np.array([[[2_000_000_001, 2_000_000_003, 2_000_000_090]]], np.int32)
     codes, numbers = coding.encode(image, NONE, everywhere(image))
-    error = np.abs(coding.decode(codes, numbers.intensity, normalise=False).astype(np.float64) - image).max()
+    error = np.abs(coding.decode(codes, numbers.intensity, normalize=False).astype(np.float64) - image).max()
     assert 0 < error <= numbers.error <= 256
 
 
@@ -176,7 +176,7 @@ def test_integers_beside_excluded_voxels_are_exact_where_one_code_is_left(dtype,
     image = data.draw(arrays.arrays(dtype, (channels, 3, 4, 2)))
     kept = data.draw(arrays.arrays(bool, (3, 4, 2)).filter(np.any))
     codes, numbers = coding.encode(image, NONE, kept, kept=kept)
-    decoded = coding.decode(codes, numbers.intensity, normalise=False).astype(np.float64)[:, kept]
+    decoded = coding.decode(codes, numbers.intensity, normalize=False).astype(np.float64)[:, kept]
     truth = image[:, kept].astype(np.float64)
     exact = np.ptp(truth, axis=1) <= 65_534
     assert codes.dtype == np.int16
@@ -194,7 +194,7 @@ def test_whole_numbers_are_exact_beside_excluded_ones_to_the_last_code(highest, 
     kept = np.array([[True, True, False, True]])
     codes, numbers = coding.encode(image, NONE, kept, kept=kept)
     assert codes[0, 0, [0, 2, 3]].tolist() == [-32_767, coding.EXCLUDED, 32_767]
-    decoded = coding.decode(codes, numbers.intensity, normalise=False)
+    decoded = coding.decode(codes, numbers.intensity, normalize=False)
     assert np.abs(decoded - image)[0, kept].max() <= numbers.error <= error
 
 
@@ -216,7 +216,7 @@ def test_excluded_voxels_decode_to_the_lower_bound(rule, dtype):
     kept = generator.random((9, 8, 7)) > 0.3
     codes, numbers = coding.encode(image, rule, kept, kept=kept)
     lowest, step = image[:, kept].min(1), numbers.intensity[:, 0]
-    plain = coding.decode(codes, numbers.intensity, normalise=False)[:, ~kept]
+    plain = coding.decode(codes, numbers.intensity, normalize=False)[:, ~kept]
     first = np.maximum(lowest, numbers.intensity[:, 2]) if dtype == np.float32 else lowest  # real ones are clipped
     np.testing.assert_allclose(plain, np.broadcast_to((first - step)[:, None], plain.shape), atol=2e-3)
     seen = coding.decode(codes, numbers.intensity)
@@ -236,7 +236,7 @@ def test_real_values_beside_excluded_ones_err_by_no_more_than_is_stated_and_only
     np.testing.assert_allclose([shift, divisor], [clipped.mean(), clipped.std()], rtol=1e-3, atol=1e-3)
     assert numbers.clipped == int((truth < low).sum() + (truth > high).sum())
     assert numbers.error <= (high - low) / 131_068 + 1e-6
-    decoded = coding.decode(codes, numbers.intensity, normalise=False)[0, kept]
+    decoded = coding.decode(codes, numbers.intensity, normalize=False)[0, kept]
     assert np.abs(decoded - clipped).max() <= numbers.error + 1e-6
     image[0, ~kept] = 1e9
     other, others = coding.encode(image, rule, kept, kept=kept)
@@ -267,11 +267,11 @@ def test_scans_without_excluded_voxels_are_stored_as_ever():
 
 
 @pytest.mark.parametrize("size", [1e-14, 1e-8, 1.0, 1e6, 1e9])
-@pytest.mark.parametrize("normalise", ["zscore", "unit"])
-def test_the_size_of_values_does_not_flatten_them(size, normalise):
+@pytest.mark.parametrize("normalize", ["zscore", "unit"])
+def test_the_size_of_values_does_not_flatten_them(size, normalize):
     image = (np.random.default_rng(0).random((1, 12, 12, 12)) * size).astype(np.float32)
     codes, numbers = coding.encode(
-        image, IntensityRule("percentile", 0.5, 99.5, normalise), np.ones((12, 12, 12), bool)
+        image, IntensityRule("percentile", 0.5, 99.5, normalize), np.ones((12, 12, 12), bool)
     )
     shown = coding.decode(codes, numbers.intensity)
     reference = (image - image.min()) / size

@@ -75,7 +75,7 @@ def test_stored_voxels_are_exact_and_marked_where_they_are_excluded(store):
         inside, mask = codes[:, 2:], mask_of(name)[:, :28, :40, 3:23]
         inside = inside[:, : mask.shape[1]]
         np.testing.assert_array_equal(inside == coding.EXCLUDED, mask)
-        values = coding.decode(inside, store.intensity(number), normalise=False)
+        values = coding.decode(inside, store.intensity(number), normalize=False)
         truth = numbered(SHAPES[name])[:, :28, :40, 3:23]
         np.testing.assert_array_equal(values[~mask], truth[~mask])
         assert set(np.unique(codes[:, :2])) == {store.records.fill(number)[0]}

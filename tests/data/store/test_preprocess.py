@@ -19,7 +19,7 @@ LPS = np.array([[-2.0, 0, 0, 30], [0, -1.0, 0, 40], [0, 0, 5.0, -9], [0, 0, 0, 1
 
 
 def values(prepared):
-    return coding.decode(prepared.image, prepared.coding.intensity, normalise=False)
+    return coding.decode(prepared.image, prepared.coding.intensity, normalize=False)
 
 
 def test_without_rules_nothing_changes():
