@@ -131,7 +131,7 @@ def test_what_an_evaluation_says_of_leaks_and_of_skipped_scans_is_carried_on(tmp
     leak = "3 of the 10 subjects were pretrained on: scores may be too good"
     reasons = ("the file cannot be read", "the file is gone", "the file cannot be read", "an affine of zeros", "empty")
     skipped = [{"scan_id": f"scan{n}", "reason": reason} for n, reason in enumerate(reasons)]
-    summarized(tmp_path / "test", "classification", notes=["ece: not defined", leak], skipped=skipped)
+    summarized(tmp_path / "test", "classification", notes=["ece: not defined", leak], leaks=[leak], skipped=skipped)
     assert read_trained(WHAT, tmp_path / "test").notes == (
         f"{leak}.",
         "5 test scans could not be scored and are left out (2: the file cannot be read; 1: the file is gone; 1: an "
@@ -141,3 +141,10 @@ def test_what_an_evaluation_says_of_leaks_and_of_skipped_scans_is_carried_on(tmp
     assert read_trained(WHAT, tmp_path / "test").notes == (
         "1 test scans could not be scored and are left out (1: the file cannot be read).",
     )
+
+
+def test_an_evaluation_that_does_not_list_leaks_has_all_of_its_notes_carried_on(tmp_path):
+    """As written by 0.1.0 before leaks had a list of their own."""
+    classified(tmp_path / "test", [0] * 5 + [1] * 5)
+    summarized(tmp_path / "test", "classification", notes=["one", "two"])
+    assert read_trained(WHAT, tmp_path / "test").notes == ("one.", "two.")
