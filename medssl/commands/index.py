@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 
 from medssl.data.index import layouts
 from medssl.data.index.datasets import places_of
+from medssl.data.index.label_sources import LabelOptions
 from medssl.data.index.pseudonyms import SubjectRule, load_key
 from medssl.data.index.scan_index import FileOptions, Index, IndexOptions, LayoutName
 from medssl.data.index.update import Update, update
-from medssl.data.labels.sources import LabelOptions
 from medssl.io.progress import progress_bar
 from medssl.types import UserError
 

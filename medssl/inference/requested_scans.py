@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal
 
+from medssl.data.index.label_sources import names_of
 from medssl.data.index.pseudonyms import load_key
 from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
 from medssl.data.index.update import update
-from medssl.data.labels.sources import names_of
 from medssl.io.csv_text import is_formula
 from medssl.io.progress import progress_bar
 from medssl.types import UserError

@@ -10,8 +10,8 @@ from data.make_scans import write_nifti, write_picture
 
 from medssl.commands.cache import cache
 from medssl.commands.index import index
+from medssl.data.index.label_sources import LabelOptions
 from medssl.data.index.scan_index import FileOptions
-from medssl.data.labels.sources import LabelOptions
 from medssl.types import Preprocess
 
 SHAPE = (20, 18, 14)

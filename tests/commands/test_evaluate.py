@@ -16,9 +16,9 @@ from data.make_scans import noise, truncate, write_nifti, write_picture
 from medssl.cli import run_verb
 from medssl.commands import evaluate as verb
 from medssl.commands.evaluate import evaluate
+from medssl.data.index.label_sources import LabelOptions
 from medssl.data.index.scan_index import Index, IndexOptions
 from medssl.data.index.update import update
-from medssl.data.labels.sources import LabelOptions
 from medssl.inference import evaluation
 from medssl.inference.predictor import Windows, segment
 from medssl.metrics import cases, tables

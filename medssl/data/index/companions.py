@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from medssl.data.index.scan_index import Index
-from medssl.data.index.schema import transaction
 from medssl.data.index.walk import Found
+from medssl.io.sqlite import transaction
 
 _MISSING = (-1, 0)
 _CLAIMED = "pixels of "

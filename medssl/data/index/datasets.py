@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from medssl.data.index import layouts
+from medssl.data.index.label_sources import refuse_without_effect
 from medssl.data.index.scan_index import Index, IndexOptions
-from medssl.data.index.schema import transaction
-from medssl.data.labels.sources import refuse_without_effect
+from medssl.io.sqlite import transaction
 from medssl.types import UserError
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from medssl.data.formats.base import FormatError, Reading
 from medssl.data.formats.masks import value_counts
 from medssl.data.formats.recognition import FORMATS, format_of
-from medssl.data.labels.sources import PathRule
+from medssl.data.index.label_sources import PathRule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

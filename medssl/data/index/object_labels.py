@@ -12,11 +12,11 @@ from pathlib import PurePath
 from typing import Any
 
 from medssl.data.formats.dicom.label_objects import LabelObject
+from medssl.data.index.label_sources import LabelOptions, PathRule
 from medssl.data.index.pairing import Mask
 from medssl.data.index.pseudonyms import keyed_digest
-from medssl.data.index.schema import transaction
-from medssl.data.labels.sources import LabelOptions, PathRule
 from medssl.io.csv_text import is_formula
+from medssl.io.sqlite import transaction
 
 _SHOWN = 20  # names that a message lists
 _RULE = PathRule("mask", "label.objects", "")

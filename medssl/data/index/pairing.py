@@ -15,7 +15,7 @@ import numpy as np
 
 from medssl.data.formats import masks
 from medssl.data.formats.base import make_grid
-from medssl.data.labels.sources import MaskOptions, PathRule
+from medssl.data.index.label_sources import MaskOptions, PathRule
 from medssl.types import Grid
 
 _TURNED = "as its tag Orientation says"  # in the notes of pictures

@@ -15,15 +15,15 @@ from typing import Any
 
 from medssl.data.formats.modality import domain_of, normalized
 from medssl.data.index.label_maps import Entry, Recognized, recognize
+from medssl.data.index.label_sources import LabelOptions, Table, folder_split, names_of, read_table, refuse_formula
 from medssl.data.index.layouts import open_layout
 from medssl.data.index.layouts.base import About
 from medssl.data.index.object_labels import ObjectLabels
 from medssl.data.index.pairing import Mask, Pairing, of_files
 from medssl.data.index.pseudonyms import SubjectRule, named_digest, patient_digest
 from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
-from medssl.data.index.schema import transaction
 from medssl.data.index.split import parse_shares, split_of
-from medssl.data.labels.sources import LabelOptions, Table, folder_split, names_of, read_table, refuse_formula
+from medssl.io.sqlite import transaction
 from medssl.types import UserError
 
 _PAGE = 1000

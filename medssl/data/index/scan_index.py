@@ -21,8 +21,8 @@ from typing import Any, Literal, Self
 from medssl.data.formats.modality import modality_of
 from medssl.data.formats.units import LengthUnit
 from medssl.data.index import schema as tables
+from medssl.data.index.label_sources import LabelOptions
 from medssl.data.index.reasons import kind_of_reason
-from medssl.data.labels.sources import LabelOptions
 from medssl.io.csv_text import as_csv
 from medssl.types import LabelSchema, Scan, UserError
 

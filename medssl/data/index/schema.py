@@ -10,12 +10,12 @@ import os
 import re
 import secrets
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from os.path import normpath
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from medssl.io.sqlite import refuse_programs
 from medssl.types import Digests, Grid, Labels, Part, Scan, Source, Status, Subject, UserError
 
 VERSION = 3
@@ -105,32 +105,6 @@ def connect(file: Path, *, writable: bool) -> sqlite3.Connection:
         raise UserError(message)
     connection.row_factory = sqlite3.Row
     return connection
-
-
-@contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All or nothing."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
-
-
-def refuse_programs(connection: sqlite3.Connection, name: str) -> None:
-    """Refuses a file with views, triggers or virtual tables, which medssl never makes: they run when it is read.
-
-    Raises:
-        UserError: Names the first.
-    """
-    connection.execute("PRAGMA trusted_schema = OFF")
-    query = "SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index') OR sql LIKE 'CREATE VIRTUAL%'"
-    found = connection.execute(query).fetchone()
-    if found is not None:
-        message = f"{name} holds a {found[0]} called {found[1]!r}, which medssl does not make: get it anew, or make it"
-        raise UserError(message)
 
 
 def listing(connection: sqlite3.Connection) -> tuple[str, list[str]]:

@@ -23,11 +23,11 @@ from medssl.data.index.grouping import regroup
 from medssl.data.index.neighbors import mark_beside_unread
 from medssl.data.index.pseudonyms import fingerprint
 from medssl.data.index.scan_index import Index, IndexOptions
-from medssl.data.index.schema import transaction
 from medssl.data.index.walk import Found, walk
 from medssl.io.limits import Limits
 from medssl.io.locks import open_lock, try_lock
 from medssl.io.processes import Lost, Pool, forking, one_thread
+from medssl.io.sqlite import transaction
 from medssl.types import UserError
 
 _FILES_AT_ONCE = 256

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medssl.data.index.schema import refuse_programs
+from medssl.io.sqlite import refuse_programs
 from medssl.types import UserError
 
 if TYPE_CHECKING:

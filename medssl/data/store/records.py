@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medssl.data.formats.masks import value_counts
-from medssl.data.index.schema import refuse_programs
 from medssl.data.store import checksums
 from medssl.data.store.disk import DiskFull
+from medssl.io.sqlite import refuse_programs
 from medssl.types import UserError
 
 if TYPE_CHECKING:

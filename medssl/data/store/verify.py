@@ -8,9 +8,9 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from medssl.data.index.schema import refuse_programs
 from medssl.data.store import checksums, chunks, records
 from medssl.data.store.store import scan_file
+from medssl.io.sqlite import refuse_programs
 from medssl.types import UserError
 
 if TYPE_CHECKING:

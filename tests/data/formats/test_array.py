@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from medssl.data.formats import array as formats_array
 from medssl.data.formats.base import FormatError, Reading
 from medssl.data.formats.reading import ReadError, read
+from medssl.data.index.label_sources import LabelOptions
 from medssl.data.index.scan_index import ArrayOptions, FileOptions, Index, IndexOptions
 from medssl.data.index.update import update
-from medssl.data.labels.sources import LabelOptions
 from medssl.types import Scan, UserError
 
 ARRAY = noise((4, 5, 6))

@@ -16,9 +16,9 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 from medssl.data.formats.base import make_grid
 from medssl.data.formats.masks import MaskError, check_label, compare, reorientation_of, value_counts, whole_numbers
 from medssl.data.formats.reading import ReadError, Volume, read
+from medssl.data.index.label_sources import LabelOptions, PathRule
 from medssl.data.index.scan_index import Index, IndexOptions
 from medssl.data.index.update import update
-from medssl.data.labels.sources import LabelOptions, PathRule
 from medssl.types import LabelSchema, UserError
 
 AFFINE = np.array([[-0.9, 0.02, 0, 40], [0.01, 0.8, 0.1, -30], [0, -0.3, 2.5, 10], [0, 0, 0, 1.0]])

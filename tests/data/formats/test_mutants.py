@@ -26,10 +26,10 @@ from data.formats.sound_files import FORMATS, LABELS, Sound
 
 from medssl.data.formats.reading import ReadError, read
 from medssl.data.index.entries import read_files
+from medssl.data.index.label_sources import LabelOptions
 from medssl.data.index.scan_index import ArrayOptions, FileOptions, Index, IndexOptions
 from medssl.data.index.update import update
 from medssl.data.index.walk import Found
-from medssl.data.labels.sources import LabelOptions
 from medssl.types import Scan
 
 KEY = b"k" * 32

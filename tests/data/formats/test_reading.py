@@ -18,9 +18,9 @@ from PIL import Image
 
 from medssl.data.formats.masks import check_label
 from medssl.data.formats.reading import ReadError, read
+from medssl.data.index.label_sources import LabelOptions
 from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
 from medssl.data.index.update import update
-from medssl.data.labels.sources import LabelOptions
 from medssl.types import Grid, Labels, LabelSchema, Part, Scan, UserError
 
 KEY = b"k" * 32

@@ -11,9 +11,9 @@ from data.make_scans import Series, noise, write_nifti, write_picture, write_ser
 
 from medssl.cli import main
 from medssl.data.formats.reading import read
+from medssl.data.index.label_sources import LabelOptions
 from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
 from medssl.data.index.update import update
-from medssl.data.labels.sources import LabelOptions
 
 
 def index(tmp_path: Path, folder: Path, unit="", masks="") -> Path:

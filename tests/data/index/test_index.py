@@ -17,11 +17,11 @@ import pytest
 from data.make_scans import Series, noise, write_itk, write_nifti, write_picture, write_series
 
 from medssl.data.index import walk as walking
+from medssl.data.index.label_sources import LabelOptions
 from medssl.data.index.neighbors import mark_beside_unread, unread_beside
 from medssl.data.index.pseudonyms import named_digest, patient_digest
 from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
 from medssl.data.index.update import Update, update
-from medssl.data.labels.sources import LabelOptions
 from medssl.types import UserError
 
 KEY = b"k" * 32

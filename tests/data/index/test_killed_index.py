@@ -13,8 +13,8 @@ from data.index.test_index import content
 from data.make_scans import Series, noise, write_itk, write_nifti, write_series
 
 from medssl.data.index import update as module
+from medssl.data.index.label_sources import LabelOptions
 from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
-from medssl.data.labels.sources import LabelOptions
 
 KEY = b"k" * 32
 OPTIONS = IndexOptions(labels=LabelOptions(masks="images=labels"), files=FileOptions(workers=0, modality="CT"))

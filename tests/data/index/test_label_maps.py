@@ -11,7 +11,7 @@ from data.formats.test_masks import index, scans_of
 from data.make_scans import noise, write_itk, write_nifti, write_picture
 
 from medssl.data.index.label_maps import holds_classes, replacements
-from medssl.data.labels.sources import PathRule
+from medssl.data.index.label_sources import PathRule
 
 SHAPE = (9, 8, 7)
 

@@ -379,8 +379,8 @@ def test_words_for_modalities_are_understood_in_tables(tmp_path):
 
 
 def test_a_table_of_values_still_needs_its_key():
+    from medssl.data.index.label_sources import LabelOptions
     from medssl.data.index.scan_index import IndexOptions
-    from medssl.data.labels.sources import LabelOptions
 
     with pytest.raises(UserError, match=r"say with label\.key which column names the scan or subject"):
         IndexOptions(labels=LabelOptions(values="x.csv"))

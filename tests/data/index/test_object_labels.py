@@ -13,9 +13,9 @@ from data.formats.dicom.label_objects import contour, grid_of, segmentation, str
 from data.make_scans import Series
 
 from medssl.data.formats.reading import ReadError, read
+from medssl.data.index.label_sources import LabelOptions
 from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
 from medssl.data.index.update import update
-from medssl.data.labels.sources import LabelOptions
 from medssl.types import UserError
 
 SHAPE = (12, 10, 5)  # columns, rows, slices

@@ -17,9 +17,9 @@ from data.make_scans import noise, write_nifti, write_picture
 
 from medssl.cli import main
 from medssl.commands.cache import cache
+from medssl.data.index.label_sources import LabelOptions
 from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
 from medssl.data.index.update import update
-from medssl.data.labels.sources import LabelOptions
 from medssl.data.store.coding import EXCLUDED, decode
 from medssl.data.store.store import Store
 from medssl.types import Preprocess, UserError

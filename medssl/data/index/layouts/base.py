@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from medssl.data.formats.modality import of_channels
-from medssl.data.labels.sources import LabelOptions
+from medssl.data.index.label_sources import LabelOptions
 from medssl.types import UserError
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from medssl.data.index.label_sources import LabelOptions
 from medssl.data.index.layouts.base import (
     About,
     Filled,
@@ -16,7 +17,6 @@ from medssl.data.index.layouts.base import (
     read_json,
     with_defaults,
 )
-from medssl.data.labels.sources import LabelOptions
 from medssl.types import UserError
 
 if TYPE_CHECKING:

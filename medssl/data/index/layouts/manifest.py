@@ -7,8 +7,8 @@ import os.path
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medssl.data.index.label_sources import refuse_formula
 from medssl.data.index.layouts.base import About, Filled, Layout, Rows
-from medssl.data.labels.sources import refuse_formula
 from medssl.types import UserError
 
 if TYPE_CHECKING:

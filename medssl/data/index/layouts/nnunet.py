@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medssl.data.index.label_sources import LabelOptions
 from medssl.data.index.layouts.base import (
     HIDDEN,
     About,
@@ -17,7 +18,6 @@ from medssl.data.index.layouts.base import (
     read_json,
     with_defaults,
 )
-from medssl.data.labels.sources import LabelOptions
 from medssl.types import UserError
 
 if TYPE_CHECKING:
