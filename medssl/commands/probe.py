@@ -135,22 +135,22 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
     axes = len(frozen.window)
     splits = split_scans(opened, schema, axes, labels=labels, validation_labels=validation_labels, seed=seed)
     notes = list(filter(None, [refuse_seen(opened, initial, allow)]))
-    asked: dict[str, Any] = {"seed": seed, "labels": labels, "validation_labels": validation_labels}
+    settings: dict[str, Any] = {"seed": seed, "labels": labels, "validation_labels": validation_labels}
     per_voxel = kind_of(schema).per_voxel
-    chosen = levels_of(frozen, levels) if per_voxel else ()
+    maps = levels_of(frozen, levels) if per_voxel else ()
     log.info(first_line(opened, splits, loaded))
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     if per_voxel:
-        asked |= {"voxels": voxels, "levels": list(chosen), "overlap": windows.overlap}
-        found = probe_voxels(frozen, Voxels(opened, schema, chosen, voxels, seed), splits, initial, out)
-        answers = ProbeResults([found], notes=[ON_STORED_GRID])
+        settings |= {"voxels": voxels, "levels": list(maps), "overlap": windows.overlap}
+        found = probe_voxels(frozen, Voxels(opened, schema, maps, voxels, seed), splits, initial, out)
+        results = ProbeResults([found], notes=[ON_STORED_GRID])
     else:
-        asked |= {"shots": list(shots), "draws": draws}
+        settings |= {"shots": list(shots), "draws": draws}
         features = embed(frozen, opened, splits.everything, out)
-        answers = probe_scans(opened, schema, splits, features, shots=shots, draws=draws, seed=seed)
-    made = {**frozen.made_by, "step": initial.card.step if initial.card and initial.weights else None, **asked}
-    made |= {"store": opened.digest, "versions": describe.versions(synthetic=opened.synthetic)}
-    summary = summarize(schema, splits, answers, notes=notes, by=made)
+        results = probe_scans(opened, schema, splits, features, shots=shots, draws=draws, seed=seed)
+    made_by = {**frozen.made_by, "step": initial.card.step if initial.card and initial.weights else None, **settings}
+    made_by |= {"store": opened.digest, "versions": describe.versions(synthetic=opened.synthetic)}
+    summary = summarize(schema, splits, results, notes=notes, by=made_by)
     write(out, summary)
     show(summary)
     return ProbeResult(out, summary)
@@ -166,9 +166,11 @@ def write(out: Path, summary: dict[str, Any]) -> None:
     """Writes ``probe.json`` and ``probe.csv``; says so where they are those of another question."""
     path = out / RESULT
     if path.exists():
-        then = read_json(path)
-        if {key: then["by"].get(key) for key in summary["by"]} != summary["by"] or then["target"] != summary["target"]:
-            log.info(f"the measures of target {then['target']!r}, labels {then['by'].get('labels')} there are replaced")
+        former = read_json(path)
+        same_settings = {key: former["by"].get(key) for key in summary["by"]} == summary["by"]
+        if not same_settings or former["target"] != summary["target"]:
+            labels = former["by"].get("labels")
+            log.info(f"the measures of target {former['target']!r}, labels {labels} there are replaced")
     write_table(out / "probe.csv", summary["probes"])
     text = json.dumps(summary, indent=1, allow_nan=False) + "\n"
     atomic_write(path, lambda file: file.write(text.encode()))
@@ -180,11 +182,11 @@ def show(summary: dict[str, Any]) -> None:
     for skipped in summary["skipped"]:
         log.info(f"skipped: {skipped['probe']}: {skipped['reason']}")
     if "embedding" in summary:
-        own = summary["embedding"]
-        most = min(own["scans"], own["features"])
+        embedding = summary["embedding"]
+        most = min(embedding["scans"], embedding["features"])
         log.info(
-            f"embedding of {own['scans']} scans: effective rank {own['effective_rank']:.1f} of at most {most}, spread "
-            f"{own['spread']:.2f} (0 all alike, 1 every direction alike)"
+            f"embedding of {embedding['scans']} scans: effective rank {embedding['effective_rank']:.1f} of at most "
+            f"{most}, spread {embedding['spread']:.2f} (0 all alike, 1 every direction alike)"
         )
     for note in summary["notes"]:
         log.info(f"note: {note}")

@@ -65,10 +65,10 @@ def tables_of(study: Study) -> tuple[list[Trained], dict[str, list[tuple[Any, ..
         for subject, score in one.scores.items()
     ]
     order = {arm.name: place for place, arm in enumerate(study.arms)}
-    found = {RUNS: (RUN_COLUMNS, runs), SCORES: (CASE_COLUMNS, cases)}
+    tables = {RUNS: (RUN_COLUMNS, runs), SCORES: (CASE_COLUMNS, cases)}
     return trained, {
         name: [columns, *sorted(rows, key=lambda row: (order[row[0]], *row[1:4]))]
-        for name, (columns, rows) in found.items()
+        for name, (columns, rows) in tables.items()
     }
 
 
@@ -125,17 +125,17 @@ def note_edits(study: Study, damaged: Sequence[Run] = ()) -> None:
             for run in study.done
             if (run.folder(study.out) / TEST / SUMMARY).stat().st_mtime > since
         }
-        now = {key_of(line): line for line in as_csv(rows).splitlines()}
+        current = {key_of(line): line for line in as_csv(rows).splitlines()}
         text = file.read_text("utf-8-sig", errors="replace")  # as a spreadsheet may have left it
         lines = [line for line in text.splitlines() if key_of(line)[:3] not in aside]
-        then = Counter(map(key_of, lines))
+        former = Counter(map(key_of, lines))
         counts = {
-            "changed": sum(now.get(key_of(line), line) != line for line in lines),
-            "added": sum(count - (key in now) for key, count in then.items()),
-            "missing": sum(key not in then and key[:3] not in later for key in now),
+            "changed": sum(current.get(key_of(line), line) != line for line in lines),
+            "added": sum(count - (key in current) for key, count in former.items()),
+            "missing": sum(key not in former and key[:3] not in later for key in current),
         }
-        if told := ", ".join(f"{count} {what}" for what, count in counts.items() if count):
-            log.info(f"note: {name} is not what the runs say (lines: {told}): it is written anew from them")
+        if edits := ", ".join(f"{count} {what}" for what, count in counts.items() if count):
+            log.info(f"note: {name} is not what the runs say (lines: {edits}): it is written anew from them")
 
 
 def key_of(line: str) -> tuple[str, ...]:
@@ -150,32 +150,34 @@ def summarize(study: Study, failed: Mapping[str, Failure]) -> dict[str, Any]:
         log.info(f"failed: {name}: {why.reason}")
     if failed:
         log.info(f"{len(failed)} of {len(study.asked)} runs failed; the same command tries them again")
-    curves = {arm.name: own for arm in study.arms if (own := efficiency.levels(trained, arm.name))}
-    found = differences_of(study, trained)
+    curves = {arm.name: levels for arm in study.arms if (levels := efficiency.levels(trained, arm.name))}
+    differences = differences_of(study, trained)
     minutes = {arm.name: minutes_of(study, arm) for arm in study.arms}
-    notes = [*notes_of(study, trained, found), *(f"Failed: {name}: {why.written}" for name, why in failed.items())]
-    text = markdown(curves, found, minutes, NAMES[trained[0].measure], notes) if trained else "\n".join([*notes, ""])
+    notes = [*notes_of(study, trained, differences)]
+    notes += [f"Failed: {name}: {why.written}" for name, why in failed.items()]
+    measure = NAMES[trained[0].measure] if trained else ""
+    text = markdown(curves, differences, minutes, measure, notes) if trained else "\n".join([*notes, ""])
     write_text(out / REPORT, text)
     summary: dict[str, Any] = {
-        **({"measure": NAMES[trained[0].measure]} if trained else {}),
-        "curves": {name: [asdict(level) for level in own] for name, own in curves.items()},
-        "compared": [asdict(one) for one in found],
+        **({"measure": measure} if trained else {}),
+        "curves": {name: [asdict(level) for level in levels] for name, levels in curves.items()},
+        "compared": [asdict(one) for one in differences],
         "minutes": minutes,
         "notes": notes,
         "failed": {name: why.written for name, why in failed.items()},
     }
     summary = finite(summary)
     write_text(out / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    drawable = any(math.isfinite(level.value) for own in curves.values() for level in own)
+    drawable = any(math.isfinite(level.value) for levels in curves.values() for level in levels)
     if drawable:
-        write_text(out / CURVE, drawn(curves, NAMES[trained[0].measure]))
+        write_text(out / CURVE, drawn(curves, measure))
     else:
         (out / CURVE).unlink(missing_ok=True)
     log.info(text if trained else "\n".join(["no run is done", *notes]))
-    if not found:
+    if not differences:
         what = "no encoder has a run in common with its twin"
         if trained and not drawable:
-            what = f"{NAMES[trained[0].measure]} is not defined on these test subjects"
+            what = f"{measure} is not defined on these test subjects"
         log.info(f"error: {what}: nothing can be compared")
         return summary
     log.info(f"{out}: {len(trained)} of {wanted} runs; {RUNS}, {SCORES}, {REPORT}, {SUMMARY}, {CURVE}")
@@ -183,18 +185,18 @@ def summarize(study: Study, failed: Mapping[str, Failure]) -> dict[str, Any]:
 
 
 def differences_of(study: Study, trained: Sequence[Trained]) -> list[Compared]:
-    """Each arm against its twin, over the numbers of labeled subjects that were asked for."""
+    """Each arm against its twin, at every number of labeled subjects of the comparison."""
     twins = {arm.name: arm.twin for arm in study.arms if arm.twin}
     every = (*study.asked, *study.earlier)
-    asked = {name: sorted({run.labels for run in every if run.arm.name == name}) for name in twins}
-    return efficiency.compared(trained, twins, asked) if trained else []
+    labels = {name: sorted({run.labels for run in every if run.arm.name == name}) for name in twins}
+    return efficiency.compared(trained, twins, labels) if trained else []
 
 
-def notes_of(study: Study, trained: Sequence[Trained], found: Sequence[Compared]) -> list[str]:
+def notes_of(study: Study, trained: Sequence[Trained], differences: Sequence[Compared]) -> list[str]:
     """What a reader of the results must know, beside what failed."""
-    notes = [*study.notes, *notes_of_runs(trained), *notes_of_looks(study, found)]
-    without = {arm.name for arm in study.arms if arm.twin} - {one.arm for one in found}
-    notes += [f"{name} has no run in common with its twin." for name in sorted(without)] if found else []
+    notes = [*study.notes, *notes_of_runs(trained), *notes_of_looks(study, differences)]
+    without = {arm.name for arm in study.arms if arm.twin} - {one.arm for one in differences}
+    notes += [f"{name} has no run in common with its twin." for name in sorted(without)] if differences else []
     if missing := [str(run) for run in study.earlier if not run.done(study.out)]:
         more = f"; and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         notes.append(
@@ -211,16 +213,16 @@ def notes_of_runs(trained: Sequence[Trained]) -> list[str]:
         for note in one.notes:
             arms.setdefault(note, set()).add(one.arm)
     every = {one.arm for one in trained}
-    return [note if own == every else f"{', '.join(sorted(own))}: {note}" for note, own in sorted(arms.items())]
+    return [note if names == every else f"{', '.join(sorted(names))}: {note}" for note, names in sorted(arms.items())]
 
 
-def notes_of_looks(study: Study, found: Sequence[Compared]) -> list[str]:
-    """Keeps that p-values are told now, and says after how many runs they were told earlier."""
-    told = {
+def notes_of_looks(study: Study, differences: Sequence[Compared]) -> list[str]:
+    """Records after how many runs p-values are shown now, and notes after how many they were shown earlier."""
+    conclusive = {
         one.arm: {n: gain.runs for n, gain in zip(one.labels, one.differences, strict=True) if gain.conclusive}
-        for one in found
+        for one in differences
     }
-    if not (earlier := look(study.out, told)):
+    if not (earlier := look(study.out, conclusive)):
         return []
     return [f"Looked at after {' and '.join(map(str, earlier))} runs: p-values do not know of the earlier looks."]
 
@@ -252,48 +254,49 @@ def clear_states(study: Study) -> None:
 
 def run_row(one: Trained, folder: Path) -> tuple[Any, ...]:
     """A row of ``runs.csv``; what is not defined or not known is empty."""
-    log, minutes = read_log(folder / METRICS), training_minutes(folder)
-    step, best = max(log.values(log.validation), key=lambda point: point[1], default=(math.nan, math.nan))
-    steps = log.rows[-1]["step"] if log.rows else math.nan
-    found = (round(one.value, 6), round(best, 6), step, steps, math.nan if minutes is None else round(minutes, 2))
-    shown = ["" if math.isnan(value) else int(value) if place in {2, 3} else value for place, value in enumerate(found)]
+    metrics, minutes = read_log(folder / METRICS), training_minutes(folder)
+    step, best = max(metrics.values(metrics.validation), key=lambda point: point[1], default=(math.nan, math.nan))
+    steps = metrics.rows[-1]["step"] if metrics.rows else math.nan
+    values = (round(one.value, 6), round(best, 6), step, steps, math.nan if minutes is None else round(minutes, 2))
+    whole = {2, 3}  # places of numbers of steps
+    shown = ["" if math.isnan(value) else int(value) if place in whole else value for place, value in enumerate(values)]
     return (one.arm, one.labels, one.run, one.measure, *shown)
 
 
 def minutes_of(study: Study, arm: Arm) -> dict[str, float | None]:
     """Minutes of pretraining (0 from scratch, None where not known) and of all fine-tunings of an arm."""
-    tuned = [training_minutes(run.folder(study.out)) for run in study.done if run.arm.name == arm.name]
-    return {"pretraining": arm.minutes, "finetuning": sum(one for one in tuned if one is not None)}
+    finetuning = [training_minutes(run.folder(study.out)) for run in study.done if run.arm.name == arm.name]
+    return {"pretraining": arm.minutes, "finetuning": sum(one for one in finetuning if one is not None)}
 
 
 def markdown(
     curves: Mapping[str, Sequence[Level]],
-    found: Sequence[Compared],
+    differences: Sequence[Compared],
     minutes: Mapping[str, Any],
     what: str,
     notes: Sequence[str] = (),
 ) -> str:
     """The curves as a table, each verdict, what is saved, the cost, and notes."""
-    numbers = sorted({level.labels for own in curves.values() for level in own})
+    numbers = sorted({level.labels for levels in curves.values() for level in levels})
     rows = [[f"{what} at labeled subjects", *map(str, numbers), "minutes"], ["---"] * (len(numbers) + 2)]
-    for name, own in curves.items():
-        at = {level.labels: with_interval(level.value, level.low, level.high) for level in own}
-        before, tuned = minutes[name]["pretraining"], minutes[name]["finetuning"]
+    for name, levels in curves.items():
+        at = {level.labels: with_interval(level.value, level.low, level.high) for level in levels}
+        before, finetuning = minutes[name]["pretraining"], minutes[name]["finetuning"]
         cost = "unknown + " if before is None else f"{before:.0f} + " if before else ""
-        rows.append([name, *(at.get(n, "") for n in numbers), f"{cost}{tuned:.0f}"])
-    for one in found:
+        rows.append([name, *(at.get(n, "") for n in numbers), f"{cost}{finetuning:.0f}"])
+    for one in differences:
         gains = dict(zip(one.labels, zip(one.differences, one.p_values, strict=True), strict=True))
         rows.append([f"{one.arm} less {one.twin}", *(gained(*gains[n]) if n in gains else "" for n in numbers), ""])
-    comparisons = sum(p is not None for one in found for p in one.p_values)
+    comparisons = sum(p is not None for one in differences for p in one.p_values)
     how = f"p-values are corrected for {comparisons} comparison{'s' * (comparisons > 1)}; " if comparisons else ""
     return "\n".join(
         [
             *(f"| {' | '.join(row)} |" for row in rows),
             "",
-            *(f"{one.arm}: {'; '.join([one.verdict, *one.saved])}." for one in found),
+            *(f"{one.arm}: {'; '.join([one.verdict, *one.saved])}." for one in differences),
             *(
                 f"{one.arm}: {count} test subjects without a score in some run are left out."
-                for one in found
+                for one in differences
                 if (count := max(gain.left_out for gain in one.differences))
             ),
             f"Intervals of 95 % are over runs and test subjects; {how}"
@@ -320,8 +323,8 @@ def with_interval(value: float, low: float | None, high: float | None, sign: str
 def drawn(curves: Mapping[str, Sequence[Level]], what: str) -> str:
     """The label-efficiency curves as SVG."""
     series = [
-        Series(name, tuple(Point(level.labels, level.value, level.low, level.high) for level in own), marked=True)
-        for name, own in curves.items()
+        Series(name, tuple(Point(level.labels, level.value, level.low, level.high) for level in levels), marked=True)
+        for name, levels in curves.items()
     ]
     title = f"{what} over labeled subjects"
     return line_chart(series, title=title, x_label="labeled subjects", y_label=f"test {what}", logarithmic=True)

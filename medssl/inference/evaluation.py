@@ -35,27 +35,28 @@ log = logging.getLogger(__name__)
 
 
 def check_leaks(fitted: Fitted, scans: Sequence[Scan], *, allow_seen: bool) -> list[Note]:
-    """Refuses subjects that the network knows.
+    """Refuses subjects that the network was trained on.
 
     Returns:
         Notes on what was allowed and on what cannot be known.
 
     Raises:
-        UserError: Counts the subjects and says how the network knows them.
+        UserError: Counts the subjects and says in which training they were.
     """
-    asked = {scan.subject.subject_id for scan in scans}
-    known = {
-        "trained or validated on with labels": overlap(asked, fitted.tuned.subjects),
-        "pretrained on": overlap(asked, fitted.card.subjects.known),
+    subject_ids = {scan.subject.subject_id for scan in scans}
+    overlaps = {
+        "trained or validated on with labels": overlap(subject_ids, fitted.tuned.subjects),
+        "pretrained on": overlap(subject_ids, fitted.card.subjects.known),
     }
-    found = [f"{len(subjects)} of the {len(asked)} subjects were {how}" for how, subjects in known.items() if subjects]
-    if found and not allow_seen:
+    total = len(subject_ids)
+    leaks = [f"{len(subjects)} of the {total} subjects were {how}" for how, subjects in overlaps.items() if subjects]
+    if leaks and not allow_seen:
         message = (
-            f"{'; '.join(found)}: scores on them say nothing about new patients; choose another split, or "
+            f"{'; '.join(leaks)}: scores on them say nothing about new patients; choose another split, or "
             "allow it (allow: seen) and tell it with the scores"
         )
         raise UserError(message)
-    notes = [Note("leak", f"{line}: scores may be too good") for line in found]
+    notes = [Note("leak", f"{line}: scores may be too good") for line in leaks]
     if not fitted.card.subjects.complete:
         text = "the card does not name all subjects that pretraining has seen: whether these are among them is unknown"
         notes.append(Note("leak", text))
@@ -71,19 +72,19 @@ def schemas_of(opened: Index, scans: Sequence[Scan], schema: LabelSchema) -> dic
     Raises:
         UserError: A data set gives a value another name than the network.
     """
-    own = dict(schema.classes)
+    class_names = dict(schema.classes)
     schemas = {}
     for dataset in sorted({scan.source.dataset for scan in scans}):
-        theirs = opened.schema(dataset) if kind_of(schema).per_voxel else None
-        for value, name in theirs.classes if theirs else ():
-            if own.get(value, name) != name:
+        dataset_schema = opened.schema(dataset) if kind_of(schema).per_voxel else None
+        for value, name in dataset_schema.classes if dataset_schema else ():
+            if class_names.get(value, name) != name:
                 message = (
-                    f"value {value} is {name!r} in data set {dataset}, the network learned it as {own[value]!r}: "
-                    "index with the class names that the network was trained with"
+                    f"value {value} is {name!r} in data set {dataset}, the network learned it as "
+                    f"{class_names[value]!r}: index with the class names that the network was trained with"
                 )
                 raise UserError(message)
-        ignored = theirs is not None and theirs.ignore is not None
-        schemas[dataset] = replace(schema, ignore=theirs.ignore) if theirs and ignored else schema
+        ignored = dataset_schema is not None and dataset_schema.ignore is not None
+        schemas[dataset] = replace(schema, ignore=dataset_schema.ignore) if dataset_schema and ignored else schema
     return schemas
 
 
@@ -139,7 +140,7 @@ def without_paths(reason: str, scan: Scan, root: Path) -> str:
 
 
 def fit_temperature(
-    fitted: Fitted, scans: Sequence[Scan], place: tuple[Path, Windows, float], apart: tuple[Path, dict[str, Any]]
+    fitted: Fitted, scans: Sequence[Scan], place: tuple[Path, Windows, float], results: tuple[Path, dict[str, Any]]
 ) -> tuple[Scaling, list[Note]]:
     """Classifies the scans of another split and fits the temperature on them.
 
@@ -147,12 +148,12 @@ def fit_temperature(
         fitted: The network.
         scans: What the temperature is fitted on.
         place: As of ``score_all``.
-        apart: Folder where their answers are kept, and what makes them.
+        results: Folder of their predictions, and what makes them.
 
     Returns:
         The temperature, and a note on what was skipped.
     """
-    folder, made_by = apart
+    folder, made_by = results
     folder.mkdir(mode=0o700, exist_ok=True)
     finished, split = Finished(folder, made_by), made_by["split"]
     _, unread = score_all(fitted, scans, {}, place, finished)
@@ -187,17 +188,17 @@ def draw_cases(
         scans: What was scored, by identifier.
         rows: The scores.
         place: Root of the index, how a scan is gone through, folder of the pictures.
-        again: Draw also what is there.
+        again: Draw existing pictures again.
     """
     root, windows, folder = place
     scores = {scan_id: dice for scan_id, dice in cases.scan_scores(rows).items() if dice is not None}
     ordered = sorted(scores, key=lambda scan_id: (scores[scan_id], scan_id))
-    chosen = {ordered[k] for k in (0, len(ordered) // 2, len(ordered) - 1)} if ordered else set()
+    shown = {ordered[k] for k in (0, len(ordered) // 2, len(ordered) - 1)} if ordered else set()
     folder.mkdir(mode=0o700, exist_ok=True)
     for path in folder.glob("*.png"):
-        if path.stem not in chosen:
+        if path.stem not in shown:
             path.unlink()
-    for scan_id in sorted(chosen):
+    for scan_id in sorted(shown):
         path = folder / f"{scan_id}.png"
         if again or not path.exists():
             draw_case(fitted, scans[scan_id], root, windows, path)
@@ -208,9 +209,9 @@ def draw_case(fitted: Fitted, scan: Scan, root: Path, windows: Windows, path: Pa
     volume = read(scan, root)
     assert volume.label is not None
     prediction = segment(fitted, volume, scan.source.value_domain, windows)
-    image, label, found, affine = volume.image, volume.label, prediction[None], volume.affine
+    image, label, predicted, affine = volume.image, volume.label, prediction[None], volume.affine
     if prediction.ndim == 3:
-        label, found = (grid.orient(array, affine, "RAS")[0] for array in (label, found))
+        label, predicted = (grid.orient(array, affine, "RAS")[0] for array in (label, predicted))
         image, affine = grid.orient(image, affine, "RAS")
-    picture = overlay(image, label[0], found[0], fitted.schema, grid.spacing_of(affine))
+    picture = overlay(image, label[0], predicted[0], fitted.schema, grid.spacing_of(affine))
     atomic_write(path, lambda file: file.write(picture))

@@ -37,11 +37,11 @@ class Finished:
         if len(lines) < 2:
             self._write(json.dumps(made_by).encode() + b"\n")
             return
-        then = json.loads(lines[0])
+        header = json.loads(lines[0])
         differing = [
-            f"{key} {then.get(key)} there, {made_by.get(key)} here"
-            for key in sorted({*then, *made_by})
-            if then.get(key) != made_by.get(key)
+            f"{key} {header.get(key)} there, {made_by.get(key)} here"
+            for key in sorted({*header, *made_by})
+            if header.get(key) != made_by.get(key)
         ]
         if differing:
             message = (

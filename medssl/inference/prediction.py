@@ -46,9 +46,9 @@ def split_by_training(
         return list(scans), []
     alike, others = [], []
     for scan in scans:
-        found = {k: v for k, v in differences(scan, known, fitted.card.preprocess).items() if k not in allowed}
-        if found:
-            reason = f"{'; '.join(found.values())} (allow: {','.join(found)} takes it)"
+        reasons = {k: v for k, v in differences(scan, known, fitted.card.preprocess).items() if k not in allowed}
+        if reasons:
+            reason = f"{'; '.join(reasons.values())} (allow: {','.join(reasons)} takes it)"
             others.append((scan.scan_id, reason))
         else:
             alike.append(scan)
@@ -58,17 +58,17 @@ def split_by_training(
 def predict_all(
     fitted: Fitted, scans: Sequence[Scan], called: dict[str, str], place: tuple[Path, Path, Windows], finished: Finished
 ) -> tuple[int, list[tuple[str, str]]]:
-    """Predicts what is not there yet; returns how many were, and what failed with the reason."""
+    """Predicts scans without a prediction; returns how many had one, and which failed with the reason."""
     from tqdm.auto import tqdm
 
     out, root, windows = place
     per_voxel = kind_of(fitted.schema).per_voxel
-    there, failed = 0, []
+    existing, failed = 0, []
     for scan in tqdm(scans, desc="predict", unit="scan", disable=not scans):
         ending = ".png" if len(scan.grid.shape) == 2 else ".nii.gz"
         target = out / f"{called[scan.scan_id]}{ending}"
         if finished.get(scan) is not None and (target.exists() or not per_voxel):
-            there += 1
+            existing += 1
             continue
         try:
             refuse_changed(scan, root)
@@ -86,4 +86,4 @@ def predict_all(
         else:
             outputs.write_nifti(target, answer, volume.affine, fitted.schema)
         finished.add(scan, True)
-    return there, failed
+    return existing, failed

@@ -58,7 +58,7 @@ class Windows:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A network that is ready to be asked.
+    """A network that is ready to predict.
 
     Attributes:
         network: In evaluation mode, on its device.
@@ -175,8 +175,8 @@ def classify(
             plane=plane,
             batch_size=windows.batch_size,
         )
-    found: Float[np.ndarray, "K"] = probabilities.float().cpu().numpy()
-    return found
+    result: Float[np.ndarray, "K"] = probabilities.float().cpu().numpy()
+    return result
 
 
 def reader(prepared: Prepared) -> Callable[[tuple[int, ...], tuple[int, ...]], Float[Tensor, "C *w"]]:
@@ -206,8 +206,8 @@ def stored_values(numbers: Int[np.ndarray, "*s"], schema: LabelSchema) -> Int[np
     if values == list(range(len(values))):
         return numbers
     kind = np.result_type(np.min_scalar_type(min(values)), np.min_scalar_type(max(values)))
-    found: Int[np.ndarray, "*s"] = np.array(values, kind)[numbers]
-    return found
+    result: Int[np.ndarray, "*s"] = np.array(values, kind)[numbers]
+    return result
 
 
 def reason_of(error: Exception) -> str:

@@ -41,11 +41,11 @@ class RequestedScans:
         self.folders: set[Path] = set()
         self.files: set[Path] = set()
         for path in scans:
-            whole = path.expanduser().resolve()
-            if not whole.exists():
+            resolved = path.expanduser().resolve()
+            if not resolved.exists():
                 message = f"no such file or folder: {path}"
                 raise UserError(message)
-            (self.folders if whole.is_dir() else self.files).add(whole)
+            (self.folders if resolved.is_dir() else self.files).add(resolved)
         inside = [folder for folder in sorted(self.folders) if out.resolve().is_relative_to(folder)]
         if inside:
             message = f"the folder lies inside {inside[0]}, whose scans are to be predicted"
@@ -88,9 +88,9 @@ def refuse_formulas(names: Iterable[str]) -> None:
     Raises:
         UserError: Names one.
     """
-    found = [name for name in names if is_formula(name)]
-    if found:
-        message = f"the file {found[0]!r} would be a formula in predictions.csv: rename it, or set names to scan_id"
+    formulas = [name for name in names if is_formula(name)]
+    if formulas:
+        message = f"the file {formulas[0]!r} would be a formula in predictions.csv: rename it, or set names to scan_id"
         raise UserError(message)
 
 

@@ -45,15 +45,15 @@ def refuse_shared(fitted: Fitted, scans: Sequence[Scan], others: Sequence[Scan])
     Raises:
         UserError: Counts the subjects in both.
     """
-    asked = {scan.subject.subject_id for scan in others}
-    common = overlap(asked, {scan.subject.subject_id for scan in scans})
+    subject_ids = {scan.subject.subject_id for scan in others}
+    common = overlap(subject_ids, {scan.subject.subject_id for scan in scans})
     if common:
         message = f"{len(common)} subjects are scored and in the split of calibrate, too: choose a split without them"
         raise UserError(message)
-    known = overlap(asked, fitted.tuned.subjects)
-    if not known:
+    trained = overlap(subject_ids, fitted.tuned.subjects)
+    if not trained:
         return []
-    text = f"temperature: {len(known)} of the {len(asked)} subjects were trained or validated on with labels"
+    text = f"temperature: {len(trained)} of the {len(subject_ids)} subjects were trained or validated on with labels"
     return [Note("other", text)]
 
 
@@ -94,5 +94,5 @@ def fit_scaling(
     if not rows:
         message = f"not one scan of split {split!r} could be classified ({skipped[0][1]}): no temperature was fitted"
         raise UserError(message)
-    found = temperature(*arrays_of(rows, names))
-    return Scaling(found, split, len(rows), len({row.subject_id for row in rows}))
+    value = temperature(*arrays_of(rows, names))
+    return Scaling(value, split, len(rows), len({row.subject_id for row in rows}))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 EVERY = 30.0  # seconds between writings: what a kill costs at most
 
 
-class Kept:
+class FeatureCache:
     """Named arrays of each scan, in a safetensors file that says what made them (never a path).
 
     Use as a context: what is new is written when it ends, also by an error.
@@ -39,7 +39,7 @@ class Kept:
         if path.exists():
             self._read()
 
-    def __enter__(self) -> Kept:
+    def __enter__(self) -> FeatureCache:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -62,20 +62,20 @@ class Kept:
 
         try:
             with safe_open(self.path, "numpy") as file:
-                then = json.loads((file.metadata() or {})["made_by"])
+                header = json.loads((file.metadata() or {})["made_by"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             message = f"{self.path} is damaged ({error}): delete it, and the same command computes it again"
             raise UserError(message) from error
-        if then["encoder"] != self.made_by["encoder"]:
+        if header["encoder"] != self.made_by["encoder"]:
             differing = ", ".join(
-                key for key, own in self.made_by["encoder"].items() if then["encoder"].get(key) != own
+                key for key, value in self.made_by["encoder"].items() if header["encoder"].get(key) != value
             )
             message = (
                 f"{self.path.parent} holds features of another encoder or store (other {differing}): choose another out"
             )
             raise UserError(message)
-        if then["settings"] == self.made_by["settings"]:
+        if header["settings"] == self.made_by["settings"]:
             for name, array in tensors.items():
                 key, _, part = name.partition("/")
                 self.arrays.setdefault(key, {})[part] = array

@@ -14,7 +14,7 @@ from medssl.metrics import health
 from medssl.metrics import scan_probe as probes
 from medssl.metrics.classification import undefined
 from medssl.metrics.probe_tables import entry
-from medssl.probing.feature_cache import Kept
+from medssl.probing.feature_cache import FeatureCache
 from medssl.probing.feature_extractor import Frozen, Splits
 from medssl.types import LabelSchema, UserError
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ProbeResults:
-    """What probes found.
+    """What probes measured.
 
     Attributes:
         entries: A probe each, as ``metrics.probe_tables.entry`` makes it.
@@ -64,11 +64,11 @@ def embed(frozen: Frozen, store: Store, scans: Sequence[int], out: Path) -> dict
     from tqdm.auto import tqdm
 
     keys = [store.key(scan) for scan in scans]
-    with Kept(out / "features.safetensors", frozen.made_by, {}) as kept:
+    with FeatureCache(out / "features.safetensors", frozen.made_by, {}) as cache:
         for scan, key in zip(tqdm(scans, desc="embed", unit="scan"), keys, strict=True):
-            if kept.get(key) is None:
-                kept.add(key, pooled=frozen.embedding(frozen.scan(store, scan)))
-        return {scan: kept.arrays[key]["pooled"] for scan, key in zip(scans, keys, strict=True)}
+            if cache.get(key) is None:
+                cache.add(key, pooled=frozen.embedding(frozen.scan(store, scan)))
+        return {scan: cache.arrays[key]["pooled"] for scan, key in zip(scans, keys, strict=True)}
 
 
 def probe_scans(
@@ -126,24 +126,24 @@ def group_of(
 
 def describe_embedding(features: dict[int, Float[np.ndarray, "D"]]) -> dict[str, Any]:
     """How much of their room the features of all labeled scans use."""
-    held = np.stack(list(features.values()))
-    rank, spread = health.effective_rank(held), health.spread(held)
-    return {"scans": len(held), "features": held.shape[1], "effective_rank": rank, "spread": spread}
+    embeddings = np.stack(list(features.values()))
+    rank, spread = health.effective_rank(embeddings), health.spread(embeddings)
+    return {"scans": len(embeddings), "features": embeddings.shape[1], "effective_rank": rank, "spread": spread}
 
 
 def summarize(
-    schema: LabelSchema, splits: Splits, answers: ProbeResults, *, notes: list[str], by: dict[str, Any]
+    schema: LabelSchema, splits: Splits, results: ProbeResults, *, notes: list[str], by: dict[str, Any]
 ) -> dict[str, Any]:
     """What ``probe.json`` holds."""
-    found = {} if answers.embedding is None else {"embedding": answers.embedding}
-    said = [f"{own['probe']}: {own['note']}" for own in answers.entries if own["note"]]
+    embedding = {} if results.embedding is None else {"embedding": results.embedding}
+    entry_notes = [f"{entry['probe']}: {entry['note']}" for entry in results.entries if entry["note"]]
     return {
         "target": schema.name,
         "classes": [name for value, name in schema.classes if value != schema.ignore],
         "scans": {"train": len(splits.learned), "val": len(splits.validated), "test": len(splits.tested)},
-        "probes": answers.entries,
-        "skipped": [{"probe": name, "reason": reason} for name, reason in answers.skipped],
-        **found,
-        "notes": [*notes, *answers.notes, *said],
+        "probes": results.entries,
+        "skipped": [{"probe": name, "reason": reason} for name, reason in results.skipped],
+        **embedding,
+        "notes": [*notes, *results.notes, *entry_notes],
         "by": by,
     }

@@ -19,7 +19,7 @@ from medssl.metrics.bootstrap import mean_interval
 from medssl.metrics.probe_tables import entry
 from medssl.metrics.voxel_probe import Candidate, Candidates, set_weights
 from medssl.ops.draws import keyed_generator
-from medssl.probing.feature_cache import Kept
+from medssl.probing.feature_cache import FeatureCache
 from medssl.training import describe
 from medssl.types import Card, Imported, LabelSchema, Tuned, UserError
 
@@ -60,8 +60,8 @@ class Voxels:
         """Class numbers of a scan's mask, negative where nothing is known."""
         shape = self.store.shape(scan)
         label = self.store.read_label(scan, (0,) * len(shape), shape)[0].astype(np.int64)
-        found: Int[np.ndarray, "*s"] = class_numbers(torch.from_numpy(label), self.schema).numpy()
-        return found
+        result: Int[np.ndarray, "*s"] = class_numbers(torch.from_numpy(label), self.schema).numpy()
+        return result
 
     def counts(self, scan: int) -> Int[np.ndarray, "K"]:
         """Voxels of each class."""
@@ -70,17 +70,17 @@ class Voxels:
 
 
 def levels_of(frozen: Frozen, levels: tuple[int, ...] | None) -> tuple[int, ...]:
-    """Places of the encoder's maps, all of them or those that were asked for.
+    """Places of the encoder's maps: those that are given, or all.
 
     Raises:
         UserError: The encoder has no such map.
     """
     count = len(frozen.encoder.channels)
-    chosen = tuple(range(count)) if levels is None else tuple(sorted(set(levels)))
-    if not chosen or not 0 <= chosen[0] <= chosen[-1] < count:
+    places = tuple(range(count)) if levels is None else tuple(sorted(set(levels)))
+    if not places or not 0 <= places[0] <= places[-1] < count:
         message = f"levels {list(levels or ())}: the encoder has the maps 0 (fine) to {count - 1} (coarse)"
         raise UserError(message)
-    return chosen
+    return places
 
 
 def probe_voxels(frozen: Frozen, voxels: Voxels, splits: Splits, initial: InitialWeights, out: Path) -> dict[str, Any]:
@@ -94,13 +94,14 @@ def probe_voxels(frozen: Frozen, voxels: Voxels, splits: Splits, initial: Initia
     voxel_probe.refuse_absent("validation", in_validation, schema)
     features, truth, counts = sample(frozen, voxels, splits.learned, out)
     candidates = voxel_probe.fit_candidates(features, truth, counts.tolist(), schema)
-    scores = judge(frozen, voxels, splits.validated, candidates, out / "voxels_val.safetensors")
+    scores = score_candidates(frozen, voxels, splits.validated, candidates, out / "voxels_val.safetensors")
     place, dice = voxel_probe.choose(scores, store.subjects(splits.validated))
     best = candidates[place]
     head = VoxelLinear(frozen.encoder, schema)
     set_weights(head, [best.linear], voxels.levels)
     save_network(out / "network", Network(frozen.encoder, head), card_of(frozen, voxels, splits, initial))
-    measured = [rows[0] for rows in judge(frozen, voxels, splits.tested, [best], out / "voxels_test.safetensors")]
+    test_scores = score_candidates(frozen, voxels, splits.tested, [best], out / "voxels_test.safetensors")
+    measured = [rows[0] for rows in test_scores]
     subjects = store.subjects(splits.tested)
     known = [[value for value in row if value is not None] for row in measured]
     metrics = {"dice": mean_interval([sum(row) / len(row) if row else None for row in known], subjects)}
@@ -113,7 +114,7 @@ def probe_voxels(frozen: Frozen, voxels: Voxels, splits: Splits, initial: Initia
         f"penalty {best.penalty:g}, prior {best.prior:g}",
         dice[place],
         metrics,
-        tried=[(own.penalty, own.prior, value) for own, value in zip(candidates, dice, strict=True)],
+        tried=[(candidate.penalty, candidate.prior, value) for candidate, value in zip(candidates, dice, strict=True)],
         note=f"the penalty {best.penalty:g} is the end of the range that was tried" if end else "",
     )
 
@@ -128,25 +129,29 @@ def sample(
     per_class = max(1, round(voxels.sampled / len(scans) / classes))
     settings = {"per_class": per_class, "seed": voxels.seed, "levels": voxels.levels, "schema": _plain(voxels.schema)}
     keys = [voxels.store.key(scan) for scan in scans]
-    with Kept(out / "voxels_train.safetensors", frozen.made_by, settings) as kept:
+    with FeatureCache(out / "voxels_train.safetensors", frozen.made_by, settings) as cache:
         for scan, key in zip(tqdm(scans, desc="sample", unit="scan"), keys, strict=True):
-            if kept.get(key) is None:
+            if cache.get(key) is None:
                 numbers = voxels.numbers(scan)
                 generator = keyed_generator(
                     voxels.seed, int(hashlib.blake2b(key.encode()).hexdigest()[:12], 16), "voxels"
                 )
                 places = voxel_probe.sample_voxels(numbers, classes, per_class, generator)
                 truth = numbers[tuple(places.T)]
-                kept.add(key, features=look(frozen, voxels, scan, places), truth=truth, counts=voxels.counts(scan))
-        held = [kept.arrays[key] for key in keys]
-    counts: Int[np.ndarray, "K"] = np.sum([own["counts"] for own in held], 0)
-    return np.concatenate([x["features"] for x in held]), np.concatenate([x["truth"] for x in held]), counts
+                features = features_of_voxels(frozen, voxels, scan, places)
+                cache.add(key, features=features, truth=truth, counts=voxels.counts(scan))
+        arrays = [cache.arrays[key] for key in keys]
+    counts: Int[np.ndarray, "K"] = np.sum([entry["counts"] for entry in arrays], 0)
+    features, truth = (np.concatenate([entry[name] for entry in arrays]) for name in ("features", "truth"))
+    return features, truth, counts
 
 
-def look(frozen: Frozen, voxels: Voxels, scan: int, places: Int[np.ndarray, "M n"]) -> Float[np.ndarray, "M D"]:
+def features_of_voxels(
+    frozen: Frozen, voxels: Voxels, scan: int, places: Int[np.ndarray, "M n"]
+) -> Float[np.ndarray, "M D"]:
     """Features of voxels of a scan, each from the first window that sees it; one window's maps are held at a time."""
     width = sum(frozen.encoder.channels[level] for level in voxels.levels)
-    found, left = np.zeros((len(places), width), np.float32), np.ones(len(places), bool)
+    result, left = np.zeros((len(places), width), np.float32), np.ones(len(places), bool)
     for start, order, features in frozen.features(frozen.scan(voxels.store, scan)):
         box = [1] * places.shape[1]
         for axis, size in zip(order, frozen.window, strict=True):
@@ -155,14 +160,14 @@ def look(frozen: Frozen, voxels: Voxels, scan: int, places: Int[np.ndarray, "M n
         inside = np.flatnonzero(left & ((offset >= 0) & (offset < box)).all(1))
         if len(inside):
             left[inside] = False
-            own = replace(features, maps=tuple(features.maps[level] for level in voxels.levels))
-            at = torch.from_numpy(offset[inside][:, list(order)]).to(own.maps[0].device)
-            found[inside] = voxel_probe.features_at(own, frozen.window, at).cpu().numpy()
+            chosen_maps = replace(features, maps=tuple(features.maps[level] for level in voxels.levels))
+            at = torch.from_numpy(offset[inside][:, list(order)]).to(chosen_maps.maps[0].device)
+            result[inside] = voxel_probe.features_at(chosen_maps, frozen.window, at).cpu().numpy()
     assert not left.any(), "the windows do not cover the scan"
-    return found
+    return result
 
 
-def judge(
+def score_candidates(
     frozen: Frozen, voxels: Voxels, scans: Sequence[int], candidates: Sequence[Candidate], file: Path
 ) -> list[voxel_probe.Scores]:
     """Dice of every candidate on every scan, by sliding windows; what was done before a stop is not done again."""
@@ -170,18 +175,18 @@ def judge(
 
     digest = hashlib.blake2b(digest_size=8)
     for candidate in candidates:
-        own = candidate.linear
-        for array in (own.mean, own.deviation, own.weight, own.bias):
+        linear = candidate.linear
+        for array in (linear.mean, linear.deviation, linear.weight, linear.bias):
             digest.update(np.ascontiguousarray(array).tobytes())
     settings = {"weights": digest.hexdigest(), "levels": voxels.levels, "overlap": frozen.windows.overlap}
-    with Kept(file, frozen.made_by, settings) as kept:
+    with FeatureCache(file, frozen.made_by, settings) as cache:
         for scan in tqdm(scans, desc=file.stem, unit="scan"):
             key = voxels.store.key(scan)
-            if kept.get(key) is None:
+            if cache.get(key) is None:
                 rows = dice_of(frozen, voxels, scan, candidates)
                 values = [[np.nan if value is None else value for value in row] for row in rows]
-                kept.add(key, dice=np.array(values))
-        tables = [kept.arrays[voxels.store.key(scan)]["dice"].tolist() for scan in scans]
+                cache.add(key, dice=np.array(values))
+        tables = [cache.arrays[voxels.store.key(scan)]["dice"].tolist() for scan in scans]
     return [[[None if np.isnan(value) else value for value in row] for row in rows] for rows in tables]
 
 
@@ -190,18 +195,18 @@ def dice_of(frozen: Frozen, voxels: Voxels, scan: int, candidates: Sequence[Cand
     stored = frozen.scan(voxels.store, scan)
     numbers: Tensor = torch.from_numpy(voxels.numbers(scan)).movedim(stored.axis, 0)
     slab = min(stored.shape[stored.axis], max(frozen.window)) * numbers[0].numel() * len(voxels.schema.classes) * 4
-    at_once, found = max(1, HELD // slab), []
+    at_once, rows = max(1, HELD // slab), []
     for first in range(0, len(candidates), at_once):
-        own = [candidate.linear for candidate in candidates[first : first + at_once]]
-        head = Candidates(frozen.encoder, voxels.schema, own, voxels.levels)
+        group = [candidate.linear for candidate in candidates[first : first + at_once]]
+        head = Candidates(frozen.encoder, voxels.schema, group, voxels.levels)
         network = Network(frozen.encoder, head.to(next(frozen.encoder.parameters()).device)).eval()
         with frozen.computing():
             blocks = slide(
                 network, stored.read, stored.shape, window=frozen.window, axis=stored.axis, plane=stored.plane,
                 overlap=frozen.windows.overlap, batch_size=frozen.windows.batch_size,
             )  # fmt: skip
-            found += voxel_probe.dice_of_candidates(blocks, numbers, len(own))
-    return found
+            rows += voxel_probe.dice_of_candidates(blocks, numbers, len(group))
+    return rows
 
 
 def card_of(frozen: Frozen, voxels: Voxels, splits: Splits, initial: InitialWeights) -> Card:

@@ -7,12 +7,12 @@ import signal
 import sys
 
 from medssl import cli
-from medssl.probing import feature_cache as kept
+from medssl.probing import feature_cache
 from medssl.probing.feature_extractor import Frozen
 
 if __name__ == "__main__":
     left, embedding = int(sys.argv[1]), Frozen.embedding
-    kept.EVERY = 0.0
+    feature_cache.EVERY = 0.0
 
     def count(self, scan):
         global left

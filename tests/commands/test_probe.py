@@ -28,9 +28,8 @@ from medssl.heads.classification import Linear
 from medssl.heads.weights import load_network
 from medssl.inference.predictor import Windows
 from medssl.metrics import scan_probe as probes
-from medssl.probing import feature_cache as kept
+from medssl.probing import feature_cache, scan_probe, voxel_probe
 from medssl.probing import feature_extractor as frozen
-from medssl.probing import scan_probe, voxel_probe
 from medssl.probing.feature_extractor import Frozen
 from medssl.training.initial_weights import read_initial_weights
 from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned, UserError
@@ -192,22 +191,22 @@ def test_what_an_error_stops_is_kept(tmp_path):
     file = tmp_path / "kept.safetensors"
 
     def stopped() -> None:
-        with kept.Kept(file, {"weights": "a"}, {"n": 1}) as held:
+        with feature_cache.FeatureCache(file, {"weights": "a"}, {"n": 1}) as held:
             held.add("one", x=np.arange(3), y=np.float32([2.5]))
             raise KeyboardInterrupt("stopped")
 
     with pytest.raises(KeyboardInterrupt, match="stopped"):
         stopped()
-    again = kept.Kept(file, {"weights": "a"}, {"n": 1}).get("one")
+    again = feature_cache.FeatureCache(file, {"weights": "a"}, {"n": 1}).get("one")
     assert (again["x"].tolist(), again["y"].tolist()) == ([0, 1, 2], [2.5])
-    assert kept.Kept(file, {"weights": "a"}, {"n": 2}).get("one") is None
+    assert feature_cache.FeatureCache(file, {"weights": "a"}, {"n": 2}).get("one") is None
     with pytest.raises(
         UserError, match=r"holds features of another encoder or store \(other weights\): choose another"
     ):
-        kept.Kept(file, {"weights": "b"}, {"n": 1})
+        feature_cache.FeatureCache(file, {"weights": "b"}, {"n": 1})
     file.write_bytes(file.read_bytes()[:20])
     with pytest.raises(UserError, match=r"kept.safetensors is damaged .*: delete it, and the same command"):
-        kept.Kept(file, {"weights": "a"}, {"n": 1})
+        feature_cache.FeatureCache(file, {"weights": "a"}, {"n": 1})
 
 
 def test_the_twin_has_the_weights_of_a_fine_tuning_from_scratch(place, tmp_path):
@@ -347,7 +346,7 @@ def test_a_real_encoder_on_chosen_levels_and_a_small_memory(call, tmp_path, monk
 def test_a_probe_of_voxels_goes_on_where_it_was_stopped(call, tmp_path, monkeypatch):
     run = encoder_of(tmp_path / "run")
     assert call(run, out="straight")[0] == 0
-    counts, stops = {"look": 0, "dice_of": 0}, {("look", 3), ("dice_of", 2), ("dice_of", 4)}
+    counts, stops = {"features_of_voxels": 0, "dice_of": 0}, {("features_of_voxels", 3), ("dice_of", 2), ("dice_of", 4)}
     for name in counts:
         original = getattr(voxel_probe, name)
 
@@ -361,8 +360,8 @@ def test_a_probe_of_voxels_goes_on_where_it_was_stopped(call, tmp_path, monkeypa
     codes = [call(run)[0] for _ in range(4)]
     assert codes == [130, 130, 130, 0]
     assert result(tmp_path / "out") == result(tmp_path / "straight")
-    assert counts == {"look": 6 + 1, "dice_of": 2 + 3 + 2}  # every scan once, and those that were stopped
-    monkeypatch.setattr(voxel_probe, "look", None)
+    assert counts == {"features_of_voxels": 6 + 1, "dice_of": 2 + 3 + 2}  # every scan once, and those that were stopped
+    monkeypatch.setattr(voxel_probe, "features_of_voxels", None)
     monkeypatch.setattr(voxel_probe, "dice_of", None)
     assert call(run)[0] == 0
 
