@@ -48,7 +48,7 @@ WITHOUT_TORCH = [
     "ops.draws",
     "data.index.scan_index",
     "data.formats.recognition",
-    "data.index.split",
+    "data.split",
     "data.loading.order",
     "data.synthetic.phantoms",
 ]

@@ -8,10 +8,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medssl.data.index.split import overlap
 from medssl.data.labels.kinds.base import kind_of
 from medssl.data.labels.selection import few, how_many, labeled_scans
 from medssl.data.labels.trained_on import trained_on
+from medssl.data.split import overlap
 from medssl.data.store.store import Store
 from medssl.metrics.run_scores import FEWEST, judged
 from medssl.training.axes import open_store

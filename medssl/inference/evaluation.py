@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from medssl.data.formats.reading import read
 from medssl.data.index.scan_index import Index
-from medssl.data.index.split import overlap
 from medssl.data.labels.kinds.base import kind_of
+from medssl.data.split import overlap
 from medssl.data.store import grid
 from medssl.data.store.writer import UNREADABLE
 from medssl.inference.finished_scans import Finished

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from medssl.data.index.split import overlap
+from medssl.data.split import overlap
 from medssl.metrics.calibration import Scaling, temperature
 from medssl.metrics.scoring import scoring_of_task
 from medssl.metrics.tables import SUMMARY, arrays_of, read_summary

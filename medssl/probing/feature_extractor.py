@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from medssl.data.index.split import overlap
 from medssl.data.labels.selection import labeled_scans
+from medssl.data.split import overlap
 from medssl.encoders.weights import CARD, make_encoder
 from medssl.heads.sliding import encode
 from medssl.inference.predictor import Windows, device_of

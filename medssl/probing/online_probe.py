@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medssl.data.index.split import overlap
 from medssl.data.labels.kinds.base import MASK
 from medssl.data.labels.kinds.classes import class_number
 from medssl.data.labels.selection import few, labeled_scans, schema_of
+from medssl.data.split import overlap
 from medssl.encoders.base import Encoder
 from medssl.inference.predictor import Windows
 from medssl.metrics import scan_probe as probes

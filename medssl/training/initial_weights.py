@@ -8,7 +8,7 @@ import logging
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from medssl.data.index.split import overlap
+from medssl.data.split import overlap
 from medssl.encoders.tensors import read_tensors
 from medssl.encoders.weights import CARD, WEIGHTS, encoder_class, load, read_card, refuse_encoder
 from medssl.io.trust import named_in

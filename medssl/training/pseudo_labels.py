@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medssl.data.index.split import overlap
 from medssl.data.labels.kinds.base import kind_of
+from medssl.data.split import overlap
 from medssl.data.store.store import Store
 from medssl.io.documents import read_json
 from medssl.ops.draws import keyed_generator

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from medssl.data.index.split import overlap
 from medssl.data.labels.selection import few, labeled_scans
+from medssl.data.split import overlap
 from medssl.data.store.store import Store
 from medssl.training.settings import Examples
 from medssl.types import LabelSchema, UserError

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from medssl.data.index.split import parse_shares
+from medssl.data.split import parse_shares
 from medssl.io.csv_text import is_formula
 from medssl.types import LabelSchema, UserError
 

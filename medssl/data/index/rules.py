@@ -22,7 +22,7 @@ from medssl.data.index.object_labels import ObjectLabels
 from medssl.data.index.pairing import Mask, Pairing, of_files
 from medssl.data.index.pseudonyms import SubjectRule, named_digest, patient_digest
 from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
-from medssl.data.index.split import parse_shares, split_of
+from medssl.data.split import parse_shares, split_of
 from medssl.io.sqlite import transaction
 from medssl.types import UserError
 

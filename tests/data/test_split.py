@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medssl.data.index.split import overlap, parse_shares, split_of
+from medssl.data.split import overlap, parse_shares, split_of
 from medssl.types import UserError
 
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
