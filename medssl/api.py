@@ -341,9 +341,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     if dataclasses.is_dataclass(value) or isinstance(value, type | functools.partial):
-        from medssl.training import describe
+        from medssl.training.configuration import as_data
 
-        return describe.plain(value)
+        return as_data(value)
     return value.item() if hasattr(value, "item") else value  # a number of NumPy
 
 

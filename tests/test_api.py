@@ -88,12 +88,12 @@ def arguments(monkeypatch):
 
 
 def same(arguments, verb, words):
-    from medssl.training import describe
+    from medssl.training.configuration import as_data
 
     parsed = cli.parse(verb, words)
     assert arguments.keys() == parsed.keys()
     for key, value in parsed.items():
-        assert describe.plain(arguments[key]) == describe.plain(value), key
+        assert as_data(arguments[key]) == as_data(value), key
         assert type(arguments[key]) is type(value), key
 
 

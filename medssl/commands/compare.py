@@ -38,7 +38,7 @@ from medssl.inference.predictor import Windows
 from medssl.io.atomic_write import atomic_write
 from medssl.io.permissions import owner_only
 from medssl.io.trust import names, others_in
-from medssl.training import describe
+from medssl.training.configuration import as_data
 from medssl.training.initial_weights import Allowed
 from medssl.training.label_targets import schema_for
 from medssl.training.optim import FineTuning
@@ -159,11 +159,9 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         if "seen" not in allow:
             refuse_known(scans, split, known_subjects(opened, data, starts))
         scored = digest_of_scored(scans, known.root)
-    recipe = describe.plain(
-        {"head": head, "data": data, "training": training, "optimizer": optimizer, "mixing": mixing}
-    )
+    recipe = as_data({"head": head, "data": data, "training": training, "optimizer": optimizer, "mixing": mixing})
     held = {"store": opened.digest, "split": split, "scored": scored}
-    held |= {"windows": describe.plain(windows)} | recipe
+    held |= {"windows": as_data(windows)} | recipe
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with alone(out / LOCK, f"{out}/") as lock:
         arms = list(arms_of(folders, starts, read_kept(out)))

@@ -31,7 +31,7 @@ from medssl.metrics.classification import SPECIFICITY, refuse_specificity
 from medssl.metrics.scoring import Options
 from medssl.metrics.segmentation import NSD_TOLERANCE_MM, refuse_tolerance
 from medssl.metrics.subgroups import columns_of, values_of
-from medssl.training import describe
+from medssl.training.versions import package_versions
 
 if TYPE_CHECKING:
     pass
@@ -134,7 +134,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         others = labeled_scans_of_index(opened, fitted.schema, calibrate, where) if calibrate else []
         values = values_of(columns_of(by, opened), opened, split, [scan.scan_id for scan in scans])
         root, digest = opened.root, opened.digest()
-        versions = describe.versions(synthetic=all_phantoms(opened, {scan.source.dataset for scan in scans}))
+        versions = package_versions(synthetic=all_phantoms(opened, {scan.source.dataset for scan in scans}))
     notes += [*refuse_shared(fitted, scans, others), *missing_note(fitted.tuned.trained_on)]
     for note in notes:
         log.info(f"note: {note}")

@@ -19,10 +19,11 @@ from medssl.heads.base import Head, Network
 from medssl.heads.weights import save_network
 from medssl.io.permissions import owner_only
 from medssl.io.trust import names
-from medssl.training import describe, lora
+from medssl.training import lora
 from medssl.training.axes import open_store
 from medssl.training.batch_source import batches_of_store
 from medssl.training.checkpoint import RunFolder
+from medssl.training.configuration import as_data, imported
 from medssl.training.initial_weights import (
     Allowed,
     InitialWeights,
@@ -52,6 +53,7 @@ from medssl.training.run import run as train
 from medssl.training.selection import TrainingSelection, select_scans
 from medssl.training.settings import Examples, Training
 from medssl.training.supervised import Supervised, Validation
+from medssl.training.versions import package_versions
 from medssl.types import Card, Imported, LabelSchema, Tuned, UserError
 from medssl.views.mixing import Mixing
 
@@ -138,7 +140,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     prepare(network, opened, chosen.learned)
     adapted = lora.adapt(network.encoder.requires_grad_(optimizer.head_first < 1), optimizer.lora)
     objective = Supervised(network, data, optimizer, mixing)
-    config: dict[str, Any] = describe.plain(
+    config: dict[str, Any] = as_data(
         {"encoder": initial.encoder, "start": initial.digest, "head": head, "labels": labels, "data": data}
         | {"training": training, "optimizer": optimizer, "mixing": mixing, "pseudo": in_configuration(pseudo)}
     )
@@ -252,9 +254,9 @@ def make_card(
         index_digest=store.index_digest,
         subjects=initial.provenance | teacher.pretrained,
         step=0,
-        versions=describe.versions(synthetic=store.synthetic),
+        versions=package_versions(synthetic=store.synthetic),
         tuned=Tuned(
-            head=describe.imported(config["head"]),
+            head=imported(config["head"]),
             schema=schema,
             window=tuple(size),
             slice_axis=axis,

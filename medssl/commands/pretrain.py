@@ -20,9 +20,10 @@ from medssl.objectives.base import Objective
 from medssl.probing.online_probe import OnlineProbeListener
 from medssl.reporting.curves import Point, Series, line_chart
 from medssl.reporting.parts import METRICS, read_log
-from medssl.training import describe, hardware
+from medssl.training import hardware
 from medssl.training.batch_source import batches_of_store
 from medssl.training.checkpoint import RunFolder
+from medssl.training.configuration import as_data, imported
 from medssl.training.continuing import REST, load_initial_weights, weights_of_former_start
 from medssl.training.events import Listener
 from medssl.training.health_monitor import Health, settled_after
@@ -33,6 +34,7 @@ from medssl.training.resume import first_progress
 from medssl.training.run import refuse_hardware
 from medssl.training.run import run as train
 from medssl.training.settings import Loading, OnlineProbe, Training
+from medssl.training.versions import package_versions
 from medssl.types import Card
 from medssl.types.provenance import Provenance
 
@@ -110,17 +112,17 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
         UserError: Something the user can put right.
     """
     folder = RunFolder(run)
-    config: dict[str, Any] = describe.plain(
+    config: dict[str, Any] = as_data(
         {"encoder": encoder, "objective": objective, "training": training, "optimizer": optimizer, "data": data}
     )
     refuse_hardware(training)
     torch.manual_seed(keyed_seed(training.seed))
     network = objective(encoder())  # refuses sizes that do not fit, before any data is touched
-    made = describe.imported(config["encoder"])
+    made = imported(config["encoder"])
     initial = weights_of_former_start(folder, pretrained, made) or load_initial_weights(
         network, pretrained, pretrained_minimum, made
     )
-    config |= {"init": initial.digest if initial.weights else None, "probe": describe.plain(probe)}
+    config |= {"init": initial.digest if initial.weights else None, "probe": as_data(probe)}
     opened = Store.open(store, preprocess=data.preprocess)
     if data.sampling is not None:
         sampling = data.sampling.made_in(network.needs.sampling, type(network).__name__)
@@ -157,13 +159,13 @@ def other_rules(initial: InitialWeights, opened: Store) -> list[str]:
 def make_card(config: dict[str, Any], opened: Store, initial: InitialWeights, step: int) -> Card:
     """What the weights of a step are; the provenance of the initial weights is part of theirs."""
     return Card(
-        encoder=describe.imported(config["encoder"]),
+        encoder=imported(config["encoder"]),
         preprocess=opened.preprocess,
-        objective=describe.imported(config["objective"]),
+        objective=imported(config["objective"]),
         index_digest=opened.index_digest,
         subjects=initial.provenance | Provenance(opened.subjects_of_split(config["data"]["split"])),
         step=step,
-        versions=describe.versions(synthetic=opened.synthetic),
+        versions=package_versions(synthetic=opened.synthetic),
     )
 
 

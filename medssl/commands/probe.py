@@ -21,10 +21,10 @@ from medssl.metrics.probe_tables import table, write_table
 from medssl.probing.feature_extractor import freeze, initial_weights_of_run, split_scans
 from medssl.probing.scan_probe import ProbeResults, embed, first_line, probe_scans, refuse_kind, summarize
 from medssl.probing.voxel_probe import ON_STORED_GRID, Voxels, levels_of, probe_voxels
-from medssl.training import describe
 from medssl.training.axes import open_store
 from medssl.training.initial_weights import Allowed, refuse_seen, with_channels
 from medssl.training.settings import refuse_below
+from medssl.training.versions import package_versions
 
 if TYPE_CHECKING:
     pass
@@ -149,7 +149,7 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
         features = embed(frozen, opened, splits.everything, out)
         results = probe_scans(opened, schema, splits, features, shots=shots, draws=draws, seed=seed)
     made_by = {**frozen.made_by, "step": initial.card.step if initial.card and initial.weights else None, **settings}
-    made_by |= {"store": opened.digest, "versions": describe.versions(synthetic=opened.synthetic)}
+    made_by |= {"store": opened.digest, "versions": package_versions(synthetic=opened.synthetic)}
     summary = summarize(schema, splits, results, notes=notes, by=made_by)
     write(out, summary)
     show(summary)

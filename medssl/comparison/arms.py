@@ -21,8 +21,8 @@ from medssl.io.atomic_write import atomic_write
 from medssl.io.documents import read_yaml
 from medssl.metrics.tables import SUMMARY
 from medssl.reporting.parts import METRICS, named_folder, read_log
-from medssl.training import describe
 from medssl.training.checkpoint import FREE_KEYS, differing
+from medssl.training.configuration import as_data
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def arms_of(
     held = {kind: name for name, kind in kept["encoders"].items()}
     told = set()
     for name, folder in folders.items():
-        kind = kind_of(describe.plain(starts[name].encoder))
+        kind = kind_of(as_data(starts[name].encoder))
         if kind not in held:
             held[kind] = f"{SCRATCH}-{name}" if SCRATCH in held.values() else SCRATCH
         if held[kind] not in told:
@@ -238,7 +238,7 @@ def hold(
     now["encoders"] = dict(kept["encoders"])
     for arm in arms:
         if arm.twin:
-            now["encoders"][arm.twin] = kind_of(describe.plain(starts[arm.name].encoder))
+            now["encoders"][arm.twin] = kind_of(as_data(starts[arm.name].encoder))
     now["minutes"] = kept["minutes"] | {arm.name: arm.minutes for arm in arms if arm.minutes is not None}
     now["asked"] = {name: dict(counts) for name, counts in kept["asked"].items()}
     for run in asked:

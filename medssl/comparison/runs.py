@@ -16,7 +16,7 @@ from medssl.comparison.summary import (
 )
 from medssl.encoders.weights import CARD
 from medssl.inference.predictor import Windows
-from medssl.training import describe
+from medssl.training.configuration import as_data
 from medssl.training.initial_weights import Allowed
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def common_words(
     """The words that all runs share: of ``finetune``, and of ``evaluate``; whole paths are seen in what they say."""
     train = ["--config", str(out.absolute() / "recipe.yaml"), "--store", str(store.absolute())]
     score = ["--index", str(index.absolute()), "--split", split]
-    score += [f"--windows.{key}={value}" for key, value in describe.plain(windows).items()]
+    score += [f"--windows.{key}={value}" for key, value in as_data(windows).items()]
     train += ["--allow", ",".join(allow)] if allow else []
     score += ["--allow", "seen"] if "seen" in allow else []
     both = ["--trust", ",".join(trust)] if trust else []

@@ -13,7 +13,7 @@ from medssl.data.split import overlap
 from medssl.encoders.weights import CARD, make_encoder
 from medssl.heads.sliding import encode
 from medssl.inference.predictor import Windows, device_of
-from medssl.training import describe
+from medssl.training.configuration import as_data
 from medssl.training.initial_weights import load_encoder, read_initial_weights, weights_in_words
 from medssl.training.loop import keyed_seed
 from medssl.training.selection import select_scans
@@ -131,7 +131,7 @@ def freeze(
     own = {key: value for key, value in initial.encoder.init_args.items() if key != "pretrained"}
     made_by: dict[str, Any] = {
         "weights": f"random, seed {seed}" if initial.digest == "random" else initial.digest,
-        "encoder": {"class_path": initial.encoder.class_path, "init_args": describe.plain(own)},
+        "encoder": {"class_path": initial.encoder.class_path, "init_args": as_data(own)},
         "window": list(window),
         "slice_axis": axis,
         "precision": windows.precision,

@@ -20,7 +20,7 @@ from medssl.metrics.probe_tables import entry
 from medssl.metrics.voxel_probe import Candidate, Candidates, set_weights
 from medssl.ops.draws import keyed_generator
 from medssl.probing.feature_cache import FeatureCache
-from medssl.training import describe
+from medssl.training.versions import package_versions
 from medssl.types import Card, Imported, LabelSchema, Tuned, UserError
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def card_of(frozen: Frozen, voxels: Voxels, splits: Splits, initial: InitialWeig
         index_digest=voxels.store.index_digest,
         subjects=initial.provenance,
         step=initial.card.step if initial.card and initial.weights else 0,
-        versions=describe.versions(),
+        versions=package_versions(),
         tuned=Tuned(
             head,
             voxels.schema,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from medssl.training import describe
+from medssl.training.memory import bytes_in_words, step_bytes
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def refuse_too_large(objective: Objective, training: Training) -> None:
     Raises:
         UserError: With the batch size that fits, or that not even one sample does.
     """
-    needed = describe.step_bytes(objective, half=precision_of(training) != "fp32")
+    needed = step_bytes(objective, half=precision_of(training) != "fp32")
     if needed is None:
         return
     fixed, sample = needed
@@ -102,7 +102,7 @@ def refuse_too_large(objective: Objective, training: Training) -> None:
     else:
         remedy = f"not even one sample fits: make the views smaller (now {sizes}) or take a smaller encoder"
     message = (
-        f"a step needs about {describe.size(fixed + training.batch_size * sample)} of memory and there are "
-        f"{describe.size(limit)}: {remedy}"
+        f"a step needs about {bytes_in_words(fixed + training.batch_size * sample)} of memory and there are "
+        f"{bytes_in_words(limit)}: {remedy}"
     )
     raise UserError(message)

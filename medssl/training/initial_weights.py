@@ -12,7 +12,7 @@ from medssl.data.split import overlap
 from medssl.encoders.tensors import read_tensors
 from medssl.encoders.weights import CARD, WEIGHTS, encoder_class, load, read_card, refuse_encoder
 from medssl.io.trust import named_in
-from medssl.training import describe
+from medssl.training.configuration import as_data, imported
 from medssl.training.distributed import layout
 from medssl.types import Card, Imported, UserError
 from medssl.types.provenance import Provenance
@@ -81,7 +81,7 @@ def read_initial_weights(
         UserError: Neither an encoder nor a run to take it from, no such file, a run folder without a card, or an
             encoder from scratch that brings weights.
     """
-    given = None if encoder is None else describe.imported(describe.plain(encoder, "encoder"))
+    given = None if encoder is None else imported(as_data(encoder, "encoder"))
     allowed = frozenset(trust) | frozenset(() if given is None else named_in(asdict(given)))
     if from_scratch and given is not None and brings_weights(given):
         message = "from_scratch, and encoder.pretrained true: the encoder would bring weights; leave one of them out"

@@ -8,7 +8,7 @@ import torch
 
 from medssl.data.labels.kinds.base import kind_of, kind_of_task
 from medssl.data.labels.selection import constant_labels, groups_of, schema_of
-from medssl.training import describe
+from medssl.training.configuration import class_of
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def schema_for(store: Store, target: str, head: Any) -> LabelSchema:
     Raises:
         UserError: The target does not fit the head, or the store has no such labels.
     """
-    task = getattr(describe.class_of(head), "kind", None)
+    task = getattr(class_of(head), "kind", None)
     if task is None:  # a function of the user: what it makes is known once it is called
         return schema_of(store, target)
     kind = kind_of_task(task)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from medssl.training import describe, hardware
+from medssl.training import hardware
 from medssl.training.checkpoint_writer import CheckpointWriter
 from medssl.training.distributed import layout
 from medssl.training.loop import NotFinite
+from medssl.training.memory import count_parameters, memory_in_words
 from medssl.training.metrics_log import MetricsLog
 from medssl.training.picture_writer import PictureWriter
 from medssl.training.progress_display import ProgressDisplay
@@ -116,8 +117,8 @@ def refuse_hardware(training: Training) -> None:
 
 def first_line(loop: TrainingLoop, training: Training, place: Layout) -> str:
     """What is told before the first step."""
-    encoder, everything = describe.parameters(loop.objective)
-    needed = describe.memory(loop.objective, training.batch_size, half=hardware.precision_of(training) != "fp32")
+    encoder, everything = count_parameters(loop.objective)
+    needed = memory_in_words(loop.objective, training.batch_size, half=hardware.precision_of(training) != "fp32")
     done = loop.progress.step
     parts = [
         f"{everything / 1e6:.3g} M parameters ({encoder / 1e6:.3g} M encoder)",

@@ -8,7 +8,7 @@ import pytest
 
 from medssl.cli import main
 from medssl.data.store.store import Store
-from medssl.training import describe
+from medssl.training.versions import package_versions
 
 
 @pytest.fixture(scope="module")
@@ -40,5 +40,5 @@ def test_a_store_of_phantoms_says_so_until_other_scans_join(scans, tmp_path):
 
 
 def test_cards_and_scores_name_phantoms():
-    assert describe.versions(synthetic=True)["phantoms"] == "2"
-    assert "phantoms" not in describe.versions()
+    assert package_versions(synthetic=True)["phantoms"] == "2"
+    assert "phantoms" not in package_versions()

@@ -21,7 +21,8 @@ from medssl import cli
 from medssl.commands.pretrain import pretrain
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.weights import load_encoder
-from medssl.training import describe
+from medssl.training.configuration import as_data
+from medssl.training.memory import bytes_in_words, count_activations
 from medssl.training.metrics_log import is_row_of
 from medssl.training.pictures import draw
 from medssl.training.progress_display import duration
@@ -148,7 +149,7 @@ def test_from_python_as_from_the_command_line(finished, tmp_path):
 
 def test_what_cannot_be_written_down_is_refused():
     with pytest.raises(UserError, match=r"encoder cannot be written into config\.yaml: give a class"):
-        describe.plain({"encoder": lambda: None})
+        as_data({"encoder": lambda: None})
 
 
 @pytest.mark.parametrize("precision", ["bf16"])
@@ -182,7 +183,7 @@ def test_durations_for_people():
 def test_activations_are_counted_without_computing():
     encoder = toys.ToyEncoder(width=4)
     by_hand = 3 * 4 * 8 * 8 * 6 + 3 * 4 * 4 * 4 * 3  # conv, norm, dropout; conv, norm, relu
-    assert describe.activations(encoder, (8, 8, 6)) == by_hand
+    assert count_activations(encoder, (8, 8, 6)) == by_hand
     assert all(parameter.device.type == "cpu" for parameter in encoder.parameters())
 
 
@@ -190,14 +191,14 @@ def test_a_view_of_one_position_is_counted_or_refused_before_the_first_step():
     def small(norm):
         return ResEnc(1, ndim=2, channels=(4, 8), strides=((2, 2), (4, 4)), blocks=(1, 1), norm=norm)
 
-    assert describe.activations(small("batch"), (8, 8)) > 0  # a batch of views has statistics, one view has none
+    assert count_activations(small("batch"), (8, 8)) > 0  # a batch of views has statistics, one view has none
     with pytest.raises(UserError, match="the coarsest map has one position, too few for instance norm: larger views"):
-        describe.activations(small("instance"), (8, 8))
+        count_activations(small("instance"), (8, 8))
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (3 * 2**30, "3 GiB")])
 def test_bytes_for_people(value, text):
-    assert describe.size(value) == text
+    assert bytes_in_words(value) == text
 
 
 def test_a_drawing_has_a_row_a_sample_and_a_column_a_plane(tmp_path):

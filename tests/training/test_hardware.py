@@ -9,8 +9,9 @@ import torch
 from commands import toys
 from objectives.small import mae
 
-from medssl.training import describe, hardware
+from medssl.training import hardware
 from medssl.training import run as running
+from medssl.training.memory import memory_in_words, step_bytes
 from medssl.training.settings import Training
 from medssl.types import UserError, ViewSpec
 
@@ -20,7 +21,7 @@ def toy(**changes) -> toys.ToyObjective:
 
 
 def test_a_step_beyond_the_memory_is_refused_with_the_batch_that_fits(monkeypatch):
-    fixed, sample = describe.step_bytes(toy(), half=False)
+    fixed, sample = step_bytes(toy(), half=False)
     monkeypatch.setattr(hardware, "memory_limit", lambda _accelerator: float(fixed + 20 * sample))
     training = Training(batch_size=64, accumulate=2, accelerator="cpu")
     fits = int((0.8 * (fixed + 20 * sample) - fixed) // sample)
@@ -31,7 +32,7 @@ def test_a_step_beyond_the_memory_is_refused_with_the_batch_that_fits(monkeypatc
 
 def test_contrast_is_not_told_to_accumulate(monkeypatch):
     monkeypatch.setattr(toys.ToyObjective, "compares_samples", True)
-    fixed, sample = describe.step_bytes(toy(), half=False)
+    fixed, sample = step_bytes(toy(), half=False)
     monkeypatch.setattr(hardware, "memory_limit", lambda _accelerator: float(fixed + 20 * sample))
     with pytest.raises(UserError, match=r"fits \(now 64\)$"):
         hardware.refuse_too_large(toy(), Training(batch_size=64, accelerator="cpu"))
@@ -45,12 +46,8 @@ def test_where_not_one_sample_fits_the_views_are_named(monkeypatch):
 
 def test_hidden_patches_that_are_dropped_take_no_memory():
     few, many = mae(2, mask_ratio=0.75), mae(2, mask_ratio=0.25)
-    assert describe.step_bytes(many, half=False)[1] == pytest.approx(
-        3 * describe.step_bytes(few, half=False)[1], rel=0.01
-    )
-    assert describe.step_bytes(few, half=False)[1] == pytest.approx(
-        2 * describe.step_bytes(few, half=True)[1], rel=0.01
-    )
+    assert step_bytes(many, half=False)[1] == pytest.approx(3 * step_bytes(few, half=False)[1], rel=0.01)
+    assert step_bytes(few, half=False)[1] == pytest.approx(2 * step_bytes(few, half=True)[1], rel=0.01)
 
 
 def test_the_limit_of_the_machine_is_a_number_of_bytes():
@@ -100,6 +97,6 @@ def test_other_system_errors_are_left_alone():
 
 
 def test_weights_alone_are_counted_where_maps_cannot_be(monkeypatch):
-    monkeypatch.setattr(describe, "activations", lambda *_: None)
+    monkeypatch.setattr("medssl.training.memory.count_activations", lambda *_: None)
     hardware.refuse_too_large(toy(), Training(batch_size=10**9, accelerator="cpu"))
-    assert "at least" in describe.memory(toy(), 4, half=torch.cuda.is_available())
+    assert "at least" in memory_in_words(toy(), 4, half=torch.cuda.is_available())
