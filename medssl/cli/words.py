@@ -130,13 +130,16 @@ def _enter(reading: _Reading, key: str, value: str, verb: str) -> None:
     last = key.rpartition(".")[2]
     if key == "config":
         reading.recipes.append(load_recipe(value, reading.trust, verb))
-    elif last in FRAGMENTS and is_fragment(last, value):
-        content = load_config(value, FRAGMENTS[last], reading.trust)
-        for part in reversed(key.split(".")):
-            content = {part: content}
-        reading.presets.append(content)
     elif last in FRAGMENTS:
-        reading.classes[key] = value
+        content = load_config(value, FRAGMENTS[last], reading.trust) if is_fragment(last, value) else _as_yaml(value)
+        if is_fragment(last, value) or _names_class(content):
+            for part in reversed(key.split(".")):
+                content = {part: content}
+            reading.presets.append(content)
+        elif last in CLASSES and isinstance(content, str):
+            reading.classes[key] = value
+        else:
+            reading.rest.append(f"--{key}={value}")
 
 
 def _trusted(words: Sequence[str]) -> frozenset[str]:

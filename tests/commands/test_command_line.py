@@ -111,6 +111,21 @@ def test_another_encoder_replaces_the_recipe_s_as_a_whole(call):
     assert got["park"].encoder.lives == 9  # not the 7 of the recipe's own cat
 
 
+def test_a_class_with_its_arguments_on_the_command_line(call):
+    dog = "{class_path: commands.verbs.Dog, init_args: {tricks: [sit]}}"
+    _, _, got = call("stroll", "--config", "tour", "--encoder", dog, "--encoder.lives=4", "--store", "there")
+    assert (type(got["park"].encoder), got["park"].encoder.lives, got["park"].encoder.tricks) == (
+        verbs.Dog,
+        4,
+        ("sit",),
+    )
+
+
+def test_no_class_is_no_class():
+    read = read_command(cli.VERBS["finetune"].place, ["--encoder=null", "--store=s"])
+    assert (read.values["encoder"], read.classes) == ("null", {})
+
+
 def test_a_later_recipe_changes_an_earlier_one(call, tmp_path):
     late = write(tmp_path / "late.yaml", {"training": {"legs": 2}, "seed": 8})
     _, _, got = call("stroll", "--config", "tour", "--config", late, "--store", "there")

@@ -383,7 +383,7 @@ def test_test_subjects_that_pretraining_saw_are_counted_and_refused(call, place)
     seen = encoder_for(place / "volumes", name="saw", subjects=(*store.subjects_of_split("train"), *test[:2]))
     code, said = call(f"--pretrained={seen}")
     assert code == 2
-    assert re.search(r"pretraining has seen 2 of the 3 subjects of split 'test'.*--allow seen", said)
+    assert re.search(r"pretraining has seen 2 of the 3 subjects of split 'test'.*allow: seen", said)
     code, said = call(f"--pretrained={seen}", "--allow=seen")
     assert code == 0, said
     assert "2 of the 3 subjects of split 'test' were seen in pretraining (allowed)" in said
@@ -408,7 +408,7 @@ def test_another_number_of_channels(call, place, tmp_path):
     three = encoder_for(place / "volumes", name="three", in_channels=3)
     code, said = call(f"--pretrained={three}")
     assert code == 2
-    assert re.search(r"the encoder takes 3 channel\(s\), the scans of the store have 1.*--allow channels", said)
+    assert re.search(r"the encoder takes 3 channel\(s\), the scans of the store have 1.*set allow to channels", said)
     code, said = call(f"--pretrained={three}", "--allow=channels")
     assert code == 0, said
     assert re.search(r"adapted: encoder\.stem", said)

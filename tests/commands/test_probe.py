@@ -396,7 +396,7 @@ def test_bad_input_is_one_line(call, tmp_path, words, message):
 def test_no_such_run_and_a_file_without_an_encoder(call, tmp_path):
     code, said = call(tmp_path / "nowhere")
     assert code == 2
-    assert said.endswith("nowhere: there is no such folder or file\n")
+    assert re.search(r"^error: --run: there is no such folder or file \(got '.*nowhere'\)$", said.strip())
     assert "--pretrained" not in said
     (encoder_of(tmp_path / "run") / "card.json").unlink()
     code, said = call(tmp_path / "run/encoder.safetensors")
@@ -421,7 +421,7 @@ def test_test_subjects_that_pretraining_saw_are_refused(call, place, tmp_path):
     run = encoder_of(tmp_path / "run", seen=seen)
     code, said = call(run)
     assert code == 2
-    assert re.search(r"pretraining has seen 2 of the 3 subjects of split 'test'.*--allow seen", said)
+    assert re.search(r"pretraining has seen 2 of the 3 subjects of split 'test'.*allow: seen", said)
     code, said = call(run, "--allow=seen")
     assert code == 0, said
     assert "note: 2 of the 3 subjects of split 'test' were seen in pretraining (allowed)" in said
