@@ -223,7 +223,7 @@ def test_whom_the_teacher_has_seen_the_student_has_seen(place, call, tmp_path):
     assert (facts["labelled"], facts["pretrained"]["known"]) == (sorted((*val, test[0])), sorted(test[1:]))
     code, said = call("finetune", *finetuned(place, tmp_path / "student", labels))
     assert code == 2
-    assert re.search(r"the network that labels has seen 3 of the 3 subjects of split 'test'.*--allow seen", said)
+    assert re.search(r"the network that labels has seen 3 of the 3 subjects of split 'test'.*allow: seen", said)
     code, said = call("finetune", *finetuned(place, tmp_path / "student", labels, "--allow=seen"))
     assert code == 0, said
     assert "has seen 3 of the 3 subjects of split 'test' (allowed)" in said
@@ -282,11 +282,11 @@ def test_bad_labels_are_one_line(place, call, tmp_path):
     (labels / pseudolabel.FACTS).write_text(facts)
     other = labeled_scans(store, 3, "train", schema)[-1]
     pseudo_labels.label_file(labels, store, other).unlink()
-    with pytest.raises(UserError, match=r"1 of the 4 other scans of split 'train' have no pseudo-label: finish medssl"):
+    with pytest.raises(UserError, match=r"1 of the 4 other scans of split 'train' have no pseudo-label: label all"):
         with_pseudo_labels(*asked)
     every = labeled_scans(store, 3, "train", schema)
     with pytest.raises(
-        UserError, match=r"all 6 scans of split 'train' are of subjects that are learned from .* --labels"
+        UserError, match=r"all 6 scans of split 'train' are of subjects that are learned from .* fewer labeled"
     ):
         with_pseudo_labels(store, every, *asked[2:])
     with pytest.raises(UserError, match=r"pseudo\.share is 1\.0: give a share above 0 and below 1"):
@@ -297,7 +297,7 @@ BAD = [
     ("a classification", {"head": fitted.Mean, "schema": fitted.KINDS}, (), r"'diagnosis' of whole scans"),
     ("other channels", {"channels": 2}, (), r"takes 2 channel\(s\), the scans of the store have 1"),
     ("other rules", {"preprocess": fitted.RAW}, (), r"was made by another Preprocess.*foreground_crop"),
-    ("a test subject", {"seen": "test"}, (), r"has seen 3 of the 3 subjects of split 'test'.*--allow seen"),
+    ("a test subject", {"seen": "test"}, (), r"has seen 3 of the 3 subjects of split 'test'.*allow: seen"),
     ("no probability", {}, ("--confidence", 1.5), r"--confidence: must be from 0 to below 1 \(got 1\.5\)"),
     ("no such split", {}, ("--split", "nowhere"), r"no scan with 3 axes in split 'nowhere'"),
 ]  # fmt: skip
