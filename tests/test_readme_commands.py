@@ -68,6 +68,7 @@ NOT_RUN = {
     "medssl cache index.sqlite store --preprocess ct": "the scans of the test are MR",
     "medssl phantoms SCANS": "the test has written smaller ones",
     "medssl --help": "tests/commands/test_command_line.py",
+    "medssl pretrain --help": "tests/commands/test_command_line.py",
 }
 NOT_PARSED = {"PYTHONPATH=.": "its class is the reader's own"}
 # Folders that a guide takes as made by its reader, and those of the README that stand for them.
