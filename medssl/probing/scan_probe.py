@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medssl.data.labels.kinds.base import kind_of
 from medssl.data.labels.kinds.classes import class_number
 from medssl.data.store.store import Store
 from medssl.metrics import health
@@ -47,8 +48,9 @@ def refuse_kind(schema: LabelSchema) -> None:
     Raises:
         UserError: Says what they are.
     """
-    if schema.kind != "classes":
-        message = f"{schema.name!r} is of the kind {schema.kind!r}: probes are for classes; choose another target"
+    kind = kind_of(schema)
+    if not kind.one_class:
+        message = f"{schema.name!r} is of the kind {kind.name!r}: probes are for classes; choose another target"
         raise UserError(message)
 
 

@@ -55,7 +55,7 @@ class Packet:
     values: tuple[dict[str, str], ...]
 
 
-class Feed:
+class BatchReader:
     """Reads micro-batches of one process into arrays that it is given.
 
     Attributes:
@@ -102,7 +102,7 @@ class Feed:
     def packet(
         self, batch: int, images: NDArray[Any], labels: NDArray[Any] | None, scored: NDArray[np.bool_] | None = None
     ) -> Packet:
-        """Reads a micro-batch into ``images``, ``labels`` and ``scored`` (of the feed's shapes and types)."""
+        """Reads a micro-batch into ``images``, ``labels`` and ``scored`` (of the reader's shapes and types)."""
         world, rank = self.options.get("world_size", 1), self.options.get("rank", 0)
         first = (batch * world + rank) * self.batch_size
         samples = tuple(range(first, first + self.batch_size))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from medssl.data.loading.batches import Feed, Options, Packet
+from medssl.data.loading.batches import BatchReader, Options, Packet
 from medssl.data.loading.crops import slice_axes
 from medssl.types import Crops, Origin, Placement, UserError
 
@@ -57,10 +57,10 @@ def make_loader(
     Raises:
         UserError: No scan fits, or the plan asks for something that the store cannot give.
     """
-    feed = Feed(store, plan, read_size, batch_size, seed, split, options)
+    reader = BatchReader(store, plan, read_size, batch_size, seed, split, options)
     workers = options.get("workers", 2)
     return CropLoader(
-        Source(feed, workers),
+        BatchStream(reader, workers),
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=workers,
@@ -91,16 +91,16 @@ class CropLoader(DataLoader[Any]):
     none is overwritten before it was copied.
     """
 
-    dataset: Source
+    dataset: BatchStream
 
     def __iter__(self) -> Iterator[Crops]:  # type: ignore[override]
         """Batches from ``first_batch`` on, without end."""
-        source, feed = self.dataset, self.dataset.feed
-        buffers = [None if layout is None else _Buffers(*layout) for layout in _layouts(feed)]
+        source, reader = self.dataset, self.dataset.reader
+        buffers = [None if layout is None else _Buffers(*layout) for layout in _layouts(reader)]
         if not self.num_workers:
-            for batch in itertools.count(feed.options.get("first_batch", 0)):
+            for batch in itertools.count(reader.options.get("first_batch", 0)):
                 taken = [None if buffer is None else buffer.take() for buffer in buffers]
-                yield _crops(_read(feed, batch, taken), taken)
+                yield _crops(_read(reader, batch, taken), taken)
         for item in super().__iter__():
             if isinstance(item, str):
                 raise UserError(item)
@@ -109,23 +109,23 @@ class CropLoader(DataLoader[Any]):
             yield _crops(packet, [None if b is None or s is None else b.take().copy_(s[slot]) for b, s in pairs])
 
 
-class Source(IterableDataset[Any]):
+class BatchStream(IterableDataset[Any]):
     """The workers' side: worker w of W reads every W-th micro-batch into its slots of shared memory."""
 
-    def __init__(self, feed: Feed, workers: int) -> None:
-        self.feed = feed
+    def __init__(self, reader: BatchReader, workers: int) -> None:
+        self.reader = reader
         slots = (workers, PREFETCH + 1)
-        self.shared = [_shared(slots, *layout) if workers and layout else None for layout in _layouts(feed)]
+        self.shared = [_shared(slots, *layout) if workers and layout else None for layout in _layouts(reader)]
 
     def __iter__(self) -> Iterator[tuple[Packet, tuple[int, int]] | str]:
         """Batches of this worker; a text instead of a batch says what went wrong and is the last item."""
         worker = get_worker_info()
         assert worker is not None
-        first = self.feed.options.get("first_batch", 0) + worker.id
+        first = self.reader.options.get("first_batch", 0) + worker.id
         for turn, batch in enumerate(itertools.count(first, worker.num_workers)):
             slot = (worker.id, turn % (PREFETCH + 1))
             try:
-                yield _read(self.feed, batch, [None if whole is None else whole[slot] for whole in self.shared]), slot
+                yield _read(self.reader, batch, [None if whole is None else whole[slot] for whole in self.shared]), slot
             except UserError as error:
                 yield str(error)
                 return
@@ -153,16 +153,16 @@ class _Buffers:
             self.free.append(memory)
 
 
-def _layouts(feed: Feed) -> tuple[Layout | None, ...]:
+def _layouts(reader: BatchReader) -> tuple[Layout | None, ...]:
     """Shape and dtype of images, labels and what is scored: the order in which they go through this module."""
-    return feed.image, feed.label, feed.scored
+    return reader.image, reader.label, reader.scored
 
 
-def _read(feed: Feed, batch: int, tensors: Sequence[torch.Tensor | None]) -> Packet:
-    """Reads a micro-batch into tensors of the feed's layouts."""
+def _read(reader: BatchReader, batch: int, tensors: Sequence[torch.Tensor | None]) -> Packet:
+    """Reads a micro-batch into tensors of the reader's layouts."""
     images, labels, scored = (None if tensor is None else tensor.numpy() for tensor in tensors)
     assert images is not None
-    return feed.packet(batch, images, labels, scored)
+    return reader.packet(batch, images, labels, scored)
 
 
 def _crops(packet: Packet, read: Sequence[torch.Tensor | None]) -> Crops:

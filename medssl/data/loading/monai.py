@@ -15,7 +15,7 @@ from monai.data import ImageReader, MetaTensor
 from monai.transforms import Compose, Randomizable
 from torch.utils.data import Dataset
 
-from medssl.data.loading.batches import Feed
+from medssl.data.loading.batches import BatchReader
 from medssl.data.store.coding import decode
 from medssl.data.store.preprocess import build
 from medssl.data.store.store import Store
@@ -111,8 +111,8 @@ class StoreDataset(Dataset[Any]):
     ) -> None:
         self.store = store if isinstance(store, Store) else Store.open(store)
         plan = ViewPlan((), sampling or Sampling())
-        self.feed = Feed(self.store, plan, size, 1, seed, split, {"workers": 0, "with_labels": True})
-        self.length = len(self.feed.order.scans) if length is None else length
+        self.reader = BatchReader(self.store, plan, size, 1, seed, split, {"workers": 0, "with_labels": True})
+        self.length = len(self.reader.order.scans) if length is None else length
         self.transform = Compose([build(step) for step in transforms])
         self.seed = seed
 
@@ -124,11 +124,11 @@ class StoreDataset(Dataset[Any]):
         if not 0 <= index < self.length:
             message = f"item {index} of {self.length}"
             raise IndexError(message)
-        feed = self.feed
-        number = feed.order(index // feed.sampling.regions_per_scan)
-        codes = np.empty(feed.image[0][1:], feed.image[1])
-        label = None if feed.label is None else np.empty(feed.label[0][1:], np.int32)
-        start, _, _, world, *_ = feed.fill(index, number, codes, label)
+        reader = self.reader
+        number = reader.order(index // reader.sampling.regions_per_scan)
+        codes = np.empty(reader.image[0][1:], reader.image[1])
+        label = None if reader.label is None else np.empty(reader.label[0][1:], np.int32)
+        start, _, _, world, *_ = reader.fill(index, number, codes, label)
         affine = world.copy()
         affine[:-1, -1] += world[:-1, :-1] @ start
         at = torch.from_numpy(affine)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from medssl.data.labels.kinds.findings import findings_of, findings_schema
 from medssl.data.labels.kinds.number import number_of, number_schema, quarters
 from medssl.data.labels.selection import constant_labels, few, groups_of, labeled_scans, schema_of
-from medssl.data.loading.batches import Feed
+from medssl.data.loading.batches import BatchReader
 from medssl.data.loading.order import BalancedOrder
 from medssl.types import LabelSchema, Sampling, UserError, ViewPlan
 
@@ -211,9 +211,9 @@ def test_a_hundred_to_one_comes_half_and_half(patients):
     assert sorted(set(draws)) == list(range(101))  # each of the hundred once
 
 
-def feed(store, sampling, rank=0, world=1, batch=4, **options):
+def reader(store, sampling, rank=0, world=1, batch=4, **options):
     plan = ViewPlan((), sampling)
-    return Feed(store, plan, (4, 4), batch, 5, "train", {"rank": rank, "world_size": world, **options})
+    return BatchReader(store, plan, (4, 4), batch, 5, "train", {"rank": rank, "world_size": world, **options})
 
 
 def drawn(held, batches):
@@ -226,8 +226,8 @@ def test_balanced_batches_do_not_depend_on_processes(patients):
     scans = labeled_scans(patients, 2, "train", schema)
     options = {"scans": scans, "groups": tuple(groups_of(patients, scans, schema))}
     sampling = Sampling(balance="equal", regions_per_scan=2)
-    one = drawn(feed(patients, sampling, **options), 6)
-    parts = [drawn(feed(patients, sampling, rank, 2, 2, **options), 6) for rank in (0, 1)]
+    one = drawn(reader(patients, sampling, **options), 6)
+    parts = [drawn(reader(patients, sampling, rank, 2, 2, **options), 6) for rank in (0, 1)]
     both = [scan for k in range(6) for part in parts for scan in part[2 * k : 2 * k + 2]]
     assert one == both
     numbers = [next(n for n in scans if patients.scan_id(n) == scan) for scan in one]
@@ -248,4 +248,4 @@ def test_balanced_batches_do_not_depend_on_processes(patients):
 )
 def test_balance_that_cannot_be(patients, sampling, groups, message):
     with pytest.raises(UserError, match=message):
-        feed(patients, sampling, scans=(0, 1), groups=groups)
+        reader(patients, sampling, scans=(0, 1), groups=groups)

@@ -211,6 +211,6 @@ def test_a_damaged_scan_stops_with_its_name_and_is_not_replaced(tmp_path, monkey
 
 def test_a_store_and_its_loader_can_be_sent_to_another_process(store):
     loader = make_loader(store, plan=ViewPlan(()), read_size=(8, 8, 8), batch_size=1, seed=0, workers=0)
-    again = pickle.loads(pickle.dumps(loader.dataset.feed.store))
+    again = pickle.loads(pickle.dumps(loader.dataset.reader.store))
     assert isinstance(again, Store)
     np.testing.assert_array_equal(again.read(0, (0, 0, 0), (4, 4, 4)), store.read(0, (0, 0, 0), (4, 4, 4)))

@@ -38,6 +38,7 @@ class TargetKind(ABC):
         name: As ``LabelSchema.kind`` says it.
         task: What heads that learn it answer (``Head.kind``).
         per_voxel: Whether each voxel has its own label; otherwise the whole scan has one.
+        one_class: Whether each voxel or scan has exactly one of several classes.
         has_groups: Whether scans belong to groups that a sampling can balance.
         group_turns: In which order groups take turns where few subjects are chosen; () starts with the rarest.
     """
@@ -45,6 +46,7 @@ class TargetKind(ABC):
     name: ClassVar[str]
     task: ClassVar[str]
     per_voxel: ClassVar[bool] = False
+    one_class: ClassVar[bool] = False
     has_groups: ClassVar[bool] = True
     group_turns: ClassVar[tuple[int, ...]] = ()
 

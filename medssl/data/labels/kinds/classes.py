@@ -23,6 +23,7 @@ class Classes(TargetKind):
 
     name = "classes"
     task = "classification"
+    one_class = True
 
     def schema(self, store: Store, target: str, *, key: str) -> LabelSchema:
         """The values of a name found in any split: in the order of the numbers where all are numbers, else sorted.

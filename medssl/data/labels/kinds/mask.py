@@ -20,6 +20,7 @@ class Mask(TargetKind):
     name = MASK
     task = "segmentation"
     per_voxel = True
+    one_class = True
     has_groups = False
 
     def refuse_target(self, target: str) -> None:
