@@ -122,7 +122,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     initial = weights_of_former_start(folder, pretrained, made) or load_initial_weights(
         network, pretrained, pretrained_minimum, made
     )
-    config |= {"init": initial.digest if initial.weights else None, "probe": as_data(probe)}
+    config |= {"pretrained": initial.digest if initial.weights else None, "probe": as_data(probe)}
     opened = Store.open(store, preprocess=data.preprocess)
     if data.sampling is not None:
         sampling = data.sampling.made_in(network.needs.sampling, type(network).__name__)

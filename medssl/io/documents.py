@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from medssl.io.older_keys import with_present_keys
+from medssl.io.older_keys import with_present_keys, with_present_options
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ def read_yaml(file: Path) -> Any:
     if count > YAML_VALUES:
         message = f"more than {YAML_VALUES:,} values, counting those that its aliases repeat"
         raise yaml.YAMLError(message)
-    return with_present_keys(content)
+    return with_present_options(with_present_keys(content))
 
 
 def _yaml_loader() -> Any:

@@ -11,6 +11,7 @@ PRESENT_KEYS = {
     "normalise": "normalize",
     "normalise_target": "normalize_target",
 }
+PRESENT_OPTIONS = {"init": "pretrained", "init_minimum": "pretrained_minimum"}  # keys at the top of a configuration
 
 
 def with_present_keys(data: Any) -> Any:
@@ -27,3 +28,15 @@ def with_present_keys(data: Any) -> Any:
         return data
     renamed = {key: present for key, present in PRESENT_KEYS.items() if key in data and present not in data}
     return {renamed.get(key, key): with_present_keys(value) for key, value in data.items()}
+
+
+def with_present_options(configuration: Any) -> Any:
+    """A configuration of a verb with the options of today in place of older ones.
+
+    >>> with_present_options({"init": None, "training": {"init": 1}})
+    {'pretrained': None, 'training': {'init': 1}}
+    """
+    if not isinstance(configuration, dict):
+        return configuration
+    renamed = {key: now for key, now in PRESENT_OPTIONS.items() if now not in configuration}
+    return {renamed.get(key, key): value for key, value in configuration.items()}

@@ -208,7 +208,7 @@ def refuse_other(stored: dict[str, Any], config: dict[str, Any], name: str) -> N
     if not found:
         return
     hint = " (training.extend true goes on with more steps)" if found.startswith("training.steps") else ""
-    if stored.get("init") and not config.get("init"):
+    if stored.get("pretrained") and not config.get("pretrained"):
         hint = " (the run's own folder as `pretrained` continues from its checkpoint)"
     message = f"{name}/ is a run of another configuration: {found}; choose another run folder{hint}"
     raise UserError(message)

@@ -43,7 +43,7 @@ def weights_of_former_start(folder: RunFolder, pretrained: Path | None, made: Im
     file = folder.path / "config.yaml"
     if pretrained is None or not file.exists() or not checkpoints(folder.checkpoints):
         return None
-    former = read_yaml(file).get("init")
+    former = read_yaml(file).get("pretrained")
     if former is None:
         return None
     source, itself = run_of(pretrained), pretrained.resolve() == folder.path.resolve()

@@ -90,15 +90,15 @@ def test_of_the_same_objective_everything_is_taken_over(place, tmp_path):
                 torch.testing.assert_close(after[key], value, atol=1e-6, rtol=1e-5)
     assert re.search(r"(\d+) of \1 keys of the rest of the objective", said)
     config = yaml.safe_load((tmp_path / "more/config.yaml").read_text())
-    assert re.fullmatch("[0-9a-f]{16}", config["init"])
-    assert yaml.safe_load((place / "global/config.yaml").read_text())["init"] is None
+    assert re.fullmatch("[0-9a-f]{16}", config["pretrained"])
+    assert yaml.safe_load((place / "global/config.yaml").read_text())["pretrained"] is None
     code, said = pretrain(place, tmp_path / "more", GLOBAL, steps=1)
     assert code == 2
-    former = config["init"]
+    former = config["pretrained"]
     assert said == (
-        f"error: more/ is a run of another configuration: init: {former} there, None here; optimizer.learning_rate: "
-        "1e-12 there, 0.001 here; choose another run folder (the run's own folder as `pretrained` continues "
-        "from its checkpoint)\n"
+        "error: more/ is a run of another configuration: optimizer.learning_rate: 1e-12 there, 0.001 here; "
+        f"pretrained: {former} there, None here; choose another run folder (the run's own folder as `pretrained` "
+        "continues from its checkpoint)\n"
     )
 
 
@@ -114,7 +114,7 @@ def test_a_run_goes_on_without_the_weights_that_it_began_with(place, tmp_path):
     code, said = pretrain(place, run, GLOBAL, *words, steps=3)
     assert code == 2
     assert re.fullmatch(
-        rf"error: --pretrained: the run run/ started from other weights \({config['init']} there, "
+        rf"error: --pretrained: the run run/ started from other weights \({config['pretrained']} there, "
         rf"[0-9a-f]{{16}} here\) \(got '{re.escape(str(source))}'\)\. Give {re.escape(str(run))} itself to "
         "continue from its own checkpoint, "
         r"or choose another run folder\.\n",
@@ -125,9 +125,9 @@ def test_a_run_goes_on_without_the_weights_that_it_began_with(place, tmp_path):
     shutil.rmtree(source)
     code, said = pretrain(place, run, GLOBAL, *words, steps=4)
     assert (code, "going on after step 3" in said) == (0, True), said
-    assert f"; first weights: {config['init']}" in said.splitlines()[0]
+    assert f"; first weights: {config['pretrained']}" in said.splitlines()[0]
     assert load_card(run).subjects == seen == Provenance(tuple(sorted(seen.known)))
-    assert yaml.safe_load((run / "config.yaml").read_text())["init"] == config["init"]
+    assert yaml.safe_load((run / "config.yaml").read_text())["pretrained"] == config["pretrained"]
 
 
 def test_weights_of_scans_that_other_rules_stored_are_noted(place, tmp_path):
