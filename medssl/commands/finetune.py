@@ -66,12 +66,14 @@ class FinetuneResult:
         run: Its folder, with ``encoder.safetensors``, ``head.safetensors`` and ``card.json``.
         steps: Optimizer steps that are done.
         loss: Smoothed loss of the last step; None before the first.
+        stopped_by: What ended the run early: the name of a signal, or "loss not finite"; else empty.
         exit_code: 0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped it.
     """
 
     run: Path
     steps: int
     loss: float | None
+    stopped_by: str = ""
     exit_code: int = 0
 
 
@@ -165,7 +167,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     notes = [*first_notes(opened, data, chosen, loaded, schema), *filter(None, (adapted, *seen))]
     folder = RunFolder(run)
     outcome = train(loop, folder, config, training, data=data, notes=notes, export=export, watching=watching)
-    return FinetuneResult(run, outcome.steps, outcome.loss, outcome.exit_code)
+    return FinetuneResult(run, outcome.steps, outcome.loss, outcome.stopped_by, outcome.exit_code)
 
 
 def build(

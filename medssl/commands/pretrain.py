@@ -50,12 +50,14 @@ class PretrainResult:
         run: Its folder, with ``encoder.safetensors`` and ``card.json``.
         steps: Optimizer steps that are done.
         loss: Smoothed loss of the last step; None before the first.
+        stopped_by: What ended the run early: the name of a signal, or "loss not finite"; else empty.
         exit_code: 0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped it.
     """
 
     run: Path
     steps: int
     loss: float | None
+    stopped_by: str = ""
     exit_code: int = 0
 
     @property
@@ -145,7 +147,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     notes = [f"{small} scans are smaller than the view and are padded"] if small else []
     notes = [*initial.notes, *other_rules(initial, opened), *notes]
     outcome = train(loop, folder, config, training, data=data, notes=notes, export=export, watching=watching)
-    return PretrainResult(run, outcome.steps, outcome.loss, outcome.exit_code)
+    return PretrainResult(run, outcome.steps, outcome.loss, outcome.stopped_by, outcome.exit_code)
 
 
 def other_rules(initial: InitialWeights, opened: Store) -> list[str]:

@@ -19,6 +19,7 @@ from commands import labeled
 
 from medssl import cli
 from medssl.comparison import jobs as children
+from medssl.comparison.child import end_with_parent
 from medssl.data.store.store import Store
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.weights import save_encoder
@@ -60,7 +61,7 @@ def forked(job: children.Job, slot: int, at_once: int, lock) -> Forked:
         log = os.open(job.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        children.end_with_parent(parent)
+        end_with_parent(parent)
         code = next((found for words in job.commands if (found := cli.main(list(words)))), 0)
     finally:
         sys.stdout.flush()
