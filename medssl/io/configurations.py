@@ -144,6 +144,8 @@ def load_recipe(name: str, trust: frozenset[str] = frozenset(), verb: str = "") 
     if not isinstance(content, dict):
         message = f"{Path(name).name} holds no keys: a recipe is a YAML mapping of arguments"
         raise UserError(message)
+    if content.get("init", "") is None:  # config.yaml of a run that started from random weights
+        del content["init"]
     meant = str(content.pop("verb", ""))
     if meant and verb and verb != meant and (verb, meant) != ("compare", "finetune"):
         message = f"{name} is a recipe of medssl {meant}, not of medssl {verb}"

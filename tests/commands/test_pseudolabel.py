@@ -289,7 +289,7 @@ def test_bad_labels_are_one_line(place, call, tmp_path):
         UserError, match=r"all 6 scans of split 'train' are of subjects that are learned from .* fewer labeled"
     ):
         with_pseudo_labels(store, every, *asked[2:])
-    with pytest.raises(UserError, match=r"pseudo\.share is 1\.0: give a share above 0 and below 1"):
+    with pytest.raises(UserError, match=r"pseudo\.share: must be above 0 and below 1"):
         PseudoLabels(labels, share=1.0)
 
 

@@ -200,9 +200,7 @@ def test_a_number_from_training_to_report(call, place, tmp_path):
     assert "Negative MAE is minus the mean absolute error, in the unit of the label." in text
     page = make_page([read_part("x", tmp_path / "test"), read_part("y", tmp_path / "test")])
     assert "Regression of height" in page
-    assert (
-        "x and y: too few runs for a verdict, 1 of each, it takes 5 (medssl compare). Explained variance (R2)" in page
-    )
+    assert "x and y: too few runs for a verdict, 1 of each, it takes 5. Explained variance (R2)" in page
     assert "mean absolute error (less is better)" in page
     code, said = call(
         "evaluate", run, f"--index={place / 'index.sqlite'}", f"--out={tmp_path / 'c'}", "--calibrate=val"
