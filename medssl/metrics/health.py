@@ -2,9 +2,10 @@
 
 A run is judged by a history of measurements, each the mean over the steps since the one before. Read from it are
 "step", "loss", "gradient_norm", "learning_rate"; where an objective has them "chance" (the loss if nothing had been
-learned), "uniformity" (``ops.similarity``, of what the loss compares) and "teacher_entropy" (nats); and of the views
-and embeddings "input_flat", "embedding_spread", "embedding_rank" and "embedding_not_finite". Rules, with the reasons of
-their thresholds (figures of broken and of healthy runs: ``docs/results.md``):
+learned), "uniformity" (``ops.similarity``, of what the loss compares), "teacher_entropy", "teacher_information" and
+"teacher_chance" (nats, ``nn.teacher``); and of the views and embeddings "input_flat", "embedding_spread",
+"embedding_rank" and "embedding_not_finite". Rules, with the reasons of their thresholds (figures of broken and of
+healthy runs: ``docs/results.md``):
 
     nothing      chance is 0: no pair of a batch is to be told apart
     input        half of the views or more hold one value, or their crops did before noise came on top: crops of air
@@ -28,7 +29,9 @@ their thresholds (figures of broken and of healthy runs: ``docs/results.md``):
                  leaves a plateau passes the former, not the latter)
     stuck        loss not below 98 % of chance once the run has settled (200 steps after the warm-up): runs that learn
                  are at 95 % or less there, runs on views that have nothing in common at 99.9 % or more
-    teacher      teacher_entropy at 99 % of chance or more (log K for a teacher that names one of K), once settled
+    teacher      teacher_entropy at 99 % of log K or more (teacher_chance, else chance), once settled; or
+                 teacher_information below 0.5 % of log K twice in a row: every input gets the same target. Runs that
+                 learn are at 1.2 to 16 %, runs without centering at 0 (one prototype) to 0.4 % (the same few)
 
 An input that is constant, and a batch with nothing to tell apart, explain everything else and are told alone.
 """
@@ -52,7 +55,7 @@ GROUP = 16  # rows whose spread is taken together
 DEAD = 1e-3  # deviation of a feature, as a share of the embeddings' root mean square
 FEWEST = 3  # measurements that a run is judged by: what is wrong must be seen twice or three times
 SETTLING = 200  # steps after the warm-up from which on the loss is judged
-FLAT_INPUT, COLLAPSED, SHARP, UNFELT, STUCK, UNIFORM = 0.5, 0.003, 10.0, 0.003, 0.98, 0.99
+FLAT_INPUT, COLLAPSED, SHARP, UNFELT, STUCK, UNIFORM, UNINFORMED = 0.5, 0.003, 10.0, 0.003, 0.98, 0.99, 0.005
 NARROW, LEARNING = 0.5, 0.9
 
 
@@ -142,7 +145,7 @@ def alarms(history: Sequence[Measures], *, settled: int) -> list[Alarm]:
     rules = (_collapse, _sharpness, _flatness, _divergence)
     candidates = [_not_finite(now), *(rule(history) for rule in rules), _narrowing(history, settled)]
     if now["step"] >= settled:
-        candidates += [_stuck(history), _teacher(now)]
+        candidates += [_stuck(history), _teacher(history)]
     kinds = {alarm.kind for alarm in candidates if alarm}
     explained = {"stuck"} if kinds - {"stuck"} else set()
     explained |= {"narrowing"} if "collapse" in kinds else set()
@@ -254,12 +257,24 @@ def _stuck(history: Sequence[Measures]) -> Alarm | None:
     return Alarm("stuck", f"{level} {now['chance']:.4g}: {cause}")
 
 
-def _teacher(now: Measures) -> Alarm | None:
-    if "chance" not in now or now.get("teacher_entropy", 0.0) < UNIFORM * now["chance"] or now["chance"] <= 0:
+def _teacher(history: Sequence[Measures]) -> Alarm | None:
+    now = history[-1]
+    limit, entropy = now.get("teacher_chance", now.get("chance", 0.0)), now.get("teacher_entropy", 0.0)
+    if limit <= 0:
         return None
+    if entropy >= UNIFORM * limit:
+        message = (
+            f"teacher output is uniform: its entropy is {entropy:.3g}, at log K = {limit:.3g}; "
+            "lower the teacher temperature"
+        )
+        return Alarm("teacher", message)
+    last = [row["teacher_information"] for row in history[1:] if "teacher_information" in row][-2:]
+    if len(last) < 2 or max(last) >= UNINFORMED * limit:
+        return None
+    remedy = "lower the teacher temperature" if entropy > limit / 2 else "raise the teacher temperature"
     message = (
-        f"teacher output is uniform: its entropy is {now['teacher_entropy']:.3g}, at log K = {now['chance']:.3g}; "
-        "lower the teacher temperature"
+        f"the teacher gives every input the same target: targets of different inputs differ by {last[-1]:.2g} of "
+        f"{limit:.3g} nats, their entropy is {entropy:.3g}; {remedy}, or divide the batch equally (sinkhorn)"
     )
     return Alarm("teacher", message)
 

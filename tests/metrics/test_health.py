@@ -250,3 +250,21 @@ def test_a_uniform_teacher_is_told_and_explains_the_loss():
     )
     sharp = [{"loss": 7.0, "chance": 8.3, "teacher_entropy": 6.0}] * 11
     assert kinds(history(*sharp, chance=8.3)) == []
+
+
+def test_a_uniform_teacher_beside_other_terms_is_judged_by_its_own_chance():
+    terms = {"loss": 1.8, "chance": 2.0, "teacher_chance": 8.3, "teacher_information": 0.5}
+    assert kinds(history(*[terms | {"teacher_entropy": 8.29}] * 11, chance=2.0)) == ["teacher"]
+    assert kinds(history(*[terms | {"teacher_entropy": 6.0}] * 11, chance=2.0)) == []
+
+
+@pytest.mark.parametrize(("entropy", "remedy"), [(0.1, "raise"), (6.0, "lower")])
+def test_a_teacher_that_gives_every_input_the_same_target_is_reported(entropy, remedy):
+    terms = {"loss": 1.8, "chance": 2.0, "teacher_chance": 8.3, "teacher_entropy": entropy}
+    same, different = terms | {"teacher_information": 0.04}, terms | {"teacher_information": 0.05}
+    assert told(history(*[same] * 11, chance=2.0)) == (
+        "the teacher gives every input the same target: targets of different inputs differ by 0.04 of 8.3 nats, their "
+        f"entropy is {entropy:.3g}; {remedy} the teacher temperature, or divide the batch equally (sinkhorn)"
+    )
+    assert kinds(history(*[same] * 10, chance=2.0)) == []  # not settled
+    assert kinds(history(*[same] * 10, different, chance=2.0)) == []  # once only

@@ -74,16 +74,25 @@ def crops(images: torch.Tensor) -> torch.Tensor:
     return cut * (0.7 + 0.6 * contrast) + brightness - 0.5 + 0.1 * torch.randn(cut.shape)
 
 
-def batch_of(images: torch.Tensor, samples: tuple[int, ...], *, pairs: bool) -> Batch:
+Change = Callable[[torch.Tensor], torch.Tensor]
+
+
+def batch_of(images: torch.Tensor, samples: tuple[int, ...], *, pairs: bool, change: Change = crops) -> Batch:
     """The images as they are, or two different crops of each."""
     if not pairs:
         return plain_batch(images, samples)
-    one, other = (plain_batch(crops(images), samples) for _ in range(2))
+    one, other = (plain_batch(change(images), samples) for _ in range(2))
     return Batch((*one.views, *other.views), one.origin)
 
 
 def pretrain(
-    make: Callable[[], Objective], seed: int, images: torch.Tensor, *, epochs: int, batch: int = 16
+    make: Callable[[], Objective],
+    seed: int,
+    images: torch.Tensor,
+    *,
+    epochs: int,
+    batch: int = 16,
+    change: Change = crops,
 ) -> tuple[Objective, list[dict[str, float]]]:
     """Trains what ``make`` builds, with as many views as it needs; returns it with the terms of each step."""
     torch.manual_seed(seed)
@@ -95,7 +104,7 @@ def pretrain(
         for part in torch.randperm(len(images)).split(batch):
             samples = tuple(int(row) + epoch * len(images) for row in part)
             optimizer.param_groups[0]["lr"] = linear_warmup_cosine(len(found) / total, 2e-3, warmup=0.1)
-            views = batch_of(images[part], samples, pairs=len(objective.needs.views) > 1)
+            views = batch_of(images[part], samples, pairs=len(objective.needs.views) > 1, change=change)
             step = Step(len(found), total, seed, samples)
             loss = objective(views, step)
             optimizer.zero_grad()
@@ -125,12 +134,13 @@ def learned(
     epochs: int,
     batch: int = 16,
     data: Callable[[int, int], tuple[torch.Tensor, torch.Tensor]] = organs,
+    change: Change = crops,
 ) -> Learned:
     """Trains on 2000 images; 600 others fit the probe or are the neighbors of 1000 more."""
     images, _ = data(2000, 0)
     probed = data(1600, 1)
     random, _ = pretrain(make, seed, images, epochs=0)
-    trained, terms = pretrain(make, seed, images, epochs=epochs, batch=batch)
+    trained, terms = pretrain(make, seed, images, epochs=epochs, batch=batch, change=change)
     start, last = (np.mean([each["loss"] for each in part]) for part in (terms[:3], terms[-20:]))
     chance = np.mean([each["chance"] for each in terms[-20:]])
     scores = [
