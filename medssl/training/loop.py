@@ -267,7 +267,9 @@ class TrainingLoop:
             self.blame("loss", [origin for origin, good in zip(self.origins, finite.tolist(), strict=True) if not good])
 
     def clip(self) -> float:
-        """Clips the gradient and returns its norm before; an infinite one is left to the gradient scaler.
+        """Clips the gradient, as the objective leaves it, and returns its norm before clipping.
+
+        An infinite one is left to the gradient scaler.
 
         Raises:
             NotFinite: The norm is not finite, and no gradient scaler would skip the step.
@@ -278,6 +280,7 @@ class TrainingLoop:
             require_gradients(self.objective)
             self.gradients_checked = True
         drop_unmoved(optimizer)
+        self.objective.before_step(self.step_of(self.origins[-1].samples))
         parameters = [parameter for parameter in self.objective.parameters() if parameter.grad is not None]
         limit = math.inf if self.settings.clip is None else self.settings.clip
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))

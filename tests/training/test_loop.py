@@ -160,6 +160,43 @@ def test_the_gradient_scaler_skips_a_step_with_an_infinite_gradient(store):
     assert not torch.isfinite(torch.tensor(recorder.records[1].gradient_norm))
 
 
+class Held(Objective):
+    """Holds a weight in the first two steps; notes what the hook finds and for which step it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.needs = toys.ToyEncoder(), ViewPlan((ViewSpec((8, 8, 6)),))
+        self.weight, self.held = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
+        self.calls: list[tuple[int, float]] = []
+
+    def forward(self, batch: Batch, step: Step) -> Loss:
+        zero = sum(parameter.sum() for parameter in self.encoder.parameters()) * 0
+        total = 3 * self.weight + 4 * self.held + zero
+        return Loss(total, {"loss": total.detach()})
+
+    def before_step(self, step: Step) -> None:
+        self.calls.append((step.index, float(self.held.grad)))
+        if step.progress < 0.5:
+            self.held.grad.zero_()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_hook_before_a_step_finds_whole_gradients_and_clipping_what_it_leaves(store, precision):
+    """Both micro-batches are in, the gradient scaler's factor is not; the norm is that of what the hook leaves."""
+    loop, recorder = loop_of(store, Held()), Recorder()
+    held = []
+
+    class Watch(Listener):
+        def on_step(self, loop, record):
+            held.append(float(loop.objective.held.detach()))
+
+    loop.run(fabric_of(precision), [recorder, Watch()])
+    assert loop.objective.calls == [(0, 4.0), (1, 4.0), (2, 4.0), (3, 4.0)]
+    assert [record.gradient_norm for record in recorder.records] == pytest.approx([3.0, 3.0, 5.0, 5.0])
+    assert held[0] == held[1] == 1
+    assert 1 > held[2] > held[3]
+
+
 def test_half_precision_casts_neither_inputs_nor_gradients_of_shared_weights():
     """A weight that is used twice: its gradient is a sum of two, in single precision."""
     from medssl.training.fabric import precision_plugin
