@@ -49,7 +49,7 @@ $(DOCS_INSTALLED): $(INSTALLED)
 # Python 3.12 and newer measure coverage at little cost (sys.monitoring); Python 3.11 measures it when asked
 COVERAGE ?= $(shell $(BIN)/python -c 'import sys; print("yes" if sys.version_info >= (3, 12) else "no")')
 CORE = $(shell $(BIN)/python -c 'import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")')
-MEASURE = $(if $(filter yes,$(COVERAGE)),--cov --cov-report=)
+MEASURE = $(if $(filter yes,$(COVERAGE)),--cov --cov-report=term:skip-covered)
 
 test: $(INSTALLED) ## run the tests (CPU, without the slow ones)
 	@echo "== tests, $(WORKERS) processes$(if $(MEASURE),, (coverage: make test COVERAGE=yes))"

@@ -227,7 +227,6 @@ DEEPEST = 5
 BOTH_WAYS = {  # parts that import each other, one of them inside a function
     "medssl.encoders": ("base", "contract"),
     "medssl.objectives": ("base", "contract"),
-    "medssl.data": ("index", "labels", "store"),
 }
 
 
