@@ -41,11 +41,11 @@ def labeled_scans(store: Store, axes: int, split: str, schema: LabelSchema) -> t
     """
     scans = store.scans(split, axes=axes).tolist()
     kind = kind_of(schema)
-    found = tuple(number for number in scans if kind.is_labeled(store, number, schema))
-    if not found:
+    labeled = tuple(number for number in scans if kind.is_labeled(store, number, schema))
+    if not labeled:
         message = f"none of the {len(scans)} scans of split {split!r} of {store.path} is labeled with {schema.name!r}"
         raise UserError(message)
-    return found
+    return labeled
 
 
 def how_many(labels: float | None, there: int, key: str = "labels") -> int:
@@ -129,9 +129,9 @@ def _in_turns(order: list[str], groups: dict[str, list[int]], ranked: Sequence[i
     rounds: Counter[int] = Counter()
     keys = {}
     for place, name in enumerate(order):
-        own = min(groups[name], key=rank.__getitem__)
-        keys[name] = (rounds[own], rank[own], place)
-        rounds[own] += 1
+        group = min(groups[name], key=rank.__getitem__)
+        keys[name] = (rounds[group], rank[group], place)
+        rounds[group] += 1
     return sorted(order, key=keys.__getitem__)
 
 
@@ -143,8 +143,8 @@ def labeled_scans_of_index(opened: Index, schema: LabelSchema, split: str, where
     """
     scans = list(opened.scans(where, split=split))
     kind = kind_of(schema)
-    found = [scan for scan in scans if kind.is_labeled_in_index(scan, schema)]
-    if not found:
+    labeled = [scan for scan in scans if kind.is_labeled_in_index(scan, schema)]
+    if not labeled:
         query = "SELECT split, count(*) FROM scans WHERE status = 'ok' GROUP BY 1 ORDER BY 1"
         splits = ", ".join(f"{count} {name!r}" for name, count in opened.connection.execute(query)) or "none"
         message = (
@@ -152,4 +152,4 @@ def labeled_scans_of_index(opened: Index, schema: LabelSchema, split: str, where
             f"{splits}; choose another split, or index with labels"
         )
         raise UserError(message)
-    return found
+    return labeled

@@ -75,12 +75,12 @@ def differences(scan: Scan, known: TrainedOn, preprocess: Preprocess) -> dict[st
         known: What the network was trained on.
         preprocess: Whose orientation puts the axes of the scan in the order of the training's.
     """
-    found = {}
+    differing = {}
     modality, domain = scan.source.modality, scan.source.value_domain
     if modality and known.modalities and modality not in known.modalities:
-        found["modality"] = f"is {modality}, the network was trained on {', '.join(known.modalities)}"
+        differing["modality"] = f"is {modality}, the network was trained on {', '.join(known.modalities)}"
     if domain not in known.domains:
-        found["domain"] = f"has values of domain {domain}, the network was trained on {', '.join(known.domains)}"
+        differing["domain"] = f"has values of domain {domain}, the network was trained on {', '.join(known.domains)}"
     if scan.source.kind == "volume" and known.spacing_mm:
         spacing = _oriented(scan, preprocess)
         outside = [
@@ -91,8 +91,8 @@ def differences(scan: Scan, known: TrainedOn, preprocess: Preprocess) -> dict[st
             ranges = " x ".join(
                 f"{low:.3g}" if low == high else f"{low:.3g}-{high:.3g}" for low, high in known.spacing_mm
             )
-            found["spacing"] = f"has a spacing of {ours} mm, the network was trained on {ranges} mm"
-    return found
+            differing["spacing"] = f"has a spacing of {ours} mm, the network was trained on {ranges} mm"
+    return differing
 
 
 def _oriented(scan: Scan, preprocess: Preprocess) -> tuple[float, ...]:

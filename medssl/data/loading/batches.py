@@ -78,9 +78,9 @@ class BatchReader:
         self.store, self.sampling, self.size = store, plan.sampling, tuple(read_size)
         self.batch_size, self.seed, self.options = batch_size, seed, options
         numbers = store.scans(split, axes=len(read_size))
-        chosen = options.get("scans")
-        if chosen is not None:
-            numbers = np.sort(np.array(chosen, np.int64)[np.isin(chosen, numbers)])
+        selected = options.get("scans")
+        if selected is not None:
+            numbers = np.sort(np.array(selected, np.int64)[np.isin(selected, numbers)])
         facts = store.records.facts[numbers]
         self.valued = bool(facts["text"].any())
         self.order = self._order(numbers)
@@ -158,14 +158,14 @@ class BatchReader:
             if out is not None:
                 _read_along(read, number, (start, tuple(size), axes), out)
         spacing = np.sqrt(np.square(world[:-1, :-1]).sum(0))
-        kept = np.array(axes)
+        crop_axes = np.array(axes)
         along, across = place_along(self.seed, sample, shape, tuple(size), self.sampling), self.sampling.slice_axis
         if along is None:
             along = (start[across] + 0.5) / shape[across] if sliced else 0.5
         return (
-            np.array(start)[kept], np.array(shape)[kept], spacing[kept],
+            np.array(start)[crop_axes], np.array(shape)[crop_axes], spacing[crop_axes],
             slice_world(world, (axes[0], axes[1]), start) if sliced else world, along,
-            np.array(around or [np.nan] * len(shape), np.float32)[kept],
+            np.array(around or [np.nan] * len(shape), np.float32)[crop_axes],
         )  # fmt: skip
 
     def _order(self, numbers: NDArray[np.int64]) -> Order | BalancedOrder:

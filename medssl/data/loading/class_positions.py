@@ -26,12 +26,12 @@ class Places:
 
     Args:
         store: Whose labels are read, each scan's whole and once.
-        kept: Bytes that are kept.
+        byte_limit: Bytes of positions that stay in memory.
     """
 
-    def __init__(self, store: Store, kept: int = KEPT) -> None:
-        self.store, self.kept, self.bytes = store, kept, 0
-        self._found: OrderedDict[int, tuple[NDArray[np.unsignedinteger], ...]] = OrderedDict()
+    def __init__(self, store: Store, byte_limit: int = KEPT) -> None:
+        self.store, self.byte_limit, self.bytes = store, byte_limit, 0
+        self._positions: OrderedDict[int, tuple[NDArray[np.unsignedinteger], ...]] = OrderedDict()
 
     def draw(self, seed: int, sample: int, number: int, share: float) -> tuple[int, ...] | None:
         """Draws the voxel that the crop of a sample is to lie around: an even choice of class, then of its voxels.
@@ -51,20 +51,20 @@ class Places:
         classes = self.of(number)
         if not classes:
             return None
-        own = classes[int(generator.integers(len(classes)))]
-        place = np.unravel_index(int(own[int(generator.integers(len(own)))]), self.store.shape(number))
+        voxels = classes[int(generator.integers(len(classes)))]
+        place = np.unravel_index(int(voxels[int(generator.integers(len(voxels)))]), self.store.shape(number))
         return tuple(int(at) for at in place)
 
     def of(self, number: int) -> tuple[NDArray[np.unsignedinteger], ...]:
         """Places in the flat label of a scan, at most ``PER_CLASS`` for each class that it has."""
-        found = self._found.get(number)
-        if found is None:
-            found = self._found[number] = self._look(number)
-            self.bytes += sum(own.nbytes for own in found)
-        self._found.move_to_end(number)
-        while self.bytes > self.kept and len(self._found) > 1:
-            self.bytes -= sum(own.nbytes for own in self._found.popitem(last=False)[1])
-        return found
+        positions = self._positions.get(number)
+        if positions is None:
+            positions = self._positions[number] = self._look(number)
+            self.bytes += sum(voxels.nbytes for voxels in positions)
+        self._positions.move_to_end(number)
+        while self.bytes > self.byte_limit and len(self._positions) > 1:
+            self.bytes -= sum(voxels.nbytes for voxels in self._positions.popitem(last=False)[1])
+        return positions
 
     def _look(self, number: int) -> tuple[NDArray[np.unsignedinteger], ...]:
         dtype, schema = self.store.label_dtype(number), self.store.schema
@@ -80,8 +80,8 @@ class Places:
         if self.store.excluded(number):  # no loss would look at what such crops are to show
             counted = self.store.scored(number, self.store.read(number, (0,) * len(shape), shape)).ravel()
         generator = keyed_generator(0, number, "places")  # of no run: whoever reads finds the same
-        found = (_spread(np.flatnonzero((label == value) & counted), generator) for value in values)
-        return tuple(own.astype(np.min_scalar_type(label.size)) for own in found if len(own))
+        positions = (_spread(np.flatnonzero((label == value) & counted), generator) for value in values)
+        return tuple(voxels.astype(np.min_scalar_type(label.size)) for voxels in positions if len(voxels))
 
 
 def _spread(places: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:

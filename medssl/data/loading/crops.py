@@ -105,10 +105,10 @@ def slice_world(affine: NDArray[np.float64], axes: tuple[int, int], first: tuple
     plane, inside = np.linalg.qr(affine[:3, list(axes)])  # orthonormal basis [3, 2] and the slice's axes in it
     across = next(a for a in range(3) if a not in axes)
     through = int(np.argmin(np.square(plane).sum(axis=1)))
-    kept = [w for w in range(3) if w != through]
-    if abs(_directions(affine)[kept[0], axes[0]]) < abs(_directions(affine)[kept[1], axes[0]]):
-        kept.reverse()
-    left, _, right = np.linalg.svd(plane[kept])
+    in_plane = [w for w in range(3) if w != through]
+    if abs(_directions(affine)[in_plane[0], axes[0]]) < abs(_directions(affine)[in_plane[1], axes[0]]):
+        in_plane.reverse()
+    left, _, right = np.linalg.svd(plane[in_plane])
     turn = left @ right  # the rotation (or reflection) nearest to looking along the world axes
     out = np.eye(3)
     out[:2, :2] = turn @ inside
@@ -134,11 +134,11 @@ def _around_foreground(
     shape, size = box
     side = cell_side(shape)
     counts = [-(-n // side) for n in shape]
-    chosen = np.argwhere(cells[: int(np.prod(counts))].reshape(counts))
+    foreground = np.argwhere(cells[: int(np.prod(counts))].reshape(counts))
     if keep is not None:
-        distance = np.abs((chosen[:, keep] + 0.5) * side - (first[keep] + size[keep] / 2))
-        chosen = chosen[distance <= max(side / 2, float(distance.min()))]
-    cell = chosen[int(generator.integers(len(chosen)))]
+        distance = np.abs((foreground[:, keep] + 0.5) * side - (first[keep] + size[keep] / 2))
+        foreground = foreground[distance <= max(side / 2, float(distance.min()))]
+    cell = foreground[int(generator.integers(len(foreground)))]
     center = (cell + generator.random(len(shape))) * side
     moved: NDArray[np.float64] = np.minimum(center, np.asarray(shape) - 0.5) - np.asarray(size) / 2
     if keep is not None:

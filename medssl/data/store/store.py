@@ -119,12 +119,12 @@ class Store(Contents):
         if description.get("format") != FORMAT:
             message = f"{path} has store format {description.get('format')}, this version reads {FORMAT}: cache again"
             raise UserError(message)
-        held = preprocess_from(description["preprocess"])
-        if preprocess is not None and preprocess.digest() != held.digest():  # not the digest that the file gives
+        stored_rules = preprocess_from(description["preprocess"])  # the file may give another digest
+        if preprocess is not None and preprocess.digest() != stored_rules.digest():
             wanted = json.loads(json.dumps(dataclasses.asdict(preprocess)))
             keys = ", ".join(sorted(differences(description["preprocess"], wanted)))
             message = (
-                f"the store {path} was made by another Preprocess ({held.digest()}, asked for "
+                f"the store {path} was made by another Preprocess ({stored_rules.digest()}, asked for "
                 f"{preprocess.digest()}): {keys}; take another folder or the same rules"
             )
             raise UserError(message)
@@ -173,8 +173,8 @@ class Store(Contents):
         """Which voxels [1, *s] of what was read of a scan [C, *s] a loss may look at: all that are not excluded."""
         if not self.records.facts[number]["excluded"]:
             return np.ones((1, *codes.shape[1:]), bool)
-        kept: NDArray[np.bool_] = codes[:1] != EXCLUDED
-        return kept
+        counted: NDArray[np.bool_] = codes[:1] != EXCLUDED
+        return counted
 
     def with_labels(self, files: dict[int, Path], dtype: np.dtype[Any]) -> Store:
         """The same store in which some scans have labels from elsewhere instead of their own or none.

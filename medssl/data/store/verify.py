@@ -199,13 +199,13 @@ def _problem(store: Path, tier: str, row: tuple[Any, ...], tell: Callable[[int],
     """What is wrong with a scan, its row or its bytes, or nothing."""
     if problem := _row_problem(row):
         return problem
-    held = dict(zip(records.COLUMNS, row, strict=False))
+    record = dict(zip(records.COLUMNS, row, strict=False))
     known = (row[-2] or b"", row[-1] or b"")
     try:
         for part, entries in zip(("", "label"), known, strict=True):
-            if part and not held["label_dtype"]:
+            if part and not record["label_dtype"]:
                 continue
-            tell(_compare(store, tier, held, part, entries))
+            tell(_compare(store, tier, record, part, entries))
     except checksums.DamagedError as error:
         return str(error)
     except FileNotFoundError:
@@ -215,21 +215,21 @@ def _problem(store: Path, tier: str, row: tuple[Any, ...], tell: Callable[[int],
     return ""
 
 
-def _compare(store: Path, tier: str, held: dict[str, Any], part: str, entries: bytes) -> int:
+def _compare(store: Path, tier: str, record: dict[str, Any], part: str, entries: bytes) -> int:
     """Compare image or label of a scan; without entries only its length. Returns its bytes."""
-    if held["pack"]:
+    if record["pack"]:
         prefix = "label_" if part else ""
-        place = (held[f"{prefix}first"], held[f"{prefix}nbytes"])
-        data = chunks.packed_bytes(store / "packs" / held["pack"], place)
+        place = (record[f"{prefix}first"], record[f"{prefix}nbytes"])
+        data = chunks.packed_bytes(store / "packs" / record["pack"], place)
         if entries:
-            checksums.check_packed(data, entries, held["pack"])
+            checksums.check_packed(data, entries, record["pack"])
         return len(data)
-    path = scan_file(store, held["key"], part, "raw" if tier == "raw" else "chunked")
+    path = scan_file(store, record["key"], part, "raw" if tier == "raw" else "chunked")
     if entries:
         pieces = checksums.Pieces(path, entries)
         pieces.check_all()
         return len(pieces.view)
-    size, sizes = path.stat().st_size, json.loads(held["details"])["bytes"]
+    size, sizes = path.stat().st_size, json.loads(record["details"])["bytes"]
     if sizes and size != sizes[bool(part)]:
         message = f"{path.name} has {size:,} bytes, {sizes[bool(part)]:,} were written"
         raise checksums.DamagedError(message)

@@ -159,7 +159,7 @@ def test_workers_and_processes_change_nothing(store):
 
 
 def test_what_is_kept_is_bounded_and_the_same_when_read_again(store, monkeypatch):
-    few, all_of_it = Places(store, kept=500), Places(store, KEPT)
+    few, all_of_it = Places(store, byte_limit=500), Places(store, KEPT)
     looks = []
     monkeypatch.setattr(Places, "_look", lambda self, n, look=Places._look: looks.append(n) or look(self, n))
     numbers = [store.number(name) for name in "abcab"]
