@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from medssl.comparison.arms import Run, arms_of, encoders_of, hold, read_kept, study_of
+from medssl.comparison.arms import Run, arms_of, encoders_of, read_recorded, record_plan, study_of
 from medssl.comparison.jobs import alone
 from medssl.comparison.plan import (
     digest_of_scored,
@@ -164,9 +164,9 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
     held |= {"windows": as_data(windows)} | recipe
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with alone(out / LOCK, f"{out}/") as lock:
-        arms = list(arms_of(folders, starts, read_kept(out)))
+        arms = list(arms_of(folders, starts, read_recorded(out)))
         plan = [Run(arm, n, number) for number in range(runs) for n in counts for arm in arms]
-        kept = hold(out, held, arms, starts, plan)
+        kept = record_plan(out, held, arms, starts, plan)
         study = replace(study_of(out, kept, arms, plan), notes=(*first_notes(data, optimizer), *rare))
         atomic_write(out / "recipe.yaml", lambda file: file.write(yaml.safe_dump(recipe, sort_keys=False).encode()))
         note_edits(study, set_aside(study))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 SCRATCH, RANDOM = "scratch", "random"
 CONFIG, TEST = "compare.yaml", "test"  # of the comparison; of a run
-KEPT = ("arms", "encoders", "twins", "minutes", "asked", "looks")  # what compare.yaml holds beside the recipe
+RECORDED = ("arms", "encoders", "twins", "minutes", "asked", "looks")  # what compare.yaml holds beside the recipe
 FREE = (*FREE_KEYS, "windows.batch_size", "windows.accelerator")  # how fast a scan is scored, not how well
 
 
@@ -73,7 +73,7 @@ class Run:
         """Whether it is trained and scored: the scores are written last."""
         return (self.folder(out) / TEST / SUMMARY).exists()
 
-    def strange(self, out: Path) -> bool:
+    def has_other_weights(self, out: Path) -> bool:
         """Whether it started from other weights than those of its arm, or its configuration cannot be read."""
         file = self.folder(out) / "config.yaml"
         try:
@@ -93,21 +93,21 @@ class Study:
     Attributes:
         out: The folder.
         arms: Of this command and of earlier ones.
-        asked: Runs of this command.
-        earlier: Runs of earlier commands that this one does not ask for.
+        requested: Runs of this command.
+        earlier: Runs of earlier commands that this one does not name.
         notes: What a reader of the results must know.
     """
 
     out: Path
     arms: tuple[Arm, ...]
-    asked: tuple[Run, ...]
+    requested: tuple[Run, ...]
     earlier: tuple[Run, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def done(self) -> list[Run]:
         """The runs that are trained and scored."""
-        return [run for run in (*self.asked, *self.earlier) if run.done(self.out)]
+        return [run for run in (*self.requested, *self.earlier) if run.done(self.out)]
 
 
 def encoders_of(words: Sequence[str]) -> dict[str, Path]:
@@ -129,7 +129,7 @@ def encoders_of(words: Sequence[str]) -> dict[str, Path]:
     return dict(found)
 
 
-def kind_of(encoder: Mapping[str, Any]) -> str:
+def encoder_digest(encoder: Mapping[str, Any]) -> str:
     """Digest of an encoder's class and arguments: encoders of one kind share a twin."""
     arguments = {"in_channels": 1} | encoder["init_args"]
     described = json.dumps([encoder["class_path"], arguments], sort_keys=True)
@@ -149,7 +149,7 @@ def arms_of(
     held = {kind: name for name, kind in kept["encoders"].items()}
     told = set()
     for name, folder in folders.items():
-        kind = kind_of(as_data(starts[name].encoder))
+        kind = encoder_digest(as_data(starts[name].encoder))
         if kind not in held:
             held[kind] = f"{SCRATCH}-{name}" if SCRATCH in held.values() else SCRATCH
         if held[kind] not in told:
@@ -158,7 +158,7 @@ def arms_of(
         yield Arm(name, folder, held[kind], training_minutes(folder), starts[name].digest)
 
 
-def read_kept(out: Path) -> dict[str, Any]:
+def read_recorded(out: Path) -> dict[str, Any]:
     """What ``compare.yaml`` holds; one of an earlier version is completed from the runs.
 
     Raises:
@@ -166,7 +166,7 @@ def read_kept(out: Path) -> dict[str, Any]:
             encoders in one folder.
     """
     file = out / CONFIG
-    nothing: dict[str, Any] = {key: {} for key in KEPT}
+    nothing: dict[str, Any] = {key: {} for key in RECORDED}
     if not file.exists():
         if (out / "runs").exists():
             message = (
@@ -179,7 +179,7 @@ def read_kept(out: Path) -> dict[str, Any]:
         found = read_yaml(file)
     except (yaml.YAMLError, ValueError):
         found = None
-    if not whole(found):
+    if not is_complete(found):
         message = (
             f"{file} is damaged (empty, cut off or edited): put a whole one back, or choose another folder for results"
         )
@@ -199,16 +199,16 @@ def read_kept(out: Path) -> dict[str, Any]:
     return kept
 
 
-def whole(found: object) -> bool:
-    """Whether this is what ``hold`` writes, as far as it is read: a recipe with its batch, and what is kept beside."""
+def is_complete(found: object) -> bool:
+    """Whether ``compare.yaml`` has all that is read of it: a recipe with its batch, and the keys beside it."""
     if not isinstance(found, dict) or "arms" not in found or not isinstance(found.get("training"), dict):
         return False
     return {"batch_size", "accumulate"} <= found["training"].keys() and all(
-        isinstance(found.get(key, {}), dict) for key in KEPT
+        isinstance(found.get(key, {}), dict) for key in RECORDED
     )
 
 
-def hold(
+def record_plan(
     out: Path, held: dict[str, Any], arms: Sequence[Arm], starts: Mapping[str, InitialWeights], asked: Sequence[Run]
 ) -> dict[str, Any]:
     """Keeps the recipe and the arms, or holds the command to those that are kept; arms and runs may be added.
@@ -226,19 +226,19 @@ def hold(
     Raises:
         UserError: Names the keys that differ.
     """
-    kept = read_kept(out)
+    kept = read_recorded(out)
     weights = {arm.name: arm.digest for arm in arms}
     now = {"arms": kept["arms"] | weights, "twins": kept["twins"] | {arm.name: arm.twin for arm in arms if arm.twin}}
     then = {"arms": now["arms"] | kept["arms"], "twins": now["twins"] | kept["twins"]}
     if (out / CONFIG).exists():
-        former = {key: value for key, value in kept.items() if key not in KEPT}
+        former = {key: value for key, value in kept.items() if key not in RECORDED}
         if found := differing(_with_batch(former) | then, _with_batch(held) | now, FREE):
             message = f"{out}/ holds another comparison: {found}; choose another folder for results"
             raise UserError(message)
     now["encoders"] = dict(kept["encoders"])
     for arm in arms:
         if arm.twin:
-            now["encoders"][arm.twin] = kind_of(as_data(starts[arm.name].encoder))
+            now["encoders"][arm.twin] = encoder_digest(as_data(starts[arm.name].encoder))
     now["minutes"] = kept["minutes"] | {arm.name: arm.minutes for arm in arms if arm.minutes is not None}
     now["asked"] = {name: dict(counts) for name, counts in kept["asked"].items()}
     for run in asked:
@@ -249,7 +249,7 @@ def hold(
     return now
 
 
-def look(out: Path, runs: Mapping[str, Mapping[int, int]]) -> list[int]:
+def record_looks(out: Path, runs: Mapping[str, Mapping[int, int]]) -> list[int]:
     """Keeps after how many runs p-values are told; whoever adds runs until they please finds too much.
 
     Args:
@@ -259,7 +259,7 @@ def look(out: Path, runs: Mapping[str, Mapping[int, int]]) -> list[int]:
     Returns:
         Numbers of runs, rising, after which p-values of the same arm and number of labeled subjects were told earlier.
     """
-    kept, earlier = read_kept(out), set[int]()
+    kept, earlier = read_recorded(out), set[int]()
     for arm, counts in runs.items():
         for labels, count in counts.items():
             told = kept["looks"].setdefault(arm, {}).setdefault(labels, [])
@@ -319,7 +319,7 @@ def _kind_of_runs(out: Path, name: str) -> str:
     found = defaultdict(list)
     for file in sorted((out / "runs" / name).glob("*/config.yaml")):
         config = read_yaml(file)
-        found[kind_of(config["encoder"])].append(file.parent.name)
+        found[encoder_digest(config["encoder"])].append(file.parent.name)
     if len(found) > 1:
         groups = "; ".join(", ".join(runs) for runs in found.values())
         message = (

@@ -72,12 +72,13 @@ def finish(
     import torch
     from tqdm.auto import tqdm
 
-    failed, runs = dict[str, Failure](), {str(run): run for run in study.asked}
-    with tqdm(total=len(study.asked), initial=len(study.asked) - len(missing), desc="compare", unit="run") as bar:
+    failed, runs = dict[str, Failure](), {str(run): run for run in study.requested}
+    total = len(study.requested)
+    with tqdm(total=total, initial=total - len(missing), desc="compare", unit="run") as bar:
 
         def done(job: Job, why: Failure | None) -> None:
             bar.update()
-            if not why and runs[job.name].strange(study.out):
+            if not why and runs[job.name].has_other_weights(study.out):
                 told = set_aside_strange(runs[job.name], study.out)
                 why = Failure(told, told)
             if why:
@@ -93,6 +94,7 @@ def finish(
         clear_states(study)
     if not number:
         return failed
-    log.info(f"stopped by a signal: {sum(run.done(study.out) for run in study.asked)} of {len(study.asked)} runs are "
-          "done; run the same command to continue")  # fmt: skip
+    finished = sum(run.done(study.out) for run in study.requested)
+    counts = f"{finished} of {len(study.requested)} runs are done"
+    log.info(f"stopped by a signal: {counts}; run the same command to continue")
     return 128 + number

@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from medssl.comparison.arms import TEST, look, training_minutes
+from medssl.comparison.arms import TEST, record_looks, training_minutes
 from medssl.io.csv_text import as_csv
 from medssl.metrics import label_efficiency as efficiency
 from medssl.metrics.cases import write_text
@@ -78,15 +78,15 @@ def set_aside(study: Study) -> list[Run]:
     Those that started from other weights than the comparison holds are moved away; those whose scores cannot be read
     count as not scored, their weights stay.
     """
-    damaged = [run for run in (*study.asked, *study.earlier) if run.strange(study.out)]
+    damaged = [run for run in (*study.requested, *study.earlier) if run.has_other_weights(study.out)]
     for run in damaged:
-        again = "it is trained again" if run in study.asked else "it is left out until its encoder is named again"
+        again = "it is trained again" if run in study.requested else "it is left out until its encoder is named again"
         log.info(f"note: {run}: {set_aside_strange(run, study.out)}; {again}")
     for run in study.done:
         try:
             trained_of(run, run.folder(study.out))
         except UserError as error:
-            again = "is scored again" if run in study.asked else "is left out until its encoder is named again"
+            again = "is scored again" if run in study.requested else "is left out until its encoder is named again"
             log.info(f"note: {run}: {error}; the run {again}")
             shutil.rmtree(run.folder(study.out) / TEST)
             (run.folder(study.out) / TEST).mkdir()  # says that it is trained
@@ -145,11 +145,11 @@ def key_of(line: str) -> tuple[str, ...]:
 
 def summarize(study: Study, failed: Mapping[str, Failure]) -> dict[str, Any]:
     """Writes everything and shows what there is to know; returns what ``summary.json`` holds."""
-    trained, out, wanted = write_tables(study), study.out, len(study.asked) + len(study.earlier)
+    trained, out, wanted = write_tables(study), study.out, len(study.requested) + len(study.earlier)
     for name, why in failed.items():
         log.info(f"failed: {name}: {why.reason}")
     if failed:
-        log.info(f"{len(failed)} of {len(study.asked)} runs failed; the same command tries them again")
+        log.info(f"{len(failed)} of {len(study.requested)} runs failed; the same command tries them again")
     curves = {arm.name: levels for arm in study.arms if (levels := efficiency.levels(trained, arm.name))}
     differences = differences_of(study, trained)
     minutes = {arm.name: minutes_of(study, arm) for arm in study.arms}
@@ -187,7 +187,7 @@ def summarize(study: Study, failed: Mapping[str, Failure]) -> dict[str, Any]:
 def differences_of(study: Study, trained: Sequence[Trained]) -> list[Compared]:
     """Each arm against its twin, at every number of labeled subjects of the comparison."""
     twins = {arm.name: arm.twin for arm in study.arms if arm.twin}
-    every = (*study.asked, *study.earlier)
+    every = (*study.requested, *study.earlier)
     labels = {name: sorted({run.labels for run in every if run.arm.name == name}) for name in twins}
     return efficiency.compared(trained, twins, labels) if trained else []
 
@@ -222,7 +222,7 @@ def notes_of_looks(study: Study, differences: Sequence[Compared]) -> list[str]:
         one.arm: {n: gain.runs for n, gain in zip(one.labels, one.differences, strict=True) if gain.conclusive}
         for one in differences
     }
-    if not (earlier := look(study.out, conclusive)):
+    if not (earlier := record_looks(study.out, conclusive)):
         return []
     return [f"Looked at after {' and '.join(map(str, earlier))} runs: p-values do not know of the earlier looks."]
 
@@ -247,7 +247,7 @@ def trained_of(run: Run, folder: Path) -> Trained:
 
 def clear_states(study: Study) -> None:
     """Removes the trainer's states of runs that are done: their weights stay, and they need no further training."""
-    for run in study.asked:
+    for run in study.requested:
         if run.done(study.out):
             shutil.rmtree(run.folder(study.out) / STATES, ignore_errors=True)
 

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medssl.comparison.arms import Run, arms_of, hold, kind_of, look, read_kept, study_of, training_minutes
+from medssl.comparison.arms import (
+    Run,
+    arms_of,
+    encoder_digest,
+    read_recorded,
+    record_looks,
+    record_plan,
+    study_of,
+    training_minutes,
+)
 from medssl.training.initial_weights import InitialWeights
 from medssl.types import Imported, UserError
 
@@ -28,9 +37,9 @@ def command(out, labels=(2,), runs=1, recipe=RECIPE, **encoders):
     """What the verb does before anything is trained."""
     starts = {name: initial(arguments, f"weights of {name}") for name, arguments in encoders.items()}
     folders = {name: out / "pretrained" / name for name in encoders}
-    arms = list(arms_of(folders, starts, read_kept(out)))
+    arms = list(arms_of(folders, starts, read_recorded(out)))
     plan = [Run(arm, n, number) for number in range(runs) for n in labels for arm in arms]
-    return study_of(out, hold(out, recipe, arms, starts, plan), arms, plan)
+    return study_of(out, record_plan(out, recipe, arms, starts, plan), arms, plan)
 
 
 def twins(study):
@@ -38,7 +47,7 @@ def twins(study):
 
 
 def scored(study):
-    for run in study.asked:
+    for run in study.requested:
         (run.folder(study.out) / "test").mkdir(parents=True, exist_ok=True)
         (run.folder(study.out) / "test/summary.json").touch()
 
@@ -59,11 +68,11 @@ def test_a_later_encoder_of_another_kind_is_not_compared_with_the_first_twin(tmp
     assert {arm.name: arm.folder and arm.folder.name for arm in later.arms} == {
         "scratch": None, "a": None, "scratch-b": "b", "b": "b",
     }  # fmt: skip
-    assert {run.arm.name for run in later.asked} == {"scratch-b", "b"}
+    assert {run.arm.name for run in later.requested} == {"scratch-b", "b"}
     assert [arm.digest for arm in later.arms] == ["random", "weights of a", "random", "weights of b"]
     kept = yaml.safe_load((tmp_path / "compare.yaml").read_text())
     assert kept["encoders"] == {
-        name: kind_of({"class_path": "medssl.Encoder", "init_args": arguments})
+        name: encoder_digest({"class_path": "medssl.Encoder", "init_args": arguments})
         for name, arguments in (("scratch", SMALL), ("scratch-b", LARGE))
     }
     assert str(tmp_path) not in (tmp_path / "compare.yaml").read_text()
@@ -194,14 +203,14 @@ def test_a_damaged_file_is_one_line(tmp_path, edit):
 
 def test_looks_are_kept_for_each_number_of_labeled_subjects(tmp_path):
     command(tmp_path, runs=5, a=SMALL)
-    assert look(tmp_path, {"a": {2: 5}}) == []
+    assert record_looks(tmp_path, {"a": {2: 5}}) == []
     study = command(tmp_path, labels=(2, 4), runs=6, a=SMALL, b=SMALL)  # goes on: looks are no part of the recipe
     assert [arm.digest for arm in study.arms] == ["random", "weights of a", "weights of b"]
-    assert look(tmp_path, {"b": {2: 6, 4: 6}, "a": {4: 6}}) == []
-    assert look(tmp_path, {"b": {2: 6}, "a": {2: 6}}) == [5]
-    assert look(tmp_path, {"a": {2: 5}}) == []
-    assert look(tmp_path, {"a": {2: 8}, "b": {4: 7}}) == [5, 6]
-    assert read_kept(tmp_path)["looks"] == {"a": {2: [5, 6, 8], 4: [6]}, "b": {2: [6], 4: [6, 7]}}
+    assert record_looks(tmp_path, {"b": {2: 6, 4: 6}, "a": {4: 6}}) == []
+    assert record_looks(tmp_path, {"b": {2: 6}, "a": {2: 6}}) == [5]
+    assert record_looks(tmp_path, {"a": {2: 5}}) == []
+    assert record_looks(tmp_path, {"a": {2: 8}, "b": {4: 7}}) == [5, 6]
+    assert read_recorded(tmp_path)["looks"] == {"a": {2: [5, 6, 8], 4: [6]}, "b": {2: [6], 4: [6, 7]}}
 
 
 def test_minutes_are_kept_and_unknown_where_nothing_was_logged(tmp_path):

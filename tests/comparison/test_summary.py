@@ -68,7 +68,7 @@ def test_tables_of_everything_that_is_done(tmp_path, capsys):
 
 def test_unknown_minutes_are_unknown(tmp_path):
     study = made(tmp_path, arms=(ARMS[0], Arm("spark", Path("a"), "scratch", None)))
-    for run in study.asked:
+    for run in study.requested:
         (run.folder(tmp_path) / "metrics.jsonl").unlink()
     assert summarize(study, {})["compared"]
     assert "| unknown + 0 |" in (tmp_path / "summary.md").read_text()
@@ -78,10 +78,10 @@ def test_unknown_minutes_are_unknown(tmp_path):
 
 def test_failures_are_written_without_names_of_files(tmp_path, capsys):
     study = made(tmp_path)
-    for run in study.asked:
+    for run in study.requested:
         if run.labels == 4:
             (run.folder(tmp_path) / "test/summary.json").unlink()
-    assert summarize(study, {str(study.asked[2]): Failure("/data/Miller is gone", "the file is gone")})["compared"]
+    assert summarize(study, {str(study.requested[2]): Failure("/data/Miller is gone", "the file is gone")})["compared"]
     said = capsys.readouterr().out
     assert "failed: scratch, 4 labeled subjects, run 0: /data/Miller is gone" in said
     assert "1 of 8 runs failed; the same command tries them again" in said
@@ -95,7 +95,7 @@ def test_failures_are_written_without_names_of_files(tmp_path, capsys):
 def test_what_earlier_commands_left_undone_is_said(tmp_path):
     study = made(tmp_path)
     other = Arm("other", None, "scratch", None)
-    study = Study(tmp_path, (*ARMS, other), study.asked[:4], (*study.asked[4:], Run(other, 2, 0)))
+    study = Study(tmp_path, (*ARMS, other), study.requested[:4], (*study.requested[4:], Run(other, 2, 0)))
     assert summarize(study, {})["compared"]
     text = (tmp_path / "summary.md").read_text()
     assert "| spark less scratch |" in text  # its runs are of an earlier command
@@ -110,7 +110,7 @@ def test_a_measure_that_is_defined_nowhere(tmp_path, capsys):
     study = made(tmp_path)
     assert summarize(study, {})["compared"]
     assert (tmp_path / "efficiency.svg").exists()
-    for run in study.asked:
+    for run in study.requested:
         folder = run.folder(tmp_path) / "test"
         rows = [ClassificationRow(f"scan{n}", f"s{n}", "low", "low", (0.6, 0.4)) for n in range(4)]
         write_classification(folder / "cases.csv", rows, ["low", "high"])
@@ -164,26 +164,26 @@ def test_a_table_that_a_spreadsheet_saved_stops_nothing(tmp_path, capsys, encodi
 
 def test_a_run_that_ended_after_the_table_was_written_is_no_edit(tmp_path, capsys):
     study = made(tmp_path, labels=(2,))
-    write_tables(Study(tmp_path, study.arms, study.asked[:3]))
+    write_tables(Study(tmp_path, study.arms, study.requested[:3]))
     later = (tmp_path / "runs.csv").stat().st_mtime + 10
-    os.utime(study.asked[3].folder(tmp_path) / "test/summary.json", (later, later))
+    os.utime(study.requested[3].folder(tmp_path) / "test/summary.json", (later, later))
     note_edits(study)
     assert capsys.readouterr().out == ""
 
 
 def test_damaged_scores_count_as_none(tmp_path, capsys):
     study = made(tmp_path, labels=(2,))
-    study = Study(tmp_path, study.arms, study.asked[:3], study.asked[3:])
+    study = Study(tmp_path, study.arms, study.requested[:3], study.requested[3:])
     write_tables(study)
-    for run in (study.asked[0], study.earlier[0]):
+    for run in (study.requested[0], study.earlier[0]):
         (run.folder(tmp_path) / "test/cases.csv").write_text("")
     damaged = set_aside(study)
-    assert damaged == [study.asked[0], study.earlier[0]]
+    assert damaged == [study.requested[0], study.earlier[0]]
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("note: scratch, 2 labeled subjects, run 0: ")
     assert said[0].endswith("; the run is scored again")
     assert said[1].endswith("; the run is left out until its encoder is named again")
-    assert [run.done(tmp_path) for run in (*study.asked, *study.earlier)] == [False, True, True, False]
+    assert [run.done(tmp_path) for run in (*study.requested, *study.earlier)] == [False, True, True, False]
     note_edits(study, damaged)
     assert capsys.readouterr().out == ""
     assert not summarize(study, {})["compared"]  # no pair of runs is left
@@ -191,16 +191,16 @@ def test_damaged_scores_count_as_none(tmp_path, capsys):
 
 def test_states_of_runs_that_are_done_go_and_a_run_is_then_scored_without_training(tmp_path):
     study = made(tmp_path, labels=(2,))
-    first, second = study.asked[:2]
+    first, second = study.requested[:2]
     (second.folder(tmp_path) / "test/summary.json").unlink()
     clear_states(study)
     assert not (first.folder(tmp_path) / "checkpoints").exists()
     assert (second.folder(tmp_path) / "checkpoints/last.pt").exists()
-    third = study.asked[2]
+    third = study.requested[2]
     (first.folder(tmp_path) / "card.json").touch()
     (third.folder(tmp_path) / "card.json").touch()
     shutil.rmtree(third.folder(tmp_path) / "test")  # a run in the midst of training, whose states someone removed
-    commands = [[words[0] for words in runs.job_of(run, tmp_path, ((), ()), 0).commands] for run in study.asked[:3]]
+    commands = [[words[0] for words in runs.job_of(run, tmp_path, ((), ()), 0).commands] for run in study.requested[:3]]
     assert commands == [["evaluate"], ["finetune", "evaluate"], ["finetune", "evaluate"]]
 
 
@@ -218,7 +218,7 @@ def test_leaks_and_skipped_scans_are_told_once(tmp_path):
     study = made(tmp_path, labels=(2,))
     leak = "the card does not name all subjects that pretraining has seen: whether these are among them is unknown"
     skipped = [{"scan_id": "scan9", "reason": "the file cannot be read"}]
-    for run in study.asked:
+    for run in study.requested:
         notes = [leak] if run.arm.twin else []
         summarized(run.folder(tmp_path) / "test", "segmentation", notes=notes, skipped=skipped)
     assert summarize(study, {})["compared"]
@@ -246,7 +246,7 @@ def test_earlier_looks_are_counted_from_the_first_verdict_on(tmp_path):
     every = made(tmp_path, labels=(2,), runs=7)
 
     def looked(runs):
-        assert summarize(Study(tmp_path, every.arms, tuple(run for run in every.asked if run.number < runs)), {})[
+        assert summarize(Study(tmp_path, every.arms, tuple(run for run in every.requested if run.number < runs)), {})[
             "compared"
         ]
         return [line for line in (tmp_path / "summary.md").read_text().splitlines() if line.startswith("Looked")]
@@ -268,7 +268,7 @@ def test_without_a_verdict_no_p_value_is_told(tmp_path):
 
 def begun(study, **starts):
     """Writes the configuration of each run, with what it started from."""
-    for run in study.asked:
+    for run in study.requested:
         start = starts.get(run.arm.name, "random")
         (run.folder(study.out) / "config.yaml").write_text(f"start: {start}\n")
 
@@ -276,7 +276,7 @@ def begun(study, **starts):
 def test_a_run_that_ended_from_other_weights_has_failed(tmp_path, monkeypatch):
     study = made(tmp_path, arms=(ARMS[0], replace(ARMS[1], digest="held")), labels=(2,))
     begun(study, spark="held")
-    (study.asked[3].folder(tmp_path) / "config.yaml").write_text("start: other\n")
+    (study.requested[3].folder(tmp_path) / "config.yaml").write_text("start: other\n")
 
     def ended(jobs, done, **_):
         for job in jobs:
@@ -284,14 +284,14 @@ def test_a_run_that_ended_from_other_weights_has_failed(tmp_path, monkeypatch):
         return 0
 
     monkeypatch.setattr(runs, "run_jobs", ended)
-    jobs = [runs.job_of(run, tmp_path, ((), ()), 0) for run in study.asked]
+    jobs = [runs.job_of(run, tmp_path, ((), ()), 0) for run in study.requested]
     failed = runs.finish(jobs, study, jobs=1, lock=None, keep=True)
     assert list(failed) == ["spark, 2 labeled subjects, run 1"]
     assert failed["spark, 2 labeled subjects, run 1"].written == (
         "it started from other weights than those that this comparison holds (does pretraining still write them?), so "
         "it is not used, and lies in 2-1.aside"
     )
-    assert [run.done(tmp_path) for run in study.asked] == [True, True, True, False]
+    assert [run.done(tmp_path) for run in study.requested] == [True, True, True, False]
     assert (tmp_path / "runs/spark/2-1.aside/test/summary.json").exists()
     assert summarize(study, failed)["compared"]
     assert "spark,2,1" not in (tmp_path / "runs.csv").read_text()
@@ -302,19 +302,19 @@ def test_a_run_that_ended_from_other_weights_has_failed(tmp_path, monkeypatch):
 def test_runs_from_other_weights_are_set_aside_before_anything_is_trained(tmp_path, capsys, config):
     study = made(tmp_path, arms=(ARMS[0], replace(ARMS[1], digest="held")), labels=(2,))
     begun(study, spark="held")
-    study = Study(tmp_path, study.arms, study.asked[:3], study.asked[3:])
+    study = Study(tmp_path, study.arms, study.requested[:3], study.requested[3:])
     write_tables(study)
-    for run in (study.asked[2], study.earlier[0]):
+    for run in (study.requested[2], study.earlier[0]):
         (run.folder(tmp_path) / "config.yaml").write_bytes(config.encode("latin-1"))
         former = run.folder(tmp_path).with_name(f"2-{run.number}.aside") / "test"
         former.mkdir(parents=True)
     damaged = set_aside(study)
-    assert damaged == [study.asked[2], study.earlier[0]]
+    assert damaged == [study.requested[2], study.earlier[0]]
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("note: spark, 2 labeled subjects, run 0: it started from other weights than those that ")
     assert said[0].endswith("so it is not used, and lies in 2-0.aside; it is trained again")
     assert said[1].endswith("and lies in 2-1.aside; it is left out until its encoder is named again")
-    assert [run.done(tmp_path) for run in (*study.asked, *study.earlier)] == [True, True, False, False]
+    assert [run.done(tmp_path) for run in (*study.requested, *study.earlier)] == [True, True, False, False]
     note_edits(study, damaged)
     assert capsys.readouterr().out == ""
 
