@@ -63,11 +63,13 @@ class OnlineProbeListener(Listener):
         self.windows = Windows(precision="bf16" if half else "fp32")
         self.schema = schema_of(store, settings.target, key="probe.target")
         refuse_kind(self.schema)
-        self.asked = {"target": settings.target, "subjects": settings.subjects, "seed": settings.seed}
-        self.learned, self.judged = (
+        self.question = {"target": settings.target, "subjects": settings.subjects, "seed": settings.seed}
+        self.training_scans, self.validation_scans = (
             bounded(store, len(self.window), split, self.schema, settings) for split in ("train", "val")
         )
-        if shared := overlap(store.distinct_subjects(self.learned), store.distinct_subjects(self.judged)):
+        if shared := overlap(
+            store.distinct_subjects(self.training_scans), store.distinct_subjects(self.validation_scans)
+        ):
             message = (
                 f"{len(shared)} subjects are in the splits 'train' and 'val': give each subject one split when "
                 "indexing (label.split), and cache again"
@@ -80,7 +82,7 @@ class OnlineProbeListener(Listener):
         """Probes the encoder before its first step."""
         if loop.progress.step == 0 and loop.rank == 0:
             self.start = self.look(loop.objective)
-            self.tell(0, self.start)
+            self.report(0, self.start)
 
     def on_step(self, loop: TrainingLoop, record: StepRecord) -> Measures | None:
         """Probes where it is time to."""
@@ -88,20 +90,20 @@ class OnlineProbeListener(Listener):
         if loop.rank > 0 or (step % self.every and step < loop.steps):
             return None
         try:
-            found = self.look(loop.objective)
+            values = self.look(loop.objective)
         except UserError as error:  # features that are not finite: the training goes on without a look
             log.info(f"probe of {self.schema.name}, step {step}: skipped, {error}")
             return None
-        self.tell(step, found)
-        return Measures(found)
+        self.report(step, values)
+        return Measures(values)
 
     def state_dict(self) -> dict[str, Any]:
         """What the encoder was worth before its first step, to the probe that was asked for."""
-        return {"start": self.start, "asked": self.asked}
+        return {"start": self.start, "asked": self.question}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes it over where the probe is the same."""
-        self.start = dict(state_dict["start"]) if state_dict.get("asked") == self.asked else {}
+        self.start = dict(state_dict["start"]) if state_dict.get("asked") == self.question else {}
 
     # --- one look
 
@@ -111,19 +113,23 @@ class OnlineProbeListener(Listener):
         assert isinstance(encoder, Encoder)
         frozen = Frozen(encoder, self.window, self.axis, self.windows, {})
         with evaluation_mode(objective):
-            features = {n: frozen.embedding(frozen.scan(self.store, n)) for n in (*self.learned, *self.judged)}
+            features = {
+                n: frozen.embedding(frozen.scan(self.store, n)) for n in (*self.training_scans, *self.validation_scans)
+            }
         train, validation = (
-            group_of(self.store, self.schema, scans, features) for scans in (self.learned, self.judged)
+            group_of(self.store, self.schema, scans, features) for scans in (self.training_scans, self.validation_scans)
         )
         fitted = [probe for probe in probes.fit_probes(train, validation, self.names) if probe.name in SHOWN]
         return {f"probe_{probe.name}_auroc": max(auroc for _, auroc, _ in probe.tried) for probe in fitted}
 
-    def tell(self, step: int, found: dict[str, float]) -> None:
-        """Prints a line."""
-        parts = [f"{what} {found[f'probe_{name}_auroc']:.3f}" for name, what in SHOWN.items()]
+    def report(self, step: int, values: dict[str, float]) -> None:
+        """Logs a line."""
+        parts = [f"{what} {values[f'probe_{name}_auroc']:.3f}" for name, what in SHOWN.items()]
         before = [f"{self.start[f'probe_{name}_auroc']:.3f}" for name in SHOWN if self.start]
         since = f" (before training {' and '.join(before)})" if step and before else ""
-        scans = f"{len(self.learned)} scans to learn from, {len(self.judged)} to judge" if not step else ""
+        scans = (
+            f"{len(self.training_scans)} scans to learn from, {len(self.validation_scans)} to judge" if not step else ""
+        )
         line = f"probe of {self.schema.name}, step {step}: validation AUROC {', '.join(parts)}{since}; {scans}"
         log.info(line.rstrip("; "))
 

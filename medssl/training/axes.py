@@ -65,14 +65,15 @@ def misfit(takes: Collection[int], held: Collection[int], size: Sequence[int] | 
     """
     if not takes or not held:
         return ""
-    own = " or ".join(f"{axes}D" for axes in sorted(takes))
+    accepted = " or ".join(f"{axes}D" for axes in sorted(takes))
     scans = "images and volumes" if len(held) > 1 else "images" if 2 in held else "volumes"
     if max(held) < min(takes):
-        return f"the encoder takes {own}, the store holds {scans} (2D): choose a 2D encoder and a 2D recipe"
+        return f"the encoder takes {accepted}, the store holds {scans} (2D): choose a 2D encoder and a 2D recipe"
     if size is None or len(size) in takes:
         return ""
     remedy = "a 3D recipe, or a 2D encoder" if min(takes) > len(size) else f"a 3D encoder, or {SLICES}"
-    return f"the encoder takes {own}, {key} {list(size)} has {len(size)} axes, the store holds {scans}: choose {remedy}"
+    both = f"the encoder takes {accepted}, {key} {list(size)} has {len(size)} axes"
+    return f"{both}, the store holds {scans}: choose {remedy}"
 
 
 def _axes_of(initial: InitialWeights) -> set[int]:

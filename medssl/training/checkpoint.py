@@ -153,8 +153,8 @@ class RunFolder:
         Raises:
             UserError: It is damaged.
         """
-        found = checkpoints(self.checkpoints)
-        return load_state(found[0]) if found else None
+        files = checkpoints(self.checkpoints)
+        return load_state(files[0]) if files else None
 
     def save(self, state: dict[str, Any], progress: Progress, *, keep: bool) -> bool:
         """Writes ``last.pt``; gives it a numbered name when ``keep``, and the name ``best.pt`` when it is the best.
@@ -181,9 +181,9 @@ class RunFolder:
             UserError: Another configuration's folder, no run folder, or in use.
         """
         stored = self.path / "config.yaml"
-        own = {".lock", self.checkpoints.name}  # all that a kill at the very start leaves, with parts of config.yaml
-        there = [file.name for file in self.path.iterdir()] if self.path.is_dir() else []
-        if not stored.exists() and any(name not in own and not name.startswith(".config.yaml.") for name in there):
+        names = {file.name for file in self.path.iterdir()} if self.path.is_dir() else set()
+        names -= {".lock", self.checkpoints.name}  # a kill at the very start leaves these, and parts of config.yaml
+        if not stored.exists() and any(not name.startswith(".config.yaml.") for name in names):
             message = f"{self.path.name}/ holds files but no config.yaml, so it is no run folder: choose an empty one"
             raise UserError(message)
         self.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -204,13 +204,13 @@ def refuse_other(stored: dict[str, Any], config: dict[str, Any], name: str) -> N
     """Refuses a folder of another configuration, naming the keys that differ."""
     refuse_fewer_steps(stored, config, name)
     free = [*FREE_KEYS, *(["training.steps"] if dict(flat(config)).get("training.extend") else [])]
-    found = differing(stored, config, free)
-    if not found:
+    differences = differing(stored, config, free)
+    if not differences:
         return
-    hint = " (training.extend true goes on with more steps)" if found.startswith("training.steps") else ""
+    hint = " (training.extend true goes on with more steps)" if differences.startswith("training.steps") else ""
     if stored.get("pretrained") and not config.get("pretrained"):
         hint = " (the run's own folder as `pretrained` continues from its checkpoint)"
-    message = f"{name}/ is a run of another configuration: {found}; choose another run folder{hint}"
+    message = f"{name}/ is a run of another configuration: {differences}; choose another run folder{hint}"
     raise UserError(message)
 
 
@@ -230,12 +230,12 @@ def differing(stored: dict[str, Any], config: dict[str, Any], free: Sequence[str
     now = dict(flat(config))
     older = {key: value for key in now for end, value in LATER.items() if key.endswith(end)}
     then = older | {key: value for key, value in flat(stored) if value is not None or not key.endswith(GONE)}
-    found = [
+    differences = [
         f"{key}: {then.get(key, 'absent')} there, {now.get(key, 'absent')} here"
         for key in sorted({*then, *now})
         if then.get(key) != now.get(key) and not any(key == known or key.startswith(f"{known}.") for known in free)
     ]
-    return "; ".join(found[:5]) + (f"; and {len(found) - 5} more" if len(found) > 5 else "")
+    return "; ".join(differences[:5]) + (f"; and {len(differences) - 5} more" if len(differences) > 5 else "")
 
 
 def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -124,27 +124,27 @@ def fill_rest(objective: Objective, file: Path, card: Card) -> str:
     """Takes over heads, teacher and queue of a run of the same objective; returns what became of them."""
     kind = f"{type(objective).__module__}.{type(objective).__qualname__}"
     former = "none" if card.objective is None else card.objective.class_path
-    own = {name: value for name, value in objective.state_dict().items() if not name.startswith("encoder.")}
+    rest = {name: value for name, value in objective.state_dict().items() if not name.startswith("encoder.")}
     if not file.exists():
         return f"nothing else is taken over: the run has no {REST}"
     if kind != former:
         return f"nothing else is taken over: that run's objective was {former.rpartition('.')[2]}"
     tensors: dict[str, Tensor] = read_tensors(file, allow_empty=True)
-    if not own and not tensors:
+    if not rest and not tensors:
         return "the objective has nothing but its encoder"
-    shared = [key for key in own if key in tensors]
-    fitting = {key: tensors[key] for key in shared if own[key].shape == tensors[key].shape}
-    refuse_strange(file, {key: (tensors[key], own[key]) for key in fitting})
+    shared = [key for key in rest if key in tensors]
+    fitting = {key: tensors[key] for key in shared if rest[key].shape == tensors[key].shape}
+    refuse_strange(file, {key: (tensors[key], rest[key]) for key in fitting})
     objective.load_state_dict(fitting, strict=False)
     report = Report(
         loaded=tuple(fitting),
         adapted=(),
-        missing=tuple(key for key in own if key not in fitting),
-        unexpected=tuple(key for key in tensors if key not in own),
-        unfit={key: misfit(key, tensors[key], own[key]) for key in shared if key not in fitting},
+        missing=tuple(key for key in rest if key not in fitting),
+        unexpected=tuple(key for key in tensors if key not in rest),
+        unfit={key: misfit(key, tensors[key], rest[key]) for key in shared if key not in fitting},
     )
     log_keys(report, " in the objective")
     return (
-        f"{len(fitting)} of {len(own)} keys of the rest of the objective: {len(report.missing)} missing, "
+        f"{len(fitting)} of {len(rest)} keys of the rest of the objective: {len(report.missing)} missing, "
         f"{len(report.unfit)} of them of another shape, {len(report.unexpected)} unexpected"
     )

@@ -53,13 +53,13 @@ def layout() -> Layout:
     """
     env = os.environ
     if "TORCHELASTIC_RUN_ID" in env:
-        found = Layout(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_WORLD_SIZE"]))
+        place = Layout(int(env["RANK"]), int(env["WORLD_SIZE"]), int(env["LOCAL_WORLD_SIZE"]))
     elif under_slurm() and "SLURM_PROCID" in env:
         tasks, nodes = int(env["SLURM_NTASKS"]), int(env.get("SLURM_NNODES", "1"))
-        found = Layout(int(env["SLURM_PROCID"]), tasks, max(1, tasks // nodes))
+        place = Layout(int(env["SLURM_PROCID"]), tasks, max(1, tasks // nodes))
     else:
-        found = Layout()
-    if found.world_size % found.local_world_size:
-        message = f"{found.world_size} processes cannot be shared out evenly over machines of {found.local_world_size}"
+        place = Layout()
+    if place.world_size % place.local_world_size:
+        message = f"{place.world_size} processes cannot be shared out evenly over machines of {place.local_world_size}"
         raise UserError(message)
-    return found
+    return place

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WINDOW = 256  # embeddings that are measured together: the newest of all micro-batches and processes
-KEPT = 100  # measurements that a verdict looks back on, besides the first
+REMEMBERED = 100  # measurements that a verdict looks back on, besides the first
 CALM = 3  # measurements without an alarm after which it is over
 CONSTANT = 1e-4  # greatest difference of values in a view that holds nothing
 LOGGED = ("embedding_rank", "embedding_spread", "embedding_dead", "input_flat")
@@ -49,7 +49,7 @@ class Health(Listener):
         self.window: tuple[Tensor, ...] = ()  # the same of all processes, on the CPU
         self.recent: list[dict[str, float]] = []  # the numbers of each step since the last measurement
         self.history: list[dict[str, float]] = []
-        self.told: dict[str, list[int]] = {}  # kind of an alarm: first step and last step of each time
+        self.alarm_steps: dict[str, list[int]] = {}  # kind of an alarm: first step and last step of each time
 
     # --- what the loop calls
 
@@ -64,13 +64,13 @@ class Health(Listener):
     def state_dict(self) -> dict[str, Any]:
         """What going on needs; to be called in every process."""
         self.collect()
-        return {"window": list(self.window), "recent": self.recent, "history": self.history, "told": self.told}
+        return {"window": list(self.window), "recent": self.recent, "history": self.history, "told": self.alarm_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where a checkpoint was written."""
         self.window = tuple(state_dict["window"])
         self.recent, self.history = list(state_dict["recent"]), list(state_dict["history"])
-        self.told = {kind: list(steps) for kind, steps in state_dict["told"].items()}
+        self.alarm_steps = {kind: list(steps) for kind, steps in state_dict["told"].items()}
 
     # --- collecting
 
@@ -109,10 +109,10 @@ class Health(Listener):
         values = {name: [row[name] for row in self.recent if name in row] for name in {*chain(*self.recent)}}
         now = {name: fmean(held) for name, held in sorted(values.items())} | {"step": row["step"], **self.measure()}
         self.recent = []
-        self.history = [self.history[0], *self.history[1:][1 - KEPT :], now]
-        found = health.alarms(self.history, settled=self.settled)
-        measures = {name: now[name] for name in LOGGED if name in now} | {"alarms": float(len(found))}
-        return measures, [alarm for alarm in found if self.is_new(alarm.kind, int(row["step"]))]
+        self.history = [self.history[0], *self.history[1:][1 - REMEMBERED :], now]
+        alarms = health.alarms(self.history, settled=self.settled)
+        measures = {name: now[name] for name in LOGGED if name in now} | {"alarms": float(len(alarms))}
+        return measures, [alarm for alarm in alarms if self.is_new(alarm.kind, int(row["step"]))]
 
     def measure(self) -> dict[str, float]:
         """Measures of the window."""
@@ -125,7 +125,7 @@ class Health(Listener):
 
     def is_new(self, kind: str, step: int) -> bool:
         """Notes an alarm; whether it has not been told yet, or was over."""
-        steps = self.told.setdefault(kind, [])
+        steps = self.alarm_steps.setdefault(kind, [])
         new = not steps or step - steps[-1] > CALM * self.every
         if new:
             steps += [step, step]
@@ -138,17 +138,17 @@ class Health(Listener):
 
     def verdict(self, step: int) -> str:
         """Whether the training works, and what does not."""
-        if not self.told and (count := len(self.history) - 1) < health.FEWEST:
+        if not self.alarm_steps and (count := len(self.history) - 1) < health.FEWEST:
             return (
                 f"not judged: {max(0, count)} of the {health.FEWEST} measurements that this takes (a lower "
                 "training.output.health_every gives more)"
             )
-        if not self.told:
+        if not self.alarm_steps:
             young = step < self.settled and bool(self.history) and "chance" in self.history[0]
             return f"well so far (the loss is judged from step {self.settled} on)" if young else "well"
         times = [
             f"{kind} (steps {first} to {last})"
-            for kind, steps in self.told.items()
+            for kind, steps in self.alarm_steps.items()
             for first, last in zip(steps[::2], steps[1::2], strict=True)
         ]
         return f"not well: {', '.join(times)}"

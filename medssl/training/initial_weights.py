@@ -151,12 +151,12 @@ def with_channels(initial: InitialWeights, channels: int, allow: Sequence[Allowe
     Raises:
         UserError: The encoder takes another number, and "channels" is not allowed.
     """
-    own = initial.encoder.init_args.get("in_channels", 1)
-    if own == channels:
+    present = initial.encoder.init_args.get("in_channels", 1)
+    if present == channels:
         return initial
     if "channels" not in allow:
         message = (
-            f"the encoder takes {own} channel(s), the scans of the store have {channels}: choose other scans, or "
+            f"the encoder takes {present} channel(s), the scans of the store have {channels}: choose other scans, or "
             "set allow to channels to spread the weights of the first layer"
         )
         raise UserError(message)
@@ -213,24 +213,24 @@ def load_decoder(head: Head, initial: InitialWeights) -> str:
     file = decoder_of(initial.weights)
     if file is None:
         return ""
-    tensors, own = read_tensors(file), head.state_dict()
-    if not any(name.startswith("decoder.") for name in own):
+    tensors, present = read_tensors(file), head.state_dict()
+    if not any(name.startswith("decoder.") for name in present):
         return "the pretrained decoder is not used: this head has none"
     fitting = {
         f"decoder.{key}": value
         for key, value in tensors.items()
-        if f"decoder.{key}" in own and own[f"decoder.{key}"].shape == value.shape
+        if f"decoder.{key}" in present and present[f"decoder.{key}"].shape == value.shape
     }
     steps = {".".join(key.split(".")[:2]) for key in tensors}  # such as steps.0
-    asked = {name for name in own if any(name.startswith(f"decoder.{step}.") for step in steps)}
-    if len(fitting) < len(tensors) or asked != set(fitting):
+    needed = {name for name in present if any(name.startswith(f"decoder.{step}.") for step in steps)}
+    if len(fitting) < len(tensors) or needed != set(fitting):
         message = (
             f"{len(fitting)} of the {len(tensors)} keys of the pretrained decoder fit the head {type(head).__name__}: "
             "take the head unet with the norm and channels of pretraining, or start from the stage before"
         )
         raise UserError(message)
     head.load_state_dict(fitting, strict=False)
-    return f"{len(fitting)} of the {sum(name.startswith('decoder.') for name in own)} keys of the decoder too"
+    return f"{len(fitting)} of the {sum(name.startswith('decoder.') for name in present)} keys of the decoder too"
 
 
 def refuse_seen(store: Store, initial: InitialWeights, allow: Sequence[Allowed]) -> str:
@@ -243,15 +243,15 @@ def refuse_seen(store: Store, initial: InitialWeights, allow: Sequence[Allowed])
         UserError: Counts the subjects.
     """
     test = store.subjects_of_split("test")
-    seen = overlap(test, initial.provenance.known)
-    if seen and "seen" not in allow:
+    shared = overlap(test, initial.provenance.known)
+    if shared and "seen" not in allow:
         message = (
-            f"pretraining has seen {len(seen)} of the {len(test)} subjects of split 'test': results there would be too "
-            "good; pretrain with data.split train, or allow it (allow: seen)"
+            f"pretraining has seen {len(shared)} of the {len(test)} subjects of split 'test': results there would be "
+            "too good; pretrain with data.split train, or allow it (allow: seen)"
         )
         raise UserError(message)
-    told = f"{len(seen)} of the {len(test)} subjects of split 'test' were seen in pretraining (allowed)"
-    notes = [told] if seen else []
+    note = f"{len(shared)} of the {len(test)} subjects of split 'test' were seen in pretraining (allowed)"
+    notes = [note] if shared else []
     if test and not initial.provenance.complete:
         notes.append("not all subjects that pretraining has seen are known: a test subject may be among the others")
     return "; ".join(notes)

@@ -66,10 +66,10 @@ def adapt(encoder: Encoder, settings: LoRA) -> str:
     linear = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
     names = [name for name in linear if name.rpartition(".")[2] in settings.modules]
     if not names:
-        own = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
+        available = ", ".join(sorted({name.rpartition(".")[2] for name in linear})) or "none"
         message = (
             f"optimizer.lora: {type(encoder).__name__} has no linear layers named {' or '.join(settings.modules)} (it "
-            f"has: {own}); name others in optimizer.lora.modules, or choose another optimizer"
+            f"has: {available}); name others in optimizer.lora.modules, or choose another optimizer"
         )
         raise UserError(message)
     try:

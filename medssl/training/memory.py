@@ -41,8 +41,8 @@ def step_bytes(objective: Objective, *, half: bool) -> tuple[int, int] | None:
     values = count_activations(objective.encoder, objective.needs.views[0].size)
     if values is None:
         return None
-    seen = 1.0 - getattr(objective, "mask_ratio", 0.0) if getattr(objective, "mode", None) == "drop" else 1.0
-    return 16 * count_parameters(objective)[1], max(1, int(values * seen) * (2 if half else 4))
+    visible = 1.0 - getattr(objective, "mask_ratio", 0.0) if getattr(objective, "mode", None) == "drop" else 1.0
+    return 16 * count_parameters(objective)[1], max(1, int(values * visible) * (2 if half else 4))
 
 
 def count_activations(encoder: Encoder, view: tuple[int, ...]) -> int | None:

@@ -69,9 +69,9 @@ def tiles(
     Every voxel is repeated ``repeats`` times along its axes.
     """
     color = image.ndim == 3 and image.shape[0] == 3
-    chosen, reference = (image, scale) if color else (image[:1], scale[:1])
+    values, reference = (image, scale) if color else (image[:1], scale[:1])
     low, high = np.nanpercentile(reference, (1, 99))
-    finite = np.nan_to_num(chosen, nan=low, posinf=high, neginf=low)
+    finite = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     gray = (255 * np.clip((finite - low) / max(float(high - low), 1e-6), 0, 1)).astype(np.uint8)
     flat = [gray] if image.ndim == 3 else [gray.take(gray.shape[axis] // 2, axis=axis) for axis in (3, 2, 1)]
     shown = [(0, 1)] if image.ndim == 3 else [(0, 1), (0, 2), (1, 2)]

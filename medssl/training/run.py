@@ -162,10 +162,12 @@ def train(
         loop.run(make_fabric(training), listeners, former)
     except NotFinite as error:
         saved = folder.state()
-        kept = f"the checkpoint of step {saved['progress'].step} is kept" if saved else "there is no checkpoint yet"
+        saved_step = (
+            f"the checkpoint of step {saved['progress'].step} is kept" if saved else "there is no checkpoint yet"
+        )
         if first:
             advice = "a lower optimizer.learning_rate or training.precision fp32 may help"
-            log.error(f"error: {error}; {kept}; {advice}")
+            log.error(f"error: {error}; {saved_step}; {advice}")
         return Outcome(loop.progress.step, loop.progress.smoothed, "loss not finite", 1)
     step, number = loop.progress.step, loop.stopped_by
     if number and step < loop.steps:
@@ -201,8 +203,10 @@ def explained(training: Training, data: Loading | Examples, objective: Objective
         if "DataLoader worker" in text and "killed" in text:
             message = f"a reading process was killed, probably for memory: lower data.workers (now {data.workers})"
             raise UserError(message) from error
-        told = any(words in text.lower() for words in ("out of memory", "not enough memory", "t allocate memory"))
-        if not (told or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM):
+        memory_is_full = any(
+            words in text.lower() for words in ("out of memory", "not enough memory", "t allocate memory")
+        )
+        if not (memory_is_full or isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM):
             raise
         sizes = ", ".join(str(list(view.size)) for view in objective.needs.views)
         fewer = f"lower training.batch_size (now {training.batch_size}) "

@@ -95,10 +95,10 @@ class Supervised(Objective):
         """Moves the averaged weights towards those of the step; counts and statistics are those of the step."""
         if self.averaged is None:
             return
-        kept = min(self.optimizer.average, (1 + step.index) / (10 + step.index))
+        share = min(self.optimizer.average, (1 + step.index) / (10 + step.index))
         now = Network(self.encoder, self.head)
         for mean, fresh in zip(self.averaged.parameters(), now.parameters(), strict=True):
-            mean.lerp_(fresh, 1 - kept)
+            mean.lerp_(fresh, 1 - share)
         for former, current in zip(self.averaged.buffers(), now.buffers(), strict=True):
             former.copy_(current)
 
@@ -166,12 +166,12 @@ class Validation(Listener):
         assert isinstance(objective, Supervised)
         mine = self.scans[loop.rank :: loop.world_size]
         with evaluation_mode(objective), loop.autocast():
-            found = self.judge(objective.judged.eval(), mine)
+            cases = self.judge(objective.judged.eval(), mine)
         if loop.world_size > 1:
             shares: list[Any] = [None] * loop.world_size
-            distributed.all_gather_object(shares, found)
-            found = [case for share in shares for case in share]
-        name, value = self.verdict(objective.head.schema, found)
+            distributed.all_gather_object(shares, cases)
+            cases = [case for share in shares for case in share]
+        name, value = self.verdict(objective.head.schema, cases)
         if 1 - value < loop.progress.best:
             self.best = f"validation {name} {value:.4f} at step {record.step}, whose weights are written"
         return Measures({f"validation_{name}": value}, score=1 - value)
@@ -183,27 +183,27 @@ class Validation(Listener):
     def judge(self, network: Network, scans: tuple[int, ...]) -> list[tuple[int, list[Any]]]:
         """For each scan its number with its Dice per class, or what the head answers."""
         segmentation = kind_of(network.head.schema).per_voxel
-        found = []
+        cases = []
         for number in scans:
             scan = StoredScan(self.store, number, self.window, self.axis)
             if not segmentation:
                 row = classify(
                     network, scan.read, scan.shape, window=self.window, axis=scan.axis, plane=scan.plane
                 ).tolist()
-                found.append((number, row))
+                cases.append((number, row))
                 continue
             blocks = slide(network, scan.read, scan.shape, window=self.window, axis=scan.axis, plane=scan.plane)
             prediction = torch.cat([block.argmax(0) for _, block in blocks], 0).movedim(0, scan.axis)
             label = self.store.read_label(number, (0,) * len(scan.shape), scan.shape)
             target = class_numbers(torch.from_numpy(label[0].astype(np.int64)), network.head.schema)
-            found.append((number, dice_scores(prediction, target, len(network.head.schema.classes))))
-        return found
+            cases.append((number, dice_scores(prediction, target, len(network.head.schema.classes))))
+        return cases
 
-    def verdict(self, schema: LabelSchema, found: list[tuple[int, list[Any]]]) -> tuple[str, float]:
+    def verdict(self, schema: LabelSchema, cases: list[tuple[int, list[Any]]]) -> tuple[str, float]:
         """Name and value of the measure, of which more is better: mean Dice over subjects, AUROC, or R2."""
-        scans = [number for number, _ in found]
+        scans = [number for number, _ in cases]
         values = [self.store.values(number) for number in scans]
-        return scoring_of(schema).validate([result for _, result in found], values, self.store.subjects(scans), schema)
+        return scoring_of(schema).validate([result for _, result in cases], values, self.store.subjects(scans), schema)
 
 
 class StoredScan:

@@ -170,8 +170,8 @@ def test_few_subjects_are_always_the_same_and_of_all_classes(store):
     few, again, other = (
         OnlineProbeListener(store, plan, OnlineProbe("class", subjects=6, seed=seed), half=False) for seed in (0, 0, 1)
     )
-    assert few.learned == again.learned != other.learned
-    assert len(few.learned) == len(few.judged) == 6
+    assert few.training_scans == again.training_scans != other.training_scans
+    assert len(few.training_scans) == len(few.validation_scans) == 6
     assert few.window == (32, 32)
 
 

@@ -240,7 +240,7 @@ def test_the_state_restores_everything_and_needs_no_pickle(tmp_path):
         each.follow({"step": 6, "loss": 3.0, "gradient_norm": 1.0}, due=True)
     assert watch.history == other.history
     assert watch.history[-1]["loss"] == 2.5
-    assert watch.told == other.told == {"stuck": [4, 4]}
+    assert watch.alarm_steps == other.alarm_steps == {"stuck": [4, 4]}
 
 
 def test_numbers_that_are_not_finite_are_left_out():
