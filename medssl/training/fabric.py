@@ -1,4 +1,8 @@
-"""Lightning Fabric: devices, precision and processes of a training. The only module that imports Lightning."""
+"""Lightning Fabric: devices, precision and processes of a training. The only module that imports Lightning.
+
+Several processes train by DDP, each with the whole objective. Sharding (FSDP2) is not offered: teachers, queues and
+counts of objectives are read and moved outside the forward pass that a sharded module gathers its parameters for.
+"""
 
 from __future__ import annotations
 
