@@ -157,9 +157,9 @@ class ViT(Encoder):
         extra = [x.expand(len(tokens), -1, -1) for x in (self.cls_token, self.reg_token) if x is not None]
         x = torch.cat((*extra, tokens), 1)
         block_outputs = []
-        for blocks_done, block in enumerate(self.blocks, 1):
+        for depth, block in enumerate(self.blocks, 1):
             x = checkpoint(block, x) if self.recompute and torch.is_grad_enabled() else block(x)
-            if blocks_done in self.depths:
+            if depth in self.depths:
                 block_outputs.append(x)
         return block_outputs
 

@@ -177,8 +177,8 @@ class Report:
         unexpected: Keys of the file that were not used.
         unfit: The two shapes, for missing keys that the file has in a shape that cannot be converted.
         assumed: The grid that was assumed, for adapted tables of positions.
-        unread: Key of the layer that reads the image, where nothing filled it; else "".
-        chosen: Which of several networks in the file was taken; "" for a file of one network.
+        unfilled_input: Key of the layer that reads the image, where nothing filled it; else "".
+        choice_note: Which of several networks in the file was taken; "" for a file of one network.
     """
 
     loaded: tuple[str, ...]
@@ -187,8 +187,8 @@ class Report:
     unexpected: tuple[str, ...]
     unfit: Mapping[str, str] = field(default_factory=dict)
     assumed: Mapping[str, str] = field(default_factory=dict)
-    unread: str = ""
-    chosen: str = ""
+    unfilled_input: str = ""
+    choice_note: str = ""
 
     @property
     def matched(self) -> float:
@@ -201,10 +201,10 @@ class Report:
         line += f" ({next(iter(self.assumed.values()))})" if self.assumed else ""
         for name, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
             line += f", {len(keys)} {name}" + (f" ({_some(keys)})" if keys else "")
-        if self.unread:
-            why = self.unfit.get(self.unread, "the file has no such key")
-            line += f"; the layer that reads the image is not filled: {self.unread} ({why})"
-        return f"{line}; {self.chosen}" if self.chosen else line
+        if self.unfilled_input:
+            why = self.unfit.get(self.unfilled_input, "the file has no such key")
+            line += f"; the layer that reads the image is not filled: {self.unfilled_input} ({why})"
+        return f"{line}; {self.choice_note}" if self.choice_note else line
 
 
 def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Report:
@@ -229,7 +229,7 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
     """
     file = Path(file)
     source, target = read_tensors(file), module.state_dict()
-    strip, add, chosen = _prefixes(source, target, file)
+    strip, add, choice_note = _prefixes(source, target, file)
     renamed = {add + key[len(strip) :]: key for key in source if key.startswith(strip)}
     stem = next((key for key, value in target.items() if value.ndim >= 4), "")  # no learned token
     stem_keys = [key for key, value in target.items() if stem and value.data_ptr() == target[stem].data_ptr()]
@@ -264,8 +264,8 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
             for key in adapted_keys
             if is_position_table(key, source[renamed[key]], target[key])
         },
-        unread="" if any(key in fitted for key in stem_keys) else stem,
-        chosen=chosen,
+        unfilled_input="" if any(key in fitted for key in stem_keys) else stem,
+        choice_note=choice_note,
     )
     unused_keys = [add + key[len(strip) :] for key in report.unexpected if key.startswith(strip)]
     _refuse_misfits(file, type(module).__name__, report, minimum, (unused_keys, target))
@@ -308,7 +308,7 @@ def _refuse_misfits(
             "that of the file was (with its LayerScale, its norms), or choose another file"
         )
         raise UserError(message)
-    if report.unread:
+    if report.unfilled_input:
         message = (
             f"{file}: {network} would look at images through random weights: {report}; make the encoder "
             "as that of the file was (its patch, its first convolution), or choose another file"

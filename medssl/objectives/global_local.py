@@ -133,12 +133,12 @@ class GlobalContrast(Objective):
         row_tags = tags(batch, step, self.cues.parts)
         if self.cues.cross or self.negatives == "other_part":
             refuse_single_part(row_tags, self.cues.parts, self.cues.axis)
-        all_tags = row_tags.of_all()
-        distinct = ~row_tags.itself(all_tags)
-        positive = row_tags.same(all_tags) & distinct
+        all_tags = row_tags.gathered()
+        distinct = ~row_tags.same_view(all_tags)
+        positive = row_tags.same_crop(all_tags) & distinct
         if self.cues.cross:
-            positive |= row_tags.across(all_tags)
-        negative = ~row_tags.same(all_tags) if self.negatives == "all" else row_tags.part[:, None] != all_tags.part
+            positive |= row_tags.same_part_of_other_volume(all_tags)
+        negative = ~row_tags.same_crop(all_tags) if self.negatives == "all" else row_tags.part[:, None] != all_tags.part
         loss, terms = contrast(z, positive, negative, distinct=distinct, temperature=self.temperature)
         return Loss(loss, terms, embedding=features.pooled[: len(step.samples)].detach())
 
@@ -211,18 +211,18 @@ class LocalContrast(Objective):
         row_tags = tags(batch, step, self.cues.parts)
         if self.cues.cross:
             refuse_single_part(row_tags, self.cues.parts, self.cues.axis)
-        row_tags = row_tags.each(len(corners))
-        all_tags = row_tags.of_all()
+        row_tags = row_tags.repeated(len(corners))
+        all_tags = row_tags.gathered()
         is_nearest = nearest_regions(corners, self.regions.nearest).to(z.device)
         region = torch.arange(len(corners), device=z.device).repeat(len(projected))
         all_regions = gather(region)
         both_counted, same_region = counted[:, None] & gather(counted), region[:, None] == all_regions
-        same_view = row_tags.itself(all_tags)
-        positive = row_tags.same(all_tags) & ~same_view
+        same_view = row_tags.same_view(all_tags)
+        positive = row_tags.same_crop(all_tags) & ~same_view
         if self.cues.cross:
-            positive |= row_tags.across(all_tags)
+            positive |= row_tags.same_part_of_other_volume(all_tags)
         positive &= both_counted & same_region
-        negative = both_counted & row_tags.same(all_tags) & is_nearest[region[:, None], all_regions]
+        negative = both_counted & row_tags.same_crop(all_tags) & is_nearest[region[:, None], all_regions]
         distinct = both_counted & ~(same_view & same_region)
         loss, terms = contrast(z, positive, negative, distinct=distinct, temperature=self.temperature)
         trained = projected.detach().flatten(2).mean(2)[: len(step.samples)]  # the encoder itself is frozen

@@ -174,14 +174,14 @@ class GraphMatch(Objective):
         gold = torch.arange(nodes, device=assignment.device)
         clean_assignment = match(finite_graphs(affinities)[0])
         z, row_tags = torch.cat(embeddings), tags(batch, step, parts=1)
-        all_tags, all_rows = row_tags.of_all(), gather(z)
-        distinct = ~row_tags.itself(all_tags)
+        all_tags, all_rows = row_tags.gathered(), gather(z)
+        distinct = ~row_tags.same_view(all_tags)
         terms = {
             "loss": loss.detach(),
             "chance": loss.new_tensor(2.0 * (nodes - 1)).detach(),
             "matching_accuracy": mean_over((clean_assignment == gold).sum(), clean_assignment.numel()),
             "matching_accuracy_noisy": mean_over((assignment == gold).sum(), assignment.numel()),
-            "alignment": alignment(z, all_rows, row_tags.same(all_tags) & distinct),
+            "alignment": alignment(z, all_rows, row_tags.same_crop(all_tags) & distinct),
             "uniformity": uniformity(z, all_rows, distinct),
         }
         original_order = torch.tensor(order).argsort().to(features.pooled.device)

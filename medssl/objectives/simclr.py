@@ -72,12 +72,12 @@ class SimCLR(Objective):
         features = self.encoder(torch.cat([view.image for view in batch.views]))
         z = self.projection(features.pooled)
         row_tags = tags(batch, step, parts=1)
-        all_tags = row_tags.of_all()
+        all_tags = row_tags.gathered()
         if len(all_tags.crop) < 4:
             message = "SimCLR tells crops from each other, and the batch has one: take a larger training.batch_size"
             raise UserError(message)
-        distinct = ~row_tags.itself(all_tags)
+        distinct = ~row_tags.same_view(all_tags)
         loss, terms = contrast(
-            z, row_tags.same(all_tags) & distinct, distinct, distinct=distinct, temperature=self.temperature
+            z, row_tags.same_crop(all_tags) & distinct, distinct, distinct=distinct, temperature=self.temperature
         )
         return Loss(loss, terms, embedding=features.pooled[: len(step.samples)].detach())

@@ -26,23 +26,23 @@ class Tags(NamedTuple):
     part: Int[Tensor, "M"]
     view: Int[Tensor, "M"]
 
-    def each(self, times: int) -> Tags:
+    def repeated(self, times: int) -> Tags:
         """Tags of ``times`` consecutive embeddings for each row."""
         return Tags(*(tag.repeat_interleave(times) for tag in self))
 
-    def of_all(self) -> Tags:
+    def gathered(self) -> Tags:
         """Tags of the embeddings of all processes, in the order of ``collectives.gather``."""
         return Tags(*gather(torch.stack(self, 1)).unbind(1))
 
-    def same(self, other: Tags) -> Bool[Tensor, "M K"]:
+    def same_crop(self, other: Tags) -> Bool[Tensor, "M K"]:
         """Pairs of the same crop."""
         return self.crop[:, None] == other.crop
 
-    def itself(self, other: Tags) -> Bool[Tensor, "M K"]:
+    def same_view(self, other: Tags) -> Bool[Tensor, "M K"]:
         """Pairs of the same view of the same crop."""
-        return self.same(other) & (self.view[:, None] == other.view)
+        return self.same_crop(other) & (self.view[:, None] == other.view)
 
-    def across(self, other: Tags) -> Bool[Tensor, "M K"]:
+    def same_part_of_other_volume(self, other: Tags) -> Bool[Tensor, "M K"]:
         """Pairs of the same part and the same view number, but of different volumes."""
         same_part = (self.part[:, None] == other.part) & (self.view[:, None] == other.view)
         return same_part & (self.volume[:, None] != other.volume)
@@ -76,10 +76,10 @@ def refuse_single_part(row_tags: Tags, parts: int, axis: int) -> None:
     Raises:
         UserError: A volume has several crops, all in one part.
     """
-    all_tags = row_tags.of_all()
+    all_tags = row_tags.gathered()
     same_volume = all_tags.volume[:, None] == all_tags.volume
     has_several_crops, in_other_part = (
-        same_volume & ~all_tags.same(all_tags),
+        same_volume & ~all_tags.same_crop(all_tags),
         same_volume & (all_tags.part[:, None] != all_tags.part),
     )
     if parts > 1 and bool((has_several_crops.any(dim=1) & ~in_other_part.any(dim=1)).any()):

@@ -263,7 +263,7 @@ def test_a_first_layer_of_two_names_may_come_by_either(tmp_path):
     kept = {key: value.clone() for key, value in state.items() if key != one}
     save_file(kept, tmp_path / "w.safetensors")
     report = load(encoder_of(seed=1), tmp_path / "w.safetensors")
-    assert (report.missing, report.unread) == ((one,), "")
+    assert (report.missing, report.unfilled_input) == ((one,), "")
     kept.pop(other)
     save_file(kept, tmp_path / "w.safetensors")
     with pytest.raises(

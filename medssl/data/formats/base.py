@@ -138,9 +138,10 @@ def check_grid(header: FileHeader) -> FileHeader:
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine)) < 1e-15:
         message = "geometry unusable: the affine in the header cannot be inverted"
         raise FormatError(message)
-    far = float(np.abs(affine[:-1, -1]).max())
-    if far > FARTHEST_MM:
-        message = f"geometry unusable: the first voxel lies {far:.3g} mm away: expected at most {FARTHEST_MM:g} mm"
+    offset_mm = float(np.abs(affine[:-1, -1]).max())
+    if offset_mm > FARTHEST_MM:
+        distance = f"{offset_mm:.3g} mm away: expected at most {FARTHEST_MM:g} mm"
+        message = f"geometry unusable: the first voxel lies {distance}"
         raise FormatError(message)
     return header
 

@@ -94,8 +94,8 @@ def read_text(path: Path) -> MetaHeader:
     raise FormatError(message)
 
 
-def _listed_names(rest: bytes) -> tuple[str, ...]:
-    return tuple(text for line in rest.split(b"\n") if (text := plain_text(line).strip()))
+def _listed_names(text_lines: bytes) -> tuple[str, ...]:
+    return tuple(text for line in text_lines.split(b"\n") if (text := plain_text(line).strip()))
 
 
 def layout_of(header: MetaHeader) -> Layout:

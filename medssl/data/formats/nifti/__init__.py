@@ -172,10 +172,10 @@ def _source(path: Path, packing: str, start: int, *, companion: bool) -> Source:
 
 
 def _voxels_of(path: Path) -> Path | None:
-    return _find_beside(path.parent, _split(path.name)[0], ".img")
+    return _find_sibling(path.parent, _split(path.name)[0], ".img")
 
 
-def _find_beside(folder: Path, stem: str, ending: str) -> Path | None:
+def _find_sibling(folder: Path, stem: str, ending: str) -> Path | None:
     """The file with a stem and ending, in lower or upper case, compressed or not; None if there is none."""
     for packed in _PACKED:
         for name in (ending + packed, (ending + packed).upper(), ending.title() + packed):

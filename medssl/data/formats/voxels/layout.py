@@ -155,11 +155,12 @@ def arrange(values: np.ndarray, layout: Layout, frame: int | None, *, alone: boo
         frame: Number of the frame; None takes all frames.
         alone: Whether ``values`` belong to the frame only.
     """
-    shape = tuple(1 if alone and one == "t" else n for n, one in zip(layout.shape, layout.roles, strict=True))
+    lengths = zip(layout.shape, layout.roles, strict=True)
+    shape = tuple(1 if alone and axis_role == "t" else length for length, axis_role in lengths)
     array = values.reshape(shape, order="F")
     spatial = [layout.roles.index(letter) for letter in _SPATIAL if letter in layout.roles]
     spatial = spatial if len(spatial) == 3 else spatial[::-1]
-    others = [[n for n, one in enumerate(layout.roles) if one == role] for role in "tc-"]
+    others = [[n for n, axis_role in enumerate(layout.roles) if axis_role == role] for role in "tc-"]
     array = array.transpose([*others[0], *others[1], *others[2], *spatial])
     size = array.shape[-len(spatial) :]
     frames = prod(array.shape[: len(others[0])])

@@ -106,7 +106,7 @@ def _add(file: _File, frame: int, first: Layout | None, builder: StackBuilder) -
     palette = None
     if layout.photometric == "PALETTE COLOR":
         palette = palette_of(dataset, signed=layout.bits.signed)
-    slot = builder.room(layout, transform)
+    slot = builder.next_slot(layout, transform)
     if file.side > 1:
         slot[...] = tile_of(file.picture(picture, notes), frame, file.side)
     else:

@@ -103,10 +103,10 @@ def check_claimed(dataset: Dataset, extent: Extent) -> int:
     if length < expected:
         message = f"{_WORDS[extent.element]} has {length:,} bytes: {frames} x {size} need {expected:,}"
         raise DicomError(message)
-    frames_held = length * 8 // bits
-    if frames_held > frames and length * 8 - frames_held * bits < 16 and length > expected + 1:
+    stored_frames = length * 8 // bits
+    if stored_frames > frames and length * 8 - stored_frames * bits < 16 and length > expected + 1:
         message = (
-            f"{_WORDS[extent.element]} has the bytes of {frames_held} frames of {size}, the header says {frames}: "
+            f"{_WORDS[extent.element]} has the bytes of {stored_frames} frames of {size}, the header says {frames}: "
             "Number of Frames, Bits Allocated or Samples per Pixel is wrong"
         )
         raise DicomError(message)

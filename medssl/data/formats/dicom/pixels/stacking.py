@@ -27,7 +27,7 @@ class StackBuilder:
         self._padding: dict[int, np.ndarray] = {}
         self._unit: str | None = None
 
-    def room(self, layout: Layout, transform: ValueTransform) -> np.ndarray:
+    def next_slot(self, layout: Layout, transform: ValueTransform) -> np.ndarray:
         """Returns an array (row, column, sample) for the next slice."""
         if self._unit is not None and transform.unit != self._unit:
             message = f"its values are {transform.unit or 'without a unit'}, those of the first slice "
@@ -42,7 +42,7 @@ class StackBuilder:
         return np.empty(layout.shape, layout.bits.dtype)
 
     def add(self, raw: np.ndarray, layout: Layout, transform: ValueTransform, palette: Palette | None = None) -> None:
-        """Adds the slice that was read into the array from ``room``."""
+        """Adds the slice that was read into the array from ``next_slot``."""
         direct = self._shift is not None and np.shares_memory(raw, self.array) if self.array is not None else False
         mask = padding_mask(raw, transform, layout.bits)
         if mask is None and (bits_note := dropped_bits_note(raw, layout.bits)):

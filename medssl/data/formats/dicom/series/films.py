@@ -9,7 +9,7 @@ from medssl.data.formats.base import picture_grid
 from medssl.data.formats.dicom.slices import Slice, Stack
 from medssl.types import Status
 
-MOST_CHANNELS = 8
+MAX_CHANNELS = 8
 
 
 def stacks_of_films(
@@ -60,10 +60,10 @@ def _stacks(film: Slice, option: str, name: str, damage: str, note: str) -> list
     time = f", {film.slice_attributes['frame_ms']:g} ms apart" if "frame_ms" in film.slice_attributes else ""
     if damage:
         return [Stack((film,), Status("failed", damage), name)]
-    if option == "refuse" or (option == "channels" and count > MOST_CHANNELS):
+    if option == "refuse" or (option == "channels" and count > MAX_CHANNELS):
         reason = (
             f"film: {count} frames without positions{time}; files.frames scans takes each as an image, "
-            f"files.frames channels up to {MOST_CHANNELS} of them as the channels of one image"
+            f"files.frames channels up to {MAX_CHANNELS} of them as the channels of one image"
         )
         return [Stack((film,), Status("rejected", reason), name)]
     grid = picture_grid(film.shape[0], film.shape[1], film.spacing_mm or (1.0, 1.0))
