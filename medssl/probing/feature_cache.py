@@ -72,7 +72,8 @@ class FeatureCache:
                 key for key, value in self.made_by["encoder"].items() if header["encoder"].get(key) != value
             )
             message = (
-                f"{self.path.parent} holds features of another encoder or store (other {differing}): choose another out"
+                f"{self.path.parent} holds features of another encoder or store (other {differing}): choose another "
+                "folder for results"
             )
             raise UserError(message)
         if header["settings"] == self.made_by["settings"]:
