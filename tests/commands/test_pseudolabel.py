@@ -174,7 +174,7 @@ def test_it_goes_on_where_it_was_stopped(place, call, tmp_path):
     code, said = call("pseudolabel", *words(place, tmp_path / "labels", "--confidence", 0.5))
     assert code == 2
     assert re.search(
-        r"labels holds labels of another command \(confidence differ\): choose another folder for results", said
+        r"labels holds labels of another command \(confidence differ\)\. Choose another folder for results", said
     )
 
 
