@@ -231,7 +231,7 @@ def test_weights_that_an_encoder_brings_are_not_called_random(place):
     assert initial == InitialWeights(TIMM, None, None, "pretrained")
     assert initial.provenance == Provenance(complete=False)
     assert weights_in_words(initial) == "the encoder's own pretrained weights"
-    message = "--from-scratch, and encoder.pretrained true: the encoder would bring weights; leave one of them out"
+    message = "from_scratch, and encoder.pretrained true: the encoder would bring weights; leave one of them out"
     for run in (None, place / "pictures/pretrained"):
         with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
             read_initial_weights(run, functools.partial(Timm2d, **TIMM.init_args), from_scratch=True)

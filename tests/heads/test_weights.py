@@ -81,7 +81,7 @@ BROKEN = {
     "no weights": (lambda f: (f / "head.safetensors").unlink(), "the head's weights could not be read"),
     "cut off": (
         lambda f: (f / "head.safetensors").write_bytes((f / "head.safetensors").read_bytes()[:50]),
-        "the head's weights could not be read .*: run medssl finetune again",
+        "the head's weights could not be read .*: run the fine-tuning again",
     ),
     "another head": (
         lambda f: changed(f, head={"class_path": "medssl.heads.classification.Linear", "init_args": {}}),

@@ -50,7 +50,7 @@ def test_an_older_configuration_and_card_have_the_keys_of_today(older):
     now = read_yaml(file)
     assert json.dumps(now) == json.dumps(then).replace("normalise_target", "normalize_target").replace(
         '"labelled"', '"labeled"'
-    ).replace('"centred"', '"centered"')
+    ).replace('"centred"', '"centered"').replace('"init"', '"pretrained"')
     assert "normalise" not in str(read_card(file.parent))
 
 

@@ -25,6 +25,8 @@ from medssl.data.store.store import Store
 from medssl.io.limits import Limits, total_memory_gb
 from medssl.io.processes import Lost, Pool, forking, one_thread
 
+ROOT = Path(__file__).parents[2]
+
 TASKS = """
 import os, time
 
@@ -63,6 +65,7 @@ def test_workers_end_with_their_parent(tmp_path, number):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"},
         preexec_fn=heed_interrupts,
     ) as parent:
         assert parent.stdout is not None
