@@ -22,7 +22,12 @@ RENAMED_COMMANDS: dict[str, str] = {}
 # Names of files and folders that commands write: {"finished.jsonl": "results.jsonl"}.
 RENAMED_FILES: dict[str, str] = {}
 # Columns of tables and keys of JSON files: {"samples_per_second": "throughput"}.
-RENAMED_FIELDS: dict[str, str] = {"labelled": "labeled", "neighbours": "neighbors"}
+RENAMED_FIELDS: dict[str, str] = {
+    "labelled": "labeled",
+    "neighbours": "neighbors",
+    "normalise": "normalize",
+    "normalise_target": "normalize_target",
+}
 # Values that differ on purpose, by how the table names them, with the reason: {"ARTEFACT: VALUE": "why"}; all values
 # whose names begin so are left out.
 MEANT: dict[str, str] = {

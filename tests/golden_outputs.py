@@ -448,7 +448,7 @@ def compare(other: dict[str, Values], new: dict[str, Values], *, differing: bool
         else:
             said = difference(other[name], new[name])
         count = size(other.get(name, new.get(name, [])))
-        wrong, total = wrong + bool(said), total + count
+        wrong, total = wrong + (bool(said) and name in other), total + count  # what only the new one makes is listed
         if said or not differing:
             print(f"{name:{width}}  {count:>10,}  {said or 'equal'}")
     print(f"{len(names)} artefacts, {total:,} values: {f'{wrong} differ' if wrong else 'all equal'}")
