@@ -59,8 +59,17 @@ class Command:
         result = dict(flat(self.config))
         for key, text in self.values.items():
             value = _as_yaml(text)
-            result |= dict(flat(value, key)) if isinstance(value, dict) and value else {key: value}
+            is_mapping = isinstance(value, dict) and bool(value)
+            if is_mapping and self._is_single_value(plain(key)):
+                result[key] = text  # a text with a colon, such as a heading
+            else:
+                result |= dict(flat(value, key)) if is_mapping else {key: value}
         return result
+
+    def _is_single_value(self, key: str) -> bool:
+        """Whether a key has a value of its own and no keys below it."""
+        keys = self.keys
+        return keys is not None and key in keys.parameters and key not in keys.groups and key not in keys.open
 
 
 @dataclass

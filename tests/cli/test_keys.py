@@ -154,3 +154,11 @@ def test_slow_loading_says_so():
     for seconds, said in ((0.6, "medssl pretrain: loading PyTorch, a few seconds ...\n"), (0.0, "")):
         command = [sys.executable, "-c", program.format(seconds)]
         assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == said
+
+
+@pytest.mark.parametrize("heading", ["medssl demo: 4 labeled patients", "{a: 1}", "[1, 2]", "yes", "7"])
+def test_a_text_option_takes_any_text_as_it_is(heading, tmp_path, capsys):
+    code = cli.main(["report", str(tmp_path / "page.html"), str(tmp_path / "missing"), "--heading", heading])
+    printed = capsys.readouterr().err
+    assert code == 2
+    assert "missing" in printed, printed  # the folder is refused, not the heading
