@@ -375,7 +375,7 @@ def test_commands_that_cannot_be_meant_are_refused(tmp_path, files, change, mess
     ("settings", "message"),
     [
         ({"overlap": 1.0}, "windows.overlap: must be from 0 to below 1"),
-        ({"batch_size": 0}, "windows.batch_size: must be at least 1"),
+        ({"batch_size": 0}, r"windows.batch_size: must be at least 1 \(got 0\)"),
     ],
 )
 def test_windows_are_checked(settings, message):

@@ -377,10 +377,10 @@ BAD = [
     ("another dimension", ["--window=[8,8]"], r"the encoder is 3D, the window has 2 axes \(\[8, 8\]\): set window"),
     ("no window", ["--window=null"], r"nothing tells how many voxels the encoder sees at once: give window, such as"),
     ("no size", ["--window=[8,8,0]"], r"window \[8, 8, 0\]: 0 is not a multiple of the encoder's stride 1"),
-    ("no shots", ["--shots=[0,2]"], r"shots: must be at least 1"),
-    ("no draws", ["--draws=0"], r"draws: must be at least 1"),
-    ("a seed below zero", ["--seed=-1"], r"seed: must be at least 0"),
-    ("no voxels", ["--voxels=0"], r"voxels: must be at least 1"),
+    ("no shots", ["--shots=[0,2]"], r"shots: must be at least 1 \(got 0\)"),
+    ("no draws", ["--draws=0"], r"draws: must be at least 1 \(got 0\)"),
+    ("a seed below zero", ["--seed=-1"], r"seed: must be at least 0 \(got -1\)"),
+    ("no voxels", ["--voxels=0"], r"voxels: must be at least 1 \(got 0\)"),
     ("no store", ["--store=nowhere"], r"nowhere is no store"),
 ]  # fmt: skip
 

@@ -134,7 +134,7 @@ def test_drop_path_of_an_encoder_without(call, tmp_path):
         with_drop_path(weights_of("medssl.encoders.resenc.ResEnc"), 0.1)
     code, said = call("--pretrained=null", "--encoder=resenc_small_3d")
     assert (code, said.strip()) == (2, f"error: {words}")
-    with pytest.raises(UserError, match=r"optimizer\.drop_path: must be from 0 to below 1, or null"):
+    with pytest.raises(UserError, match=r"optimizer\.drop_path: must be from 0 to below 1, or null \(got 1\.0\)"):
         FineTuning(drop_path=1.0)
 
 
@@ -279,10 +279,10 @@ def test_without_peft_one_line_says_what_to_install(call, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rank": -1}, r"optimizer\.lora\.rank: must be at least 0 \(0 leaves it out\)"),
-        ({"alpha": 0.0}, r"optimizer\.lora\.alpha: must be above 0"),
-        ({"dropout": 1.0}, r"optimizer\.lora\.dropout: must be from 0 to below 1"),
-        ({"modules": ()}, r"optimizer\.lora\.modules: must be one name at least"),
+        ({"rank": -1}, r"optimizer\.lora\.rank: must be at least 0 \(0 leaves it out\) \(got -1\)"),
+        ({"alpha": 0.0}, r"optimizer\.lora\.alpha: must be above 0 \(got 0\.0\)"),
+        ({"dropout": 1.0}, r"optimizer\.lora\.dropout: must be from 0 to below 1 \(got 1\.0\)"),
+        ({"modules": ()}, r"optimizer\.lora\.modules: must be one name at least \(got \(\)\)"),
     ],
 )
 def test_settings_out_of_range(changes, words):

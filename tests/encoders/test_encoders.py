@@ -136,7 +136,7 @@ def test_what_an_encoder_says_of_itself():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"ndim": 4}, "ndim: must be 2 or 3"),
+        ({"ndim": 4}, r"ndim: must be 2 or 3 \(got 4\)"),
         ({"norm": "layer"}, 'norm: must be "instance" or "batch"'),
         ({"blocks": (1, 1)}, "blocks has 2 entries, channels has 3"),
         ({"strides": [[1, 1], [2, 2], [2, 2]]}, r"strides holds \[1, 1\]: expected 3 numbers"),

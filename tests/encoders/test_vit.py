@@ -228,8 +228,8 @@ def test_a_vision_transformer_of_timm_keeps_the_contract():
         ({"registers": -1}, "registers -1: expected 0 or more"),
         ({"pool": "max"}, 'pool must be "mean" or "class", got "max"'),
         ({"spacing_mm": (1.0,)}, r"spacing_mm \[1\.0\]: expected 2 numbers above 0"),
-        ({"depth": 0}, "depth: must be at least 1"),
-        ({"drop_path": 1.5}, "drop_path: must be from 0 to below 1"),
+        ({"depth": 0}, r"depth: must be at least 1 \(got 0\)"),
+        ({"drop_path": 1.5}, r"drop_path: must be from 0 to below 1 \(got 1\.5\)"),
     ],
 )
 def test_arguments_that_do_not_fit(arguments, words):

@@ -106,8 +106,8 @@ def test_the_pyramid_takes_convnets_and_unetr_does_not():
 def test_what_does_not_fit_is_refused():
     made = small((8, 8))
     for head, words in (
-        (UNETR, "UNETR: channels at full resolution: must be at least 1"),
-        (FeaturePyramid, "feature pyramid: channels: must be at least 1"),
+        (UNETR, r"UNETR: channels at full resolution: must be at least 1 \(got 0\)"),
+        (FeaturePyramid, r"feature pyramid: channels: must be at least 1 \(got 0\)"),
     ):
         with pytest.raises(UserError, match=words):
             head(made, schema(2), channels=0)

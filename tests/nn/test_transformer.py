@@ -130,13 +130,13 @@ def test_blocks_start_as_they_say():
     ("arguments", "words"),
     [
         ((30, 2, 4), "transformer: heads 4 must divide width 30"),
-        ((32, 0, 4), "transformer: depth: must be at least 1"),
+        ((32, 0, 4), r"transformer: depth: must be at least 1 \(got 0\)"),
     ],
 )
 def test_blocks_that_cannot_be(arguments, words):
     with pytest.raises(UserError, match=words):
         transformer_blocks(*arguments)
-    with pytest.raises(UserError, match=r"transformer: drop_path: must be from 0 to below 1"):
+    with pytest.raises(UserError, match=r"transformer: drop_path: must be from 0 to below 1 \(got 1\.0\)"):
         transformer_blocks(32, 2, 4, drop_path=1.0)
 
 

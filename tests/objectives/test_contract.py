@@ -285,7 +285,7 @@ def test_views_that_the_encoder_cannot_take_are_refused(kind, size, match):
 @pytest.mark.parametrize("kind", [SimCLR, GlobalContrast, LocalContrast])
 @pytest.mark.parametrize("temperature", [0.0, -0.1, float("nan")])
 def test_a_temperature_that_is_not_above_0_is_refused(kind, temperature):
-    with pytest.raises(UserError, match="temperature: must be above 0"):
+    with pytest.raises(UserError, match=rf"temperature: must be above 0 \(got {temperature}\)"):
         kind(encoder(2), view=ViewSpec((32, 48), geometry=Geometry(flip="none")), temperature=temperature)
 
 

@@ -280,10 +280,10 @@ def test_what_does_not_fit_is_refused(arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"side": 0}, "regions.side: must be at least 1"),
-        ({"side": -1}, "regions.side: must be at least 1"),
-        ({"nearest": 0}, "regions.nearest: must be at least 1"),
-        ({"nearest": -2}, "regions.nearest: must be at least 1"),
+        ({"side": 0}, r"regions.side: must be at least 1 \(got 0\)"),
+        ({"side": -1}, r"regions.side: must be at least 1 \(got -1\)"),
+        ({"nearest": 0}, r"regions.nearest: must be at least 1 \(got 0\)"),
+        ({"nearest": -2}, r"regions.nearest: must be at least 1 \(got -2\)"),
     ],
 )
 def test_regions_need_voxels_and_neighbors(arguments, match):

@@ -370,15 +370,15 @@ def test_an_incomplete_graph_is_refused(rows):
 
 
 BAD = [
-    ({"graphs": Graphs(nodes=1)}, "graphs.nodes: must be at least 2"),
-    ({"graphs": Graphs(nodes=4, neighbors=4)}, "graphs.neighbors: must be from 1 to 3"),
-    ({"graphs": Graphs(layers=-1)}, "graphs.layers: must be at least 0"),
-    ({"fit": Fit(alpha=1.5)}, "fit.alpha: must be from 0 to 1"),
-    ({"fit": Fit(cells=0)}, "fit.cells: must be at least 1"),
-    ({"fit": Fit(share=0.0)}, "fit.share: must be above 0, 1 at most"),
-    ({"matching": Matching(noise=-1.0)}, "matching.noise: must be at least 0"),
-    ({"matching": Matching(temperature=0.0)}, "matching.temperature: must be above 0"),
-    ({"matching": Matching(strength=0.0)}, "matching.strength: must be above 0"),
+    ({"graphs": Graphs(nodes=1)}, r"graphs.nodes: must be at least 2 \(got 1\)"),
+    ({"graphs": Graphs(nodes=4, neighbors=4)}, r"graphs.neighbors: must be from 1 to 3 \(got 4\)"),
+    ({"graphs": Graphs(layers=-1)}, r"graphs.layers: must be at least 0 \(got -1\)"),
+    ({"fit": Fit(alpha=1.5)}, r"fit.alpha: must be from 0 to 1 \(got 1\.5\)"),
+    ({"fit": Fit(cells=0)}, r"fit.cells: must be at least 1 \(got 0\)"),
+    ({"fit": Fit(share=0.0)}, r"fit.share: must be above 0, 1 at most \(got 0\.0\)"),
+    ({"matching": Matching(noise=-1.0)}, r"matching.noise: must be at least 0 \(got -1\.0\)"),
+    ({"matching": Matching(temperature=0.0)}, r"matching.temperature: must be above 0 \(got 0\.0\)"),
+    ({"matching": Matching(strength=0.0)}, r"matching.strength: must be above 0 \(got 0\.0\)"),
 ]
 
 

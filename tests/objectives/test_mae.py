@@ -160,8 +160,8 @@ def test_a_class_token_and_registers_keep_the_contract():
     ("arguments", "match"),
     [
         ({"decoder_width": 100}, "transformer: heads 3 must divide width 100"),
-        ({"decoder_width": 0}, "decoder_width: must be a multiple of 32"),
-        ({"decoder_depth": 0}, "transformer: depth: must be at least 1"),
+        ({"decoder_width": 0}, r"decoder_width: must be a multiple of 32 \(got 0\)"),
+        ({"decoder_depth": 0}, r"transformer: depth: must be at least 1 \(got 0\)"),
         ({"mask_ratio": 1.0}, r"mask ratio 1.0 hides 32 of 32 cells \(4, 8\): some must be hidden, some visible"),
         (
             {"view": ViewSpec(size=(32, 45))},

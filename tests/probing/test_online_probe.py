@@ -180,9 +180,9 @@ def test_few_subjects_are_always_the_same_and_of_all_classes(store):
     [
         (["--probe.target=mask"], "only whole scans are probed during training"),
         (["--probe.target=color"], "color"),
-        (["--probe.target=class", "--probe.every=0"], "probe.every: must be at least 1"),
-        (["--probe.target=class", "--probe.subjects=0"], "probe.subjects: must be at least 1"),
-        (["--probe.target=class", "--probe.seed=-1"], "probe.seed: must be at least 0"),
+        (["--probe.target=class", "--probe.every=0"], "probe.every: must be at least 1 (got 0)"),
+        (["--probe.target=class", "--probe.subjects=0"], "probe.subjects: must be at least 1 (got 0)"),
+        (["--probe.target=class", "--probe.seed=-1"], "probe.seed: must be at least 0 (got -1)"),
         (
             ["--probe.target=class", "--probe.subjects=2"],
             "error: --probe.target: target class in split 'train', of at most 2 subjects: none of the 2 labeled scans "

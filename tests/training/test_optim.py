@@ -128,11 +128,14 @@ def test_what_does_not_move_has_neither_gradient_nor_moments():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"head_first": 1.5}, r"optimizer\.head_first: must be from 0 to 1 \(1 leaves the encoder as it is\)"),
-        ({"encoder_rate": 0.0}, r"optimizer\.encoder_rate: must be above 0 .*head_first 1 leaves .*"),
-        ({"layer_decay": 1.5}, r"optimizer\.layer_decay: must be above 0, 1 at most"),
-        ({"average": 1.0}, r"optimizer\.average: must be from 0 to below 1"),
-        ({"warmup": 2.0}, r"optimizer\.warmup: must be from 0 to 1"),
+        (
+            {"head_first": 1.5},
+            r"optimizer\.head_first: must be from 0 to 1 \(1 leaves the encoder as it is\) \(got 1\.5\)",
+        ),
+        ({"encoder_rate": 0.0}, r"optimizer\.encoder_rate: must be above 0 .*head_first 1 leaves .* \(got 0\.0\)"),
+        ({"layer_decay": 1.5}, r"optimizer\.layer_decay: must be above 0, 1 at most \(got 1\.5\)"),
+        ({"average": 1.0}, r"optimizer\.average: must be from 0 to below 1 \(got 1\.0\)"),
+        ({"warmup": 2.0}, r"optimizer\.warmup: must be from 0 to 1 \(got 2\.0\)"),
     ],
 )
 def test_rates_that_cannot_be_are_refused(arguments, message):
