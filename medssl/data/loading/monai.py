@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from medssl.data.loading.batches import BatchReader
 from medssl.data.store.coding import decode
-from medssl.data.store.preprocess import build
+from medssl.data.store.preprocess import make_transform
 from medssl.data.store.store import Store
 from medssl.ops.draws import keyed_generator
 from medssl.types import Sampling, UserError, ViewPlan
@@ -113,7 +113,7 @@ class StoreDataset(Dataset[Any]):
         plan = ViewPlan((), sampling or Sampling())
         self.reader = BatchReader(self.store, plan, size, 1, seed, split, {"workers": 0, "with_labels": True})
         self.length = len(self.reader.order.scans) if length is None else length
-        self.transform = Compose([build(step) for step in transforms])
+        self.transform = Compose([make_transform(step, key="transforms") for step in transforms])
         self.seed = seed
 
     def __len__(self) -> int:

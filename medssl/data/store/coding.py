@@ -58,18 +58,18 @@ def refuse_unusable(image: NDArray[Any]) -> None:
         raise UserError(message)
 
 
-def blanked(image: NDArray[Any], kept: NDArray[np.bool_]) -> NDArray[Any]:
-    """Returns a copy of [C, *s] in which all but the kept voxels [*s] hold the lowest kept value of their channel."""
+def blanked(image: NDArray[Any], included: NDArray[np.bool_]) -> NDArray[Any]:
+    """Returns a copy of [C, *s] in which all but the included voxels [*s] hold the lowest included value of their channel."""
     image = image.copy()
     for channel in image:
-        channel[~kept] = channel[kept].min()
+        channel[~included] = channel[included].min()
     return image
 
 
 def thresholds(
-    image: NDArray[Any], domain: ValueDomain, background: float | None, kept: NDArray[np.bool_] | None = None
+    image: NDArray[Any], domain: ValueDomain, background: float | None, included: NDArray[np.bool_] | None = None
 ) -> NDArray[np.float64]:
-    """Returns per channel the highest value that counts as background; only kept voxels [*s] have a say.
+    """Returns per channel the highest value that counts as background; only included voxels [*s] have a say.
 
     Without a rule of the user's: -500 HU in CT; 10 of 255 in color; elsewhere a quarter of the way from the dark to
     Otsu's threshold (Otsu 1979), low enough to keep dim tissue and high enough to drop the noise of air.
@@ -80,7 +80,7 @@ def thresholds(
         background = 10.0
     if background is not None:
         return np.full(len(image), background)
-    return np.array([_towards_otsu(_sampled_of(channel, kept)) for channel in image])
+    return np.array([_towards_otsu(_sampled_of(channel, included)) for channel in image])
 
 
 def foreground_mask(image: NDArray[Any], limits: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -130,7 +130,7 @@ def encode(
     mask: NDArray[np.bool_],
     *,
     whole: bool = False,
-    kept: NDArray[np.bool_] | None = None,
+    included: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.uint8] | NDArray[np.int16], Coding]:
     """Turns values into the integers that are stored.
 
@@ -147,16 +147,16 @@ def encode(
         rule: The intensity rule of the scan's value domain.
         mask: Foreground [*s]: percentiles, mean and deviation are taken over it (sub-sampled in large scans).
         whole: Round to whole units first (resampled HU and resampled 8-bit images), which is counted as error.
-        kept: False at excluded voxels [*s], whatever they hold; None where there are none.
+        included: False at excluded voxels [*s], whatever they hold; None where there are none.
 
     Returns:
         Codes [C, *s] and the numbers that decode them.
     """
-    eight = image.dtype == np.uint8 and kept is None
+    eight = image.dtype == np.uint8 and included is None
     codes: NDArray[Any] = np.empty(image.shape, np.uint8 if eight else np.int16)
-    image = image if kept is None else blanked(image, kept)
+    image = image if included is None else blanked(image, included)
     rows = [
-        _encode_channel(values, rule, _foreground_values(values, mask, kept), out, whole, kept)
+        _encode_channel(values, rule, _foreground_values(values, mask, included), out, whole, included)
         for values, out in zip(image, codes, strict=True)
     ]
     coding = Coding(
@@ -164,10 +164,10 @@ def encode(
         fill=np.array([int(channel.min()) for channel in codes], np.int32),
         error=max(row[1] for row in rows),
         clipped=sum(row[2] for row in rows),
-        excluded=0 if kept is None else int(kept.size - np.count_nonzero(kept)),
+        excluded=0 if included is None else int(included.size - np.count_nonzero(included)),
     )
-    if kept is not None:
-        codes[:, ~kept] = EXCLUDED
+    if included is not None:
+        codes[:, ~included] = EXCLUDED
     return codes, coding
 
 
@@ -185,10 +185,10 @@ def _encode_channel(
     sample: NDArray[np.float64],
     out: NDArray[Any],
     whole: bool,
-    kept: NDArray[np.bool_] | None,
+    included: NDArray[np.bool_] | None,
 ) -> tuple[tuple[float, ...], float, int]:
     """Writes the codes of one channel; returns (its six numbers, error, clipped voxels)."""
-    first_code = -32768 if kept is None else EXCLUDED + 1
+    first_code = -32768 if included is None else EXCLUDED + 1
     steps = 32767 - first_code
     lowest, highest = float(values.min()), float(values.max())
     low, high = _bounds(rule, sample, lowest, highest)
@@ -198,7 +198,7 @@ def _encode_channel(
         out[...] = values
     elif highest - lowest <= steps and (whole or _is_whole(values)):
         scale = 1.0
-        fits = kept is None and -32768 <= np.rint(lowest) and np.rint(highest) <= 32767
+        fits = included is None and -32768 <= np.rint(lowest) and np.rint(highest) <= 32767
         offset = 0.0 if fits else float(np.rint(lowest)) - first_code
         error = 0.5 if whole and not _is_whole(values) else 0.0
         largest = max(abs(lowest), abs(highest))
@@ -213,7 +213,7 @@ def _encode_channel(
         offset = first - first_code * scale
         error = scale / 2 + float(np.spacing(np.float32(max(abs(first), abs(last)))))
         beyond = (values < first) | (values > last)
-        clipped = int(np.count_nonzero(beyond if kept is None else beyond & kept))
+        clipped = int(np.count_nonzero(beyond if included is None else beyond & included))
         _by_plane(values, out, lambda plane: np.clip(np.rint((plane - offset) / scale), first_code, 32767))
     shift, divisor = _normalization(rule, np.clip(sample, low, high), low, high)
     return (scale, offset, low, high, shift, divisor), error, clipped
@@ -258,19 +258,19 @@ def _sampled(values: NDArray[Any]) -> NDArray[Any]:
     return values[(slice(None, None, step),) * values.ndim]
 
 
-def _sampled_of(values: NDArray[Any], kept: NDArray[np.bool_] | None) -> NDArray[Any]:
-    """A sample of the kept voxels; all of them where the sample meets none."""
-    if kept is None:
+def _sampled_of(values: NDArray[Any], included: NDArray[np.bool_] | None) -> NDArray[Any]:
+    """A sample of the included voxels; all of them where the sample meets none."""
+    if included is None:
         return _sampled(values)
-    found = _sampled(values)[_sampled(kept)]
-    return found if found.size else values[kept]
+    found = _sampled(values)[_sampled(included)]
+    return found if found.size else values[included]
 
 
 def _foreground_values(
-    values: NDArray[Any], mask: NDArray[np.bool_], kept: NDArray[np.bool_] | None
+    values: NDArray[Any], mask: NDArray[np.bool_], included: NDArray[np.bool_] | None
 ) -> NDArray[np.float64]:
     inside = _sampled(values)[_sampled(mask)]
-    return (inside if inside.size else _sampled_of(values, kept).ravel()).astype(np.float64)
+    return (inside if inside.size else _sampled_of(values, included).ravel()).astype(np.float64)
 
 
 def _towards_otsu(values: NDArray[Any]) -> float:

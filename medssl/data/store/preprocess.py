@@ -78,7 +78,7 @@ class _Work:
         if self.excluded is not None:
             self.excluded, _ = step(self.excluded, affine, *arguments, **nearest)
 
-    def kept(self) -> NDArray[np.bool_] | None:
+    def included(self) -> NDArray[np.bool_] | None:
         """The voxels [*s] that are not excluded; None where none is.
 
         Raises:
@@ -87,16 +87,19 @@ class _Work:
         if self.excluded is None or not self.excluded.any():
             return None
         if self.excluded.all():
-            message = "all voxels of the scan are excluded: leave the scan out, or repair its mask of excluded voxels"
-            raise UserError(message)
-        kept: NDArray[np.bool_] = ~self.excluded[0]
-        return kept
+            message = "all voxels of the scan are excluded"
+            hint = "Leave the scan out, or repair its mask of excluded voxels"
+            raise UserError(message, hint=hint)
+        included: NDArray[np.bool_] = ~self.excluded[0]
+        return included
 
     def foreground(self, preprocess: Preprocess, domain: ValueDomain) -> NDArray[np.bool_]:
         """The voxels [*s] that are not background; excluded ones are none of them."""
-        kept = self.kept()
-        mask = coding.foreground_mask(self.image, coding.thresholds(self.image, domain, preprocess.background, kept))
-        return mask if kept is None else mask & kept
+        included = self.included()
+        mask = coding.foreground_mask(
+            self.image, coding.thresholds(self.image, domain, preprocess.background, included)
+        )
+        return mask if included is None else mask & included
 
 
 def check(preprocess: Preprocess) -> None:
@@ -120,10 +123,9 @@ def check(preprocess: Preprocess) -> None:
         outside = rule.clip == "percentile" and not 0 <= rule.low <= rule.high <= 100
         if outside or (rule.clip == "range" and rule.low >= rule.high):
             what = "percentiles from 0 to 100" if outside else "values"
-            message = (
-                f"preprocess.intensity.{entry.name} clips from {rule.low} to {rule.high}: give two {what} in order"
-            )
-            raise UserError(message)
+            message = f"clips from {rule.low} to {rule.high}"
+            expected = f"two {what} in ascending order"
+            raise UserError(message, key=f"preprocess.intensity.{entry.name}", expected=expected)
     _users(preprocess.transforms)
 
 
@@ -148,8 +150,8 @@ def prepare(volume: Volume, preprocess: Preprocess, *, domain: ValueDomain) -> P
     work = _Work(image, np.asarray(volume.affine, np.float64))
     work.label = None if volume.label is None else whole_numbers(volume.label)
     work.excluded = volume.excluded
-    if (kept := work.kept()) is not None:
-        work.image = coding.blanked(image, kept)
+    if (included := work.included()) is not None:
+        work.image = coding.blanked(image, included)
     if image.ndim == 4 and preprocess.orientation:
         work.move(grid.orient, preprocess.orientation)
     _crop_foreground(work, preprocess, domain)
@@ -180,11 +182,15 @@ def as_monai(preprocess: Preprocess) -> Any:
     if preprocess.spacing_mm:
         pixdim = [mm if mm > 0 else float("nan") for mm in preprocess.spacing_mm]  # NaN: MONAI keeps that axis
         steps.append(transforms.Spacingd(**both, pixdim=pixdim, mode=("bilinear", "nearest")))
-    return transforms.Compose([*steps, *map(build, preprocess.transforms)])
+    return transforms.Compose([*steps, *map(make_transform, preprocess.transforms)])
 
 
-def build(imported: Imported) -> Any:
+def make_transform(imported: Imported, key: str = "preprocess.transforms") -> Any:
     """Makes the object that a configuration names by import path.
+
+    Args:
+        imported: Import path of the class, and its arguments.
+        key: Key of the configuration that holds it, for errors.
 
     Raises:
         UserError: The path does not lead to anything, or its arguments are refused.
@@ -193,8 +199,9 @@ def build(imported: Imported) -> Any:
     try:
         return getattr(importlib.import_module(module), name)(**imported.init_args)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        message = f"cannot make {imported.class_path}: {error}; give an import path and arguments that it accepts"
-        raise UserError(message) from error
+        message = f"cannot make {imported.class_path}: {error}"
+        hint = "Give an import path and arguments that it accepts"
+        raise UserError(message, key=key, hint=hint) from error
 
 
 def _plain_type(image: NDArray[Any]) -> NDArray[Any]:
@@ -210,9 +217,9 @@ def _crop_foreground(work: _Work, preprocess: Preprocess, domain: ValueDomain) -
     shape = tuple(work.image.shape[1:])
     start, stop = (0,) * len(shape), shape
     if preprocess.foreground_crop:
-        mask, kept = work.foreground(preprocess, domain), work.kept()
+        mask, included = work.foreground(preprocess, domain), work.included()
         if work.label is not None:
-            mask |= work.label[0] > 0 if kept is None else (work.label[0] > 0) & kept
+            mask |= work.label[0] > 0 if included is None else (work.label[0] > 0) & included
         start, stop = coding.bounding_box(mask)
     affine = tuple(tuple(float(x) for x in row) for row in work.affine)
     work.undo = Undo(shape, affine, start, tuple(b - a for a, b in zip(start, stop, strict=True)))
@@ -225,11 +232,12 @@ def _users(imported: tuple[Imported, ...]) -> list[Any]:
         return []
     from monai.transforms import Randomizable
 
-    made = [build(step) for step in imported]
+    made = [make_transform(step) for step in imported]
     for step, transform in zip(imported, made, strict=True):
         if isinstance(transform, Randomizable):
-            message = f"{step.class_path} is random: preprocessing is done once, put it after the crop"
-            raise UserError(message)
+            message = f"{step.class_path} is random, but preprocessing is done once"
+            hint = "Use a transform without random draws; random changes belong to the views"
+            raise UserError(message, key="preprocess.transforms", hint=hint)
     return made
 
 
@@ -250,30 +258,29 @@ def _apply_users(work: _Work, imported: tuple[Imported, ...]) -> None:
             raise
         except Exception as error:  # whatever the user's own code raises
             message = f"{step.class_path} failed: {type(error).__name__}: {error}"
-            raise UserError(message) from error
+            raise UserError(message, key="preprocess.transforms") from error
     shape, affine = work.image.shape, work.affine
     work.image = np.asarray(data["image"])
     work.affine = np.asarray(getattr(data["image"], "affine", work.affine), np.float64)
     work.label = None if work.label is None else whole_numbers(np.asarray(data["label"]))
     if work.image.ndim != len(shape) or (work.label is not None and work.label.shape != (1, *work.image.shape[1:])):
         label = "" if work.label is None else f" and a label of shape {work.label.shape}"
-        message = (
-            f"preprocess.transforms leave an image of shape {work.image.shape}{label}: expected channel first, as many "
-            "axes as before, and the same grid for both (keys image and label)"
+        message = f"they leave an image of shape {work.image.shape}{label}"
+        expected = "channel first, as many axes as before, and the same grid for both keys, image and label"
+        raise UserError(message, key="preprocess.transforms", expected=expected)
+    if work.included() is not None and (work.image.shape[1:] != shape[1:] or not np.allclose(work.affine, affine)):
+        message = "they move the voxels of a scan of which some are excluded"
+        hint = (
+            "Change the grid with preprocess.orientation, preprocess.spacing_mm or preprocess.image_size: these move the "
+            "mask of excluded voxels too"
         )
-        raise UserError(message)
-    if work.kept() is not None and (work.image.shape[1:] != shape[1:] or not np.allclose(work.affine, affine)):
-        message = (
-            "preprocess.transforms move the voxels of a scan of which some are excluded: change the grid with "
-            "preprocess.orientation, spacing_mm or image_size, which take the mask of excluded voxels along"
-        )
-        raise UserError(message)
+        raise UserError(message, key="preprocess.transforms", hint=hint)
     coding.refuse_unusable(work.image)
 
 
 def _finish(work: _Work, preprocess: Preprocess, domain: ValueDomain, *, whole: bool, error: float = 0.0) -> Prepared:
     mask, rule = work.foreground(preprocess, domain), getattr(preprocess.intensity, domain)
-    codes, numbers = coding.encode(work.image, rule, mask, whole=whole, kept=work.kept())
+    codes, numbers = coding.encode(work.image, rule, mask, whole=whole, included=work.included())
     return Prepared(
         image=codes,
         affine=work.affine,

@@ -106,7 +106,7 @@ ROWS = {
     "gone since it was indexed": Row("no such file", lambda f: volume(f, "bad"), gone),
     "label value not in the class map": Row("label value not in the class map .* 7 \\(168,000 voxels\\)", label_value),
     "all voxels excluded": Row(
-        "skipped [0-9a-f]+: all voxels of the scan are excluded: leave the scan out, or repair its mask of excluded "
+        "skipped [0-9a-f]+: all voxels of the scan are excluded. Leave the scan out, or repair its mask of excluded "
         "voxels$",
         excluded,
     ),

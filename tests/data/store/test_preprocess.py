@@ -11,7 +11,7 @@ import torch
 from data.stores import PLAIN, numbered, volume
 
 from medssl.data.store import coding
-from medssl.data.store.preprocess import as_monai, build, check, prepare
+from medssl.data.store.preprocess import as_monai, check, make_transform, prepare
 from medssl.data.store.store import preprocess_from
 from medssl.types import Imported, IntensityRule, IntensityRules, Preprocess, UserError
 
@@ -22,16 +22,16 @@ def values(prepared):
     return coding.decode(prepared.image, prepared.coding.intensity, normalize=False)
 
 
-def test_without_rules_nothing_changes():
-    held = volume(numbered((5, 6, 7)), LPS)
-    prepared = prepare(held, PLAIN, domain="mr")
-    np.testing.assert_array_equal(prepared.image, held.image)
+def test_preprocess_without_rules_changes_no_voxel():
+    scan = volume(numbered((5, 6, 7)), LPS)
+    prepared = prepare(scan, PLAIN, domain="mr")
+    np.testing.assert_array_equal(prepared.image, scan.image)
     np.testing.assert_array_equal(prepared.affine, LPS)
     assert prepared.coding.error == 0
     assert prepared.label is None
 
 
-def test_crop_keeps_foreground_and_label_and_the_affine_true():
+def test_foreground_crop_keeps_label_voxels_and_a_correct_affine():
     image = np.full((1, 20, 20, 10), -1000, np.int16)
     image[0, 5:15, 6:14, 2:8] = 50
     label = np.zeros_like(image)
@@ -69,7 +69,7 @@ def test_resampled_hounsfield_units_are_rounded_and_magnetic_resonance_is_not():
     assert 0 < mr.error < 3000 / 131_070 + 1e-3
 
 
-def test_labels_keep_their_classes_through_resampling():
+def test_resampling_labels_creates_no_new_class():
     label = (numbered((9, 8, 7)) % 5).astype(np.int32)
     label[0, 0, 0, 0] = 300
     prepared = prepare(
@@ -92,12 +92,12 @@ def test_images_are_resized_in_their_own_type():
     np.testing.assert_array_equal(prepared.coding.intensity[:, 2:], [[0, 255, 0, 255]] * 3)
 
 
-def test_a_users_transform_takes_part_and_moves_the_affine():
+def test_user_transforms_change_image_label_and_affine():
     step = Imported("monai.transforms.ResizeWithPadOrCropd", {"keys": ["image", "label"], "spatial_size": [4, 8, 8]})
-    held = volume(numbered((8, 8, 8)), LPS, numbered((8, 8, 8)))
-    prepared = prepare(held, dataclasses.replace(PLAIN, transforms=(step,)), domain="mr")
-    np.testing.assert_array_equal(values(prepared), held.image[:, 2:6])
-    np.testing.assert_array_equal(prepared.label, held.label[:, 2:6])
+    scan = volume(numbered((8, 8, 8)), LPS, numbered((8, 8, 8)))
+    prepared = prepare(scan, dataclasses.replace(PLAIN, transforms=(step,)), domain="mr")
+    np.testing.assert_array_equal(values(prepared), scan.image[:, 2:6])
+    np.testing.assert_array_equal(prepared.label, scan.label[:, 2:6])
     np.testing.assert_allclose(prepared.affine[:3, 3], (LPS @ [2, 0, 0, 1])[:3])
 
 
@@ -112,30 +112,30 @@ def test_a_users_transform_takes_part_and_moves_the_affine():
         ({"image_size": (0, 4)}, "image_size: must be height"),
         (
             {"intensity": IntensityRules(mr=IntensityRule("percentile", 1.0, 101.0))},
-            "intensity.mr clips .* percentiles",
+            r"intensity.mr: clips .* \(expected two percentiles from 0 to 100 in ascending order\)",
         ),
         (
             {"intensity": IntensityRules(hu=IntensityRule("range", 10.0, -10.0))},
-            "intensity.hu clips from 10.0 to -10.0",
+            r"intensity.hu: clips from 10.0 to -10.0 \(expected two values in ascending order\)",
         ),
     ],
 )
-def test_rules_that_cannot_be_followed_are_refused_before_any_scan(rules, message):
+def test_invalid_preprocess_rules_are_refused(rules, message):
     with pytest.raises(UserError, match=message):
         check(dataclasses.replace(PLAIN, **rules))
 
 
-def test_a_users_transform_that_fails_is_named():
+def test_a_failing_user_transform_is_named():
     step = (Imported("monai.transforms.Flipd", {"keys": "picture"}),)
     with pytest.raises(UserError, match=r"monai.transforms.Flipd failed: KeyError: .*picture"):
         prepare(volume(numbered((4, 4, 4))), dataclasses.replace(PLAIN, transforms=step), domain="mr")
 
 
-def test_transforms_that_part_image_and_label_are_refused():
+def test_transforms_that_give_image_and_label_different_shapes_are_refused():
     pad = (Imported("monai.transforms.SpatialPadd", {"keys": "image", "spatial_size": (6, 6, 6)}),)
-    held = volume(numbered((4, 4, 4)), None, np.ones((1, 4, 4, 4), np.uint8))
+    scan = volume(numbered((4, 4, 4)), None, np.ones((1, 4, 4, 4), np.uint8))
     with pytest.raises(UserError, match=r"image of shape \(1, 6, 6, 6\) and a label of shape \(1, 4, 4, 4\)"):
-        prepare(held, dataclasses.replace(PLAIN, transforms=pad), domain="mr")
+        prepare(scan, dataclasses.replace(PLAIN, transforms=pad), domain="mr")
 
 
 def test_a_label_beyond_32_bits_is_refused():
@@ -143,7 +143,7 @@ def test_a_label_beyond_32_bits_is_refused():
         prepare(volume(numbered((2, 1)), None, np.array([[[0], [1 << 32]]])), PLAIN, domain="gray")
 
 
-def test_half_precision_and_booleans_are_taken():
+def test_half_precision_and_boolean_images_are_prepared():
     assert prepare(volume(np.ones((1, 4, 4), bool)), PLAIN, domain="gray").image.dtype == np.uint8
     assert prepare(volume(np.ones((1, 4, 4), np.float16)), PLAIN, domain="gray").image.dtype == np.int16
 
@@ -153,7 +153,7 @@ def test_a_label_of_real_numbers_is_refused():
         prepare(volume(numbered((4, 4)), None, np.full((1, 4, 4), 0.5)), PLAIN, domain="gray")
 
 
-def test_preprocess_survives_json():
+def test_preprocess_round_trips_through_json():
     rules = Preprocess(
         spacing_mm=(1.0, 1.0, 0.0),
         image_size=(3, 4),
@@ -165,8 +165,8 @@ def test_preprocess_survives_json():
     assert again.digest() == rules.digest()
 
 
-def test_build_makes_what_is_named():
-    assert build(Imported("fractions.Fraction", {"numerator": 3, "denominator": 4})) == 0.75
+def test_make_transform_imports_and_calls_the_named_class():
+    assert make_transform(Imported("fractions.Fraction", {"numerator": 3, "denominator": 4})) == 0.75
 
 
 # --- excluded voxels
@@ -184,7 +184,7 @@ def blob(shape, seed=0):
 
 
 @pytest.mark.parametrize("rules", [{"orientation": "RAS"}, {"orientation": "PIR", "spacing_mm": (1.31, 2.83, 0.77)}])
-def test_excluded_voxels_go_where_the_nearest_voxel_of_the_source_is_one(rules):
+def test_the_exclusion_mask_is_resampled_by_nearest_neighbor(rules):
     shape = (17, 13, 11)
     mask, rules = blob(shape), dataclasses.replace(PLAIN, **rules)
     prepared = prepare(volume(numbered(shape), LPS, mask.astype(np.uint8), mask), rules, domain="mr")
@@ -211,7 +211,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_what_excluded_voxels_hold_reaches_nothing(case):
+def test_values_of_excluded_voxels_do_not_change_the_result(case):
     domain, dtype, shape, rules = case
     mask = blob(shape)
     image = numbered(shape, 3 if domain == "rgb" else 1, dtype)
@@ -229,7 +229,7 @@ def test_what_excluded_voxels_hold_reaches_nothing(case):
     assert (prepare(volume(loud, affine), rules, domain=domain).coding.intensity != one.coding.intensity).any()
 
 
-def test_excluded_voxels_are_no_foreground():
+def test_excluded_voxels_are_not_foreground():
     image = np.zeros((1, 40, 40, 40), np.int16)
     image[0, 18:24, 10:20, 12:30] = 900
     image[0, 30:34, 30:36, 34:38] = 900
@@ -245,7 +245,7 @@ def test_excluded_voxels_are_no_foreground():
     np.testing.assert_allclose(whole.coding.intensity[0, 4:], [900, 1])
 
 
-def test_blank_voxels_are_no_foreground_where_everything_else_is():
+def test_excluded_voxels_are_not_foreground_when_all_others_are():
     image = numbered((40, 32, 32)) + 50  # all above the -500 HU of air
     mask = np.zeros_like(image, bool)
     mask[0, :18] = True
@@ -257,7 +257,7 @@ def test_blank_voxels_are_no_foreground_where_everything_else_is():
     assert (cropped.undo.crop_start, cropped.undo.crop_size) == ((18, 0, 0), (22, 32, 32))
 
 
-def test_a_mask_that_is_false_everywhere_is_as_none():
+def test_an_exclusion_mask_without_voxels_equals_no_mask():
     image = numbered((9, 8, 7), dtype=np.uint8)
     bare = prepare(volume(image), PLAIN, domain="gray")
     masked = prepare(volume(image, None, None, np.zeros(image.shape, bool)), PLAIN, domain="gray")
@@ -266,11 +266,11 @@ def test_a_mask_that_is_false_everywhere_is_as_none():
     np.testing.assert_array_equal(masked.coding.intensity, bare.coding.intensity)
 
 
-def test_a_scan_of_excluded_voxels_alone_is_refused():
-    message = "^all voxels of the scan are excluded: leave the scan out, or repair its mask of excluded voxels$"
-    held = volume(numbered((4, 4, 4)), None, None, np.ones((1, 4, 4, 4), bool))
+def test_a_scan_with_only_excluded_voxels_is_refused():
+    message = "^all voxels of the scan are excluded. Leave the scan out, or repair its mask of excluded voxels$"
+    scan = volume(numbered((4, 4, 4)), None, None, np.ones((1, 4, 4, 4), bool))
     with pytest.raises(UserError, match=message):
-        prepare(held, PLAIN, domain="mr")
+        prepare(scan, PLAIN, domain="mr")
     mask = np.ones((1, 9, 4, 4), bool)
     mask[0, 1] = False  # nearest neighbors two voxels apart pass it by
     with pytest.raises(UserError, match=message):
@@ -290,8 +290,9 @@ def test_transforms_that_move_excluded_voxels_are_refused(step):
     mask = np.zeros((1, 5, 5, 5), bool)
     mask[0, 1, 1, 1] = True
     message = (
-        "^preprocess.transforms move the voxels of a scan of which some are excluded: change the grid with "
-        "preprocess.orientation, spacing_mm or image_size, which take the mask of excluded voxels along$"
+        "^preprocess.transforms: they move the voxels of a scan of which some are excluded. Change the grid with "
+        "preprocess.orientation, preprocess.spacing_mm or preprocess.image_size: these move the mask of "
+        "excluded voxels too$"
     )
     with pytest.raises(UserError, match=message):
         prepare(
