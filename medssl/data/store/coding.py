@@ -59,7 +59,7 @@ def refuse_unusable(image: NDArray[Any]) -> None:
 
 
 def blanked(image: NDArray[Any], included: NDArray[np.bool_]) -> NDArray[Any]:
-    """Returns a copy of [C, *s] in which all but the included voxels [*s] hold the lowest included value of their channel."""
+    """Returns a copy of [C, *s]: voxels that are not included [*s] get the lowest included value of their channel."""
     image = image.copy()
     for channel in image:
         channel[~included] = channel[included].min()

@@ -271,8 +271,8 @@ def _apply_users(work: _Work, imported: tuple[Imported, ...]) -> None:
     if work.included() is not None and (work.image.shape[1:] != shape[1:] or not np.allclose(work.affine, affine)):
         message = "they move the voxels of a scan of which some are excluded"
         hint = (
-            "Change the grid with preprocess.orientation, preprocess.spacing_mm or preprocess.image_size: these move the "
-            "mask of excluded voxels too"
+            "Change the grid with preprocess.orientation, preprocess.spacing_mm or preprocess.image_size: these move "
+            "the mask of excluded voxels too"
         )
         raise UserError(message, key="preprocess.transforms", hint=hint)
     coding.refuse_unusable(work.image)

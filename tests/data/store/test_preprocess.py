@@ -291,8 +291,8 @@ def test_transforms_that_move_excluded_voxels_are_refused(step):
     mask[0, 1, 1, 1] = True
     message = (
         "^preprocess.transforms: they move the voxels of a scan of which some are excluded. Change the grid with "
-        "preprocess.orientation, preprocess.spacing_mm or preprocess.image_size: these move the mask of "
-        "excluded voxels too$"
+        "preprocess.orientation, preprocess.spacing_mm or preprocess.image_size: these move the "
+        "mask of excluded voxels too$"
     )
     with pytest.raises(UserError, match=message):
         prepare(
