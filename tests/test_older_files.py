@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -139,3 +140,37 @@ def test_a_report_takes_every_kind_of_folder(older, capsys):
     page = Path("report.html").read_text()
     dice = json.loads(Path("scores/segmented/summary.json").read_text())["metrics"]["dice"]["value"]
     assert f"{dice:.3f}" in page
+
+
+def test_a_configuration_of_a_run_needs_the_weights_that_its_digest_names(older, capsys):
+    """``config.yaml`` holds the digest of weights; with the folder of these weights the run is the same."""
+    command = ["finetune", "--config=runs/segmented/config.yaml", "--store=store", "--run=again/segmented"]
+    assert cli.main(command) == 2
+    assert "--pretrained: this is a digest of weights, which names no folder" in (said := capsys.readouterr().err)
+    assert "got '72b1b442f07cf38f'" in said
+    assert "Give the run folder or the file of these weights." in said
+    assert cli.main([*command, "--pretrained=runs/pretrained"]) == 0
+    before, after = (rows_of(Path(f"{name}/segmented/metrics.jsonl")) for name in ("runs", "again"))
+    assert [row["loss"] for row in after] == pytest.approx([row["loss"] for row in before], **CLOSE)
+
+
+@pytest.mark.parametrize("key", ["init", "pretrained"])
+def test_a_configuration_of_pretraining_says_which_key_holds_a_digest(older, tmp_path, capsys, key):
+    text = (older / "runs/pretrained/config.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(
+        re.sub("^(init|pretrained): null", f"{key}: 0123456789abcdef", text, flags=re.M)
+    )
+    assert cli.main(["pretrain", f"--config={tmp_path / 'mine.yaml'}", "--store=store", f"--run={tmp_path}/run"]) == 2
+    said = capsys.readouterr().err
+    assert "got '0123456789abcdef'" in said
+    assert "in the key pretrained or start, of version 0.1.0 in init or start" in said
+
+
+def test_a_configuration_with_pseudo_labels_asks_for_their_folder(older, tmp_path, capsys):
+    text = (older / "runs/segmented/config.yaml").read_text()
+    text = text.replace("pseudo: null", "pseudo: {teacher: 12ab, confidence: 0.9, share: 0.5}")
+    (tmp_path / "mine.yaml").write_text(text)
+    assert cli.main(["finetune", f"--config={tmp_path / 'mine.yaml'}", "--store=store", f"--run={tmp_path}/run"]) == 2
+    said = capsys.readouterr().err
+    assert "pseudo holds the digest 12ab of the network that made the labels, and no folder" in said
+    assert "give pseudo.labels" in said

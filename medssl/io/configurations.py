@@ -138,19 +138,36 @@ def load_recipe(name: str, trust: frozenset[str] = frozenset(), verb: str = "") 
         verb: The verb that reads it; "" takes a recipe for any verb.
 
     Raises:
-        UserError: The file holds no keys, or is for another verb (``compare`` takes those of ``finetune``).
+        UserError: The file holds no keys, or is for another verb (comparisons take those of fine-tuning).
     """
     content = load_config(name, "recipes", trust)
     if not isinstance(content, dict):
         message = f"{Path(name).name} holds no keys: a recipe is a YAML mapping of arguments"
         raise UserError(message)
-    if content.get("init", "") is None:  # config.yaml of a run that started from random weights
-        del content["init"]
+    content = _options_of_run(content)
     meant = str(content.pop("verb", ""))
     if meant and verb and verb != meant and (verb, meant) != ("compare", "finetune"):
         message = f"{name} is a recipe of medssl {meant}, not of medssl {verb}"
         raise UserError(message)
     return content
+
+
+def _options_of_run(content: dict[str, Any]) -> dict[str, Any]:
+    """Options of a verb out of ``config.yaml`` of a run, which holds what was used and not where it lay.
+
+    Raises:
+        UserError: The run learned from pseudo-labels, whose folder is not known.
+    """
+    options = {key: value for key, value in content.items() if key != "start"}
+    if content.get("start") not in {None, "random", "pretrained"}:  # neither random weights nor the encoder's own
+        options.setdefault("pretrained", content["start"])
+    pseudo = options.get("pseudo", {})
+    if pseudo is None:
+        del options["pseudo"]
+    elif isinstance(pseudo, dict) and "teacher" in pseudo:
+        message = f"pseudo holds the digest {pseudo['teacher']} of the network that made the labels, and no folder"
+        raise UserError(message, hint="Remove the key pseudo from the file and give pseudo.labels, their folder.")
+    return options
 
 
 def merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:

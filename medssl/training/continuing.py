@@ -9,7 +9,7 @@ from medssl.encoders.tensors import read_tensors, refuse_strange
 from medssl.encoders.weights import CARD, WEIGHTS, Report, load, misfit, read_card
 from medssl.io.documents import read_yaml
 from medssl.training.checkpoint import checkpoints
-from medssl.training.initial_weights import InitialWeights, brings_weights, log_keys, run_of
+from medssl.training.initial_weights import InitialWeights, brings_weights, log_keys, run_of, source_of
 from medssl.types import Card, Imported, UserError
 
 if TYPE_CHECKING:
@@ -82,10 +82,7 @@ def load_initial_weights(
             return InitialWeights(made, digest="pretrained", notes=(WEIGHTS_OF_ENCODER,))
         refuse_random(objective)
         return InitialWeights(made)
-    source = run_of(pretrained)
-    if not source.exists():
-        message = "there is no such folder or file"
-        raise UserError(message, key="pretrained", got=str(source))
+    source = source_of(pretrained)
     card = read_card(source) if source.is_dir() else None
     weights = source if card is None else source / WEIGHTS
     if not weights.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DECODER = "decoder.safetensors"
+_DIGEST = re.compile(r"[0-9a-f]{16}")  # as ``InitialWeights.digest`` and ``digest_of`` write it
 Allowed = Literal["seen", "channels", "preprocess"]
 
 
@@ -91,10 +93,7 @@ def read_initial_weights(
             message = "nothing to start from: give pretrained, or an encoder for random weights"
             raise UserError(message)
         return InitialWeights(given, None, None, "pretrained" if brings_weights(given) else "random", allowed)
-    pretrained = run_of(pretrained)
-    if not pretrained.exists():
-        message = "there is no such folder or file"
-        raise UserError(message, key="pretrained", got=str(pretrained))
+    pretrained = source_of(pretrained)
     if pretrained.is_dir():
         card = read_card(pretrained)
         if given is None:
@@ -125,6 +124,26 @@ def run_of(path: Path) -> Path:
     """The run folder of an ``encoder.safetensors`` or a card that have each other; any other path is itself."""
     pair = (WEIGHTS, CARD)
     return path.parent if path.name in pair and all((path.parent / name).exists() for name in pair) else path
+
+
+def source_of(path: Path) -> Path:
+    """The run folder or file of weights to start from.
+
+    Raises:
+        UserError: There is none, or the value is the digest of weights that a ``config.yaml`` holds.
+    """
+    source = run_of(path)
+    if source.exists():
+        return source
+    if _DIGEST.fullmatch(str(path)):
+        message = "this is a digest of weights, which names no folder and no file"
+        hint = (
+            "Give the run folder or the file of these weights. config.yaml of a run holds the digest in the key "
+            "pretrained or start, of version 0.1.0 in init or start."
+        )
+        raise UserError(message, key="pretrained", got=str(path), hint=hint)
+    message = "there is no such folder or file"
+    raise UserError(message, key="pretrained", got=str(source))
 
 
 def provenance_of(card: Card) -> Provenance:
