@@ -7,6 +7,7 @@ import functools
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
 from pathlib import Path
 
@@ -211,6 +212,39 @@ def test_no_machine_paths_and_no_registry_hosts():
             if paths.search(line) or hosts.search(line):
                 found.append(f"{relative(path)}:{number} {line.strip()}")
     assert not found
+
+
+ABOVE = {"cli", "commands", "comparison", "api.py", "__main__.py", "__init__.py"}  # floors 7 to 9, and the public names
+OF_COMMANDS = re.compile(rf"(?<![\w-])--[a-z][\w-]*(\.[\w-]+)*|\bmedssl ({'|'.join(cli.VERBS)})\b")
+TITLES = {("medssl/reporting/page.py", "medssl report")}  # of the page
+
+
+def texts(path: Path) -> list[tuple[int, str]]:
+    """Strings, docstrings among them, and comments of a file, each with its line."""
+    kinds = {tokenize.STRING, tokenize.COMMENT, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING)}
+    with path.open("rb") as stream:
+        return [(token.start[0], token.string) for token in tokenize.tokenize(stream.readline) if token.type in kinds]
+
+
+def test_floors_below_the_commands_speak_of_keys_and_functions():
+    """No option such as ``--run`` and no command stands in a message, a docstring or a comment below floor 7."""
+    named = [
+        f"{relative(path)}:{line} {match[0]}"
+        for path in FILES
+        if path.relative_to(PACKAGE).parts[0] not in ABOVE
+        for line, text in texts(path)
+        for match in OF_COMMANDS.finditer(text)
+        if (relative(path), match[0]) not in TITLES
+    ]
+    assert not named, "write the key (``label.masks``) or what is done (``an evaluation``)"
+
+
+def test_options_and_commands_are_recognized(tmp_path):
+    (tmp_path / "one.py").write_text(
+        '"""Of --label.masks."""\n\nx = f"medssl index {1}"  # --run\n\ny = "a--b, a -- b"\n'
+    )
+    named = [(line, match[0]) for line, text in texts(tmp_path / "one.py") for match in OF_COMMANDS.finditer(text)]
+    assert named == [(1, "--label.masks"), (3, "medssl index"), (3, "--run")]
 
 
 # --- floors and imports

@@ -1,4 +1,4 @@
-"""The part of ``medssl evaluate`` and ``medssl predict`` on calibration: where a temperature is fitted and found."""
+"""Calibration of class probabilities: where a temperature is fitted, and where a fitted one is read."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def refuse_shared(fitted: Fitted, scans: Sequence[Scan], others: Sequence[Scan])
 
 
 def scaling_of(scores: Path, fitted: Fitted) -> Scaling:
-    """The temperature that ``medssl evaluate --calibrate`` fitted for a network.
+    """The temperature that an evaluation with ``calibrate`` fitted for a network.
 
     Args:
         scores: Folder of the scores, or its summary.json.

@@ -2,7 +2,7 @@
 
 What you type (on the command line, in a recipe of yours, in Python) is yours and is run as it stands. What is read from
 a folder (the card of a run, its ``config.yaml``) may have been handed over: of it only classes of a fixed list are
-built. Other classes take their import path in ``--trust`` or in the environment variable ``MEDSSL_TRUST``.
+built. Other classes need their import path in the key ``trust`` or in the environment variable ``MEDSSL_TRUST``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TRANSFORMS = {
 
 
 def names(text: str, option: str = "trust") -> frozenset[str]:
-    """Import paths of ``--trust NAME[,NAME]``.
+    """Import paths in a value of the key ``trust``, separated by commas.
 
     Raises:
         UserError: One of them is no import path of a class.

@@ -1,4 +1,4 @@
-"""What ``medssl probe`` leaves behind: ``probe.json``, and the same as a table for the console and as ``probe.csv``."""
+"""Results of probes: ``probe.json``, and the same as a table for the console and as ``probe.csv``."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def read_trained(what: tuple[str, int, int], folder: Path) -> Trained:
 
     Args:
         what: Arm, labeled subjects and number of the run.
-        folder: What medssl evaluate wrote.
+        folder: Results of an evaluation.
 
     Raises:
         UserError: Its tables were damaged.

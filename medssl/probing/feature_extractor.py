@@ -116,7 +116,7 @@ def freeze(
 ) -> tuple[Frozen, str]:
     """Makes the encoder, and a line on its weights.
 
-    Random weights are those that ``medssl finetune --from-scratch`` starts from with the same seed.
+    Random weights are those that fine-tuning from scratch starts from with the same seed.
 
     Raises:
         UserError: The weights or the window do not fit, or nothing tells the window.
@@ -177,7 +177,7 @@ def refuse_misfit(encoder: Encoder, window: tuple[int, ...]) -> None:
 def split_scans(
     store: Store, schema: LabelSchema, axes: int, *, labels: float | None, validation_labels: int | None, seed: int
 ) -> Splits:
-    """The labeled scans of the splits train, val and test; few subjects as ``medssl finetune`` chooses them.
+    """The labeled scans of the splits train, val and test; few subjects as fine-tuning selects them.
 
     Raises:
         UserError: A split without a labeled scan, too few subjects, or a subject in two splits.

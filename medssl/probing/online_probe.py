@@ -37,7 +37,7 @@ class OnlineProbeListener(Listener):
     """Embeds labeled scans with the encoder as it is, and logs ``probe_knn_auroc`` and ``probe_logistic_auroc``.
 
     Probes learn from scans of the split "train" and are judged on "val", where their settings are chosen as well: a
-    curve to follow, not a result (``medssl probe`` measures on scans that chose nothing). The first process alone does
+    curve to follow, not a result (measure on test scans with the function ``probe``). The first process alone does
     this, in evaluation mode and without a random draw: the training does not change.
 
     Args:

@@ -83,7 +83,7 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
 def verdict(first: str, second: str, difference_of_measure: Difference) -> str:
     """Describes a difference in one sentence. One run of each is too few for a verdict, and the sentence says so.
 
-    The words are those of ``medssl compare``, which trains as many runs as a verdict takes.
+    The words are those of a comparison of arms, which trains as many runs as a verdict takes.
     """
     name, difference = title(difference_of_measure.measure), difference_of_measure.difference
     if difference.value is None or difference_of_measure.first is None or difference_of_measure.second is None:

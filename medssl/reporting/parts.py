@@ -63,7 +63,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A folder that ``medssl evaluate`` wrote; its rows are of one kind, as ``summary["kind"]`` says."""
+    """Results of an evaluation in a folder; its rows are of one kind, as ``summary["kind"]`` says."""
 
     name: str
     summary: dict[str, Any]

@@ -20,7 +20,7 @@ STUDY_KEYS = ("curves", "compared", "notes")
 
 @dataclass(frozen=True)
 class Probes:
-    """A folder that ``medssl probe`` wrote."""
+    """Results of probes in a folder."""
 
     name: str
     summary: dict[str, Any]
@@ -28,7 +28,7 @@ class Probes:
 
 @dataclass(frozen=True)
 class Study:
-    """A folder that ``medssl compare`` wrote: arms with several runs each."""
+    """Results of a comparison in a folder: arms with several runs each."""
 
     name: str
     summary: dict[str, Any]

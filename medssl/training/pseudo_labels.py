@@ -35,7 +35,7 @@ class PseudoLabels:
     (Pseudo-label, ICML workshops 2013). Repeat it by labeling again with the network that learned from both.
 
     Attributes:
-        labels: Folder written by ``medssl pseudolabel``; None uses no pseudo-labels.
+        labels: Folder of pseudo-labels, as the function ``pseudolabel`` writes it; None uses no pseudo-labels.
         share: Share of samples from scans with labels by people, above 0 to below 1. Scans are repeated to reach it.
     """
 

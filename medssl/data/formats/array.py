@@ -69,7 +69,7 @@ def lay_out(arrays: Mapping[str, Any], options: Mapping[str, str]) -> tuple[File
 
     Args:
         arrays: Shape and number type by name, as in the details of ``read_header``.
-        options: "axes", "spacing_mm" and "member" of ``--files.arrays``.
+        options: "axes", "spacing_mm" and "member", as in the key ``files.arrays``.
 
     Returns:
         The header, and the fields of ``Reading`` as JSON.

@@ -155,7 +155,7 @@ def _check_apart(dataset: Dataset, known: dict[str, Dataset]) -> None:
 
 
 def all_phantoms(index: Index, names: Collection[str]) -> bool:
-    """Whether every data set of these names is a folder that ``medssl phantoms`` wrote."""
+    """Whether every data set of these names is a folder of synthetic scans."""
     from medssl.data.synthetic.phantom_files import FOLDER_FILE
 
     rows = index.connection.execute("SELECT name, folder FROM datasets")

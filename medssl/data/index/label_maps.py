@@ -56,7 +56,7 @@ class Recognized:
     examples: list[tuple[str, str]] = field(default_factory=list)  # image, mask
 
     def proposal(self, given: str) -> str:
-        """A value for --label.masks that works for the examples, or nothing; ``given`` is what the user said."""
+        """A value for the key ``label.masks`` that fits the examples, or nothing; ``given`` is the user's value."""
         best = [pair for pair, _ in self.pairs.most_common(_PAIRS + 1)]
         if not best or len(best) > _PAIRS or any(pair.count("=") != 1 or "," in pair for pair in best):
             return ""

@@ -33,7 +33,7 @@ class _Stored:
 
 
 class ObjectLabels:
-    """The objects of one data set; without ``--label.objects`` there are none."""
+    """The objects of one data set; without the key ``label.objects`` there are none."""
 
     def __init__(self, connection: sqlite3.Connection, dataset: str, labels: LabelOptions, key: bytes) -> None:
         self.connection, self.dataset, self.labels = connection, dataset, labels

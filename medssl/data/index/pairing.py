@@ -108,7 +108,7 @@ class Pairing:
         return missing
 
     def failure(self) -> str:
-        """Why --label.masks cannot be meant: it leads to no file at all. Masks of excluded voxels may come later."""
+        """Why ``label.masks`` cannot be meant: it leads to no file at all. Masks of excluded voxels may come later."""
         for rule in self.options.rules():
             if rule.role != "mask" or self.matched[rule.role] or not (self.paths or rule.role in self.tried):
                 continue

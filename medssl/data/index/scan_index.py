@@ -281,7 +281,7 @@ class Index:
     def export(self, file: Path, where: str | None = None) -> int:
         """Write the scans as a table, CSV or Parquet by the ending, without any path or name of a file.
 
-        Of reasons only the kind is written; ``scan`` and ``medssl index --show`` give the whole ones.
+        Of reasons only the kind is written; ``scan`` gives the whole ones.
 
         Returns:
             How many rows were written.

@@ -108,7 +108,7 @@ def connect(file: Path, *, writable: bool) -> sqlite3.Connection:
 
 
 def listing(connection: sqlite3.Connection) -> tuple[str, list[str]]:
-    """The query that --where and --export see, and its columns: scans without internals, labels as columns.
+    """The query behind ``rows`` and ``export``, and its columns: scans without internals, labels as columns.
 
     A label called "diagnosis" is the column ``label_diagnosis``.
     """

@@ -42,7 +42,7 @@ class Store(Contents):
         preprocess: The rules that made it.
         tier: "chunked" (compressed) or "raw" (mapped into memory).
         schema: Classes of the labels, or None.
-        synthetic: Whether all scans were drawn by ``medssl phantoms``.
+        synthetic: Whether all scans are synthetic.
         records: What is in it, as arrays; a scan's number is its place there.
     """
 

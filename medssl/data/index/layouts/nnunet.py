@@ -30,7 +30,7 @@ def fill(options: IndexOptions, folder: Path) -> Filled:
     """Masks, classes, subjects (one a case) and modality; ``imagesTs`` is the split "test".
 
     Raises:
-        UserError: No ``dataset.json`` or ``imagesTr``, or regions without --label.class_names.
+        UserError: No ``dataset.json`` or ``imagesTr``, or regions without ``label.class_names``.
     """
     about = read_json(folder / "dataset.json")
     if about.get("dataset"):

@@ -15,7 +15,7 @@ MAX_CHANNELS = 8
 def stacks_of_films(
     films: Sequence[Slice], option: str, damaged: Mapping[str, str], same_frame: Callable[[Slice, Slice], bool]
 ) -> list[Stack]:
-    """Images of films, as ``--files.frames`` says.
+    """Images of films, by the key ``files.frames``.
 
     Args:
         films: All films of a series.
