@@ -21,7 +21,13 @@ from safetensors.torch import load_file
 
 from medssl import cli
 from medssl.data.store.store import Store
+from medssl.encoders.timm2d import Timm2d
 from medssl.heads.weights import load_network
+from medssl.objectives.spark import SparK
+from medssl.training.continuing import fill_rest
+from medssl.training.resume import take_over
+from medssl.types import Card, Imported, Preprocess, UserError, ViewSpec
+from medssl.types.provenance import Provenance
 
 HERE = Path(__file__).parent / "files_of_0_1_0"
 NUMBERS = json.loads((HERE / "numbers.json").read_text())
@@ -174,3 +180,37 @@ def test_a_configuration_with_pseudo_labels_asks_for_their_folder(older, tmp_pat
     said = capsys.readouterr().err
     assert "pseudo holds the digest 12ab of the network that made the labels, and no folder" in said
     assert "give pseudo.labels" in said
+
+
+def spark_on_resnet(*, stem: bool) -> SparK:
+    """SparK on a ResNet; with ``stem`` as 0.1.0 built it, with the map of the stem in the decoder."""
+    torch.manual_seed(int(stem))
+    network = Timm2d("resnet18", in_channels=1)
+    network.stem_maps = 0 if stem else network.stem_maps
+    return SparK(network, view=ViewSpec(size=(64, 64)), decoder_width=32)
+
+
+def test_a_checkpoint_of_spark_with_the_map_of_a_stem_is_refused_in_one_line():
+    former = spark_on_resnet(stem=True).state_dict()
+    message = (
+        "the checkpoint of run/ is of another form of SparK: 0 keys missing, 8 unexpected, 0 of another shape (first: "
+        "densify.norms.4.weight). Start another run folder with the encoder of this one: pretrained run, or use the "
+        "former version."
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        take_over(spark_on_resnet(stem=False), former, "run")
+    take_over(spark_on_resnet(stem=True), former, "run")
+
+
+def test_a_run_starts_from_weights_of_spark_with_the_map_of_a_stem(tmp_path):
+    from safetensors.torch import save_file
+
+    former, present = spark_on_resnet(stem=True), spark_on_resnet(stem=False)
+    rest = {key: value.clone() for key, value in former.state_dict().items() if not key.startswith("encoder.")}
+    save_file(rest, tmp_path / "objective.safetensors")
+    objective = Imported("medssl.objectives.spark.SparK", {})
+    card = Card(Imported("", {}), Preprocess(), objective, "", Provenance(), 1, {})
+    note = fill_rest(present, tmp_path / "objective.safetensors", card)
+    assert note.startswith("104 of 104 keys of the rest of the objective: 0 missing")
+    for key, value in present.state_dict().items():
+        assert key.startswith("encoder.") or torch.equal(value, rest[key]), key

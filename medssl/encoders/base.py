@@ -43,6 +43,7 @@ class Encoder(nn.Module, ABC):
         mask_cell: Recommended size of one cell of the mask, in voxels per axis.
         step: Distance between neighboring tokens per axis, in the unit of the position embedding; None without one.
         unmasked_because: Reason why an expected mask mode is missing; messages show it.
+        stem_maps: Number of the finest maps that a stem computes, before the first block.
     """
 
     ndims: frozenset[int]
@@ -53,6 +54,7 @@ class Encoder(nn.Module, ABC):
     mask_cell: tuple[int, ...]
     step: tuple[float, ...] | None = None
     unmasked_because: str = ""
+    stem_maps: int = 0
 
     @abstractmethod
     def forward(

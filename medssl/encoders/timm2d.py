@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+STEMS = ("stem", "act1")  # modules of timm's RegNets and ResNets that compute a map before the first stage
+
+
 class Timm2d(Encoder):
     """A 2D model of timm, chosen by name.
 
@@ -49,6 +52,7 @@ class Timm2d(Encoder):
         info = list(self.model.feature_info)  # type: ignore[arg-type]
         self.channels = tuple(int(entry["num_chs"]) for entry in info)
         self.strides = tuple((int(entry["reduction"]),) * 2 for entry in info)
+        self.stem_maps = sum(str(entry["module"]).split(".")[0] in STEMS for entry in info)
         self.mask_cell = self.strides[-1]
         self.mask_modes: frozenset[MaskMode] = frozenset()
         try:

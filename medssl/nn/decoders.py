@@ -22,7 +22,7 @@ NormName = Literal["batch", "instance", "layer"]
 Factors = tuple[int, ...]
 
 
-def upsampling_path(strides: Sequence[Sequence[int]]) -> tuple[tuple[Factors, int | None], ...]:
+def upsampling_path(strides: Sequence[Sequence[int]], *, first: int = 0) -> tuple[tuple[Factors, int | None], ...]:
     """Steps from the coarsest map to full resolution, as small as the strides allow.
 
     >>> upsampling_path([(1, 1), (4, 2), (8, 2)])
@@ -30,6 +30,7 @@ def upsampling_path(strides: Sequence[Sequence[int]]) -> tuple[tuple[Factors, in
 
     Args:
         strides: Total stride of every map per axis, fine to coarse.
+        first: Number of the finest map that is used, from 0.
 
     Returns:
         For each step, coarse to fine: the factor per axis (a prime number or 1), and the number of the map at the
@@ -39,7 +40,7 @@ def upsampling_path(strides: Sequence[Sequence[int]]) -> tuple[tuple[Factors, in
     Raises:
         UserError: No map is coarser than the image, or the stride of a map does not divide that of the next one.
     """
-    deepest = {tuple(stride): number for number, stride in enumerate(strides)}
+    deepest = {tuple(stride): number for number, stride in enumerate(strides) if number >= first}
     coarse_to_fine = [(stride, number) for stride, number in reversed(deepest.items()) if max(stride) > 1]
     if not coarse_to_fine:
         message = f"no map is coarser than the image: got strides {list(deepest)}, expected one above 1"
@@ -129,11 +130,41 @@ class Densify(nn.Module):
                     dense.append(None)
                     continue
                 norm, token, project = next(layers)
-                x = norm(maps[number])
-                empty = at_resolution(hidden, x.shape[2:])[:, None]
-                token = token.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 2))
-                dense.append(project(torch.where(empty, token, x)))
+                dense.append(project(with_token(norm(maps[number]), token, hidden)))
         return dense
+
+
+class HiddenTokens(nn.Module):
+    """Puts a learned token at the hidden positions of maps. Visible positions stay as the encoder returns them.
+
+    Args:
+        channels: Channels of the encoder's maps, fine to coarse.
+        numbers: Numbers of the maps that get tokens; the others are returned as they are.
+    """
+
+    def __init__(self, channels: Sequence[int], numbers: Sequence[int]) -> None:
+        super().__init__()
+        self.numbers = tuple(numbers)
+        self.tokens = nn.ParameterList(
+            nn.init.trunc_normal_(torch.empty(channels[number]), std=0.02) for number in self.numbers
+        )
+
+    def forward(
+        self, maps: Sequence[Float[Tensor, "B Cl *sl"]], hidden: Bool[Tensor, "B *cells"]
+    ) -> list[Float[Tensor, "B Cl *sl"]]:
+        """Returns all maps, fine to coarse."""
+        filled = list(maps)
+        for number, token in zip(self.numbers, self.tokens, strict=True):
+            filled[number] = with_token(maps[number], token, hidden)
+        return filled
+
+
+def with_token(
+    x: Float[Tensor, "B C *s"], token: Float[Tensor, " C"], hidden: Bool[Tensor, "B *cells"]
+) -> Float[Tensor, "B C *s"]:
+    """A map with a token at its hidden positions."""
+    empty = at_resolution(hidden, x.shape[2:])[:, None]
+    return torch.where(empty, token.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 2)), x)
 
 
 class LightDecoder(nn.Module):

@@ -64,6 +64,7 @@ class FromSparseMaps(nn.Module):
         width: Channels of the decoder at the coarsest map; None takes 48 (2D) or 16 (3D) at the last step, doubled for
             each step before it.
         fill: False leaves those convolutions out, for who predicts voxels alone: the map is the coarsest with tokens.
+        first: Number of the finest map that the decoder gets, from 0.
 
     Raises:
         UserError: ``width`` cannot be halved as often as there are steps.
@@ -77,11 +78,12 @@ class FromSparseMaps(nn.Module):
         image_channels: int,
         width: int | None = None,
         fill: bool = True,
+        first: int = 0,
     ) -> None:
         super().__init__()
         ndim = len(strides[-1])
         norm: NormName = "instance" if ndim == 3 else "batch"
-        path = upsampling_path(strides)
+        path = upsampling_path(strides, first=first)
         width = (16 if ndim == 3 else 48) * 2 ** (len(path) - 1) if width is None else width
         factors = [factor for factor, _ in path]
         self.decoder = LightDecoder(width, factors, out_channels=image_channels, norm=norm)

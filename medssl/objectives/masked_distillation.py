@@ -155,8 +155,8 @@ class MaskedDistillation(Reconstruction):
         channels, strides, values = encoder.channels, encoder.strides, encoder.in_channels
         self.predict: nn.Module = FromTokens(channels[-1], strides[-1], image_channels=values)
         if self.mode == "sparse":
-            fill = patch_weight > 0
-            self.predict = FromSparseMaps(channels, strides, image_channels=values, width=decoder_width, fill=fill)
+            width, fill, stem = decoder_width, patch_weight > 0, encoder.stem_maps
+            self.predict = FromSparseMaps(channels, strides, image_channels=values, width=width, fill=fill, first=stem)
         self.weights = {name: w for name, w in (("patch", patch_weight), ("pooled", pooled_weight)) if w > 0}
         self.heads, self.targets = nn.ModuleDict(), nn.ModuleDict()
         k, sizes = prototypes.count, {"hidden": prototypes.hidden, "width": prototypes.width}

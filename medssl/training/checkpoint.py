@@ -33,7 +33,9 @@ FREE_KEYS = (
     *(f"training.output.{name}" for name in WRITING),
 )  # fmt: skip
 GONE = (".pretrained_file",)  # ends of keys that older configurations hold as null
-LATER = {".sampling.labeled": 0.0}  # ends of keys, and what they are in configurations that are older than the keys
+LATER = {  # ends of keys, and what they are in configurations that are older than the keys
+    ".sampling.labeled": 0.0, ".init_args.decoder": "light",
+}  # fmt: skip
 SMOOTHING = 0.98
 OLDER_LISTENERS = {"Health": "health", "ProbeWhileTraining": "online_probe"}  # names in checkpoints of 0.1.0
 DAMAGE = (

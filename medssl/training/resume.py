@@ -10,6 +10,9 @@ from medssl.training.distributed import layout
 from medssl.types import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from medssl.objectives.base import Objective
     from medssl.training.checkpoint import RunFolder
     from medssl.training.loop import TrainingLoop
     from medssl.training.settings import Training
@@ -49,9 +52,29 @@ def resume(loop: TrainingLoop, folder: RunFolder) -> tuple[dict[str, Any] | None
     refuse_other_comparison(loop, former, folder.path.name)
     notes = stretched(loop, former)
     former.steps, former.together = now.steps, now.together
-    loop.objective.load_state_dict(state["objective"])
+    take_over(loop.objective, state["objective"], folder.path.name)
     loop.progress = former
     return state, notes
+
+
+def take_over(objective: Objective, tensors: dict[str, Tensor], name: str) -> None:
+    """Loads the weights of a checkpoint into the objective.
+
+    Raises:
+        UserError: A version that built the objective differently wrote them; says how many keys differ.
+    """
+    present = objective.state_dict()
+    missing = [key for key in present if key not in tensors]
+    unexpected = [key for key in tensors if key not in present]
+    unfit = [key for key in tensors if key in present and present[key].shape != tensors[key].shape]
+    if differing := [*missing, *unexpected, *unfit]:
+        message = (
+            f"the checkpoint of {name}/ is of another form of {type(objective).__name__}: {len(missing)} keys missing, "
+            f"{len(unexpected)} unexpected, {len(unfit)} of another shape (first: {differing[0]})"
+        )
+        hint = f"Start another run folder with the encoder of this one: pretrained {name}, or use the former version."
+        raise UserError(message, hint=hint)
+    objective.load_state_dict(tensors)
 
 
 def refuse_other_comparison(loop: TrainingLoop, former: Progress, name: str) -> None:

@@ -196,6 +196,30 @@ def test_stages_encoder_then_decoder_then_both_in_the_head(place, tmp_path):
     assert "the pretrained decoder is not used: this head has none" in said
 
 
+SPARK = {
+    "class_path": "medssl.objectives.spark.SparK",
+    "init_args": {"view": {"size": [16, 16, 8]}, "cell": [4, 4, 4], "decoder": "unet"},
+}
+
+
+def test_fine_tuning_starts_from_the_decoder_of_spark(place, tmp_path):
+    code, said = pretrain(place, tmp_path / "spark", SPARK)
+    assert code == 0, said
+    decoder = load_file(tmp_path / "spark/decoder.safetensors")
+    words = [
+        "--config=segment_3d_small", f"--store={place / 'store'}", f"--run={tmp_path / 'tuned'}",
+        f"--pretrained={tmp_path / 'spark'}", "--data.view.size=[16,16,8]", "--training.steps=1", "--labels=2",
+        "--data.workers=0", "--optimizer.learning_rate=1e-12", "--training.output.validate_every=1",
+    ]  # fmt: skip
+    code, said = call("finetune", words)
+    assert code == 0, said
+    assert f"{len(decoder)} of the {len(decoder)} keys of the decoder too" in said
+    head = load_file(tmp_path / "tuned/head.safetensors")
+    assert len(decoder) > 0
+    for key, value in decoder.items():
+        torch.testing.assert_close(head[f"decoder.{key}"], value, atol=1e-6, rtol=1e-5)
+
+
 def test_a_decoder_is_not_trained_on_an_encoder_that_stays_random(place, tmp_path):
     code, said = pretrain(place, tmp_path / "local", LOCAL)
     assert code == 2

@@ -11,11 +11,14 @@ import pytest
 import torch
 from objectives.small import encoder, randomize, spark
 
+from medssl.encoders.timm2d import Timm2d
+from medssl.heads.segmentation import UNet
+from medssl.objectives.base import check_objective
 from medssl.objectives.contract import example_batch
 from medssl.objectives.spark import SparK
 from medssl.ops.draws import draws
 from medssl.ops.masking import at_resolution, random_hidden
-from medssl.types import UserError, ViewSpec
+from medssl.types import LabelSchema, UserError, ViewSpec
 
 DIMS = pytest.mark.parametrize("ndim", [2, 3])
 
@@ -155,3 +158,68 @@ def test_the_published_shapes():
         (256, 96),
     ]
     assert [p.weight.shape[-1] for p in objective.densify.projections] == [1, 3, 3, 3]
+
+
+@pytest.mark.parametrize(("model", "stem"), [("resnet18", 1), ("regnety_004", 1), ("convnext_atto", 0)])
+def test_the_map_of_a_stem_does_not_enter_the_decoder(model, stem):
+    """As the published code, which drops the first entry of a ResNet's ``feature_info`` and none of a ConvNeXt's."""
+    import timm
+
+    published = [entry["reduction"] for entry in timm.create_model(model, num_classes=0).feature_info][stem:]
+    network = Timm2d(model, in_channels=1)
+    objective = SparK(network, view=ViewSpec(size=(64, 64)), decoder_width=32)
+    used = [number for number in objective.densify.numbers if number is not None]
+    assert [network.strides[number][0] for number in used] == published[::-1] == [32, 16, 8, 4]
+    assert objective.decoder.widths == (32, 16, 8, 4, 2)
+
+
+# --- the decoder of a U-Net
+
+
+@DIMS
+def test_a_unet_decoder_gets_tokens_and_the_maps_of_the_encoder(ndim):
+    """By hand: the encoder's maps, a token in each hidden position, the decoder, one convolution."""
+    objective, batch, _, hidden = setting(ndim, decoder="unet", decoder_width=None)
+    image = batch.views[0].image
+    found, _ = copy.deepcopy(objective).reconstruct(image, hidden)
+    maps = objective.encoder(image, hidden, mode="sparse").maps
+    for x, token in zip(maps, objective.densify.tokens, strict=True):
+        for row, column in at_resolution(hidden, x.shape[2:]).flatten(1).nonzero().tolist():
+            x.flatten(2)[row, :, column] = token
+    torch.testing.assert_close(found, objective.predict(objective.decoder(maps)[-1]))
+
+
+@DIMS
+def test_a_head_that_starts_from_the_decoder_computes_what_pretraining_did(ndim):
+    """With nothing hidden, a U-Net head with the exported weights has the features that SparK predicts from."""
+    objective, batch, _, hidden = setting(ndim, decoder="unet", decoder_width=None)
+    randomize(objective)
+    schema = LabelSchema("mask", "mask", ((0, "background"), (1, "organ")))
+    head = UNet(objective.encoder, schema)
+    head.decoder.load_state_dict(objective.exported()["decoder"].state_dict(), strict=True)
+    image = batch.views[0].image
+    with torch.no_grad():
+        features = objective.eval().encoder(image)
+        expected, _ = objective.reconstruct(image, torch.zeros_like(hidden))
+        found = objective.predict(head.eval().decoder(features.maps)[-1])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@DIMS
+def test_a_unet_decoder_keeps_the_contract(ndim):
+    check_objective(lambda: spark(ndim, decoder="unet", decoder_width=None))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"decoder": "u"}, r"objective\.decoder: there is no such decoder \(got 'u'; expected light or unet\)"),
+        (
+            {"decoder": "unet", "decoder_width": 32},
+            r"objective\.decoder_width: a U-Net decoder takes its channels from",
+        ),
+    ],
+)
+def test_decoders_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        spark(2, **arguments)
