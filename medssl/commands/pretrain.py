@@ -130,7 +130,8 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
         sampling = data.sampling.made_in(network.needs.sampling, type(network).__name__)
         network.needs = replace(network.needs, sampling=sampling)
     plan = network.needs
-    largest = tuple(map(max, zip(*(view.size for view in plan.views), strict=True)))
+    sizes = [view.size for view in plan.views if view.area is None]  # others are as large as their scan
+    largest = tuple(map(max, zip(*sizes, strict=True))) if sizes else (0,) * len(plan.views[0].size)
     small = small_scans(opened, largest, split=data.split, slice_axis=plan.sampling.slice_axis)
     source = batches_of_store(opened, plan, training, workers=data.workers, split=data.split)
     progress = first_progress(training, opened.digest)

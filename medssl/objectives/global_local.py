@@ -119,7 +119,10 @@ class GlobalContrast(Objective):
         self.fits(encoder, view)
         expect(temperature > 0, "temperature", temperature, "above 0")
         self.encoder = encoder
-        plain = replace(view, scale=(view.scale[1],) * 2, geometry=Geometry(flip="none"), intensity=Intensity())
+        area = None if view.area is None else (view.area[1],) * 2
+        plain = replace(
+            view, scale=(view.scale[1],) * 2, area=area, geometry=Geometry(flip="none"), intensity=Intensity()
+        )
         views = (view, view, plain) if original else (view, view)
         self.needs = ViewPlan(views, cues.sampling)
         self.cues, self.negatives, self.temperature = cues, negatives, temperature

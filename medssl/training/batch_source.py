@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from medssl.data.loading.loader import make_loader
-from medssl.views.plan import make_batch, read_size
+import numpy as np
+import torch
+
+from medssl.data.loading.loader import make_loader, scan_shapes
+from medssl.views.mirroring import with_rule
+from medssl.views.plan import make_batch, needs_shapes, read_size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-
-    import torch
 
     from medssl.data.store.store import Store
     from medssl.training.settings import Training
@@ -59,7 +61,8 @@ def batches_of_store(
         groups: Class of each of ``scans``, where the plan's sampling balances them.
         with_labels: Read the voxels of the masks too.
     """
-    size, usual = read_size(plan, store.spacing(len(plan.views[0].size))), workers
+    plan, usual = with_rule(plan, store.preprocess.mirror), workers
+    size = crop_size(store, plan, split=split, scans=scans)
 
     def crops(first: int, rank: int, world_size: int, workers: int = usual) -> Iterable[Crops]:
         return make_loader(
@@ -82,3 +85,14 @@ def batches_of_store(
         return make_batch(raw, plan, seed=training.seed, device=device)
 
     return BatchSource(crops, batch, training.accumulate, training.seed)
+
+
+def crop_size(
+    store: Store, plan: ViewPlan, *, split: str | None = None, scans: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
+    """Voxels per axis of the raw crops that a plan's views are cut out of."""
+    axes, shapes = len(plan.views[0].size), None
+    if needs_shapes(plan):
+        found = scan_shapes(store, axes, split=split, slice_axis=plan.sampling.slice_axis, scans=scans)
+        shapes = torch.from_numpy(np.unique(found, axis=0) if len(found) else np.array([plan.views[0].size]))
+    return read_size(plan, store.spacing(axes), shapes)

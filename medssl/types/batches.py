@@ -60,29 +60,38 @@ class Geometry:
     """Random geometry of a view.
 
     Attributes:
-        flip: Axes to flip at random: "safe" (all but the left-right axis, by the world affine; in images the horizontal
+        flip: Axes to flip at random, each with probability 0.5: "data" (those that the rule ``preprocess.mirror`` of
+            the store allows), "safe" (all but the left-right axis, by the world affine; in images the horizontal
             axis), "all" or "none".
         rotation_degrees: Largest rotation in degrees, 0 to 180: one number for all planes or, in 3D, one per axis of
             rotation.
         isotropic: Draw one scale for all axes, not one per axis.
+        probability: Probability of a rotation, and separately of a change of scale, 0 to 1. Crops with neither are the
+            stored voxels, without interpolation. nnU-Net and nnssl use 0.2.
+        interpolation: How other crops are sampled: "linear", or "cubic", which keeps more of the finest detail.
     """
 
-    flip: Literal["safe", "all", "none"] = "safe"
+    flip: Literal["data", "safe", "all", "none"] = "safe"
     rotation_degrees: tuple[float, ...] = (0.0,)
     isotropic: bool = True
+    probability: float = 1.0
+    interpolation: Literal["linear", "cubic"] = "linear"
 
 
 @dataclass(frozen=True)
-class Intensity:
-    """Random intensity changes of a view, on normalized values; a probability of 0 leaves a change out.
+class CommonIntensity:
+    """Random intensity changes that most views use; see ``Intensity``.
 
     Attributes:
-        noise: Gaussian noise: probability (0 to 1), largest standard deviation.
-        blur: Gaussian blur: probability (0 to 1), largest standard deviation in voxels.
-        brightness: Shift of all values: probability (0 to 1), largest shift.
-        contrast: Factor on the distance from the mean: probability (0 to 1), lowest and highest factor.
-        gamma: Gamma on the range of the view: probability (0 to 1), lowest and highest exponent.
-        bias_field: Smooth multiplicative field: probability (0 to 1), largest log-amplitude.
+        noise: Gaussian noise: probability (0 to 1), largest standard deviation. nnU-Net: 0.1, 0.32.
+        blur: Gaussian blur: probability (0 to 1), largest standard deviation in voxels. nnU-Net: 0.2, 1.0.
+        brightness: Shift of all values: probability (0 to 1), largest shift. nnU-Net multiplies instead, see
+            ``brightness_factor``.
+        contrast: Factor on the distance from the mean: probability (0 to 1), lowest and highest factor. nnU-Net: 0.15,
+            0.75, 1.25.
+        gamma: Gamma on the range of the view: probability (0 to 1), lowest and highest exponent. nnU-Net: 0.3, 0.7,
+            1.5.
+        bias_field: Smooth multiplicative field: probability (0 to 1), largest log-amplitude. nnU-Net has none.
     """
 
     noise: tuple[float, float] = (0.0, 0.0)
@@ -91,6 +100,24 @@ class Intensity:
     contrast: tuple[float, float, float] = (0.0, 1.0, 1.0)
     gamma: tuple[float, float, float] = (0.0, 1.0, 1.0)
     bias_field: tuple[float, float] = (0.0, 0.0)
+
+
+@dataclass(frozen=True)
+class Intensity(CommonIntensity):
+    """Random intensity changes of a view, on normalized values; a probability of 0 leaves a change out.
+
+    Attributes:
+        brightness_factor: Factor on all values: probability (0 to 1), lowest and highest factor. nnU-Net: 0.15, 0.75,
+            1.25.
+        inverted_gamma: Gamma on the inverted range of the view, which changes bright values most: probability (0 to
+            1), lowest and highest exponent. nnU-Net: 0.1, 0.7, 1.5.
+        low_resolution: Larger voxels, sampled to fewer voxels and back: probability (0 to 1), lowest and highest share
+            of the voxels per axis, above 0 to 1. nnU-Net: 0.25, 0.5, 1.0.
+    """
+
+    brightness_factor: tuple[float, float, float] = (0.0, 1.0, 1.0)
+    inverted_gamma: tuple[float, float, float] = (0.0, 1.0, 1.0)
+    low_resolution: tuple[float, float, float] = (0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -104,6 +131,10 @@ class ViewSpec:
         geometry: Random flips, rotations and scales.
         intensity: Random changes of intensity, on normalized values.
         nested_in: Number of the view that this one must lie inside, 0 or more; None for no such view.
+        area: Smallest and largest share of the stored scan (its area or volume) that the view shows, above 0 to 1, in
+            place of ``scale``; None takes ``scale``.
+        min_overlap: Share, per axis, that this view and the first view of the plan have in common, of the larger of
+            the two before rotation: 0 to 1. The first view itself ignores it.
     """
 
     size: tuple[int, ...]
@@ -112,6 +143,8 @@ class ViewSpec:
     geometry: Geometry = field(default_factory=Geometry)
     intensity: Intensity = field(default_factory=Intensity)
     nested_in: int | None = None
+    area: tuple[float, float] | None = None
+    min_overlap: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ class Imported:
 
 
 @dataclass(frozen=True)
-class Preprocess:
-    """What is done to a scan once, before it is stored: one contract from pretraining to export.
+class GridRules:
+    """What grid scans are brought to, and which part of them is stored; see ``Preprocess``.
 
     Attributes:
         orientation: Axis codes of the stored volume, such as RAS; None keeps the axes of the file. Volumes only.
@@ -66,9 +66,6 @@ class Preprocess:
             only.
         foreground_crop: Cut off the border that is background (air, black) in every channel.
         background: Highest value that counts as background; None takes a rule by value domain.
-        intensity: Rules to clip and scale values, by value domain.
-        transforms: MONAI dictionary transforms of your own (keys "image" and "label"), applied before storing.
-        domains: Value domains that the rules are meant for; scans of other domains are refused. Empty accepts all.
     """
 
     orientation: str | None = "RAS"
@@ -76,14 +73,29 @@ class Preprocess:
     image_size: tuple[int, int] | None = None
     foreground_crop: bool = True
     background: float | None = None
+
+
+@dataclass(frozen=True)
+class Preprocess(GridRules):
+    """What is done to a scan once, before it is stored: one contract from pretraining to export.
+
+    Attributes:
+        intensity: Rules to clip and scale values, by value domain.
+        transforms: MONAI dictionary transforms of your own (keys "image" and "label"), applied before storing.
+        domains: Value domains that the rules are meant for; scans of other domains are refused. Empty accepts all.
+        mirror: Axes that views with ``flip: data`` and mirrored predictions may mirror: "safe" (all but left-right; in
+            images the horizontal axis), "all" (where left and right do not matter, as in histology) or "none".
+    """
+
     intensity: IntensityRules = field(default_factory=IntensityRules)
     transforms: tuple[Imported, ...] = ()
     domains: tuple[ValueDomain, ...] = ()
+    mirror: Literal["safe", "all", "none"] = "safe"
 
     def digest(self) -> str:
         """Hexadecimal digest (16 characters) of the rules above: equal digests mean equal stored voxels."""
         rules = asdict(self)
-        del rules["domains"]  # decides which scans are taken, not what becomes of them
+        del rules["domains"], rules["mirror"]  # which scans are taken and how views mirror them: not what is stored
         for rule in rules["intensity"].values():
             rule["normalise"] = rule.pop("normalize")  # the key of 0.1.0: stores keep their digest
         return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]

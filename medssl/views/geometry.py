@@ -8,8 +8,6 @@ would no longer be affine.
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from medssl.ops import coordinates
-from medssl.types import UserError
+from medssl.views import overlap
+from medssl.views.extents import ROTATION_MARGIN, factors_of, in_voxels, rotation_limits
+from medssl.views.mirroring import allowed_axes
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
     from medssl.ops.draws import Draws
     from medssl.types import ViewSpec
-
-ROTATION_MARGIN = 1.5  # voxels that resampling plane by plane reads beyond the corners of a rotated view, at most
+    from medssl.views.overlap import Partner
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,8 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Frame:
-    """Limits for the places of views in a batch of raw crops.
+class RawCrop:
+    """Where raw crops lie in their scans.
 
     Attributes:
         size: Voxels of a raw crop per axis.
@@ -58,9 +57,6 @@ class Frame:
         high: Last such voxel (included); below ``low`` where the crop holds padding only.
         spacing_mm: Voxel size of the stored scan, mm.
         left_right: Axis of the array that runs from left to right.
-        parts: Parts along the stratified axis in which views must lie; None without such parts.
-        shown: Raw voxel that the view must contain; NaN for samples without one, None where no sample has one.
-        centered: Whether a scan that is not larger than the view is centered in the view.
     """
 
     size: tuple[int, ...]
@@ -68,24 +64,23 @@ class Frame:
     high: Float[Tensor, "B n"]
     spacing_mm: Float[Tensor, "B n"]
     left_right: Int[Tensor, " B"]
+
+
+@dataclass(frozen=True)
+class Frame(RawCrop):
+    """Limits for the places of views in a batch of raw crops.
+
+    Attributes:
+        parts: Parts along the stratified axis in which views must lie; None without such parts.
+        shown: Raw voxel that the view must contain; NaN for samples without one, None where no sample has one.
+        centered: Whether a scan that is not larger than the view is centered in the view.
+        shape: Voxels of the stored scan per axis, needed by views of a share of the scan.
+    """
+
     parts: Parts | None = None
     shown: Float[Tensor, "B n"] | None = None
     centered: bool = False
-
-
-def left_right_axis(world_affine: Float[Tensor, "B n+1 n+1"]) -> Int[Tensor, " B"]:
-    """Axis of the array that is closest to the patient's left-right axis.
-
-    In 3D it follows from the directions of the axes in world space (RAS+: the first coordinate). In 2D it is the
-    horizontal axis 1: projections and photographs are laid out in this way, and slices are cut in this way.
-    """
-    n = world_affine.shape[-1] - 1
-    if n == 2:
-        return torch.ones(len(world_affine), dtype=torch.long)
-    columns = world_affine[:, :n, :n].detach().cpu().to(torch.float64)
-    directions = columns / columns.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    axis: Tensor = directions[:, 0].abs().argmax(dim=1)
-    return axis
+    shape: Float[Tensor, "B n"] | None = None
 
 
 def draw_geometry(
@@ -95,6 +90,7 @@ def draw_geometry(
     *,
     parent: Float[Tensor, "B n+1 n+1"] | None = None,
     parent_size: Sequence[int] | None = None,
+    partner: Partner | None = None,
 ) -> Float[Tensor, "B n+1 n+1"]:
     """Draws the affine of each sample's view in its raw crop.
 
@@ -103,7 +99,9 @@ def draw_geometry(
     (``frame.centered``). Along the axis of ``frame.parts`` it is the desired center, moved inwards within the part
     until the view fits; corners of rotated views may reach over the end. The voxel ``frame.shown`` lies in the middle
     half of the view, or closer to the border of the view if it is close to the border of the scan. With neither
-    rotation nor scale the view lies on whole voxels. A nested view is shrunk if it does not fit into its parent.
+    rotation nor scale the view lies on whole voxels. A nested view is shrunk if it does not fit into its parent. With a
+    least overlap, scale and center are limited to those that meet it; then corners of rotated views may reach over the
+    end of the scan.
 
     Args:
         spec: The view.
@@ -111,28 +109,21 @@ def draw_geometry(
         frame: Limits from the raw crops.
         parent: Affine of the view that must contain this one.
         parent_size: Voxels of the parent view per axis.
+        partner: The view that this one must overlap; None without a least overlap.
 
     Returns:
         Affine from view voxels to raw voxels, float64 on the CPU.
     """
     size = torch.tensor([float(extent) for extent in spec.size], dtype=torch.float64)
     n, batch = len(spec.size), len(frame.low)
-    factors = _scales(spec, draws, n)
-    turn = _turn(spec, draws, frame.spacing_mm.to(torch.float64))
-    signs = _signs(spec, draws, frame.left_right)
-    shares = draws.uniform(n).to(torch.float64)
-    linear = turn @ torch.diag_embed(factors * signs)
+    drawn = _draw(spec, draws, frame)
+    factors = drawn.factors if partner is None else overlap.matching_factors(drawn.factors, spec, partner)
+    linear = drawn.turn @ torch.diag_embed(factors * drawn.signs)
     outer = coordinates.identity(batch, n) if parent is None else parent
     outer_size = frame.size if parent_size is None else tuple(parent_size)
     inward = coordinates.invert(outer)
-    reach = ((inward[:, :n, :n] @ linear).abs() @ (size - 1)) / 2
-    if parent is not None:
-        widest = (torch.tensor([float(extent) for extent in outer_size], dtype=torch.float64) - 1) / 2
-        shrink = (widest / reach.clamp_min(1e-9)).amin(dim=1).clamp(max=1.0)
-        shrink = torch.where(shrink > 1 - 1e-9, torch.ones_like(shrink), shrink)
-        linear, reach = linear * shrink[:, None, None], reach * shrink[:, None]
-    is_rotated = any(rotation_limits(spec))
-    margin = ROTATION_MARGIN * linear.abs().sum(dim=2) if parent is None and is_rotated else torch.zeros_like(reach)
+    linear, reach = _fitted(linear, inward, size, None if parent is None else outer_size)
+    margin = ROTATION_MARGIN * linear.abs().sum(dim=2) * drawn.is_rotated[:, None] if parent is None else 0 * reach
     scan = _scan_in(frame, inward)
     first, last = _room_for_centers(scan, (reach, margin), outer_size)
     if frame.centered and parent is None:
@@ -143,81 +134,86 @@ def draw_geometry(
     shown = frame.shown if parent is None else None
     if shown is not None:
         first, last = _centers_around(shown, (size - 1) * factors / 4, first, last)
-    fixed = _is_whole_voxel_spec(spec) & (_is_whole(outer) & _is_signed(linear))
-    center = torch.where(fixed[:, None], _whole_center(first, last, shares, reach), first + shares * (last - first))
-    if is_rotated and not fixed_in_part:
+    if partner is not None:
+        first, last = overlap.room_for_centers(first, last, factors * size, spec, partner)
+    on_grid = ~drawn.is_changed & _is_whole(outer) & _is_signed(linear)
+    if partner is not None:  # where no whole voxel is near enough, the view is interpolated
+        on_grid &= (torch.ceil(first - reach - 1e-6) <= torch.floor(last - reach + 1e-6)).all(dim=1)
+    between = first + drawn.shares * (last - first)
+    center = torch.where(on_grid[:, None], _whole_center(first, last, drawn.shares, reach), between)
+    if bool(drawn.is_rotated.any()) and not fixed_in_part:
         nearest = torch.minimum(torch.maximum(scan[0], first), last)
-        center = _move_into_sight(center, nearest, scan, inward[:, :n, :n] @ linear, size)
+        moved = _move_into_sight(center, nearest, scan, inward[:, :n, :n] @ linear, size)
         if shown is not None:
-            center = _move_to_show(center, shown, linear, size)
+            moved = _move_to_show(moved, shown, linear, size)
+        center = torch.where(drawn.is_rotated[:, None], moved, center)
     center = coordinates.apply(outer, center[:, None])[:, 0]
     return coordinates.from_parts(linear, center - (linear @ ((size - 1) / 2)))
 
 
-def largest_extent(spec: ViewSpec, spacing_mm: Sequence[float] | None = None) -> tuple[float, ...]:
-    """Largest number of stored voxels per axis that a view can cover, over all scales and rotations it may draw.
+@dataclass(frozen=True)
+class _Drawn:
+    """What is drawn for the views of a batch.
 
-    Args:
-        spec: The view.
-        spacing_mm: Spacing of the stored scan per axis, used for rotation; None takes equal spacing.
+    Attributes:
+        factors: Stored voxels per voxel of the view and axis.
+        turn: Rotation on voxels.
+        is_rotated: Whether the view is rotated.
+        is_changed: Whether it is rotated or scaled.
+        signs: -1 for axes that are mirrored, else 1.
+        shares: Place of the center in its range, 0 to 1.
     """
-    n = len(spec.size)
-    spacing = torch.tensor([list(spacing_mm or [1.0] * n)], dtype=torch.float64)
-    limits = rotation_limits(spec)
-    steps = [torch.linspace(-limit, limit, 33, dtype=torch.float64) if limit else torch.zeros(1) for limit in limits]
-    angles = torch.tensor(list(itertools.product(*(step.tolist() for step in steps))), dtype=torch.float64)
-    turns = _in_voxels(angles, spacing)
-    spare = ROTATION_MARGIN if any(limits) else 0.0
-    half = torch.tensor([((extent - 1) / 2 + spare) * spec.scale[1] for extent in spec.size], dtype=torch.float64)
-    reach = (turns.abs() @ half).amax(dim=0)
-    return tuple(float(2 * extent + 1) for extent in reach)
+
+    factors: Float[Tensor, "B n"]
+    turn: Float[Tensor, "B n n"]
+    is_rotated: Bool[Tensor, " B"]
+    is_changed: Bool[Tensor, " B"]
+    signs: Float[Tensor, "B n"]
+    shares: Float[Tensor, "B n"]
 
 
-def rotation_limits(spec: ViewSpec) -> tuple[float, ...]:
-    """Largest rotation in radians: one number in 2D, one per axis of rotation in 3D.
-
-    Raises:
-        UserError: The number of angles is neither 1 nor the number of rotation axes.
-    """
-    planes = 1 if len(spec.size) == 2 else 3
-    degrees = spec.geometry.rotation_degrees
-    if len(degrees) not in (1, planes):
-        message = f"geometry.rotation_degrees takes 1{' or 3 numbers' if planes == 3 else ' number in 2D'}: {degrees}"
-        raise UserError(message)
-    return tuple(math.radians(angle) for angle in (degrees * planes if len(degrees) == 1 else degrees))
-
-
-def _scales(spec: ViewSpec, draws: Draws, n: int) -> Float[Tensor, "B n"]:
-    """Scale factors, uniform in their logarithm: halving and doubling are equally likely."""
-    low, high = math.log(spec.scale[0]), math.log(spec.scale[1])
-    share = draws.uniform(n).to(torch.float64)
-    if spec.geometry.isotropic:
-        share = share[:, :1].expand(-1, n)
-    return (low + share * (high - low)).exp()
-
-
-def _turn(spec: ViewSpec, draws: Draws, spacing_mm: Float[Tensor, "B n"]) -> Float[Tensor, "B n n"]:
-    limits = torch.tensor(rotation_limits(spec), dtype=torch.float64)
-    angles = draws.uniform(len(limits), low=-1.0, high=1.0).to(torch.float64) * limits
-    return _in_voxels(angles, spacing_mm)
-
-
-def _in_voxels(angles: Float[Tensor, "B k"], spacing_mm: Float[Tensor, "B n"]) -> Float[Tensor, "B n n"]:
-    """Rotation in millimeters as a matrix on voxels: voxels to millimeters, rotation, millimeters to voxels."""
-    n = spacing_mm.shape[1]
-    turn = coordinates.rotation(angles)[:, :n, :n]
-    return turn * spacing_mm[:, None, :] / spacing_mm[:, :, None]
+def _draw(spec: ViewSpec, draws: Draws, frame: Frame) -> _Drawn:
+    """Draws scale, rotation, mirroring and place; the order of draws is that of 0.1.0, new ones come last."""
+    n, batch, limits = len(spec.size), len(frame.low), rotation_limits(spec)
+    factors = factors_of(spec, draws.uniform(n).to(torch.float64), frame.shape)
+    angles = draws.uniform(len(limits), low=-1.0, high=1.0).to(torch.float64) * torch.tensor(
+        limits, dtype=torch.float64
+    )
+    signs = _signs(spec, draws, frame.left_right)
+    shares = draws.uniform(n).to(torch.float64)
+    applied = torch.ones(batch, 2, dtype=torch.bool)
+    if spec.geometry.probability < 1:
+        applied = draws.bernoulli(spec.geometry.probability, 2)
+    is_scaled = applied[:, 0] & (spec.area is not None or tuple(spec.scale) != (1.0, 1.0))
+    is_rotated = applied[:, 1] & any(limits)
+    factors = torch.where(applied[:, :1], factors, torch.ones_like(factors))
+    turn = in_voxels(torch.where(applied[:, 1:], angles, torch.zeros_like(angles)), frame.spacing_mm.to(torch.float64))
+    return _Drawn(factors, turn, is_rotated, is_rotated | is_scaled, signs, shares)
 
 
 def _signs(spec: ViewSpec, draws: Draws, left_right: Int[Tensor, " B"]) -> Float[Tensor, "B n"]:
     """-1 for axes that are mirrored, else 1."""
     n = len(spec.size)
     flipped: Bool[Tensor, "B n"] = draws.bernoulli(0.5, n)
-    if spec.geometry.flip == "none":
-        flipped = torch.zeros_like(flipped)
-    elif spec.geometry.flip == "safe":
-        flipped = flipped & (torch.arange(n)[None] != left_right[:, None])
+    flipped = flipped & allowed_axes(spec.geometry.flip, left_right, n_axes=n)
     return 1.0 - 2.0 * flipped.to(torch.float64)
+
+
+def _fitted(
+    linear: Float[Tensor, "B n n"],
+    inward: Float[Tensor, "B n+1 n+1"],
+    size: Float[Tensor, " n"],
+    parent_size: Sequence[int] | None,
+) -> tuple[Float[Tensor, "B n n"], Float[Tensor, "B n"]]:
+    """Steps of the view's axes, shrunk to fit into a parent view; half extents of the view in voxels around it."""
+    n = len(size)
+    reach = ((inward[:, :n, :n] @ linear).abs() @ (size - 1)) / 2
+    if parent_size is None:
+        return linear, reach
+    widest = (torch.tensor([float(extent) for extent in parent_size], dtype=torch.float64) - 1) / 2
+    shrink = (widest / reach.clamp_min(1e-9)).amin(dim=1).clamp(max=1.0)
+    shrink = torch.where(shrink > 1 - 1e-9, torch.ones_like(shrink), shrink)
+    return linear * shrink[:, None, None], reach * shrink[:, None]
 
 
 def _scan_in(frame: Frame, inward: Float[Tensor, "B n+1 n+1"]) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B n"]]:
@@ -339,11 +335,6 @@ def _whole_center(
     low, high = torch.ceil(first - reach - 1e-6), torch.floor(last - reach + 1e-6)
     start = torch.minimum(low + torch.floor(share * (high - low + 1)), high)
     return start + reach
-
-
-def _is_whole_voxel_spec(spec: ViewSpec) -> bool:
-    """Whether a view draws neither rotation nor scale."""
-    return tuple(spec.scale) == (1.0, 1.0) and not any(rotation_limits(spec))
 
 
 def _is_whole(affine: Float[Tensor, "B n+1 n+1"]) -> Bool[Tensor, " B"]:

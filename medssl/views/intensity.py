@@ -1,4 +1,4 @@
-"""Decodes stored numbers, and changes intensities: gamma, contrast, brightness, bias field, blur, noise.
+"""Decodes stored numbers, and changes intensities: gamma, contrast, brightness, bias field, blur, resolution, noise.
 
 ``draw_intensity`` draws the parameters of a batch, keyed by sample. ``apply_intensity`` (or the function of one change)
 applies given parameters and draws nothing, so that a change can be repeated.
@@ -13,6 +13,7 @@ from dataclasses import fields as dataclass_fields
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn import functional
 
 from medssl.ops import fields
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class IntensityDraw:
-    """Parameters of the intensity changes of a batch, one row for each sample; neutral values change nothing.
+class CommonDraw:
+    """Parameters that most views use; see ``IntensityDraw``.
 
     Attributes:
         gamma: Exponent (neutral 1).
@@ -47,6 +48,21 @@ class IntensityDraw:
     noise: Float[Tensor, " B"]
     control: Float[Tensor, "B *c"]
     offsets: Int[Tensor, "B C 2"]
+
+
+@dataclass(frozen=True)
+class IntensityDraw(CommonDraw):
+    """Parameters of the intensity changes of a batch, one row for each sample; neutral values change nothing.
+
+    Attributes:
+        factor: Factor on all values (neutral 1).
+        inverted: Exponent of the gamma on the inverted range (neutral 1).
+        resolution: Share of the voxels per axis (neutral 1).
+    """
+
+    factor: Float[Tensor, " B"]
+    inverted: Float[Tensor, " B"]
+    resolution: Float[Tensor, " B"]
 
     def rows(self, rows: slice) -> IntensityDraw:
         """The parameters of the samples ``rows``."""
@@ -102,7 +118,7 @@ def draw_intensity(spec: Intensity, draws: Draws, *, channels: int, n: int) -> I
     gamma = torch.exp(math.log(spec.gamma[1]) + share[:, 0] * math.log(spec.gamma[2] / spec.gamma[1]))
     contrast = spec.contrast[1] + share[:, 1] * (spec.contrast[2] - spec.contrast[1])
     neutral = torch.zeros(len(is_applied))
-    return IntensityDraw(
+    common = CommonDraw(
         gamma=torch.where(is_applied[:, 0], gamma, neutral + 1),
         contrast=torch.where(is_applied[:, 1], contrast, neutral + 1),
         brightness=torch.where(is_applied[:, 2], (2 * share[:, 2] - 1) * spec.brightness[1], neutral),
@@ -112,12 +128,35 @@ def draw_intensity(spec: Intensity, draws: Draws, *, channels: int, n: int) -> I
         control=fields.draw_control(draws, n),
         offsets=fields.draw_offsets(draws, channels),
     )
+    later = _draw_later(spec, draws)
+    return IntensityDraw(**{part.name: getattr(common, part.name) for part in dataclass_fields(common)}, **later)
+
+
+def _draw_later(spec: Intensity, draws: Draws) -> dict[str, Float[Tensor, " B"]]:
+    """Draws the changes added after 0.1.0: last, so that the others are drawn as before."""
+    changes = {"factor": spec.brightness_factor, "inverted": spec.inverted_gamma, "resolution": spec.low_resolution}
+    if not any(change[0] for change in changes.values()):
+        return {name: torch.ones(len(draws)) for name in changes}
+    is_applied = draws.uniform(3) < torch.tensor([change[0] for change in changes.values()])
+    share = draws.uniform(3)
+    (low, high), (first, last), (fewest, most) = (change[1:] for change in changes.values())
+    values = torch.stack(
+        (
+            low + share[:, 0] * (high - low),
+            torch.exp(math.log(first) + share[:, 1] * math.log(last / first)),
+            fewest + share[:, 2] * (most - fewest),
+        ),
+        dim=1,
+    )
+    return dict(zip(changes, torch.where(is_applied, values, torch.ones_like(values)).unbind(1), strict=True))
 
 
 def apply_intensity(
     image: Float[Tensor, "B C *s"], drawn: IntensityDraw, *, seed: int, valid: Bool[Tensor, "B 1 *s"] | None = None
 ) -> Float[Tensor, "B C *s"]:
-    """Applies drawn parameters: gamma, contrast, brightness, bias field, blur, noise, in this order.
+    """Applies drawn parameters in this order.
+
+    Gamma, gamma on the inverted range, contrast, brightness, factor, bias field, blur, low resolution, noise.
 
     Args:
         image: Normalized values; it is not changed.
@@ -131,14 +170,21 @@ def apply_intensity(
             [apply_intensity(image[row], drawn.rows(row), seed=seed, valid=_rows_of(valid, row)) for row in rows]
         )
     image = _where(image, drawn.gamma != 1, lambda part, at: gamma(part, drawn.gamma[at], _rows_of(valid, at)))
+    image = _where(
+        image,
+        drawn.inverted != 1,
+        lambda part, at: inverted_gamma(part, drawn.inverted[at], _rows_of(valid, at)),
+    )
     image = _where(image, drawn.contrast != 1, lambda part, at: contrast(part, drawn.contrast[at], _rows_of(valid, at)))
     image = _where(image, drawn.brightness != 0, lambda part, at: brightness(part, drawn.brightness[at]))
+    image = _where(image, drawn.factor != 1, lambda part, at: part * _per_sample(drawn.factor[at], part))
     image = _where(
         image,
         drawn.bias != 0,
         lambda part, at: bias_field(part, drawn.bias[at], drawn.control[at], _rows_of(valid, at)),
     )
     image = _where(image, drawn.blur != 0, lambda part, at: blur(part, drawn.blur[at]))
+    image = _where(image, drawn.resolution != 1, lambda part, at: low_resolution(part, drawn.resolution[at]))
     return _where(
         image, drawn.noise != 0, lambda part, at: fields.add_noise(part, drawn.noise[at], drawn.offsets[at], seed=seed)
     )
@@ -175,6 +221,30 @@ def gamma(
     return (
         share.log_().mul_(_per_sample(exponent, image)).exp_().mul_(width).add_(low)
     )  # twice as fast as pow; log 0 is fine
+
+
+def inverted_gamma(
+    image: Float[Tensor, "B C *s"], exponent: Float[Tensor, " B"], valid: Bool[Tensor, "B 1 *s"] | None = None
+) -> Float[Tensor, "B C *s"]:
+    """Gamma on the inverted range: the distance from the highest value is raised to a power."""
+    return gamma(image.neg(), exponent, valid).neg_()
+
+
+def low_resolution(image: Float[Tensor, "B C *s"], share: Float[Tensor, " B"]) -> Float[Tensor, "B C *s"]:
+    """Simulates larger voxels: takes the nearest of fewer voxels, and interpolates them linearly to the former size.
+
+    Args:
+        image: Values.
+        share: Share of the voxels per axis that is left for each sample, above 0 to 1; at least one voxel is left.
+    """
+    size = image.shape[2:]
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    rows = []
+    for row, left in zip(image, share.tolist(), strict=True):
+        fewer = [max(1, round(extent * left)) for extent in size]
+        small = functional.interpolate(row[None], size=fewer, mode="nearest-exact")
+        rows.append(functional.interpolate(small, size=tuple(size), mode=mode, align_corners=False))
+    return torch.cat(rows)
 
 
 def contrast(

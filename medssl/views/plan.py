@@ -12,65 +12,53 @@ import torch
 from medssl.ops import coordinates
 from medssl.ops.draws import Draws
 from medssl.types import Batch, UserError, View
-from medssl.views import geometry, intensity
+from medssl.views import geometry, intensity, overlap
+from medssl.views.checks import check_plan
+from medssl.views.extents import largest_extent
+from medssl.views.mirroring import left_right_axis
 from medssl.views.resample import covered, is_whole, sample, window
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-    from medssl.types import Crops, Placement, Sampling, ViewPlan, ViewSpec
+    from medssl.types import Crops, Placement, ViewPlan, ViewSpec
 
 _GRID = 16  # the store's crops begin on blocks of this many voxels; views move freely within
 
 
-def read_size(plan: ViewPlan, spacing_mm: Sequence[float] | None = None) -> tuple[int, ...]:
+def read_size(
+    plan: ViewPlan, spacing_mm: Sequence[float] | None = None, shapes: Int[Tensor, "N n"] | None = None
+) -> tuple[int, ...]:
     """Voxels per axis that a raw crop must have so that it contains every view of the plan.
 
     This includes the largest scale, every rotation and the distance to the store's grid of 16 voxels. Nested views lie
-    in their parents and need nothing more.
+    in their parents and need nothing more. With the shapes of the scans, no crop is larger than the largest scan or
+    the largest view that shows a share of its scan.
 
     Args:
         plan: The views.
         spacing_mm: Spacing of the stored scans per axis: rotated thick slices cover many voxels in plane. None takes
             equal spacing; voxels that a crop then lacks are padding, marked as not valid.
+        shapes: Shapes of the scans, for views of a share of the scan (``needs_shapes``).
 
     Raises:
         UserError: The plan is not valid, see ``check_plan``.
+        ValueError: A view shows a share of the scan, and there are no shapes.
     """
     check_plan(plan)
-    extents = [geometry.largest_extent(spec, spacing_mm) for spec in plan.views if spec.nested_in is None]
-    return tuple(math.ceil(max(axis) - 1e-6) + _GRID - 1 for axis in zip(*extents, strict=True))
+    own = [spec for spec in plan.views if spec.nested_in is None]
+    extents = [largest_extent(spec, spacing_mm, shapes) for spec in own]
+    size = [math.ceil(max(axis) - 1e-6) + _GRID - 1 for axis in zip(*extents, strict=True)]
+    if shapes is None or not needs_shapes(plan):
+        return tuple(size)
+    largest = [max(int(edge), *(spec.size[axis] for spec in own)) for axis, edge in enumerate(shapes.amax(dim=0))]
+    return tuple(min(pair) for pair in zip(size, largest, strict=True))
 
 
-def check_plan(plan: ViewPlan) -> None:
-    """Refuses a plan with settings that are out of range or contradict each other.
-
-    Raises:
-        UserError: Names the view and the setting.
-    """
-    if not plan.views:
-        message = "a plan needs at least one view"
-        raise UserError(message)
-    sampling = plan.sampling
-    limits = {
-        "regions_per_scan": sampling.regions_per_scan >= 1,
-        "stratified_axis": sampling.stratified_axis is None or 0 <= sampling.stratified_axis < 3,
-        "slice_axis": 0 <= sampling.slice_axis < 3,
-        "foreground": 0 <= sampling.foreground <= 1,
-        "labeled": 0 <= sampling.labeled <= 1,
-    }
-    for name, holds in limits.items():
-        if not holds:
-            message = f"data.sampling.{name} is out of range: {getattr(sampling, name)}"
-            raise UserError(message)
-    _check_labeled(sampling)
-    for number, spec in enumerate(plan.views):
-        problem = _problem(spec, number, plan)
-        if problem:
-            message = f"view {number}: {problem}"
-            raise UserError(message)
-        geometry.rotation_limits(spec)
+def needs_shapes(plan: ViewPlan) -> bool:
+    """Whether the size of raw crops depends on the shapes of the scans: a view shows a share of its scan."""
+    return any(spec.area is not None for spec in plan.views)
 
 
 def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device | str) -> Batch:
@@ -103,6 +91,10 @@ def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device 
     affines: list[Tensor] = []
     for number, spec in enumerate(plan.views):
         parent = None if spec.nested_in is None else affines[spec.nested_in]
+        partner = None
+        if number and spec.min_overlap > 0:
+            first_size = torch.tensor([float(extent) for extent in plan.views[0].size], dtype=torch.float64)
+            partner = overlap.partner_of(affines[0], first_size, frame.spacing_mm)
         affines.append(
             geometry.draw_geometry(
                 spec,
@@ -110,6 +102,7 @@ def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device 
                 frame,
                 parent=parent,
                 parent_size=None if spec.nested_in is None else plan.views[spec.nested_in].size,
+                partner=partner,
             )
         )
         draws = Draws(seed, crops.origin.samples, f"view{number}.intensity")
@@ -160,10 +153,11 @@ def _frame(crops: Crops, plan: ViewPlan) -> geometry.Frame:
         low=low,
         high=high,
         spacing_mm=placement.spacing_mm.cpu().to(torch.float64),
-        left_right=geometry.left_right_axis(placement.world_affine),
+        left_right=left_right_axis(placement.world_affine),
         parts=_parts(crops, plan),
         shown=None if placement.shown is None else placement.shown.cpu().to(torch.float64) - start,
         centered=plan.centered,
+        shape=placement.source_shape.cpu().to(torch.float64),
     )
 
 
@@ -268,39 +262,3 @@ def _apply_intensity_and_fill(
         is_present = crops_on_device.present.reshape(*crops_on_device.present.shape, *[1] * (image.ndim - 2))
         image = torch.where(is_present, image, image.new_zeros(()))
     return image
-
-
-def _check_labeled(sampling: Sampling) -> None:
-    """Refuses settings that place crops in two ways at once: around labels, and by parts or foreground."""
-    if sampling.labeled > 0 and sampling.stratified_axis is not None:
-        message = (
-            f"data.sampling.labeled {sampling.labeled} and stratified_axis {sampling.stratified_axis} both say "
-            "where crops lie: leave one of them out"
-        )
-        raise UserError(message)
-    if sampling.labeled + sampling.foreground > 1:
-        message = (
-            f"data.sampling.labeled {sampling.labeled} and foreground {sampling.foreground} are shares of the "
-            "same crops: make their sum at most 1"
-        )
-        raise UserError(message)
-
-
-def _problem(spec: ViewSpec, number: int, plan: ViewPlan) -> str:
-    """What is wrong with a view; "" if nothing is."""
-    n = len(plan.views[0].size)
-    if len(spec.size) != n or n not in (2, 3) or min(spec.size) < 1:
-        return f"size takes 2 or 3 positive numbers, as many in each view: {spec.size}"
-    if not 0 < spec.scale[0] <= spec.scale[1]:
-        return f"scale takes two positive numbers, the lower one first: {spec.scale}"
-    if spec.nested_in is not None and not 0 <= spec.nested_in < number:
-        return f"nested_in takes the number of an earlier view: {spec.nested_in}"
-    changes = spec.intensity
-    for name in ("noise", "blur", "brightness", "contrast", "gamma", "bias_field"):
-        values = getattr(changes, name)
-        if not 0 <= values[0] <= 1 or any(not math.isfinite(value) or value < 0 for value in values):
-            return f"intensity.{name} takes a probability and then numbers of at least 0: {values}"
-    for name, factors in (("gamma", changes.gamma[1:]), ("contrast", changes.contrast[1:])):
-        if not 0 < factors[0] <= factors[1]:
-            return f"intensity.{name} takes two positive numbers, the lower one first: {factors}"
-    return ""

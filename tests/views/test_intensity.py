@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -165,3 +166,67 @@ def test_applying_the_same_draw_gives_the_same_and_leaves_the_input(shape):
     few = intensity.apply_intensity(values[2:4], drawn.rows(slice(2, 4)), seed=0)
     assert torch.equal(few, once[2:4])
     assert not torch.equal(once, values)
+
+
+# --- changes after 0.1.0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_inverted_gamma_by_its_formula(shape):
+    values = image(shape)
+    exponent = torch.tensor([0.6, 1.5, 2.0])
+    changed = intensity.inverted_gamma(values, exponent)
+    for row in range(3):
+        for channel in range(2):
+            one = values[row, channel].double().numpy()
+            low, high = one.min(), one.max()
+            expected = high - ((high - one) / (high - low)) ** float(exponent[row]) * (high - low)
+            assert np.allclose(changed[row, channel].numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_low_resolution_is_the_image_of_fewer_voxels(shape):
+    values = image(shape)
+    changed = intensity.low_resolution(values, torch.tensor([1.0, 0.5, 0.001]))
+    assert torch.allclose(changed[0], values[0], atol=1e-6)
+    single = changed[2].flatten(1)  # one voxel is left, of the middle
+    assert torch.allclose(single, single[:, :1].expand_as(single))
+    for channel in range(2):
+        source = values[1, channel].double().numpy()
+        for axis, extent in enumerate(shape):  # nearest by the middles of the larger voxels, then linear
+            fewer = max(1, round(extent * 0.5))
+            middles = (np.arange(fewer) + 0.5) * extent / fewer
+            source = source.take(np.floor(middles).astype(int), axis)
+            grid = np.arange(extent) + 0.5
+            source = np.apply_along_axis(lambda line, x=middles, at=grid: np.interp(at, x, line), axis, source)
+        assert np.allclose(changed[1, channel].numpy(), source, atol=1e-5)
+
+
+def test_later_changes_keep_to_their_limits_and_leave_the_former_draws():
+    former = Intensity((0.5, 0.2), (0.5, 1.5), (0.5, 0.3), (0.5, 0.8, 1.3), (0.5, 0.7, 1.6), (0.5, 0.4))
+    more = replace(
+        former, brightness_factor=(0.15, 0.75, 1.25), inverted_gamma=(0.1, 0.7, 1.5), low_resolution=(0.25, 0.5, 1.0)
+    )
+    drawn, before = (
+        intensity.draw_intensity(spec, Draws(0, range(2000), "view0"), channels=2, n=2) for spec in (more, former)
+    )
+    for name in ("gamma", "contrast", "brightness", "bias", "blur", "noise", "control", "offsets"):
+        assert torch.equal(getattr(drawn, name), getattr(before, name)), name
+    for values, share, low, high in (
+        (drawn.factor, 0.15, 0.75, 1.25),
+        (drawn.inverted, 0.1, 0.7, 1.5),
+        (drawn.resolution, 0.25, 0.5, 1.0),
+    ):
+        changed = values[values != 1]
+        assert len(changed) / 2000 == pytest.approx(share, abs=0.03)
+        assert low <= float(changed.min()) < low + 0.05
+        assert high - 0.05 < float(changed.max()) <= high
+    for values in (before.factor, before.inverted, before.resolution):
+        assert bool((values == 1).all())
+
+
+def test_factor_multiplies():
+    values = image((5, 5))
+    spec = Intensity(brightness_factor=(1.0, 0.5, 0.5))
+    drawn = intensity.draw_intensity(spec, Draws(0, range(3), "view0"), channels=2, n=2)
+    assert torch.allclose(intensity.apply_intensity(values, drawn, seed=0), values * 0.5)

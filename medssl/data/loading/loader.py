@@ -72,16 +72,38 @@ def make_loader(
 
 def small_scans(store: Store, read_size: tuple[int, ...], *, split: str | None = None, slice_axis: int = 2) -> int:
     """Returns how many scans are smaller than a raw crop along some axis: those crops are padded."""
-    numbers = store.scans(split, axes=len(read_size))
+    shapes = scan_shapes(store, len(read_size), split=split, slice_axis=slice_axis)
+    return int((shapes < np.asarray(read_size)).any(axis=1).sum())
+
+
+def scan_shapes(
+    store: Store,
+    axes: int,
+    *,
+    split: str | None = None,
+    slice_axis: int = 2,
+    scans: Sequence[int] | None = None,
+) -> NDArray[np.int64]:
+    """Returns the shapes [N, axes] of the scans that a loader reads; of slices where it reads slices of volumes.
+
+    Args:
+        store: Where the scans are.
+        axes: Axes of the crops: 2 or 3.
+        split: Scans of this split; None takes all.
+        slice_axis: Axis across which slices lie.
+        scans: Only these scans of the split; None takes all.
+    """
+    numbers = store.scans(split, axes=axes)
+    if scans is not None:
+        numbers = numbers[np.isin(numbers, scans)]
     shape = store.records.facts["shape"][numbers].astype(np.int64)
-    flat = store.records.facts["ndim"][numbers] == len(read_size)
-    if len(read_size) == 3:
-        return int((shape < np.asarray(read_size)).any(axis=1).sum())
-    count = int((shape[flat][:, :2] < np.asarray(read_size)).any(axis=1).sum())
-    for number in numbers[~flat]:
-        axes = slice_axes(store.affine(number), slice_axis)
-        count += any(store.shape(number)[a] < n for a, n in zip(axes, read_size, strict=True))
-    return count
+    is_volume = store.records.facts["ndim"][numbers] == 3
+    if axes == 3:
+        return shape
+    planes = [[store.shape(n)[axis] for axis in slice_axes(store.affine(n), slice_axis)] for n in numbers[is_volume]]
+    found = shape[:, :2].copy()
+    found[is_volume] = np.array(planes, np.int64).reshape(-1, 2)
+    return found
 
 
 class CropLoader(DataLoader[Any]):
