@@ -59,7 +59,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--subject", type=float, nargs="+", default=[0.02], help="deviation of subjects")
     parser.add_argument("--rest", type=float, nargs="+", default=[0.03], help="deviation of the rest")
     parser.add_argument("--from", dest="cases", type=Path, help="cases.csv of a comparison: its numbers and deviations")
-    parser.add_argument("--arms", nargs=2, default=["spark", "scratch"], help="the arm and its twin in that table")
+    parser.add_argument("--arms", nargs=2, default=["spark", "scratch"], help="the arm and its baseline in that table")
     parser.add_argument("--looks", type=int, nargs="+", help="numbers of runs after which someone looks")
     parser.add_argument("--effects", type=float, nargs="+", default=[0.0, 0.01, 0.02, 0.03, 0.05])
     given = parser.parse_args(words)
@@ -127,8 +127,8 @@ def sure(tables: list[np.ndarray], seed: int) -> bool:
     return False
 
 
-def read_differences(cases: Path, arm: str, twin: str) -> dict[int, np.ndarray]:
-    """Arm less twin by number of labeled subjects: runs that both have, subjects with a score in all of them."""
+def read_differences(cases: Path, arm: str, baseline: str) -> dict[int, np.ndarray]:
+    """Arm less baseline by number of labeled subjects: runs that both have, subjects with a score in all of them."""
     scores: dict[tuple[str, int], dict[int, dict[str, float]]] = {}
     with cases.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -136,7 +136,7 @@ def read_differences(cases: Path, arm: str, twin: str) -> dict[int, np.ndarray]:
             own |= {row["subject_id"]: float(row["score"])} if row["score"] else {}
     found = {}
     for labels in sorted({n for name, n in scores if name == arm}):
-        first, second = scores[arm, labels], scores[twin, labels]
+        first, second = scores[arm, labels], scores[baseline, labels]
         runs = sorted(first.keys() & second.keys())
         subjects = sorted(set.intersection(*({*own[run]} for own in (first, second) for run in runs)))
         found[labels] = np.array([[first[run][name] - second[run][name] for name in subjects] for run in runs])

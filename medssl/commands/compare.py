@@ -1,8 +1,8 @@
-"""The verb ``compare``: did pretraining help, with how many labels, and is that sure?
+"""The verb ``compare``: whether pretraining helps, and with how many labels.
 
-Every encoder and its twin from scratch are fine-tuned with several numbers of labeled subjects, several times each
-(other subjects, another seed), by one recipe, and scored on subjects that none has seen. The runs are what is kept;
-tables, pictures and verdicts are made of them anew each time.
+Every encoder and its from-scratch baseline are fine-tuned with several numbers of labeled subjects, several times each
+(other subjects, another seed), by one recipe, and scored on test subjects. Tables, pictures and verdicts are computed
+from the runs each time.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
-from medssl.comparison.arms import Run, arms_of, encoders_of, read_recorded, record_plan, study_of
+from medssl.comparison.arms import Run, arms_of, encoders_of
 from medssl.comparison.jobs import alone
 from medssl.comparison.plan import (
     digest_of_scored,
@@ -27,8 +27,11 @@ from medssl.comparison.plan import (
     refuse_known,
     refuse_unscored,
 )
+from medssl.comparison.record import read_recorded, record_plan, study_of
+from medssl.comparison.report import REPORT
 from medssl.comparison.runs import common_words, finish, job_of
-from medssl.comparison.summary import REPORT, note_edits, set_aside, summarize
+from medssl.comparison.summary import summarize
+from medssl.comparison.tables import note_edits, set_aside
 from medssl.data.index.scan_index import Index
 from medssl.data.labels.selection import labeled_scans_of_index
 from medssl.data.store.store import Store
@@ -43,11 +46,8 @@ from medssl.training.initial_weights import Allowed
 from medssl.training.label_targets import schema_for
 from medssl.training.optim import FineTuning
 from medssl.training.settings import Examples, Training
-from medssl.types import LabelSchema, UserError
+from medssl.types import LabelSchema, Note, UserError
 from medssl.views.mixing import Mixing
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -70,17 +70,17 @@ class CompareResult:
 
     @property
     def verdicts(self) -> tuple[str, ...]:
-        """What is sure of each encoder."""
+        """Verdict on each encoder."""
         return tuple(f"{one['arm']}: {one['verdict']}" for one in self.summary.get("compared", ()))
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[Note, ...]:
         """What a reader of the results must know."""
-        return tuple(self.summary.get("notes", ()))
+        return tuple(Note(**note) for note in self.summary.get("notes", ()))
 
     @property
     def failed(self) -> dict[str, str]:
-        """Runs that failed, with the reason."""
+        """Reason of each run that failed."""
         return dict(self.summary.get("failed", {}))
 
     def _repr_markdown_(self) -> str:
@@ -141,33 +141,34 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         UserError: Something the user can put right before anything is trained.
     """
     if min(runs, 1 if jobs is None else jobs) < 1 or not labels:
-        few = {"runs": runs < 1, "jobs": jobs is not None and jobs < 1, "labels": not labels}
+        too_few = {"runs": runs < 1, "jobs": jobs is not None and jobs < 1, "labels": not labels}
         message = "at least 1 is needed"
-        raise UserError(message, key=next(key for key, wrong in few.items() if wrong))
+        raise UserError(message, key=next(key for key, wrong in too_few.items() if wrong))
     folders, opened = encoders_of(encoders), Store.open(store)
-    starts = {
+    initial_weights = {
         name: initial_weights_of(name, folder, opened, optimizer, allow, names(trust), data.view.size)
         for name, folder in folders.items()
     }
     schema = schema_for(opened, data.target, head)
     seeds = [training.seed + number for number in range(runs)]
     counts = label_counts(opened, schema, data, labels, seeds)
-    rare = missing_notes(opened, schema, data, counts, seeds)
-    with Index.open(index) as known:
-        scans = labeled_scans_of_index(known, schema, split, None)
+    missing_classes = missing_notes(opened, schema, data, counts, seeds)
+    with Index.open(index) as opened_index:
+        scans = labeled_scans_of_index(opened_index, schema, split, None)
         refuse_unscored(scans, schema, split)
         if "seen" not in allow:
-            refuse_known(scans, split, known_subjects(opened, data, starts))
-        scored = digest_of_scored(scans, known.root)
+            refuse_known(scans, split, known_subjects(opened, data, initial_weights))
+        scored = digest_of_scored(scans, opened_index.root)
     recipe = as_data({"head": head, "data": data, "training": training, "optimizer": optimizer, "mixing": mixing})
     held = {"store": opened.digest, "split": split, "scored": scored}
     held |= {"windows": as_data(windows)} | recipe
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with alone(out / LOCK, f"{out}/") as lock:
-        arms = list(arms_of(folders, starts, read_recorded(out)))
+        arms = list(arms_of(folders, initial_weights, read_recorded(out)))
         plan = [Run(arm, n, number) for number in range(runs) for n in counts for arm in arms]
-        kept = record_plan(out, held, arms, starts, plan)
-        study = replace(study_of(out, kept, arms, plan), notes=(*first_notes(data, optimizer), *rare))
+        recorded = record_plan(out, held, arms, initial_weights, plan)
+        notes = (*first_notes(data, optimizer), *missing_classes)
+        study = replace(study_of(out, recorded, arms, plan), notes=notes)
         atomic_write(out / "recipe.yaml", lambda file: file.write(yaml.safe_dump(recipe, sort_keys=False).encode()))
         note_edits(study, set_aside(study))
         words = common_words(out, store, index, split, windows, allow, sorted(names(trust) | others_in(recipe)))

@@ -1,4 +1,4 @@
-"""Commands of medssl as processes of their own, side by side, each with its device and its log."""
+"""Jobs: commands of medssl in processes, several at a time, each with its device and its log."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SLURM sends SIGUSR1 before time is up
 REMINDER_S = 5.0
-PATIENCE_S = 120.0  # how long the processes of a killed parent may take to save
+PATIENCE_S = 120.0  # time for the processes of a killed parent to save
 
 
 @dataclass(frozen=True)
 class Job:
-    """Commands that follow one another in one process, as words behind ``medssl``; what they say goes to ``log``."""
+    """Commands that follow one another in one process, as words behind ``medssl``; ``log`` receives their output."""
 
     name: str
     commands: tuple[tuple[str, ...], ...]
@@ -43,7 +43,7 @@ class Job:
 
     @property
     def error(self) -> Path:
-        """Where the process writes the error of the user that ends it, as JSON."""
+        """File to which the process writes the error that ends it, as JSON."""
         return self.log.with_suffix(".error.json")
 
 
@@ -59,40 +59,40 @@ def run_jobs(jobs: Sequence[Job], done: Callable[[Job, Failure | None], None], *
     """Runs jobs, ``at_once`` at a time, in their order; a job that fails stops no other.
 
     Args:
-        jobs: What to do.
+        jobs: The jobs.
         done: Called with each job as it ends, and with the reason why it failed or None.
-        at_once: Processes side by side; they take turns with the GPUs and share the processor's cores.
+        at_once: Processes at the same time; they take turns with the GPUs and share the processor's cores.
         lock: Held open by every process, so that the lock on it lasts as long as any of them.
 
     Returns:
-        0, or the number of the signal that stopped it: then every process was told, and has saved what it can.
+        0, or the number of the signal that stopped it: every process received it and has saved what it can.
     """
     waiting, running = deque(jobs), dict[subprocess.Popen[bytes], tuple[Job, int, int]]()
-    free, heard, tell_at = list(range(at_once)), list[int](), 0.0
-    former = {number: signal.signal(number, lambda number, _: heard.append(number)) for number in SIGNALS}
+    free, received, forward_at = list(range(at_once)), list[int](), 0.0
+    former = {number: signal.signal(number, lambda number, _: received.append(number)) for number in SIGNALS}
     try:
-        while running or (waiting and not heard):
-            while waiting and free and not heard:
+        while running or (waiting and not received):
+            while waiting and free and not received:
                 slot = free.pop(0)
                 job = waiting.popleft()
                 before = job.log.stat().st_size if job.log.exists() else 0  # what earlier attempts said
                 running[start(job, slot, at_once, lock)] = job, slot, before
             time.sleep(0.1)
-            if heard and time.monotonic() >= tell_at:  # again and again: the next command of a job has heard nothing
+            if received and time.monotonic() >= forward_at:  # repeated: a job may be between commands
                 for process in running:
                     process.send_signal(signal.SIGTERM)
-                tell_at = time.monotonic() + REMINDER_S
+                forward_at = time.monotonic() + REMINDER_S
             for process in [process for process in running if process.poll() is not None]:
                 job, slot, before = running.pop(process)
                 free.append(slot)
-                if not heard:
+                if not received:
                     done(job, failure(job, process.returncode, before) if process.returncode else None)
     finally:
         for process in running:  # an exception of ours
             process.kill()
         for number, handler in former.items():
             signal.signal(number, handler)
-    return heard[0] if heard else 0
+    return received[0] if received else 0
 
 
 def start(job: Job, slot: int, at_once: int, lock: IO[str]) -> subprocess.Popen[bytes]:
@@ -109,13 +109,13 @@ def start(job: Job, slot: int, at_once: int, lock: IO[str]) -> subprocess.Popen[
             stderr=subprocess.STDOUT,
             env=environment,
             pass_fds=(lock.fileno(),),
-            start_new_session=True,  # Ctrl-C reaches the parent alone, which tells everyone once
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which forwards it
         )
 
 
 def command(commands: Sequence[Sequence[str]]) -> list[str]:
-    """Words that start commands of medssl, one after the other, in a process that stops when this one ends."""
-    return [*python_command(), "-m", "medssl.comparison.child", str(os.getpid()), json.dumps(commands)]
+    """Command line that starts commands of medssl, one after the other, in a process that stops when this one ends."""
+    return [*python_command(), "-m", "medssl.comparison.process", str(os.getpid()), json.dumps(commands)]
 
 
 def devices(slot: int) -> dict[str, str]:
@@ -160,8 +160,9 @@ def alone(file: Path, what: str) -> Iterator[IO[str]]:
         since = time.monotonic()
         while not try_lock(lock):
             if time.monotonic() - since > PATIENCE_S:
-                message = f"another process is at work in {what}: wait for it, or choose another folder for results"
-                raise UserError(message)
+                message = f"another process is at work in {what}"
+                hint = "Wait for it, or choose another folder for results."
+                raise UserError(message, key="out", hint=hint)
             if time.monotonic() - since < 0.1:
                 log.warning(f"waiting for a process that is at work in {what}")
             time.sleep(0.2)

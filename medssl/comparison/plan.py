@@ -1,4 +1,4 @@
-"""What a comparison checks and counts before anything is trained."""
+"""Checks and counts of a comparison before anything is trained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from medssl.training.initial_weights import (
 )
 from medssl.training.optim import FineTuning
 from medssl.training.settings import Examples
-from medssl.types import LabelSchema, UserError
+from medssl.types import LabelSchema, Note, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -44,10 +44,11 @@ def initial_weights_of(
     trust: Collection[str] = (),
     size: Sequence[int] | None = None,
 ) -> InitialWeights:
-    """How the runs of an encoder begin; says what is not known or allowed of the subjects that it has seen.
+    """Initial weights of the runs of an encoder; logs what is unknown or allowed of its pretraining subjects.
 
     Raises:
-        UserError: It was pretrained on other preprocessing, has seen test subjects, or takes other channels; names it.
+        UserError: The preprocessing or the channels differ, or test subjects were used in pretraining; names the
+            encoder.
     """
     try:
         initial = with_drop_path(
@@ -58,25 +59,27 @@ def initial_weights_of(
         initial = with_channels(initial, store.channels, allow)
         note = refuse_seen(store, initial, allow)
     except UserError as error:
-        message = f"{name}: {error}"
-        raise UserError(message) from error
+        raise error.changed(message=f"{name}: {error.message}") from error
     if note:
         log.info(f"note: {name}: {note}")
     return initial
 
 
-def first_notes(data: Examples, optimizer: FineTuning) -> tuple[str, ...]:
-    """What the recipe means for the results."""
+def first_notes(data: Examples, optimizer: FineTuning) -> tuple[Note, ...]:
+    """Notes on what the recipe means for the results."""
     notes = []
     if data.label_seed is not None:
-        notes.append(
-            f"data.label_seed is {data.label_seed}: all runs learn from the same labeled subjects, so that intervals "
-            "and p-values do not know the luck of that draw."
+        text = (
+            f"data.label_seed is {data.label_seed}: all runs train on the same labeled subjects. Intervals and "
+            "p-values do not include the variation between selections."
         )
+        notes.append(Note("other", text))
     if optimizer.head_first == 1:
-        notes.append("The encoder is frozen (optimizer.head_first 1): the twin's encoder stays random.")
+        text = "The encoder is frozen (optimizer.head_first 1): that of the from-scratch baseline keeps random weights."
+        notes.append(Note("other", text))
     elif optimizer.lora.rank:
-        notes.append("optimizer.lora adapts a frozen encoder: that of the twin stays random beneath what is adapted.")
+        text = "optimizer.lora adapts a frozen encoder: that of the from-scratch baseline keeps random weights below."
+        notes.append(Note("other", text))
     return tuple(notes)
 
 
@@ -84,52 +87,54 @@ def refuse_unscored(scans: Sequence[Scan], schema: LabelSchema, split: str) -> N
     """Refuses scans on which the measure of the comparison is not defined, before anything is trained.
 
     Raises:
-        UserError: No class or finding is there in two subjects and absent in two.
+        UserError: No class or finding is present in two subjects and absent in two.
     """
     values, subjects = [dict(scan.labels.values) for scan in scans], [scan.subject.subject_id for scan in scans]
     columns = kind_of(schema).contrasts(values, schema)
     if columns and not any(judged(positive, subjects, known) for positive, known in columns):
         message = (
-            f"nothing can be compared on split {split!r}: an AUROC takes a class of {schema.name} that at least "
-            f"{FEWEST} of its {len(set(subjects))} subjects have and {FEWEST} lack; choose another split"
+            f"nothing can be compared: an AUROC takes a class of {schema.name} that at least {FEWEST} of the "
+            f"{len(set(subjects))} subjects have and {FEWEST} lack"
         )
-        raise UserError(message)
+        raise UserError(message, key="split", got=split, hint="Choose another split.")
 
 
-def known_subjects(store: Store, data: Examples, starts: Mapping[str, InitialWeights]) -> dict[str, Sequence[str]]:
-    """Subjects whose scores would be too good, by how the networks know them."""
-    found: dict[str, Sequence[str]] = {
-        f"in split {data.train!r}, which is learned from": store.subjects_of_split(data.train),
-        f"in split {data.validation!r}, which validates": store.subjects_of_split(data.validation),
+def known_subjects(
+    store: Store, data: Examples, initial_weights: Mapping[str, InitialWeights]
+) -> dict[str, Sequence[str]]:
+    """Subjects whose scores would be too good, by the reason."""
+    subjects: dict[str, Sequence[str]] = {
+        f"in split {data.train!r}, the training split": store.subjects_of_split(data.train),
+        f"in split {data.validation!r}, the validation split": store.subjects_of_split(data.validation),
     }
-    for name, initial in starts.items():
-        found[f"known to {name} from pretraining"] = initial.provenance.known
-    return found
+    for name, initial in initial_weights.items():
+        subjects[f"used in the pretraining of {name}"] = initial.provenance.known
+    return subjects
 
 
 def refuse_known(scans: Sequence[Scan], split: str, known: Mapping[str, Sequence[str]]) -> None:
-    """Refuses to score subjects that a network learns from, is validated with or has seen, before it is trained.
+    """Refuses to score subjects of training, validation or pretraining, before anything is trained.
 
     Raises:
-        UserError: Counts the subjects and says how they are known.
+        UserError: Counts the subjects and names the reasons.
     """
-    asked = {scan.subject.subject_id for scan in scans}
-    found = [f"{len(shared)} are {how}" for how, subjects in known.items() if (shared := overlap(asked, subjects))]
-    if found:
-        message = (
-            f"of the {len(asked)} subjects of split {split!r}, {'; '.join(found)}: scores on them say nothing about "
-            "new patients; choose another split, or allow it (allow: seen)"
-        )
-        raise UserError(message)
+    scored = {scan.subject.subject_id for scan in scans}
+    reasons = [
+        f"{len(shared)} are {reason}" for reason, subjects in known.items() if (shared := overlap(scored, subjects))
+    ]
+    if reasons:
+        message = f"scores would be too good: of the {len(scored)} subjects, {'; '.join(reasons)}"
+        hint = "Choose another split, or allow it (allow: seen)."
+        raise UserError(message, key="split", got=split, hint=hint)
 
 
 def label_counts(
     store: Store, schema: LabelSchema, data: Examples, labels: Sequence[float | None], seeds: Sequence[int]
 ) -> list[int]:
-    """Numbers of labeled subjects that the words of the user stand for, each once, the fewest first.
+    """Numbers of labeled subjects from numbers, shares and null, each once, the fewest first.
 
     Raises:
-        UserError: Some run cannot have as many; says how many there are.
+        UserError: A run cannot have as many; states how many there are.
     """
     scans = labeled_scans(store, len(data.view.size), data.train, schema)
     there = len(store.distinct_subjects(scans))
@@ -145,30 +150,28 @@ def label_counts(
 
 def missing_notes(
     store: Store, schema: LabelSchema, data: Examples, counts: Sequence[int], seeds: Sequence[int]
-) -> list[str]:
-    """What to tell, and tells, of classes that no scan has that the runs of a number of labels learn from."""
+) -> list[Note]:
+    """Notes, also logged, on classes that no training scan has in the runs of a number of labels."""
     scans, notes = labeled_scans(store, len(data.view.size), data.train, schema), []
     for count in counts:
         missing: Counter[str] = Counter()
         for seed in seeds if data.label_seed is None else [data.label_seed] * len(seeds):
-            chosen = few(store, scans, schema, subjects=count, seed=seed)
-            missing.update(trained_on(store, chosen, schema).missing_classes)
+            training_scans = few(store, scans, schema, subjects=count, seed=seed)
+            missing.update(trained_on(store, training_scans, schema).missing_classes)
         if missing:
-            names = ", ".join(f"{name} ({found} of {len(seeds)} runs)" for name, found in missing.items())
-            notes.append(
-                f"With {count} labeled subjects no scan that a network learns from has {names}: it will hardly ever "
-                "give that answer."
-            )
+            names = ", ".join(f"{name} ({number} of {len(seeds)} runs)" for name, number in missing.items())
+            text = f"With {count} labeled subjects no training scan has {names}: networks will rarely predict it."
+            notes.append(Note("missing", text))
     for note in notes:
         log.info(f"note: {note}")
     return notes
 
 
 def digest_of_scored(scans: Sequence[Scan], root: Path) -> str:
-    """Names scans and what is to be found in them: their values and the content of their masks, without a path."""
+    """Digest of scans with their values and the content of their masks, without a path."""
     state = hashlib.blake2b(digest_size=8)
     for scan in sorted(scans, key=lambda scan: scan.scan_id):
-        classes = scan.labels.classes or ""  # of segments, whose objects do not say them
+        classes = scan.labels.classes or ""  # of segments, whose objects do not name them
         state.update(f"{scan.scan_id} {sorted(scan.labels.values)}{classes}".encode())
         for path in dict.fromkeys(part.path for part in scan.labels.mask):
             file = root / path

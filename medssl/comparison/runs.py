@@ -1,4 +1,4 @@
-"""The runs of a comparison as commands, and their states when they are done."""
+"""The runs of a comparison as jobs, and their states when they are done."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from medssl.comparison.arms import TEST, Run, Study
 from medssl.comparison.jobs import Failure, Job, run_jobs
-from medssl.comparison.summary import (
-    STATES,
-    clear_states,
-    set_aside_strange,
-    write_tables,
-)
+from medssl.comparison.tables import STATES, clear_states, move_aside, write_tables
 from medssl.encoders.weights import CARD
 from medssl.inference.predictor import Windows
 from medssl.training.configuration import as_data
@@ -29,7 +24,7 @@ log = logging.getLogger(__name__)
 def common_words(
     out: Path, store: Path, index: Path, split: str, windows: Windows, allow: Sequence[Allowed], trust: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The words that all runs share: of ``finetune``, and of ``evaluate``; whole paths are seen in what they say."""
+    """Options that all runs share: of ``finetune``, and of ``evaluate``; their logs show whole paths."""
     train = ["--config", str(out.absolute() / "recipe.yaml"), "--store", str(store.absolute())]
     score = ["--index", str(index.absolute()), "--split", split]
     score += [f"--windows.{key}={value}" for key, value in as_data(windows).items()]
@@ -43,13 +38,13 @@ def job_of(run: Run, out: Path, words: tuple[tuple[str, ...], tuple[str, ...]], 
     """Fine-tunes, then scores; runs of one number share the labeled subjects and the seed."""
     folder, (train, score) = run.folder(out.absolute()), words
     assert run.arm.folder is not None  # this command names it
-    twin = () if run.arm.twin else ("--from_scratch", "true")
+    weights = () if run.arm.baseline else ("--from_scratch", "true")
     tune = (
-        "finetune", *train, "--run", str(folder), "--pretrained", str(run.arm.folder.absolute()), *twin,
+        "finetune", *train, "--run", str(folder), "--pretrained", str(run.arm.folder.absolute()), *weights,
         "--labels", str(run.labels), "--training.seed", str(seed + run.number),
     )  # fmt: skip
     judge = ("evaluate", str(folder), *score, "--out", str(folder / TEST))
-    # scoring begins after training, and the trainer's states go after scoring: then it is scored, not trained again
+    # scoring begins after training, and checkpoints are removed after scoring: then it is only scored again
     trained = (folder / CARD).exists() and (folder / TEST).is_dir() and not (folder / STATES).exists()
     return Job(str(run), (judge,) if trained else (tune, judge), folder.with_name(f"{folder.name}.log"))
 
@@ -57,17 +52,17 @@ def job_of(run: Run, out: Path, words: tuple[tuple[str, ...], tuple[str, ...]], 
 def finish(
     missing: Sequence[Job], study: Study, *, jobs: int | None, lock: Any, keep: bool
 ) -> dict[str, Failure] | int:
-    """Does the missing runs; tables are written as each ends.
+    """Runs the missing jobs and writes the tables after each.
 
     Args:
-        missing: What is to be done.
-        study: What it belongs to.
-        jobs: Runs side by side.
+        missing: The jobs.
+        study: The study that they belong to.
+        jobs: Runs at the same time.
         lock: Held open by every process.
-        keep: Leaves the trainer's states of runs that are done.
+        keep: Whether the checkpoints of runs that are done stay.
 
     Returns:
-        Why some failed, or the exit code of a signal.
+        The failures by run, or the exit code of a signal.
     """
     import torch
     from tqdm.auto import tqdm
@@ -79,8 +74,8 @@ def finish(
         def done(job: Job, why: Failure | None) -> None:
             bar.update()
             if not why and runs[job.name].has_other_weights(study.out):
-                told = set_aside_strange(runs[job.name], study.out)
-                why = Failure(told, told)
+                reason = move_aside(runs[job.name], study.out)
+                why = Failure(reason, reason)
             if why:
                 failed[job.name] = why
                 log.info(f"failed: {job.name}: {why.reason}")

@@ -1,4 +1,4 @@
-r"""Whether one way of training is better than another: differences over runs and subjects, and what they prove.
+r"""Whether one way of training is better than another: differences over runs and subjects, and their verdict.
 
 Scores are tables [runs, subjects]: the same test subjects for both ways, and pairs of runs (same labeled subjects,
 same seed). With difference :math:`d_{rs}` of run r and subject s::
@@ -6,15 +6,15 @@ same seed). With difference :math:`d_{rs}` of run r and subject s::
     d_rs = m + a_r + b_s + e_rs              effect of the run, effect of the subject, the rest
     se^2 = (MS_a + MS_b - MS_e) / (R S)      mean squares of a two-way table without replication (Searle et al. 1992)
 
-Both the choice of labeled subjects and the choice of test subjects are chance: an interval that knows one of them only
-is too narrow. The interval comes from drawing runs and subjects again together (Owen 2007), its percentiles moved so
-that it is as wide as the standard error and its degrees of freedom (Satterthwaite 1946) ask for; where hardly a draw
-lies so far out, it is the mean and so many standard errors to either side. The p-value comes from
-turning round the signs of the estimated effects a, b and e, each on its own, and looking how often the studentized
-mean becomes as large (a sign-flip, or wild, permutation test: Winkler et al. 2014); five runs have few signs to turn,
-so that it is never below what Student's t gives. p-values of several comparisons are corrected together (Holm 1979).
+Both the choice of labeled subjects and the choice of test subjects are random: an interval of one of them alone is too
+narrow. The interval comes from drawing runs and subjects again together (Owen 2007). Its percentiles are moved so that
+it is as wide as the standard error and its degrees of freedom (Satterthwaite 1946) require; if almost no draw lies so
+far out, it is the mean and as many standard errors to either side. The p-value comes from flipping the signs of the
+estimated effects a, b and e, each by itself, and counting how often the studentized mean becomes as large (a sign-flip,
+or wild, permutation test: Winkler et al. 2014). Five runs have few signs to flip, so that it is never below that of
+Student's t. p-values of several comparisons are corrected together (Holm 1979).
 
-Not scipy: it draws one factor again, not runs and subjects together, and has no correction by Holm.
+Not scipy: it resamples one factor, not runs and subjects together, and has no correction by Holm.
 """
 
 from __future__ import annotations
@@ -80,15 +80,15 @@ def difference(first: Float[np.ndarray, "R S"], second: Float[np.ndarray, "R S"]
     if first.shape != second.shape or first.ndim != 2:
         message = (
             f"scores of {' x '.join(map(str, first.shape))} and of {' x '.join(map(str, second.shape))} (runs x "
-            "subjects) cannot be compared: give pairs of runs on the same test subjects"
+            "subjects) cannot be compared"
         )
-        raise UserError(message)
+        raise UserError(message, expected="pairs of runs on the same test subjects")
     table = first - second
     whole = np.isfinite(table).all(axis=0)
     table, left_out = table[:, whole], int((~whole).sum())
     runs, subjects = table.shape
     if not table.size:
-        message = f"none of the {len(whole)} test subjects has a score in every run: nothing to compare"
+        message = f"none of the {len(whole)} test subjects has a score in every run: nothing can be compared"
         raise UserError(message)
     value = float(table.mean())
     if runs < 2 or subjects < FEWEST_SUBJECTS:
@@ -119,7 +119,7 @@ def verdict(
     what: str = "Dice",
     p_values: Sequence[float | None] | None = None,
 ) -> str:
-    """What differences at several numbers of labeled subjects say, in one sentence.
+    """Verdict on differences at several numbers of labeled subjects, in one sentence.
 
     Args:
         labels: Labeled subjects of each difference, rising.
@@ -132,27 +132,27 @@ def verdict(
         runs at 32: 4 of each arm, it takes 5".
     """
     if p_values is None:
-        own = iter(corrected([one.p for one in differences if one.conclusive and one.p is not None]))
-        p_values = [next(own) if one.conclusive else None for one in differences]
+        adjusted = iter(corrected([one.p for one in differences if one.conclusive and one.p is not None]))
+        p_values = [next(adjusted) if one.conclusive else None for one in differences]
     signs = [
         None if p is None or not one.conclusive else 0 if p > LEVEL else 1 if one.value > 0 else -1
         for one, p in zip(differences, p_values, strict=True)
     ]
     parts = []
     for sign, words in ((1, "helps"), (-1, "hurts"), (0, "no difference seen")):
-        chosen = [place for place, found in enumerate(signs) if found == sign]
-        if not chosen:
+        places = [place for place, value in enumerate(signs) if value == sign]
+        if not places:
             continue
         if sign == 0:
-            parts.append(f"{words} {_where(labels, chosen, up_to=False)}")
+            parts.append(f"{words} {_where(labels, places, up_to=False)}")
             continue
-        numbers = [f"{_numbers(differences[place], what)} at {labels[place]}" for place in chosen]
-        alone = _numbers(differences[chosen[0]], what)
-        parts.append(f"{words} {_where(labels, chosen)}, {alone if len(chosen) == 1 else '; '.join(numbers)}")
+        numbers = [f"{_numbers(differences[place], what)} at {labels[place]}" for place in places]
+        alone = _numbers(differences[places[0]], what)
+        parts.append(f"{words} {_where(labels, places)}, {alone if len(places) == 1 else '; '.join(numbers)}")
     return "; ".join([*parts, *_too_few(labels, differences)])
 
 
-def labels_needed(labels: Sequence[int], scores: Sequence[float], wanted: float) -> float | None:
+def labels_needed(labels: Sequence[int], scores: Sequence[float], score: float) -> float | None:
     """How many labeled subjects a curve of scores needs to reach a score.
 
     Between the measured numbers the score is taken to rise with the logarithm of the number; a curve that falls is
@@ -161,18 +161,18 @@ def labels_needed(labels: Sequence[int], scores: Sequence[float], wanted: float)
     Args:
         labels: Numbers of labeled subjects, rising.
         scores: Mean score at each.
-        wanted: The score.
+        score: The score to reach.
 
     Returns:
         The number; None where even the most labels do not reach the score. The fewest stand for "these or fewer".
     """
     rising = np.maximum.accumulate(np.asarray(scores, float))
-    if wanted > rising[-1]:
+    if score > rising[-1]:
         return None
-    if wanted <= rising[0]:
+    if score <= rising[0]:
         return float(labels[0])
-    place = int(np.searchsorted(rising, wanted))  # the first that reaches it
-    share = (wanted - rising[place - 1]) / (rising[place] - rising[place - 1])
+    place = int(np.searchsorted(rising, score))  # the first that reaches it
+    share = (score - rising[place - 1]) / (rising[place] - rising[place - 1])
     low, high = np.log(labels[place - 1]), np.log(labels[place])
     return float(np.exp(low + share * (high - low)))
 
@@ -180,7 +180,7 @@ def labels_needed(labels: Sequence[int], scores: Sequence[float], wanted: float)
 def pseudo_values(
     statistic: Callable[[Int[np.ndarray, "M"]], float | None], subjects: Sequence[str]
 ) -> dict[str, float]:
-    """What each subject adds to a number that is no mean over subjects, such as an AUROC, so that it can be compared.
+    """Contribution of each subject to a number that is no mean over subjects, such as an AUROC.
 
     With S subjects, the number T of all and T(-s) of all but one: S T - (S - 1) T(-s), whose mean is T but for the
     number's bias (the jackknife's pseudo-values: Tukey 1958; of AUROC: Hanley and Hajian-Tilaki 1997). NaN where the
@@ -218,7 +218,7 @@ def standard_error(table: Float[np.ndarray, "*B R S"]) -> tuple[np.ndarray, np.n
     """Mean, its standard error over runs and subjects, and the degrees of freedom of that.
 
     Satterthwaite's degrees of freedom are estimated too, and are highest by chance just where the error is too small;
-    half way from there to those of the runs alone, false verdicts stay rare (``studies/false_verdicts.py``).
+    half way between them and those of the runs alone, false verdicts stay rare (``studies/false_verdicts.py``).
     """
     runs, subjects = table.shape[-2:]
     mean, of_run, of_subject, rest = estimated_effects(table)
@@ -256,7 +256,7 @@ def _interval(table: Float[np.ndarray, "R S"], generator: np.random.Generator) -
 
 
 def _p_value(table: Float[np.ndarray, "R S"], generator: np.random.Generator) -> float:
-    """How often the studentized mean is as far from 0 when signs of effects are turned round, or Student's t says."""
+    """Share of sign flips whose studentized mean is as far from 0, or the p of Student's t if that is larger."""
     runs, subjects = table.shape
     from scipy.special import stdtr
 
@@ -264,7 +264,7 @@ def _p_value(table: Float[np.ndarray, "R S"], generator: np.random.Generator) ->
     if error == 0:
         return 1.0 if mean == 0 else 1 / (FLIPS + 1)
     _, of_run, of_subject, rest = estimated_effects(table)
-    # estimated effects are smaller than true ones by what the mean took
+    # the mean takes a degree of freedom: estimated effects are smaller than true ones
     of_run, of_subject = of_run * np.sqrt(runs / (runs - 1)), of_subject * np.sqrt(subjects / (subjects - 1))
     rest = rest * np.sqrt(runs * subjects / ((runs - 1) * (subjects - 1)))
     observed, as_far = abs(float(mean)) / float(error), 0

@@ -1,4 +1,4 @@
-"""How good networks become with few labels: means over runs of each arm, and each arm against its twin from scratch."""
+"""Label efficiency: mean score of each arm over its runs, and each arm against its from-scratch baseline."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float
 
+    from medssl.types import Note
+
 BOUNDED = ("dice", "auroc")  # from 0 to 1
 NAMES = {"dice": "Dice", "auroc": "AUROC", "negative_mae": "negative MAE"}  # of each more is better
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One run and what it scores on each test subject.
+    """One run with its score on each test subject.
 
     Attributes:
-        arm: Which start it had.
-        labels: Labeled subjects it learned from.
+        arm: Arm of the run.
+        labels: Number of labeled training subjects.
         run: Number of the run; runs of one number share subjects and seed.
         measure: "dice", "auroc" or "negative_mae".
         value: The measure over all test subjects.
         scores: By test subject; their mean is the value, None where a subject has none.
-        notes: What a reader must know of how it is measured, and of whom the network may have seen.
+        notes: How it is measured, and which subjects may have been used in pretraining.
     """
 
     arm: str
@@ -39,7 +41,7 @@ class Trained:
     measure: str
     value: float
     scores: Mapping[str, float | None]
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,20 +57,20 @@ class Level:
 
 @dataclass(frozen=True)
 class Compared:
-    """An arm against its twin.
+    """An arm against its from-scratch baseline.
 
     Attributes:
         arm: Name of the arm.
-        twin: Name of its twin.
+        baseline: Name of its baseline.
         labels: Numbers of labeled subjects at which both have a run in common, rising.
-        differences: Arm less twin at each.
-        p_values: Corrected for the number of comparisons of all arms that give a verdict; None of any other.
+        differences: Arm less baseline at each.
+        p_values: Corrected for the number of comparisons of all arms that give a verdict; None without a verdict.
         verdict: One sentence.
-        saved: What the arm saves in labels, a sentence for each number at which it helps and saves some.
+        saved: Labels saved, a sentence for each number at which the arm helps and saves some.
     """
 
     arm: str
-    twin: str
+    baseline: str
     labels: tuple[int, ...]
     differences: tuple[Difference, ...]
     p_values: tuple[float | None, ...]
@@ -91,20 +93,20 @@ def levels(trained: Sequence[Trained], arm: str) -> list[Level]:
 
 
 def compared(
-    trained: Sequence[Trained], twins: Mapping[str, str], planned: Mapping[str, Sequence[int]] | None = None
+    trained: Sequence[Trained], baselines: Mapping[str, str], planned: Mapping[str, Sequence[int]] | None = None
 ) -> list[Compared]:
-    """Compares arms with their twins.
+    """Compares arms with their from-scratch baselines.
 
     Args:
         trained: All runs that are done, of one measure.
-        twins: Twin of each arm.
-        planned: Numbers of labeled subjects that each arm was to be trained with; those without runs that can be
-            compared are named. None takes those of the runs.
+        baselines: Baseline of each arm.
+        planned: Numbers of labeled subjects of each arm; those without runs that can be compared are named. None takes
+            those of the runs.
 
     Returns:
-        One for each arm that has a run in common with its twin.
+        One for each arm that has a run in common with its baseline.
     """
-    pairs = {arm: _differences(trained, arm, twin) for arm, twin in twins.items()}
+    pairs = {arm: _differences(trained, arm, baseline) for arm, baseline in baselines.items()}
     places = [(arm, labels) for arm, by_labels in pairs.items() for labels, one in by_labels.items() if one.conclusive]
     corrections = dict(zip(places, corrected([pairs[arm][labels].p or 0.0 for arm, labels in places]), strict=True))
     comparisons = []
@@ -113,42 +115,45 @@ def compared(
             continue
         labels, known = tuple(differences), tuple(corrections.get((arm, n)) for n in differences)
         words = verdict(labels, tuple(differences.values()), what=NAMES[trained[0].measure], p_values=known)
-        wanted = {one.labels for one in trained if one.arm in {arm, twins[arm]}} if planned is None else {*planned[arm]}
-        if without := sorted(wanted - differences.keys()):
+        expected = (
+            {one.labels for one in trained if one.arm in {arm, baselines[arm]}} if planned is None else {*planned[arm]}
+        )
+        if without := sorted(expected - differences.keys()):
             words += f"; nothing to compare at {' and '.join(map(str, without))}"
         helped = [
             n for n, p in zip(labels, known, strict=True)
             if p is not None and p <= LEVEL and differences[n].value > 0
         ]  # fmt: skip
-        saved = _saved(levels(trained, arm), levels(trained, twins[arm]), helped)
-        comparisons.append(Compared(arm, twins[arm], labels, tuple(differences.values()), known, words, saved))
+        saved = _saved(levels(trained, arm), levels(trained, baselines[arm]), helped)
+        comparisons.append(Compared(arm, baselines[arm], labels, tuple(differences.values()), known, words, saved))
     return comparisons
 
 
-def _differences(trained: Sequence[Trained], arm: str, twin: str) -> dict[int, Difference]:
-    """Arm less twin over the runs that both have, by number of labels; subjects without a score are left out."""
+def _differences(trained: Sequence[Trained], arm: str, baseline: str) -> dict[int, Difference]:
+    """Arm less baseline over the runs that both have, by number of labels; subjects without a score are left out."""
     differences = {}
     for labels in sorted({one.labels for one in trained}):
         both = {
-            name: {one.run: one for one in trained if (one.arm, one.labels) == (name, labels)} for name in (arm, twin)
+            name: {one.run: one for one in trained if (one.arm, one.labels) == (name, labels)}
+            for name in (arm, baseline)
         }
-        common = sorted(both[arm].keys() & both[twin].keys())
+        common = sorted(both[arm].keys() & both[baseline].keys())
         if not common:
             continue
-        runs = {name: [both[name][number] for number in common] for name in (arm, twin)}
-        subjects = _subjects([*runs[arm], *runs[twin]])
-        first, second = (_table(runs[name], subjects) for name in (arm, twin))
+        runs = {name: [both[name][number] for number in common] for name in (arm, baseline)}
+        subjects = _subjects([*runs[arm], *runs[baseline]])
+        first, second = (_table(runs[name], subjects) for name in (arm, baseline))
         if np.isfinite(first - second).all(axis=0).any():
             differences[labels] = difference(first, second)
     return differences
 
 
-def _saved(arm: Sequence[Level], twin: Sequence[Level], helped: Sequence[int]) -> tuple[str, ...]:
-    """What an arm saves: "4 labeled subjects reach what scratch needs 9 for", wherever it helps and saves some.
+def _saved(arm: Sequence[Level], baseline: Sequence[Level], helped: Sequence[int]) -> tuple[str, ...]:
+    """Labels saved: "4 labeled subjects reach what scratch needs 9 for", wherever the arm helps and saves some.
 
-    A twin that is better with fewer labels than with these (its curve falls) leaves nothing to say.
+    A baseline that is better with fewer labels than with these (its curve falls) gives no sentence.
     """
-    known = [level for level in twin if math.isfinite(level.value)]
+    known = [level for level in baseline if math.isfinite(level.value)]
     numbers, values = [level.labels for level in known], [level.value for level in known]
     sentences = []
     for level in arm:

@@ -1,11 +1,10 @@
-"""What one run scores on each test subject, read from the tables of its evaluation, so that runs can be compared.
+"""Score of one run on each test subject, read from the tables of its evaluation, so that runs can be compared.
 
-Of a segmentation, a class that neither the label nor the prediction of a scan has scores 1 here: nothing was there, and
-nothing was found. Its Dice is not defined, but that of a run which invents it is 0, and a subject that counts in one
-run only would make the two incomparable.
+In segmentation, a class that is absent from label and prediction of a scan scores 1 here. Its Dice is not defined, but
+that of a run which predicts it is 0, and a subject that counts in one run only would make the two incomparable.
 
-An AUROC takes only the classes that at least two subjects have and two lack: of any other it hangs on one subject, and
-how sure it is over subjects cannot be said.
+An AUROC takes only the classes that at least two subjects have and two lack: that of any other depends on one subject,
+so that its interval over subjects is not defined.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from medssl.metrics.comparison import pseudo_values
 from medssl.metrics.label_efficiency import Trained
 from medssl.metrics.scoring import scoring_of_task
 from medssl.metrics.tables import SUMMARY, read_summary
+from medssl.types import Note
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -67,7 +67,7 @@ def judged(
 
 
 def read_trained(what: tuple[str, int, int], folder: Path) -> Trained:
-    """What a run scores.
+    """Scores of a run.
 
     Args:
         what: Arm, labeled subjects and number of the run.
@@ -77,39 +77,38 @@ def read_trained(what: tuple[str, int, int], folder: Path) -> Trained:
         UserError: Its tables were damaged.
     """
     summary = read_summary(folder / SUMMARY)
-    found = scoring_of_task(summary["kind"]).run_scores(what, folder / CASES)
-    return replace(found, notes=(*found.notes, *_notes_of(summary)))
+    trained = scoring_of_task(summary["kind"]).run_scores(what, folder / CASES)
+    return replace(trained, notes=(*trained.notes, *_notes_of(summary)))
 
 
-def _notes_of(summary: Mapping[str, Any]) -> list[str]:
-    """What an evaluation noted on subjects that the network may have seen, and what it skipped."""
-    leaks = summary.get("leaks", summary["notes"])  # earlier versions did not tell one kind of notes from another
-    notes = [f"{note}." for note in leaks]
+def _notes_of(summary: Mapping[str, Any]) -> list[Note]:
+    """Notes of an evaluation on subjects that may have been used in pretraining, and on skipped scans."""
+    leaks = summary.get("leaks", summary["notes"])  # earlier versions had one kind of notes
+    notes = [Note("leak", f"{note}.") for note in leaks]
     if skipped := summary["skipped"]:
         reasons = Counter(scan["reason"] for scan in skipped).most_common()
         shown = "; ".join(f"{count}: {reason}" for reason, count in reasons[:SHOWN])
         more = f"; and {len(reasons) - SHOWN} more reasons" if len(reasons) > SHOWN else ""
-        notes.append(f"{len(skipped)} test scans could not be scored and are left out ({shown}{more}).")
+        text = f"{len(skipped)} test scans could not be scored and are left out ({shown}{more})."
+        notes.append(Note("skipped", text))
     return notes
 
 
 def by_dice(what: tuple[str, int, int], rows: Sequence[SegmentationRow]) -> Trained:
-    """What a run scores by Dice: the mean over the classes of a scan, then over the scans of a subject."""
+    """Dice of a run: the mean over the classes of a scan, then over the scans of a subject."""
     of_scan: dict[str, list[float]] = {row.scan_id: [] for row in rows}
     for row in rows:
         of_scan[row.scan_id].append(1.0 if row.score.dice is None else row.score.dice)
     subject_of = {row.scan_id: row.subject_id for row in rows}
     means = subject_means([_mean_of(values) for values in of_scan.values()], [subject_of[scan] for scan in of_scan])
     lacking = len({row.subject_id for row in rows if not row.score.true_voxels})
-    note = (
-        f"{lacking} of {len(means)} test subjects lack a class in a label: there it scores 1 where none is predicted, "
-        "else 0."
-    )
+    text = f"{lacking} of {len(means)} test subjects lack a class: it scores 1 if it is not predicted either, else 0."
+    note = Note("other", text)
     return Trained(*what, "dice", mean_of_subjects(means), means, (note,) if lacking else ())
 
 
 def by_auroc(what: tuple[str, int, int], classes: Sequence[Ranked], subjects: Sequence[str]) -> Trained:
-    """What a run scores by the mean AUROC of classes: what each subject adds to it.
+    """Mean AUROC of classes of a run, with the contribution of each subject.
 
     Args:
         what: Arm, labeled subjects and number of the run.
@@ -118,15 +117,16 @@ def by_auroc(what: tuple[str, int, int], classes: Sequence[Ranked], subjects: Se
     """
     judged_classes = [one for one in classes if judged(one.positive, subjects, one.known)]
     left_out = [one.name for one in classes if not judged(one.positive, subjects, one.known)]
-    note = f"The AUROC leaves {', '.join(left_out)} out: fewer than {FEWEST} test subjects have it or lack it."
+    text = f"The AUROC leaves {', '.join(left_out)} out: fewer than {FEWEST} test subjects have it or lack it."
+    note = Note("skipped", text)
 
     def measure(places: Int[np.ndarray, "M"]) -> float | None:
         values = [value for value in (one.on(places) for one in judged_classes) if value is not None]
         return float(np.mean(values)) if values and len(values) == len(judged_classes) else None
 
     whole = measure(np.arange(len(subjects)))
-    added = pseudo_values(measure, subjects)
-    scores = {subject: None if math.isnan(value) else value for subject, value in added.items()}
+    contributions = pseudo_values(measure, subjects)
+    scores = {subject: None if math.isnan(value) else value for subject, value in contributions.items()}
     return Trained(*what, "auroc", math.nan if whole is None else whole, scores, (note,) if left_out else ())
 
 

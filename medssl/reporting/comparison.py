@@ -81,7 +81,7 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
 
 
 def verdict(first: str, second: str, difference_of_measure: Difference) -> str:
-    """Describes a difference in one sentence. One run of each is too few for a verdict, and the sentence says so.
+    """Describes a difference in one sentence, which states that one run of each is too few for a verdict.
 
     The words are those of a comparison of arms, which trains as many runs as a verdict takes.
     """
@@ -95,7 +95,7 @@ def verdict(first: str, second: str, difference_of_measure: Difference) -> str:
     else:
         numbers += f", 95 % interval over {difference.subjects} test subjects "
         numbers += f"{difference.low:+.3f} to {difference.high:+.3f}"
-        numbers += ", which holds 0: no difference seen" if difference.low <= 0 <= difference.high else ""
+        numbers += ", which includes 0: no difference seen" if difference.low <= 0 <= difference.high else ""
     return (
         f"{first} and {second}: too few runs for a verdict, 1 of each, it takes {FEWEST_RUNS}. "
         f"{values[:1].upper()}{values[1:]} ({numbers})."
@@ -116,14 +116,11 @@ def _differences(first: Evaluation, second: Evaluation) -> tuple[Difference, ...
     if kinds[0] != kinds[1] or classes[0] != classes[1]:
         shown = [f"{kind} of {', '.join(names)}" for kind, names in zip(kinds, classes, strict=True)]
         message = f"one is a {shown[0]}, the other a {shown[1]}"
-        raise UserError(message)
+        raise UserError(message, expected="two evaluations of one task with the same classes")
     scans = [evaluation.scans.keys() for evaluation in (first, second)]
     if scans[0] != scans[1]:
-        message = (
-            f"{len(scans[0])} scans in one, {len(scans[1])} in the other, {len(scans[0] & scans[1])} in both: evaluate "
-            "both on the same split"
-        )
-        raise UserError(message)
+        message = f"{len(scans[0])} scans in one, {len(scans[1])} in the other, {len(scans[0] & scans[1])} in both"
+        raise UserError(message, hint="Evaluate both on the same split.")
     differences = []
     for measure, interval in first.scoring.differences(first.rows, second.rows, first.summary):
         first_value, second_value = (evaluation.summary["metrics"][measure]["value"] for evaluation in (first, second))

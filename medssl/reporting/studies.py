@@ -105,11 +105,12 @@ def shown_study(study: Study) -> dict[str, Any]:
     return {
         "name": study.name,
         "what": measure,
-        "verdicts": study.verdicts or ["Nothing can be compared: no encoder has a run in common with its baseline."],
+        "verdicts": study.verdicts
+        or ["Nothing can be compared: no encoder has a run in common with its from-scratch baseline."],
         "numbers": numbers,
         "rows": rows,
         "chart": _curve(curves, measure),
-        "notes": study.summary["notes"],
+        "notes": [note["text"] if isinstance(note, dict) else note for note in study.summary["notes"]],
         "failed": list(study.summary.get("failed", {}).items()),
     }
 

@@ -18,8 +18,8 @@ import torch
 from commands import labeled
 
 from medssl import cli
-from medssl.comparison import jobs as children
-from medssl.comparison.child import end_with_parent
+from medssl.comparison import jobs as processes
+from medssl.comparison.process import end_with_parent
 from medssl.data.store.store import Store
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.weights import save_encoder
@@ -48,7 +48,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def forked(job: children.Job, slot: int, at_once: int, lock) -> Forked:
+def forked(job: processes.Job, slot: int, at_once: int, lock) -> Forked:
     parent = os.getpid()
     job.log.parent.mkdir(parents=True, exist_ok=True)
     child = os.fork()
@@ -56,7 +56,7 @@ def forked(job: children.Job, slot: int, at_once: int, lock) -> Forked:
         return Forked(child)
     code = 99
     try:
-        for number in children.SIGNALS:
+        for number in processes.SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         log = os.open(job.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(log, 1)
@@ -69,7 +69,7 @@ def forked(job: children.Job, slot: int, at_once: int, lock) -> Forked:
         os._exit(code)
 
 
-children.start = forked
+processes.start = forked
 
 
 def made(folder: Path) -> Path:

@@ -200,7 +200,7 @@ def log(run: Path) -> str:
 
 def here(words: list[str]) -> int:
     """A stage as a fork that ends with its parent, as the real process does."""
-    from medssl.comparison.child import end_with_parent
+    from medssl.comparison.process import end_with_parent
 
     parent = os.getpid()
     child = os.fork()

@@ -17,7 +17,7 @@ from commands import labeled
 
 from medssl import cli
 from medssl.commands import compare as verb
-from medssl.comparison import jobs as children
+from medssl.comparison import jobs as processes
 from medssl.comparison import plan
 from medssl.data.index.scan_index import Index
 from medssl.data.store.store import Store
@@ -78,12 +78,12 @@ def test_an_arm_that_fails_does_not_stop_the_others(tmp_path):
     # every arm fails
     assert "data.view.size [15, 16, 8]: 15 is not a multiple of the encoder's stride 2" in said
     assert "2 of 2 runs failed" in said
-    assert "error: no encoder has a run in common with its twin: nothing can be compared" in said
+    assert "error: nothing can be compared: no encoder has a run in common with its from-scratch baseline" in said
     # a table that was edited by hand does not count, another recipe is refused
-    assert "note: runs.csv is not what the runs say (lines: 1 changed): it is written anew from them" in said
+    assert "note: runs.csv differs from the runs (lines: 1 changed): it is written again from them" in said
     assert "labels 0.3, 2 are 2 of 6 labeled subjects" in said
     assert result["same"]
-    assert "out/ holds another comparison: training.steps: 6 there, 7 here; choose another folder for results" in said
+    assert "out/ holds another comparison: training.steps: 6 there, 7 here. Choose another folder for results." in said
 
 
 @pytest.fixture(scope="module")
@@ -113,10 +113,10 @@ def place(tmp_path_factory):
 @pytest.mark.parametrize(
     ("encoders", "words", "message"),
     [
-        (["good", "again/good"], [], "2 encoders are called 'good': give each a name of its own, as NAME=FOLDER"),
-        (["scratch=good"], [], "a twin is called 'scratch': give each a name of its own"),
-        (["scratch-good=good"], [], "a twin is called 'scratch-good': give each a name of its own"),
-        (["a/b=good"], [], "'a/b' cannot be the name of a folder"),
+        (["good", "again/good"], [], "encoders: 2 encoders have the same name (got 'good'). Give each encoder a name"),
+        (["scratch=good"], [], "encoders: the name is reserved for from-scratch baselines (got 'scratch'). Give each"),
+        (["scratch-good=good"], [], "encoders: the name is reserved for from-scratch baselines (got 'scratch-good')"),
+        (["a/b=good"], [], "encoders: the name cannot be that of a folder (got 'a/b'; expected letters, digits"),
         (["other"], [], "was made by another Preprocess"),
         (["seen"], [], "seen: pretraining has seen 3 of the 3 subjects of split 'test'"),
         (["gone"], [], "there is no such folder or file"),
@@ -125,12 +125,13 @@ def place(tmp_path_factory):
         (["good"], ["--labels=[0]"], "labels: no number of subjects (got 0; expected a number of subjects"),
         (["good"], ["--labels=[]"], "--labels: at least 1 is needed"),
         (["good"], ["--runs=0"], "--runs: at least 1 is needed"),
-        (["good"], ["--split=val"], "of the 2 subjects of split 'val', 2 are in split 'val', which validates: scores"),
+        (["good"], ["--split=val"],
+         "--split: scores would be too good: of the 2 subjects, 2 are in split 'val', the validation split (got"),
         (["good"], ["--split=train"],
-         "of the 6 subjects of split 'train', 6 are in split 'train', which is learned from; 6 are known to good from "
-         "pretraining: scores on them say nothing about new patients; choose another split, or allow it (allow: seen)"),
+         "of the 6 subjects, 6 are in split 'train', the training split; 6 are used in the pretraining of good (got "
+         "'train'). Choose another split, or allow it (allow: seen)"),
         (["validated"], ["--split=val", "--data.validation=other"],
-         "of the 2 subjects of split 'val', 2 are known to validated from pretraining: "),
+         "of the 2 subjects, 2 are used in the pretraining of validated (got 'val')"),
         (["good"], ["--split=none"], "none of the 0 scans of split 'none' is labeled with 'mask'"),
     ],
 )  # fmt: skip
@@ -153,7 +154,7 @@ def test_bad_input_is_one_line_before_anything_is_trained(place, tmp_path, capsy
     assert not (tmp_path / "out" / "runs").exists()
 
 
-def test_what_is_not_known_of_pretraining_is_said_before_anything_is_trained(place, tmp_path, capsys):
+def test_what_is_unknown_of_pretraining_is_reported_before_anything_is_trained(place, tmp_path, capsys):
     store = Store.open(place / "store")
     card = Card(
         Imported("medssl.encoders.resenc.ResEnc", ENCODER), store.preprocess, None, "digest",
@@ -169,7 +170,7 @@ def test_what_is_not_known_of_pretraining_is_said_before_anything_is_trained(pla
     ]
 
 
-def test_classes_that_no_training_scan_has_are_told_for_each_number_of_labels(place, tmp_path, capsys, monkeypatch):
+def test_classes_that_no_training_scan_has_are_reported_for_each_number_of_labels(place, tmp_path, capsys, monkeypatch):
     """Before anything is trained, and in the notes of the results."""
     classes = "0=background,1=left,4=right,7=tail"
     (tmp_path / "key").mkdir(mode=0o700)
@@ -190,11 +191,10 @@ def test_classes_that_no_training_scan_has_are_told_for_each_number_of_labels(pl
         os.umask(mask)
     assert code == 0
     notes = [
-        f"With {count} labeled subjects no scan that a network learns from has tail (3 of 3 runs): it will hardly "
-        "ever give that answer."
+        f"With {count} labeled subjects no training scan has tail (3 of 3 runs): networks will rarely predict it."
         for count in (2, 6)
     ]
-    assert studies[0].notes == tuple(notes)
+    assert [str(note) for note in studies[0].notes] == notes
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: With")] == [
         f"note: {x}" for x in notes
     ]
@@ -218,12 +218,12 @@ def test_what_is_scored_is_known_by_its_content_and_not_by_the_state_of_its_file
 
 def test_a_real_process_runs_its_commands_with_its_log_and_device(tmp_path):
     jobs = [
-        children.Job("good", (("--version",), ("--version",)), tmp_path / "logs/good.log"),
-        children.Job("bad", (("index", "--nonsense"), ("--version",)), tmp_path / "logs/bad.log"),
+        processes.Job("good", (("--version",), ("--version",)), tmp_path / "logs/good.log"),
+        processes.Job("bad", (("index", "--nonsense"), ("--version",)), tmp_path / "logs/bad.log"),
     ]
     ended = {}
-    with children.alone(tmp_path / ".lock", "here") as lock:
-        code = children.run_jobs(jobs, lambda job, why: ended.update({job.name: why}), at_once=2, lock=lock)
+    with processes.alone(tmp_path / ".lock", "here") as lock:
+        code = processes.run_jobs(jobs, lambda job, why: ended.update({job.name: why}), at_once=2, lock=lock)
     assert code == 0
     assert ended["good"] is None
     assert "nonsense" in ended["bad"].reason
@@ -234,8 +234,8 @@ def test_a_real_process_runs_its_commands_with_its_log_and_device(tmp_path):
 def test_gpus_take_turns(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert [children.devices(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
+    assert [processes.devices(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
-    assert [children.devices(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["5", "GPU-7"]
+    assert [processes.devices(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(2)] == ["5", "GPU-7"]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert children.devices(0) == {}
+    assert processes.devices(0) == {}

@@ -17,7 +17,8 @@ from commands import labeled
 from data.make_scans import write_nifti, write_picture
 
 from medssl import cli
-from medssl.comparison.summary import markdown, trained_of
+from medssl.comparison.report import markdown
+from medssl.comparison.tables import trained_of
 from medssl.data.formats.reading import read
 from medssl.data.index.scan_index import Index
 from medssl.encoders.weights import load_card

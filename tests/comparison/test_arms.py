@@ -1,4 +1,4 @@
-"""What a comparison's folder is held to: twins by their encoders, whatever the order; what may change; what stays."""
+"""What a comparison's folder is held to: baselines by their encoders, in any order; what may change; what stays."""
 
 from __future__ import annotations
 
@@ -7,16 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medssl.comparison.arms import (
-    Run,
-    arms_of,
-    encoder_digest,
-    read_recorded,
-    record_looks,
-    record_plan,
-    study_of,
-    training_minutes,
-)
+from medssl.comparison.arms import Run, arms_of, encoder_digest, training_minutes
+from medssl.comparison.record import read_recorded, record_looks, record_plan, study_of
 from medssl.training.initial_weights import InitialWeights
 from medssl.types import Imported, UserError
 
@@ -42,8 +34,8 @@ def command(out, labels=(2,), runs=1, recipe=RECIPE, **encoders):
     return study_of(out, record_plan(out, recipe, arms, starts, plan), arms, plan)
 
 
-def twins(study):
-    return {arm.name: arm.twin for arm in study.arms}
+def baselines(study):
+    return {arm.name: arm.baseline for arm in study.arms}
 
 
 def scored(study):
@@ -52,36 +44,36 @@ def scored(study):
         (run.folder(study.out) / "test/summary.json").touch()
 
 
-def test_encoders_of_one_kind_share_a_twin_and_others_get_their_own(tmp_path):
-    together = twins(command(tmp_path, a=SMALL, b=LARGE, c=SMALL | {"in_channels": 1}))
+def test_encoders_of_one_kind_share_a_baseline_and_others_get_their_own(tmp_path):
+    together = baselines(command(tmp_path, a=SMALL, b=LARGE, c=SMALL | {"in_channels": 1}))
     assert together == {"scratch": "", "a": "scratch", "scratch-b": "", "b": "scratch-b", "c": "scratch"}
-    # neither the order nor later commands move a twin
-    assert twins(command(tmp_path, b=LARGE, a=SMALL)) == together
-    assert twins(command(tmp_path, b=LARGE)) == together
-    assert twins(command(tmp_path, d=LARGE)) == together | {"d": "scratch-b"}
+    # neither the order nor later commands move a baseline
+    assert baselines(command(tmp_path, b=LARGE, a=SMALL)) == together
+    assert baselines(command(tmp_path, b=LARGE)) == together
+    assert baselines(command(tmp_path, d=LARGE)) == together | {"d": "scratch-b"}
 
 
-def test_a_later_encoder_of_another_kind_is_not_compared_with_the_first_twin(tmp_path):
+def test_a_later_encoder_of_another_kind_is_not_compared_with_the_first_baseline(tmp_path):
     command(tmp_path, a=SMALL)
     later = command(tmp_path, b=LARGE)
-    assert twins(later)["b"] == "scratch-b"
+    assert baselines(later)["b"] == "scratch-b"
     assert {arm.name: arm.folder and arm.folder.name for arm in later.arms} == {
         "scratch": None, "a": None, "scratch-b": "b", "b": "b",
     }  # fmt: skip
     assert {run.arm.name for run in later.requested} == {"scratch-b", "b"}
     assert [arm.digest for arm in later.arms] == ["random", "weights of a", "random", "weights of b"]
-    kept = yaml.safe_load((tmp_path / "compare.yaml").read_text())
-    assert kept["encoders"] == {
+    recorded = yaml.safe_load((tmp_path / "compare.yaml").read_text())
+    assert recorded["encoders"] == {
         name: encoder_digest({"class_path": "medssl.Encoder", "init_args": arguments})
         for name, arguments in (("scratch", SMALL), ("scratch-b", LARGE))
     }
     assert str(tmp_path) not in (tmp_path / "compare.yaml").read_text()
 
 
-def former(out, arms, begun=()):
-    """A folder of the former version: no kinds of encoders, only the configuration that each run began with."""
+def former(out, arms, started=()):
+    """A folder of the former version: no kinds of encoders, only the configuration that each run started with."""
     (out / "compare.yaml").write_text(yaml.safe_dump(RECIPE | {"arms": arms}))
-    for place, arguments in begun:
+    for place, arguments in started:
         folder = out / "runs" / place
         folder.mkdir(parents=True)
         config = {"encoder": {"class_path": "medssl.Encoder", "init_args": arguments}}
@@ -90,26 +82,27 @@ def former(out, arms, begun=()):
 
 def test_a_folder_of_the_former_version_goes_on(tmp_path):
     former(tmp_path, {"scratch": "random", "a": "weights of a"}, [("scratch/2-0", SMALL), ("a/2-0", SMALL)])
-    assert twins(command(tmp_path, a=SMALL)) == {"scratch": "", "a": "scratch"}
-    assert twins(command(tmp_path, b=LARGE)) == {"scratch": "", "a": "scratch", "scratch-b": "", "b": "scratch-b"}
+    assert baselines(command(tmp_path, a=SMALL)) == {"scratch": "", "a": "scratch"}
+    assert baselines(command(tmp_path, b=LARGE)) == {"scratch": "", "a": "scratch", "scratch-b": "", "b": "scratch-b"}
 
 
 def test_a_former_folder_without_any_run_takes_the_first_kind(tmp_path):
     former(tmp_path, {"scratch": "random", "a": "weights of a"})
-    assert twins(command(tmp_path, a=SMALL)) == {"scratch": "", "a": "scratch"}
+    assert baselines(command(tmp_path, a=SMALL)) == {"scratch": "", "a": "scratch"}
 
 
-def test_an_encoder_that_the_former_version_compared_with_a_wrong_twin_gets_its_own(tmp_path):
-    begun = [("scratch/2-0", SMALL), ("a/2-0", SMALL), ("b/2-0", LARGE)]
-    former(tmp_path, {"scratch": "random", "a": "weights of a", "b": "weights of b"}, begun)
-    assert twins(command(tmp_path, a=SMALL)) == {"scratch": "", "a": "scratch", "b": ""}  # not compared
-    assert twins(command(tmp_path, b=LARGE))["b"] == "scratch-b"
+def test_an_encoder_that_the_former_version_compared_with_a_wrong_baseline_gets_its_own(tmp_path):
+    started = [("scratch/2-0", SMALL), ("a/2-0", SMALL), ("b/2-0", LARGE)]
+    former(tmp_path, {"scratch": "random", "a": "weights of a", "b": "weights of b"}, started)
+    assert baselines(command(tmp_path, a=SMALL)) == {"scratch": "", "a": "scratch", "b": ""}  # not compared
+    assert baselines(command(tmp_path, b=LARGE))["b"] == "scratch-b"
 
 
-def test_a_twin_whose_runs_were_mixed_up_is_refused(tmp_path):
+def test_a_baseline_whose_runs_were_mixed_up_is_refused(tmp_path):
     former(tmp_path, {"scratch": "random", "a": "x"}, [("scratch/2-0", SMALL), ("scratch/4-0", LARGE)])
     with pytest.raises(
-        UserError, match=r"holds runs of 2 different encoders, .* \(2-0; 4-0\): delete those of all but"
+        UserError,
+        match=r"runs of 2 different encoders of an earlier version \(got '2-0; 4-0'\)\. Delete those of all but one\.",
     ):
         command(tmp_path, a=SMALL)
 
@@ -132,7 +125,7 @@ def changed(**more):
 )  # fmt: skip
 def test_what_changes_nothing_that_is_learned_may_change(tmp_path, more):
     command(tmp_path, a=SMALL)
-    assert twins(command(tmp_path, a=SMALL, recipe=changed(**more))) == {"scratch": "", "a": "scratch"}
+    assert baselines(command(tmp_path, a=SMALL, recipe=changed(**more))) == {"scratch": "", "a": "scratch"}
 
 
 @pytest.mark.parametrize(
@@ -145,14 +138,14 @@ def test_what_changes_nothing_that_is_learned_may_change(tmp_path, more):
 )
 def test_another_recipe_is_refused(tmp_path, more, message):
     command(tmp_path, a=SMALL)
-    with pytest.raises(UserError, match=f"holds another comparison: {message}; choose another folder for results"):
+    with pytest.raises(UserError, match=f"holds another comparison: {message}. Choose another folder for results"):
         command(tmp_path, a=SMALL, recipe=changed(**more))
 
 
 def test_other_weights_of_the_same_name_are_refused(tmp_path):
     command(tmp_path, a=SMALL)
-    kept = yaml.safe_load((tmp_path / "compare.yaml").read_text())
-    (tmp_path / "compare.yaml").write_text(yaml.safe_dump(kept | {"arms": {"scratch": "random", "a": "others"}}))
+    recorded = yaml.safe_load((tmp_path / "compare.yaml").read_text())
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump(recorded | {"arms": {"scratch": "random", "a": "others"}}))
     with pytest.raises(UserError, match=r"arms.a: others there, weights of a here"):
         command(tmp_path, a=SMALL)
 
@@ -175,7 +168,7 @@ def test_runs_without_what_they_are_held_to_are_refused(tmp_path):
     (tmp_path / "compare.yaml").unlink()
     with pytest.raises(
         UserError,
-        match=r"holds runs but no compare.yaml, which says by which .*: put it back, or choose another folder",
+        match=r"holds runs but no compare.yaml, which names their recipe .*\. Put the file back\. Choose another",
     ):
         command(tmp_path, a=SMALL, recipe=changed(training__steps=7))
     assert not (tmp_path / "compare.yaml").exists()
@@ -185,7 +178,7 @@ def test_runs_without_what_they_are_held_to_are_refused(tmp_path):
     "edit",
     [
         lambda text: b"", lambda text: b"word", lambda text: b"- a\n- b\n", lambda text: text[: text.index(b"arms")],
-        lambda text: text[: text.index(b"training") + 12], lambda text: text[: text.index(b"twins") + 4],
+        lambda text: text[: text.index(b"training") + 12], lambda text: text[: text.index(b"baselines") + 4],
         lambda text: text.replace(b"batch_size", b"size"), lambda text: text + b"looks: [5]\n",
         lambda text: text.decode().encode("utf-16")[:-1], lambda text: text + b"note: \xfc\n",
     ],
@@ -196,12 +189,24 @@ def test_a_damaged_file_is_one_line(tmp_path, edit):
     file.write_bytes(edit(file.read_bytes()))
     with pytest.raises(
         UserError,
-        match=r"compare.yaml is damaged \(empty, cut off or edited\): put a whole one back, or choose another",
+        match=r"compare.yaml is damaged \(empty, cut off or edited\)\. Put a whole one back\. Choose another",
     ):
         command(tmp_path, a=SMALL)
 
 
-def test_looks_are_kept_for_each_number_of_labeled_subjects(tmp_path):
+def test_a_file_with_the_keys_of_0_1_0_is_read(tmp_path):
+    before = baselines(command(tmp_path, labels=(2, 4), runs=2, a=SMALL, b=LARGE))
+    file = tmp_path / "compare.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("baselines:", "twins:").replace("planned:", "asked:"))
+    study = command(tmp_path, labels=(2,), a=SMALL)
+    assert baselines(study) == before
+    assert len(study.earlier) == 2 * 4 + 2 * 3  # those of the former command, which were not trained
+    assert {"baselines", "planned"} <= yaml.safe_load(file.read_text()).keys()
+    assert not {"twins", "asked"} & yaml.safe_load(file.read_text()).keys()
+
+
+def test_looks_are_recorded_for_each_number_of_labeled_subjects(tmp_path):
     command(tmp_path, runs=5, a=SMALL)
     assert record_looks(tmp_path, {"a": {2: 5}}) == []
     study = command(tmp_path, labels=(2, 4), runs=6, a=SMALL, b=SMALL)  # goes on: looks are no part of the recipe
@@ -213,7 +218,7 @@ def test_looks_are_kept_for_each_number_of_labeled_subjects(tmp_path):
     assert read_recorded(tmp_path)["looks"] == {"a": {2: [5, 6, 8], 4: [6]}, "b": {2: [6], 4: [6, 7]}}
 
 
-def test_minutes_are_kept_and_unknown_where_nothing_was_logged(tmp_path):
+def test_minutes_are_recorded_and_unknown_where_nothing_was_logged(tmp_path):
     log = tmp_path / "pretrained/a/metrics.jsonl"
     log.parent.mkdir(parents=True)
     log.write_text('{"step": 10, "seconds": 6.0}\n{"step": 20, "seconds": 6.0}\n')

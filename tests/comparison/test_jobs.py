@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from medssl.comparison import jobs as children
+from medssl.comparison import jobs as processes
 from medssl.comparison.jobs import Job, failure
 
 
@@ -39,12 +39,12 @@ def test_only_what_this_attempt_said_counts(tmp_path):
 def test_a_process_writes_its_error_and_what_is_passed_on_names_no_file(tmp_path, words, reason, written):
     job = Job("a", (("--version",), words), tmp_path / "run.log")
     with (tmp_path / "lock").open("w") as lock:
-        process = children.start(job, 0, 1, lock)
+        process = processes.start(job, 0, 1, lock)
         assert process.wait(60) == 2
-    told = failure(job, process.returncode)
-    assert reason in told.reason
-    assert told.written.startswith(written)
-    assert "/" not in told.written
+    why = failure(job, process.returncode)
+    assert reason in why.reason
+    assert why.written.startswith(written)
+    assert "/" not in why.written
     assert job.log.read_text().startswith("medssl ")
 
 
@@ -52,7 +52,7 @@ def test_an_error_of_an_earlier_attempt_is_gone(tmp_path):
     job = Job("a", (("--version",),), tmp_path / "run.log")
     job.error.write_text("{}")
     with (tmp_path / "lock").open("w") as lock:
-        assert children.start(job, 0, 1, lock).wait(60) == 0
+        assert processes.start(job, 0, 1, lock).wait(60) == 0
     assert not job.error.exists()
 
 
@@ -64,16 +64,16 @@ def test_a_signal_that_comes_while_a_process_starts_reaches_it(tmp_path, monkeyp
         os.kill(os.getpid(), signal.SIGTERM)  # before it is known to run
         return started[0]
 
-    monkeypatch.setattr(children, "start", slowly)
+    monkeypatch.setattr(processes, "start", slowly)
     jobs = [Job(name, (), tmp_path / f"{name}.log") for name in "ab"]
     with (tmp_path / "lock").open("w") as lock:
-        assert children.run_jobs(jobs, lambda *_: None, at_once=1, lock=lock) == signal.SIGTERM
+        assert processes.run_jobs(jobs, lambda *_: None, at_once=1, lock=lock) == signal.SIGTERM
     assert [process.returncode for process in started] == [-signal.SIGTERM]
 
 
 def test_a_job_whose_first_command_ends_with_the_signal_does_not_go_on_with_the_second(tmp_path, monkeypatch):
     """A signal during the last step is heard by a run that has nothing left to stop."""
-    monkeypatch.setattr(children, "REMINDER_S", 0.5)
+    monkeypatch.setattr(processes, "REMINDER_S", 0.5)
     script = "trap 'touch first' TERM; touch ready; sleep 1 & wait; trap - TERM; touch second; exec sleep 30"
     ran = []
 
@@ -86,11 +86,11 @@ def test_a_job_whose_first_command_ends_with_the_signal_does_not_go_on_with_the_
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(children, "start", begin)
+    monkeypatch.setattr(processes, "start", begin)
     teller = threading.Thread(target=tell)
     teller.start()
     with (tmp_path / "lock").open("w") as lock:
-        assert children.run_jobs([Job("a", (), tmp_path / "a.log")], lambda *_: None, at_once=1, lock=lock)
+        assert processes.run_jobs([Job("a", (), tmp_path / "a.log")], lambda *_: None, at_once=1, lock=lock)
     teller.join()
     assert (tmp_path / "first").exists()
     assert ran[0].returncode == -signal.SIGTERM

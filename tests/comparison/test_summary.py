@@ -16,7 +16,8 @@ import yaml
 from medssl.comparison import plan, runs
 from medssl.comparison.arms import Arm, Run, Study
 from medssl.comparison.jobs import Failure
-from medssl.comparison.summary import clear_states, note_edits, set_aside, summarize, write_tables
+from medssl.comparison.summary import summarize
+from medssl.comparison.tables import clear_states, note_edits, set_aside, write_tables
 from medssl.inference.evaluation import check_leaks
 from medssl.metrics.cases import ClassificationRow, SegmentationRow, write_classification, write_segmentation
 from medssl.metrics.segmentation import ClassScore
@@ -24,7 +25,7 @@ from medssl.metrics.tables import KEYS, write_summary
 from medssl.training.lora import LoRA
 from medssl.training.optim import FineTuning
 from medssl.training.settings import Examples
-from medssl.types import Labels, LabelSchema, UserError, ViewSpec
+from medssl.types import Labels, LabelSchema, Note, UserError, ViewSpec
 from medssl.types.provenance import Provenance
 
 ARMS = (Arm("scratch", Path("a")), Arm("spark", Path("a"), "scratch", 3.0))
@@ -41,7 +42,7 @@ def made(out, arms=ARMS, labels=(2, 4), runs=2, **more):
     for run in plan:
         folder = run.folder(out) / "test"
         folder.mkdir(parents=True)
-        gain = 0.1 if run.arm.twin else 0.0
+        gain = 0.1 if run.arm.baseline else 0.0
         rows = [
             SegmentationRow(f"scan{n}", f"s{n}", "lesion", ClassScore(0.5 + gain + 0.01 * (n + run.number), 1.0, 5, 5))
             for n in range(4)
@@ -56,11 +57,12 @@ def made(out, arms=ARMS, labels=(2, 4), runs=2, **more):
 
 
 def test_tables_of_everything_that_is_done(tmp_path, capsys):
-    study = made(tmp_path, notes=("A note.",))
+    study = made(tmp_path, notes=(Note("guess", "A note."),))
     assert summarize(study, {})["compared"]
     text = (tmp_path / "summary.md").read_text()
     assert "| spark | 0.620 [" in text
     assert "| 3 + 24 |" in text
+    assert {"kind": "guess", "text": "A note."} in json.loads((tmp_path / "summary.json").read_text())["notes"]
     assert "\nA note.\n" in text
     assert (tmp_path / "runs.csv").read_text().splitlines()[1] == "scratch,2,0,dice,0.515,0.4,3,6,6.0"
     assert f"{tmp_path}: 8 of 8 runs" in capsys.readouterr().out
@@ -99,11 +101,8 @@ def test_what_earlier_commands_left_undone_is_said(tmp_path):
     assert summarize(study, {})["compared"]
     text = (tmp_path / "summary.md").read_text()
     assert "| spark less scratch |" in text  # its runs are of an earlier command
-    assert "other has no run in common with its twin." in text
-    assert (
-        "Left out: 1 runs that earlier commands asked for and did not finish (other, 2 labeled subjects, run 0)."
-        in text
-    )
+    assert "other has no run in common with its from-scratch baseline." in text
+    assert "Left out: 1 unfinished runs of earlier commands (other, 2 labeled subjects, run 0)." in text
 
 
 def test_a_measure_that_is_defined_nowhere(tmp_path, capsys):
@@ -116,7 +115,7 @@ def test_a_measure_that_is_defined_nowhere(tmp_path, capsys):
         write_classification(folder / "cases.csv", rows, ["low", "high"])
         summarized(folder, "classification")
     assert not summarize(study, {})["compared"]
-    assert "error: AUROC is not defined on these test subjects: nothing can be compared" in capsys.readouterr().out
+    assert "error: nothing can be compared: AUROC is not defined on these test subjects" in capsys.readouterr().out
     summary = (tmp_path / "summary.json").read_text()
     assert "NaN" not in summary
     assert json.loads(summary)["curves"]["spark"][0]["value"] is None
@@ -125,7 +124,7 @@ def test_a_measure_that_is_defined_nowhere(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "edits"),
     [
         (lambda lines: [line.replace("0.4,", "0.9,") if line.startswith("spark,2,0") else line for line in lines],
          "1 changed"),
@@ -136,7 +135,7 @@ def test_a_measure_that_is_defined_nowhere(tmp_path, capsys):
         (lambda lines: [*lines[:-1], lines[-1][:-2]], "1 changed"),
     ],
 )  # fmt: skip
-def test_every_edit_of_a_table_is_told(tmp_path, capsys, edit, told):
+def test_every_edit_of_a_table_is_reported(tmp_path, capsys, edit, edits):
     study = made(tmp_path, labels=(2,))
     write_tables(study)
     note_edits(study)
@@ -144,7 +143,7 @@ def test_every_edit_of_a_table_is_told(tmp_path, capsys, edit, told):
     file = tmp_path / "runs.csv"
     file.write_text("\n".join(edit(file.read_text().splitlines())) + "\n")
     note_edits(study)
-    expected = f"note: runs.csv is not what the runs say (lines: {told}): it is written anew from them\n"
+    expected = f"note: runs.csv differs from the runs (lines: {edits}): it is written again from them\n"
     assert capsys.readouterr().out == expected
 
 
@@ -157,9 +156,9 @@ def test_a_table_that_a_spreadsheet_saved_stops_nothing(tmp_path, capsys, encodi
     file.write_bytes((text if encoding == "utf-8-sig" else text.replace("spark,2,0", "Übung,2,0")).encode(encoding))
     note_edits(study)
     said = capsys.readouterr().out
-    told = {"utf-8-sig": "", "utf-16": r"\d+ added, 5 missing", "cp1252": "1 added, 1 missing"}[encoding]
-    assert bool(re.search(rf"runs.csv is not what the runs say \(lines: {told}\)", said)) == bool(told), said
-    assert bool(said) == bool(told)
+    edits = {"utf-8-sig": "", "utf-16": r"\d+ added, 5 missing", "cp1252": "1 added, 1 missing"}[encoding]
+    assert bool(re.search(rf"runs.csv differs from the runs \(lines: {edits}\)", said)) == bool(edits), said
+    assert bool(said) == bool(edits)
 
 
 def test_a_run_that_ended_after_the_table_was_written_is_no_edit(tmp_path, capsys):
@@ -208,18 +207,19 @@ def test_notes_on_the_recipe():
     view = ViewSpec(size=(16, 16, 8))
     assert plan.first_notes(Examples(view), FineTuning()) == ()
     seed, frozen = plan.first_notes(Examples(view, label_seed=3), FineTuning(head_first=1.0))
-    assert seed.startswith("data.label_seed is 3: all runs learn from the same labeled subjects")
-    assert frozen == "The encoder is frozen (optimizer.head_first 1): the twin's encoder stays random."
+    assert str(seed).startswith("data.label_seed is 3: all runs train on the same labeled subjects")
+    frozen_baseline = "The encoder is frozen (optimizer.head_first 1): that of the from-scratch baseline keeps random"
+    assert str(frozen).startswith(frozen_baseline)
     (adapted,) = plan.first_notes(Examples(view), FineTuning(lora=LoRA(rank=4)))
-    assert "that of the twin stays random beneath what is adapted" in adapted
+    assert "that of the from-scratch baseline keeps random weights below" in str(adapted)
 
 
-def test_leaks_and_skipped_scans_are_told_once(tmp_path):
+def test_leaks_and_skipped_scans_are_reported_once(tmp_path):
     study = made(tmp_path, labels=(2,))
     leak = "the card does not name all subjects that pretraining has seen: whether these are among them is unknown"
     skipped = [{"scan_id": "scan9", "reason": "the file cannot be read"}]
     for run in study.requested:
-        notes = [leak] if run.arm.twin else []
+        notes = [leak] if run.arm.baseline else []
         summarized(run.folder(tmp_path) / "test", "segmentation", notes=notes, skipped=skipped)
     assert summarize(study, {})["compared"]
     lines = (tmp_path / "summary.md").read_text().splitlines()
@@ -227,6 +227,8 @@ def test_leaks_and_skipped_scans_are_told_once(tmp_path):
         "1 test scans could not be scored and are left out (1: the file cannot be read).",
         f"spark: {leak}.",
     ]
+    kinds = {note["kind"] for note in json.loads((tmp_path / "summary.json").read_text())["notes"]}
+    assert {"leak", "skipped"} <= kinds
 
 
 @pytest.mark.parametrize(
@@ -234,10 +236,10 @@ def test_leaks_and_skipped_scans_are_told_once(tmp_path):
 )
 def test_every_note_of_an_evaluation_on_leaks_is_known_as_one(pretrained):
     fitted = SimpleNamespace(tuned=SimpleNamespace(subjects=("s0",)), card=SimpleNamespace(subjects=pretrained))
-    asked = scans({}, {})
-    for scan in asked:
+    test_scans = scans({}, {})
+    for scan in test_scans:
         scan.subject.known = False
-    notes = check_leaks(fitted, asked, allow_seen=True)
+    notes = check_leaks(fitted, test_scans, allow_seen=True)
     assert len(notes) == 2 + bool(pretrained.known) + (not pretrained.complete)
     assert {note.kind for note in notes} == {"leak"}
 
@@ -253,12 +255,12 @@ def test_earlier_looks_are_counted_from_the_first_verdict_on(tmp_path):
 
     assert [looked(4), looked(5), looked(5)] == [[], [], []]
     assert "p-values are corrected for 1 comparison; " in (tmp_path / "summary.md").read_text()
-    assert looked(6) == ["Looked at after 5 runs: p-values do not know of the earlier looks."]
-    assert looked(7) == ["Looked at after 5 and 6 runs: p-values do not know of the earlier looks."]
+    assert looked(6) == ["Looked at after 5 runs: p-values are not corrected for earlier looks."]
+    assert looked(7) == ["Looked at after 5 and 6 runs: p-values are not corrected for earlier looks."]
     assert yaml.safe_load((tmp_path / "compare.yaml").read_text())["looks"] == {"spark": {2: [5, 6, 7]}}
 
 
-def test_without_a_verdict_no_p_value_is_told(tmp_path):
+def test_without_a_verdict_no_p_value_is_shown(tmp_path):
     assert summarize(made(tmp_path, runs=4), {})["compared"]
     text = (tmp_path / "summary.md").read_text()
     assert "spark: too few runs for a verdict: 4 of each arm, it takes 5." in text
@@ -266,7 +268,7 @@ def test_without_a_verdict_no_p_value_is_told(tmp_path):
     assert ", p " not in text
 
 
-def begun(study, **starts):
+def started(study, **starts):
     """Writes the configuration of each run, with what it started from."""
     for run in study.requested:
         start = starts.get(run.arm.name, "random")
@@ -275,7 +277,7 @@ def begun(study, **starts):
 
 def test_a_run_that_ended_from_other_weights_has_failed(tmp_path, monkeypatch):
     study = made(tmp_path, arms=(ARMS[0], replace(ARMS[1], digest="held")), labels=(2,))
-    begun(study, spark="held")
+    started(study, spark="held")
     (study.requested[3].folder(tmp_path) / "config.yaml").write_text("start: other\n")
 
     def ended(jobs, done, **_):
@@ -301,7 +303,7 @@ def test_a_run_that_ended_from_other_weights_has_failed(tmp_path, monkeypatch):
 @pytest.mark.parametrize("config", ["start: other\n", "start: [\n", "start", "\xff"])
 def test_runs_from_other_weights_are_set_aside_before_anything_is_trained(tmp_path, capsys, config):
     study = made(tmp_path, arms=(ARMS[0], replace(ARMS[1], digest="held")), labels=(2,))
-    begun(study, spark="held")
+    started(study, spark="held")
     study = Study(tmp_path, study.arms, study.requested[:3], study.requested[3:])
     write_tables(study)
     for run in (study.requested[2], study.earlier[0]):
@@ -330,13 +332,15 @@ def test_a_measure_that_no_test_subject_defines_is_refused_before_training():
     grade = LabelSchema("grade", ((0, "low"), (1, "high")))
     low, high = {"grade": "low"}, {"grade": "high"}
     plan.refuse_unscored(scans(low, low, high, high), grade, "test")
-    message = "an AUROC takes a class of grade that at least 2 of its 3 subjects have and 2 lack; choose another split"
+    message = (
+        r"an AUROC takes a class of grade that at least 2 of the 3 subjects have and 2 lack \(got 'test'\)\. Choose"
+    )
     for given in ((low, low, low), (low, low, high)):
-        with pytest.raises(UserError, match=f"nothing can be compared on split 'test': {message}"):
+        with pytest.raises(UserError, match=f"split: nothing can be compared: {message}"):
             plan.refuse_unscored(scans(*given), grade, "test")
     findings = LabelSchema("a,b", ((0, "a"), (1, "b")), kind="findings")
     there, absent = {"a": "1", "b": "1"}, {"a": "0", "b": ""}
     plan.refuse_unscored(scans(there, there, absent, absent), findings, "test")
-    with pytest.raises(UserError, match=r"nothing can be compared on split 'test'"):
+    with pytest.raises(UserError, match=r"split: nothing can be compared"):
         plan.refuse_unscored(scans(there, there, absent), findings, "test")
     plan.refuse_unscored(scans({"age": "3"}), LabelSchema("age", ((0, "age"),), kind="number"), "test")

@@ -125,7 +125,12 @@ def probes(folder: Path) -> Path:
 def study(folder: Path) -> Path:
     """A folder of ``medssl compare``."""
     level = {"labels": 4, "value": 0.5, "low": 0.4, "high": 0.6, "runs": 1}
-    one = {"arm": "spark", "twin": "scratch", "verdict": "too few runs at 4: 1 of each arm, it takes 5", "saved": []}
+    one = {
+        "arm": "spark",
+        "baseline": "scratch",
+        "verdict": "too few runs at 4: 1 of each arm, it takes 5",
+        "saved": [],
+    }
     summary = {
         "measure": "Dice",
         "curves": {"spark": [level | {"value": 0.6}], "scratch": [level]},

@@ -183,7 +183,7 @@ def test_every_outcome_has_its_words():
     assert "too few runs for a verdict" in worse
     assert "better" not in worse + said(0.7, 0.6, Interval(0.1, 0.02, 0.2, 9))
     none = said(0.61, 0.6, Interval(0.01, -0.02, 0.04, 9))
-    assert none.endswith("-0.020 to +0.040, which holds 0: no difference seen).")
+    assert none.endswith("-0.020 to +0.040, which includes 0: no difference seen).")
     assert said(0.6, 0.6, Interval(0.0, 0.0, 0.0, 9)).endswith("no difference seen).")
     few = said(0.7, 0.6, Interval(0.1, None, None, 2, note="no interval: it needs at least 3 subjects, there are 2"))
     assert few.endswith(
@@ -228,7 +228,7 @@ def test_evaluations_of_other_scans_are_no_comparison(tmp_path):
     b = read_part("B", made.segmentation(tmp_path / "b", DICE, first=2))
     c = read_part("C", made.classification(tmp_path / "c", [0.6] * 8))
     assert compare(a, b).verdict == (
-        "A and B cannot be compared: 8 scans in one, 8 in the other, 6 in both: evaluate both on the same split"
+        "A and B cannot be compared: 8 scans in one, 8 in the other, 6 in both. Evaluate both on the same split."
     )
     assert "one is a segmentation of liver, spleen, the other a classification" in compare(a, c).verdict
     text = read(make_page([a, b, c])).text

@@ -1,6 +1,6 @@
 """A process that a comparison or a list of stages starts: commands of medssl, one after the other.
 
-    python -m medssl.comparison.child PARENT COMMANDS
+    python -m medssl.comparison.process PARENT COMMANDS
 
 PARENT is the number of the process that starts it, COMMANDS a JSON list of lists of words behind ``medssl``.
 """
