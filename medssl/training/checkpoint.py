@@ -35,6 +35,9 @@ FREE_KEYS = (
 GONE = (".pretrained_file",)  # ends of keys that older configurations hold as null
 LATER = {  # ends of keys, and what they are in configurations that are older than the keys
     ".sampling.labeled": 0.0, ".init_args.decoder": "light",
+    ".geometry.probability": 1.0, ".geometry.interpolation": "linear", ".min_overlap": 0.0,
+    ".intensity.brightness_factor": [0.0, 1.0, 1.0], ".intensity.inverted_gamma": [0.0, 1.0, 1.0],
+    ".intensity.reduced_resolution": [0.0, 1.0, 1.0],
 }  # fmt: skip
 SMOOTHING = 0.98
 OLDER_LISTENERS = {"Health": "health", "ProbeWhileTraining": "online_probe"}  # names in checkpoints of 0.1.0

@@ -111,13 +111,13 @@ class Intensity(CommonIntensity):
             1.25.
         inverted_gamma: Gamma on the inverted range of the view, which changes bright values most: probability (0 to
             1), lowest and highest exponent. nnU-Net: 0.1, 0.7, 1.5.
-        low_resolution: Larger voxels, sampled to fewer voxels and back: probability (0 to 1), lowest and highest share
-            of the voxels per axis, above 0 to 1. nnU-Net: 0.25, 0.5, 1.0.
+        reduced_resolution: Larger voxels, sampled to fewer voxels and back: probability (0 to 1), lowest and highest
+            share of the voxels per axis, above 0 to 1. nnU-Net: 0.25, 0.5, 1.0.
     """
 
     brightness_factor: tuple[float, float, float] = (0.0, 1.0, 1.0)
     inverted_gamma: tuple[float, float, float] = (0.0, 1.0, 1.0)
-    low_resolution: tuple[float, float, float] = (0.0, 1.0, 1.0)
+    reduced_resolution: tuple[float, float, float] = (0.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)

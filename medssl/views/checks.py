@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from medssl.types import Geometry, Intensity, Sampling, ViewPlan, ViewSpec
 
 _PAIRS = ("noise", "blur", "brightness", "bias_field")
-_RANGES = ("contrast", "gamma", "brightness_factor", "inverted_gamma", "low_resolution")
+_RANGES = ("contrast", "gamma", "brightness_factor", "inverted_gamma", "reduced_resolution")
 
 
 def check_plan(plan: ViewPlan) -> None:
@@ -108,6 +108,6 @@ def _problem_of_intensity(changes: Intensity) -> str:
         factors = getattr(changes, name)[1:]
         if not 0 < factors[0] <= factors[1]:
             return f"intensity.{name} takes two positive numbers, the lower one first: {factors}"
-    if changes.low_resolution[2] > 1:
-        return f"intensity.low_resolution takes shares of the voxels up to 1: {changes.low_resolution[1:]}"
+    if changes.reduced_resolution[2] > 1:
+        return f"intensity.reduced_resolution takes shares of the voxels up to 1: {changes.reduced_resolution[1:]}"
     return ""

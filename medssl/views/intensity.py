@@ -134,7 +134,7 @@ def draw_intensity(spec: Intensity, draws: Draws, *, channels: int, n: int) -> I
 
 def _draw_later(spec: Intensity, draws: Draws) -> dict[str, Float[Tensor, " B"]]:
     """Draws the changes added after 0.1.0: last, so that the others are drawn as before."""
-    changes = {"factor": spec.brightness_factor, "inverted": spec.inverted_gamma, "resolution": spec.low_resolution}
+    changes = {"factor": spec.brightness_factor, "inverted": spec.inverted_gamma, "resolution": spec.reduced_resolution}
     if not any(change[0] for change in changes.values()):
         return {name: torch.ones(len(draws)) for name in changes}
     is_applied = draws.uniform(3) < torch.tensor([change[0] for change in changes.values()])
@@ -184,7 +184,7 @@ def apply_intensity(
         lambda part, at: bias_field(part, drawn.bias[at], drawn.control[at], _rows_of(valid, at)),
     )
     image = _where(image, drawn.blur != 0, lambda part, at: blur(part, drawn.blur[at]))
-    image = _where(image, drawn.resolution != 1, lambda part, at: low_resolution(part, drawn.resolution[at]))
+    image = _where(image, drawn.resolution != 1, lambda part, at: reduced_resolution(part, drawn.resolution[at]))
     return _where(
         image, drawn.noise != 0, lambda part, at: fields.add_noise(part, drawn.noise[at], drawn.offsets[at], seed=seed)
     )
@@ -230,7 +230,7 @@ def inverted_gamma(
     return gamma(image.neg(), exponent, valid).neg_()
 
 
-def low_resolution(image: Float[Tensor, "B C *s"], share: Float[Tensor, " B"]) -> Float[Tensor, "B C *s"]:
+def reduced_resolution(image: Float[Tensor, "B C *s"], share: Float[Tensor, " B"]) -> Float[Tensor, "B C *s"]:
     """Simulates larger voxels: takes the nearest of fewer voxels, and interpolates them linearly to the former size.
 
     Args:

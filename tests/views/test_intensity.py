@@ -185,9 +185,9 @@ def test_inverted_gamma_by_its_formula(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_low_resolution_is_the_image_of_fewer_voxels(shape):
+def test_reduced_resolution_is_the_image_of_fewer_voxels(shape):
     values = image(shape)
-    changed = intensity.low_resolution(values, torch.tensor([1.0, 0.5, 0.001]))
+    changed = intensity.reduced_resolution(values, torch.tensor([1.0, 0.5, 0.001]))
     assert torch.allclose(changed[0], values[0], atol=1e-6)
     single = changed[2].flatten(1)  # one voxel is left, of the middle
     assert torch.allclose(single, single[:, :1].expand_as(single))
@@ -205,7 +205,10 @@ def test_low_resolution_is_the_image_of_fewer_voxels(shape):
 def test_later_changes_keep_to_their_limits_and_leave_the_former_draws():
     former = Intensity((0.5, 0.2), (0.5, 1.5), (0.5, 0.3), (0.5, 0.8, 1.3), (0.5, 0.7, 1.6), (0.5, 0.4))
     more = replace(
-        former, brightness_factor=(0.15, 0.75, 1.25), inverted_gamma=(0.1, 0.7, 1.5), low_resolution=(0.25, 0.5, 1.0)
+        former,
+        brightness_factor=(0.15, 0.75, 1.25),
+        inverted_gamma=(0.1, 0.7, 1.5),
+        reduced_resolution=(0.25, 0.5, 1.0),
     )
     drawn, before = (
         intensity.draw_intensity(spec, Draws(0, range(2000), "view0"), channels=2, n=2) for spec in (more, former)
