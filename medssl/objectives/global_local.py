@@ -39,7 +39,7 @@ from medssl.ops.limits import expect
 from medssl.ops.regions import counted_regions, nearest_regions, refuse_padding, region_corners, rows_of
 from medssl.ops.similarity import contrast
 from medssl.ops.tags import refuse_single_part, tags
-from medssl.types import Geometry, Intensity, Loss, Sampling, UserError, ViewPlan
+from medssl.types import Loss, Sampling, UserError, ViewPlan
 
 if TYPE_CHECKING:
     from torch import nn
@@ -119,11 +119,7 @@ class GlobalContrast(Objective):
         self.fits(encoder, view)
         expect(temperature > 0, "temperature", temperature, "above 0")
         self.encoder = encoder
-        area = None if view.area is None else (view.area[1],) * 2
-        plain = replace(
-            view, scale=(view.scale[1],) * 2, area=area, geometry=Geometry(flip="none"), intensity=Intensity()
-        )
-        views = (view, view, plain) if original else (view, view)
+        views = (view, view, view.plain()) if original else (view, view)
         self.needs = ViewPlan(views, cues.sampling)
         self.cues, self.negatives, self.temperature = cues, negatives, temperature
         self.projection = Projection((encoder.channels[-1], *projection), norm=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -145,6 +145,12 @@ class ViewSpec:
     nested_in: int | None = None
     area: tuple[float, float] | None = None
     min_overlap: float = 0.0
+
+    def plain(self) -> ViewSpec:
+        """The same view at its largest extent, with neither random geometry nor changes of intensity."""
+        area = None if self.area is None else (self.area[1],) * 2
+        still = Geometry(flip="none", interpolation=self.geometry.interpolation)
+        return replace(self, scale=(self.scale[1],) * 2, area=area, geometry=still, intensity=Intensity())
 
 
 @dataclass(frozen=True)
