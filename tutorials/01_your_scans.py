@@ -14,7 +14,8 @@
 # %% [markdown]
 # # 1. Your scans in
 #
-# **Goal:** from folders of files to an index and a store. You also look at what was rejected, and why.
+# **Goal:** from folders of files to an index and a store. You also look at what was rejected, and
+# why.
 #
 # The scans are synthetic, so the tutorial runs anywhere, in about ten seconds on one CPU core.
 # Everything is written into the folder `tutorial_1`.
@@ -38,11 +39,11 @@ scans = folder / "scans"
 # %% [markdown]
 # ## Some files
 #
-# The first call writes 24 synthetic patients, 12 of them with a mask of three organs. Some are NIfTI files, some are
-# DICOM series.
+# The first call writes 24 synthetic patients, 12 of them with a mask of three organs. Some are NIfTI
+# files, some are DICOM series.
 #
-# Real folders also contain damaged and unrelated files. The cell adds four of them: a text file, a truncated NIfTI
-# file, a DICOM series with a missing slice, and a mask without an image.
+# Real folders also contain damaged and unrelated files. The cell adds four of them: a text file, a
+# truncated NIfTI file, a DICOM series with a missing slice, and a mask without an image.
 #
 # ```
 # medssl phantoms tutorial_1/scans --count 24 --labeled 12 --shape 48,40,40
@@ -62,7 +63,8 @@ print(len(list(scans.rglob("*.*"))), "files")
 # %% [markdown]
 # ## Index
 #
-# The index reads the headers of all files. It needs three rules, because NIfTI files do not contain this information:
+# The index reads the headers of all files. It needs three rules, because NIfTI files do not contain
+# this information:
 #
 # - the modality (`MR`),
 # - how the path names the subject: `PHANTOM-` and digits,
@@ -87,9 +89,9 @@ result = medssl.index(
 # %% [markdown]
 # ## What was left out
 #
-# *Failed* files could not be read or are incomplete. *Rejected* files are images, but no scans to train on. *Ignored*
-# files are no images. Each has a reason. Read these lists before you train: a missing slice or a mask without an
-# image is often a mistake in an export.
+# *Failed* files could not be read or are incomplete. *Rejected* files are images, but no scans to
+# train on. *Ignored* files are no images. Each has a reason. Read these lists before you train: a
+# missing slice or a mask without an image is often a mistake in an export.
 #
 # ```
 # medssl index --index tutorial_1/index.sqlite --show failed
@@ -105,7 +107,8 @@ for status in ("failed", "rejected", "ignored"):
 # %% [markdown]
 # ## Select with SQL
 #
-# The index is a SQLite file. `--where` takes a condition on its columns. This one lists the scans with thin slices.
+# The index is a SQLite file. `--where` takes a condition on its columns. This one lists the scans
+# with thin slices.
 #
 # ```
 # medssl index --index tutorial_1/index.sqlite --where "status = 'ok' AND spacing_k_mm < 10"
@@ -117,8 +120,9 @@ medssl.index(index=index, where="status = 'ok' AND spacing_k_mm < 10")
 # %% [markdown]
 # ## Store
 #
-# The store holds the scans after preprocessing: orientation, spacing, crop, and the rule for the intensity. The preset
-# `mr` clips to percentiles and normalizes each scan. Voxels of 8 mm keep the tutorial fast.
+# The store holds the scans after preprocessing: orientation, spacing, crop, and the rule for the
+# intensity. The preset `mr` clips to percentiles and normalizes each scan. Voxels of 8 mm keep the
+# tutorial fast.
 #
 # ```
 # medssl cache tutorial_1/index.sqlite tutorial_1/store --preprocess mr --preprocess.spacing_mm 8,8,8
@@ -136,8 +140,9 @@ print("subjects in each split:", opened.splits)
 # %% [markdown]
 # ## Look at the result
 #
-# A picture of a stored scan and its mask shows more mistakes than any table. Check the orientation, and check that the
-# mask lies on the organ. Volumes are in radiological orientation: the patient's right is on the left.
+# A picture of a stored scan and its mask shows more mistakes than any table. Check the orientation,
+# and check that the mask lies on the organ. Volumes are in radiological orientation: the patient's
+# right is on the left.
 #
 # The cell draws three scans of the store with their masks, one below the other.
 
@@ -164,11 +169,13 @@ picture
 # %% [markdown]
 # ## On your own data
 #
-# 1. Index a small folder first. For DICOM, leave out `--files.modality` and `--subject`: both are in the files.
-# 2. Read the notes and the lists of failed and rejected files. Add options until the counts are right.
+# 1. Index a small folder first. For DICOM, leave out `--files.modality` and `--subject`: both are in
+#    the files.
+# 2. Read the notes and the lists of failed and rejected files. Add options until the counts are
+#    right.
 # 3. Check that the number of subjects is the number of patients. A wrong pattern makes splits leak.
 # 4. Make the store on a disk with enough space: the command prints the size before it starts.
 # 5. Look at pictures of ten scans.
 #
-# Read more in the guides [Index your scans](../docs/guides/data.md) and
-# [Preprocess scans into a store](../docs/guides/store.md). Then continue with tutorial 2.
+# Read more in the guides [Index your scans](../docs/guides/data.md) and [Preprocess scans into a
+# store](../docs/guides/store.md). Then continue with tutorial 2.

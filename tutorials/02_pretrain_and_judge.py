@@ -14,10 +14,12 @@
 # %% [markdown]
 # # 2. Pretrain and judge
 #
-# **Goal:** pretrain an encoder without labels, check that the training works, and measure its features.
+# **Goal:** pretrain an encoder without labels, check that the training works, and measure its
+# features.
 #
-# The scans are small synthetic pictures, so the tutorial takes about one minute on one CPU core. Everything is written
-# into the folder `tutorial_2`. Real runs use more steps, larger networks and a GPU.
+# The scans are small synthetic pictures, so the tutorial takes about one minute on one CPU core.
+# Everything is written into the folder `tutorial_2`. Real runs use more steps, larger networks and a
+# GPU.
 
 # %%
 import json
@@ -38,7 +40,8 @@ index, store, run = folder / "index.sqlite", folder / "store", folder / "runs" /
 # %% [markdown]
 # ## Scans, index and store
 #
-# These steps are the subject of tutorial 1. There are 100 pictures of 64 x 64 pixels, 60 of them with a mask.
+# These steps are the subject of tutorial 1. There are 100 pictures of 64 x 64 pixels, 60 of them with
+# a mask.
 #
 # ```
 # medssl phantoms tutorial_2/scans --count 100 --labeled 60 --shape 64,64
@@ -67,11 +70,12 @@ medssl.cache(index, store, preprocess="mr")
 # %% [markdown]
 # ## Pretrain
 #
-# The objective is SparK. It hides 60 % of the picture, and a decoder reconstructs the hidden cells from the features of
-# the visible ones. Only scans of the split `train` are used. Their masks are not read.
+# The objective is SparK. It hides 60 % of the picture, and a decoder reconstructs the hidden cells
+# from the features of the visible ones. Only scans of the split `train` are used. Their masks are not
+# read.
 #
-# The recipe `spark_2d_small` is for pictures of 160 pixels and a ResNet-18. The overrides make the network and the view
-# smaller.
+# The recipe `spark_2d_small` is for pictures of 160 pixels and a ResNet-18. The overrides make the
+# network and the view smaller.
 #
 # ```
 # medssl pretrain --config spark_2d_small --store tutorial_2/store --run tutorial_2/runs/spark \
@@ -97,8 +101,10 @@ result = medssl.pretrain(
 #
 # Check three things:
 #
-# 1. The loss falls below `chance`, the loss of a network that knows nothing. If it stays there, nothing is learned.
-# 2. The line `health:` reports no alarm. It measures, for example, whether embeddings of different scans differ.
+# 1. The loss falls below `chance`, the loss of a network that knows nothing. If it stays there,
+#    nothing is learned.
+# 2. The line `health:` reports no alarm. It measures, for example, whether embeddings of different
+#    scans differ.
 # 3. The reconstructions show coarse anatomy. They are in the last cell.
 #
 # All values are rows of `metrics.jsonl`. A result of `pretrain` is shown as the curve of its loss.
@@ -111,30 +117,33 @@ result
 # %% [markdown]
 # ## Probe the features
 #
-# A probe keeps the encoder frozen and fits a linear classifier for each voxel. It takes seconds. The second call is the
-# from-scratch baseline: the same encoder with random weights. Only the difference shows an effect of pretraining.
+# A probe keeps the encoder frozen and fits a linear classifier for each voxel. It takes seconds. The
+# second call is the from-scratch baseline: the same encoder with random weights. Only the difference
+# shows an effect of pretraining.
 #
 # ```
-# medssl probe tutorial_2/runs/spark --store tutorial_2/store --out tutorial_2/probes/spark --target mask
-# medssl probe tutorial_2/runs/spark --store tutorial_2/store --out tutorial_2/probes/scratch --target mask \
-#     --from-scratch
+# medssl probe tutorial_2/runs/spark --store tutorial_2/store --out tutorial_2/probes/spark \
+#     --target mask
+# medssl probe tutorial_2/runs/spark --store tutorial_2/store --out tutorial_2/probes/scratch \
+#     --target mask --from-scratch
 # ```
 
 # %%
 dice = {}
 for name in ("spark", "scratch"):
-    probe = medssl.probe(run, store=store, out=folder / "probes" / name, target="mask", from_scratch=name == "scratch")
+    out, scratch = folder / "probes" / name, name == "scratch"
+    probe = medssl.probe(run, store=store, out=out, target="mask", from_scratch=scratch)
     dice[name] = probe.metrics["voxel_logistic"]["dice"]
 dice
 
 # %% [markdown]
-# Compare the column `dice` of both tables, with its 95 % interval. After 150 steps on 60 pictures the difference can
-# have either sign. A verdict needs several runs: see tutorial 3.
+# Compare the column `dice` of both tables, with its 95 % interval. After 150 steps on 60 pictures the
+# difference can have either sign. A verdict needs several runs: see tutorial 3.
 #
 # ## Look at the reconstructions
 #
-# The picture has rows of input, mask and reconstruction. Hidden cells are predicted from the visible ones. Fine texture
-# cannot be predicted, so that a good reconstruction is smooth.
+# The picture has rows of input, mask and reconstruction. Hidden cells are predicted from the visible
+# ones. Fine texture cannot be predicted, so that a good reconstruction is smooth.
 
 # %%
 newest = sorted((run / "pictures").glob("step_*.png"))[-1]
@@ -144,11 +153,13 @@ picture
 # %% [markdown]
 # ## On your own data
 #
-# 1. Start with a `*_small` recipe and 300 steps. It shows in minutes whether data and settings are sound.
-# 2. Choose a view that contains several structures. `--objective.view.size` is in voxels of the store.
+# 1. Start with a `*_small` recipe and 300 steps. It shows in minutes whether data and settings are
+#    sound.
+# 2. Choose a view that contains several structures. `--objective.view.size` is in voxels of the
+#    store.
 # 3. Read `health:` and look at the pictures before you start a long run.
 # 4. Then take the full recipe on a GPU: `spark_3d` or `spark_2d`, with `--training.precision bf16`.
 # 5. A stopped run continues with the same command.
 #
-# Read more in the guides [Pretrain an encoder](../docs/guides/pretrain.md) and
-# [Probe a frozen encoder](../docs/guides/probe.md). Then continue with tutorial 3.
+# Read more in the guides [Pretrain an encoder](../docs/guides/pretrain.md) and [Probe a frozen
+# encoder](../docs/guides/probe.md). Then continue with tutorial 3.

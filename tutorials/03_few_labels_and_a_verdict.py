@@ -14,10 +14,11 @@
 # %% [markdown]
 # # 3. Few labels and a verdict
 #
-# **Goal:** train a segmentation network with the labels of a few subjects, and decide whether pretraining helped.
+# **Goal:** train a segmentation network with the labels of a few subjects, and decide whether
+# pretraining helped.
 #
-# The scans are small synthetic pictures. The tutorial takes about three minutes on one CPU core, because a verdict
-# needs ten training runs. Everything is written into the folder `tutorial_3`.
+# The scans are small synthetic pictures. The tutorial takes about three minutes on one CPU core,
+# because a verdict needs ten training runs. Everything is written into the folder `tutorial_3`.
 
 # %%
 import csv
@@ -65,8 +66,8 @@ medssl.pretrain(
 # %% [markdown]
 # ## Fine-tune with four labels
 #
-# `labels=4` takes four subjects of the split `train`. The split `val` chooses the best step. The split `test` is not
-# used.
+# `labels=4` takes four subjects of the split `train`. The split `val` chooses the best step. The
+# split `test` is not used.
 #
 # ```
 # medssl finetune --config segment_2d_small --store tutorial_3/store --run tutorial_3/runs/few \
@@ -87,14 +88,14 @@ medssl.finetune("segment_2d_small", store=store, run=run, pretrained=pretrained,
 medssl.evaluate(run, index=index, out=folder / "scores" / "few")
 
 # %% [markdown]
-# The scores are of one run. Another selection of four subjects gives other scores. The difference between two single
-# runs says little about pretraining.
+# The scores are of one run. Another selection of four subjects gives other scores. The difference
+# between two single runs says little about pretraining.
 #
 # ## Compare
 #
-# `compare` trains several runs of each arm: from the pretrained encoder, and from random weights. Runs with one number
-# share the labeled subjects and the seed. All networks are scored on the split `test`. Five runs of each arm are the
-# smallest number for a verdict.
+# `compare` trains several runs of each arm: from the pretrained encoder, and from random weights.
+# Runs with one number share the labeled subjects and the seed. All networks are scored on the split
+# `test`. Five runs of each arm are the smallest number for a verdict.
 #
 # ```
 # medssl compare spark=tutorial_3/runs/spark --config segment_2d_small --store tutorial_3/store \
@@ -119,11 +120,11 @@ result = medssl.compare(
 # %% [markdown]
 # ## Read the verdict
 #
-# - The row `spark less scratch` is the difference in Dice with its 95 % interval. The interval includes the variation
-#   of runs and of test subjects.
+# - The row `spark less scratch` is the difference in Dice with its 95 % interval. The interval
+#   includes the variation of runs and of test subjects.
 # - `p` is the probability of such a difference by chance, corrected for all comparisons.
-# - The last line is the verdict. "No difference" does not prove that there is none: the interval shows how large it
-#   could be.
+# - The last line is the verdict. "No difference" does not prove that there is none: the interval
+#   shows how large it could be.
 #
 # Here the pretraining was 100 steps on small pictures, so expect no difference or a small one.
 
@@ -134,8 +135,8 @@ result
 # %% [markdown]
 # ## Look at the runs
 #
-# Each point is one run. Runs with the same number share their labeled subjects. If the lines go up and down together,
-# the selection of subjects matters more than pretraining.
+# Each point is one run. Runs with the same number share their labeled subjects. If the lines go up
+# and down together, the selection of subjects matters more than pretraining.
 
 # %%
 from medssl.reporting.curves import Point, Series, line_chart
@@ -150,10 +151,10 @@ class Chart(str):
 
 with (study / "runs.csv").open() as file:
     rows = list(csv.DictReader(file))
-lines = [
-    Series(arm, tuple(Point(int(row["run"]) + 1, float(row["test"])) for row in rows if row["arm"] == arm), marked=True)
-    for arm in ("spark", "scratch")
-]
+lines = []
+for arm in ("spark", "scratch"):
+    points = (Point(int(row["run"]) + 1, float(row["test"])) for row in rows if row["arm"] == arm)
+    lines.append(Series(arm, tuple(points), marked=True))
 picture = Chart(line_chart(lines, title="4 labeled subjects", x_label="run", y_label="test Dice"))
 (study / "runs.svg").write_text(picture)
 picture
@@ -167,5 +168,5 @@ picture
 # 4. Compare several numbers of labels in one command: `--labels 2,4,8 --runs 5`.
 # 5. Choose the number of runs before the first result.
 #
-# Read more in the guides [Fine-tune with few labels](../docs/guides/finetune.md) and
-# [Compare pretraining with training from scratch](../docs/guides/compare.md).
+# Read more in the guides [Fine-tune with few labels](../docs/guides/finetune.md) and [Compare
+# pretraining with training from scratch](../docs/guides/compare.md).
