@@ -148,6 +148,7 @@ def test_slices_of_a_volume_are_images_of_their_own(plane):
     assert torch.allclose(found, in_order, atol=1e-5) == straight
 
 
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence:UserWarning")  # MONAI 1.5.2
 def test_the_result_is_monais():
     from monai.inferers import sliding_window_inference
 
