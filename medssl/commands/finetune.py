@@ -47,6 +47,7 @@ from medssl.training.pseudo_labels import (
     subjects_behind,
     with_pseudo_labels,
 )
+from medssl.training.resolved import resolved
 from medssl.training.resume import first_progress
 from medssl.training.run import refuse_hardware
 from medssl.training.run import run as train
@@ -126,6 +127,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         UserError: Something the user can put right.
     """
     refuse_hardware(training)
+    optimizer, training, settled = resolved(optimizer, training, RunFolder(run))
     initial = read_initial_weights(pretrained, encoder, from_scratch=from_scratch, trust=names(trust))
     initial = with_drop_path(initial, optimizer.drop_path)
     opened = open_store(store, initial, allow, size=data.view.size, key="data.view.size")
@@ -164,9 +166,8 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         save_network(run, lora.merged(objective.judged), replace(card, step=loop.progress.step))
 
     watching = [Validation(opened, chosen.validated, data, every=training.output.validate_every)]
-    notes = [*first_notes(opened, data, chosen, loaded, schema), *filter(None, (adapted, *seen))]
-    folder = RunFolder(run)
-    outcome = train(loop, folder, config, training, data=data, notes=notes, export=export, watching=watching)
+    notes = [*settled, *first_notes(opened, data, chosen, loaded, schema), *filter(None, (adapted, *seen))]
+    outcome = train(loop, RunFolder(run), config, training, data=data, notes=notes, export=export, watching=watching)
     return FinetuneResult(run, outcome.steps, outcome.loss, outcome.stopped_by, outcome.exit_code)
 
 

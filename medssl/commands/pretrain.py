@@ -30,6 +30,7 @@ from medssl.training.health_monitor import Health, settled_after
 from medssl.training.initial_weights import InitialWeights
 from medssl.training.loop import TrainingLoop, keyed_seed
 from medssl.training.optim import Optimization
+from medssl.training.resolved import resolved
 from medssl.training.resume import first_progress
 from medssl.training.run import refuse_hardware
 from medssl.training.run import run as train
@@ -114,10 +115,11 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
         UserError: Something the user can put right.
     """
     folder = RunFolder(run)
+    refuse_hardware(training)
+    optimizer, training, settled = resolved(optimizer, training, folder)
     config: dict[str, Any] = as_data(
         {"encoder": encoder, "objective": objective, "training": training, "optimizer": optimizer, "data": data}
     )
-    refuse_hardware(training)
     torch.manual_seed(keyed_seed(training.seed))
     network = objective(encoder())  # refuses sizes that do not fit, before any data is touched
     made = imported(config["encoder"])
@@ -141,12 +143,12 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
         write_weights(run, network, make_card(config, opened, initial, loop.progress.step))
 
     watching: list[Listener] = [
-        Health(every=training.output.health_every, settled=settled_after(training.steps, optimizer.warmup))
+        Health(every=training.output.health_every, settled=settled_after(loop.horizon, optimizer.warmup))
     ]
     if probe.target is not None:
         watching.append(OnlineProbeListener(opened, plan, probe, half=hardware.precision_of(training) != "fp32"))
     notes = [f"{small} scans are smaller than the view and are padded"] if small else []
-    notes = [*initial.notes, *other_rules(initial, opened), *notes]
+    notes = [*settled, *initial.notes, *other_rules(initial, opened), *notes]
     outcome = train(loop, folder, config, training, data=data, notes=notes, export=export, watching=watching)
     return PretrainResult(run, outcome.steps, outcome.loss, outcome.stopped_by, outcome.exit_code)
 

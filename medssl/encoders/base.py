@@ -44,6 +44,8 @@ class Encoder(nn.Module, ABC):
         step: Distance between neighboring tokens per axis, in the unit of the position embedding; None without one.
         unmasked_because: Reason why an expected mask mode is missing; messages show it.
         stem_maps: Number of the finest maps that a stem computes, before the first block.
+        recompute: Compute ``parts`` again in the backward pass instead of keeping what they put out: less memory, about
+            a third more time.
     """
 
     ndims: frozenset[int]
@@ -55,6 +57,7 @@ class Encoder(nn.Module, ABC):
     step: tuple[float, ...] | None = None
     unmasked_because: str = ""
     stem_maps: int = 0
+    recompute: bool = False
 
     @abstractmethod
     def forward(
@@ -84,6 +87,10 @@ class Encoder(nn.Module, ABC):
         By default the whole encoder is one layer.
         """
         return {name: 0 for name, _ in self.named_parameters()}
+
+    def parts(self) -> list[nn.Module]:
+        """Modules that run one after the other and are computed again with ``recompute``; none by default."""
+        return []
 
     def checked(
         self,

@@ -40,9 +40,6 @@ class ResEnc(Encoder):
         norm: "instance" (as nnU-Net) or "batch" (statistics over the batches of all processes).
         dropout: Probability of dropping a channel after the first convolution of a block, 0 to below 1.
 
-    Attributes:
-        recompute: Set to True to recompute each stage in the backward pass: less memory, about a third more time.
-
     Raises:
         UserError: The lists have different lengths, or a value is out of range.
     """
@@ -72,7 +69,6 @@ class ResEnc(Encoder):
         self.mask_modes: frozenset[MaskMode] = frozenset({"sparse"})
         total = self.strides[-1]
         self.mask_cell = tuple(min(16, stride) for stride in total) if ndim == 3 else total
-        self.recompute = False
         self.encoder = sparsify(_network(self, ndim, strides, blocks, kernels, norm, dropout))
 
     def forward(
@@ -95,10 +91,15 @@ class ResEnc(Encoder):
         network: Any = self.encoder
         maps = []
         with visible(network, hidden):
-            for stage in (network.stem, *network.stages):
+            for stage in self.parts():
                 x = checkpoint(stage, x) if self.recompute and torch.is_grad_enabled() else stage(x)
                 maps.append(x)
         return Features(maps=tuple(maps[1:]), pooled=visible_mean(x, hidden))
+
+    def parts(self) -> list[nn.Module]:
+        """The stem and the stages."""
+        network: Any = self.encoder
+        return [network.stem, *network.stages]
 
     def layers(self) -> dict[str, int]:
         """Number of the layer of each parameter: the stem is 0, each residual block is one more."""

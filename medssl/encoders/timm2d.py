@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from medssl.encoders.base import Encoder
-from medssl.nn.sparse import sparsify, visible, visible_mean
+from medssl.nn.sparse import checkpoint, sparsify, visible, visible_mean
 from medssl.types import Features, MaskMode, UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from jaxtyping import Bool, Float
     from torch import Tensor
 
@@ -79,9 +83,27 @@ class Timm2d(Encoder):
         """
         x = self.checked(image, hidden, mode)
         network: Any = self.model
-        with visible(network, hidden):
+        with visible(network, hidden), self._recomputing():
             maps = network.forward_intermediates(x, intermediates_only=True)
         return Features(maps=tuple(maps), pooled=visible_mean(maps[-1], hidden))
+
+    def parts(self) -> list[nn.Module]:
+        """The stages: modules with weights whose outputs are the maps."""
+        model: Any = self.model
+        stages = [self.model.get_submodule(str(entry["module"])) for entry in model.feature_info]
+        return [stage for stage in stages if next(stage.parameters(), None) is not None]
+
+    @contextmanager
+    def _recomputing(self) -> Iterator[None]:
+        """Recomputes the stages that are called inside, as ``recompute`` asks for."""
+        stages = self.parts() if self.recompute and torch.is_grad_enabled() else []
+        for stage in stages:
+            stage.forward = _recomputed(stage)
+        try:
+            yield
+        finally:
+            for stage in stages:
+                del stage.forward
 
     def layers(self) -> dict[str, int]:
         """Number of the layer of each parameter, as timm groups them for layer-wise decay."""
@@ -92,6 +114,19 @@ class Timm2d(Encoder):
         groups: dict[int, list[str]] = group_parameters(model, matcher)
         order = {group: layer for layer, group in enumerate(sorted(groups))}
         return {f"model.{name}": order[group] for group, names in groups.items() for name in names}
+
+
+def _recomputed(stage: nn.Module) -> Callable[..., Any]:
+    """A forward that is computed again in the backward pass, for a stage that has its own forward outside of it."""
+
+    def forward(*args: Any) -> Any:
+        del stage.forward
+        try:
+            return checkpoint(stage, *args)
+        finally:
+            stage.forward = forward
+
+    return forward
 
 
 def _create(name: str, in_channels: int, *, pretrained: bool, drop_path: float) -> nn.Module:

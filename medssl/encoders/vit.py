@@ -72,9 +72,6 @@ class ViT(Encoder):
             spacings differ between axes. Lengths are divided by the longest side of a patch, so that cubic patches
             have the coordinates 0, 1, 2, ...
 
-    Attributes:
-        recompute: Set to True to recompute each block in the backward pass: less memory, about a third more time.
-
     Raises:
         UserError: Arguments that do not fit each other.
     """
@@ -102,7 +99,6 @@ class ViT(Encoder):
         self.mask_modes: frozenset[MaskMode] = frozenset({"drop", "fill"})
         self.mask_cell = self.patch
         self.pool = pool
-        self.recompute = False
         spacing = (1.0,) * len(patch) if spacing_mm is None else spacing_mm
         sides = [side * mm for side, mm in zip(patch, spacing, strict=True)]
         self.step = tuple(side / max(sides) for side in sides)
@@ -162,6 +158,10 @@ class ViT(Encoder):
             if depth in self.depths:
                 block_outputs.append(x)
         return block_outputs
+
+    def parts(self) -> list[nn.Module]:
+        """The blocks."""
+        return list(self.blocks)
 
     def layers(self) -> dict[str, int]:
         """Number of the layer of each parameter: patch embedding and learned tokens are 0, each block is one more.

@@ -79,6 +79,17 @@ class Objective(nn.Module, ABC):
     def after_step(self, step: Step) -> None:
         """Called once after each optimizer step. A teacher is updated here."""
 
+    def rate_of(self, name: str) -> float:
+        """Share of the learning rate, 0 or more, with which a parameter moves; by default 1 for all.
+
+        It multiplies the shares that ``optimizer.layer_decay`` and ``optimizer.rates`` give.
+
+        Args:
+            name: As in ``named_parameters``, such as "encoder.patch_embed.proj.weight".
+        """
+        del name
+        return 1.0
+
     def exported(self) -> dict[str, nn.Module]:
         """Modules to save, by name: always "encoder", with the state-dict keys of the dense network."""
         return {"encoder": self.encoder}

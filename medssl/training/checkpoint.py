@@ -29,16 +29,21 @@ if TYPE_CHECKING:
 # These change what is written or how fast, not what is learned; the two sizes are held to their product.
 WRITING = ("checkpoint_every", "keep_every", "picture_every", "log_every", "health_every")
 FREE_KEYS = (
-    "training.batch_size", "training.accumulate", "training.accelerator", "data.workers", "training.extend", "probe",
+    "training.batch_size", "training.accumulate", "training.accelerator", "training.recompute",
+    "training.extend", "data.workers", "probe",
     *(f"training.output.{name}" for name in WRITING),
 )  # fmt: skip
 GONE = (".pretrained_file",)  # ends of keys that older configurations hold as null
-LATER = {  # ends of keys, and what they are in configurations that are older than the keys
+LATER: dict[str, Any] = {  # ends of keys, and what they are in configurations that are older than the keys
     ".sampling.labeled": 0.0, ".init_args.decoder": "light",
     ".geometry.probability": 1.0, ".geometry.interpolation": "linear", ".min_overlap": 0.0,
     ".intensity.brightness_factor": [0.0, 1.0, 1.0], ".intensity.inverted_gamma": [0.0, 1.0, 1.0],
     ".intensity.reduced_resolution": [0.0, 1.0, 1.0],
+    "training.recompute": False, "optimizer.learning_rate_per": None, "optimizer.schedule": "cosine",
+    "optimizer.rate_decay.power": None, "optimizer.rate_decay.share": None, "optimizer.rate_decay.horizon": None,
+    "optimizer.layer_decay": 1.0, "optimizer.momentum": None, "optimizer.clip_per": "all",
 }  # fmt: skip
+BEFORE_DECAY = "before_decay.pt"  # the last checkpoint before the learning rate falls
 SMOOTHING = 0.98
 OLDER_LISTENERS = {"Health": "health", "ProbeWhileTraining": "online_probe"}  # names in checkpoints of 0.1.0
 DAMAGE = (
@@ -134,8 +139,7 @@ def checkpoints(folder: Path) -> list[Path]:
     """Checkpoints that training can go on from, the one to take first: ``last.pt``, then the newest numbered one."""
     last = folder / "last.pt"
     numbered = sorted(folder.glob("step_*.pt"), key=lambda path: (len(path.name), path.name), reverse=True)
-    best = folder / "best.pt"
-    return [path for path in (last, *numbered, best) if path.is_file()]
+    return [path for path in (last, *numbered, folder / "best.pt", folder / BEFORE_DECAY) if path.is_file()]
 
 
 # --- the folder
@@ -177,6 +181,12 @@ class RunFolder:
         if best:
             link(last, self.checkpoints / "best.pt")
         return best
+
+    def keep_before_decay(self) -> None:
+        """Gives ``last.pt``, if there is one, a second name, to prolong the run from."""
+        last = self.checkpoints / "last.pt"
+        if last.is_file():
+            link(last, self.checkpoints / BEFORE_DECAY)
 
     @contextlib.contextmanager
     def opened(self, config: dict[str, Any]) -> Iterator[None]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 class CheckpointWriter(Listener):
     """Saves every ``every`` steps, where a listener judged the step, and when the run ends or is stopped.
 
+    Where the rate is constant before it falls, the last checkpoint before its fall is kept, to prolong the run from.
+
     ``export`` writes what other people use (the encoder with its card) before each checkpoint; where a validation
     judges, before the best so far. A kill between the two leaves a checkpoint that comes to the same weights again; the
     other order would leave a run that is done with weights of an earlier step.
@@ -28,22 +30,37 @@ class CheckpointWriter(Listener):
         keep: Steps between checkpoints that are kept for good; None keeps none.
         export: Writes the weights.
         validated: A listener judges; otherwise the smoothed loss does.
+        decay_start: Steps that are done when a constant learning rate begins to fall; None where none is constant.
     """
 
     def __init__(
-        self, folder: RunFolder, *, every: int, keep: int | None, export: Callable[[], None], validated: bool = False
+        self,
+        folder: RunFolder,
+        *,
+        every: int,
+        keep: int | None,
+        export: Callable[[], None],
+        validated: bool = False,
+        decay_start: int | None = None,
     ) -> None:
         self.folder = folder
         self.every = every
         self.keep = keep
         self.export = export
         self.validated = validated
+        self.decay_start = decay_start
+
+    def on_start(self, loop: TrainingLoop) -> None:
+        """Keeps the checkpoint before the fall of the rate, where a kill came between writing and keeping it."""
+        if loop.rank == 0 and loop.progress.step == self.decay_start:
+            self.folder.keep_before_decay()
 
     def on_step(self, loop: TrainingLoop, record: StepRecord) -> None:
         """Saves where it is time to. A stop adds a checkpoint, but no candidate for the best."""
         progress, score = loop.progress, record.measures.score
         keep = self.keep is not None and record.step % self.keep == 0
-        due = keep or record.step % self.every == 0 or record.step >= loop.steps
+        before_decay = record.step == self.decay_start
+        due = keep or before_decay or record.step % self.every == 0 or record.step >= loop.steps
         progress.judged = score if self.validated else record.smoothed if due else None
         if not (due or loop.is_over or score is not None):
             return
@@ -52,3 +69,5 @@ class CheckpointWriter(Listener):
             if not self.validated or is_best(progress):
                 self.export()
             self.folder.save(state, progress, keep=keep)
+            if before_decay:
+                self.folder.keep_before_decay()

@@ -63,6 +63,20 @@ def precision_notes(training: Training) -> list[str]:
     return []
 
 
+def switch_recompute(objective: Objective, training: Training) -> None:
+    """Lets the encoder compute again in the backward pass what it put out, where the training asks for it.
+
+    Raises:
+        UserError: The encoder has nothing that it can compute again.
+    """
+    if training.recompute and not objective.encoder.parts():
+        name = type(objective.encoder).__name__
+        message = f"{name} has no parts that can be computed again (its method `parts` names none)"
+        hint = "Set it to false and lower training.batch_size."
+        raise UserError(message, key="training.recompute", got=True, hint=hint)
+    objective.encoder.recompute = training.recompute
+
+
 def memory_limit(accelerator: str) -> float:
     """Bytes that a training may take: of the GPU, or of the machine or its container; infinity where nothing says."""
     if uses_gpu(accelerator):
@@ -99,6 +113,8 @@ def refuse_too_large(objective: Objective, training: Training) -> None:
         if not objective.compares_samples:
             accumulate = -(-training.batch_size * training.accumulate // fits)
             remedy += f", with training.accumulate {accumulate} the step is as large"
+        if objective.encoder.parts() and not objective.encoder.recompute:
+            remedy += "; training.recompute true takes less memory and a third more time"
     else:
         remedy = f"not even one sample fits: make the views smaller (now {sizes}) or take a smaller encoder"
     message = (

@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 
 from medssl.training.events import StepRecord, Timing
-from medssl.training.optim import Optimization, drop_unmoved, make_optimizer, set_rates
+from medssl.training.optim import Optimization, clip_gradients, drop_unmoved, make_optimizer, set_rates
 from medssl.training.stop_signals import StopSignals
 from medssl.types import Loss, Step, UserError
 
@@ -53,6 +53,7 @@ class TrainingLoop:
         source: Where micro-batches come from.
         settings: How weights move.
         steps: Optimizer steps of the whole run.
+        horizon: Steps that warm-up, weight decay and the objective's own schedules are shares of.
         progress: How far the run is.
         stopped_by: Number of a signal that any process got before the last step was done; 0 where none did.
     """
@@ -68,7 +69,7 @@ class TrainingLoop:
         self.objective = objective
         self.source = source
         self.settings = settings
-        self.steps = steps
+        self.steps, self.horizon = steps, settings.horizon(steps)
         self.progress = progress
         self.signals = StopSignals()
         self.stopped_by = 0
@@ -147,7 +148,7 @@ class TrainingLoop:
 
     def step_of(self, samples: tuple[int, ...]) -> Step:
         """The step in hand, for some of its samples."""
-        return Step(index=self.progress.step, total=self.steps, seed=self.source.seed, samples=samples)
+        return Step(index=self.progress.step, total=self.horizon, seed=self.source.seed, samples=samples)
 
     def state(self) -> dict[str, Any]:
         """Everything that going on needs: weights, optimizer, gradient scaler, what listeners remember.
@@ -172,7 +173,9 @@ class TrainingLoop:
         """
         started = time.monotonic()
         self.waited, self.origins = 0.0, []
-        rates = set_rates(self.optimizer.optimizer, self.settings, self.progress.step / max(1, self.steps))
+        done = self.progress.step
+        progress, early = done / max(1, self.steps), done / max(1, self.horizon)
+        rates = set_rates(self.optimizer.optimizer, self.settings, progress, early)
         losses = [self.backward(micro_batch) for micro_batch in self.micro_batches(crops)]
         values = torch.stack([loss.total.detach().float() for loss in losses])
         self.agree(values)
@@ -282,8 +285,7 @@ class TrainingLoop:
         drop_unmoved(optimizer)
         self.objective.before_step(self.step_of(self.origins[-1].samples))
         parameters = [parameter for parameter in self.objective.parameters() if parameter.grad is not None]
-        limit = math.inf if self.settings.clip is None else self.settings.clip
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        norm = clip_gradients(parameters, self.settings)
         if not math.isfinite(norm) and getattr(precision, "scaler", None) is None:
             self.blame("gradient", self.origins)
         return norm

@@ -36,32 +36,44 @@ def memory_in_words(objective: Objective, batch_size: int, *, half: bool) -> str
 def step_bytes(objective: Objective, *, half: bool) -> tuple[int, int] | None:
     """Bytes of a step at least: of weights, gradients and two moments, and of the encoder's maps of one sample.
 
-    None where the maps cannot be counted. A transformer that drops hidden patches holds the others alone.
+    None where the maps cannot be counted. A transformer that drops hidden patches holds the others alone. An encoder
+    that learns holds the maps of all views.
     """
-    values = count_activations(objective.encoder, objective.needs.views[0].size)
-    if values is None:
+    learns = any(parameter.requires_grad for parameter in objective.encoder.parameters())
+    views = [view.size for view in objective.needs.views][: None if learns else 1]
+    counts = {size: count_activations(objective.encoder, size) for size in set(views)}
+    if None in counts.values():
         return None
+    values = sum(counts[size] or 0 for size in views)
     visible = 1.0 - getattr(objective, "mask_ratio", 0.0) if getattr(objective, "mode", None) == "drop" else 1.0
     return 16 * count_parameters(objective)[1], max(1, int(values * visible) * (2 if half else 4))
 
 
 def count_activations(encoder: Encoder, view: tuple[int, ...]) -> int | None:
-    """Values that the encoder's layers put out for one view, counted without computing them; None if it cannot be."""
-    counted = 0
+    """Values that an encoder holds for the backward pass of one view; None where they cannot be counted.
 
-    def count(module: torch.nn.Module, inputs: object, output: object) -> None:
-        nonlocal counted
-        counted += output.numel() if isinstance(output, torch.Tensor) else 0
-
+    They are what its layers put out, counted without computing it. An encoder that recomputes holds what its parts put
+    out, and all of the largest part while that is computed again.
+    """
     try:
         ghost = copy.deepcopy(encoder).to("meta").eval()  # one view has no statistics of a batch
-        for module in ghost.modules():
-            if not list(module.children()):
-                module.register_forward_hook(count)
-        ghost(torch.empty(1, encoder.in_channels, *view, device="meta"))
+        parts = ghost.parts() if encoder.recompute else []
+        inside = {module for part in parts for module in part.modules()}
+        leaves = [module for module in ghost.modules() if not list(module.children())]
+        counts: dict[torch.nn.Module, int] = {}
+
+        def count(module: torch.nn.Module, inputs: object, output: object) -> None:
+            counts[module] = counts.get(module, 0) + (output.numel() if isinstance(output, torch.Tensor) else 0)
+
+        for module in {*leaves, *parts}:
+            module.register_forward_hook(count)
+        with torch.no_grad():  # nothing is computed a second time
+            ghost(torch.empty(1, encoder.in_channels, *view, device="meta"))
     except (RuntimeError, NotImplementedError, TypeError):
         return None
-    return counted
+    outside = sum(counts.get(module, 0) for module in {*leaves, *parts} if module in parts or module not in inside)
+    within = [sum(counts.get(leaf, 0) for leaf in leaves if leaf in set(part.modules())) for part in parts]
+    return outside + max(within, default=0)
 
 
 def bytes_in_words(values: float) -> str:

@@ -2,66 +2,80 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from medssl.encoders.base import Encoder
 from medssl.ops.limits import expect
-from medssl.ops.schedules import cosine, linear, linear_warmup_cosine
+from medssl.ops.schedules import cosine, linear
 from medssl.training.lora import LoRA
+from medssl.training.rates import WARMUP_START, LearningRate, parameter_shares
 from medssl.types import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
-
-WARMUP_START = 0.005  # a first step of rate 0 would be lost
+MOMENTUM = {"sgd": 0.9, "lars": 0.9}  # where none is given, of the optimizers that have one
+LARGE = 1024  # samples of a step from which on LAMB and LARS are worth their norms
 
 
 @dataclass(frozen=True)
-class Optimization:
-    """How weights move.
+class Update:
+    """What becomes of a gradient.
 
     Attributes:
-        name: Optimizer: "adamw", or "lamb" for batches of thousands.
-        learning_rate: Highest learning rate, above 0, for the whole batch of a step. It is not scaled by the batch
-            size.
-        final_share: Learning rate of the last step as a share of the highest, 0 to 1.
-        warmup: Share of all steps in which the learning rate rises, 0 to 1.
-        weight_decay: First and last weight decay, 0 or more, with a cosine between them.
-        betas: Decay rates of the two moments, 0 to below 1.
-        clip: Largest norm of the gradient over all parameters, above 0; None does not clip.
+        name: Optimizer: "adamw"; "sgd", with Nesterov momentum; for global batches of 1024 and more "lamb" in place of
+            AdamW and "lars" in place of SGD.
+        weight_decay: First and last weight decay, 0 or more, with a cosine between them. "adamw" takes it from the
+            weights, apart from the gradient; "sgd" and "lars" add it to the gradient, and need far less (nnU-Net:
+            3e-5).
+        betas: Decay rates of the two moments of "adamw" and "lamb", 0 to below 1. The others do not use them.
+        momentum: Decay rate of the momentum of "sgd" and "lars", 0 to below 1; None takes 0.9. The others have none.
+        clip: Largest norm of the gradient, above 0; None does not clip.
+        clip_per: Whose norm is clipped: of "all" parameters together, or of each "parameter" alone (Caron et al., DINO,
+            ICCV 2021).
     """
 
-    name: Literal["adamw", "lamb"] = "adamw"
-    learning_rate: float = 1e-3
-    final_share: float = 1e-3
-    warmup: float = 0.05
+    name: Literal["adamw", "lamb", "lars", "sgd"] = "adamw"
     weight_decay: tuple[float, float] = (0.05, 0.05)
     betas: tuple[float, float] = (0.9, 0.95)
+    momentum: float | None = None
     clip: float | None = 5.0
+    clip_per: Literal["all", "parameter"] = "all"
 
     def __post_init__(self) -> None:
         for name, good, what in (
-            ("learning_rate", self.learning_rate > 0, "above 0"),
-            ("final_share", 0 <= self.final_share <= 1, "from 0 to 1"),
-            ("warmup", 0 <= self.warmup <= 1, "from 0 to 1"),
             ("weight_decay", min(self.weight_decay) >= 0, "two numbers of at least 0"),
             ("betas", all(0 <= beta < 1 for beta in self.betas), "two numbers from 0 to below 1"),
+            ("momentum", self.momentum is None or 0 <= self.momentum < 1, "from 0 to below 1"),
             ("clip", self.clip is None or self.clip > 0, "above 0, or null"),
         ):
             expect(good, f"optimizer.{name}", getattr(self, name), what)
+        if self.momentum is not None and self.name not in MOMENTUM:
+            message = f"{self.name} has no momentum, but two moments"
+            hint = "Set optimizer.betas instead, or optimizer.name to sgd or lars."
+            raise UserError(message, key="optimizer.momentum", got=self.momentum, hint=hint)
 
-    def rate(self, progress: float, *, encoder: bool) -> float:
-        """Learning rate at ``progress`` (0 to 1) of the encoder, or of everything else."""
-        del encoder
-        peak = self.learning_rate
-        return linear_warmup_cosine(
-            progress, peak, warmup=self.warmup, start=WARMUP_START * peak, end=self.final_share * peak
-        )
+    def in_words(self) -> str:
+        """The optimizer with the numbers that it uses."""
+        if self.name not in MOMENTUM:
+            return f"{self.name} with betas {self.betas[0]:g}, {self.betas[1]:g}"
+        momentum = MOMENTUM[self.name] if self.momentum is None else self.momentum
+        return f"{self.name} with {'Nesterov ' if self.name == 'sgd' else ''}momentum {momentum:g}"
+
+
+@dataclass(frozen=True)
+class Optimization(LearningRate, Update):
+    """How weights move."""
+
+    def __post_init__(self) -> None:
+        Update.__post_init__(self)
+        LearningRate.__post_init__(self)
 
 
 @dataclass(frozen=True)
@@ -76,8 +90,6 @@ class FineTuning(Optimization):
         average: Share of the averaged weights that each step keeps, 0 to below 1, such as 0.99 (Polyak and Juditsky
             1992; less at first, so that the start is forgotten). The averaged weights are validated and written; 0 does
             not average.
-        layer_decay: Learning rate of each encoder layer as a share of the next layer's, above 0 to 1, the head being
-            the last (Clark et al., ELECTRA, ICLR 2020); 1 trains all layers alike.
         drop_path: Probability of dropping the last residual branch of the encoder, 0 to below 1; None keeps the
             encoder's own.
         lora: Low-rank adaptation: train small matrices instead of the encoder.
@@ -86,7 +98,6 @@ class FineTuning(Optimization):
     head_first: float = 0.0
     encoder_rate: float = 1.0
     average: float = 0.0
-    layer_decay: float = 1.0
     drop_path: float | None = None
     lora: LoRA = field(default_factory=LoRA)
 
@@ -96,7 +107,6 @@ class FineTuning(Optimization):
             ("head_first", 0 <= self.head_first <= 1, "from 0 to 1 (1 leaves the encoder as it is)"),
             ("encoder_rate", self.encoder_rate > 0, "above 0 (optimizer.head_first 1 leaves the encoder as it is)"),
             ("average", 0 <= self.average < 1, "from 0 to below 1"),
-            ("layer_decay", 0 < self.layer_decay <= 1, "above 0, 1 at most"),
             ("drop_path", self.drop_path is None or 0 <= self.drop_path < 1, "from 0 to below 1, or null"),
         ):
             expect(good, f"optimizer.{name}", getattr(self, name), what)
@@ -104,15 +114,17 @@ class FineTuning(Optimization):
             message = "optimizer.head_first 1 leaves the encoder as it is, optimizer.lora adapts it: choose one of them"
             raise UserError(message)
 
-    def rate(self, progress: float, *, encoder: bool) -> float:
-        """Learning rate at ``progress`` (0 to 1) of the encoder, or of the head."""
+    def rate(self, progress: float, *, encoder: bool, early: float | None = None) -> float:
+        """Learning rate of a step, of the encoder or of the head (``LearningRate.rate``)."""
         share = self.encoder_rate if encoder else 1.0
+        early = progress if early is None else early
         if self.head_first == 1:
-            return 0.0 if encoder else super().rate(progress, encoder=False)
-        if progress < self.head_first:
-            peak = self.learning_rate
-            return 0.0 if encoder else linear(progress / self.head_first, WARMUP_START * peak, peak)
-        return share * super().rate((progress - self.head_first) / (1 - self.head_first), encoder=encoder)
+            return 0.0 if encoder else super().rate(progress, encoder=False, early=early)
+        if early < self.head_first:
+            peak = self.peak
+            return 0.0 if encoder else linear(early / self.head_first, WARMUP_START * peak, peak)
+        together = (early - self.head_first) / (1 - self.head_first)
+        return share * super().rate(progress if self.restartable else together, encoder=encoder, early=together)
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -122,8 +134,8 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Optimizer:
-    """An optimizer whose groups are: encoder or not, by what decays and what does not, by the layer's share."""
-    shares = layer_shares(module, settings)
+    """An optimizer whose groups are: encoder or not, by what decays and what does not, by the parameter's share."""
+    shares = parameter_shares(module, settings)
     held: dict[tuple[bool, bool, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -132,36 +144,43 @@ def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Opt
         {"params": held[key], "encoder": key[0], "decays": key[1], "share": key[2], "weight_decay": 0.0}
         for key in sorted(held, reverse=True)
     ]
+    rate = settings.peak
     if settings.name == "adamw":
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
-    from timm.optim import Lamb
+        return torch.optim.AdamW(groups, lr=rate, betas=settings.betas)
+    momentum = MOMENTUM.get(settings.name, 0.0) if settings.momentum is None else settings.momentum
+    if settings.name == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0)
+    from timm.optim import Lamb, Lars
 
-    # the engine clips, so that the norm in the log is the one before clipping
-    optimizer: torch.optim.Optimizer = Lamb(groups, lr=settings.learning_rate, betas=settings.betas, max_grad_norm=None)
+    optimizer: torch.optim.Optimizer
+    if settings.name == "lars":
+        for group in groups:  # biases and norms move as under SGD, weights by their norm even without weight decay
+            group["always_adapt"] = group["decays"]
+        optimizer = Lars(groups, lr=rate, momentum=momentum)
+    else:  # the loop clips, so that the norm in the log is the one before clipping
+        optimizer = Lamb(groups, lr=rate, betas=settings.betas, max_grad_norm=None)
     return optimizer
 
 
-def layer_shares(module: nn.Module, settings: Optimization) -> dict[str, float]:
-    """Learning rate of each parameter of the encoder as a share of the encoder's, where layers differ."""
-    decay = settings.layer_decay if isinstance(settings, FineTuning) else 1.0
-    encoder = getattr(module, "encoder", None)
-    if decay == 1.0 or not isinstance(encoder, Encoder):
-        return {}
-    layers = encoder.layers()
-    behind = max(layers.values()) + 1
-    return {f"encoder.{name}": decay ** (behind - layer) for name, layer in layers.items()}
-
-
-def set_rates(optimizer: torch.optim.Optimizer, settings: Optimization, progress: float) -> tuple[float, float]:
-    """Sets the rates of the step at ``progress`` (0 to 1); returns the learning rate of the head and the weight decay.
+def set_rates(
+    optimizer: torch.optim.Optimizer, settings: Optimization, progress: float, early: float | None = None
+) -> tuple[float, float]:
+    """Sets the rates of a step; returns the learning rate of the head and the weight decay.
 
     A group of learning rate 0 does not move at all: its gradients are to be dropped (``drop_unmoved``).
+
+    Args:
+        optimizer: Made by ``make_optimizer``.
+        settings: How weights move.
+        progress: Share of all steps that is done, 0 to 1.
+        early: Share of the horizon that is done (``LearningRate.horizon``); None takes ``progress``.
     """
-    decay = cosine(progress, *settings.weight_decay)
+    early = progress if early is None else early
+    decay = cosine(early, *settings.weight_decay)
     for group in optimizer.param_groups:
-        group["lr"] = group["share"] * settings.rate(progress, encoder=group["encoder"])
+        group["lr"] = group["share"] * settings.rate(progress, encoder=group["encoder"], early=early)
         group["weight_decay"] = decay if group["decays"] else 0.0
-    return settings.rate(progress, encoder=False), decay
+    return settings.rate(progress, encoder=False, early=early), decay
 
 
 def drop_unmoved(optimizer: torch.optim.Optimizer) -> None:
@@ -169,3 +188,14 @@ def drop_unmoved(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"] if group["lr"] == 0 else ():
             parameter.grad = None
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], settings: Update) -> float:
+    """Clips the gradients of parameters; returns the norm of all of them together before."""
+    limit = math.inf if settings.clip is None else settings.clip
+    if settings.clip_per == "all":
+        return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    for parameter in parameters:
+        torch.nn.utils.clip_grad_norm_([parameter], limit)
+    return float(norm)

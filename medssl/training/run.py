@@ -92,11 +92,14 @@ def run(
             if place.first:
                 log.info(f"{folder.path}: all {training.steps} steps are done already")
             return Outcome(loop.progress.step, loop.progress.smoothed)
+        hardware.switch_recompute(loop.objective, training)
         hardware.refuse_too_large(loop.objective, training)
         if place.first:
             precision = hardware.precision_notes(training)
             log.info("; ".join([first_line(loop, training, place), *precision, *changes, *notes]))
-        return train(loop, folder, training, listeners_of(folder, training, export, watching), former)
+        falls = loop.settings.decay_start(training.steps)
+        listeners = listeners_of(folder, training, export, watching, decay_start=falls)
+        return train(loop, folder, training, listeners, former)
 
 
 def refuse_hardware(training: Training) -> None:
@@ -131,7 +134,12 @@ def first_line(loop: TrainingLoop, training: Training, place: Layout) -> str:
 
 
 def listeners_of(
-    folder: RunFolder, training: Training, export: Callable[[], None], watching: Sequence[Listener]
+    folder: RunFolder,
+    training: Training,
+    export: Callable[[], None],
+    watching: Sequence[Listener],
+    *,
+    decay_start: int | None = None,
 ) -> list[Listener]:
     """What is called after each step, in this order: measures first, so that the log and a checkpoint hold them."""
     output = training.output
@@ -140,7 +148,12 @@ def listeners_of(
         *watching,
         MetricsLog(folder.path, every=output.log_every),
         CheckpointWriter(
-            folder, every=output.checkpoint_every, keep=output.keep_every, export=export, validated=validated
+            folder,
+            every=output.checkpoint_every,
+            keep=output.keep_every,
+            export=export,
+            validated=validated,
+            decay_start=decay_start,
         ),
         PictureWriter(folder.path / "pictures", every=output.picture_every),
         ProgressDisplay(),

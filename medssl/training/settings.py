@@ -35,27 +35,40 @@ class Output:
 
 
 @dataclass(frozen=True)
-class Training:
+class Computing:
+    """On what, and how, a step is computed.
+
+    Attributes:
+        precision: "bf16" and "fp16" compute in half precision and keep weights in single precision; "auto" is bf16
+            where the device computes in it natively, else fp32. A run that is continued keeps its precision.
+        accelerator: Device: "auto" takes a GPU if there is one.
+        recompute: Compute the stages or blocks of the encoder again in the backward pass instead of keeping what they
+            put out: less memory, about a third more time, the same result.
+    """
+
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    recompute: bool = False
+
+
+@dataclass(frozen=True)
+class Training(Computing):
     """How long and how large.
 
     Attributes:
         steps: Optimizer steps of the whole run, at least 1.
         batch_size: Samples in one micro-batch of one process, at least 1.
         accumulate: Micro-batches per optimizer step, at least 1.
-        precision: "bf16" and "fp16" compute in half precision and keep weights in single precision; "auto" is bf16
-            where the device supports it, else fp32.
         seed: Seed of the sample order, of all random draws and of random weights, 0 or more.
-        accelerator: Device: "auto" takes a GPU if there is one.
-        extend: Continue a run whose configuration differs in ``steps`` only.
+        extend: Continue a run whose configuration differs in ``steps`` only. With `optimizer.schedule`
+            "constant_then_decay" it goes back to before its learning rate fell.
         output: What is written, and how often.
     """
 
     steps: int = 10_000
     batch_size: int = 4
     accumulate: int = 1
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "fp32"
     seed: int = 0
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     extend: bool = False
     output: Output = field(default_factory=Output)
 

@@ -30,7 +30,7 @@ def test_the_keys_of_a_verb_are_those_of_its_parser(verb):
     groups = {name for name in taken if name in keys.groups}  # None by default
     extra = [name for name in leaves(keys.known) - taken if not any(name.startswith(f"{group}.") for group in groups)]
     assert extra == []
-    assert keys.open <= {"encoder", "objective", "head", "settings"}
+    assert keys.open <= {"encoder", "objective", "head", "settings", "optimizer.rates"}
 
 
 PRESETS = [(kind, name) for kind in ("encoder", "objective", "head") for name in recipes.config_names(f"{kind}s")]

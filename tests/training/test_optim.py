@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -9,7 +10,15 @@ from torch import nn
 
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.timm2d import Timm2d
-from medssl.training.optim import FineTuning, Optimization, decays, drop_unmoved, make_optimizer, set_rates
+from medssl.training.optim import (
+    FineTuning,
+    Optimization,
+    clip_gradients,
+    decays,
+    drop_unmoved,
+    make_optimizer,
+    set_rates,
+)
 from medssl.types import UserError
 
 
@@ -25,7 +34,7 @@ def test_norms_biases_and_tokens_do_not_decay():
     }
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lars", "sgd"])
 def test_each_trained_parameter_is_in_one_group(name):
     module = ToyEncoder()
     module.first[0].weight.requires_grad_(False)
@@ -34,7 +43,7 @@ def test_each_trained_parameter_is_in_one_group(name):
     assert sorted(held) == sorted(id(parameter) for parameter in module.parameters() if parameter.requires_grad)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb"])
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lars", "sgd"])
 def test_state_survives_a_round_trip_without_unpickling(name, tmp_path):
     module = ToyEncoder()
     optimizer = make_optimizer(module, Optimization(name=name))
@@ -44,8 +53,9 @@ def test_state_survives_a_round_trip_without_unpickling(name, tmp_path):
     torch.save(optimizer.state_dict(), tmp_path / "state.pt")
     again = make_optimizer(module, Optimization(name=name))
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    moment = "exp_avg" if name in ("adamw", "lamb") else "momentum_buffer"
     for parameter in module.parameters():
-        assert torch.equal(again.state[parameter]["exp_avg"], optimizer.state[parameter]["exp_avg"])
+        assert torch.equal(again.state[parameter][moment], optimizer.state[parameter][moment])
 
 
 def test_rates_follow_the_progress():
@@ -141,3 +151,102 @@ def test_what_does_not_move_has_neither_gradient_nor_moments():
 def test_rates_that_cannot_be_are_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         FineTuning(**arguments)
+
+
+def steps_of(settings, reference, *, count=4):
+    """Weights after some steps of our optimizer, and of ``reference`` (a function of a module's two groups)."""
+    torch.manual_seed(0)
+    module = nn.Linear(5, 3)
+    other = copy.deepcopy(module)
+    optimizers = make_optimizer(module, settings), reference(other)
+    inputs = torch.randn(count, 7, 5)
+    for x in inputs:
+        set_rates(optimizers[0], settings, 0.0)
+        for network, optimizer in zip((module, other), optimizers, strict=True):
+            optimizer.zero_grad()
+            network(x).pow(2).mean().backward()
+            optimizer.step()
+    return module, other
+
+
+def groups_of(module, decay):
+    return [{"params": [module.weight], "weight_decay": decay}, {"params": [module.bias], "weight_decay": 0.0}]
+
+
+@pytest.mark.parametrize(("given", "momentum"), [(None, 0.9), (0.99, 0.99), (0.0, 0.0)])
+def test_sgd_is_that_of_torch_with_nesterov_momentum(given, momentum):
+    settings = Optimization(name="sgd", learning_rate=0.05, warmup=0.0, weight_decay=(0.1, 0.1), momentum=given)
+
+    def reference(module):
+        nesterov = momentum > 0
+        return torch.optim.SGD(groups_of(module, 0.1), lr=0.05, momentum=momentum, nesterov=nesterov)
+
+    for ours, theirs in zip(*(m.parameters() for m in steps_of(settings, reference)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_lars_is_that_of_timm_with_the_norms_of_weights_alone(decay):
+    """Against You et al. 2017 by hand: weights move by 0.001 |w| / |g| of the rate, biases by the rate itself."""
+    settings = Optimization(name="lars", learning_rate=2.0, warmup=0.0, weight_decay=(decay, decay))
+
+    class ByHand:
+        def __init__(self, module):
+            self.module, self.buffers = module, {}
+
+        def zero_grad(self):
+            self.module.zero_grad()
+
+        @torch.no_grad()
+        def step(self):
+            for name, p in self.module.named_parameters():
+                gradient = p.grad.clone()
+                if p.ndim > 1:
+                    trust = 0.001 * p.norm() / (gradient.norm() + decay * p.norm() + 1e-8)
+                    gradient = (gradient + decay * p) * trust
+                self.buffers[name] = self.buffers.get(name, 0) * 0.9 + gradient
+                p -= 2.0 * self.buffers[name]
+
+    for ours, theirs in zip(*(m.parameters() for m in steps_of(settings, ByHand)), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_lamb_is_that_of_timm():
+    from timm.optim import Lamb
+
+    settings = Optimization(name="lamb", learning_rate=0.01, warmup=0.0, weight_decay=(0.1, 0.1))
+
+    def reference(module):
+        return Lamb(groups_of(module, 0.1), lr=0.01, betas=(0.9, 0.95), max_grad_norm=None)
+
+    for ours, theirs in zip(*(m.parameters() for m in steps_of(settings, reference)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_clipping_of_each_parameter_and_of_all_together():
+    gradients = [torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4]), torch.tensor([6.0, 8.0])]
+
+    def clipped(**settings):
+        parameters = [nn.Parameter(torch.zeros(2)) for _ in gradients]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient.clone()
+        norm = clip_gradients(parameters, Optimization(**settings))
+        assert norm == pytest.approx(math.sqrt(25 + 0.25 + 100))  # before clipping
+        return [parameter.grad.norm().item() for parameter in parameters]
+
+    assert clipped(clip=1.0, clip_per="parameter") == pytest.approx([1.0, 0.5, 1.0], rel=1e-5)
+    total = math.sqrt(125.25)
+    assert clipped(clip=1.0, clip_per="all") == pytest.approx([5 / total, 0.5 / total, 10 / total], rel=1e-5)
+    assert clipped(clip=None, clip_per="parameter") == pytest.approx([5.0, 0.5, 10.0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (Optimization(), "adamw with betas 0.9, 0.95"),
+        (Optimization(name="sgd"), "sgd with Nesterov momentum 0.9"),
+        (Optimization(name="lars", momentum=0.95), "lars with momentum 0.95"),
+    ],
+)
+def test_an_optimizer_is_named_with_the_numbers_that_it_uses(settings, said):
+    assert settings.in_words() == said
