@@ -21,7 +21,7 @@ from medssl.probing.online_probe import OnlineProbeListener
 from medssl.reporting.curves import Point, Series, line_chart
 from medssl.reporting.parts import METRICS, read_log
 from medssl.training import hardware
-from medssl.training.batch_source import batches_of_store
+from medssl.training.batch_source import batches_of_store, repeated_subjects
 from medssl.training.checkpoint import RunFolder
 from medssl.training.configuration import as_data, imported
 from medssl.training.continuing import REST, load_initial_weights, weights_of_former_start
@@ -148,6 +148,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     if probe.target is not None:
         watching.append(OnlineProbeListener(opened, plan, probe, half=hardware.precision_of(training) != "fp32"))
     notes = [f"{small} scans are smaller than the view and are padded"] if small else []
+    notes += repeated_subjects(opened, plan, training, data.split)
     notes = [*settled, *initial.notes, *other_rules(initial, opened), *notes]
     outcome = train(loop, folder, config, training, data=data, notes=notes, export=export, watching=watching)
     return PretrainResult(run, outcome.steps, outcome.loss, outcome.stopped_by, outcome.exit_code)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from medssl.data.loading.loader import make_loader, scan_shapes
+from medssl.data.loading.order import repeated
+from medssl.training.distributed import layout
 from medssl.views.mirroring import with_rule
 from medssl.views.plan import make_batch, needs_shapes, read_size
 
@@ -96,3 +98,14 @@ def crop_size(
         found = scan_shapes(store, axes, split=split, slice_axis=plan.sampling.slice_axis, scans=scans)
         shapes = torch.from_numpy(np.unique(found, axis=0) if len(found) else np.array([plan.views[0].size]))
     return read_size(plan, store.spacing(axes), shapes)
+
+
+def repeated_subjects(store: Store, plan: ViewPlan, training: Training, split: str | None) -> list[str]:
+    """A note where a batch has more scans than there are subjects, and ``distinct_subjects`` is "where_possible"."""
+    sampling = plan.sampling
+    if sampling.distinct_subjects != "where_possible":
+        return []
+    subjects = store.distinct_subjects(store.scans(split, axes=len(plan.views[0].size)).tolist())
+    together = training.batch_size * layout().world_size // sampling.regions_per_scan
+    text = repeated(len(subjects), together)
+    return [text] if text else []

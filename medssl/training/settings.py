@@ -107,7 +107,8 @@ class SamplingChanges:
 
     Attributes:
         regions_per_scan: Crops per reading of a scan, at least 1; None takes what the objective needs.
-        distinct_subjects: Draw no subject twice in one global batch; None takes what the objective needs.
+        distinct_subjects: Draw no subject twice in one global batch; "where_possible" repeats subjects where there are
+            too few. None takes what the objective needs.
         stratified_axis: Stored axis along which the crops of a scan are spread evenly, 0 to 2; None takes what the
             objective needs.
         slice_axis: Stored axis across which 2D views cut slices from volumes, 0 to 2; None takes what the objective
@@ -118,7 +119,7 @@ class SamplingChanges:
     """
 
     regions_per_scan: int | None = None
-    distinct_subjects: bool | None = None
+    distinct_subjects: bool | Literal["where_possible"] | None = None
     stratified_axis: int | None = None
     slice_axis: int | None = None
     foreground: float | None = None

@@ -159,7 +159,8 @@ class Sampling:
 
     Attributes:
         regions_per_scan: Crops per reading of a scan, at least 1 (consecutive global sample numbers).
-        distinct_subjects: Draw no subject twice in one global batch. Refused if there are too few subjects.
+        distinct_subjects: Draw no subject twice in one global batch. True refuses too few subjects, "where_possible"
+            repeats them as evenly as possible.
         stratified_axis: Stored axis along which the crops of a scan are spread evenly, 0 to 2; None spreads none.
         slice_axis: Stored axis across which 2D views cut slices from volumes, 0 to 2.
         foreground: Share of crops with their center in the foreground, 0 to 1.
@@ -170,7 +171,7 @@ class Sampling:
     """
 
     regions_per_scan: int = 1
-    distinct_subjects: bool = False
+    distinct_subjects: bool | Literal["where_possible"] = False
     stratified_axis: int | None = None
     slice_axis: int = 2
     foreground: float = 0.0

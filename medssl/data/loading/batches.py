@@ -13,7 +13,7 @@ import numpy as np
 
 from medssl.data.loading.class_positions import Places
 from medssl.data.loading.crops import place_along, region_at, slice_axes, slice_world
-from medssl.data.loading.order import BalancedOrder, Order
+from medssl.data.loading.order import BalancedOrder, Order, RepeatingOrder, order_of_subjects
 from medssl.data.store.records import LABELS
 from medssl.types import UserError
 
@@ -168,7 +168,7 @@ class BatchReader:
             np.array(around or [np.nan] * len(shape), np.float32)[crop_axes],
         )  # fmt: skip
 
-    def _order(self, numbers: NDArray[np.int64]) -> Order | BalancedOrder:
+    def _order(self, numbers: NDArray[np.int64]) -> Order | RepeatingOrder | BalancedOrder:
         sampling, groups = self.sampling, self.options.get("groups")
         if sampling.balance != "none":
             if groups is None or sampling.distinct_subjects:
@@ -188,7 +188,13 @@ class BatchReader:
             )
             raise UserError(message)
         subjects = self.store.subject_numbers(numbers)
-        return Order(self.seed, numbers, subjects=subjects, per_batch=together // sampling.regions_per_scan)
+        return order_of_subjects(
+            self.seed,
+            numbers,
+            subjects=subjects,
+            per_batch=together // sampling.regions_per_scan,
+            where_possible=sampling.distinct_subjects == "where_possible",
+        )
 
 
 def _read_along(

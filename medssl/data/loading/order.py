@@ -92,6 +92,74 @@ class Order:
         return np.ascontiguousarray(dealt[generator.permutation(self.batches)]).ravel()
 
 
+class RepeatingOrder:
+    """The scans of every draw of a run whose batches have more scans than there are subjects.
+
+    A batch is as many whole rounds of all subjects as fit, then a round of some of them. So the scans that two subjects
+    have in a batch differ by at most one, and only as many subjects repeat as must. Whole rounds, and rounds of some,
+    each go through the scans in an ``Order`` of their own.
+
+    Args:
+        seed: Seed of the run.
+        scans: Numbers of the scans in the store that take part.
+        subjects: Subject of each of them.
+        per_batch: Scans in one global batch (over all processes).
+    """
+
+    def __init__(self, seed: int, scans: NDArray[np.int64], *, subjects: NDArray[np.int32], per_batch: int) -> None:
+        self.scans = scans
+        count = len(np.unique(subjects))
+        rounds, self.left = divmod(per_batch, count)
+        self.per_batch, self.in_rounds = per_batch, rounds * count
+        self.whole = Order(seed, scans, subjects=subjects, per_batch=count)
+        other = _mixed(seed & _MASK)
+        self.rest = Order(other, scans, subjects=subjects, per_batch=self.left) if self.left else None
+
+    def __call__(self, draw: int) -> int:
+        """Returns the scan's number in the store."""
+        batch, place = divmod(draw, self.per_batch)
+        if self.rest is None or place < self.in_rounds:
+            return self.whole(batch * self.in_rounds + place)
+        return self.rest(batch * self.left + place - self.in_rounds)
+
+
+def order_of_subjects(
+    seed: int,
+    scans: NDArray[np.int64],
+    *,
+    subjects: NDArray[np.int32],
+    per_batch: int,
+    where_possible: bool = False,
+) -> Order | RepeatingOrder:
+    """Returns an order with no subject twice in a batch; ``where_possible`` repeats them where there are too few.
+
+    Raises:
+        UserError: No scans, or too few subjects and not ``where_possible``.
+    """
+    count = len(np.unique(subjects))
+    if where_possible and 0 < count < per_batch:
+        return RepeatingOrder(seed, scans, subjects=subjects, per_batch=per_batch)
+    return Order(seed, scans, subjects=subjects, per_batch=per_batch)
+
+
+def repeated(count: int, per_batch: int) -> str:
+    """Says how many subjects repeat in batches of more scans than subjects; "" where none does.
+
+    Args:
+        count: Subjects to draw from.
+        per_batch: Scans in one global batch.
+    """
+    if not 0 < count < per_batch:
+        return ""
+    least, more = divmod(per_batch, count)
+    times = f"{least} scans" if not more else f"{least} or {least + 1} scans"
+    who = f"all {count} subjects" if least > 1 or not more else f"{more} of {count} subjects"
+    return (
+        f"a batch takes {per_batch} scans, and there are {count} subjects: {who} repeat in every batch ({times} of "
+        "each); more subjects or a smaller training.batch_size avoid that"
+    )
+
+
 class BalancedOrder:
     """The scans of every draw of a run in which classes come more evenly than there are scans of them.
 
@@ -131,7 +199,8 @@ def _batches(counts: NDArray[np.int64], per_batch: int) -> int:
     if len(counts) < per_batch:
         message = (
             f"a batch takes {per_batch} scans of different subjects, but there are only {len(counts)} subjects: "
-            f"make the batch smaller ({len(counts)} scans at most), or set data.sampling.distinct_subjects to false"
+            f"make the batch smaller ({len(counts)} scans at most), or set data.sampling.distinct_subjects to "
+            "where_possible or false"
         )
         raise UserError(message)
     low, high = 1, int(counts.sum()) // per_batch

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medssl.data.loading.order import Order, scan_at
+from medssl.data.loading.order import Order, order_of_subjects, repeated, scan_at
 from medssl.types import UserError
 
 
@@ -73,3 +73,50 @@ def test_scans_left_out_of_one_pass_come_in_another():
 def test_no_scans_is_an_error():
     with pytest.raises(UserError, match="no scans to draw from"):
         Order(0, np.arange(0))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 12), min_size=1, max_size=12),
+    per_batch=st.integers(1, 40),
+    seed=st.integers(0, 99),
+)
+def test_where_possible_subjects_repeat_as_little_as_they_can(counts, per_batch, seed):
+    subjects = np.repeat(np.arange(len(counts)), counts).astype(np.int32) * 3 + 1
+    scans = np.arange(len(subjects)) + 100
+
+    def order():
+        return order_of_subjects(seed, scans, subjects=subjects, per_batch=per_batch, where_possible=True)
+
+    drawn = [order()(i) for i in range(6 * per_batch)]  # of a new order each: a function of seed and number alone
+    forward, backward = order(), order()
+    assert [forward(i) for i in range(6 * per_batch)] == drawn
+    assert [backward(i) for i in reversed(range(6 * per_batch))] == drawn[::-1]
+    for first in range(0, len(drawn), per_batch):
+        times = Counter(subjects[np.array(drawn[first : first + per_batch]) - 100].tolist())
+        each = [times[subject] for subject in set(subjects.tolist())]
+        assert min(each) >= per_batch // len(counts)
+        assert max(each) <= -(-per_batch // len(counts))
+    if per_batch <= len(counts):
+        strict = Order(seed, scans, subjects=subjects, per_batch=per_batch)
+        assert [strict(i) for i in range(6 * per_batch)] == drawn
+    assert bool(repeated(len(counts), per_batch)) == (per_batch > len(counts))
+
+
+def test_where_possible_every_scan_comes():
+    subjects = np.repeat(np.arange(3), (1, 4, 7)).astype(np.int32)
+    order = order_of_subjects(1, np.arange(12), subjects=subjects, per_batch=8, where_possible=True)
+    seen = Counter(order(i) for i in range(8 * 300))
+    assert set(seen) == set(range(12))
+    for subject, count in enumerate((1, 4, 7)):  # the scans of a subject come equally often
+        times = [seen[scan] for scan in np.flatnonzero(subjects == subject)]
+        assert max(times) < 1.4 * min(times)
+        assert 2 * 300 <= sum(times) <= 3 * 300  # of 8 scans, each subject has 2 or 3
+        assert len(times) == count
+
+
+def test_what_is_said_of_subjects_that_repeat():
+    assert repeated(40, 40) == ""
+    assert repeated(40, 60).startswith("a batch takes 60 scans, and there are 40 subjects: 20 of 40 subjects repeat")
+    assert "all 4 subjects repeat in every batch (6 scans of each)" in repeated(4, 24)
+    assert "all 5 subjects repeat in every batch (4 or 5 scans of each)" in repeated(5, 24)
