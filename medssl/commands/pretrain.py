@@ -36,7 +36,9 @@ from medssl.training.run import refuse_hardware
 from medssl.training.run import run as train
 from medssl.training.settings import Loading, OnlineProbe, Training
 from medssl.training.versions import package_versions
+from medssl.training.whole_image_statistics import WholeImageStatistics
 from medssl.types import Card
+from medssl.types.cards import Pretraining
 from medssl.types.provenance import Provenance
 
 if TYPE_CHECKING:
@@ -138,9 +140,12 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     source = batches_of_store(opened, plan, training, workers=data.workers, split=data.split)
     progress = first_progress(training, opened.digest)
     loop = TrainingLoop(network, source, optimizer, steps=training.steps, progress=progress)
+    statistics = WholeImageStatistics(network, source, training.output.whole_image_batches)
+    loop.statistics = statistics if statistics.needed else None
 
     def export() -> None:
-        write_weights(run, network, make_card(config, opened, initial, loop.progress.step))
+        card = make_card(config, opened, initial, loop.progress.step)
+        write_weights(run, network, statistics.noted_in(card))
 
     watching: list[Listener] = [
         Health(every=training.output.health_every, settled=settled_after(loop.horizon, optimizer.warmup))
@@ -149,7 +154,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
         watching.append(OnlineProbeListener(opened, plan, probe, half=hardware.precision_of(training) != "fp32"))
     notes = [f"{small} scans are smaller than the view and are padded"] if small else []
     notes += repeated_subjects(opened, plan, training, data.split)
-    notes = [*settled, *initial.notes, *other_rules(initial, opened), *notes]
+    notes = [*settled, *initial.notes, *other_rules(initial, opened), *statistics.notes, *notes]
     outcome = train(loop, folder, config, training, data=data, notes=notes, export=export, watching=watching)
     return PretrainResult(run, outcome.steps, outcome.loss, outcome.stopped_by, outcome.exit_code)
 
@@ -167,7 +172,7 @@ def make_card(config: dict[str, Any], opened: Store, initial: InitialWeights, st
     return Card(
         encoder=imported(config["encoder"]),
         preprocess=opened.preprocess,
-        objective=imported(config["objective"]),
+        objective=Pretraining(**vars(imported(config["objective"]))),
         index_digest=opened.index_digest,
         subjects=initial.provenance | Provenance(opened.subjects_of_split(config["data"]["split"])),
         step=step,

@@ -94,6 +94,17 @@ class Objective(nn.Module, ABC):
         """Modules to save, by name: always "encoder", with the state-dict keys of the dense network."""
         return {"encoder": self.encoder}
 
+    def filled_modules(self) -> tuple[nn.Module, ...]:
+        """Exported modules that learn from images with hidden cells filled in.
+
+        Their batch-norm statistics are measured on whole images before they are written or probed.
+        """
+        return ()
+
+    def encode_whole(self, image: Float[Tensor, "B C *s"]) -> None:
+        """Passes whole images through all of ``filled_modules``."""
+        self.encoder(image)
+
     @staticmethod
     def fits(encoder: Encoder, view: ViewSpec) -> None:
         """Refuses a view that does not fit the encoder. Call it in constructors.
@@ -244,6 +255,10 @@ class Reconstruction(Objective):
             raise UserError(message)
         self.fits(encoder, view)
         self.cells = mask_cells(view.size, self.cell, encoder.strides, mask_ratio)
+
+    def filled_modules(self) -> tuple[nn.Module, ...]:
+        """The encoder, unless it leaves hidden cells out."""
+        return (self.encoder,) if self.mode in (None, "fill") else ()
 
     @abstractmethod
     def reconstruct(

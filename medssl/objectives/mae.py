@@ -182,3 +182,11 @@ class UNetMAE(Reconstruction):
     def exported(self) -> dict[str, nn.Module]:
         """The encoder, and the decoder, which a U-Net head can start from."""
         return {"encoder": self.encoder, "decoder": self.decoder}
+
+    def filled_modules(self) -> tuple[nn.Module, ...]:
+        """Encoder and decoder."""
+        return self.encoder, self.decoder
+
+    def encode_whole(self, image: Float[Tensor, "B C *s"]) -> None:
+        """Encodes and decodes whole images."""
+        self.decoder(self.encoder(image).maps)

@@ -121,3 +121,11 @@ class SparK(Reconstruction):
         """The encoder, and a U-Net decoder, which a U-Net head can start from."""
         modules: dict[str, nn.Module] = {"encoder": self.encoder}
         return modules | ({"decoder": self.decoder} if isinstance(self.decoder, UNetDecoder) else {})
+
+    def filled_modules(self) -> tuple[nn.Module, ...]:
+        """A U-Net decoder, which sees tokens. The statistics of the encoder are those of visible positions."""
+        return (self.decoder,) if isinstance(self.decoder, UNetDecoder) else ()
+
+    def encode_whole(self, image: Float[Tensor, "B C *s"]) -> None:
+        """Encodes and decodes whole images."""
+        self.decoder(self.encoder(image).maps)

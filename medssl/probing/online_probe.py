@@ -80,20 +80,26 @@ class OnlineProbeListener(Listener):
 
     def on_start(self, loop: TrainingLoop) -> None:
         """Probes the encoder before its first step."""
-        if loop.progress.step == 0 and loop.rank == 0:
-            self.start = self.look(loop.objective)
-            self.report(0, self.start)
+        if loop.progress.step > 0:
+            return
+        with loop.as_exported():
+            if loop.rank == 0:
+                self.start = self.look(loop.objective)
+                self.report(0, self.start)
 
     def on_step(self, loop: TrainingLoop, record: StepRecord) -> Measures | None:
         """Probes where it is time to."""
         step = record.step
-        if loop.rank > 0 or (step % self.every and step < loop.steps):
+        if step % self.every and step < loop.steps:
             return None
-        try:
-            values = self.look(loop.objective)
-        except UserError as error:  # features that are not finite: the training goes on without a look
-            log.info(f"probe of {self.schema.name}, step {step}: skipped, {error}")
-            return None
+        with loop.as_exported():
+            if loop.rank > 0:
+                return None
+            try:
+                values = self.look(loop.objective)
+            except UserError as error:  # features that are not finite: the training goes on without a look
+                log.info(f"probe of {self.schema.name}, step {step}: skipped, {error}")
+                return None
         self.report(step, values)
         return Measures(values)
 

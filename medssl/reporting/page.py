@@ -255,6 +255,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
         facts.append(("first weights", weights_names.get(start, f"pretrained (digest {start})")))
     elif card.objective:
         facts.append(("objective", _describe(card.objective)))
+        if card.objective.whole_image_batches:
+            batches = f"{card.objective.whole_image_batches} micro-batches of whole images"
+            facts.append(("batch-norm statistics", batches))
     provenance = card.subjects
     count = str(len(provenance.known)) if provenance.complete or provenance.known else "not told by the card"
     suffix = ", and others that are not known" if provenance.known and not provenance.complete else ""

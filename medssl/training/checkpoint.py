@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # These change what is written or how fast, not what is learned; the two sizes are held to their product.
-WRITING = ("checkpoint_every", "keep_every", "picture_every", "log_every", "health_every")
+WRITING = ("checkpoint_every", "keep_every", "picture_every", "log_every", "health_every", "whole_image_batches")
 FREE_KEYS = (
     "training.batch_size", "training.accumulate", "training.accelerator", "training.recompute",
     "training.extend", "data.workers", "probe",

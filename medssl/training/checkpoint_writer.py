@@ -22,7 +22,8 @@ class CheckpointWriter(Listener):
 
     ``export`` writes what other people use (the encoder with its card) before each checkpoint; where a validation
     judges, before the best so far. A kill between the two leaves a checkpoint that comes to the same weights again; the
-    other order would leave a run that is done with weights of an earlier step.
+    other order would leave a run that is done with weights of an earlier step. A run that is stopped saves first, since
+    it may have little time left.
 
     Args:
         folder: Of the run.
@@ -64,10 +65,19 @@ class CheckpointWriter(Listener):
         progress.judged = score if self.validated else record.smoothed if due else None
         if not (due or loop.is_over or score is not None):
             return
-        state = loop.state()
+        state, better = loop.state(), not self.validated or is_best(progress)
+        stopped = loop.is_over and record.step < loop.steps
+        if better and not stopped:
+            self.write(loop)
         if loop.rank == 0:
-            if not self.validated or is_best(progress):
-                self.export()
             self.folder.save(state, progress, keep=keep)
             if before_decay:
                 self.folder.keep_before_decay()
+        if better and stopped:
+            self.write(loop)
+
+    def write(self, loop: TrainingLoop) -> None:
+        """Writes the weights, from the first process, with the statistics that belong to them."""
+        with loop.as_exported():
+            if loop.rank == 0:
+                self.export()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from medssl.training.batch_source import BatchSource
     from medssl.training.checkpoint import Progress
     from medssl.training.events import Listener
+    from medssl.training.whole_image_statistics import WholeImageStatistics
     from medssl.types import Batch, Crops, Origin
 
 
@@ -55,6 +57,7 @@ class TrainingLoop:
         steps: Optimizer steps of the whole run.
         horizon: Steps that warm-up, weight decay and the objective's own schedules are shares of.
         progress: How far the run is.
+        statistics: Measures the batch-norm statistics of the modules that are written; None leaves them.
         stopped_by: Number of a signal that any process got before the last step was done; 0 where none did.
     """
 
@@ -75,6 +78,7 @@ class TrainingLoop:
         self.stopped_by = 0
         self.waited = 0.0
         self.origins: list[Origin] = []
+        self.statistics: WholeImageStatistics | None = None
         self.gradients_checked = False  # that the loss reaches every parameter, which several processes need
 
     def run(self, fabric: Fabric, listeners: Sequence[Listener], former: dict[str, Any] | None = None) -> None:
@@ -145,6 +149,10 @@ class TrainingLoop:
         """The precision of the forward pass."""
         context: AbstractContextManager[Any] = self.fabric.autocast()
         return context
+
+    def as_exported(self) -> AbstractContextManager[None]:
+        """Sets the batch-norm statistics with which modules are probed and written; to be entered in every process."""
+        return nullcontext() if self.statistics is None else self.statistics.applied(self)
 
     def step_of(self, samples: tuple[int, ...]) -> Step:
         """The step in hand, for some of its samples."""

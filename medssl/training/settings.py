@@ -20,6 +20,9 @@ class Output:
         validate_every: Steps between validations of a fine-tuning, at least 1. The best of the validated weights are
             kept.
         health_every: Steps between measurements of a pretraining's health, at least 1.
+        whole_image_batches: Micro-batches of whole images that batch-norm statistics are measured on before the weights
+            of a pretraining are written or probed, where hidden cells were filled in during training; 0 leaves the
+            statistics as they are.
     """
 
     checkpoint_every: int = 500
@@ -28,10 +31,12 @@ class Output:
     log_every: int = 10
     validate_every: int = 50
     health_every: int = 20
+    whole_image_batches: int = 50
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            refuse_below(1, f"training.output.{each.name}", getattr(self, each.name))
+            least = 0 if each.name == "whole_image_batches" else 1
+            refuse_below(least, f"training.output.{each.name}", getattr(self, each.name))
 
 
 @dataclass(frozen=True)

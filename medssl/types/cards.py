@@ -44,6 +44,18 @@ class Tuned:
 
 
 @dataclass(frozen=True)
+class Pretraining(Imported):
+    """An objective, and on what the statistics of the written weights were measured.
+
+    Attributes:
+        whole_image_batches: Micro-batches of whole images that batch-norm statistics were measured on; 0: they are
+            those of training.
+    """
+
+    whole_image_batches: int = 0
+
+
+@dataclass(frozen=True)
 class Card:
     """What the encoder's weights are: JSON beside the safetensors.
 
@@ -53,7 +65,7 @@ class Card:
 
     encoder: Imported
     preprocess: Preprocess
-    objective: Imported | None
+    objective: Pretraining | None
     index_digest: str
     subjects: Provenance
     step: int

@@ -25,6 +25,7 @@ from medssl.encoders.timm2d import Timm2d
 from medssl.encoders.vit import ViT
 from medssl.encoders.weights import Report, load, load_card, load_encoder, save_encoder
 from medssl.types import Card, Imported, IntensityRule, IntensityRules, Preprocess, UserError
+from medssl.types.cards import Pretraining
 from medssl.types.provenance import Provenance
 
 ARGUMENTS = {"channels": [4, 8], "blocks": [1, 1], "ndim": 2, "norm": "batch", "in_channels": 1}
@@ -35,7 +36,7 @@ CARD = Card(
         intensity=IntensityRules(hu=IntensityRule("range", -200.0, 300.0, "unit")),
         transforms=(Imported("monai.transforms.Flipd", {"keys": ["image"], "spatial_axis": 0}),),
     ),
-    objective=Imported("medssl.objectives.spark.SparK", {"mask_ratio": 0.6}),
+    objective=Pretraining("medssl.objectives.spark.SparK", {"mask_ratio": 0.6}),
     index_digest="0123456789abcdef",
     subjects=Provenance(("aa", "bb")),
     step=500,

@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import signal
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -200,10 +201,16 @@ def test_weights_are_exported_before_the_checkpoint_that_says_they_are_done(tmp_
             order.append("checkpoint")
 
     loop = SimpleNamespace(progress=Progress(3, 4, "s", best=0.4), steps=3, is_over=True, rank=0, state=dict)
+    loop.as_exported = nullcontext
     record = StepRecord(3, 1.0, 1.0, {}, (0.1, 0.0), 1.0, Timing(1.0, 0.0, 4))
     parts = {"every": 1, "keep": None, "export": lambda: order.append("export")}
     CheckpointWriter(Folder(), **parts).on_step(loop, record)
     assert order == ["export", "checkpoint"]
+    order.clear()
+    loop.steps = 9  # stopped: little time may be left
+    CheckpointWriter(Folder(), **parts).on_step(loop, record)
+    assert order == ["checkpoint", "export"]
+    order[:], loop.steps = ["export", "checkpoint"], 3
     validated = CheckpointWriter(Folder(), **parts, validated=True)
     validated.on_step(loop, record.with_measures(Measures({"validation_dice": 0.5}, score=0.5)))
     assert order[2:] == ["checkpoint"]
@@ -221,6 +228,7 @@ def test_a_stop_between_checkpoints_adds_no_candidate_for_the_best():
     writer = CheckpointWriter(Folder(), every=2, keep=None, export=lambda: None)
     for step, is_over in ((1, False), (2, False), (3, True)):
         loop = SimpleNamespace(progress=Progress(step, 4, "s"), steps=9, is_over=is_over, rank=0, state=dict)
+        loop.as_exported = nullcontext
         writer.on_step(loop, StepRecord(step, 1.0, 0.5, {}, (0.1, 0.0), 1.0, Timing(1.0, 0.0, 4)))
     assert saved == [(2, 0.5), (3, None)]
 
