@@ -30,7 +30,7 @@ VERBS = {
         "medssl.commands.phantoms:phantoms",
         "write synthetic scans to try everything on",
         TASKS[0],
-        "phantoms scans --count 24 --labeled 8",
+        "phantoms scans --count 40 --labeled 20",
         ("out", "count", "labeled", "shape", "modality"),
     ),
     "index": Verb(
@@ -38,7 +38,8 @@ VERBS = {
         "find the scans of folders, or query an index",
         TASKS[0],
         "index scans --index index.sqlite --subject '(PHANTOM-[0-9]+)' --label.masks images=labels "
-        "--label.split train=0.6,val=0.2,test=0.2 --files.modality MR",
+        "--label.class_names 0=background,1=liver,2=spleen,3=kidneys --label.split train=0.6,val=0.2,test=0.2 "
+        "--files.modality MR",
         (
             *("directories", "index", "subject", "label.masks", "label.class_names", "label.values", "label.key"),
             *("label.split", "files.modality", "files.key", "layout", "where", "export", "show"),
@@ -135,7 +136,7 @@ VERBS = {
         "medssl.commands.predict:predict",
         "segment or classify scans with a fine-tuned network",
         TASKS[3],
-        "predict runs/few new_scans --out predictions",
+        "predict runs/few new_scans --out predictions --files.modality MR",
         ("run", "scans", "out", "index", "where", "names", "files.modality", "allow"),
     ),
     "report": Verb(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import re
 import shlex
 
@@ -63,12 +66,20 @@ def test_basic_options_come_first_and_all_is_all(verb, capsys):
     assert "medssl.encoders.base.Encoder" not in whole
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
-def test_the_example_of_a_verb_is_a_command_that_is_read(verb, capsys):
+def example_of(verb, capsys):
+    """The words behind ``medssl`` in the last line of a verb's help."""
+    capsys.readouterr()
     cli.main([verb, "--help"])
     shown = re.sub(r" \\\n\s+", " ", capsys.readouterr().out).splitlines()[-1].strip()
-    name, first, *words = shlex.split(shown)
-    assert (name, first) == ("medssl", verb)
+    name, *words = shlex.split(shown)
+    assert name == "medssl"
+    return words
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_the_example_of_a_verb_is_a_command_that_is_read(verb, capsys):
+    first, *words = example_of(verb, capsys)
+    assert first == verb
     command = cli.check_early(verb, words)
     assert command.keys is not None
     assert [key for key in command.keys.required if key not in {part.split(".")[0] for part in command.given()}] == []
@@ -101,18 +112,54 @@ def test_the_overview_groups_the_verbs_by_task(capsys):
     assert all(len(line) <= WIDTH for line in shown.splitlines())
 
 
-def test_the_examples_that_prepare_scans_run_in_order(tmp_path, monkeypatch, capsys):
-    """On fewer and smaller scans."""
+# Words behind an example that make it small; the words of the example stay as they are.
+TRAINED = ["--training.steps=2", "--training.batch_size=2", "--data.workers=0"]
+SMALL_STAGES = {
+    **{"*.training.steps": 2, "*.training.batch_size": 4, "*.data.workers": 0, "tuned.labels": 2},
+    **{f"{stage}.encoder.channels": [4, 8, 8, 8] for stage in ("global", "local")},
+    **{f"{stage}.encoder.blocks": [1, 1, 1, 1] for stage in ("global", "local")},
+    "global.objective.view.size": [16, 16, 8],
+    **{f"{key}.size": [16, 16, 16] for key in ("local.objective.view", "tuned.data.view")},
+}
+SMALL = {
+    "phantoms": ["--shape=24,20,20"],
+    "cache": ["--preprocess.spacing_mm=8,8,8", "--workers=0"],
+    "pretrain": [
+        *("--encoder.channels=4,8,8,8", "--encoder.blocks=1,1,1,1", "--objective.decoder_width=8"),
+        *("--objective.view.size=16,16,16", *TRAINED),
+    ],
+    "finetune": ["--data.view.size=16,16,16", *TRAINED],
+    "probe": ["--voxels=200"],
+    "stages": [f"--settings={json.dumps(SMALL_STAGES)}"],
+    "compare": ["--labels=8", "--runs=1", "--data.view.size=16,16,16", *TRAINED],
+    "predict": ["--files.workers=0"],
+}
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Stages are read and run without processes, which load PyTorch once more each."""
+    from medssl.commands import stages
+
+    def read(words):
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text), pytest.raises(SystemExit) as end:
+            cli.main([*words, "--print_config"])
+        return end.value.code, text.getvalue()
+
+    monkeypatch.setattr(stages, "run", cli.main)
+    monkeypatch.setattr(stages, "read", read)
+
+
+@pytest.mark.parametrize("last", ["finetune", pytest.param("configs", marks=pytest.mark.slow)])
+def test_the_examples_of_the_verbs_run_in_order_in_one_folder(last, in_this_process, tmp_path, monkeypatch, capsys):
+    """In the order of the overview, each from what those before it have written."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path.parent / "institution").mkdir(mode=0o700, exist_ok=True)
-    key = str(tmp_path.parent / "institution" / "key")
-    more = {
-        "phantoms": ["--count", "4", "--labeled", "2", "--shape", "24,20,20"],
-        "index": ["--files.key", key, "--label.class_names", "0=background,1=liver,2=spleen,3=kidneys"],
-        "cache": ["--workers", "0"],
-        "configs": [],
-    }
-    for verb in more:
-        code = cli.main([verb, *shlex.split(cli.VERBS[verb].example)[1:], *more[verb]])
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert cli.main(["phantoms", "new_scans", "--count=1", "--labeled=0", "--shape=24,20,20", "--seed=9"]) == 0
+    verbs = list(cli.VERBS)
+    assert last in {"finetune", verbs[-1]}
+    for verb in verbs[: verbs.index(last) + 1]:
+        code = cli.main([*example_of(verb, capsys), *SMALL.get(verb, [])])
         said = capsys.readouterr()
         assert code == 0, f"{verb}: {said.out[-2000:]}{said.err[-2000:]}"
