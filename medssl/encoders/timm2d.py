@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from medssl.encoders.base import Encoder
+from medssl.nn.drop_path import DropPath
 from medssl.nn.sparse import checkpoint, sparsify, visible, visible_mean
 from medssl.types import Features, MaskMode, UserError
 
@@ -155,7 +156,16 @@ def _create(name: str, in_channels: int, *, pretrained: bool, drop_path: float) 
     model.prune_intermediate_layers(len(model.feature_info), prune_norm=True, prune_head=True)
     if hasattr(model, "head"):
         model.head = nn.Identity()
+    key_drop_path(model, timm.layers.DropPath)
     return model  # type: ignore[no-any-return]
+
+
+def key_drop_path(model: nn.Module, kind: type[nn.Module]) -> None:
+    """Replaces timm's layers of stochastic depth, which draw by the row of a batch, by those that draw by sample."""
+    for part in list(model.modules()):
+        for name, child in part.named_children():
+            if isinstance(child, kind):
+                setattr(part, name, DropPath(float(child.drop_prob)))  # type: ignore[arg-type]
 
 
 def _twins() -> dict[type[nn.Module], type[nn.Module]]:

@@ -30,8 +30,10 @@ from types import MappingProxyType
 from torch import nn
 
 from medssl.nn import twins as t
+from medssl.nn.drop_path import DropPath
+from medssl.nn.recomputation import checkpoint
 from medssl.nn.twins import ChannelNorm
-from medssl.nn.visibility import Context, Masked, checkpoint, visible, visible_mean
+from medssl.nn.visibility import Context, Masked, visible, visible_mean
 from medssl.types import UserError
 
 __all__ = ["NEUTRAL", "TWINS", "ChannelNorm", "checkpoint", "sparsify", "visible", "visible_mean"]
@@ -73,7 +75,7 @@ TWINS: Mapping[type[nn.Module], type[nn.Module]] = MappingProxyType(
 NEUTRAL: frozenset[type[nn.Module]] = frozenset(
     {
         *(nn.Identity, nn.Flatten, nn.Sequential, nn.ModuleList, nn.ModuleDict),
-        *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+        *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, DropPath),
         *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish),
         *(nn.Tanh, nn.Hardswish, nn.Softsign, nn.Tanhshrink, nn.Softshrink, nn.Hardshrink),
     }

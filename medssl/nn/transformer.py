@@ -2,8 +2,7 @@
 
 References: Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021 (blocks); Vaswani et al., Attention Is All You
 Need, NeurIPS 2017 (sines and cosines); He et al., Masked Autoencoders, CVPR 2022 (their form in two axes, and tokens
-that are left out); Huang et al., Deep Networks with Stochastic Depth, ECCV 2016 (drop-path); Touvron et al., Going
-deeper with Image Transformers, ICCV 2021 (layer scale).
+that are left out); Touvron et al., Going deeper with Image Transformers, ICCV 2021 (layer scale).
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from medssl.nn.drop_path import DropPath
 from medssl.ops.limits import expect
 from medssl.types import UserError
 
@@ -90,25 +90,6 @@ def visible_numbers(hidden: Bool[Tensor, "B *cells"]) -> Int[Tensor, "B K"]:
 def gather_tokens(tokens: Float[Tensor, "B N C"], cells: Int[Tensor, "B K"]) -> Float[Tensor, "B K C"]:
     """Selects the tokens of the given cells of each sample, in their order."""
     return tokens.gather(1, cells[..., None].expand(-1, -1, tokens.shape[2]))
-
-
-class DropPath(nn.Module):
-    """While training, drops the branch of a sample with probability ``chance``, and scales the remaining branches."""
-
-    def __init__(self, chance: float = 0.0) -> None:
-        super().__init__()
-        self.chance = chance
-
-    def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
-        """Drops or scales the branch of each sample."""
-        if self.chance == 0 or not self.training:
-            return x
-        is_active = torch.rand(len(x), 1, 1, device=x.device) >= self.chance
-        return x * (is_active / (1 - self.chance)).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        """Shows the probability when printed."""
-        return f"{self.chance:g}"
 
 
 class LayerScale(nn.Module):

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import checkpoint as torch_checkpoint
 
 from medssl.ops.collectives import reduce_sum
 from medssl.ops.masking import at_resolution
@@ -138,32 +137,6 @@ def visible(module: nn.Module, hidden: Bool[Tensor, "B *cells"] | None) -> Itera
         for context in contexts:
             stack.enter_context(context.entered(frame))
         yield
-
-
-def checkpoint(module: nn.Module, *args: Any) -> Any:
-    """Runs ``module(*args)`` and recomputes it in the backward pass under the current mask.
-
-    This saves the memory of the activations inside ``module`` at the cost of a second forward. Unlike
-    ``torch.utils.checkpoint`` alone, the recomputation does not change running statistics.
-    """
-    contexts = contexts_of(module)
-    frames = [context.frame for context in contexts]
-    recomputing = False
-
-    def run(*args: Any) -> Any:
-        nonlocal recomputing
-        saved_buffers = [(buffer, buffer.clone()) for buffer in module.buffers()] if recomputing else []
-        recomputing = True
-        try:
-            with ExitStack() as stack:
-                for context, frame in zip(contexts, frames, strict=True):
-                    stack.enter_context(context.entered(frame))
-                return module(*args)
-        finally:
-            for buffer, value in saved_buffers:
-                buffer.data.copy_(value)
-
-    return torch_checkpoint.checkpoint(run, *args, use_reentrant=False)
 
 
 @dataclass(frozen=True)

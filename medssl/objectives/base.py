@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from medssl.encoders.base import Encoder
+from medssl.nn.drop_path import keyed_by_sample
 from medssl.ops.draws import draws
 from medssl.ops.masking import mask_cells, random_hidden
 from medssl.ops.patches import cells_of, patchify
@@ -44,6 +45,12 @@ class Objective(nn.Module, ABC):
     needs: ViewPlan
     progress: str = "loss"
     compares_samples: bool = False
+
+    def __call__(self, batch: Batch, step: Step) -> Loss:
+        """Runs ``forward``; layers with drop-path draw by the numbers of the samples."""
+        with keyed_by_sample(self, step.seed, step.samples):
+            loss: Loss = super().__call__(batch, step)
+            return loss
 
     @abstractmethod
     def forward(self, batch: Batch, step: Step) -> Loss:

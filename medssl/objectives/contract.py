@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from medssl.encoders.base import ContractError
+from medssl.nn.drop_path import without_dropout
 from medssl.objectives.base import Objective, select_rows
 from medssl.ops.collectives import rank, reduce_sum, world_size
 from medssl.types import Batch, Loss, Origin, Step, UserError, View, ViewPlan
@@ -153,7 +154,7 @@ def _check_repeatable(make: Callable[[], Objective], batch: Batch, step: Step) -
     second.load_state_dict(initial_state)
     group = len(step.samples) // len(set(batch.origin.scan_ids))
     order = [row + offset for row in range(len(step.samples) - group, -1, -group) for offset in range(group)]
-    _switch_off_noise(second)
+    without_dropout(second)
     value = _run(second, batch, step).total.item()
     second.load_state_dict(initial_state)
     reordered_value = _run(second, *select_rows(batch, step, order)).total.item()
@@ -162,13 +163,6 @@ def _check_repeatable(make: Callable[[], Objective], batch: Batch, step: Step) -
         math.isclose(value, reordered_value, rel_tol=1e-4),
         f"{value}, {reordered_value}",
     )
-
-
-def _switch_off_noise(objective: Objective) -> None:
-    """Dropout and drop-path draw by the row of a batch, not by the sample: without them, order must not matter."""
-    for module in objective.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd) or type(module).__name__ == "DropPath":
-            module.eval()
 
 
 def _check_refusals(objective: Objective, batch: Batch, step: Step) -> None:

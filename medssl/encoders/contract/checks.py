@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from medssl.encoders.base import Encoder
 from medssl.encoders.contract.masks import DROP, FILL, SPARSE
@@ -18,9 +19,11 @@ from medssl.encoders.contract.runs import (
     image_for,
     run,
     same,
+    select,
     total,
     unequal_hidden,
 )  # fmt: skip
+from medssl.nn.drop_path import keyed_by_sample, without_dropout
 from medssl.ops.patches import cells_of
 from medssl.types import Features, MaskMode, UserError
 
@@ -124,6 +127,39 @@ def rows_are_independent(encoder: Encoder, image: Tensor) -> None:
     same(rows, last_alone, "in evaluation mode a sample's features depend on its batch")
 
 
+def samples_drop_branches_of_their_own(encoder: Encoder, image: Tensor) -> None:
+    """In training mode, drop-path depends on a sample's number alone: not on its place in the batch, nor on others."""
+    batch_statistics = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in encoder.modules())
+    without_dropout(encoder.train())
+    samples = (11, 4, 7)
+    with keyed_by_sample(encoder, 0, samples):
+        features = run(copy.deepcopy(encoder), image)
+    for what, order in {"the order of the batch": (2, 0, 1), "the rest of the batch": (1,)}.items():
+        if len(order) == 1 and batch_statistics:
+            continue
+        with keyed_by_sample(encoder, 0, [samples[row] for row in order]):
+            selected = run(copy.deepcopy(encoder), image[list(order)])
+        rows = Features(*(select(part, order) for part in (features.maps, features.pooled, features.tokens)))
+        same(rows, selected, f"in training mode a sample's features depend on {what}: use medssl.nn.drop_path")
+
+
+def recomputing_changes_nothing(encoder: Encoder, image: Tensor) -> None:
+    """An encoder that can recompute activations has the same gradients when it does, also with drop-path."""
+    if not hasattr(encoder, "recompute"):
+        return
+    gradients = []
+    for recompute in (False, True):
+        network: Any = copy.deepcopy(encoder).train()
+        network.recompute = recompute
+        with keyed_by_sample(network, 0, (11, 4, 7)):
+            value = total(run(network, image))
+        torch.autograd.backward(value)
+        gradients.append({name: gradient(parameter) for name, parameter in network.named_parameters()})
+    for name, expected in gradients[0].items():
+        close = torch.allclose(expected, gradients[1][name], 1e-4, 1e-6)
+        clause(close, f"recomputed activations give parameter {name} another gradient")
+
+
 def invalid_images_are_refused(encoder: Encoder, image: Tensor) -> None:
     """Another number of channels, and a size that the strides do not divide, are refused by a UserError."""
     invalid_images = {"one channel more": image.repeat_interleave(2, dim=1)[:, : encoder.in_channels + 1]}
@@ -144,5 +180,7 @@ DENSE = (
     bfloat16_is_finite,
     state_is_complete,
     rows_are_independent,
+    samples_drop_branches_of_their_own,
+    recomputing_changes_nothing,
     invalid_images_are_refused,
 )

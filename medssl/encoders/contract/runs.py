@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,13 @@ def run(encoder: nn.Module, image: Tensor, hidden: Tensor | None = None, mode: M
         torch.manual_seed(0)
         features: Features = encoder(image, hidden, mode)
         return features
+
+
+def select(part: Any, rows: Sequence[int]) -> Any:
+    """Rows of a tensor, or of each tensor of a tuple; None stays."""
+    if isinstance(part, tuple):
+        return tuple(select(one, rows) for one in part)
+    return None if part is None else part[list(rows)]
 
 
 def outputs(features: Features) -> tuple[Tensor, ...]:
