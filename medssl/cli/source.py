@@ -124,10 +124,18 @@ def arguments_of(module: str, name: str) -> list[Parameter] | None:
         return fields
     for item in node.body:
         if isinstance(item, ast.FunctionDef) and item.name == "__init__":
-            if item.args.kwarg or item.args.vararg:
+            if item.args.vararg:
                 return None
             document = f"{ast.get_docstring(node) or ''}\n\n{ast.get_docstring(item) or ''}"
-            return parameters_of(module, item, document)[1:]
+            own = parameters_of(module, item, document)[1:]
+            rest = _arguments_of_base(module, node) if item.args.kwarg else []
+            names = {parameter.name for parameter in own}
+            return None if rest is None else [*own, *(other for other in rest if other.name not in names)]
+    return _arguments_of_base(module, node)
+
+
+def _arguments_of_base(module: str, node: ast.ClassDef) -> list[Parameter] | None:
+    """Arguments of the one base class, to which a class hands on those that it does not name."""
     parents = [base.id for base in node.bases if isinstance(base, ast.Name)]
     return arguments_of(module, parents[0]) if len(parents) == 1 else None
 

@@ -17,8 +17,9 @@ with tokens returns one for each position of the last map, in C order, and ``vis
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
@@ -46,6 +47,9 @@ class Encoder(nn.Module, ABC):
         stem_maps: Number of the finest maps that a stem computes, before the first block.
         recompute: Compute ``parts`` again in the backward pass instead of keeping what they put out: less memory, about
             a third more time.
+        settings_of_tensors: Key and value of the configuration by which the encoder has a kind of tensors
+            (``medssl.encoders.misfits.KINDS``) that a file of weights may have.
+        aliases: Names of tensors in published weights, and the encoder's names for them.
     """
 
     ndims: frozenset[int]
@@ -58,6 +62,8 @@ class Encoder(nn.Module, ABC):
     unmasked_because: str = ""
     stem_maps: int = 0
     recompute: bool = False
+    settings_of_tensors: ClassVar[Mapping[str, tuple[str, str]]] = MappingProxyType({})
+    aliases: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @abstractmethod
     def forward(
@@ -91,6 +97,11 @@ class Encoder(nn.Module, ABC):
     def parts(self) -> list[nn.Module]:
         """Modules that run one after the other and are computed again with ``recompute``; none by default."""
         return []
+
+    def computes_positions(self, table: Float[Tensor, "1 N C"]) -> bool:
+        """Whether a table of positions of a file holds what this encoder computes without a table."""
+        del table
+        return False
 
     def checked(
         self,

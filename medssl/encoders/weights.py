@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medssl.encoders.adapt import adapt_weight, assumed_grid, is_position_table
 from medssl.encoders.base import Encoder
+from medssl.encoders.misfits import ENOUGH, Keys, misfit, refuse_misfits, some
 from medssl.encoders.tensors import read_tensors, refuse_strange, tensor_bytes
 from medssl.io.atomic_write import atomic_files, explain_disk_errors
 from medssl.io.documents import read_json
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 WEIGHTS, CARD = "encoder.safetensors", "card.json"
 AVERAGED = ("teacher", "ema", "target", "momentum")  # of several networks in a file, the one that was averaged
-INDEX = ("num_batches_tracked", "relative_position_index", "attn_mask", "relative_coords_table")  # no weights
-BLOCK = re.compile(r"(\d+)\.(?=[^.]+\.)")  # a numbered part of a network that has parts itself
-ENOUGH = 0.9  # share of the keys that a file must fill where nothing else is asked for
 
 
 # --- our own folders
@@ -124,7 +121,7 @@ def load_encoder(folder: Path, trust: Collection[str] = ()) -> tuple[Encoder, Ca
     if report.unexpected:
         message = (
             f"{folder}: card and weights do not belong together: the weights have {len(report.unexpected)} keys that "
-            f"{card.encoder.class_path} lacks ({_some(report.unexpected)})"
+            f"{card.encoder.class_path} lacks ({some(report.unexpected)})"
         )
         raise UserError(message)
     return encoder, card
@@ -200,7 +197,7 @@ class Report:
         line = f"{self.matched:.0%} of the keys filled: {len(self.loaded)} loaded, {len(self.adapted)} adapted"
         line += f" ({next(iter(self.assumed.values()))})" if self.assumed else ""
         for name, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
-            line += f", {len(keys)} {name}" + (f" ({_some(keys)})" if keys else "")
+            line += f", {len(keys)} {name}" + (f" ({some(keys)})" if keys else "")
         if self.unfilled_input:
             why = self.unfit.get(self.unfilled_input, "the file has no such key")
             line += f"; the layer that reads the image is not filled: {self.unfilled_input} ({why})"
@@ -212,8 +209,8 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
 
     Keys may have another prefix. Weights for another number of channels, axes or patches are converted. With
     ``minimum`` of at least 0.9, two further checks apply. The layer that reads the image must be filled, since all
-    other layers depend on it. The file must not hold further blocks behind the last block of the module, since weights
-    that were trained with more blocks are of little use without them.
+    other layers depend on it. And the file must be of the same network (:mod:`medssl.encoders.misfits`): as deep, and
+    without tensors that would change what the network computes (LayerScale, class and register tokens, positions).
 
     Args:
         module: Receives the weights; on error it is unchanged.
@@ -230,7 +227,7 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
     file = Path(file)
     source, target = read_tensors(file), module.state_dict()
     strip, add, choice_note = _prefixes(source, target, file)
-    renamed = {add + key[len(strip) :]: key for key in source if key.startswith(strip)}
+    renamed = {_known_name(add + key[len(strip) :], module, target): key for key in source if key.startswith(strip)}
     stem = next((key for key, value in target.items() if value.ndim >= 4), "")  # no learned token
     stem_keys = [key for key, value in target.items() if stem and value.data_ptr() == target[stem].data_ptr()]
     stem_axes = target[stem].ndim - 2 if stem else 2
@@ -267,53 +264,17 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
         unfilled_input="" if any(key in fitted for key in stem_keys) else stem,
         choice_note=choice_note,
     )
-    unused_keys = [add + key[len(strip) :] for key in report.unexpected if key.startswith(strip)]
-    _refuse_misfits(file, type(module).__name__, report, minimum, (unused_keys, target))
+    unused = {key: source[name] for key, name in renamed.items() if name in report.unexpected}
+    refuse_misfits(file, module, report, minimum, Keys(unused, target, axes))
     module.load_state_dict(fitted, strict=False)
     return report
 
 
-def _refuse_misfits(
-    file: Path, network: str, report: Report, minimum: float, keys: tuple[Sequence[str], Iterable[str]]
-) -> None:
-    """Refuses weights that fill too little, or that were trained in another network.
-
-    Args:
-        file: The file, for messages.
-        network: Name of the module's class, for messages.
-        report: What became of every key.
-        minimum: Smallest share of the module's keys that must be filled.
-        keys: Keys of the file that were not used, as the module would name them; keys of the module.
-
-    Raises:
-        UserError: Names the reason.
-    """
-    unused_keys, target = keys
-    if report.matched < minimum:
-        message = f"{file}: too few weights fit {network}: {report}; expected at least {minimum:.0%}"
-        raise UserError(message)
-    if minimum < ENOUGH:
-        return
-    if deeper := _deeper(unused_keys, target):
-        message = (
-            f"{file}: the weights are those of a deeper network: {len(deeper)} of their keys go on where "
-            f"{network} ends ({_some(deeper)}); make the encoder as deep as that of the file was, or "
-            "choose another file"
-        )
-        raise UserError(message)
-    if extra_in_blocks := _inside(unused_keys, target):
-        message = (
-            f"{file}: the weights are those of another network: {len(extra_in_blocks)} of their keys belong to "
-            f"blocks that {network} has without them ({_some(extra_in_blocks)}); make the encoder as "
-            "that of the file was (with its LayerScale, its norms), or choose another file"
-        )
-        raise UserError(message)
-    if report.unfilled_input:
-        message = (
-            f"{file}: {network} would look at images through random weights: {report}; make the encoder "
-            "as that of the file was (its patch, its first convolution), or choose another file"
-        )
-        raise UserError(message)
+def _known_name(key: str, module: nn.Module, target: Mapping[str, Tensor]) -> str:
+    """The module's key of a tensor that published weights have by another name; else the key itself."""
+    before, dot, name = key.rpartition(".")
+    alias = before + dot + module.aliases.get(name, name) if isinstance(module, Encoder) else key
+    return alias if alias in target else key
 
 
 def _prefixes(source: Mapping[str, Tensor], target: Mapping[str, Tensor], file: Path) -> tuple[str, str, str]:
@@ -363,38 +324,3 @@ def _common(keys: Mapping[str, Tensor]) -> list[str]:
         names = key.split(".")
         counts.update(".".join(names[:depth]) + "." for depth in range(1, min(4, len(names) - 1) + 1))
     return ["", *(prefix for prefix, count in counts.items() if count >= len(keys) / 10)]
-
-
-def _deeper(unexpected: Iterable[str], module_keys: Iterable[str]) -> tuple[str, ...]:
-    """Keys of the file in blocks behind the last one of the module, such as ``stages.4.`` after ``stages.3.``."""
-    last_block: dict[str, int] = {}
-    for key in module_keys:
-        for block in BLOCK.finditer(key):
-            last_block[key[: block.start(1)]] = max(int(block[1]), last_block.get(key[: block.start(1)], 0))
-    return tuple(
-        key
-        for key in unexpected
-        if any(int(block[1]) > last_block.get(key[: block.start(1)], int(block[1])) for block in BLOCK.finditer(key))
-    )
-
-
-def _inside(unexpected: Iterable[str], module_keys: Iterable[str]) -> tuple[str, ...]:
-    """Keys of the file that belong to blocks of the module, but that the module does not have."""
-    blocks = {key[: block.end()] for key in module_keys for block in BLOCK.finditer(key)}
-    return tuple(
-        key
-        for key in unexpected
-        if not key.endswith(INDEX) and any(key[: block.end()] in blocks for block in BLOCK.finditer(key))
-    )
-
-
-def misfit(key: str, value: Tensor, target: Tensor) -> str:
-    """Why a weight could not be converted: the two shapes."""
-    shapes = f"{list(value.shape)} in the file, {list(target.shape)} here"
-    return shapes + (
-        "; only square or cubic grids of patches are made to fit" if is_position_table(key, value, target) else ""
-    )
-
-
-def _some(keys: tuple[str, ...]) -> str:
-    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")

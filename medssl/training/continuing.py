@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
+from medssl.encoders.misfits import misfit
 from medssl.encoders.tensors import read_tensors, refuse_strange
-from medssl.encoders.weights import CARD, WEIGHTS, Report, load, misfit, read_card
+from medssl.encoders.weights import CARD, WEIGHTS, Report, load, read_card
 from medssl.io.documents import read_yaml
 from medssl.training.checkpoint import checkpoints
 from medssl.training.initial_weights import InitialWeights, brings_weights, log_keys, run_of, source_of

@@ -13,7 +13,8 @@ from medssl.encoders.vit import ViT
 from medssl.encoders.weights import load
 from medssl.nn.transformer import sincos_positions
 from medssl.ops.patches import patchify
-from medssl.training.optim import FineTuning, layer_shares, make_optimizer
+from medssl.training.optim import FineTuning, make_optimizer
+from medssl.training.rates import layer_shares
 from medssl.types import Features, UserError
 
 SMALL = {"width": 32, "depth": 3}
@@ -21,6 +22,7 @@ KINDS = {
     "2d": {"patch": (4, 4)},
     "2d class token": {"patch": (4, 2), "pool": "class", "in_channels": 3},
     "3d": {"patch": (2, 4, 4), "registers": 2, "spacing_mm": (5.0, 1.0, 1.0)},
+    "2d layer scale": {"patch": (4, 4), "pool": "mean_beside_class", "layer_scale": 0.1, "drop_path": 0.3},
     "3d thick": {"patch": (1, 4, 4), "drop_path": 0.3, "pool": "class", "registers": 1, "width": 128},
 }
 SIZES = {2: (16, 12), 3: (4, 8, 12)}
@@ -197,7 +199,8 @@ def test_published_weights_of_masked_autoencoders_load(tmp_path):
     torch.manual_seed(3)
     state = {key: torch.randn_like(x) for key, x in ours.state_dict().items() if key != "mask_token"}
     state["patch_embed.proj.weight"] = torch.randn(32, 3, 4, 4)
-    state |= {"pos_embed": torch.zeros(1, 10, 32), "mask_token": torch.zeros(1, 1, 16)}
+    table = torch.cat((torch.zeros(1, 32), sincos_positions((3, 3), 32)))[None]
+    state |= {"pos_embed": table, "mask_token": torch.zeros(1, 1, 16)}
     state |= {"decoder_blocks.0.attn.qkv.weight": torch.zeros(48, 16), "decoder_embed.weight": torch.zeros(16, 32)}
     torch.save({"model": state}, tmp_path / "mae.pth")
     report = load(ours, tmp_path / "mae.pth")
@@ -226,8 +229,9 @@ def test_a_vision_transformer_of_timm_keeps_the_contract():
         ({"width": 100}, None),
         ({"width": 200}, "width 200: each attention head has 64 channels, so expected a multiple of 64"),
         ({"registers": -1}, "registers -1: expected 0 or more"),
-        ({"pool": "max"}, 'pool must be "mean" or "class", got "max"'),
+        ({"pool": "max"}, 'pool must be "mean", "class" or "mean_beside_class", got "max"'),
         ({"spacing_mm": (1.0,)}, r"spacing_mm \[1\.0\]: expected 2 numbers above 0"),
+        ({"layer_scale": 0.0}, r"layer_scale: must be above 0, or null for none \(got 0\.0\)"),
         ({"depth": 0}, r"depth: must be at least 1 \(got 0\)"),
         ({"drop_path": 1.5}, r"drop_path: must be from 0 to below 1 \(got 1\.5\)"),
     ],
@@ -303,7 +307,7 @@ def test_the_suite_finds_an_encoder_that_forgets_places(monkeypatch):
 
 def test_the_suite_finds_an_encoder_that_takes_unequal_counts(monkeypatch):
     encoder = vit("2d")
-    monkeypatch.setattr("medssl.encoders.vit.visible_numbers", lambda hidden: torch.stack([
+    monkeypatch.setattr("medssl.encoders.token_encoder.visible_numbers", lambda hidden: torch.stack([
         (row.argsort(stable=True)[: int((~hidden[-1]).sum())]).sort().values for row in hidden.flatten(1)
     ]))  # fmt: skip
     with pytest.raises(ContractError, match="drop: samples with different numbers of visible cells are not refused"):

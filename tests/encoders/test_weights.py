@@ -315,7 +315,13 @@ def test_why_a_table_of_positions_is_missing_is_said(tmp_path):
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=(96, 160))
     save_file(theirs.state_dict(), tmp_path / "wide.safetensors")
     ours = Timm2d("vit_tiny_patch16_224", in_channels=1)
-    report = load(ours, tmp_path / "wide.safetensors")
+    words = (
+        r"Timm2d has a learned table of positions, the weights have not, so that 1 tensors would stay as they were "
+        r"initialized \(model\.pos_embed: \[1, 61, 192\] in the file, \[1, 197, 192\] here"
+    )
+    with pytest.raises(UserError, match=words):
+        load(ours, tmp_path / "wide.safetensors")
+    report = load(ours, tmp_path / "wide.safetensors", minimum=0.8)
     assert report.missing == ("model.pos_embed",)
     assert report.unfit["model.pos_embed"] == (
         "[1, 61, 192] in the file, [1, 197, 192] here; only square or cubic grids of patches are made to fit"
