@@ -22,14 +22,13 @@ if TYPE_CHECKING:
     from medssl.commands.cache import CacheResult
     from medssl.commands.compare import CompareResult
     from medssl.commands.evaluate import EvaluateResult
-    from medssl.commands.finetune import FinetuneResult
     from medssl.commands.index import IndexResult
     from medssl.commands.phantoms import PhantomsResult
     from medssl.commands.predict import PredictResult
-    from medssl.commands.pretrain import PretrainResult
     from medssl.commands.probe import ProbeResult
     from medssl.commands.pseudolabel import PseudolabelResult
     from medssl.commands.report import ReportResult
+    from medssl.training.results import TrainingResult
 
 PathLike = str | Path
 Config = str | Path | Mapping[str, Any] | None
@@ -92,7 +91,7 @@ def cache(index: PathLike, store: PathLike, **settings: Any) -> CacheResult:
     return result
 
 
-def pretrain(config: Config = None, *, store: PathLike, run: PathLike, **settings: Any) -> PretrainResult:
+def pretrain(config: Config = None, *, store: PathLike, run: PathLike, **settings: Any) -> TrainingResult:
     """Pretrains an encoder without labels, or continues a run that was stopped.
 
     Args:
@@ -108,11 +107,11 @@ def pretrain(config: Config = None, *, store: PathLike, run: PathLike, **setting
     Raises:
         UserError: A setting is wrong, or does not fit the store or the run.
     """
-    result: PretrainResult = _call("pretrain", config, settings, store=store, run=run)
+    result: TrainingResult = _call("pretrain", config, settings, store=store, run=run)
     return result
 
 
-def finetune(config: Config = None, *, store: PathLike, run: PathLike, **settings: Any) -> FinetuneResult:
+def finetune(config: Config = None, *, store: PathLike, run: PathLike, **settings: Any) -> TrainingResult:
     """Trains an encoder and a head on labeled scans, or continues a run that was stopped.
 
     Args:
@@ -124,7 +123,7 @@ def finetune(config: Config = None, *, store: PathLike, run: PathLike, **setting
     Raises:
         UserError: A setting is wrong, or does not fit the store, the weights or the run.
     """
-    result: FinetuneResult = _call("finetune", config, settings, store=store, run=run)
+    result: TrainingResult = _call("finetune", config, settings, store=store, run=run)
     return result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from medssl.training.pseudo_labels import (
     with_pseudo_labels,
 )
 from medssl.training.resolved import resolved
+from medssl.training.results import TrainingResult
 from medssl.training.resume import first_progress
 from medssl.training.run import refuse_hardware
 from medssl.training.run import run as train
@@ -57,25 +58,6 @@ from medssl.training.supervised import Supervised, Validation
 from medssl.training.versions import package_versions
 from medssl.types import Card, Imported, LabelSchema, Tuned, UserError
 from medssl.views.mixing import Mixing
-
-
-@dataclass(frozen=True)
-class FinetuneResult:
-    """A run of fine-tuning.
-
-    Attributes:
-        run: Its folder, with ``encoder.safetensors``, ``head.safetensors`` and ``card.json``.
-        steps: Optimizer steps that are done.
-        loss: Smoothed loss of the last step; None before the first.
-        stopped_by: What ended the run early: the name of a signal, or "loss not finite"; else empty.
-        exit_code: 0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped it.
-    """
-
-    run: Path
-    steps: int
-    loss: float | None
-    stopped_by: str = ""
-    exit_code: int = 0
 
 
 @owner_only()
@@ -95,7 +77,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     pseudo: PseudoLabels = PseudoLabels(),  # noqa: B008 (frozen)
     allow: tuple[Allowed, ...] = (),
     trust: str = "",
-) -> FinetuneResult:
+) -> TrainingResult:
     """Train an encoder and a head on labeled subjects, or continue a run that was stopped.
 
     Args:
@@ -167,8 +149,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
 
     watching = [Validation(opened, chosen.validated, data, every=training.output.validate_every)]
     notes = [*settled, *first_notes(opened, data, chosen, loaded, schema), *filter(None, (adapted, *seen))]
-    outcome = train(loop, RunFolder(run), config, training, data=data, notes=notes, export=export, watching=watching)
-    return FinetuneResult(run, outcome.steps, outcome.loss, outcome.stopped_by, outcome.exit_code)
+    return train(loop, RunFolder(run), config, training, data=data, notes=notes, export=export, watching=watching)
 
 
 def build(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,6 @@ from medssl.io.atomic_write import atomic_write
 from medssl.io.permissions import owner_only
 from medssl.objectives.base import Objective
 from medssl.probing.online_probe import OnlineProbeListener
-from medssl.reporting.curves import Point, Series, line_chart
-from medssl.reporting.parts import METRICS, read_log
 from medssl.training import hardware
 from medssl.training.batch_source import batches_of_store, repeated_subjects
 from medssl.training.checkpoint import RunFolder
@@ -31,6 +29,7 @@ from medssl.training.initial_weights import InitialWeights
 from medssl.training.loop import TrainingLoop, keyed_seed
 from medssl.training.optim import Optimization
 from medssl.training.resolved import resolved
+from medssl.training.results import TrainingResult
 from medssl.training.resume import first_progress
 from medssl.training.run import refuse_hardware
 from medssl.training.run import run as train
@@ -43,40 +42,6 @@ from medssl.types.provenance import Provenance
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class PretrainResult:
-    """A run of pretraining.
-
-    Attributes:
-        run: Its folder, with ``encoder.safetensors`` and ``card.json``.
-        steps: Optimizer steps that are done.
-        loss: Smoothed loss of the last step; None before the first.
-        stopped_by: What ended the run early: the name of a signal, or "loss not finite"; else empty.
-        exit_code: 0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped it.
-    """
-
-    run: Path
-    steps: int
-    loss: float | None
-    stopped_by: str = ""
-    exit_code: int = 0
-
-    @property
-    def losses(self) -> tuple[tuple[float, float], ...]:
-        """Pairs of step and loss, as the run logged them."""
-        return read_log(self.run / METRICS).values("loss")
-
-    def chart(self) -> str:
-        """The loss over the steps, as SVG; "" where nothing was logged."""
-        points = tuple(Point(step, loss) for step, loss in self.losses)
-        if not points:
-            return ""
-        return line_chart([Series("loss", points)], title=self.run.name, x_label="step", y_label="loss")
-
-    def _repr_svg_(self) -> str | None:
-        return self.chart() or None
 
 
 @owner_only()
@@ -92,7 +57,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     probe: OnlineProbe = OnlineProbe(),  # noqa: B008 (frozen)
     pretrained: Path | None = None,
     pretrained_minimum: float = 0.9,
-) -> PretrainResult:
+) -> TrainingResult:
     """Pretrain an encoder on the scans of a store, or continue a run that was stopped.
 
     Args:
@@ -155,8 +120,7 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     notes = [f"{small} scans are smaller than the view and are padded"] if small else []
     notes += repeated_subjects(opened, plan, training, data.split)
     notes = [*settled, *initial.notes, *other_rules(initial, opened), *statistics.notes, *notes]
-    outcome = train(loop, folder, config, training, data=data, notes=notes, export=export, watching=watching)
-    return PretrainResult(run, outcome.steps, outcome.loss, outcome.stopped_by, outcome.exit_code)
+    return train(loop, folder, config, training, data=data, notes=notes, export=export, watching=watching)
 
 
 def other_rules(initial: InitialWeights, opened: Store) -> list[str]:

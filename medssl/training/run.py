@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +21,7 @@ from medssl.training.memory import count_parameters, memory_in_words
 from medssl.training.metrics_log import MetricsLog
 from medssl.training.picture_writer import PictureWriter
 from medssl.training.progress_display import ProgressDisplay
+from medssl.training.results import TrainingResult
 from medssl.training.resume import resume
 from medssl.types import UserError
 
@@ -39,23 +39,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended.
-
-    Attributes:
-        steps: Optimizer steps that are done.
-        loss: Smoothed loss; None where no step was done.
-        stopped_by: What ended it before the last step: the name of a signal, or "loss not finite"; else empty.
-        exit_code: 0; 1 where the loss was not finite; 128 + the signal's number where a signal stopped the run.
-    """
-
-    steps: int
-    loss: float | None
-    stopped_by: str = ""
-    exit_code: int = 0
-
-
 def run(
     loop: TrainingLoop,
     folder: RunFolder,
@@ -66,7 +49,7 @@ def run(
     notes: Sequence[str],
     export: Callable[[], None],
     watching: Sequence[Listener] = (),
-) -> Outcome:
+) -> TrainingResult:
     """Trains until all steps are done, a signal comes or the loss is not finite; goes on with a run that was stopped.
 
     Args:
@@ -91,7 +74,7 @@ def run(
         if loop.progress.step >= training.steps:
             if place.first:
                 log.info(f"{folder.path}: all {training.steps} steps are done already")
-            return Outcome(loop.progress.step, loop.progress.smoothed)
+            return TrainingResult(folder.path, loop.progress.step, loop.progress.smoothed)
         hardware.switch_recompute(loop.objective, training)
         hardware.refuse_too_large(loop.objective, training)
         if place.first:
@@ -166,7 +149,7 @@ def train(
     training: Training,
     listeners: Sequence[Listener],
     former: dict[str, Any] | None,
-) -> Outcome:
+) -> TrainingResult:
     """Runs the loop to the end, to a signal or to a loss that is not finite, and says which."""
     from medssl.training.fabric import make_fabric
 
@@ -181,7 +164,7 @@ def train(
         if first:
             advice = "a lower optimizer.learning_rate or training.precision fp32 may help"
             log.error(f"error: {error}; {saved_step}; {advice}")
-        return Outcome(loop.progress.step, loop.progress.smoothed, "loss not finite", 1)
+        return TrainingResult(folder.path, loop.progress.step, loop.progress.smoothed, "loss not finite", 1)
     step, number = loop.progress.step, loop.stopped_by
     if number and step < loop.steps:
         name = signal.Signals(number).name
@@ -189,12 +172,12 @@ def train(
             log.info(f"stopped by {name} at step {step}: saved; run the same command to continue")
             if number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
-        return Outcome(step, loop.progress.smoothed, name, 128 + number)
+        return TrainingResult(folder.path, step, loop.progress.smoothed, name, 128 + number)
     if first:
         written = [] if any(listener.judges for listener in listeners) else ["encoder.safetensors is written"]
         said = "; ".join([*written, *filter(None, (listener.summary(step) for listener in listeners))])
         log.info(f"{folder.path}: {step} steps done, smoothed loss {loop.progress.smoothed:.4f}; {said}")
-    return Outcome(step, loop.progress.smoothed)
+    return TrainingResult(folder.path, step, loop.progress.smoothed)
 
 
 @contextlib.contextmanager
