@@ -105,7 +105,7 @@ def _update(directories: Sequence[Path], file: Path, options: IndexOptions) -> I
     SubjectRule(options.subject)
     places = places_of(directories)
     for folder in places.folders if options.layout else ():
-        log.info(f"{folder.name}: {layouts.fill(options, folder).said}")
+        log.info(f"{folder.name}: {layouts.fill(options, folder).summary}")
     if not directories and not file.exists():
         message = f"no index at {file}: name the folders or files to index"
         raise UserError(message)

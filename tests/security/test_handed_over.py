@@ -292,7 +292,7 @@ def test_every_verb_that_reads_a_card_takes_trust():
 
 
 def test_preprocess_by_python_is_ones_own():
-    from medssl.data.store.preprocess import build
+    from medssl.data.store.preprocess import make_transform
 
-    assert build(Imported("fractions.Fraction", {"numerator": 3, "denominator": 4})) == 0.75
+    assert make_transform(Imported("fractions.Fraction", {"numerator": 3, "denominator": 4})) == 0.75
     assert Preprocess(transforms=(Imported("a.b"),)).transforms[0].class_path == "a.b"

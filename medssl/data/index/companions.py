@@ -1,4 +1,4 @@
-"""Files that hold a part of another's scan, such as the ``.raw`` of an ``.mhd``: what they were when it was read.
+"""Files that hold a part of another file's scan, such as the ``.raw`` of an ``.mhd``: what they were when it was read.
 
 A header file and its companions are one scan: where a companion comes, changes or goes, the header file is read
 again, and the scan's digest changes.
@@ -13,38 +13,38 @@ from pathlib import Path
 from typing import Any
 
 from medssl.data.index.scan_index import Index
-from medssl.data.index.walk import Found
+from medssl.data.index.walk import FileState
 from medssl.io.sqlite import transaction
 
 _MISSING = (-1, 0)
 _CLAIMED = "pixels of "
-DETACHED = (".hdr", ".nhdr", ".mhd")  # headers whose pixels may lie beside them: read again until they are there
+DETACHED = (".hdr", ".nhdr", ".mhd")  # headers whose pixels may lie beside them: read again until these exist
 
 
 def states_of(folder: Path, names: Sequence[str]) -> list[list[Any]]:
-    """Each companion of a file in ``folder``: its path from there, size, modification time (-1 and 0: missing)."""
+    """Each companion of a file in ``folder``: relative path, size, modification time (-1 and 0: missing)."""
     return [[name, *_state(os.path.join(folder, name))] for name in names]  # noqa: PTH118
 
 
-def outdated(index: Index, dataset: str) -> list[Found]:
+def outdated(index: Index, dataset: str) -> list[FileState]:
     """Files of a data set that must be read again: their companions are no longer what they were."""
-    found = []
+    outdated_paths = []
     claimed = set()
     for path, states in _owners(index, dataset):
         folder = os.path.dirname(path)  # noqa: PTH120 - millions of files
         beside = [(os.path.normpath(os.path.join(folder, name)), size, time) for name, size, time in states]  # noqa: PTH118
         claimed |= {name for name, _, _ in beside}
         if any(_state(str(index.root / name)) != (size, time) for name, size, time in beside):
-            found.append(path)
+            outdated_paths.append(path)
     query = "SELECT path FROM files WHERE dataset = ? AND state = 'ignored' AND reason LIKE ?"
     for (path,) in index.connection.execute(query, (dataset, f"{_CLAIMED}%")):
         if path not in claimed:
-            found.append(path)
-    return [Found(os.path.normpath(index.root / path), *_state(str(index.root / path))) for path in found]
+            outdated_paths.append(path)
+    return [FileState(os.path.normpath(index.root / path), *_state(str(index.root / path))) for path in outdated_paths]
 
 
 def claim(index: Index, dataset: str) -> None:
-    """Files that hold the pixels of another are no scans of their own."""
+    """Mark files that hold the pixels of another file as ignored."""
     rows: list[tuple[str, str]] = []
     claimed: set[str] = set()
     for path, states in _owners(index, dataset):

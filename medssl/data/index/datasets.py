@@ -85,12 +85,12 @@ def register(index: Index, paths: Sequence[Path], options: IndexOptions) -> list
         return list(known.values())
     places = places_of(paths)
     if options.layout and places.files:
-        message = f"layout {options.layout} reads whole folders: name the folder of the data set, not its files"
-        raise UserError(message)
+        message = f"layout {options.layout} reads whole folders, not single files"
+        raise UserError(message, key="layout", hint="Give the folder of the data set")
     count = len(places.folders) + len(places.files)
     if options.files.dataset and count > 1:
-        message = f"files.dataset {options.files.dataset} names one directory, got {count}"
-        raise UserError(message)
+        message = f"names one data set, but {count} folders are given"
+        raise UserError(message, key="files.dataset", got=options.files.dataset)
     wanted = [Dataset(options.files.dataset or one.name, one, options.files.below) for one in places.folders]
     wanted += [_of_files(folder, names, known, options) for folder, names in sorted(places.files.items())]
     for dataset in wanted:
@@ -142,16 +142,16 @@ def _check_apart(dataset: Dataset, known: dict[str, Dataset]) -> None:
     """Names are unique, and no file belongs to two data sets."""
     for other in known.values():
         if other.name == dataset.name and other.folder != dataset.folder:
-            message = f"data set {dataset.name} is already {other.folder}: name this one with files.dataset"
-            raise UserError(message)
+            message = f"the data set {dataset.name} is already the folder {other.folder}"
+            raise UserError(message, key="files.dataset", hint="Choose another name")
         inside = dataset.folder.is_relative_to(other.folder) and other.below
         nested = inside or (other.folder.is_relative_to(dataset.folder) and dataset.below)
         if other.folder != dataset.folder and nested:
             message = f"{dataset.folder} and {other.folder} (data set {other.name}) lie inside each other: index one"
             raise UserError(message)
         if other.folder == dataset.folder and other.name != dataset.name:
-            message = f"{dataset.folder} is already data set {other.name}: leave files.dataset out"
-            raise UserError(message)
+            message = f"{dataset.folder} is already the data set {other.name}"
+            raise UserError(message, key="files.dataset", got=dataset.name, hint="Leave it out")
 
 
 def all_phantoms(index: Index, names: Collection[str]) -> bool:

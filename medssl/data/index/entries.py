@@ -17,7 +17,7 @@ from medssl.data.formats.dicom.slices import to_json
 from medssl.data.formats.recognition import read_header, recognize
 from medssl.data.index import companions
 from medssl.data.index.pseudonyms import keyed_digest
-from medssl.data.index.walk import Found
+from medssl.data.index.walk import FileState
 
 
 @dataclass(frozen=True)
@@ -33,29 +33,34 @@ class Entry:
 
 
 def read_files(
-    batch: Sequence[Found], tell: Callable[[int], None] = lambda _number: None, *, root: Path, dataset: str, key: bytes
+    batch: Sequence[FileState],
+    report: Callable[[int], None] = lambda _number: None,
+    *,
+    root: Path,
+    dataset: str,
+    key: bytes,
 ) -> list[Entry]:
-    """Say of each file what it is; ``tell`` is told its number before."""
+    """Say of each file what it is; ``report`` is called with its number before it is read."""
     digest = partial(keyed_digest, key)
     entries = []
     for number, one in enumerate(batch):
-        tell(number)
+        report(number)
         entries.append(_entry(one, root, partial(digest, "file", dataset), digest, dataset))
     return entries
 
 
-def lost_entry(one: Found, reason: str, *, root: Path, dataset: str, key: bytes) -> Entry:
+def lost_entry(one: FileState, reason: str, *, root: Path, dataset: str, key: bytes) -> Entry:
     """What is written of a file that no process could read."""
     path = relative(one, root)
     return Entry(path, "failed", reason, keyed_digest(key, "file", dataset, path))
 
 
-def relative(one: Found, root: Path) -> str:
+def relative(one: FileState, root: Path) -> str:
     """Path of a file, or of a folder that could not be opened, as the index writes it."""
     return os.path.relpath(one.path, root) + ("/" if one.folder else "")
 
 
-def _entry(one: Found, root: Path, of_path: Callable[..., str], digest: Callable[..., str], dataset: str) -> Entry:
+def _entry(one: FileState, root: Path, of_path: Callable[..., str], digest: Callable[..., str], dataset: str) -> Entry:
     path = relative(one, root)
     file = Path(one.path)
     if one.problem:
@@ -70,8 +75,8 @@ def _entry(one: Found, root: Path, of_path: Callable[..., str], digest: Callable
         return _scan(file, path, kind.form, kind.note, of_path(path))
     except DicomError as error:
         series = digest("dicom", dataset, error.series) if error.series else of_path(path)
-        own, about = to_json(error.slices) if error.slices else (error.label_object, "")
-        return Entry(path, "rejected" if error.rejected else "failed", str(error), series, own, about)
+        header, shared = to_json(error.slices) if error.slices else (error.label_object, "")
+        return Entry(path, "rejected" if error.rejected else "failed", str(error), series, header, shared)
     except FormatError as error:
         return Entry(path, "failed", str(error), of_path(path))
     except OSError as error:

@@ -101,10 +101,10 @@ def path_of(root: Path, path: str) -> str:
 def _stacks(slices: list[Slice], root: Path, options: dict[str, Any], series_files: SeriesFiles) -> list[Stack]:
     """Volumes and images of a series, and what the options of the data set leave out."""
     out = {
-        "burned-in": "burned-in annotation: files.burned_in true takes it all the same",
+        "burned-in": "burned-in annotation: files.burned_in true takes it anyway",
         "capture": "secondary capture with a place in space: files.captures true takes it as a derived volume",
     }
-    kept: list[Slice] = []
+    usable: list[Slice] = []
     left: dict[str, list[Slice]] = {}
     for one in slices:
         if one.facts["burned_in"] and not options["burned_in"]:
@@ -112,10 +112,10 @@ def _stacks(slices: list[Slice], root: Path, options: dict[str, Any], series_fil
         elif one.facts.get("capture") and not options.get("captures"):
             left.setdefault("capture", []).append(one)
         else:
-            kept.append(one)
+            usable.append(one)
     equal = lambda a, b: same_pixels(root, Part(a.path, a.frame), Part(b.path, b.frame))  # noqa: E731
-    films = [one for one in kept if one.is_film]
-    stacks = stacks_of([one for one in kept if not one.is_film], equal, series_files)
+    films = [one for one in usable if one.is_film]
+    stacks = stacks_of([one for one in usable if not one.is_film], equal, series_files)
     stacks += stacks_of_films(films, options["frames"], series_files.damaged, equal)
     return stacks + [Stack(tuple(some), Status("rejected", out[name]), name=name) for name, some in left.items()]
 
@@ -127,7 +127,7 @@ def _of_file(file: sqlite3.Row, options: dict[str, Any]) -> Iterator[tuple[int |
         try:
             laid, reading = lay_out(arrays, options.get("arrays", {}))
         except FormatError as error:
-            yield None, {"kind": header["kind"]} | _found(Status("rejected", str(error)), "", "")
+            yield None, {"kind": header["kind"]} | _file_facts(Status("rejected", str(error)), "", "")
             return
         header, reasons = asdict(laid), "; ".join(laid.notes)
     modality, domain = normalized(str(options["modality"])), header["value_domain"]
@@ -148,7 +148,7 @@ def _of_file(file: sqlite3.Row, options: dict[str, Any]) -> Iterator[tuple[int |
     if status.code == "ok" and (problem := out_of_range(grid, unit)):
         status = Status("rejected", problem)
     row = {"kind": header["kind"], "modality": modality, "value_domain": domain, "channels": channels}
-    row |= _place(grid) | {"volume": 1, "volumes": 1} | _found(status, "", "")
+    row |= _place(grid) | {"volume": 1, "volumes": 1} | _file_facts(status, "", "")
     if reading:
         row["found"] |= {"reading": reading}
     if count == 1 or options["frames"] != "scans":
@@ -170,7 +170,7 @@ def _from_stack(stack: Stack) -> dict[str, Any]:
     row |= {"kind": kind, "modality": first.facts["modality"], "value_domain": first.value_domain}
     channels = first.shape[2] * (len(stack.slices) if kind == "image" and stack.status.code == "ok" else 1)
     row |= {"channels": channels, "volume": stack.volume[0], "volumes": stack.volume[1]}
-    row |= _place(stack.grid) | _found(stack.status, first.facts["subject"], first.facts["study"])
+    row |= _place(stack.grid) | _file_facts(stack.status, first.facts["subject"], first.facts["study"])
     row["found"]["reference"] = first.facts.get("reference", "")
     return row
 
@@ -184,10 +184,10 @@ def _place(grid: Grid | None) -> dict[str, Any]:
     return row | {"affine": json.dumps(grid.affine)}
 
 
-def _found(status: Status, subject: str, study: str) -> dict[str, Any]:
+def _file_facts(status: Status, subject: str, study: str) -> dict[str, Any]:
     """What the files alone say; the rules of the data set start from it, however often they are applied."""
-    found = {"status": status.code, "reason": status.reason, "subject": subject}
-    return {"status": status.code, "reason": status.reason, "subject_id": subject, "study_id": study, "found": found}
+    facts = {"status": status.code, "reason": status.reason, "subject": subject}
+    return {"status": status.code, "reason": status.reason, "subject_id": subject, "study_id": study, "found": facts}
 
 
 def _add_left_out(
@@ -199,7 +199,7 @@ def _add_left_out(
         if file["state"] != "ignored":
             alike.setdefault((str(file["state"]), str(file["reason"])), []).append(file)
     for (state, reason), parts in sorted(alike.items(), key=lambda item: item[0]):
-        row = _found(Status("rejected" if state == "rejected" else "failed", reason), "", "")
+        row = _file_facts(Status("rejected" if state == "rejected" else "failed", reason), "", "")
         _add(connection, keyed_digest(key, "left out", base["series"], state, reason), row, base, parts)
 
 

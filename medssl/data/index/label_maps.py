@@ -1,4 +1,4 @@
-"""Files that look like label maps of files beside them: they are named and held back, never taken for scans in silence.
+"""Files that look like label maps of files beside them: they are listed, and not taken as scans without a note.
 
 Names and headers say which files are looked at, and the pixels of a few of them whether they hold classes. A word in
 the path ("labelsTr", "case_seg") is one sign, a partner of the same name and size in the next folder is another.
@@ -38,7 +38,7 @@ _LETTERS = re.compile(r"^[A-Za-z]+(?=[-_ ]?\d)")
 
 
 @dataclass(frozen=True)
-class Entry:
+class CandidateFile:
     """A file that is a scan by itself: its path below the data set, its sizes, and what its header says."""
 
     path: str
@@ -56,7 +56,7 @@ class Recognized:
     examples: list[tuple[str, str]] = field(default_factory=list)  # image, mask
 
     def proposal(self, given: str) -> str:
-        """A value for the key ``label.masks`` that fits the examples, or nothing; ``given`` is the user's value."""
+        """A value of ``label.masks`` that works for the examples, or nothing; ``given`` is the present value."""
         best = [pair for pair, _ in self.pairs.most_common(_PAIRS + 1)]
         if not best or len(best) > _PAIRS or any(pair.count("=") != 1 or "," in pair for pair in best):
             return ""
@@ -65,39 +65,39 @@ class Recognized:
         return text if all(mask in rule.masks_of(image) for image, mask in self.examples) else ""
 
 
-def recognize(entries: Sequence[Entry], root: Path) -> Recognized:
+def recognize(entries: Sequence[CandidateFile], root: Path) -> Recognized:
     """Find the label maps among the files of a data set.
 
     Args:
         entries: All files that are scans by themselves and that no rule of masks names.
         root: Folder of the data set.
     """
-    found, looked = Recognized(), _Pixels(root)
+    recognized, pixels = Recognized(), _Pixels(root)
     for entry in entries:
         if entry.intent:
-            found.paths.add(entry.path)
+            recognized.paths.add(entry.path)
     others = [entry for entry in entries if not _word(entry.path)]
     partners = _Partners(others)
-    groups: dict[str, list[Entry]] = defaultdict(list)
+    groups: dict[str, list[CandidateFile]] = defaultdict(list)
     for entry in entries:
         if word := _word(entry.path):
             groups[word].append(entry)
-    for entry in looked.named_label_maps(groups):
-        _take(found, entry, partners.of(entry))
-    rest = [entry for entry in others if entry.path not in found.paths]
+    for entry in pixels.named_label_maps(groups):
+        _add_label_map(recognized, entry, partners.of(entry))
+    rest = [entry for entry in others if entry.path not in recognized.paths]
     for group, images in _unnamed(rest):
-        if looked.are_label_maps(group, named=False) and not looked.are_label_maps(images[:1], named=True):
+        if pixels.are_label_maps(group, named=False) and not pixels.are_label_maps(images[:1], named=True):
             for entry in group:
-                _take(found, entry, [image for image in images if _beside(image.path, entry.path)])
-    return found
+                _add_label_map(recognized, entry, [image for image in images if _beside(image.path, entry.path)])
+    return recognized
 
 
-def _take(found: Recognized, entry: Entry, images: Iterable[Entry]) -> None:
-    found.paths.add(entry.path)
+def _add_label_map(recognized: Recognized, entry: CandidateFile, images: Iterable[CandidateFile]) -> None:
+    recognized.paths.add(entry.path)
     for image in images:
-        found.pairs.update(replacements(image.path, entry.path))
-        if len(found.examples) < 2 * _VARIANTS:
-            found.examples.append((image.path, entry.path))
+        recognized.pairs.update(replacements(image.path, entry.path))
+        if len(recognized.examples) < 2 * _VARIANTS:
+            recognized.examples.append((image.path, entry.path))
 
 
 def _word(path: str) -> str:
@@ -135,12 +135,12 @@ def _names(stem: str) -> list[str]:
 class _Partners:
     """Finds the images that a label map may belong to: same size, same name, same folder or the next."""
 
-    def __init__(self, images: Sequence[Entry]) -> None:
+    def __init__(self, images: Sequence[CandidateFile]) -> None:
         self.images = images
-        self.by_key: dict[tuple[object, ...], list[Entry]] = defaultdict(list)
+        self.by_key: dict[tuple[object, ...], list[CandidateFile]] = defaultdict(list)
         self.made: set[int] = set()
 
-    def of(self, entry: Entry) -> list[Entry]:
+    def of(self, entry: CandidateFile) -> list[CandidateFile]:
         """The images of a label map; none where nothing fits."""
         parts = PurePosixPath(entry.path).parts
         depths = [n for n in range(len(parts) - 1) if _FOLDER.search(parts[n])]
@@ -170,9 +170,9 @@ class _Partners:
                     self.by_key[parts[:-1], name].append(one)
 
 
-def _unnamed(entries: Sequence[Entry]) -> list[tuple[list[Entry], list[Entry]]]:
+def _unnamed(entries: Sequence[CandidateFile]) -> list[tuple[list[CandidateFile], list[CandidateFile]]]:
     """Groups of files of whole numbers, each with the files of the same name and size beside them."""
-    places: dict[tuple[str, ...], list[tuple[str, Entry]]] = defaultdict(list)
+    places: dict[tuple[str, ...], list[tuple[str, CandidateFile]]] = defaultdict(list)
     for entry in entries:
         *folders, name = entry.path.split("/")
         stem = _stem(name)
@@ -183,7 +183,7 @@ def _unnamed(entries: Sequence[Entry]) -> list[tuple[list[Entry], list[Entry]]]:
         for key, variant in ((stem, ""), (base, end)):
             if key and not variant.isdigit():
                 places[("/".join(folders), key, "name")].append((variant, entry))
-    groups: dict[tuple[str, str], tuple[list[Entry], list[Entry]]] = defaultdict(lambda: ([], []))
+    groups: dict[tuple[str, str], tuple[list[CandidateFile], list[CandidateFile]]] = defaultdict(lambda: ([], []))
     for place, members in places.items():
         if not 2 <= len(members) <= _VARIANTS:
             continue
@@ -213,30 +213,30 @@ class _Pixels:
         self.root = root
         self.reads = 0
 
-    def named_label_maps(self, groups: Mapping[str, Sequence[Entry]]) -> list[Entry]:
+    def named_label_maps(self, groups: Mapping[str, Sequence[CandidateFile]]) -> list[CandidateFile]:
         """The label maps among files that a word tells.
 
         Args:
             groups: Files by what tells them: a word, or a folder with all above it ("sub-07/seg"). Folders of one name
                 are judged together, since each subject may have its own; one by one where they differ.
         """
-        alike: dict[str, list[Sequence[Entry]]] = defaultdict(list)
+        alike: dict[str, list[Sequence[CandidateFile]]] = defaultdict(list)
         for word in sorted(groups):
             alike[word.rpartition("/")[2].casefold()].append(groups[word])
-        taken: list[Entry] = []
+        label_maps: list[CandidateFile] = []
         for some in alike.values():
             together = [entry for group in some for entry in group]
             if len(some) > 1 and self.are_label_maps(together, named=True, sample=_WIDE_SAMPLE):
-                taken += together
+                label_maps += together
             else:
-                taken += [entry for group in some if self.are_label_maps(group, named=True) for entry in group]
-        return taken
+                label_maps += [entry for group in some if self.are_label_maps(group, named=True) for entry in group]
+        return label_maps
 
-    def are_label_maps(self, group: Sequence[Entry], *, named: bool, sample: int = SAMPLE) -> bool:
+    def are_label_maps(self, group: Sequence[CandidateFile], *, named: bool, sample: int = SAMPLE) -> bool:
         """Whether all files that are looked at hold few whole numbers, and one of them more than a constant.
 
-        Where too many files were looked at already, those that a word tells are held back without a look: they are
-        listed then, while label maps that are taken for scans are not.
+        Where too many files were read already, files with such a word are taken as label maps without reading: they
+        are listed then, while label maps that are taken as scans are not.
         """
         if self.reads >= _READS:
             return named
@@ -250,7 +250,7 @@ class _Pixels:
             classes = max(classes, len(np.unique(array)))
         return classes > 1 or (named and classes == 1 and len(group) > 1)
 
-    def _read(self, entry: Entry) -> NDArray[np.generic] | None:
+    def _read(self, entry: CandidateFile) -> NDArray[np.generic] | None:
         self.reads += 1
         file = self.root / entry.path
         try:

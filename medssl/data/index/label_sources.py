@@ -1,4 +1,4 @@
-"""What is known about a scan beyond its pixels: its mask, its values, its split; found by stated rules."""
+"""Rules that say where a scan's mask, values and split are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medssl.types import LabelSchema, UserError
 _FOLDERS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 _FOLDERS |= {"test": "test", "testing": "test"}
 NOUNS = {"mask": "label", "excluded": "mask of excluded voxels"}
-NONE = "none"  # in place of a pair: no file is held back as a label map
+NONE = "none"  # in place of a pair: files that look like label maps are scans
 MOST_PATHS = 64  # that a rule of many pairs may lead to
 EXAMPLES = {"mask": "labels", "excluded": "excluded"}
 
@@ -26,7 +26,7 @@ class PathRule:
 
     Attributes:
         role: What the mask is: "mask" (of classes) or "excluded".
-        option: Where the user says the rule.
+        option: Key of the rule.
         text: The rule: TEXT=TEXT, several with commas.
     """
 
@@ -48,8 +48,9 @@ class PathRule:
         words = (pair for pair in self.text.split(",") if pair and pair.strip().lower() != NONE)
         pairs = [(left, right) for left, _, right in (pair.partition("=") for pair in words)]
         if any(not left or not right or left == right for left, right in pairs):
-            message = f"{self.option} {self.text!r}: expected TEXT=TEXT, as in images={EXAMPLES[self.role]}"
-            raise UserError(message)
+            expected = f"TEXT=TEXT, as in images={EXAMPLES[self.role]}"
+            message = "a replacement lacks a side, or changes nothing"
+            raise UserError(message, key=self.option, got=self.text, expected=expected)
         return pairs
 
     def masks_of(self, path: str) -> list[str]:
@@ -83,8 +84,8 @@ def _replaced(path: str, pairs: Sequence[tuple[str, str]], *, all_optional: bool
             if left not in text or all_optional or "." in left:
                 after.setdefault((text, met), count)
         states = dict(list(after.items())[:MOST_PATHS])
-    found = sorted((item for item in states.items() if item[0][1] and item[1]), key=lambda item: -item[1])
-    return [text for text in dict.fromkeys(text for (text, _), _ in found) if text != path]
+    ordered = sorted((item for item in states.items() if item[0][1] and item[1]), key=lambda item: -item[1])
+    return [text for text in dict.fromkeys(text for (text, _), _ in ordered) if text != path]
 
 
 def _variants(path: str, left: str, right: str) -> list[str]:
@@ -92,13 +93,13 @@ def _variants(path: str, left: str, right: str) -> list[str]:
     folders, old, new = path.split("/"), left.strip("/").split("/"), right.strip("/").split("/")
     size = len(old)
     places = [n for n in range(len(folders) - size + 1) if folders[n : n + size] == old]
-    found = []
+    variants = []
     for chosen in (places, places[-1:]) if places else ():
         parts = list(folders)
         for place in reversed(chosen):
             parts[place : place + size] = new
-        found.append("/".join(parts))
-    return list(dict.fromkeys([*found, *([path.replace(left, right)] if left in path else [])]))
+        variants.append("/".join(parts))
+    return list(dict.fromkeys([*variants, *([path.replace(left, right)] if left in path else [])]))
 
 
 @dataclass(frozen=True)
@@ -182,13 +183,13 @@ class LabelOptions(MaskOptions):
         for pair in self.class_names.split(",") if self.class_names else ():
             value, separator, name = pair.partition("=")
             if not separator or not name.strip() or not value.strip().lstrip("-").isdigit():
-                message = f"label.class_names {pair!r}: expected VALUE=NAME, as in 0=background,1=tumour"
-                raise UserError(message)
+                message, expected = "no class with its value", "VALUE=NAME, as in 0=background,1=tumor"
+                raise UserError(message, key="label.class_names", got=pair, expected=expected)
             refuse_formula(name.strip(), "label.class_names")
             classes.append((int(value), name.strip()))
         if len({value for value, _ in classes}) < len(classes):
-            message = f"label.class_names {self.class_names!r}: a value stands twice"
-            raise UserError(message)
+            message = "two classes have the same value"
+            raise UserError(message, key="label.class_names", got=self.class_names, hint="Remove one of them")
         return classes
 
 
@@ -208,29 +209,35 @@ def refuse_without_effect(labels: LabelOptions, *, laid_out: bool) -> None:
         (bool(labels.key) and not labels.values, "key", "label.values FILE.csv"),
         (bool(labels.columns) and not labels.values, "columns", "label.values FILE.csv"),
         (labels.threshold is not None and not masks, "threshold", "label.masks TEXT=TEXT"),
-        (labels.grid == "trust" and not masks, "grid trust", "label.masks TEXT=TEXT"),
+        (labels.grid == "trust" and not masks, "grid", "label.masks TEXT=TEXT"),
         (labels.other_segments != "refuse" and not labels.objects, "other_segments", "label.objects true"),
     )
     for idle, name, missing in needs:
         if idle:
-            message = f"label.{name} has no effect without {missing}: give both, or leave it out"
-            raise UserError(message)
+            message = f"has no effect without {missing}"
+            raise UserError(message, key=f"label.{name}", hint="Give both, or leave it out")
 
 
-def refuse_formula(name: str, where: str) -> None:
-    """Refuses a name that tables of scores and predictions would hand to a spreadsheet as a formula.
+def refuse_formula(name: str, key: str, place: str = "") -> None:
+    """Refuses a name that a spreadsheet would run as a formula when it opens a table of scores or predictions.
+
+    Args:
+        name: Of a class, a column or a folder.
+        key: Option that leads to it.
+        place: Where it is; "" where the option itself holds it.
 
     Raises:
-        UserError: Names it.
+        UserError: The name begins like a formula.
     """
     if is_formula(name):
-        message = f"{where}: {name!r} begins with {name[0]!r}, which spreadsheets take for a formula: rename it"
-        raise UserError(message)
+        message = f"{place}: " if place else ""
+        message += f"{name!r} begins with {name[0]!r}, which spreadsheets take for a formula"
+        raise UserError(message, key=key, hint="Rename it")
 
 
 @dataclass
 class Table:
-    """A CSV table of values, found by scan or by subject; counts which rows were used."""
+    """A CSV table of values by scan or by subject; counts which rows were used."""
 
     rows: dict[str, dict[str, str]]
     columns: tuple[str, ...]
@@ -246,7 +253,7 @@ class Table:
 
     @property
     def unused(self) -> int:
-        """Rows that no scan asked for."""
+        """Number of rows that belong to no scan."""
         return len(self.rows) - len(self.used)
 
 
@@ -263,8 +270,8 @@ def read_table(options: LabelOptions, *, also: Sequence[str] = ()) -> Table:
     """
     if not options.values:
         if also:
-            message = f"column:{also[0]} needs a table: give label.values FILE.csv and label.key COLUMN"
-            raise UserError(message)
+            message = f"column:{also[0]} needs a table of values"
+            raise UserError(message, key="label.values", hint="Give label.values FILE.csv and label.key COLUMN")
         return Table({}, ())
     file = Path(options.values).expanduser()
     keep = tuple(name.strip() for name in options.columns.split(",") if name.strip())
@@ -275,24 +282,27 @@ def read_table(options: LabelOptions, *, also: Sequence[str] = ()) -> Table:
             for name in (options.key, *keep, *also):
                 if name not in names:
                     message = f"{file.name} has no column {name!r}; its columns are {', '.join(names) or 'none'}"
-                    raise UserError(message)
+                    raise UserError(message, key="label.values")
             if not keep and not also:
-                message = f"say with label.columns which columns of {file.name} to keep: {', '.join(names)}"
-                raise UserError(message)
+                message = f"no column of {file.name} is chosen"
+                raise UserError(message, key="label.columns", expected=f"some of {', '.join(names)}")
             lines = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        message = f"label.values {file.name} cannot be read: {getattr(error, 'strerror', None) or error}"
-        raise UserError(message) from error
+        message = f"{file.name} cannot be read: {getattr(error, 'strerror', None) or error}"
+        raise UserError(message, key="label.values") from error
     rows: dict[str, dict[str, str]] = {}
     for line in lines:
         key = (line[options.key] or "").strip()
         row = {name: (line[name] or "").strip() for name in dict.fromkeys((*keep, *also))}
         for name in keep:
-            refuse_formula(row[name], f"{file.name}, column {name!r}")
+            refuse_formula(row[name], "label.columns", f"{file.name}, column {name!r}")
         if rows.setdefault(key, row) != row:
             same = [name for name in keep if rows[key][name] == row[name]]
-            message = f"{file.name}: {options.key} {key!r} stands twice with different values (equal: {same or 'none'})"
-            raise UserError(message)
+            message = (
+                f"{file.name} has two rows of {options.key} {key!r} with different values (equal columns: "
+                f"{', '.join(same) or 'none'})"
+            )
+            raise UserError(message, key="label.values", hint="Remove one")
     rows.pop("", None)
     return Table(rows, keep)
 

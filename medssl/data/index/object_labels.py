@@ -17,6 +17,7 @@ from medssl.data.index.pairing import Mask
 from medssl.data.index.pseudonyms import keyed_digest
 from medssl.io.csv_text import is_formula
 from medssl.io.sqlite import transaction
+from medssl.types import UserError
 
 _SHOWN = 20  # names that a message lists
 _RULE = PathRule("mask", "label.objects", "")
@@ -33,7 +34,7 @@ class _Stored:
 
 
 class ObjectLabels:
-    """The objects of one data set; without the key ``label.objects`` there are none."""
+    """The objects of one data set; none without the option ``label.objects``."""
 
     def __init__(self, connection: sqlite3.Connection, dataset: str, labels: LabelOptions, key: bytes) -> None:
         self.connection, self.dataset, self.labels = connection, dataset, labels
@@ -67,15 +68,15 @@ class ObjectLabels:
 
     def mask(self, row: sqlite3.Row) -> tuple[Mask | None, str]:
         """The label of a scan, and why it cannot be used (nothing where it can, or where there is none)."""
-        found: dict[str, Any] = json.loads(row["found"])
+        facts: dict[str, Any] = json.loads(row["found"])
         named = self.by_series.get(row["series"], [])
-        fitting = named or self.by_place.get((row["study_id"], found.get("reference", "")), [])
-        fitting = [one for one in fitting if found["subject"] in ("", one.about.subject) or not one.about.subject]
+        fitting = named or self.by_place.get((row["study_id"], facts.get("reference", "")), [])
+        fitting = [one for one in fitting if facts["subject"] in ("", one.about.subject) or not one.about.subject]
         fitting, problem = self._of_volume(row, fitting)
         if not fitting or not self.classes:
             return None, ""
         self.used |= {one.file for one in fitting}
-        problem = problem or _misplaced(row, found.get("reference", ""), fitting)
+        problem = problem or _misplaced(row, facts.get("reference", ""), fitting)
         parts: list[tuple[int, int | None]] = []
         classes: list[int] = []
         digest = hashlib.blake2b(digest_size=8)
@@ -117,7 +118,7 @@ class ObjectLabels:
                 chosen.append(one)
             elif not self._names_slices(row["series"], one):
                 chosen.append(one)
-                problem = f"label unusable: {one.name} labels a series of {volumes} volumes: which one is not known"
+                problem = f"label unusable: {one.name} labels a series of {volumes} volumes and does not say which one"
         return chosen, problem
 
     def _names_slices(self, series: str, one: _Stored) -> bool:
@@ -125,7 +126,7 @@ class ObjectLabels:
         if series not in self.slices:
             query = "SELECT header FROM files WHERE series = ? AND substr(header, 1, 1) = '['"
             headers = [json.loads(row[0]) for row in self.connection.execute(query, (series,))]
-            self.slices = {series: {str(own[1]) for header in headers for own in header}}  # of one series at a time
+            self.slices = {series: {str(facts[1]) for header in headers for facts in header}}  # of one series at a time
         return not self.slices[series].isdisjoint(one.about.instances)
 
     def _segments(self, one: _Stored) -> tuple[list[tuple[int, int]], str]:
@@ -139,7 +140,7 @@ class ObjectLabels:
             else:
                 chosen.append((number, value))
         if not chosen:
-            return [], f"label unusable: no segment of {one.name} is named like a class of label.class_names"
+            return [], f"label unusable: no segment of {one.name} has the name of a class in label.class_names"
         if others and self.labels.other_segments == "refuse":
             return chosen, (
                 f"label unusable: {others} of {len(one.about.segments)} segments of {one.name} have no class: add them "
@@ -147,18 +148,16 @@ class ObjectLabels:
             )
         return chosen, ""
 
-    def failure(self) -> str:
-        """Objects without any class, with the classes that they propose."""
+    def failure(self) -> UserError | None:
+        """The error where objects have segments and no class has a name; it proposes names."""
         if not self.labels.objects or self.classes or not self.stored:
-            return ""
+            return None
         names = Counter(label or kind for one in self.stored for _, label, kind in one.about.segments)
         shown = ", ".join(f"{name!r} ({count})" for name, count in names.most_common(_SHOWN))
         usable = [name for name, _ in names.most_common(_SHOWN) if not set(name) & set(",=") and not is_formula(name)]
         proposal = ",".join(["0=background", *(f"{value}={name}" for value, name in enumerate(usable, start=1))])
-        return (
-            f"label.objects finds the segments {shown}: say which classes they are, as in "
-            f"label.class_names '{proposal}'"
-        )
+        message = f"the segments of the objects have no classes: {shown}"
+        return UserError(message, key="label.class_names", expected=f"their classes, as in '{proposal}'")
 
     def finish(self) -> None:
         """Mark objects that are labels; the others stay rejected."""
@@ -175,12 +174,12 @@ class ObjectLabels:
             self.connection.executemany(label, [(file,) for file in sorted(self.used)])
 
     def notes(self) -> list[str]:
-        """What the user should know, with counts; names of segments are shown, and kept nowhere else."""
+        """Notes with counts; names of segments are shown here and stored nowhere."""
         notes = []
         lost = [one for one in self.stored if one.file not in self.used]
         what = "segmentation objects and structure sets"
         if self.labels.objects and not self.stored:
-            notes.append(f"label.objects finds no {what}; older indexes do not know them: index into a new file")
+            notes.append(f"no {what} for label.objects; older indexes do not list them: index into a new file")
         if lost and self.classes:
             notes.append(f"{len(lost):,} of {len(self.stored):,} {what} fit no scan (first: {lost[0].name})")
         if self.by_study:

@@ -16,7 +16,7 @@ import numpy as np
 from medssl.data.formats import masks
 from medssl.data.formats.base import make_grid
 from medssl.data.index.label_sources import MaskOptions, PathRule
-from medssl.types import Grid
+from medssl.types import Grid, UserError
 
 _TURNED = "as its tag Orientation says"  # in the notes of pictures
 _SHOWN = 3  # paths that a message names
@@ -66,7 +66,7 @@ class Pairing:
         Returns:
             The masks, and why the scan cannot be used with one of them (nothing where it can).
         """
-        taken, problem = [], ""
+        masks, problem = [], ""
         for rule in self.options.rules(given):
             wanted = [given[rule.role]] if rule.role in given else rule.masks_of(path)
             at, rows = self._first(wanted)
@@ -78,25 +78,25 @@ class Pairing:
             mask, unusable = self._usable(rule, at, row, rows)
             problem = problem or unusable
             if mask is not None:
-                taken.append(mask)
+                masks.append(mask)
                 self.matched[f"usable {rule.role}"] += 1
-        return taken, problem
+        return masks, problem
 
     def channels(self, row: sqlite3.Row, paths: Sequence[str]) -> tuple[list[sqlite3.Row], str]:
         """The scans of further files that are channels of a scan, or why it cannot have them."""
-        taken = []
+        channels = []
         for path in paths:
             name, rows = PurePosixPath(path).name, self._scans(path)
             if not rows or rows[0]["scan_id"] is None or json.loads(rows[0]["found"])["status"] != "ok":
-                return [], f"channel missing: {name} {rows[0]['reason'] if rows else 'is not there'}".rstrip()
+                return [], f"channel missing: {name} {rows[0]['reason'] if rows else 'does not exist'}".rstrip()
             match = masks.compare(_grid(row), _grid(rows[0]))
             if match.problem:
                 return [], f"channel {match.problem.format(name=name)}"
-            taken.append(rows[0])
-        return taken, ""
+            channels.append(rows[0])
+        return channels, ""
 
     def belongs(self, path: str) -> tuple[str, str] | None:
-        """Status of a file that is no scan of its own: a mask, or one whose image is missing; None for all others."""
+        """Status of a file that is not a scan: a mask, or a mask whose image is missing; None for all others."""
         missing = None
         for rule in self.options.rules():
             images = rule.images_of(path)
@@ -107,25 +107,26 @@ class Pairing:
                 missing = missing or ("rejected", f"{rule.noun} without an image")
         return missing
 
-    def failure(self) -> str:
-        """Why ``label.masks`` cannot be meant: it leads to no file at all. Masks of excluded voxels may come later."""
+    def failure(self) -> UserError | None:
+        """The error of a rule ``label.masks`` that leads to no file at all. Masks of excluded voxels may come later."""
         for rule in self.options.rules():
             if rule.role != "mask" or self.matched[rule.role] or not (self.paths or rule.role in self.tried):
                 continue
             tried = self.tried.get(rule.role, [])
             if tried:
                 shown = ", ".join(f"{mask} for {image}" for image, mask in tried[:_SHOWN])
-                return f"{rule.option} {rule.text} leads to no file: tried {shown}"
+                return UserError(f"leads to no file: tried {shown}", key=rule.option, got=rule.text)
             left = " or ".join(repr(left) for left, _ in rule.pairs())
-            return f"{rule.option} {rule.text} fits no path: {left} is not in {', '.join(self.paths[:_SHOWN])}"
-        return ""
+            message = f"fits no path: {left} is not in {', '.join(self.paths[:_SHOWN])}"
+            return UserError(message, key=rule.option, got=rule.text)
+        return None
 
     def notes(self, scans: int) -> list[str]:
         """What the user should know about the masks of ``scans`` images, with counts and a first example."""
         notes, roles = [], [rule.role for rule in self.options.rules()]
         for role in roles:
             lost = scans - self.matched[f"usable {role}"]
-            end = ": all theirs count" if role == "excluded" else ""
+            end = ": none of their voxels is excluded" if role == "excluded" else ""
             tried = self.tried.get(role, [])
             first = f" (first: {tried[0][0]}, tried {tried[0][1]})" if tried else ""
             if lost:
@@ -133,7 +134,7 @@ class Pairing:
         for given, noun in MASKS.items():
             if given not in roles and (lost := self.matched[f"lost {given}"]):
                 image, mask = self.tried[given][0]
-                notes.append(f"{lost:,} files named as {noun} are not there (first: {mask} for {image})")
+                notes.append(f"{lost:,} files named as {noun} do not exist (first: {mask} for {image})")
         if turned := sum(self.matched[f"turned {role}"] for role in MASKS):
             notes.append(f"{turned:,} masks have other axes than their images and are turned to them")
         if upright := sum(self.matched[f"upright {role}"] for role in MASKS):
@@ -143,8 +144,8 @@ class Pairing:
             )
         if trusted := sum(self.matched[f"trusted {role}"] for role in MASKS):
             notes.append(
-                f"{trusted:,} masks lie elsewhere by their headers and are taken as they lie (label.grid trust): "
-                "mirrored ones would not be noticed"
+                f"{trusted:,} masks have another position in their headers and are used voxel by voxel (label.grid "
+                "trust): mirrored masks are not detected"
             )
         return notes
 
@@ -219,8 +220,8 @@ class Pairing:
 
 def of_files(row: sqlite3.Row, name: str) -> Any:
     """What a scan is by its files alone ("digest", "channels"), whatever rules have made of its row."""
-    found: dict[str, Any] = json.loads(row["found"])
-    return found["digest"] if name == "digest" else found.get("base", row)[name]
+    facts: dict[str, Any] = json.loads(row["found"])
+    return facts["digest"] if name == "digest" else facts.get("base", row)[name]
 
 
 def _grid(row: sqlite3.Row) -> Grid:

@@ -1,7 +1,7 @@
-"""Who a scan belongs to, without saying so: keyed hashes in place of patient and study identifiers.
+"""Pseudonyms: keyed hashes in place of patient and study identifiers.
 
-The key is the institution's. It is made on first use, stays in a file of its own (mode 0600) away from indexes, runs
-and scans, and is never printed: without it nobody can try out names against the hashes (keyed BLAKE2b, RFC 7693, 2015).
+The institution has one key. It is made on first use, stays in a separate file (mode 0600) away from indexes, runs and
+scans, and is never printed: without it nobody can test names against the hashes (keyed BLAKE2b, RFC 7693, 2015).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ KEY_BYTES = 32
 
 
 def default_key_file() -> Path:
-    """Where the key lies if nobody says otherwise."""
+    """The key file where none is given."""
     return Path.home() / ".config" / "medssl" / "key"
 
 
 def load_key(file: Path | None, *, away_from: Iterable[Path] = ()) -> bytes:
-    """Read the institution's key; make one where there is none yet.
+    """Read the institution's key; make one where none exists.
 
     Args:
         file: The key file; None takes ``~/.config/medssl/key``.
@@ -38,21 +38,21 @@ def load_key(file: Path | None, *, away_from: Iterable[Path] = ()) -> bytes:
     file = (file or default_key_file()).expanduser()
     inside = [folder for folder in away_from if _inside(file, folder)]
     if inside:
-        message = f"the key {file} lies inside {inside[0]}, which may be passed on: choose another files.key"
-        raise UserError(message)
+        message = f"the key {file} lies inside {inside[0]}, which may be passed on"
+        raise UserError(message, key="files.key", hint="Choose a file outside of it")
     try:
         if not file.exists():
             _make_key(file)
         if stat.S_IMODE(file.stat().st_mode) & 0o077:
-            message = f"others can read the key {file}: run chmod 600 on it"
-            raise UserError(message)
+            message = f"others can read the key {file}"
+            raise UserError(message, key="files.key", hint="Run chmod 600 on it")
         text = file.read_text(encoding="ascii", errors="replace").strip()
     except OSError as error:
-        message = f"the key {file} cannot be opened ({error.strerror}): choose another with files.key"
-        raise UserError(message) from error
+        message = f"the key {file} cannot be opened ({error.strerror})"
+        raise UserError(message, key="files.key", hint="Choose another file") from error
     if not re.fullmatch(rf"[0-9a-f]{{{2 * KEY_BYTES}}}", text):
-        message = f"{file} is no key: expected {2 * KEY_BYTES} hexadecimal digits; delete it to have a new one made"
-        raise UserError(message)
+        message, expected = f"{file} is no key", f"{2 * KEY_BYTES} hexadecimal digits"
+        raise UserError(message, key="files.key", expected=expected, hint="Delete it, and a new key is made")
     return bytes.fromhex(text)
 
 
@@ -115,14 +115,12 @@ class SubjectRule:
         try:
             groups = re.compile(self.rule).groups
         except re.error as error:
-            message = f"subject {self.rule!r} is no regular expression: {error}"
-            raise UserError(message) from error
+            message = f"is no regular expression: {error}"
+            raise UserError(message, key="subject", got=self.rule) from error
         if groups != 1:
-            message = (
-                f"subject {self.rule!r} has {groups} groups, expected one in parentheses around what names "
-                "the subject (or 'dicom', or 'column:NAME')"
-            )
-            raise UserError(message)
+            expected = "one group, in parentheses around the subject's name, or 'dicom', or 'column:NAME'"
+            message = f"has {groups} groups"
+            raise UserError(message, key="subject", got=self.rule, expected=expected)
 
     @property
     def column(self) -> str:
@@ -133,10 +131,10 @@ class SubjectRule:
         """The subject's name as it stands in ``path``, or nothing."""
         if self.rule == "dicom" or self.column:
             return ""
-        found = re.search(self.rule, path)
-        return (found.group(1) or "") if found else ""
+        match = re.search(self.rule, path)
+        return (match.group(1) or "") if match else ""
 
 
 def named_digest(key: bytes, dataset: str, name: str) -> str:
-    """Digest of a subject that a path or a table names: such a name tells people apart only within its data set."""
+    """Digest of a subject that a path or a table names: such a name is unique only within its data set."""
     return keyed_digest(key, "subject", dataset, name)

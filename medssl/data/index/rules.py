@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medssl.data.formats.modality import domain_of, normalized
-from medssl.data.index.label_maps import Entry, Recognized, recognize
+from medssl.data.index.label_maps import CandidateFile, Recognized, recognize
 from medssl.data.index.label_sources import LabelOptions, Table, folder_split, names_of, read_table, refuse_formula
 from medssl.data.index.layouts import open_layout
 from medssl.data.index.layouts.base import About
@@ -34,10 +34,10 @@ def apply(index: Index, key: bytes) -> tuple[str, ...]:
     """Apply the rules of every data set, if anything changed since they were applied last.
 
     Returns:
-        What the user should know: subjects that nothing tells apart, rows of a table that fit no scan, and so on.
+        Notes for the user: scans without a subject, rows of a table that fit no scan, and so on.
 
     Raises:
-        UserError: A rule fits nothing at all: masks that lie nowhere, folders of splits that there are none of.
+        UserError: A rule fits nothing at all: no mask exists where it looks, or no folder is named after a split.
     """
     connection = index.connection
     datasets = connection.execute("SELECT name, folder, options FROM datasets ORDER BY name").fetchall()
@@ -45,16 +45,15 @@ def apply(index: Index, key: bytes) -> tuple[str, ...]:
     if index.meta("ruled") == state:
         return tuple(json.loads(index.meta("notes", "[]")))
     notes: list[str] = []
-    failures: list[str] = []
+    failures: list[UserError] = []
     connection.execute("CREATE INDEX IF NOT EXISTS parts_by_file ON parts (file)")
     for row in datasets:
-        ruler = _Ruler(index, row, key)
-        notes += [f"{row['name']}: {note}" for note in ruler.run()]
-        failures += [f"{row['name']}: {failure}" for failure in ruler.failures()]
-    if failures:  # what was read and ruled stays; the next update says the same until the rules are put right
-        more = f" (and {len(failures) - 1} more data sets)" if len(failures) > 1 else ""
-        message = failures[0] + more
-        raise UserError(message)
+        dataset_rules = _DatasetRules(index, row, key)
+        notes += [f"{row['name']}: {note}" for note in dataset_rules.run()]
+        failures += [one.changed(message=f"{row['name']}: {one.message}") for one in dataset_rules.failures()]
+    if failures:  # what was read stays; the next update raises the same until the rules are corrected
+        more = f", and {len(failures) - 1} more rules fit nothing" if len(failures) > 1 else ""
+        raise failures[0].changed(message=failures[0].message + more)
     notes += _split_leaks(connection)
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('notes', ?)", (json.dumps(notes),))
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('ruled', ?)", (state,))
@@ -83,11 +82,11 @@ def _wrong_channels(about: About, count: int) -> str:
     """What is wrong with the number of channels of a scan, or nothing."""
     if about.count in (0, count):
         return ""
-    return f"{count} channels where dataset.json names {about.count} modalities: put either of them right"
+    return f"{count} channels where dataset.json names {about.count} modalities: correct either of them"
 
 
 @dataclass(frozen=True)
-class _Ruled:
+class _RuledScan:
     """What the rules say of one scan."""
 
     subject: str
@@ -100,7 +99,7 @@ class _Ruled:
     about: About = field(default_factory=About)
 
 
-class _Ruler:
+class _DatasetRules:
     """The rules of one data set."""
 
     def __init__(self, index: Index, dataset: sqlite3.Row, key: bytes) -> None:
@@ -122,18 +121,18 @@ class _Ruler:
         self.patients = {patient_digest(key, name): name for name in self.table.rows}
         by_share = self.labels.split != "folder" and not column
         self.shares = parse_shares(self.labels.split) if by_share else {}
-        self.told: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self.folders: set[str] = set()
-        self.laid_out = bool(whole.layout)
-        self.maps, self.held = Recognized(), list[str]()
-        self.way = ""
+        self.has_layout = bool(whole.layout)
+        self.maps, self.label_map_paths = Recognized(), list[str]()
+        self.proposed_masks = ""
         self.pairing = Pairing(self.connection, self.prefix, self.labels)
         self.objects = ObjectLabels(self.connection, self.name, self.labels, key)
 
     def run(self) -> list[str]:
         """Apply the rules, a page of scans at a time."""
         self.maps = self._label_maps()
-        self.way = shlex.quote(way) if (way := self.maps.proposal(self.labels.masks)) else ""
+        self.proposed_masks = shlex.quote(way) if (way := self.maps.proposal(self.labels.masks)) else ""
         for page in self._pages():
             ruled = [(row["scan_id"], self._rule(row)) for row in page]
             with transaction(self.connection):
@@ -155,21 +154,21 @@ class _Ruler:
             last = page[-1]["scan_id"]
             yield [row for row in page if json.loads(row["found"])["status"] == "ok"]
 
-    def _rule(self, row: sqlite3.Row) -> _Ruled:
-        found: dict[str, Any] = json.loads(row["found"])
+    def _rule(self, row: sqlite3.Row) -> _RuledScan:
+        facts: dict[str, Any] = json.loads(row["found"])
         path = os.path.relpath(row["path"], self.prefix)
         about = self.layout.about(path)
-        if no_scan := about.status or self.pairing.belongs(path) or self._held_back(path):
-            return _Ruled("", False, "", {}, no_scan)
+        if other_status := about.status or self.pairing.belongs(path) or self._label_map_status(path):
+            return _RuledScan("", False, "", {}, other_status)
         name = self.subject.name_in(path)
-        values = self.table.row([*names_of(path), name, self.patients.get(found["subject"], "")])
-        subject, known = self._who(row, found, name, values.get(self.subject.column, ""))
-        if who := about.names.get("subject"):
-            subject, known = named_digest(self.key, self.name, who), True
-        kept = {column: values[column] for column in self.table.columns if column in values}
+        values = self.table.row([*names_of(path), name, self.patients.get(facts["subject"], "")])
+        subject, known = self._subject(row, facts, name, values.get(self.subject.column, ""))
+        if subject_name := about.names.get("subject"):
+            subject, known = named_digest(self.key, self.name, subject_name), True
+        label_values = {column: values[column] for column in self.table.columns if column in values}
         if self.labels.classes == "folder":
-            kept["class"] = PurePosixPath(path).parent.name
-            refuse_formula(kept["class"], "label.classes folder")
+            label_values["class"] = PurePosixPath(path).parent.name
+            refuse_formula(label_values["class"], "label.classes", "a folder")
         channels, lost = self.pairing.channels(row, about.channels)
         masks, problem = self.pairing.masks(path, row, about.masks)
         label, unusable = self.objects.mask(row)
@@ -178,14 +177,15 @@ class _Ruler:
             problem = "two labels: a file by label.masks and an object by label.objects; leave one option out"
         elif label is not None:
             masks.append(label)
-        status = ("failed", problem) if problem else (found["status"], found["reason"])
+        status = ("failed", problem) if problem else (facts["status"], facts["reason"])
         self._count(known, values)
         split = about.names.get("split") or self._split(path, subject, values.get(self.split_column, ""))
-        return _Ruled(subject, known, split, kept | dict(about.values), status, tuple(masks), tuple(channels), about)
+        label_values |= about.values
+        return _RuledScan(subject, known, split, label_values, status, tuple(masks), tuple(channels), about)
 
     def _label_maps(self) -> Recognized:
         """Files of the data set that look like label maps and that no rule names."""
-        if self.labels.all_scans or self.laid_out:
+        if self.labels.all_scans or self.has_layout:
             return Recognized()
         query = """
             SELECT files.path, size_i, size_j, size_k,
@@ -201,53 +201,56 @@ class _Ruler:
                 os.path.relpath(row[0], self.prefix) if not row[0].startswith(beginning) else row[0][len(beginning) :]
             )
             if not ruled or self.pairing.belongs(path) is None:
-                entries.append(Entry(path, tuple(filter(None, row[1:4])), bool(row[4]), bool(row[5])))
+                entries.append(CandidateFile(path, tuple(filter(None, row[1:4])), bool(row[4]), bool(row[5])))
         return recognize(entries, self.folder)
 
-    def _held_back(self, path: str) -> tuple[str, str] | None:
-        """Status of a file that looks like a label map."""
+    def _label_map_status(self, path: str) -> tuple[str, str] | None:
+        """Status of a file that looks like a label map; None for other files."""
         if path not in self.maps.paths:
             return None
-        self.held.append(path)
-        way = f"use it with label.masks {self.way or 'TEXT=TEXT'}, or take it as a scan with label.masks none"
-        return "rejected", f"looks like a label map: {way}"
+        self.label_map_paths.append(path)
+        rule = self.proposed_masks or "TEXT=TEXT"
+        return "rejected", (
+            f"looks like a label map: use it with label.masks {rule}, or take it as a scan with label.masks none"
+        )
 
-    def _who(self, row: sqlite3.Row, found: dict[str, Any], name: str, told: str) -> tuple[str, bool]:
+    def _subject(self, row: sqlite3.Row, facts: dict[str, Any], name: str, column_value: str) -> tuple[str, bool]:
         """The subject: by the rule; else its study, else the scan itself stands for it."""
-        if self.subject.rule == "dicom" and found["subject"]:
-            return str(found["subject"]), True
-        if name or told:
-            return named_digest(self.key, self.name, name or told), True
+        if self.subject.rule == "dicom" and facts["subject"]:
+            return str(facts["subject"]), True
+        if name or column_value:
+            return named_digest(self.key, self.name, name or column_value), True
         return str(row["study_id"] or row["scan_id"]), False
 
-    def _split(self, path: str, subject: str, told: str) -> str:
+    def _split(self, path: str, subject: str, column_value: str) -> str:
         if self.shares:
             return split_of(subject, self.shares)
-        split = told if self.split_column else folder_split(path)
-        self.told["in a split"] += bool(split)
+        split = column_value if self.split_column else folder_split(path)
+        self.counts["in a split"] += bool(split)
         if not split and len(self.folders) < _SHOWN:
             self.folders.update(PurePosixPath(path).parts[:-1])
         return split
 
     def _count(self, known: bool, values: Any) -> None:
-        self.told["scans"] += 1
-        self.told["unknown"] += not known
-        self.told["without row"] += bool(self.table.rows) and not values
+        self.counts["scans"] += 1
+        self.counts["unknown"] += not known
+        self.counts["without row"] += bool(self.table.rows) and not values
 
-    def failures(self) -> list[str]:
-        """Rules that fit nothing at all."""
-        found = list(filter(None, (self.layout.failure(), self.pairing.failure(), self.objects.failure())))
-        if self.labels.split == "folder" and self.told["scans"] and not self.told["in a split"]:
+    def failures(self) -> list[UserError]:
+        """Errors of rules that fit nothing at all."""
+        failures = list(filter(None, (self.layout.failure(), self.pairing.failure(), self.objects.failure())))
+        if self.labels.split == "folder" and self.counts["scans"] and not self.counts["in a split"]:
             shown = ", ".join(sorted(self.folders)[:_SHOWN]) or "none"
-            found.append(f"label.split folder: no folder is named train, val or test; the folders are {shown}")
-        return found
+            message = f"no folder is named train, val or test; the folders are {shown}"
+            failures.append(UserError(message, key="label.split", got="folder"))
+        return failures
 
-    def _write(self, scan_id: str, one: _Ruled) -> None:
+    def _write(self, scan_id: str, one: _RuledScan) -> None:
         query = "SELECT found, study_id, modality, value_domain, channels, files FROM scans WHERE scan_id = ?"
         row = self.connection.execute(query, (scan_id,)).fetchone()
-        found: dict[str, Any] = json.loads(row["found"])
-        found["classes"] = [value for mask in one.masks for value in mask.classes]
-        digest = found["digest"]
+        facts: dict[str, Any] = json.loads(row["found"])
+        facts["classes"] = [value for mask in one.masks for value in mask.classes]
+        digest = facts["digest"]
         for channel in one.channels:
             digest = hashlib.blake2b(f"{digest} {of_files(channel, 'digest')}".encode(), digest_size=8).hexdigest()
         for mask in one.masks:
@@ -260,7 +263,7 @@ class _Ruler:
             "reason = ?, source_digest = ?, found = ? WHERE scan_id = ?",
             (
                 one.subject, int(one.known), one.split, json.dumps(one.values, sort_keys=True),
-                int(any(mask.rule.role == "mask" for mask in one.masks)), *one.status, digest, json.dumps(found),
+                int(any(mask.rule.role == "mask" for mask in one.masks)), *one.status, digest, json.dumps(facts),
                 scan_id,
             ),
         )  # fmt: skip
@@ -269,13 +272,13 @@ class _Ruler:
             (scan_id, mask.rule.role, number, *part) for mask in one.masks for number, part in enumerate(mask.parts)
         ]
         self.connection.executemany("INSERT INTO parts VALUES (?, ?, ?, ?, ?)", rows)
-        if "base" in found or one.channels or one.about.names:
-            self._describe(scan_id, one, row, found)
+        if "base" in facts or one.channels or one.about.names:
+            self._describe(scan_id, one, row, facts)
 
-    def _describe(self, scan_id: str, one: _Ruled, row: sqlite3.Row, found: dict[str, Any]) -> None:
+    def _describe(self, scan_id: str, one: _RuledScan, row: sqlite3.Row, facts: dict[str, Any]) -> None:
         """Study, modality and channels as the layout has them; ``base`` keeps what the file alone says."""
         columns = ("study_id", "modality", "value_domain", "channels", "files")
-        base = found.setdefault("base", {name: row[name] for name in columns})
+        base = facts.setdefault("base", {name: row[name] for name in columns})
         now = dict(base)
         if study := one.about.names.get("study"):
             now["study_id"] = named_digest(self.key, self.name, f"study {study}")
@@ -286,35 +289,33 @@ class _Ruler:
         now["channels"] += sum(of_files(channel, "channels") for channel in one.channels)
         now["files"] += len(one.channels)
         changes = ", ".join(f"{name} = ?" for name in columns)
-        values = (*(now[name] for name in columns), json.dumps(found), scan_id)
+        values = (*(now[name] for name in columns), json.dumps(facts), scan_id)
         self.connection.execute(f"UPDATE scans SET {changes}, found = ? WHERE scan_id = ?", values)
         rows = [(scan_id, number, channel["file"], channel["frame"]) for number, channel in enumerate(one.channels)]
         self.connection.executemany("INSERT INTO parts VALUES (?, 'channel', ?, ?, ?)", rows)
 
     def _notes(self) -> list[str]:
         """What the user should know, with counts."""
-        told, notes = self.told, []
-        if told["unknown"]:
+        counts, notes = self.counts, []
+        if counts["unknown"]:
             notes.append(
-                f"nothing tells the subjects of {told['unknown']:,} of {told['scans']:,} scans apart (rule "
-                f"{self.subject.rule!r}): their split is by scan: leaks are possible; give a rule as subject"
+                f"{counts['unknown']:,} of {counts['scans']:,} scans have no subject by the rule "
+                f"{self.subject.rule!r}: their split is by scan, leaks are possible. Give another rule as subject"
             )
         query = "SELECT count(DISTINCT subject_id) FROM scans WHERE dataset = ? AND status = 'ok' AND subject_known"
         subjects = self.connection.execute(query, (self.name,)).fetchone()[0]
-        if subjects == 1 and told["scans"] > 1:
-            notes.append(
-                f"all {told['scans'] - told['unknown']:,} scans with a subject have the same one: is that true?"
-            )
-        if told["without row"]:
-            notes.append(f"{told['without row']:,} scans have no row in {Path(self.labels.values).name}")
+        if subjects == 1 and counts["scans"] > 1:
+            known = counts["scans"] - counts["unknown"]
+            notes.append(f"all {known:,} scans with a subject have the same subject: check the rule subject")
+        if counts["without row"]:
+            notes.append(f"{counts['without row']:,} scans have no row in {Path(self.labels.values).name}")
         if self.table.unused:
             notes.append(f"{self.table.unused:,} rows of {Path(self.labels.values).name} fit no scan")
-        if self.held:
-            use = (
-                f"Use them with label.masks {self.way}" if self.way else "Say with label.masks TEXT=TEXT whose they are"
-            )
+        if self.label_map_paths:
+            rule, count = self.proposed_masks or "TEXT=TEXT", len(self.label_map_paths)
             notes.append(
-                f"{len(self.held):,} files look like label maps and are held back (first: {min(self.held)}). {use}, "
-                "or take them as scans with label.masks none"
+                f"{count:,} files look like label maps and are not taken as scans (first: "
+                f"{min(self.label_map_paths)}). Use them with label.masks {rule}, or take them as scans with "
+                "label.masks none"
             )
-        return notes + self.layout.notes() + self.pairing.notes(told["scans"]) + self.objects.notes()
+        return notes + self.layout.notes() + self.pairing.notes(counts["scans"]) + self.objects.notes()

@@ -81,17 +81,14 @@ class ArrayOptions:
         spatial = [letter for letter in self.axes if letter in "ijk"]
         wrong = len(set(self.axes)) < len(self.axes) or set(self.axes) - set("ijkct") or not set("ij") <= set(spatial)
         if self.axes and wrong:
-            message = (
-                f"files.arrays.axes {self.axes!r}: expected each axis once, i and j, and where there are such k, "
-                "c (channels), t (time), as in kji, ckji, ji or jic"
-            )
-            raise UserError(message)
+            expected = "each axis once: i and j; k, c (channels), t (time) if present; as in kji, ckji, ji or jic"
+            message = "wrong axes"
+            raise UserError(message, key="files.arrays.axes", got=self.axes, expected=expected)
         if self.spacing_mm and not _are_lengths(self.spacing_mm, len(spatial)):
-            message = (
-                f"files.arrays.spacing_mm {self.spacing_mm!r}: expected {len(spatial)} lengths above 0 with commas, "
-                f"one for each of {', '.join(spatial) or 'the axes of files.arrays.axes'}"
-            )
-            raise UserError(message)
+            axes = ", ".join(spatial) or "the axes of files.arrays.axes"
+            expected = f"{len(spatial)} lengths above 0 with commas, one for each of {axes}"
+            message = "wrong spacing"
+            raise UserError(message, key="files.arrays.spacing_mm", got=self.spacing_mm, expected=expected)
 
 
 def _are_lengths(text: str, count: int) -> bool:
@@ -142,8 +139,9 @@ class IndexOptions:
 
     def __post_init__(self) -> None:
         if self.labels.values and not self.labels.key and self.layout != "csv":
-            message = f"label.values {self.labels.values}: say with label.key which column names the scan or subject"
-            raise UserError(message)
+            message = f"no column of {Path(self.labels.values).name} is chosen as key"
+            expected = "the column that names the scan or the subject"
+            raise UserError(message, key="label.key", expected=expected)
 
 
 class Index:
@@ -213,8 +211,8 @@ class Index:
         if split is not None:
             conditions.append("split = ?")
             values.append(split)
-        found = self._select(" AND ".join(conditions), values, columns="scan_id")
-        identifiers = [str(row[0]) for row in found]
+        rows = self._select(" AND ".join(conditions), values, columns="scan_id")
+        identifiers = [str(row[0]) for row in rows]
         for start in range(0, len(identifiers), _PAGE):
             yield from self._page(identifiers[start : start + _PAGE])
 
@@ -257,15 +255,15 @@ class Index:
         Raises:
             UserError: Data sets differ in their class maps and none was named.
         """
-        found = set()
+        schemas = set()
         for row in self.connection.execute("SELECT name, options FROM datasets ORDER BY name"):
             schema = LabelOptions(**json.loads(row["options"])["labels"]).schema()
             if schema is not None and dataset in (None, row["name"]):
-                found.add(schema)
-        if len(found) > 1:
+                schemas.add(schema)
+        if len(schemas) > 1:
             message = f"the data sets of {self.file.name} have different class maps: choose one data set"
             raise UserError(message)
-        return found.pop() if found else None
+        return schemas.pop() if schemas else None
 
     def digest(self) -> str:
         """Digest (16 hexadecimal digits) of all good scans, their labels and splits; paths do not count."""
@@ -326,9 +324,10 @@ class Index:
             ordered = f"SELECT {columns} FROM ({query}) WHERE {condition} ORDER BY scan_id"
             return self.connection.execute(ordered, values)
         except (sqlite3.Error, sqlite3.Warning) as error:
-            reason = " ".join(str(error).replace("no such column:", "no column").split())
-            message = f"where: {reason}; the columns are {', '.join(names)}; text stands in 'single quotes'"
-            raise UserError(message) from error
+            message = f"not a valid condition ({' '.join(str(error).split())})"
+            expected = f"an SQL condition on the columns {', '.join(names)}"
+            hint = "Put text in 'single quotes'"
+            raise UserError(message, key="where", expected=expected, hint=hint) from error
         finally:
             self.connection.execute("PRAGMA query_only = 0")
 

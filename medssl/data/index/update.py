@@ -1,7 +1,7 @@
-"""Bring an index up to date with the directories: read what is new or changed, forget what is gone, group, apply rules.
+"""Bring an index up to date with the directories: read new and changed files, remove missing ones, group, apply rules.
 
-Every step ends in a commit that leaves the tables true and says in them what is still to do: an update can be killed at
-any moment, and the next one goes on from there.
+Every step ends in a commit that leaves the tables valid and lists in them what remains to do: an update can be killed
+at any moment, and the next one continues from there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from medssl.data.index.grouping import regroup
 from medssl.data.index.neighbors import mark_beside_unread
 from medssl.data.index.pseudonyms import fingerprint
 from medssl.data.index.scan_index import Index, IndexOptions
-from medssl.data.index.walk import Found, walk
+from medssl.data.index.walk import FileState, walk
 from medssl.io.limits import Limits
 from medssl.io.locks import open_lock, try_lock
 from medssl.io.processes import Lost, Pool, forking, one_thread
@@ -57,23 +57,23 @@ def update(
             gets the new rules.
         options: Rules of these directories.
         key: The institution's key.
-        progress: Told about every batch.
+        progress: Called after every batch.
 
     Raises:
         UserError: A file or folder is missing, lies inside another data set, or the index was made with another key.
     """
-    tell = progress or (lambda _what, _count, _size: None)
+    report = progress or (lambda _what, _count, _size: None)
     with _alone(index):
         _check_key(index, key)
         datasets = register(index, directories, options)
-        done = Update()
+        counts = Update()
         limits = Limits(options.files.seconds, options.files.memory_gb)
-        with Pool[Found](options.files.workers, limits, context=forking(), setup=one_thread) as pool:
+        with Pool[FileState](options.files.workers, limits, context=forking(), setup=one_thread) as pool:
             for dataset in datasets:
-                _read_dataset(index, dataset, key, pool, done, tell)
-        _group(index, key, tell)
-        done.notes = (*rules.apply(index, key), *_notes_on_values(index))
-    return done
+                _read_dataset(index, dataset, key, pool, counts, report)
+        _group(index, key, report)
+        counts.notes = (*rules.apply(index, key), *_notes_on_values(index))
+    return counts
 
 
 @contextmanager
@@ -90,46 +90,48 @@ def _alone(index: Index) -> Iterator[None]:
 def _check_key(index: Index, key: bytes) -> None:
     known = index.meta("key")
     if known and known != fingerprint(key):
-        message = f"{index.file} was made with another key: give that one with files.key, or make a new index"
-        raise UserError(message)
+        message = f"{index.file} was made with another key"
+        raise UserError(message, key="files.key", hint="Give the file of that key, or make a new index")
     index.connection.execute("INSERT OR REPLACE INTO meta VALUES ('key', ?)", (fingerprint(key),))
 
 
 # --- files
 
 
-def _read_dataset(index: Index, dataset: Dataset, key: bytes, pool: Pool[Found], done: Update, tell: Progress) -> None:
+def _read_dataset(
+    index: Index, dataset: Dataset, key: bytes, pool: Pool[FileState], counts: Update, report: Progress
+) -> None:
     """Walk a directory, read what is new or changed, forget what is gone."""
     number = int(index.meta("walk")) + 1
     index.connection.execute("UPDATE meta SET value = ? WHERE name = 'walk'", (str(number),))
     hidden: list[str] = []
     read = partial(_read, index, dataset, key, pool)
-    for found, entries in read(_changed(index, dataset, number, done, hidden, tell, pool.limits)):
-        _store_all(index, dataset.name, number, found, entries)
-        done.read += len(entries)
-        tell("reading headers", len(entries), sum(one.size for one in found))
-    _forget(index, dataset, number, hidden, done)
+    for files, entries in read(_changed(index, dataset, number, counts, hidden, report, pool.limits)):
+        _store_all(index, dataset.name, number, files, entries)
+        counts.read += len(entries)
+        report("reading headers", len(entries), sum(one.size for one in files))
+    _forget(index, dataset, number, hidden, counts)
     again = companions.outdated(index, dataset.name)
-    for found, entries in read(again[start : start + _FILES_AT_ONCE] for start in range(0, len(again), _FILES_AT_ONCE)):
-        _store_all(index, dataset.name, number, found, entries)
-    done.read += len(again)
-    done.unchanged -= len(again)
+    for files, entries in read(again[start : start + _FILES_AT_ONCE] for start in range(0, len(again), _FILES_AT_ONCE)):
+        _store_all(index, dataset.name, number, files, entries)
+    counts.read += len(again)
+    counts.unchanged -= len(again)
     companions.claim(index, dataset.name)
 
 
 def _read(
-    index: Index, dataset: Dataset, key: bytes, pool: Pool[Found], batches: Iterator[list[Found]]
-) -> Iterator[tuple[list[Found], list[Entry]]]:
+    index: Index, dataset: Dataset, key: bytes, pool: Pool[FileState], batches: Iterator[list[FileState]]
+) -> Iterator[tuple[list[FileState], list[Entry]]]:
     """Files with what they are; one that no process could read is a row, too."""
     task = partial(read_files, root=index.root, dataset=dataset.name, key=key)
-    for found, entries in pool.map(task, batches):
+    for files, entries in pool.map(task, batches):
         if isinstance(entries, Lost):
-            yield found, [lost_entry(found[0], entries.reason, root=index.root, dataset=dataset.name, key=key)]
+            yield files, [lost_entry(files[0], entries.reason, root=index.root, dataset=dataset.name, key=key)]
         else:
-            yield found, entries
+            yield files, entries
 
 
-def _forget(index: Index, dataset: Dataset, number: int, hidden: Sequence[str], done: Update) -> None:
+def _forget(index: Index, dataset: Dataset, number: int, hidden: Sequence[str], counts: Update) -> None:
     """Forget the files that this walk did not meet."""
     with transaction(index.connection):
         for folder in hidden:  # what cannot be looked into is unknown, not gone
@@ -142,21 +144,23 @@ def _forget(index: Index, dataset: Dataset, number: int, hidden: Sequence[str], 
         index.connection.execute(
             f"INSERT OR IGNORE INTO stale SELECT DISTINCT series {gone} AND series <> ''", (dataset.name, number)
         )
-        done.gone += index.connection.execute(f"DELETE {gone}", (dataset.name, number)).rowcount
+        counts.gone += index.connection.execute(f"DELETE {gone}", (dataset.name, number)).rowcount
 
 
 def _changed(
-    index: Index, dataset: Dataset, number: int, done: Update, hidden: list[str], tell: Progress, limits: Limits
-) -> Iterator[list[Found]]:
+    index: Index, dataset: Dataset, number: int, counts: Update, hidden: list[str], report: Progress, limits: Limits
+) -> Iterator[list[FileState]]:
     """Batches of files that are new or differ in size or time from what is known; the others are marked as seen.
 
     A file that met a time or memory limit is read again where the limit is wider now.
     """
-    pending: list[Found] = []
+    pending: list[FileState] = []
     file = str(index.file.resolve())  # the index may lie among the scans, with its journal beside it
-    own = {file, f"{file}-wal", f"{file}-shm", f"{file}-journal"}
-    found = (one for one in walk(dataset.folder, below=dataset.below, names=dataset.names) if one.path not in own)
-    while batch := list(islice(found, _FILES_AT_ONCE)):
+    index_files = {file, f"{file}-wal", f"{file}-shm", f"{file}-journal"}
+    files = (
+        one for one in walk(dataset.folder, below=dataset.below, names=dataset.names) if one.path not in index_files
+    )
+    while batch := list(islice(files, _FILES_AT_ONCE)):
         hidden.extend(one.path for one in batch if one.folder)
         paths = [relative(one, index.root) for one in batch]
         query = f"SELECT path, size, modified_ns, reason FROM files WHERE path IN ({','.join('?' * len(paths))})"
@@ -165,9 +169,9 @@ def _changed(
         same = [path for one, path in zip(batch, paths, strict=True) if known.get(path) == (one.size, one.modified_ns)]
         with transaction(index.connection):
             index.connection.executemany("UPDATE files SET walk = ? WHERE path = ?", [(number, path) for path in same])
-        done.unchanged += len(same)
+        counts.unchanged += len(same)
         if same:
-            tell("unchanged files", len(same), 0)
+            report("unchanged files", len(same), 0)
         seen = set(same)
         pending += [one for one, path in zip(batch, paths, strict=True) if path not in seen]
         while len(pending) >= _FILES_AT_ONCE:
@@ -177,13 +181,13 @@ def _changed(
         yield pending
 
 
-def _store_all(index: Index, dataset: str, number: int, found: Sequence[Found], entries: Sequence[Entry]) -> None:
+def _store_all(index: Index, dataset: str, number: int, files: Sequence[FileState], entries: Sequence[Entry]) -> None:
     with transaction(index.connection):
-        for one, entry in zip(found, entries, strict=True):
+        for one, entry in zip(files, entries, strict=True):
             _store(index.connection, dataset, number, one, entry)
 
 
-def _store(connection: sqlite3.Connection, dataset: str, number: int, one: Found, entry: Entry) -> None:
+def _store(connection: sqlite3.Connection, dataset: str, number: int, one: FileState, entry: Entry) -> None:
     """Write what one file is; its old and its new series are due for grouping."""
     old = connection.execute("SELECT series FROM files WHERE path = ?", (entry.path,)).fetchone()
     due = {entry.series, old[0] if old else ""} - {""}
@@ -223,7 +227,7 @@ def _notes_on_values(index: Index) -> list[str]:
 # --- scans
 
 
-def _group(index: Index, key: bytes, tell: Progress) -> None:
+def _group(index: Index, key: bytes, report: Progress) -> None:
     """Make the scans of every series that changed."""
     with transaction(index.connection):
         mark_beside_unread(index.connection)
@@ -237,4 +241,4 @@ def _group(index: Index, key: bytes, tell: Progress) -> None:
                 regroup(index, series, key)
             index.connection.executemany("DELETE FROM stale WHERE series = ?", [(series,) for series in due])
             index.connection.execute("DELETE FROM meta WHERE name = 'ruled'")
-        tell("grouping series", len(due), 0)
+        report("grouping series", len(due), 0)

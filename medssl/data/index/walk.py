@@ -10,10 +10,15 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Found:
-    """One file or one obstacle: ``path`` is absolute; ``problem`` says why it cannot be looked into.
+class FileState:
+    """A file, or a folder that cannot be opened.
 
-    ``folder`` is True where the obstacle is a folder, whose contents are then unknown rather than gone.
+    Attributes:
+        path: Absolute path.
+        size: Bytes.
+        modified_ns: Modification time in ns.
+        problem: Why it cannot be read; "" where it can.
+        folder: Whether it is a folder: its contents are then unknown, not removed.
     """
 
     path: str
@@ -23,7 +28,7 @@ class Found:
     folder: bool = False
 
 
-def walk(directory: Path, *, below: bool = True, names: Sequence[str] = ()) -> Iterator[Found]:
+def walk(directory: Path, *, below: bool = True, names: Sequence[str] = ()) -> Iterator[FileState]:
     """Files below ``directory``, sorted within each folder; links are followed, each folder once.
 
     Without ``below`` only those of the directory itself, with ``names`` only these of them. Memory grows with the
@@ -39,19 +44,19 @@ def walk(directory: Path, *, below: bool = True, names: Sequence[str] = ()) -> I
         try:
             about = os.stat(folder)  # noqa: PTH116 - millions of entries: strings, not Path objects
             if (about.st_dev, about.st_ino) in seen:
-                yield Found(folder, problem="folder met before (a link back or a second way in)", folder=True)
+                yield FileState(folder, problem="folder met before (a link back or a second way in)", folder=True)
                 continue
             seen.add((about.st_dev, about.st_ino))
             with os.scandir(folder) as entries:
                 ordered = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
-            yield Found(folder, problem=f"folder cannot be opened: {error.strerror}", folder=True)
+            yield FileState(folder, problem=f"folder cannot be opened: {error.strerror}", folder=True)
             continue
         folders = []
         for entry in ordered:
             if not _is_text(entry.name):
                 readable = os.fsencode(entry.path).decode("utf-8", "backslashreplace")
-                yield Found(readable, problem="name is not UTF-8: rename it", folder=_is_folder(entry))
+                yield FileState(readable, problem="name is not UTF-8: rename it", folder=_is_folder(entry))
             elif _is_folder(entry):
                 folders.append(entry.path)
             else:
@@ -59,8 +64,8 @@ def walk(directory: Path, *, below: bool = True, names: Sequence[str] = ()) -> I
         pending.extend(reversed(folders) if below else ())
 
 
-def _named(directory: Path, names: Sequence[str]) -> Iterator[Found]:
-    """These files of a folder, as far as they are there."""
+def _named(directory: Path, names: Sequence[str]) -> Iterator[FileState]:
+    """The files of a folder with these names, as far as they exist."""
     for name in sorted(names):
         path = str(directory / name)
         try:
@@ -68,10 +73,14 @@ def _named(directory: Path, names: Sequence[str]) -> Iterator[Found]:
         except FileNotFoundError:
             continue
         except OSError as error:
-            yield Found(path, problem=f"cannot be looked at: {error.strerror}")
+            yield FileState(path, problem=f"cannot be looked at: {error.strerror}")
             continue
         regular = stat.S_ISREG(about.st_mode)
-        yield Found(path, about.st_size, about.st_mtime_ns) if regular else Found(path, problem="not a regular file")
+        yield (
+            FileState(path, about.st_size, about.st_mtime_ns)
+            if regular
+            else FileState(path, problem="not a regular file")
+        )
 
 
 def _is_text(name: str) -> bool:
@@ -90,13 +99,13 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _file(entry: os.DirEntry[str]) -> Found:
+def _file(entry: os.DirEntry[str]) -> FileState:
     try:
         about = entry.stat()
     except FileNotFoundError:
-        return Found(entry.path, problem="broken link" if entry.is_symlink() else "vanished while looking")
+        return FileState(entry.path, problem="broken link" if entry.is_symlink() else "vanished while looking")
     except OSError as error:
-        return Found(entry.path, problem=f"cannot be looked at: {error.strerror}")
+        return FileState(entry.path, problem=f"cannot be looked at: {error.strerror}")
     if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait for ever
-        return Found(entry.path, problem="not a regular file")
-    return Found(entry.path, about.st_size, about.st_mtime_ns)
+        return FileState(entry.path, problem="not a regular file")
+    return FileState(entry.path, about.st_size, about.st_mtime_ns)

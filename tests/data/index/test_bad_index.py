@@ -247,35 +247,65 @@ ROWS = [
     Row(empty_file, r"failed: 1 .*\n  1 empty file$"),
     Row(flat_affine, r"failed: 1 .*\n  1 geometry unusable$"),
     Row(good, r"error: no such file or folder: .*nowhere$", 2, words=("{scans}/nowhere",)),
-    Row(good, r"error: subject '\(' is no regular expression", 2, words=("--subject", "("), id="subject no regex"),
-    Row(good, r"error: subject 'p' has 0 groups, expected one", 2, words=("--subject", "p"), id="subject no group"),
-    Row(good, r"error: column:x needs a table", 2, words=("--subject", "column:x"), id="subject without table"),
-    Row(good, r"error: label.masks 'x': expected TEXT=TEXT", 2, words=("--label.masks", "x"), id="masks"),
     Row(
         good,
-        r"^error: label.excluded 'x': expected TEXT=TEXT, as in images=excluded$",
+        r"error: --subject: is no regular expression: .* \(got '\('\)",
+        2,
+        words=("--subject", "("),
+        id="subject no regex",
+    ),
+    Row(
+        good,
+        r"error: --subject: has 0 groups \(got 'p'; expected one group",
+        2,
+        words=("--subject", "p"),
+        id="subject no group",
+    ),
+    Row(
+        good,
+        r"error: --label.values: column:x needs a table",
+        2,
+        words=("--subject", "column:x"),
+        id="subject without table",
+    ),
+    Row(
+        good,
+        r"error: --label.masks: a replacement .* \(got 'x'; expected TEXT=TEXT",
+        2,
+        words=("--label.masks", "x"),
+        id="masks",
+    ),
+    Row(
+        good,
+        r"^error: --label.excluded: a replacement .* \(got 'x'; expected TEXT=TEXT, as in images=excluded\)$",
         2,
         words=("--label.excluded", "x"),
         id="excluded",
     ),
-    Row(good, r"error: .*class_names 'a': expected VALUE=NAME", 2, words=("--label.class_names", "a"), id="names"),
     Row(
         good,
-        r"error: label.class_names: '=1\+1' begins with '=', which spreadsheets take for a formula: rename it",
+        r"error: --label.class_names: .* \(got 'a'; expected VALUE=NAME",
+        2,
+        words=("--label.class_names", "a"),
+        id="names",
+    ),
+    Row(
+        good,
+        r"error: --label.class_names: '=1\+1' begins with '=', which spreadsheets take for a formula. Rename it",
         2,
         words=("--label.class_names", "0=background,1==1+1"),
         id="class name that is a formula",
     ),
     Row(
         formula_folder,
-        r"error: label.classes folder: '@SUM\(A1\)' begins with '@', which spreadsheets take for a",
+        r"error: --label.classes: a folder: '@SUM\(A1\)' begins with '@', which spreadsheets take for a",
         2,
         words=("--label.classes", "folder"),
         id="folder that is a formula",
     ),
     Row(
         formula_table,
-        r"error: table.csv, column 'grade': '-cmd\|x' begins with '-', which spreadsheets take for a fo",
+        r"error: --label.columns: table.csv, column 'grade': '-cmd\|x' begins with '-', which spreadsheets take for",
         2,
         words=("--label.values", "{scans}/table.csv", "--label.key", "scan", "--label.columns", "grade"),
         id="value that is a formula",
@@ -389,7 +419,8 @@ def test_an_unknown_column_is_named_with_the_known_ones(tmp_path, capsys):
     index(tmp_path, str(tmp_path / "scans"))
     assert index(tmp_path, "--where", "modlity = 'MR'") == 2
     assert re.search(
-        r"error: where: no column modlity; the columns are scan_id, .*modality.*; text stands in 'single",
+        r"error: --where: not a valid condition \(no such column: modlity\) \(expected an SQL condition on the columns "
+        r"scan_id, .*modality.*\)\. Put text in 'single quotes'",
         capsys.readouterr().err,
     )
 
@@ -425,9 +456,17 @@ def test_a_file_that_is_no_index(tmp_path, capsys):
             ("--label.key", "no", "--label.columns", "state"),
             r"t\.csv has no column 'no'.*id, state",
         ),
-        ("id,state\na,b\n", ("--label.key", "id"), r"say with label\.columns which columns of t\.csv to keep"),
-        ("id,state\na,b\n", ("--label.columns", "state"), r"say with label\.key which column"),
-        ("id,state\na,b\na,c\n", ("--label.key", "id", "--label.columns", "state"), r"id 'a' stands twice"),
+        (
+            "id,state\na,b\n",
+            ("--label.key", "id"),
+            r"--label\.columns: no column of t\.csv is chosen \(expected some of id, state\)",
+        ),
+        ("id,state\na,b\n", ("--label.columns", "state"), r"--label\.key: no column of t\.csv is chosen as key"),
+        (
+            "id,state\na,b\na,c\n",
+            ("--label.key", "id", "--label.columns", "state"),
+            r"t\.csv has two rows of id 'a' with different values",
+        ),
     ],
 )
 def test_a_table_that_does_not_fit(tmp_path, capsys, table, words, says):

@@ -102,12 +102,12 @@ def test_a_link_to_a_file_is_read_under_its_own_name(tmp_path, folder):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--label.ignore", "2"), "label.ignore has no effect without label.class_names"),
-        (("--label.key", "id"), "label.key has no effect without label.values FILE.csv"),
-        (("--label.columns", "age"), "label.columns has no effect without label.values FILE.csv"),
-        (("--label.threshold", "0.5"), "label.threshold has no effect without label.masks TEXT=TEXT"),
-        (("--label.grid", "trust"), "label.grid trust has no effect without label.masks TEXT=TEXT"),
-        (("--label.other_segments", "background"), "label.other_segments has no effect without label.objects"),
+        (("--label.ignore", "2"), "--label.ignore: has no effect without label.class_names"),
+        (("--label.key", "id"), "--label.key: has no effect without label.values FILE.csv"),
+        (("--label.columns", "age"), "--label.columns: has no effect without label.values FILE.csv"),
+        (("--label.threshold", "0.5"), "--label.threshold: has no effect without label.masks TEXT=TEXT"),
+        (("--label.grid", "trust"), "--label.grid: has no effect without label.masks TEXT=TEXT"),
+        (("--label.other_segments", "background"), "--label.other_segments: has no effect without label.objects"),
     ],
 )
 def test_options_without_effect_are_refused(tmp_path, folder, capsys, words, says):

@@ -61,7 +61,7 @@ def test_label_maps_are_held_back_and_the_proposal_works(name, tmp_path):
     assert all(scan.status.reason.startswith("looks like a label map: use it with") for scan in held)
     (note,) = [note for note in notes if "look like label maps" in note]
     assert note.startswith(
-        f"d: 3 files look like label maps and are held back (first: {labels.format(0)}). Use them with"
+        f"d: 3 files look like label maps and are not taken as scans (first: {labels.format(0)}). Use them with"
     )
     proposal = re.search(r"label\.masks (.*), or take them as scans with label\.masks none$", note).group(1)
     assert set(proposal.split(",")) == set(expected.split(","))
@@ -110,7 +110,7 @@ def test_label_maps_without_images_are_held_back(tmp_path):
     image(tmp_path / "d" / "other" / "x.nii.gz")
     file, notes = index(tmp_path / "d")
     assert len(scans_of(file)[0]) == 1
-    assert any("Say with label.masks TEXT=TEXT whose they are" in note for note in notes)
+    assert any("Use them with label.masks TEXT=TEXT" in note for note in notes)
 
 
 def test_the_intent_of_a_nifti_header_is_enough(tmp_path):
@@ -210,7 +210,7 @@ def test_a_folder_of_label_maps_for_each_subject(tmp_path, monkeypatch):
     write_nifti(tmp_path / "d" / "sub-7" / "seg" / "scan.nii.gz", np.zeros(SHAPE, np.uint8))
     file, notes = index(tmp_path / "d")
     assert {Path(scan.source.parts[0].path).parent.name for scan in scans_of(file)[0]} == {"image"}
-    assert "20 files look like label maps and are held back" in notes[-1]
+    assert "20 files look like label maps and are not taken as scans" in notes[-1]
 
 
 def test_folders_of_one_name_that_hold_other_things_are_told_apart(tmp_path):

@@ -104,7 +104,7 @@ def test_nnunet_missing_or_other_channels_fail(tmp_path):
     write_nifti(folder / "imagesTr" / "brain.nii.gz", noise(SHAPE))
     file, _ = run(folder, "nnunet")
     assert {scan.status.reason for scan in scans_of(file, "failed")[0]} == {
-        "channel missing: brain_0_0001.nii.gz is not there",
+        "channel missing: brain_0_0001.nii.gz does not exist",
         "channel shape differs: brain_1_0001.nii.gz has 6x5x5, its image 6x5x4",
     }
     (odd,) = scans_of(file, "rejected")[0]
@@ -139,7 +139,7 @@ def test_nnunet_label_to_ignore(tmp_path):
     [
         (
             {"labels": {"background": 0, "whole": [1, 2]}},
-            r"dataset\.json names regions of several values \(whole\): name the",
+            r"dataset\.json names regions of several values \(whole\) \(expected the value of each class",
         ),
         ({"channel_names": None}, r"dataset\.json has no channel_names"),
         ({"labels": {"background": 0, "a": "x"}}, r"label 'a' has no whole number"),
@@ -149,7 +149,7 @@ def test_nnunet_what_cannot_be_read_is_refused(tmp_path, capsys, about, says):
     _, code = run(nnunet(tmp_path / "d", **about), "nnunet")
     assert code == 2
     err = capsys.readouterr().err
-    assert "error: layout nnunet: " in err
+    assert "layout nnunet: " in err
     assert re.search(says, err)
 
 
@@ -159,14 +159,14 @@ def test_nnunet_what_cannot_be_read_is_refused(tmp_path, capsys, about, says):
         ("nnunet", "no dataset.json in d: expected the folder of the data set itself"),
         ("decathlon", "no dataset.json in d"),
         ("bids", "no dataset_description.json in d"),
-        ("csv", "name the table with label.values FILE.csv"),
+        ("csv", "the layout reads its files from a table"),
     ],
 )
 def test_a_folder_without_the_layout_is_refused(tmp_path, capsys, layout, says):
     image(tmp_path / "d" / "x.nii.gz")
     file, code = run(tmp_path / "d", layout)
     assert code == 2
-    assert f"error: layout {layout}: {says}" in capsys.readouterr().err
+    assert f"layout {layout}: {says}" in capsys.readouterr().err
     assert not file.exists()
 
 
@@ -226,7 +226,7 @@ def test_decathlon_files_of_fewer_channels_than_modalities_fail(tmp_path):
     file, _ = run(folder, "decathlon")
     assert not scans_of(file)[0]
     reasons = {scan.status.reason for scan in scans_of(file, "failed")[0]}
-    assert reasons == {"2 channels where dataset.json names 3 modalities: put either of them right"}
+    assert reasons == {"2 channels where dataset.json names 3 modalities: correct either of them"}
 
 
 def test_decathlon_files_that_are_missing_are_counted(tmp_path, capsys):
@@ -312,7 +312,7 @@ def test_csv(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "layout csv: 4 rows of list.csv, 3 with a mask, 2 subject values, 2 split values, 1 modality value" in out
     assert "1 rows of list.csv name no readable file (first: x/5.nii.gz)" in out
-    assert "1 files named as mask are not there (first: y/lost.nii.gz for x/1.nii.gz)" in out
+    assert "1 files named as mask do not exist (first: y/lost.nii.gz for x/1.nii.gz)" in out
     scans, root, _ = scans_of(file)
     found = {name_of(scan): scan for scan in scans if name_of(scan).endswith("gz")}
     assert sorted(found) == ["0.nii.gz", "1.nii.gz"]
@@ -332,7 +332,7 @@ def test_csv(tmp_path, capsys):
     [
         ("file,mask\na,b\n", "list.csv has no column 'image'; its columns are file, mask"),
         ("image\nnone.nii.gz\n", "no image that list.csv names is in d (first: none.nii.gz)"),
-        ("image\nx.nii.gz\nx.nii.gz\n", "list.csv: image 'x.nii.gz' stands twice"),
+        ("image\nx.nii.gz\nx.nii.gz\n", "list.csv has two rows of the image 'x.nii.gz'"),
         ("image\n../x.nii.gz\n", "list.csv: x.nii.gz lies outside of d"),
     ],
 )
@@ -340,7 +340,7 @@ def test_csv_that_cannot_be_meant_is_refused(tmp_path, capsys, text, says):
     image(tmp_path / "d" / "x.nii.gz")
     _, code = run(tmp_path / "d", "csv", "--label.values", table(tmp_path / "d", text))
     assert code == 2
-    assert f"error: layout csv: {says}" in capsys.readouterr().err
+    assert f"layout csv: {says}" in capsys.readouterr().err
 
 
 def test_a_changed_table_is_read_again(tmp_path):
@@ -382,7 +382,9 @@ def test_a_table_of_values_still_needs_its_key():
     from medssl.data.index.label_sources import LabelOptions
     from medssl.data.index.scan_index import IndexOptions
 
-    with pytest.raises(UserError, match=r"say with label\.key which column names the scan or subject"):
+    with pytest.raises(
+        UserError, match=r"^label\.key: no column of .* \(expected the column that names the scan or the subject\)$"
+    ):
         IndexOptions(labels=LabelOptions(values="x.csv"))
 
 
@@ -428,7 +430,7 @@ def test_csv_headers_may_have_spaces_and_must_not_repeat(tmp_path, capsys):
     assert code == 0
     assert read(scan, root).label is not None
     assert run(folder, "csv", "--label.values", table(tmp_path, "image,mask,mask\na.nii.gz,b.nii.gz,\n"))[1] == 2
-    assert "the column 'mask' stands twice" in capsys.readouterr().err
+    assert "has two columns 'mask'" in capsys.readouterr().err
 
 
 def test_a_list_of_files_in_the_json_of_nnunet_is_refused(tmp_path, capsys):

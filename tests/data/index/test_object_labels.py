@@ -120,7 +120,9 @@ def test_without_the_option_objects_are_rejected_with_its_name(scans):
 def test_objects_without_class_names_propose_them(scans):
     sources = write_scan(scans, Series(SHAPE))
     write_segmentation(scans / "s.dcm", sources, parts_of(), ["liver", "=cmd|x"])
-    with pytest.raises(UserError, match=r"label\.class_names .0=background,1=liver.") as caught:
+    with pytest.raises(
+        UserError, match=r"^label\.class_names: .*\(expected their classes, as in '0=background,1=liver'\)$"
+    ) as caught:
         run(scans, class_names="")
     assert "'liver' (1), '=cmd|x' (1)" in str(caught.value)  # what a spreadsheet would run is not proposed
 
@@ -148,7 +150,7 @@ def test_segments_without_a_class_are_refused_or_background(scans):
     )
     index.close()
     index, _ = run(scans, class_names="0=background,1=spleen", other_segments="background")
-    assert "no segment of s.dcm is named like a class" in only_reason(index)
+    assert "no segment of s.dcm has the name of a class" in only_reason(index)
 
 
 def test_names_of_segments_are_in_no_table(scans, tmp_path):
@@ -226,7 +228,7 @@ def test_of_several_volumes_that_with_the_named_slices_is_labeled(scans, names):
     labeled = [scan for scan in index.scans() if scan.labels.mask]
     reasons = {scan.status.reason for scan in index.scans(status="failed")}
     if names == "no slices":
-        assert reasons == {"label unusable: s.dcm labels a series of 2 volumes: which one is not known"}
+        assert reasons == {"label unusable: s.dcm labels a series of 2 volumes and does not say which one"}
         return
     assert not reasons
     assert len(labeled) == (1 if names == "slices of one volume" else 2)

@@ -41,7 +41,7 @@ def test_a_key_that_others_can_read_is_refused(tmp_path):
 def test_what_is_no_key_is_refused(tmp_path, text):
     (tmp_path / "key").write_text(text)
     (tmp_path / "key").chmod(0o600)
-    with pytest.raises(UserError, match="is no key: expected 64 hexadecimal digits"):
+    with pytest.raises(UserError, match="is no key \\(expected 64 hexadecimal digits\\)"):
         load_key(tmp_path / "key")
 
 

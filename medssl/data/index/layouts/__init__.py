@@ -27,9 +27,8 @@ def fill(options: IndexOptions, folder: Path) -> Filled:
     try:
         filled = _MODULES[options.layout].fill(options, folder)
     except UserError as error:
-        message = f"layout {options.layout}: {error}"
-        raise UserError(message) from error
-    return Filled(filled.options, f"layout {options.layout}: {filled.said}")
+        raise error.changed(message=f"layout {options.layout}: {error.message}") from error
+    return Filled(filled.options, f"layout {options.layout}: {filled.summary}")
 
 
 def open_layout(options: IndexOptions, folder: Path) -> Layout:

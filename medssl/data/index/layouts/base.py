@@ -20,10 +20,10 @@ HIDDEN = ("label", "")  # status of a file that belongs to another scan
 
 @dataclass(frozen=True)
 class Filled:
-    """Rules of a data set, and a line that says what its layout gave."""
+    """Rules of a data set, and a line that sums up what its layout gave."""
 
     options: IndexOptions
-    said: str = ""
+    summary: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Layout:
         return About()
 
     def notes(self) -> list[str]:
-        """What the user should know once all files were asked for."""
+        """Notes for the user, once ``about`` was called for every file."""
         return []
 
-    def failure(self) -> str:
-        """Why the layout cannot be meant, or nothing."""
-        return ""
+    def failure(self) -> UserError | None:
+        """The error of a layout that fits no file at all; None for others."""
+        return None
 
 
 class Rows(Layout):
@@ -92,10 +92,10 @@ class Rows(Layout):
             return []
         return [f"{len(lost):,} rows of {self.source} name no readable file (first: {lost[0]})"]
 
-    def failure(self) -> str:
-        """Not a single row has a file."""
+    def failure(self) -> UserError | None:
+        """The error where no row has a file."""
         first = next(iter(self.rows), "")
-        return "" if self.met else f"no file that {self.source} names can be read (first: {first})"
+        return None if self.met else UserError(f"no file that {self.source} names can be read (first: {first})")
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -126,8 +126,8 @@ def need_folder(folder: Path, *names: str) -> None:
     """
     missing = [name for name in names if not (folder / name).is_dir()]
     if missing:
-        there = ", ".join(sorted(one.name for one in folder.iterdir() if one.is_dir())[:8]) or "none"
-        message = f"{folder.name} has no folder {missing[0]}; its folders are {there}"
+        folders = ", ".join(sorted(one.name for one in folder.iterdir() if one.is_dir())[:8]) or "none"
+        message = f"{folder.name} has no folder {missing[0]}; its folders are {folders}"
         raise UserError(message)
 
 
@@ -148,20 +148,16 @@ def class_names(labels: Mapping[str, Any]) -> tuple[str, int | None]:
     """
     regions = [name for name, value in labels.items() if isinstance(value, list | tuple)]
     if regions:
-        message = (
-            f"dataset.json names regions of several values ({', '.join(regions[:3])}): name the value of each class "
-            "with label.class_names, as in 0=background,1=edema"
-        )
-        raise UserError(message)
+        message = f"dataset.json names regions of several values ({', '.join(regions[:3])})"
+        expected = "the value of each class, as in 0=background,1=edema"
+        raise UserError(message, key="label.class_names", expected=expected)
     pairs = [(str(a), str(b)) for a, b in labels.items()]
     if all(value.lstrip("-").isdigit() for value, _ in pairs):
         pairs = [(name, value) for value, name in pairs]
     wrong = [name for name, value in pairs if not value.lstrip("-").isdigit() or set(name) & {",", "="}]
     if wrong:
-        message = (
-            f"dataset.json: label {wrong[0]!r} has no whole number, or a name with a comma: give label.class_names"
-        )
-        raise UserError(message)
+        message = f"dataset.json: label {wrong[0]!r} has no whole number, or its name has a comma"
+        raise UserError(message, key="label.class_names", hint="Give the names of the classes")
     ignore = [int(value) for name, value in pairs if name.strip().lower() == "ignore"]
     named = sorted(((int(value), name) for name, value in pairs if name.strip().lower() != "ignore"))
     return ",".join(f"{value}={name}" for value, name in named), ignore[0] if ignore else None

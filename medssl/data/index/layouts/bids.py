@@ -37,16 +37,16 @@ def fill(options: IndexOptions, folder: Path) -> Filled:
         message = f"{folder.name} has no folder sub-LABEL"
         raise UserError(message)
     table = folder / "participants.tsv"
-    said = f"{len(subjects)} subjects"
+    summary = f"{len(subjects)} subjects"
     values, key = "", ""
     if table.is_file() and options.labels.columns and not options.labels.values:
         values, key = str(table), "participant_id"
-        said += f", columns {options.labels.columns} of participants.tsv"
+        summary += f", columns {options.labels.columns} of participants.tsv"
     elif table.is_file() and not options.labels.values:
         names = table.read_text(encoding="utf-8-sig").partition("\n")[0].strip().split("\t")
-        said += f"; keep columns of participants.tsv with label.columns ({', '.join(names[1:]) or 'none'})"
+        summary += f"; keep columns of participants.tsv with label.columns ({', '.join(names[1:]) or 'none'})"
     filled = with_defaults(options, r"(?:^|/)(sub-[A-Za-z0-9]+)(?=[/_])", values=values, key=key)
-    return Filled(filled, said)
+    return Filled(filled, summary)
 
 
 def layout(options: IndexOptions, folder: Path) -> Layout:

@@ -44,10 +44,11 @@ def fill(options: IndexOptions, folder: Path) -> Filled:
     if len(modalities) > 1 and options.files.frames == "refuse":
         filled = replace(filled, files=replace(filled.files, frames="channels"))
     count = len(names.split(",")) if names else 0
-    said = f"{len(rows)} images, {count} classes, {max(1, len(modalities))} channels, modality {modality or 'not told'}"
-    said += ", each file is a subject (the rule subject says otherwise)" if options.subject == "dicom" else ""
-    said += "; the list 'test' is the test split, the others are split 0.9 to 0.1" if test else ""
-    return Filled(filled, said)
+    channels, modality_text = max(1, len(modalities)), f"modality {modality}" if modality else "no modality stated"
+    summary = f"{len(rows)} images, {count} classes, {channels} channels, {modality_text}"
+    summary += ", each file is a subject (change it with subject)" if options.subject == "dicom" else ""
+    summary += "; the list 'test' is the test split, the others are split 0.9 to 0.1" if test else ""
+    return Filled(filled, summary)
 
 
 def layout(options: IndexOptions, folder: Path) -> Layout:
@@ -64,8 +65,8 @@ def _rows(about: dict[str, Any]) -> dict[str, About]:
     try:
         for entry in about["training"]:
             image, label = (entry, "") if isinstance(entry, str) else (entry["image"], entry.get("label", ""))
-            found = About(masks={"mask": _path(label)} if label else {})
-            if rows.setdefault(_path(image), found) != found:
+            row = About(masks={"mask": _path(label)} if label else {})
+            if rows.setdefault(_path(image), row) != row:
                 message = f"dataset.json lists {_path(image)} twice, with two labels: remove one"
                 raise UserError(message)
         for entry in about.get("test", []):

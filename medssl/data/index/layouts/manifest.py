@@ -18,23 +18,23 @@ _NAMES = ("subject", "study", "split", "modality")
 
 
 def fill(options: IndexOptions, folder: Path) -> Filled:
-    """Only checks the table: all else is said of single files.
+    """Only checks the table: its rows say the rest, file by file.
 
     Raises:
-        UserError: No table, no column image, a column that is not there, an image twice, or not one image that exists.
+        UserError: No table, no column image, a missing column, an image twice, or no image that exists.
     """
     rows = _rows(options, folder)
-    there = [path for path in rows if (folder / path).exists()]
+    existing = [path for path in rows if (folder / path).exists()]
     file = Path(options.labels.values).name
-    if not there:
+    if not existing:
         message = f"no image that {file} names is in {folder.name} (first: {next(iter(rows), 'none')})"
         raise UserError(message)
     masks = sum("mask" in row.masks for row in rows.values())
-    said = f"{len(rows)} rows of {file}, {masks} with a mask"
+    summary = f"{len(rows)} rows of {file}, {masks} with a mask"
     for name in _NAMES:
         values = {row.names[name] for row in rows.values() if name in row.names}
-        said += f", {len(values)} {name} value{'s' if len(values) > 1 else ''}" if values else ""
-    return Filled(options, said)
+        summary += f", {len(values)} {name} value{'s' if len(values) > 1 else ''}" if values else ""
+    return Filled(options, summary)
 
 
 def layout(options: IndexOptions, folder: Path) -> Layout:
@@ -45,8 +45,8 @@ def layout(options: IndexOptions, folder: Path) -> Layout:
 def _rows(options: IndexOptions, folder: Path) -> dict[str, About]:
     """What the table says, by the path of the image below ``folder``."""
     if not options.labels.values:
-        message = "name the table with label.values FILE.csv"
-        raise UserError(message)
+        message = "the layout reads its files from a table"
+        raise UserError(message, key="label.values", expected="a FILE.csv with the column image")
     file = Path(options.labels.values).expanduser().resolve()
     keep = [name.strip() for name in options.labels.columns.split(",") if name.strip()]
     try:
@@ -62,8 +62,8 @@ def _rows(options: IndexOptions, folder: Path) -> dict[str, About]:
             message = f"{file.name} has no column {name!r}; its columns are {', '.join(names) or 'none'}"
             raise UserError(message)
     if twice := next((name for name in names if names.count(name) > 1), ""):
-        message = f"{file.name}: the column {twice!r} stands twice: remove or rename one"
-        raise UserError(message)
+        message = f"{file.name} has two columns {twice!r}"
+        raise UserError(message, key="label.values", hint="Remove or rename one")
     rows: dict[str, About] = {}
     for line in lines:
         cells = {name: (line.get(name) or "").strip() for name in names}
@@ -71,10 +71,10 @@ def _rows(options: IndexOptions, folder: Path) -> dict[str, About]:
             continue
         path = _below(cells["image"], folder, file)
         if path in rows:
-            message = f"{file.name}: image {cells['image']!r} stands twice"
-            raise UserError(message)
+            message = f"{file.name} has two rows of the image {cells['image']!r}"
+            raise UserError(message, key="label.values", hint="Remove one")
         for name in keep:
-            refuse_formula(cells[name], f"{file.name}, column {name!r}")
+            refuse_formula(cells[name], "label.columns", f"{file.name}, column {name!r}")
         rows[path] = About(
             masks={role: _below(cells[role], folder, file) for role in ("mask", "excluded") if cells.get(role)},
             names={name: cells[name] for name in _NAMES if cells.get(name)},

@@ -50,13 +50,14 @@ def fill(options: IndexOptions, folder: Path) -> Filled:
     subject = rf"(?:^|/)images(?:Tr|Ts)/(.+)_\d{{4}}{re.escape(ending)}$"
     filled = with_defaults(options, subject, modality, masks=masks, class_names=names, ignore=ignore, split=split)
     count = len(names.split(",")) if names else 0
-    said = f"{count} classes, {channels} channel{'s' if channels > 1 else ''}, modality {modality or 'not told'}"
-    said += ", each case is a subject (the rule subject says otherwise)" if options.subject == "dicom" else ""
-    said += "; imagesTs is the test split, imagesTr is split 0.9 to 0.1" if test else ""
+    modality_text = f"modality {modality}" if modality else "no modality stated"
+    summary = f"{count} classes, {channels} channel{'s' if channels > 1 else ''}, {modality_text}"
+    summary += ", each case is a subject (change it with subject)" if options.subject == "dicom" else ""
+    summary += "; imagesTs is the test split, imagesTr is split 0.9 to 0.1" if test else ""
     cases = len(list((folder / "labelsTr").glob(f"*{ending}"))) if labeled else 0
     if labeled and "numTraining" in about and about["numTraining"] != cases:
-        said += f"; dataset.json says {about['numTraining']} training cases, labelsTr has {cases}"
-    return Filled(filled, said)
+        summary += f"; dataset.json says {about['numTraining']} training cases, labelsTr has {cases}"
+    return Filled(filled, summary)
 
 
 def layout(options: IndexOptions, folder: Path) -> Layout:
@@ -78,10 +79,10 @@ class _Raw(Layout):
             return About()
         if top not in _IMAGES:
             return About(("rejected", "not part of the layout nnunet"))
-        found = self.name.match(rest)
-        if not found:
+        match = self.name.match(rest)
+        if not match:
             return About(("rejected", f"no channel number in its name: expected CASE_0000{self.ending}"))
-        case, number = found.group(1), int(found.group(2))
+        case, number = match.group(1), int(match.group(2))
         if number:
             return About(HIDDEN if number < self.channels else ("rejected", "channel that dataset.json does not name"))
         more = tuple(f"{top}/{case}_{channel:04d}{self.ending}" for channel in range(1, self.channels))
