@@ -11,7 +11,7 @@ import torch
 
 from medssl.data.loading.crops import slice_axes
 from medssl.data.store.preprocess import prepare
-from medssl.data.store.restore import restore, way_back
+from medssl.data.store.restore import mapping_to_source, restore
 from medssl.encoders.weights import CARD, WEIGHTS
 from medssl.heads import sliding
 from medssl.heads.weights import HEAD, load_network
@@ -133,7 +133,7 @@ def segment(
     """
     prepared = _prepared(fitted, volume, domain)
     shape, window = prepared.image.shape[1:], fitted.tuned.window
-    way, plane = way_back(prepared, volume.affine), _plane(fitted, prepared)
+    way, plane = mapping_to_source(prepared, volume.affine), _plane(fitted, prepared)
     axis = fitted.tuned.slice_axis
     if plane is None:  # the slab that is held is thinnest along the axis with most windows
         axis = int(np.argmax(np.array(shape) / np.array(window)))

@@ -120,15 +120,14 @@ def write_files(folder: Path, count: int, shape: tuple[int, int, int]) -> list[P
 
 def fill_store(folder: Path, paths: list[Path]) -> Path:
     """The same volumes in a store, by the road of ``medssl cache``."""
-    from medssl.data.store import records
-    from medssl.data.store import writer as filling
+    from medssl.data.store import records, writer
     from medssl.data.store.store import Store
 
     rule = IntensityRule("range", -1000.0, 1000.0, "unit")
     preprocess = Preprocess(orientation=None, foreground_crop=False, intensity=IntensityRules(hu=rule))
     store = folder / "store"
     Store.create(store, preprocess)
-    job = filling.Filling(folder, store, preprocess, "chunked", {})
+    job = writer.StorePlan(folder, store, preprocess, "chunked", {})
     with records.connect(store / "records.sqlite") as connection:
         for path in paths:
             shape = nibabel.load(path).shape
@@ -139,9 +138,9 @@ def fill_store(folder: Path, paths: list[Path]) -> Path:
                 grid=Grid(shape, (1.0, 1.0, 1.0), tuple(map(tuple, np.eye(4).tolist()))),
                 digests=Digests(path.name),
             )
-            outcome = filling.fill(job, (scan,))
+            outcome = writer.write_scans(job, (scan,))
             assert not outcome.skipped, outcome.skipped
-            filling.keep(job, connection, outcome)
+            writer.record_outcome(job, connection, outcome)
     return store
 
 

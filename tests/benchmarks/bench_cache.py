@@ -49,10 +49,9 @@ import numpy as np
 import torch
 
 from medssl.data.loading.loader import make_loader
-from medssl.data.store import chunks, grid, records
-from medssl.data.store import writer as filling
+from medssl.data.store import chunks, grid, records, writer
 from medssl.data.store.store import Store
-from medssl.data.store.writer import Filling
+from medssl.data.store.writer import StorePlan
 from medssl.types import Digests, Grid, Part, Preprocess, Scan, Source, Subject, ViewPlan
 
 PLAIN = Preprocess(orientation=None, foreground_crop=False)
@@ -148,12 +147,12 @@ def store_of(folder: Path, name: str, tier: str, paths: list[Path], shape: tuple
     """By the road of ``medssl cache``, from NIfTI."""
     store = folder / name
     Store.create(store, PLAIN, tier=tier)
-    plan = Filling(folder, store, PLAIN, tier, {})
+    plan = StorePlan(folder, store, PLAIN, tier, {})
     with closing(records.connect(store / "records.sqlite")) as connection:
         for path in paths:
-            outcome = filling.fill(plan, (scan_of(path, shape),))
+            outcome = writer.write_scans(plan, (scan_of(path, shape),))
             assert not outcome.skipped, outcome.skipped
-            filling.keep(plan, connection, outcome)
+            writer.record_outcome(plan, connection, outcome)
     return store
 
 

@@ -11,8 +11,9 @@ from torch import nn
 
 from medssl.data.formats.reading import Volume
 from medssl.data.store import chunks, records
+from medssl.data.store.naming import content_digest, scan_file, scan_key
 from medssl.data.store.preprocess import prepare
-from medssl.data.store.store import Store, content_digest, scan_file, scan_key
+from medssl.data.store.store import Store
 from medssl.encoders.base import Encoder
 from medssl.objectives.base import Objective
 from medssl.ops.collectives import mean_over

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from medssl.data.index import entries
-from medssl.data.store import writer as filling
+from medssl.data.store import writer
 
 
 def harm(path: Path) -> None:
@@ -32,17 +32,17 @@ def harm(path: Path) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
 
 
-recognize, read = entries.recognize, filling.read
+recognize, read = entries.recognize, writer.read
 
 
-def read_files(batch, tell, **about):
+def read_files(batch, report, **about):
     entries.recognize = lambda path: harm(path) or recognize(path)
-    return entries.read_files(batch, tell, **about)
+    return entries.read_files(batch, report, **about)
 
 
-def fill(plan, scans, tell):
-    filling.read = lambda scan, root: harm(root / scan.source.parts[0].path) or read(scan, root)
-    return REAL_FILL(plan, scans, tell)
+def write_scans(plan, scans, report):
+    writer.read = lambda scan, root: harm(root / scan.source.parts[0].path) or read(scan, root)
+    return REAL_WRITE(plan, scans, report)
 
 
-REAL_FILL = filling.fill
+REAL_WRITE = writer.write_scans

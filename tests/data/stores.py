@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from medssl.data.formats.reading import Volume
-from medssl.data.store import records
-from medssl.data.store import writer as filling
+from medssl.data.store import records, writer
 from medssl.data.store.store import Store
-from medssl.data.store.writer import Filling
+from medssl.data.store.writer import StorePlan
 from medssl.types import Digests, Grid, Labels, Part, Preprocess, Scan, Source, Subject
 
 PLAIN = Preprocess(orientation=None, foreground_crop=False)
@@ -44,16 +43,16 @@ def scan_of(scan_id, held, *, subject=None, split="train", domain="mr", source="
 
 def fill_store(path: Path, volumes: dict, monkeypatch, *, preprocess=PLAIN, tier="chunked", **scan_options) -> Store:
     """Stores volumes {scan_id: Volume}; options of ``scan_of`` may be functions of the identifier."""
-    monkeypatch.setattr(filling, "read", lambda scan, root: volumes[scan.scan_id])
+    monkeypatch.setattr(writer, "read", lambda scan, root: volumes[scan.scan_id])
     Store.create(path, preprocess, tier=tier)
-    plan = Filling(path, path, preprocess, tier, {})
+    plan = StorePlan(path, path, preprocess, tier, {})
     options = {name: f if callable(f) else (lambda _, f=f: f) for name, f in scan_options.items()}
     scans = [scan_of(i, v, **{k: f(i) for k, f in options.items()}) for i, v in sorted(volumes.items())]
     with closing(records.connect(path / "records.sqlite")) as connection:
-        for job in filling.jobs(plan, scans, connection):
-            outcome = filling.fill(plan, job)
+        for job in writer.jobs(plan, scans, connection):
+            outcome = writer.write_scans(plan, job)
             assert not outcome.skipped, outcome.skipped
-            filling.keep(plan, connection, outcome)
+            writer.record_outcome(plan, connection, outcome)
     return Store.open(path)
 
 

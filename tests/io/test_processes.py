@@ -20,7 +20,7 @@ from data.make_scans import noise, write_nifti
 from medssl.cli import main
 from medssl.data.index import update
 from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
-from medssl.data.store import writer as filling
+from medssl.data.store import writer
 from medssl.data.store.store import Store
 from medssl.io.limits import Limits, total_memory_gb
 from medssl.io.processes import Lost, Pool, forking, one_thread
@@ -147,7 +147,7 @@ def test_a_file_that_kills_or_stops_its_reader_is_one_row_of_the_index(tmp_path,
 def test_a_scan_that_kills_or_stops_its_reader_is_skipped_by_the_cache(tmp_path, capsys, monkeypatch):
     scans(tmp_path / "scans", ("segv", "hang", "memory"))
     index(tmp_path / "scans", tmp_path / "index.sqlite")
-    monkeypatch.setattr(filling, "fill", planted.fill)
+    monkeypatch.setattr(writer, "write_scans", planted.write_scans)
     words = ["cache", str(tmp_path / "index.sqlite"), str(tmp_path / "store"), "--workers", "1", "--memory_gb", "2"]
     assert main([*words, "--seconds", "2"]) == 0
     out, err = capsys.readouterr()
@@ -155,16 +155,16 @@ def test_a_scan_that_kills_or_stops_its_reader_is_skipped_by_the_cache(tmp_path,
     for kind in ("segv", "memory"):
         assert re.search(f"skipped [0-9a-f]+: {REASONS[kind]}", said), said
     assert re.search(r"skipped [0-9a-f]+: took longer than 2\.1 s", said), said
-    assert "(4 new, 0 there already, 3 skipped)" in said
+    assert "(4 new, 0 stored before, 3 skipped)" in said
     assert len(Store.open(tmp_path / "store")) == 4
     assert main([*words, "--seconds", "2"]) == 0
     out, err = capsys.readouterr()
     assert "took longer than 2.1 s in an earlier run, and is tried again with a higher seconds" in out + err
-    assert "(0 new, 4 there already, 3 skipped)" in out
+    assert "(0 new, 4 stored before, 3 skipped)" in out
     assert (tmp_path / "hang.tried").read_text() == "x"
     monkeypatch.undo()  # the decoder is mended
     assert main([*words[:4], "0", "--seconds", "9", "--memory_gb", "3"]) == 0
-    assert "(3 new, 4 there already, 0 skipped)" in capsys.readouterr().out
+    assert "(3 new, 4 stored before, 0 skipped)" in capsys.readouterr().out
 
 
 def test_an_absurd_size_is_one_row(tmp_path, capsys, monkeypatch):
@@ -178,7 +178,7 @@ def test_an_absurd_size_is_one_row(tmp_path, capsys, monkeypatch):
     assert main(words) == 0
     out, err = capsys.readouterr()
     assert re.search(f"skipped {name}: needs about [0-9.e+]+ GB of memory, the limit is", out + err), out + err
-    assert "(3 new, 0 there already, 1 skipped)" in out
+    assert "(3 new, 0 stored before, 1 skipped)" in out
 
 
 def test_memory_and_time_limits_of_the_machine():
@@ -236,4 +236,4 @@ def test_a_script_without_a_main_guard_runs_once(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("script runs") == 1
-    assert "(4 new, 0 there already, 0 skipped)" in done.stdout
+    assert "(4 new, 0 stored before, 0 skipped)" in done.stdout

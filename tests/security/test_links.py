@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from data.stores import PLAIN
 
-from medssl.commands import cache
 from medssl.comparison import jobs as children
 from medssl.data.index.scan_index import Index, IndexOptions
 from medssl.data.index.update import update
+from medssl.data.store import caching
 from medssl.data.store.store import Store
 from medssl.inference import finished_scans as finished
 from medssl.io import atomic_write, locks
@@ -42,7 +42,7 @@ def test_the_lock_of_an_index(tmp_path, target):
 def test_the_lock_of_a_store(tmp_path, target):
     Store.create(tmp_path / "store", PLAIN)
     (tmp_path / "store" / ".lock").symlink_to(target)
-    with pytest.raises(UserError, match=rf"^\.lock in store/ {LINK}"), cache._sharing(tmp_path / "store"):
+    with pytest.raises(UserError, match=rf"^\.lock in store/ {LINK}"), caching._sharing(tmp_path / "store"):
         pass
 
 

@@ -47,8 +47,8 @@ def _crc32() -> Callable[..., int]:
     """CRC-32 of libdeflate, ten times as fast as that of zlib, where it is there."""
     import imagecodecs
 
-    found: Callable[..., int] = imagecodecs.deflate_crc32 if imagecodecs.DEFLATE.available else zlib.crc32
-    return found
+    function: Callable[..., int] = imagecodecs.deflate_crc32 if imagecodecs.DEFLATE.available else zlib.crc32
+    return function
 
 
 def checksum(data: Any, before: int = 0) -> int:
@@ -207,11 +207,11 @@ class Entries:
             if self._connection is None:
                 return b""
             query = f"SELECT {part or 'image'} FROM checksums WHERE scan_id = ?"
-            found = self._connection.execute(query, (scan_id,)).fetchone()
+            row = self._connection.execute(query, (scan_id,)).fetchone()
         except sqlite3.DatabaseError as error:
             message = f"{self.table.name} cannot be read ({error})"
             raise DamagedError(message) from error
-        return bytes(found[0]) if found else b""
+        return bytes(row[0]) if row else b""
 
     def _connect(self) -> None:
         self._process, where = os.getpid(), f"{self.table.resolve().as_uri()}?mode=ro"
@@ -273,9 +273,9 @@ def refuse_broken(store: Path, name: str) -> None:
     Raises:
         UserError: Names the file.
     """
-    if found := broken(store, (name,)):
+    if damaged := broken(store, (name,)):
         message = (
-            f"{store}: {found[0]} is damaged (its checksum differs): cache the index again with the same index and "
+            f"{store}: {damaged[0]} is damaged (its checksum differs): cache the index again with the same index and "
             "store, which repairs it"
         )
         raise UserError(message)

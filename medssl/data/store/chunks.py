@@ -96,15 +96,15 @@ class _Raw(_Plain):
         """Pieces of the rows of a box: between its first and its last voxel on each of the slowest axes."""
         strides = self.array.strides
         assert self.pieces is not None
-        begin: NDArray[Any] = np.zeros((), np.int64)
+        row_starts: NDArray[Any] = np.zeros((), np.int64)
         for a, b, step in zip(start[:-2], stop[:-2], strides, strict=False):
-            begin = np.add.outer(begin, np.arange(a, b) * step)
-        begin = begin.ravel() + self.first
+            row_starts = np.add.outer(row_starts, np.arange(a, b) * step)
+        row_starts = row_starts.ravel() + self.first
         low = sum(a * step for a, step in zip(start[-2:], strides[-2:], strict=True))
         high = sum((b - 1) * step for b, step in zip(stop[-2:], strides[-2:], strict=True)) + self.array.itemsize
         count = len(self.pieces) + 1
-        opened = np.bincount((begin + low) // checksums.PIECE, minlength=count)
-        closed = np.bincount((begin + high - 1) // checksums.PIECE + 1, minlength=count)
+        opened = np.bincount((row_starts + low) // checksums.PIECE, minlength=count)
+        closed = np.bincount((row_starts + high - 1) // checksums.PIECE + 1, minlength=count)
         due = np.frombuffer(self.pieces.due, bool)
         return np.flatnonzero(due & (np.cumsum(opened - closed)[:-1] > 0))
 
@@ -118,14 +118,14 @@ class Handles:
 
     def get(self, key: object, opening: Callable[[], Opened]) -> Opened:
         """Returns the array of ``key``, opened now if it is not open yet."""
-        found = self._open.get(key)
-        if found is not None:
+        array = self._open.get(key)
+        if array is not None:
             self._open.move_to_end(key)
-            return found
-        found = self._open[key] = opening()
+            return array
+        array = self._open[key] = opening()
         if len(self._open) > self.limit:
             self._open.popitem(last=False)
-        return found
+        return array
 
     def __len__(self) -> int:
         return len(self._open)

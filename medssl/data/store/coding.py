@@ -262,8 +262,8 @@ def _sampled_of(values: NDArray[Any], included: NDArray[np.bool_] | None) -> NDA
     """A sample of the included voxels; all of them where the sample meets none."""
     if included is None:
         return _sampled(values)
-    found = _sampled(values)[_sampled(included)]
-    return found if found.size else values[included]
+    sample = _sampled(values)[_sampled(included)]
+    return sample if sample.size else values[included]
 
 
 def _foreground_values(

@@ -46,11 +46,11 @@ class Contents:
             UserError: It is not in the store.
         """
         wanted = np.bytes_(scan_id.encode())
-        found = int(np.searchsorted(self.records.scan_id, wanted))
-        if found == len(self) or self.records.scan_id[found] != wanted:
+        place = int(np.searchsorted(self.records.scan_id, wanted))
+        if place == len(self) or self.records.scan_id[place] != wanted:
             message = f"scan {scan_id} is not in the store {self.path}"
             raise UserError(message)
-        return found
+        return place
 
     def key(self, number: int) -> str:
         """Digest of everything that decides a scan's stored bytes: what its file is named after."""
@@ -102,19 +102,19 @@ class Contents:
             UserError: There are none, or their numbers of channels differ.
         """
         facts = self.records.facts
-        found = np.flatnonzero((facts["ndim"] >= axes) & self._in_split(split))
-        if not len(found):
+        numbers = np.flatnonzero((facts["ndim"] >= axes) & self._in_split(split))
+        if not len(numbers):
             splits = ", ".join(f"{count} {name!r}" for name, count in self.splits.items()) or "none"
             message = f"no scan with {axes} axes in split {split!r} of {self.path}; scans by split: {splits}"
             raise UserError(message)
-        channels = np.unique(facts["channels"][found])
+        channels = np.unique(facts["channels"][numbers])
         if len(channels) > 1:
             message = (
                 f"scans of {self.path} have {' and '.join(map(str, channels))} channels and cannot share a batch: "
                 "cache them into stores of their own (where)"
             )
             raise UserError(message)
-        return found
+        return numbers
 
     def subject(self, number: int) -> str:
         """Keyed digest of the subject of a scan."""
@@ -140,8 +140,8 @@ class Contents:
         names, codes = self.records.tables["split"], self.records.facts["split"]
         if split is None:
             return np.ones(len(self), bool)
-        found: NDArray[np.bool_] = codes == names.index(split) if split in names else np.zeros(len(self), bool)
-        return found
+        in_split: NDArray[np.bool_] = codes == names.index(split) if split in names else np.zeros(len(self), bool)
+        return in_split
 
     # --- of all scans
 
@@ -189,11 +189,11 @@ class Contents:
 
         Files that were copied or touched and then cached again, to the same voxels, leave it as it is.
         """
-        held = self.records
+        records = self.records
         digest = hashlib.blake2b(digest_size=8)
-        for part in (held.scan_id, held.facts["content"], held.affine, held.facts["split"]):
+        for part in (records.scan_id, records.facts["content"], records.affine, records.facts["split"]):
             digest.update(part.tobytes())
-        digest.update(repr(held.tables["split"]).encode())
+        digest.update(repr(records.tables["split"]).encode())
         return digest.hexdigest()
 
     def spacing(self, axes: int) -> tuple[float, ...] | None:

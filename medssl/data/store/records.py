@@ -115,8 +115,8 @@ class Records:
         """Scan-level labels by name."""
         fact = self.facts[number]
         first = int(fact["blobs"]) + int(fact["cells"])
-        found: dict[str, str] = json.loads(self.blobs[first : first + int(fact["text"])].tobytes() or b"{}")
-        return found
+        values: dict[str, str] = json.loads(self.blobs[first : first + int(fact["text"])].tobytes() or b"{}")
+        return values
 
 
 FACTS = np.dtype(
@@ -205,9 +205,9 @@ def insert(
             connection.execute("DELETE FROM failures WHERE scan_id = ?", row[:1])
             connection.execute("DELETE FROM lost WHERE scan_id = ?", row[:1])
             connection.execute("DELETE FROM checksums WHERE scan_id = ?", row[:1])
-            if found := (checks or {}).get(row[0]):
+            if piece_sums := (checks or {}).get(row[0]):
                 sums = checksums.of_row(row[:-1]), checksums.of_row(row[-1:])
-                connection.execute("INSERT INTO checksums VALUES (?, ?, ?, ?, ?)", (row[0], *sums, *found))
+                connection.execute("INSERT INTO checksums VALUES (?, ?, ?, ?, ?)", (row[0], *sums, *piece_sums))
 
 
 def seal_row(connection: sqlite3.Connection, scan_id: str) -> None:
@@ -231,23 +231,23 @@ def load(path: Path) -> Records:
             refuse_programs(connection, path.name)
             checksums.refuse_broken(path.parent, path.name)
             summed = checksums.has_table(connection)
-            table = "scans LEFT JOIN checksums USING (scan_id)" if summed else "scans"
-            query = f"SELECT {names}, {'checksums.row' if summed else 'NULL'} FROM {table} ORDER BY scans.scan_id"
+            joined = "scans LEFT JOIN checksums USING (scan_id)" if summed else "scans"
+            query = f"SELECT {names}, {'checksums.row' if summed else 'NULL'} FROM {joined} ORDER BY scans.scan_id"
             rows = connection.execute(query).fetchall()
     except (sqlite3.Error, UnicodeDecodeError) as error:
         message = f"the store's table {path.name} cannot be read ({error}): {again}"
         raise UserError(message) from error
     columns = list(zip(*rows, strict=True))[:-1]
-    held = dict(zip(COLUMNS, columns or [()] * len(COLUMNS), strict=False))
+    table = dict(zip(COLUMNS, columns or [()] * len(COLUMNS), strict=False))
     for column in ("scan_id", "key", "pack"):  # files are called after them
-        if STRANGE.search("\0".join(map(str, held[column]))):
+        if STRANGE.search("\0".join(map(str, table[column]))):
             message = f"the store's table {path.name} holds a {column} that medssl does not write: cache the scans anew"
             raise UserError(message)
     for row in rows:
         if row[-1] is not None and row[-1] != checksums.of_row(row[:-1]):
             message = f"scan {row[0]}: its row in the store's table {path.name} is damaged: {again}"
             raise UserError(message)
-    return _arrays(held)
+    return _arrays(table)
 
 
 def _arrays(table: dict[str, tuple[Any, ...]]) -> Records:

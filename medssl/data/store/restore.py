@@ -1,4 +1,4 @@
-"""From the stored grid back to a scan's own: the inverse of ``preprocess.prepare`` for what a network says of a scan.
+"""From the stored grid back to the grid of a scan's file: the inverse of ``preprocess.prepare`` for predictions.
 
 Probabilities come plane by plane and are interpolated linearly, axis by axis, at the voxels of the source; the class of
 the highest wins. Never more than two planes are held, whatever the size of the scan.
@@ -28,7 +28,7 @@ OFF_AXIS = 0.1  # stored voxels by which the axes of the two grids may part over
 
 
 @dataclass(frozen=True)
-class Way:
+class GridMapping:
     """Where the voxels of a scan lie on its stored grid.
 
     Attributes:
@@ -44,15 +44,15 @@ class Way:
     positions: tuple[NDArray[np.float64], ...]
 
 
-def way_back(prepared: Prepared, affine: NDArray[np.float64]) -> Way:
-    """Works out where the voxels of a scan went.
+def mapping_to_source(prepared: Prepared, affine: NDArray[np.float64]) -> GridMapping:
+    """Finds where the voxels of a scan lie on its stored grid.
 
     Args:
         prepared: The scan as it is stored.
         affine: Voxel -> world mm of the scan as it lies on disk.
 
     Raises:
-        UserError: A transform of the user turned the scan by an angle, so that no axis of one grid is one of the other.
+        UserError: A transform of the user rotated the scan, so that no axis of one grid is one of the other.
     """
     undo, last = prepared.undo, len(prepared.undo.shape)
     oriented = np.linalg.inv(np.asarray(undo.affine)) @ affine
@@ -64,30 +64,31 @@ def way_back(prepared: Prepared, affine: NDArray[np.float64]) -> Way:
     off = float((apart @ np.array(shape)).max())
     if sorted(axes) != list(range(last)) or off > OFF_AXIS:
         message = (
-            f"preprocess.transforms turn the scan by an angle (up to {off:.2g} voxels off its own axes), so a "
-            "prediction cannot be brought back to the scan's grid: leave out what rotates"
+            f"they rotate the scan (up to {off:.2g} voxels off its axes), so a prediction cannot be brought back to "
+            "the scan's grid"
         )
-        raise UserError(message)
+        raise UserError(message, key="preprocess.transforms", hint="Leave out the transform that rotates")
     starts, positions = [], []
-    for own, (middle, final) in enumerate(zip(turned, axes, strict=True)):
-        index = np.arange(shape[own])
-        there = np.rint(oriented[middle, own] * index + oriented[middle, last]) - undo.crop_start[middle]
-        place = stored[final, own] * index + stored[final, last]
+    for axis, (middle, final) in enumerate(zip(turned, axes, strict=True)):
+        index = np.arange(shape[axis])
+        cropped = np.rint(oriented[middle, axis] * index + oriented[middle, last]) - undo.crop_start[middle]
+        stored_place = stored[final, axis] * index + stored[final, last]
         size = prepared.image.shape[final + 1]
-        inside = (there >= 0) & (there < undo.crop_size[middle]) & (place > -0.501) & (place < size - 0.499)
+        inside = (cropped >= 0) & (cropped < undo.crop_size[middle])
+        inside &= (stored_place > -0.501) & (stored_place < size - 0.499)
         starts.append(int(inside.argmax()))
-        positions.append(_held(place[inside], size))
-    return Way(shape, axes, tuple(starts), tuple(positions))
+        positions.append(_clamped(stored_place[inside], size))
+    return GridMapping(shape, axes, tuple(starts), tuple(positions))
 
 
 def restore(
-    blocks: Iterable[tuple[int, Float[Tensor, "K n *rest"]]], way: Way, *, axis: int, classes: int
+    blocks: Iterable[tuple[int, Float[Tensor, "K n *rest"]]], mapping: GridMapping, *, axis: int, classes: int
 ) -> Int[np.ndarray, "*s"]:
     """Brings class probabilities back to the scan's own grid and takes the class of the highest.
 
     Args:
         blocks: First plane and probabilities [K, planes, the other stored axes], the planes in order without gaps.
-        way: Where the scan's voxels lie.
+        mapping: Where the scan's voxels lie.
         axis: Stored axis that the planes are counted along.
         classes: How many classes there are.
 
@@ -97,19 +98,19 @@ def restore(
     Raises:
         ValueError: Planes are missing at the end.
     """
-    own = way.axes.index(axis)
-    others = [other for other in range(len(way.axes)) if other != own]
-    low, share = _split(way.positions[own])
+    scan_axis = mapping.axes.index(axis)
+    others = [other for other in range(len(mapping.axes)) if other != scan_axis]
+    low, share = _split(mapping.positions[scan_axis])
     complete = low + (share > 0)  # the stored plane with which a plane of the scan can be made
-    due = deque(np.argsort(way.positions[own], kind="stable").tolist())
+    due = deque(np.argsort(mapping.positions[scan_axis], kind="stable").tolist())
     needed = set(low.tolist()) | set(complete.tolist())
-    out: NDArray[Any] = np.zeros(way.shape, np.uint8 if classes <= 256 else np.uint16)
-    box = out[tuple(slice(a, a + len(p)) for a, p in zip(way.start, way.positions, strict=True))]
-    planes = np.moveaxis(box, own, 0)
+    out: NDArray[Any] = np.zeros(mapping.shape, np.uint8 if classes <= 256 else np.uint16)
+    box = out[tuple(slice(a, a + len(p)) for a, p in zip(mapping.start, mapping.positions, strict=True))]
+    planes = np.moveaxis(box, scan_axis, 0)
     before: Tensor | None = None
     for first, block in blocks:
         for number, plane in enumerate(block.unbind(1), first):
-            now = _in_plane(plane, way, others) if number in needed else None
+            now = _in_plane(plane, mapping, others) if number in needed else None
             while due and complete[due[0]] == number:
                 one = due.popleft()
                 assert now is not None
@@ -122,12 +123,12 @@ def restore(
     return out
 
 
-def restore_labels(label: Int[np.ndarray, "*s"], way: Way, *, axis: int = 0) -> Int[np.ndarray, "*s"]:
+def restore_labels(label: Int[np.ndarray, "*s"], mapping: GridMapping, *, axis: int = 0) -> Int[np.ndarray, "*s"]:
     """Brings a stored label map back the same way, each class as a probability of 0 or 1; equal ones give the first.
 
     Args:
         label: Classes on the stored grid.
-        way: Where the scan's voxels lie.
+        mapping: Where the scan's voxels lie.
         axis: Stored axis that is gone along.
 
     Returns:
@@ -141,9 +142,9 @@ def restore_labels(label: Int[np.ndarray, "*s"], way: Way, *, axis: int = 0) -> 
         (number, torch.from_numpy((plane[None, None] == ordered).astype(np.float32)))
         for number, plane in enumerate(planes)
     )
-    numbers = restore(blocks, way, axis=axis, classes=len(values))
-    found: NDArray[Any] = values[first][numbers].astype(label.dtype)
-    return found
+    numbers = restore(blocks, mapping, axis=axis, classes=len(values))
+    labels: NDArray[Any] = values[first][numbers].astype(label.dtype)
+    return labels
 
 
 def _axes(matrix: NDArray[np.float64]) -> tuple[int, ...]:
@@ -151,7 +152,7 @@ def _axes(matrix: NDArray[np.float64]) -> tuple[int, ...]:
     return tuple(int(axis) for axis in np.abs(matrix[:-1, :-1]).argmax(axis=0))
 
 
-def _held(place: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+def _clamped(place: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     """Places of voxels where the stored values really are: the last one may be that of a voxel less far out.
 
     ``grid.resample`` reads its last voxel at the border where its place lies beyond it.
@@ -168,12 +169,12 @@ def _split(position: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.
     return low, (position - low).astype(np.float32)
 
 
-def _in_plane(plane: Float[Tensor, "K *rest"], way: Way, others: list[int]) -> Float[Tensor, "K *rest"]:
+def _in_plane(plane: Float[Tensor, "K *rest"], mapping: GridMapping, others: list[int]) -> Float[Tensor, "K *rest"]:
     """One plane of the stored grid at the scan's own voxels, its axes in the scan's order."""
-    if len(others) == 2 and way.axes[others[0]] > way.axes[others[1]]:
+    if len(others) == 2 and mapping.axes[others[0]] > mapping.axes[others[1]]:
         plane = plane.transpose(1, 2)
     for dim, other in enumerate(others, 1):
-        low, share = _split(way.positions[other])
+        low, share = _split(mapping.positions[other])
         if share.any():
             weight = torch.from_numpy(share).reshape([-1 if d == dim else 1 for d in range(plane.ndim)])
             above = torch.from_numpy(np.minimum(low + 1, plane.shape[dim] - 1))

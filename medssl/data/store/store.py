@@ -9,29 +9,22 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medssl.data.store import checksums, chunks, records
 from medssl.data.store.coding import EXCLUDED
 from medssl.data.store.contents import Contents
+from medssl.data.store.naming import FORMAT, Tier, scan_file
 from medssl.io.documents import read_json
 from medssl.io.older_keys import with_present_keys
 from medssl.types import Imported, IntensityRule, IntensityRules, LabelSchema, Preprocess, UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from medssl.data.store.preprocess import Prepared
-    from medssl.types import Scan
-
-Tier = Literal["chunked", "raw"]
-FORMAT = 1
-SMALL = {2: 1 << 20, 3: 1 << 18}  # bytes below which an image or a volume goes into a pack and is decoded whole
 
 
 class Store(Contents):
@@ -85,11 +78,11 @@ class Store(Contents):
             path.chmod(0o700)
             records.connect(path / "records.sqlite").close()
         else:
-            found = cls.open(path, preprocess)
-            if found.tier != tier:
-                message = f"the store {path} is {found.tier}, not {tier}: take another folder"
+            store = cls.open(path, preprocess)
+            if store.tier != tier:
+                message = f"the store {path} is {store.tier}, not {tier}: take another folder"
                 raise UserError(message)
-            synthetic = synthetic and (found.synthetic or not len(found))
+            synthetic = synthetic and (store.synthetic or not len(store))
         description = {
             "format": FORMAT,
             "tier": tier,
@@ -251,34 +244,6 @@ class Store(Contents):
         return chunks.open_chunked(path, known) if self.tier == "chunked" else chunks.open_raw(path, known)
 
 
-def scan_key(scan: Scan, preprocess: Preprocess, tier: Tier) -> str:
-    """Digest of everything that decides a scan's stored bytes: its files, those of its masks, the rules."""
-    parts = [scan.scan_id, scan.digests.source, preprocess.digest(), tier, FORMAT]
-    parts += [f"{part.path}#{part.frame}" for part in scan.labels.mask]
-    parts += [f"excluded {part.path}#{part.frame}" for part in scan.labels.excluded]
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
-
-
-def scan_file(path: Path, key: str, part: str, tier: Tier) -> Path:
-    """File of a scan that is not packed."""
-    name = f"{key}.{part}" if part else key
-    return path / "scans" / key[:2] / (name + (".b2nd" if tier == "chunked" else ".npy"))
-
-
-def content_digest(prepared: Prepared) -> str:
-    """Digest of the stored voxels, what they mean and their label: whatever file they came from, and when."""
-    digest = hashlib.blake2b(digest_size=12)
-    digest.update(f"{prepared.image.shape}{prepared.image.dtype}".encode())
-    digest.update(prepared.coding.intensity[:, :2].tobytes())
-    if prepared.coding.excluded:
-        digest.update(b"excluded")  # the same code can be a value like any other
-    digest.update(np.ascontiguousarray(prepared.image).data)
-    if prepared.label is not None:
-        digest.update(prepared.label.dtype.name.encode())
-        digest.update(np.ascontiguousarray(prepared.label).data)
-    return digest.hexdigest()
-
-
 def preprocess_from(data: dict[str, Any]) -> Preprocess:
     """Returns the Preprocess that ``dataclasses.asdict`` and JSON made a dictionary of."""
     data = dict(data)
@@ -290,9 +255,9 @@ def preprocess_from(data: dict[str, Any]) -> Preprocess:
     return Preprocess(**data, intensity=IntensityRules(**rules), transforms=steps)
 
 
-def differences(found: Any, wanted: Any, name: str = "") -> list[str]:
+def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
     """Names of the keys in which two nested dictionaries differ, each with both values."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        keys = sorted(found.keys() | wanted.keys())
-        return [x for k in keys for x in differences(found.get(k), wanted.get(k), f"{name}.{k}".strip("."))]
-    return [] if found == wanted else [f"{name} {found} -> {wanted}"]
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        keys = sorted(stored.keys() | wanted.keys())
+        return [x for k in keys for x in differences(stored.get(k), wanted.get(k), f"{name}.{k}".strip("."))]
+    return [] if stored == wanted else [f"{name} {stored} -> {wanted}"]

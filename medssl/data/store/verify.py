@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from medssl.data.store import checksums, chunks, records
-from medssl.data.store.store import scan_file
+from medssl.data.store.naming import scan_file
 from medssl.io.sqlite import refuse_programs
 from medssl.types import UserError
 
@@ -42,13 +42,18 @@ class Findings:
     files: list[str] = field(default_factory=list)
     sealed: bool = True
 
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is damaged."""
+        return not (self.damaged or self.files)
 
-def verify(store: Path, tell: Callable[[int], object] = lambda _bytes: None) -> Findings:
+
+def verify(store: Path, report: Callable[[int], object] = lambda _bytes: None) -> Findings:
     """Compare every byte of a store with its checksums; what is damaged is marked for the next run of the cache.
 
     Args:
         store: Its folder.
-        tell: Told how many bytes of scans were compared.
+        report: Called with the number of bytes that were compared, after each scan.
 
     Raises:
         UserError: There is no store.
@@ -56,30 +61,30 @@ def verify(store: Path, tell: Callable[[int], object] = lambda _bytes: None) -> 
     if not (store / records.TABLE).exists():
         message = f"{store} is no store (no {records.TABLE}): cache an index first"
         raise UserError(message)
-    found = Findings(sealed=(store / checksums.SEAL).exists())
-    found.files += [f"{name}: its checksum differs" for name in checksums.broken(store)]
+    findings = Findings(sealed=(store / checksums.SEAL).exists())
+    findings.files += [f"{name}: its checksum differs" for name in checksums.broken(store)]
     try:
         tier = _tier(store)
     except ValueError as error:
-        found.files.append(f"store.json: {error}")
+        findings.files.append(f"store.json: {error}")
         tier = "chunked"
     try:
         with closing(_connect(store)) as connection:
             for line in connection.execute("PRAGMA integrity_check(3)"):
                 if line[0] != "ok":
-                    found.files.append(f"{records.TABLE}: {line[0]}")
+                    findings.files.append(f"{records.TABLE}: {line[0]}")
             if _orphans(connection):
-                found.files.append(f"{records.TABLE}: it has checksums of scans that it does not have")
+                findings.files.append(f"{records.TABLE}: it has checksums of scans that it does not have")
             for row in connection.execute(_query(connection)):
-                found.checked += 1
-                found.without += row[-4] is None
-                if problem := _problem(store, tier, row, tell):
-                    found.damaged[str(row[0])] = problem
+                findings.checked += 1
+                findings.without += row[-4] is None
+                if problem := _problem(store, tier, row, report):
+                    findings.damaged[str(row[0])] = problem
                     checksums.mark(store, str(row[0]))
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        found.files.append(f"{records.TABLE}: {error}")
-    found.files = list(dict.fromkeys(found.files))
-    return found
+        findings.files.append(f"{records.TABLE}: {error}")
+    findings.files = list(dict.fromkeys(findings.files))
+    return findings
 
 
 def mend(store: Path) -> tuple[str, ...]:
@@ -195,7 +200,7 @@ def _row_problem(row: tuple[Any, ...]) -> str:
     return "" if whole else "its row in the table is damaged"
 
 
-def _problem(store: Path, tier: str, row: tuple[Any, ...], tell: Callable[[int], object]) -> str:
+def _problem(store: Path, tier: str, row: tuple[Any, ...], report: Callable[[int], object]) -> str:
     """What is wrong with a scan, its row or its bytes, or nothing."""
     if problem := _row_problem(row):
         return problem
@@ -205,7 +210,7 @@ def _problem(store: Path, tier: str, row: tuple[Any, ...], tell: Callable[[int],
         for part, entries in zip(("", "label"), known, strict=True):
             if part and not record["label_dtype"]:
                 continue
-            tell(_compare(store, tier, record, part, entries))
+            report(_compare(store, tier, record, part, entries))
     except checksums.DamagedError as error:
         return str(error)
     except FileNotFoundError:

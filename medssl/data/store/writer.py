@@ -1,4 +1,4 @@
-"""Fills a store: one job reads, prepares and writes one scan, or a pack of small ones; any process can run it."""
+"""Writes scans into a store: one job reads, prepares and writes one scan, or a pack of small ones, in any process."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from medssl.data.formats.masks import check_label
 from medssl.data.formats.reading import read
 from medssl.data.store import checksums, chunks, records
+from medssl.data.store.naming import SMALL, content_digest, scan_file, scan_key
 from medssl.data.store.preprocess import prepare
-from medssl.data.store.store import SMALL, content_digest, scan_file, scan_key
 from medssl.data.store.unchanged import refuse_changed
 from medssl.io.processes import in_worker
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from medssl.data.store.naming import Tier
     from medssl.data.store.preprocess import Prepared
-    from medssl.data.store.store import Tier
     from medssl.io.limits import Limits
     from medssl.io.processes import Lost
     from medssl.types import LabelSchema, Preprocess, Scan
@@ -34,8 +34,8 @@ UNREADABLE = (OSError, ValueError, RuntimeError, ArithmeticError, LookupError)
 
 
 @dataclass(frozen=True)
-class Filling:
-    """What all jobs of one store share.
+class StorePlan:
+    """What all writing jobs of one store share.
 
     Attributes:
         root: Root of the index, which the scans' paths start from.
@@ -70,11 +70,13 @@ class Outcome:
     size: int = 0
 
 
-def fill(filling: Filling, scans: Sequence[Scan], tell: Callable[[int], None] = lambda _number: None) -> Outcome:
-    """Stores one scan in files of its own, several in a pack.
+def write_scans(
+    plan: StorePlan, scans: Sequence[Scan], report: Callable[[int], None] = lambda _number: None
+) -> Outcome:
+    """Stores one scan in separate files, several scans in a pack.
 
-    A scan that cannot be read or prepared is skipped with its reason and the others go on; ``tell`` is told its number
-    before.
+    A scan that cannot be read or prepared is skipped with its reason and the others go on; ``report`` is called with
+    the number of each scan before it is read.
 
     Raises:
         disk.DiskFull: No room; nothing of the file in work is left.
@@ -85,32 +87,32 @@ def fill(filling: Filling, scans: Sequence[Scan], tell: Callable[[int], None] = 
     pack: list[bytes] = []
     checks: dict[str, tuple[bytes, bytes]] = {}
     for number, scan in enumerate(scans):
-        tell(number)
+        report(number)
         try:
-            prepared, said = _prepared(filling, scan)
+            prepared, read_notes = _prepared(plan, scan)
         except MemoryError:
-            if in_worker():  # whoever watches this process leaves the scan out
+            if in_worker():  # the process that started this one leaves the scan out
                 raise
-            skipped.append((scan.scan_id, filling.key(scan), "needs more memory than there is"))
+            skipped.append((scan.scan_id, plan.key(scan), "needs more memory than there is"))
             continue
         except UNREADABLE as error:
             text = str(error) or "no reason given"
             reason = text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
-            skipped.append((scan.scan_id, filling.key(scan), " ".join(reason.split())))
+            skipped.append((scan.scan_id, plan.key(scan), " ".join(reason.split())))
             continue
-        notes += [f"{scan.scan_id}: {note}" for note in said]
+        notes += [f"{scan.scan_id}: {note}" for note in read_notes]
         if len(scans) == 1 and not _small(prepared):
-            row, checks[scan.scan_id] = _write_own(filling, scan, prepared)
+            row, checks[scan.scan_id] = _write_files(plan, scan, prepared)
             rows.append(row)
         else:
             place, checks[scan.scan_id] = _packed(prepared, pack)
-            rows.append(records.row(scan, filling.key(scan), prepared, place, content_digest(prepared)))
-    size = sum(expected_bytes(filling, scan) for scan in scans)
-    return Outcome(tuple(_published(filling, rows, pack)), tuple(skipped), tuple(notes), tuple(checks.items()), size)
+            rows.append(records.row(scan, plan.key(scan), prepared, place, content_digest(prepared)))
+    size = sum(expected_bytes(plan, scan) for scan in scans)
+    return Outcome(tuple(_published(plan, rows, pack)), tuple(skipped), tuple(notes), tuple(checks.items()), size)
 
 
 def jobs(
-    filling: Filling,
+    plan: StorePlan,
     scans: Iterable[Scan],
     connection: sqlite3.Connection,
     left_out: Callable[[Scan], bool] = lambda _scan: False,
@@ -124,11 +126,11 @@ def jobs(
     again: list[Scan] = []
     failed = {str(row[0]) for row in connection.execute("SELECT scan_id FROM failures")}
     for scan in scans:
-        if stored(filling, scan, connection) or left_out(scan):
+        if stored(plan, scan, connection) or left_out(scan):
             continue
         if scan.scan_id in failed:
             again.append(scan)
-        elif expected_bytes(filling, scan) >= SMALL[len(scan.grid.shape)]:
+        elif expected_bytes(plan, scan) >= SMALL[len(scan.grid.shape)]:
             yield (scan,)
         else:
             small.append(scan)
@@ -140,24 +142,24 @@ def jobs(
     yield from ((scan,) for scan in again)
 
 
-def stored(filling: Filling, scan: Scan, connection: sqlite3.Connection) -> bool:
+def stored(plan: StorePlan, scan: Scan, connection: sqlite3.Connection) -> bool:
     """Whether the store holds this scan, made of these files by these rules, with all its bytes."""
     query = "SELECT key, pack, first, nbytes, label_first, label_nbytes, details FROM scans WHERE scan_id = ?"
-    found = connection.execute(query, (scan.scan_id,)).fetchone()
-    if found is None or found[0] != filling.key(scan):
+    row = connection.execute(query, (scan.scan_id,)).fetchone()
+    if row is None or row[0] != plan.key(scan):
         return False
-    if found[1]:
-        needed = max(found[2] + found[3], found[4] + found[5])
-        return bool(_size(filling.store / "packs" / found[1]) >= needed)
-    sizes = json.loads(found[6])["bytes"]
-    names = [scan_file(filling.store, found[0], part, filling.tier) for part in ("", "label")][: len(sizes)]
+    if row[1]:
+        needed = max(row[2] + row[3], row[4] + row[5])
+        return bool(_size(plan.store / "packs" / row[1]) >= needed)
+    sizes = json.loads(row[6])["bytes"]
+    names = [scan_file(plan.store, row[0], part, plan.tier) for part in ("", "label")][: len(sizes)]
     return bool([_size(name) for name in names] == sizes)
 
 
-def expected_bytes(filling: Filling, scan: Scan) -> int:
+def expected_bytes(plan: StorePlan, scan: Scan) -> int:
     """Bytes of the voxels of a scan after its new grid, before compression (two bytes a voxel)."""
     shape = np.asarray(scan.grid.shape, float)
-    rules = filling.preprocess
+    rules = plan.preprocess
     if len(shape) == 2 and rules.image_size:
         shape = np.asarray(rules.image_size, float)
     if len(shape) == 3 and rules.spacing_mm and not rules.orientation:
@@ -174,30 +176,30 @@ def expected_bytes(filling: Filling, scan: Scan) -> int:
     )
 
 
-def seconds_for(filling: Filling, scan: Scan) -> float:
+def seconds_for(plan: StorePlan, scan: Scan) -> float:
     """Seconds that a scan may take besides, for its size: 2 MB each."""
-    return expected_bytes(filling, scan) / 2e6
+    return expected_bytes(plan, scan) / 2e6
 
 
-def left_out(filling: Filling, scan: Scan, connection: sqlite3.Connection, limits: Limits) -> str:
+def left_out(plan: StorePlan, scan: Scan, connection: sqlite3.Connection, limits: Limits) -> str:
     """Why a scan is not tried: too large for the memory limit, or it met a limit before that is no wider now.
 
     Nothing where it is tried.
     """
-    needed = expected_bytes(filling, scan) / 1e9
+    needed = expected_bytes(plan, scan) / 1e9
     if needed > limits.memory_gb:
         return f"needs about {needed:.3g} GB of memory, the limit is {limits.memory_gb:.3g} GB (memory_gb)"
     query = 'SELECT reason, kind, value FROM lost WHERE scan_id = ? AND "key" = ?'
-    found = connection.execute(query, (scan.scan_id, filling.key(scan))).fetchone()
-    if found is None or (limits.seconds if found[1] == "seconds" else limits.memory_gb) > found[2]:
+    row = connection.execute(query, (scan.scan_id, plan.key(scan))).fetchone()
+    if row is None or (limits.seconds if row[1] == "seconds" else limits.memory_gb) > row[2]:
         return ""
-    return f"{found[0]} in an earlier run, and is tried again with a higher {found[1]}"
+    return f"{row[0]} in an earlier run, and is tried again with a higher {row[1]}"
 
 
 @records.room()
-def lose(filling: Filling, connection: sqlite3.Connection, scan: Scan, lost: Lost, limits: Limits) -> Outcome:
-    """Notes that no process could read a scan; returns that it was skipped."""
-    key = filling.key(scan)
+def record_lost(plan: StorePlan, connection: sqlite3.Connection, scan: Scan, lost: Lost, limits: Limits) -> Outcome:
+    """Records that no process could read a scan; returns an outcome that skips it."""
+    key = plan.key(scan)
     value = {"seconds": limits.seconds, "memory_gb": limits.memory_gb}.get(lost.limit)
     with connection:
         connection.execute("INSERT OR REPLACE INTO failures VALUES (?, ?)", (scan.scan_id, key))
@@ -205,17 +207,17 @@ def lose(filling: Filling, connection: sqlite3.Connection, scan: Scan, lost: Los
         if value is not None:
             row = (scan.scan_id, key, lost.reason, lost.limit, value)
             connection.execute("INSERT INTO lost VALUES (?, ?, ?, ?, ?)", row)
-    return Outcome(skipped=((scan.scan_id, key, lost.reason),), size=expected_bytes(filling, scan))
+    return Outcome(skipped=((scan.scan_id, key, lost.reason),), size=expected_bytes(plan, scan))
 
 
 @records.room()
-def refresh(filling: Filling, scans: Iterable[Scan], connection: sqlite3.Connection) -> int:
+def refresh(plan: StorePlan, scans: Iterable[Scan], connection: sqlite3.Connection) -> int:
     """Brings subjects, splits and scan-level labels of stored scans up to the index; returns how many changed."""
     names = records.DESCRIBED
     changed = 0
     with connection:
         for scan in scans:
-            now = records.described(scan, filling.key(scan))
+            now = records.described(scan, plan.key(scan))
             query = f"SELECT {', '.join(names)} FROM scans WHERE scan_id = ? AND key = ?"
             before = connection.execute(query, now[:2]).fetchone()
             if before is not None and before != now:
@@ -227,8 +229,8 @@ def refresh(filling: Filling, scans: Iterable[Scan], connection: sqlite3.Connect
 
 
 @records.room()
-def keep(filling: Filling, connection: sqlite3.Connection, outcome: Outcome) -> None:
-    """Enters what a job did into the table; files of an older state of the same scans go."""
+def record_outcome(plan: StorePlan, connection: sqlite3.Connection, outcome: Outcome) -> None:
+    """Enters what a job did into the table; deletes files of an older state of the same scans."""
     old = [
         connection.execute("SELECT key, pack FROM scans WHERE scan_id = ? AND key != ?", row[:2]).fetchone()
         for row in outcome.rows
@@ -240,16 +242,16 @@ def keep(filling: Filling, connection: sqlite3.Connection, outcome: Outcome) -> 
         )
     for key, pack in filter(None, old):
         for part in () if pack else ("", "label"):
-            scan_file(filling.store, key, part, filling.tier).unlink(missing_ok=True)
+            scan_file(plan.store, key, part, plan.tier).unlink(missing_ok=True)
 
 
-def _prepared(filling: Filling, scan: Scan) -> tuple[Prepared, tuple[str, ...]]:
-    refuse_changed(scan, filling.root)
-    volume = read(scan, filling.root)
-    schema = filling.schemas.get(scan.source.dataset)
+def _prepared(plan: StorePlan, scan: Scan) -> tuple[Prepared, tuple[str, ...]]:
+    refuse_changed(scan, plan.root)
+    volume = read(scan, plan.root)
+    schema = plan.schemas.get(scan.source.dataset)
     if volume.label is not None:
         check_label(volume.label, schema)
-    prepared = prepare(volume, filling.preprocess, domain=scan.source.value_domain)
+    prepared = prepare(volume, plan.preprocess, domain=scan.source.value_domain)
     return prepared, volume.notes
 
 
@@ -257,14 +259,14 @@ def _small(prepared: Prepared) -> bool:
     return prepared.image.nbytes < SMALL[prepared.image.ndim - 1]
 
 
-def _write_own(filling: Filling, scan: Scan, prepared: Prepared) -> tuple[tuple[Any, ...], tuple[bytes, bytes]]:
+def _write_files(plan: StorePlan, scan: Scan, prepared: Prepared) -> tuple[tuple[Any, ...], tuple[bytes, bytes]]:
     """Writes the files of one scan and returns its row and its checksums."""
-    key = filling.key(scan)
+    key = plan.key(scan)
     sizes, checks = [], [b""] if prepared.label is None else []
     for part, array in (("label", prepared.label), ("", prepared.image)):
         if array is not None:
-            parts, known = chunks.with_checksums(array, filling.tier)
-            sizes.append(chunks.write_parts(scan_file(filling.store, key, part, filling.tier), parts))
+            parts, known = chunks.with_checksums(array, plan.tier)
+            sizes.append(chunks.write_parts(scan_file(plan.store, key, part, plan.tier), parts))
             checks.append(known)
     place = records.Place(sizes=tuple(reversed(sizes)))
     return records.row(scan, key, prepared, place, content_digest(prepared)), (checks[1], checks[0])
@@ -280,7 +282,7 @@ def _packed(prepared: Prepared, pack: list[bytes]) -> tuple[records.Place, tuple
     return place, (checksums.of_packed(image), checksums.of_packed(label))
 
 
-def _published(filling: Filling, rows: list[tuple[Any, ...]], pack: list[bytes]) -> Iterator[tuple[Any, ...]]:
+def _published(plan: StorePlan, rows: list[tuple[Any, ...]], pack: list[bytes]) -> Iterator[tuple[Any, ...]]:
     """Writes the pack, named after its content, and enters its name into the rows that point to it."""
     if not pack:
         yield from rows
@@ -289,7 +291,7 @@ def _published(filling: Filling, rows: list[tuple[Any, ...]], pack: list[bytes])
     for data in pack:
         digest.update(data)
     name = f"{digest.hexdigest()}.pack"
-    chunks.write_parts(filling.store / "packs" / name, pack)
+    chunks.write_parts(plan.store / "packs" / name, pack)
     place = records.COLUMNS.index("pack")
     for row in rows:
         yield (*row[:place], name if row[place] else "", *row[place + 1 :])

@@ -84,6 +84,6 @@ def test_a_scan_that_was_away_is_stored_next_time(tmp_path, monkeypatch, capsys)
     Trouble(monkeypatch, 0, errno.ESTALE)
     assert cache(tmp_path / "index.sqlite", tmp_path / "store", workers=0).exit_code == 1
     monkeypatch.undo()
-    assert "(0 new, 0 there already, 1 skipped)" in capsys.readouterr().out
+    assert "(0 new, 0 stored before, 1 skipped)" in capsys.readouterr().out
     assert cache(tmp_path / "index.sqlite", tmp_path / "store", workers=0).exit_code == 0
-    assert "(1 new, 0 there already, 0 skipped)" in capsys.readouterr().out
+    assert "(1 new, 0 stored before, 0 skipped)" in capsys.readouterr().out

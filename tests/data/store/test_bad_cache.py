@@ -17,9 +17,7 @@ from data.make_scans import noise, truncate, write_nifti
 from data.store.test_cache import content, index_folder
 
 from medssl.cli import main
-from medssl.commands import cache as verb
-from medssl.data.store import disk, records
-from medssl.data.store import writer as filling
+from medssl.data.store import caching, disk, records, writer
 from medssl.data.store.store import Store
 from medssl.types import Preprocess
 
@@ -137,11 +135,11 @@ def test_a_bad_scan_is_listed_and_the_others_are_stored(row, tmp_path, capfd):
     out, err = capfd.readouterr()
     lines = [line for line in (out + err).replace("\r", "\n").splitlines() if "skipped" in line and ": " in line]
     assert any(re.search(row.message, line) for line in lines), out + err
-    assert "(1 new, 0 there already, 1 skipped)" in out
+    assert "(1 new, 0 stored before, 1 skipped)" in out
     assert "Traceback" not in out + err
     assert len(Store.open(tmp_path / "store")) == 1
     assert main(["cache", str(index), str(tmp_path / "store"), "--workers", "0"]) == 0  # tried again, skipped again
-    assert "(0 new, 1 there already, 1 skipped)" in capfd.readouterr().out
+    assert "(0 new, 1 stored before, 1 skipped)" in capfd.readouterr().out
 
 
 def test_nothing_stored_is_an_error(tmp_path, capfd):
@@ -174,7 +172,7 @@ def test_a_full_disk_stops_with_one_line_and_loses_nothing(tmp_path, capfd, monk
     assert not list((tmp_path / "store").rglob("*.part"))
     monkeypatch.undo()
     assert main(["cache", str(index), str(tmp_path / "store"), "--workers", "0"]) == 0
-    assert "(2 new, 2 there already, 0 skipped)" in capfd.readouterr().out
+    assert "(2 new, 2 stored before, 0 skipped)" in capfd.readouterr().out
     assert content(tmp_path / "store") == content(tmp_path / "whole")
 
 
@@ -182,9 +180,9 @@ def test_a_disk_that_is_full_for_the_table_too_is_said(tmp_path):
     connection = records.connect(tmp_path / "records.sqlite")
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite answers as on a full disk
-    plan = filling.Filling(tmp_path, tmp_path, Preprocess(), "chunked", {})
+    plan = writer.StorePlan(tmp_path, tmp_path, Preprocess(), "chunked", {})
     with pytest.raises(disk.DiskFull, match="the store's disk is full"):
-        filling.keep(plan, connection, filling.Outcome(skipped=(("a", "k" * 100_000, "no reason"),)))
+        writer.record_outcome(plan, connection, writer.Outcome(skipped=(("a", "k" * 100_000, "no reason"),)))
     assert connection.execute("SELECT count(*) FROM failures").fetchone() == (0,)
     connection.close()
     copied = pickle.loads(pickle.dumps(disk.DiskFull()))  # as a worker process sends it
@@ -217,7 +215,7 @@ def test_a_store_of_another_preprocess_is_refused(tmp_path, capfd):
 def test_a_worker_that_dies_is_said(tmp_path, capfd, monkeypatch):
     volume(tmp_path / "scans", "a")
     index = index_folder(tmp_path / "scans", tmp_path / "index.sqlite")
-    monkeypatch.setattr(verb, "_start", _die)
+    monkeypatch.setattr(caching, "_start", _die)
     assert main(["cache", str(index), str(tmp_path / "store"), "--workers", "1"]) == 2
     err = capfd.readouterr().err
     assert "error: 3 worker processes in a row ended before they had begun (exit code 9): run the same command" in err

@@ -28,16 +28,16 @@ AFFINE = np.diag([1.0, 1.5, 2.0, 1.0])
 SLOWLY = """
 import sys, time
 from pathlib import Path
-from medssl.data.store import writer as filling
+from medssl.data.store import writer
 from medssl.commands.cache import cache
 
-prepare = filling.prepare
+prepare = writer.prepare
 
 def slow(*arguments, **options):
     time.sleep(0.15)
     return prepare(*arguments, **options)
 
-filling.prepare = slow
+writer.prepare = slow
 cache(Path(sys.argv[1]), Path(sys.argv[2]), workers=0)
 """
 
@@ -87,7 +87,7 @@ def test_cache_stores_every_scan_and_a_second_run_does_nothing(scans, tmp_path, 
     said = capsys.readouterr().out
     assert "6 scans to store, about" in said
     assert "6 scans, " in said
-    assert "(6 new, 0 there already, 0 skipped)" in said
+    assert "(6 new, 0 stored before, 0 skipped)" in said
     store = Store.open(tmp_path / "store")
     assert store.preprocess == Preprocess(foreground_crop=False)
     assert [name for _, name in store.schema.classes] == ["a", "b", "c"]
@@ -105,7 +105,7 @@ def test_cache_stores_every_scan_and_a_second_run_does_nothing(scans, tmp_path, 
     before = content(tmp_path / "store")
     times = [p.stat().st_mtime_ns for p in (tmp_path / "store" / "scans").rglob("*.b2nd")]
     assert cache(index, tmp_path / "store", preprocess=Preprocess(foreground_crop=False), workers=0).exit_code == 0
-    assert "(0 new, 6 there already, 0 skipped)" in capsys.readouterr().out
+    assert "(0 new, 6 stored before, 0 skipped)" in capsys.readouterr().out
     assert content(tmp_path / "store") == before
     assert [p.stat().st_mtime_ns for p in (tmp_path / "store" / "scans").rglob("*.b2nd")] == times
 
@@ -144,12 +144,12 @@ def test_changed_missing_and_damaged_files_are_stored_again(scans, tmp_path, cap
     (next((store / "packs").iterdir())).write_bytes(b"")
     capsys.readouterr()
     assert cache(index, store, workers=0).exit_code == 0
-    assert "(2 new, 4 there already, 0 skipped)" in capsys.readouterr().out
+    assert "(2 new, 4 stored before, 0 skipped)" in capsys.readouterr().out
     assert content(store) == before
     write_nifti(scans / "images" / "s3.nii.gz", noise((70, 60, 43), np.int16, seed=99))
     indexed(scans, tmp_path)
     assert cache(index, store, workers=0).exit_code == 0
-    assert "(1 new, 5 there already, 0 skipped)" in capsys.readouterr().out
+    assert "(1 new, 5 stored before, 0 skipped)" in capsys.readouterr().out
     assert len(list((store / "scans").rglob("*.b2nd"))) == len(files)  # the old chunks are gone
 
 
@@ -162,13 +162,13 @@ def test_a_mask_of_excluded_voxels_that_comes_changes_or_goes_is_stored_again(sc
         assert cache(index_folder(scans, file, **options), store, preprocess=rules, workers=0).exit_code == 0
         return capsys.readouterr().out, Store.open(store)
 
-    assert "(6 new, 0 there already, 0 skipped)" in cached()[0]
+    assert "(6 new, 0 stored before, 0 skipped)" in cached()[0]
     before = content(store)
     for step in (1, 2):
         mask[:, :20, 5 * step : 30] = step
         write_nifti(scans / "faces" / "s1.nii.gz", mask)
         said, opened = cached()
-        assert "(1 new, 5 there already, 0 skipped)" in said
+        assert "(1 new, 5 stored before, 0 skipped)" in said
         (number,) = np.flatnonzero(opened.records.facts["excluded"])
         codes = opened.read(int(number), (0, 0, 0), (70, 60, 41))
         np.testing.assert_array_equal(codes[0] == EXCLUDED, mask != 0)
@@ -177,7 +177,7 @@ def test_a_mask_of_excluded_voxels_that_comes_changes_or_goes_is_stored_again(sc
     files = {str(p.relative_to(store)) for p in (store / "scans").rglob("*.b2nd")}
     assert len(files) == 10  # those of the masks before are gone
     (scans / "faces" / "s1.nii.gz").unlink()
-    assert "(1 new, 5 there already, 0 skipped)" in cached()[0]
+    assert "(1 new, 5 stored before, 0 skipped)" in cached()[0]
     assert content(store) == before
 
 
@@ -190,14 +190,15 @@ def test_new_splits_reach_the_store_without_new_voxels(scans, tmp_path, capsys):
     capsys.readouterr()
     assert cache(index, store, workers=0).exit_code == 0
     said = capsys.readouterr().out
-    assert "(0 new, 6 there already, 0 skipped)" in said
+    assert "(0 new, 6 stored before, 0 skipped)" in said
     assert "6 took over a new subject, split or label value" in said
     assert Store.open(store).records.tables["split"] == ("val",)
 
 
 def test_a_selection_of_nothing_makes_no_store(scans, tmp_path):
     with pytest.raises(
-        UserError, match=r"index.sqlite has no good scan that meets the condition where: modality = 'CT'"
+        UserError,
+        match=r"^where: .*index.sqlite has no usable scan that meets the condition \(got .modality = 'CT'.\)$",
     ):
         cache(indexed(scans, tmp_path), tmp_path / "store", where="modality = 'CT'", workers=0)
     assert not (tmp_path / "store").exists()

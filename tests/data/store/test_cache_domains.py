@@ -35,7 +35,7 @@ def test_rules_for_ct_on_values_without_a_unit_are_refused(tmp_path, capsys):
     code, said = prepared(tmp_path, capsys)
     assert code == 2
     assert re.search(
-        r"^error: preprocess sets rules for hu; 3 of 3 scans are gray: index with files\.modality CT, or set "
+        r"^error: --preprocess: sets rules for hu; 3 of 3 scans are gray. Index with files\.modality CT, or set "
         r"preprocess\.domains \[gray\]",
         said.err,
     )

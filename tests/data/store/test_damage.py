@@ -16,8 +16,7 @@ from data.store.test_cache import content, index_folder
 from data.stores import PLAIN, fill_store, numbered, scan_of, volume
 
 from medssl.cli import main
-from medssl.data.store import checksums, chunks, records
-from medssl.data.store import writer as filling
+from medssl.data.store import checksums, chunks, records, writer
 from medssl.data.store.checksums import MARKS, SEAL
 from medssl.data.store.store import Store
 from medssl.data.store.verify import mend, verify
@@ -125,7 +124,7 @@ def test_verify_lists_every_damaged_scan(made, tmp_path, capsys):
     assert "its file is missing" in out
     assert "4 scans, 3 damaged: cache the index again into this store, which stores them anew" in out
     assert run(made / "index.sqlite", tmp_path / "store") == 0
-    assert "(3 new, 1 there already, 0 skipped)" in capsys.readouterr().out
+    assert "(3 new, 1 stored before, 0 skipped)" in capsys.readouterr().out
     assert run(made / "index.sqlite", tmp_path / "store", "--verify") == 0
     assert "4 scans, none damaged" in capsys.readouterr().out
 
@@ -161,9 +160,9 @@ def test_a_run_that_was_killed_leaves_rows_that_are_compared(made, tmp_path):
 def test_new_labels_and_splits_keep_the_rows_whole(tmp_path, monkeypatch):
     store = fill_store(tmp_path / "store", {"a": volume(numbered((9, 9, 9)))}, monkeypatch, subject="one")
     again = scan_of("a", volume(numbered((9, 9, 9))), subject="two")
-    plan = filling.Filling(store.path, store.path, PLAIN, "chunked", {})
+    plan = writer.StorePlan(store.path, store.path, PLAIN, "chunked", {})
     with closing(records.connect(store.path / "records.sqlite")) as connection:
-        assert filling.refresh(plan, [again], connection) == 1
+        assert writer.refresh(plan, [again], connection) == 1
     assert Store.open(store.path).records.tables["subject"] == ("two",)
     assert verify(store.path).damaged == {}
 

@@ -17,8 +17,8 @@ from data.stores import PLAIN, fill_store, numbered, scan_of, volume
 from medssl.data.loading.class_positions import Places
 from medssl.data.loading.loader import make_loader
 from medssl.data.store import coding
+from medssl.data.store.naming import scan_key
 from medssl.data.store.records import COLUMNS, MARKED
-from medssl.data.store.store import scan_key
 from medssl.types import Geometry, LabelSchema, Part, Sampling, ViewPlan, ViewSpec
 from medssl.views.plan import make_batch
 

@@ -1,4 +1,4 @@
-"""The way back to the scan's own grid: exact where only axes and borders change, the plain reference elsewhere."""
+"""The mapping back to the scan's own grid: exact where only axes and borders change, the plain reference elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.data.store.preprocess import prepare
-from medssl.data.store.restore import restore, restore_labels, way_back
+from medssl.data.store.restore import mapping_to_source, restore, restore_labels
 from medssl.types import Imported, Preprocess, UserError
 
 CODES = ("RAS", "LPS", "ASL", "PIR", "SRA")
@@ -48,7 +48,7 @@ def dice(first, second):
 def there_and_back(label, affine, rules, *, axis=0, image=None):
     image = np.where(label > 0, 400, 100).astype(np.int16)[None] if image is None else image
     prepared = prepare(volume(image, affine, label[None]), rules, domain="mr")
-    return restore_labels(prepared.label[0], way_back(prepared, affine), axis=axis)
+    return restore_labels(prepared.label[0], mapping_to_source(prepared, affine), axis=axis)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_planes_in_a_stream_give_what_the_whole_gives(shape, codes, spacing, axi
     probabilities = np.moveaxis(probabilities, -1, 0)
     ordered = torch.from_numpy(np.moveaxis(probabilities, axis + 1, 1).copy())
     blocks = ((first, ordered[:, first : first + planes]) for first in range(0, ordered.shape[1], planes))
-    found = restore(blocks, way_back(prepared, affine), axis=axis, classes=3)
+    found = restore(blocks, mapping_to_source(prepared, affine), axis=axis, classes=3)
     expected, clear = reference(probabilities, prepared, affine, shape)
     assert found.shape == shape
     assert clear.mean() > 0.9
@@ -147,13 +147,13 @@ def test_images_come_back_to_their_own_size(size):
     rules = Preprocess(image_size=size)
     prepared = prepare(volume(image, None, label[None]), rules, domain="gray")
     assert prepared.undo.crop_start == (3, 0)
-    back = restore_labels(prepared.label[0], way_back(prepared, np.eye(3)))
+    back = restore_labels(prepared.label[0], mapping_to_source(prepared, np.eye(3)))
     assert back.shape == label.shape
     assert dice(label > 0, back > 0) > 0.95
     center = [np.argwhere(x).mean(0) for x in (label, back)]
     np.testing.assert_allclose(*center, atol=0.3)  # no shift by half a pixel
     same = prepare(volume(image, None, label[None]), Preprocess(), domain="gray")
-    np.testing.assert_array_equal(restore_labels(same.label[0], way_back(same, np.eye(3))), label)
+    np.testing.assert_array_equal(restore_labels(same.label[0], mapping_to_source(same, np.eye(3))), label)
 
 
 def test_a_users_crop_flip_and_padding_are_undone_by_the_affine():
@@ -168,31 +168,33 @@ def test_a_users_crop_flip_and_padding_are_undone_by_the_affine():
     )
     expected = np.zeros_like(label)
     expected[2:6] = label[2:6]
-    np.testing.assert_array_equal(restore_labels(prepared.label[0], way_back(prepared, affine), axis=2), expected)
+    np.testing.assert_array_equal(
+        restore_labels(prepared.label[0], mapping_to_source(prepared, affine), axis=2), expected
+    )
 
 
 def test_a_users_rotation_is_refused():
     turn = Imported("monai.transforms.Rotated", {"keys": ["image"], "angle": [0.3, 0.0, 0.0], "padding_mode": "zeros"})
     prepared = prepare(volume(numbered((8, 8, 8))), dataclasses.replace(PLAIN, transforms=(turn,)), domain="mr")
-    with pytest.raises(UserError, match=r"transforms turn the scan by an angle \(up to .* voxels off its own axes\)"):
-        way_back(prepared, np.eye(4))
+    with pytest.raises(UserError, match=r"transforms: they rotate the scan \(up to .* voxels off its axes\)"):
+        mapping_to_source(prepared, np.eye(4))
 
 
 def test_many_classes_take_two_bytes_and_the_first_of_equals_wins():
-    held = volume(numbered((1, 2, 3)))
-    way = way_back(prepare(held, PLAIN, domain="mr"), held.affine)
+    scan = volume(numbered((1, 2, 3)))
+    mapping = mapping_to_source(prepare(scan, PLAIN, domain="mr"), scan.affine)
     probabilities = torch.zeros(300, 1, 2, 3)
     probabilities[299] = 1
-    found = restore([(0, probabilities)], way, axis=0, classes=300)
+    found = restore([(0, probabilities)], mapping, axis=0, classes=300)
     assert found.dtype == np.uint16
     assert (found == 299).all()
-    even = restore([(0, torch.full((3, 1, 2, 3), 1 / 3))], way, axis=0, classes=3)
+    even = restore([(0, torch.full((3, 1, 2, 3), 1 / 3))], mapping, axis=0, classes=3)
     assert even.dtype == np.uint8
     assert not even.any()
 
 
 def test_missing_planes_are_noticed():
-    held = volume(numbered((4, 2, 3)))
-    way = way_back(prepare(held, PLAIN, domain="mr"), held.affine)
+    scan = volume(numbered((4, 2, 3)))
+    mapping = mapping_to_source(prepare(scan, PLAIN, domain="mr"), scan.affine)
     with pytest.raises(ValueError, match="the planes end too early: 2 planes of the scan are left"):
-        restore([(0, torch.zeros(2, 2, 2, 3))], way, axis=0, classes=2)
+        restore([(0, torch.zeros(2, 2, 2, 3))], mapping, axis=0, classes=2)
