@@ -188,6 +188,12 @@ def refuse_misfit(network: Network, data: Examples, training: Training, mixing: 
     if kind_of(network.head.schema).task != kind:
         message = f"the head is for {kind}, the target is {data.target!r}: choose another head or data.target"
         raise UserError(message)
+    if getattr(network.head, "deep_supervision", False) and len(network.head.level_strides) == 1:
+        message = "the decoder has too few steps: without the coarsest, which is never supervised, one scale is left"
+        hint = "Set it to false, or take an encoder of more stages."
+        raise UserError(
+            message, key="head.deep_supervision", got=True, expected="a decoder of 3 steps or more", hint=hint
+        )
     for size, stride in zip(data.view.size, network.encoder.strides[-1], strict=True):
         if size % stride:
             fit = [max(stride, n) for n in (size // stride * stride, -(-size // stride) * stride)]

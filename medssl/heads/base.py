@@ -33,10 +33,13 @@ class Head(nn.Module, ABC):
             number of findings for the image) or "regression" (a number for the image). It is the ``TargetKind.task`` of
             ``data.labels.kinds``.
         schema: The classes, in the order of the outputs.
+        counts_predictions: Whether ``counts`` needs the output of ``forward`` as well, since the loss of an optimizer
+            step is not a mean over its micro-batches. It is then called with ``(target, prediction)``.
     """
 
     kind: str
     schema: LabelSchema
+    counts_predictions: bool = False
 
     @abstractmethod
     def forward(self, features: Features, size: Sequence[int]) -> Tensor | tuple[Tensor, ...]:
@@ -50,8 +53,13 @@ class Head(nn.Module, ABC):
         """
 
     @abstractmethod
-    def counts(self, target: Tensor) -> Float[Tensor, "T"]:
-        """Number of terms of each mean in ``loss``, in this micro-batch of this process."""
+    def counts(self, target: Tensor, prediction: Tensor | tuple[Tensor, ...] | None = None) -> Float[Tensor, "T"]:
+        """Number of terms of each mean in ``loss``, in this micro-batch of this process.
+
+        Args:
+            target: As in ``loss``.
+            prediction: As in ``loss``, without gradient; given where ``counts_predictions`` is set.
+        """
 
     @abstractmethod
     def loss(
@@ -64,7 +72,8 @@ class Head(nn.Module, ABC):
             target: Segmentation and classification: class numbers (positions in ``schema.classes``) [B, *s] or [B],
                 ``UNLABELED`` where there is no label. Multi-label: 0, 1 or ``UNLABELED`` for each finding [B, K].
                 Regression: numbers [B], NaN where there is no label.
-            counts: Counts of the whole optimizer step, if it has several micro-batches (``Objective.counts``).
+            counts: Counts of the whole optimizer step, if it has several micro-batches (``Objective.counts``), as a mean
+                over these. Where ``counts_predictions`` is set, their number follows.
         """
 
     def predictions(self, logits: Float[Tensor, "B K *s"]) -> Float[Tensor, "B K *s"]:

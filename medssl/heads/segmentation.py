@@ -11,7 +11,7 @@ supervision with weights that halve from one resolution to the next).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -36,6 +36,22 @@ if TYPE_CHECKING:
 SMOOTH = 1e-5  # in numerator and denominator of the Dice: an absent class that is not predicted has Dice 1
 
 
+class StepSums(NamedTuple):
+    """Soft intersections and totals of the foreground classes of a whole step, and its number of micro-batches."""
+
+    intersection: Float[Tensor, "C"]
+    total: Float[Tensor, "C"]
+    micro_batches: Float[Tensor, ""]
+
+
+class LevelCounts(NamedTuple):
+    """Counts of a step at one resolution: labeled samples times classes, labeled voxels, sums of the batch Dice."""
+
+    samples: Float[Tensor, ""] | None = None
+    voxels: Float[Tensor, ""] | None = None
+    sums: StepSums | None = None
+
+
 class SegmentationHead(Head):
     """Base class of segmentation heads: Dice loss and cross-entropy.
 
@@ -43,8 +59,9 @@ class SegmentationHead(Head):
         schema: Classes, the background first.
         axes: Axes of the image, 2 or 3.
         loss_weights: Weights of the Dice loss and of the cross-entropy, 0 or more, not both 0.
-        batch_dice: Compute the Dice over the voxels of the whole batch of all processes instead of per sample. This is
-            more stable if many crops lack a class.
+        batch_dice: Compute the Dice over the voxels of the whole optimizer step, of all micro-batches and processes,
+            instead of per sample. This is more stable if many crops lack a class. With several micro-batches each is
+            computed twice: once without a gradient, for the sums of the step.
 
     Raises:
         UserError: Fewer than two classes, or weights out of range.
@@ -67,20 +84,30 @@ class SegmentationHead(Head):
             raise UserError(message)
         self.schema = schema
         self.loss_weights = tuple(loss_weights)
-        self.batch_dice = batch_dice
+        self.batch_dice = self.counts_predictions = batch_dice
+        self.deep_supervision = False
         self.level_strides: tuple[tuple[int, ...], ...] = ((1,) * axes,)  # of the predictions while training
 
-    def counts(self, target: Int[Tensor, "B *s"]) -> Float[Tensor, "T"]:
+    def counts(
+        self, target: Int[Tensor, "B *s"], prediction: Tensor | tuple[Tensor, ...] | None = None
+    ) -> Float[Tensor, "T"]:
         """For each resolution: samples with a labeled voxel times foreground classes, and labeled voxels.
 
-        The Dice over a batch is not a mean over terms: with accumulation it remains that of each micro-batch.
+        With ``batch_dice`` and a prediction, the sums of the Dice of each resolution follow: intersections and totals
+        of the foreground classes.
         """
-        term_counts = []
-        for stride in self.level_strides:
+        term_counts, dice_sums = [], []
+        levels = (prediction,) if isinstance(prediction, torch.Tensor) else prediction
+        for level, stride in enumerate(self.level_strides):
             size = [length // step for length, step in zip(target.shape[1:], stride, strict=True)]
-            labeled = (target if stride == self.level_strides[0] else coarser(target, size)) != UNLABELED
+            at_level = target if stride == self.level_strides[0] else coarser(target, size)
+            labeled = at_level != UNLABELED
             term_counts += [labeled.flatten(1).any(1).sum() * (len(self.schema.classes) - 1), labeled.sum()]
-        return torch.stack(term_counts).double()
+            if self.batch_dice and levels is not None:
+                probabilities = _log_probabilities(levels[level], at_level).exp()
+                overlaps = _overlaps(torch.where(labeled[:, None], probabilities, 0.0), at_level)
+                dice_sums.append(overlaps.sum(1).flatten().double())
+        return torch.cat([torch.stack(term_counts).double(), *dice_sums])
 
     def loss(
         self,
@@ -97,26 +124,39 @@ class SegmentationHead(Head):
         """
         levels = (prediction,) if isinstance(prediction, torch.Tensor) else prediction
         weights = [0.5**level for level in range(len(levels))]
-        pairs: Sequence[Tensor | None] = [None] * len(levels) if counts is None else list(counts.reshape(-1, 2))
         losses = [
-            self._level_loss(logits, coarser(target, logits.shape[2:]), pair)
-            for logits, pair in zip(levels, pairs, strict=False)
+            self._level_loss(logits, coarser(target, logits.shape[2:]), self._counts_of(counts, level))
+            for level, logits in enumerate(levels)
         ]
         return torch.stack([loss * w / sum(weights) for loss, w in zip(losses, weights, strict=True)]).sum()
 
+    def _counts_of(self, counts: Float[Tensor, "T"] | None, level: int) -> LevelCounts:
+        """What ``counts`` says of one resolution."""
+        if counts is None:
+            return LevelCounts()
+        samples, voxels = counts[2 * level : 2 * level + 2]
+        levels = len(self.level_strides)
+        sums = counts[2 * levels :]
+        if not self.batch_dice or not len(sums):
+            return LevelCounts(samples, voxels)
+        micro_batches = sums[-1]
+        intersection, total = sums[:-1].reshape(levels, 2, -1)[level] * micro_batches
+        return LevelCounts(samples, voxels, StepSums(intersection, total, micro_batches))
+
     def _level_loss(
-        self, logits: Float[Tensor, "B K *s"], target: Int[Tensor, "B *s"], counts: Float[Tensor, "2"] | None
+        self, logits: Float[Tensor, "B K *s"], target: Int[Tensor, "B *s"], counts: LevelCounts
     ) -> Float[Tensor, ""]:
         """Loss at one resolution, in at least float32."""
-        samples, voxels = (None, None) if counts is None else counts.unbind()
         labeled = (target != UNLABELED)[:, None]
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        logarithms = torch.where(labeled, logits, 0.0).log_softmax(1)  # no gradient for unlabeled voxels
+        logarithms = _log_probabilities(logits, target)
         entropy = F.nll_loss(logarithms, target, ignore_index=UNLABELED, reduction="sum")
         probabilities = torch.where(labeled, logarithms.exp(), 0.0)
-        dice = dice_loss(probabilities, target, batch_dice=self.batch_dice, step_count=samples)
+        if self.batch_dice:
+            dice = batch_dice_loss(probabilities, target, counts.sums)
+        else:
+            dice = dice_loss(probabilities, target, counts.samples)
         dice_weight, entropy_weight = self.loss_weights
-        return dice_weight * dice + entropy_weight * mean_over(entropy, labeled.sum(), voxels)
+        return dice_weight * dice + entropy_weight * mean_over(entropy, labeled.sum(), counts.voxels)
 
 
 class UNet(SegmentationHead):
@@ -154,7 +194,7 @@ class UNet(SegmentationHead):
         self.decoder = UNetDecoder(
             encoder.channels, encoder.strides, widths=channels, convolutions=convolutions, norm=norm
         )
-        widths = self.decoder.widths
+        widths, self.deep_supervision = self.decoder.widths, deep_supervision
         supervised_levels = max(1, len(widths) - 1) if deep_supervision else 1
         convolution = nn.Conv2d if axes == 2 else nn.Conv3d
         self.projections = nn.ModuleList(
@@ -232,8 +272,6 @@ class VoxelLinear(SegmentationHead):
 def dice_loss(
     probabilities: Float[Tensor, "B K *s"],
     target: Int[Tensor, "B *s"],
-    *,
-    batch_dice: bool,
     step_count: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean of 1 - Dice over the foreground classes and the samples with a labeled voxel, 0 to 1.
@@ -241,21 +279,57 @@ def dice_loss(
     Args:
         probabilities: Probability of each class; 0 for all classes where the target is ``UNLABELED``.
         target: Class numbers; class 0 is the background.
-        batch_dice: Compute the Dice over all voxels of all samples and processes instead of per sample.
         step_count: Labeled samples times classes of the whole step, if it has several micro-batches (``mean_over``).
     """
+    intersection, total = _overlaps(probabilities, target)
+    losses = 1.0 - (2.0 * intersection + SMOOTH) / (total + SMOOTH)
+    labeled = (target != UNLABELED).flatten(1).any(1).sum()  # samples without a label have a loss of exactly 0
+    return mean_over(losses.sum(), labeled * losses.shape[1], step_count)
+
+
+def batch_dice_loss(
+    probabilities: Float[Tensor, "B K *s"],
+    target: Int[Tensor, "B *s"],
+    step: StepSums | None = None,
+) -> Float[Tensor, ""]:
+    """Mean of 1 - Dice over the foreground classes, each over all voxels of all samples and processes, 0 to 1.
+
+    Args:
+        probabilities: As in :func:`dice_loss`.
+        target: As in :func:`dice_loss`.
+        step: Sums of the whole step, if it has several micro-batches. The loss of each micro-batch then has the value
+            of the step, and the mean of their gradients is the gradient of the step.
+    """
+    intersection, total = reduce_sum(_overlaps(probabilities, target).sum(1)).unbind()
+    if step is None:
+        return (1.0 - (2.0 * intersection + SMOOTH) / (total + SMOOTH)).mean()
+    return _tangent(intersection, total, step)
+
+
+def _tangent(intersection: Float[Tensor, "C"], total: Float[Tensor, "C"], step: StepSums) -> Float[Tensor, ""]:
+    """Batch Dice loss of a step, with the gradient that one micro-batch adds to it.
+
+    A ratio of sums is no mean over micro-batches. Its derivative at the sums of the step is.
+    """
+    numerator, denominator = 2.0 * step.intersection + SMOOTH, step.total + SMOOTH
+    share = numerator / denominator.square() * total - 2.0 / denominator * intersection
+    return (1.0 - numerator / denominator + step.micro_batches * (share - share.detach())).mean()
+
+
+def _log_probabilities(logits: Float[Tensor, "B K *s"], target: Int[Tensor, "B *s"]) -> Float[Tensor, "B K *s"]:
+    """Logarithms of probabilities in at least float32; unlabeled voxels have no gradient."""
+    labeled = (target != UNLABELED)[:, None]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.where(labeled, logits, 0.0).log_softmax(1)
+
+
+def _overlaps(probabilities: Float[Tensor, "B K *s"], target: Int[Tensor, "B *s"]) -> Float[Tensor, "2 B C"]:
+    """Soft intersection and total of each sample and foreground class."""
     classes = torch.arange(1, probabilities.shape[1], device=target.device)
     truth = target[:, None] == classes.reshape(-1, *(1,) * (target.ndim - 1))
     foreground = probabilities[:, 1:]
     intersection = torch.where(truth, foreground, 0.0).flatten(2).sum(2)
-    total = foreground.flatten(2).sum(2) + truth.flatten(2).sum(2)
-    if batch_dice:
-        intersection, total = reduce_sum(torch.stack((intersection.sum(0), total.sum(0)))).unbind()
-    losses = 1.0 - (2.0 * intersection + SMOOTH) / (total + SMOOTH)
-    if batch_dice:
-        return losses.mean()
-    labeled = (target != UNLABELED).flatten(1).any(1).sum()  # samples without a label have a loss of exactly 0
-    return mean_over(losses.sum(), labeled * len(classes), step_count)
+    return torch.stack((intersection, foreground.flatten(2).sum(2) + truth.flatten(2).sum(2)))
 
 
 def coarser(target: Int[Tensor, "B *s"], size: Sequence[int]) -> Int[Tensor, "B *t"]:

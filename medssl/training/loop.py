@@ -222,8 +222,10 @@ class TrainingLoop:
         yield from (replace(micro_batch, counts=counts) for micro_batch in micro_batches)
 
     def counts_of(self, micro_batch: MicroBatch) -> Tensor | None:
-        """What the objective counts in a micro-batch."""
-        return self.objective.counts(micro_batch.batch, self.step_of(micro_batch.batch.origin.samples))
+        """What the objective counts in a micro-batch, with the random state and precision of its forward pass."""
+        self.seed_micro_batch(micro_batch.number)
+        with self.autocast():
+            return self.objective.counts(micro_batch.batch, self.step_of(micro_batch.batch.origin.samples))
 
     def micro_batch(self, crops: Iterator[Crops], number: int) -> MicroBatch:
         """The next micro-batch, on the device."""
@@ -247,7 +249,8 @@ class TrainingLoop:
         from medssl.training.fabric import ForwardCall
 
         self.seed_micro_batch(micro.number)
-        step = replace(self.step_of(micro.batch.origin.samples), counts=micro.counts)
+        step = self.step_of(micro.batch.origin.samples)
+        step = replace(step, counts=micro.counts, micro_batches=self.source.accumulate)
         call = ForwardCall(micro.batch, step)
         with self.fabric.no_backward_sync(self.network, enabled=micro.number < self.source.accumulate - 1):
             self.network(call)

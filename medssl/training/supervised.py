@@ -23,9 +23,11 @@ from medssl.training.label_targets import targets_of
 from medssl.training.optim import FineTuning
 from medssl.types import Loss, ViewPlan
 from medssl.views.intensity import decode
-from medssl.views.mixing import Mixing, mix
+from medssl.views.mixing import Mixed, Mixing, mix
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Float
     from torch import Tensor
 
@@ -66,24 +68,50 @@ class Supervised(Objective):
     def forward(self, batch: Batch, step: Step) -> Loss:
         """Loss of one micro-batch: voxels that are padding, not scored or of the value to ignore do not count."""
         self.require(batch, step)
-        draws = Draws(step.seed, (step.index,), "mixing")  # of the step: all processes mix alike
-        mixed = mix(batch.views[0].image, self.target(batch), self.mixing, draws)
-        with evaluation_mode(self.encoder) if step.progress < self.optimizer.head_first else nullcontext():
-            features = self.encoder(mixed.image)
-        prediction = self.head(features, mixed.image.shape[2:])
-        counts = [None] * len(mixed.targets) if step.counts is None else step.counts
+        mixed = self.mixed(batch, step)
+        prediction = self.predict(mixed.image, step)
         losses = [
             weight * self.head.loss(prediction, target, count)
-            for (weight, target), count in zip(mixed.targets, counts, strict=True)
+            for (weight, target), count in zip(mixed.targets, self.counts_of_step(step, mixed), strict=True)
         ]
         loss = torch.stack(losses).sum()
         return Loss(loss, {"loss": loss.detach()})
 
-    def counts(self, batch: Batch, step: Step) -> Tensor:
-        """Counts of the head's loss, a row for each target of mixed samples."""
+    def mixed(self, batch: Batch, step: Step) -> Mixed:
+        """Images and targets of a batch, mixed; the draws are those of the step, so that all processes mix alike."""
         draws = Draws(step.seed, (step.index,), "mixing")
-        mixed = mix(batch.views[0].image, self.target(batch), self.mixing, draws)
-        return torch.stack([self.head.counts(target) for _, target in mixed.targets])
+        return mix(batch.views[0].image, self.target(batch), self.mixing, draws)
+
+    def predict(self, image: Tensor, step: Step) -> Tensor | tuple[Tensor, ...]:
+        """What the head makes of images; while it is trained alone, the encoder is in evaluation mode."""
+        with evaluation_mode(self.encoder) if step.progress < self.optimizer.head_first else nullcontext():
+            features = self.encoder(image)
+        prediction: Tensor | tuple[Tensor, ...] = self.head(features, image.shape[2:])
+        return prediction
+
+    def counts_of_step(self, step: Step, mixed: Mixed) -> Sequence[Tensor | None]:
+        """Counts of the step for each target; for heads that count predictions the number of micro-batches follows."""
+        if step.counts is None:
+            return [None] * len(mixed.targets)
+        if not self.head.counts_predictions:
+            return list(step.counts)
+        number = step.counts.new_full((1,), step.micro_batches)
+        return [torch.cat((count, number)) for count in step.counts]
+
+    @torch.no_grad()
+    def counts(self, batch: Batch, step: Step) -> Tensor:
+        """Counts of the head's loss, a row for each target of mixed samples.
+
+        Where the head counts predictions, this is a forward pass of its own. It leaves statistics as they are.
+        """
+        mixed = self.mixed(batch, step)
+        if not self.head.counts_predictions:
+            return torch.stack([self.head.counts(target) for _, target in mixed.targets])
+        buffers = [(buffer, buffer.clone()) for part in (self.encoder, self.head) for buffer in part.buffers()]
+        prediction = self.predict(mixed.image, step)
+        for buffer, former in buffers:
+            buffer.copy_(former)
+        return torch.stack([self.head.counts(target, prediction) for _, target in mixed.targets])
 
     @property
     def judged(self) -> Network:

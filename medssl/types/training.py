@@ -33,7 +33,7 @@ class Features:
 class Step:
     """Where training stands: ``index`` counts optimizer steps, ``samples`` numbers this micro-batch globally.
 
-    ``counts`` is what ``Objective.counts`` gives, as a mean over the micro-batches of the step; None for one alone.
+    ``counts`` is what ``Objective.counts`` gives, as a mean over the ``micro_batches`` of the step; None for one alone.
     """
 
     index: int
@@ -41,6 +41,7 @@ class Step:
     seed: int
     samples: tuple[int, ...]
     counts: Tensor | None = None
+    micro_batches: int = 1
 
     @property
     def progress(self) -> float:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import ddp
 import pytest
 import torch
-from heads.made import network
+from heads.made import deeper, schema
 from objectives.small import SIZES, encoder, plain_batch, randomize, spark, unet_mae
 
 from medssl.heads.base import Network
@@ -31,14 +31,15 @@ def gradients(objective, batch, split: list[list[int]]) -> list[torch.Tensor]:
         counts = torch.stack([objective.counts(*part).double() for part in parts]).sum(0) / len(split)
     objective.zero_grad()
     for part, its_step in parts:
-        (objective(part, replace(its_step, counts=counts)).total / len(split)).backward()
+        (objective(part, replace(its_step, counts=counts, micro_batches=len(split))).total / len(split)).backward()
     return [parameter.grad.clone() for parameter in objective.parameters() if parameter.grad is not None]
 
 
-def segmentation(ndim: int, head=UNet, **arguments) -> tuple[Supervised, object]:
+def segmentation(ndim: int, head=UNet, *, make=encoder, **arguments) -> tuple[Supervised, object]:
     """Labels on half of the samples, in unequal shares."""
-    made = network(head, ndim, **arguments)
-    made = Network(encoder(ndim, norm="instance"), made.head).double()
+    torch.manual_seed(0)
+    small = make(ndim) if make is deeper else make(ndim, norm="instance")
+    made = Network(small, head(small, schema(3), **arguments)).double()
     randomize(made)
     batch = plain_batch(torch.randn(4, 1, *SIZES[ndim]).double(), (0, 1, 2, 3))
     target = torch.randint(0, 3, (4, 1, *SIZES[ndim])) * 10
@@ -71,6 +72,9 @@ def masked(objective, ndim: int) -> tuple[torch.nn.Module, object]:
 CASES = {
     "unet 2d": lambda: segmentation(2),
     "unet 3d, deep supervision": lambda: segmentation(3, deep_supervision=True),
+    "unet 2d, batch Dice": lambda: segmentation(2, batch_dice=True),
+    "unet 3d, batch Dice at two scales": lambda: segmentation(3, make=deeper, deep_supervision=True, batch_dice=True),
+    "unet 3d, two scales": lambda: segmentation(3, make=deeper, deep_supervision=True),
     "voxel probe": lambda: segmentation(2, VoxelLinear),
     "classes": lambda: whole_images(
         Linear, "classes", [{"grade": "a"}, {}, {"grade": "c"}, {"grade": "b"}], class_weights=(1.0, 5.0, 0.3)
@@ -108,7 +112,7 @@ def on_each_process(name: str) -> list[torch.Tensor]:
     counts = torch.stack([objective.counts(*part).double() for part in parts]).sum(0)
     torch.distributed.all_reduce(counts)
     for part, its_step in parts:
-        (objective(part, replace(its_step, counts=counts / 2)).total / 2).backward()
+        (objective(part, replace(its_step, counts=counts / 2, micro_batches=2)).total / 2).backward()
     found = [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]
     for gradient in found:
         torch.distributed.all_reduce(gradient)
@@ -117,7 +121,7 @@ def on_each_process(name: str) -> list[torch.Tensor]:
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("name", ["unet 2d", "classes", "spark"])
+@pytest.mark.parametrize("name", ["unet 2d", "unet 3d, batch Dice at two scales", "classes", "spark"])
 def test_two_processes_of_two_micro_batches_give_the_gradient_of_one_of_four(name):
     """Labels on half of the samples: one process has none at all in its second micro-batch."""
     shared = ddp.run_two(on_each_process, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from objectives.small import SIZES, encoder
 
+from medssl.encoders.resenc import ResEnc
 from medssl.encoders.vit import ViT
 from medssl.heads.base import UNLABELED, Head, Network
 from medssl.types import LabelSchema
@@ -21,6 +22,13 @@ def network(head: type[Head], ndim: int, *, classes: int = 3, seed: int = 0, **a
     torch.manual_seed(seed)
     small = encoder(ndim)
     return Network(small, head(small, schema(classes), **arguments))
+
+
+def deeper(ndim: int) -> ResEnc:
+    """One stage more than ``encoder``, so that two scales of its decoder are supervised in 3D, three in 2D."""
+    strides = [(1, 1), (2, 2), (2, 2), (2, 2), (1, 2)] if ndim == 2 else [(1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 1)]
+    channels, blocks = (6, 8, 10, 12, 14)[: len(strides)], [1] * len(strides)
+    return ResEnc(1, ndim=ndim, channels=channels, strides=strides, blocks=blocks, norm="instance")
 
 
 def tokens(ndim: int, **changes) -> ViT:

@@ -107,7 +107,7 @@ def test_a_perfect_answer_has_no_loss():
     logits = 60.0 * torch.nn.functional.one_hot(target.clamp(min=0), 3).movedim(-1, 1)
     assert float(network(UNet, 2).head.loss(logits, target)) == pytest.approx(0, abs=1e-6)
     wrong = logits.roll(1, 1).softmax(1).masked_fill((target == UNLABELED)[:, None], 0)
-    assert float(dice_loss(wrong, target, batch_dice=False)) == pytest.approx(1, abs=1e-5)
+    assert float(dice_loss(wrong, target)) == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
