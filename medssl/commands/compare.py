@@ -127,7 +127,7 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
         optimizer: Optimizer, learning rates, layer decay and low-rank adaptation.
         mixing: Mixing of the samples of a batch (mixup, cutmix).
         split: Split to score.
-        windows: Sliding windows: overlap, batch size, precision and device.
+        windows: Sliding windows: overlap, batch size, precision, device and mirroring.
         allow: Names, with commas. "seen" scores subjects that pretraining has seen; "channels" and "preprocess" as in
             ``medssl finetune``.
         jobs: Runs at the same time, at least 1; None takes one per GPU, or one.

@@ -21,7 +21,7 @@ from medssl.inference.evaluation import (
     score_all,
 )
 from medssl.inference.finished_scans import Finished
-from medssl.inference.predictor import Windows, device_of, load_fitted
+from medssl.inference.predictor import Windows, device_of, load_fitted, settings_of
 from medssl.inference.scan_scores import rows_of, write_scores
 from medssl.inference.temperature import refuse_calibration, refuse_shared
 from medssl.io.permissions import owner_only
@@ -112,7 +112,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
             the same condition.
         by: Columns of the index, with commas (sex, manufacturer, age_band, ...). Every measure is also given for the
             scans of each value, or of at most five bands of a column with more than ten numbers.
-        windows: Sliding windows: overlap, batch size, precision and device.
+        windows: Sliding windows: overlap, batch size, precision, device and mirroring.
         trust: Import paths, with commas, of classes that are not part of medssl and that a card or configuration may
             load.
 
@@ -139,7 +139,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     for note in notes:
         log.info(f"note: {note}")
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made_by: dict[str, Any] = {"weights": fitted.digest, "overlap": windows.overlap, "precision": windows.precision}
+    made_by: dict[str, Any] = {"weights": fitted.digest, **settings_of(fitted.tuned, windows)}
     per_voxel = kind_of(fitted.schema).per_voxel
     made_by |= {"nsd_tolerance_mm": nsd_tolerance_mm} if per_voxel else {}
     finished = Finished(out, made_by | {"split": split})

@@ -16,6 +16,7 @@ from medssl.data.store.store import Store
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import CARD, make_encoder
 from medssl.heads.base import Head, Network
+from medssl.heads.segmentation import SegmentationHead
 from medssl.heads.weights import save_network
 from medssl.io.permissions import owner_only
 from medssl.io.trust import names
@@ -24,6 +25,7 @@ from medssl.training.axes import open_store
 from medssl.training.batch_source import batches_of_store
 from medssl.training.checkpoint import RunFolder
 from medssl.training.configuration import as_data, imported
+from medssl.training.events import Listener
 from medssl.training.initial_weights import (
     Allowed,
     InitialWeights,
@@ -37,6 +39,7 @@ from medssl.training.initial_weights import (
     with_drop_path,
 )
 from medssl.training.label_targets import balanced_groups, prepare, schema_for, target_notes
+from medssl.training.linear_start import LinearStart, linear_layer
 from medssl.training.loop import TrainingLoop, keyed_seed
 from medssl.training.optim import FineTuning
 from medssl.training.pseudo_labels import (
@@ -54,7 +57,8 @@ from medssl.training.run import refuse_hardware
 from medssl.training.run import run as train
 from medssl.training.selection import TrainingSelection, select_scans
 from medssl.training.settings import Examples, Training
-from medssl.training.supervised import Supervised, Validation
+from medssl.training.supervised import Supervised
+from medssl.training.validation import Validation
 from medssl.training.versions import package_versions
 from medssl.types import Card, Imported, LabelSchema, Tuned, UserError
 from medssl.views.mixing import Mixing
@@ -123,6 +127,8 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     seen = [refuse_seen(opened, initial, allow), *refuse_test_subjects(opened, teacher, allowed="seen" in allow)]
     network, loaded = build(initial, head, schema, training.seed)
     refuse_misfit(network, data, training, mixing)
+    if optimizer.probe.start:
+        linear_layer(network.head)
     prepare(network, opened, chosen.learned)
     adapted = lora.adapt(network.encoder.requires_grad_(optimizer.head_first < 1), optimizer.lora)
     objective = Supervised(network, data, optimizer, mixing)
@@ -145,9 +151,11 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     card = make_card(config, initial, opened, schema, chosen, teacher)
 
     def export() -> None:
-        save_network(run, lora.merged(objective.judged), replace(card, step=loop.progress.step))
+        save_network(run, lora.merged(objective.written), replace(card, step=loop.progress.step))
 
-    watching = [Validation(opened, chosen.validated, data, every=training.output.validate_every)]
+    watching: list[Listener] = [LinearStart(opened, chosen.learned, data)] if optimizer.probe.start else []
+    every = training.output.validate_every
+    watching.append(Validation(opened, chosen.validated, data, every=every, keep=optimizer.keep))
     notes = [*settled, *first_notes(opened, data, chosen, loaded, schema), *filter(None, (adapted, *seen))]
     return train(loop, RunFolder(run), config, training, data=data, notes=notes, export=export, watching=watching)
 
@@ -188,7 +196,8 @@ def refuse_misfit(network: Network, data: Examples, training: Training, mixing: 
     if kind_of(network.head.schema).task != kind:
         message = f"the head is for {kind}, the target is {data.target!r}: choose another head or data.target"
         raise UserError(message)
-    if getattr(network.head, "deep_supervision", False) and len(network.head.level_strides) == 1:
+    one_scale = isinstance(network.head, SegmentationHead) and len(network.head.level_strides) == 1
+    if one_scale and getattr(network.head, "deep_supervision", False):
         message = "the decoder has too few steps: without the coarsest, which is never supervised, one scale is left"
         hint = "Set it to false, or take an encoder of more stages."
         raise UserError(
@@ -252,5 +261,6 @@ def make_card(
             slice_axis=axis,
             subjects=tuple(sorted(labeled)),
             trained_on=trained_on(store, (*chosen.learned, *chosen.drawn), schema),
+            flip=config["data"]["view"]["geometry"]["flip"],
         ),
     )

@@ -15,7 +15,7 @@ from medssl.data.labels.trained_on import Difference, missing_note
 from medssl.inference import writers as outputs
 from medssl.inference.finished_scans import Finished
 from medssl.inference.prediction import predict_all, refuse_unknown, split_by_training
-from medssl.inference.predictor import Windows, device_of, load_fitted
+from medssl.inference.predictor import Windows, device_of, load_fitted, settings_of
 from medssl.inference.requested_scans import RequestedScans, prediction_names, refuse_formulas
 from medssl.inference.temperature import scaling_of
 from medssl.io.permissions import owner_only
@@ -80,7 +80,7 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
         names: Name predictions by "scan_id", or by the "file" (or folder of a series) that the scan is from.
         scaling: Folder of scores of ``medssl evaluate --calibrate``, or its summary.json: apply the temperature fitted
             there to class probabilities.
-        windows: Sliding windows: overlap, batch size, precision and device.
+        windows: Sliding windows: overlap, batch size, precision, device and mirroring.
         allow: Names, with commas: predict scans that differ from the training scans in their "modality", value "domain"
             or "spacing". Scans with other differences are skipped and listed.
         trust: Import paths, with commas, of classes that are not part of medssl and that a card or configuration may
@@ -97,7 +97,7 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     per_voxel = kind_of(fitted.schema).per_voxel
     fit = None if scaling is None else scaling_of(scaling, fitted)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made_by: dict[str, Any] = {"weights": fitted.digest, "overlap": windows.overlap, "precision": windows.precision}
+    made_by: dict[str, Any] = {"weights": fitted.digest, **settings_of(fitted.tuned, windows)}
     made_by |= {} if fit is None else {"temperature": fit.temperature}
     finished = Finished(out, made_by)
     given = RequestedScans(scans, out, files) if index is None else None

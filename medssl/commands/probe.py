@@ -25,6 +25,7 @@ from medssl.training.axes import open_store
 from medssl.training.initial_weights import Allowed, refuse_seen, with_channels
 from medssl.training.settings import refuse_below
 from medssl.training.versions import package_versions
+from medssl.types import UserError
 
 if TYPE_CHECKING:
     pass
@@ -123,6 +124,9 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
     Raises:
         UserError: Something the user can put right.
     """
+    if windows.mirror not in ("trained", "none"):
+        message = "features of mirrored windows are not averaged"
+        raise UserError(message, key="windows.mirror", got=windows.mirror, expected="trained or none")
     least = {"shots": (1, min(shots, default=1)), "draws": (1, draws), "voxels": (1, voxels), "seed": (0, seed)}
     for key, (lowest, value) in least.items():
         refuse_below(lowest, key, value)

@@ -16,7 +16,7 @@ from medssl.data.labels.trained_on import missing_note
 from medssl.data.store import chunks
 from medssl.data.store.store import Store
 from medssl.heads.sliding import slide
-from medssl.inference.predictor import Fitted, Windows, device_of, load_fitted
+from medssl.inference.predictor import Fitted, Windows, device_of, load_fitted, mirrored, settings_of
 from medssl.io.atomic_write import atomic_files, atomic_write, explain_disk_errors
 from medssl.io.documents import read_json
 from medssl.io.permissions import owner_only
@@ -87,7 +87,7 @@ def pseudolabel(
         confidence: Lowest probability of the best class, 0 to below 1; voxels below it get no label. 0 labels all
             voxels.
         allow: "seen" takes a network that was trained on subjects of the split "test".
-        windows: Sliding windows: overlap, batch size, precision and device.
+        windows: Sliding windows: overlap, batch size, precision, device and mirroring.
         trust: Import paths, with commas, of classes that are not part of medssl and that a card or configuration may
             load.
 
@@ -104,8 +104,8 @@ def pseudolabel(
     opened = Store.open(store, preprocess=teacher.card.preprocess)
     for note in (*refuse_teacher(teacher, opened, allow_seen="seen" in allow), *missing_note(teacher.tuned.trained_on)):
         log.info(f"note: {note}")
-    facts = {"teacher": teacher.digest, "confidence": confidence, "overlap": windows.overlap}
-    facts |= {"precision": windows.precision, "store": opened.digest}
+    facts = {"teacher": teacher.digest, "confidence": confidence, "store": opened.digest}
+    facts |= settings_of(teacher.tuned, windows)
     facts |= {"classes": [list(pair) for pair in teacher.schema.classes], "axes": len(teacher.tuned.window)}
     facts |= {"labelled": sorted(teacher.tuned.subjects), "pretrained": _provenance_facts(teacher.card.subjects)}
     begin(out, facts)
@@ -185,10 +185,11 @@ def labeled_by(
     """Stored values of a scan's classes on the store's grid, ``IGNORED`` where the teacher is not sure."""
     window, values = teacher.tuned.window, [value for value, _ in teacher.schema.classes]
     scan = StoredScan(store, number, window, teacher.tuned.slice_axis)
+    network = mirrored(teacher, windows, store.affine(number))
     numbers, sure = np.array(values, label_type(teacher.schema)), []
     with torch.autocast(teacher.device.type, torch.bfloat16, enabled=windows.precision == "bf16"):
         blocks = slide(
-            teacher.network, scan.read, scan.shape, window=window, axis=scan.axis, plane=scan.plane,
+            network, scan.read, scan.shape, window=window, axis=scan.axis, plane=scan.plane,
             overlap=windows.overlap, batch_size=windows.batch_size,
         )  # fmt: skip
         for _, block in blocks:

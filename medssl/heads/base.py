@@ -33,8 +33,8 @@ class Head(nn.Module, ABC):
             number of findings for the image) or "regression" (a number for the image). It is the ``TargetKind.task`` of
             ``data.labels.kinds``.
         schema: The classes, in the order of the outputs.
-        counts_predictions: Whether ``counts`` needs the output of ``forward`` as well, since the loss of an optimizer
-            step is not a mean over its micro-batches. It is then called with ``(target, prediction)``.
+        counts_predictions: Whether the loss of an optimizer step is no mean over its micro-batches, so that it needs
+            ``prediction_counts``: another forward pass where there are several.
     """
 
     kind: str
@@ -53,13 +53,17 @@ class Head(nn.Module, ABC):
         """
 
     @abstractmethod
-    def counts(self, target: Tensor, prediction: Tensor | tuple[Tensor, ...] | None = None) -> Float[Tensor, "T"]:
-        """Number of terms of each mean in ``loss``, in this micro-batch of this process.
+    def counts(self, target: Tensor) -> Float[Tensor, "T"]:
+        """Number of terms of each mean in ``loss``, in this micro-batch of this process."""
 
-        Args:
-            target: As in ``loss``.
-            prediction: As in ``loss``, without gradient; given where ``counts_predictions`` is set.
+    def prediction_counts(self, prediction: Tensor | tuple[Tensor, ...], target: Tensor) -> Float[Tensor, "S"]:
+        """Sums over this micro-batch of this process that ``loss`` needs of the whole optimizer step.
+
+        They follow those of ``counts`` in the argument of ``loss``. Called where ``counts_predictions`` is set, with
+        a prediction without gradient.
         """
+        del prediction, target
+        return torch.zeros(0)
 
     @abstractmethod
     def loss(
@@ -72,8 +76,8 @@ class Head(nn.Module, ABC):
             target: Segmentation and classification: class numbers (positions in ``schema.classes``) [B, *s] or [B],
                 ``UNLABELED`` where there is no label. Multi-label: 0, 1 or ``UNLABELED`` for each finding [B, K].
                 Regression: numbers [B], NaN where there is no label.
-            counts: Counts of the whole optimizer step, if it has several micro-batches (``Objective.counts``), as a mean
-                over these. Where ``counts_predictions`` is set, their number follows.
+            counts: Counts of the whole optimizer step, if it has several micro-batches (``Objective.counts``), as a
+                mean over these. Where ``counts_predictions`` is set, their number follows.
         """
 
     def predictions(self, logits: Float[Tensor, "B K *s"]) -> Float[Tensor, "B K *s"]:

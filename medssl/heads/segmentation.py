@@ -23,7 +23,7 @@ from medssl.ops.collectives import mean_over, reduce_sum
 from medssl.types import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from jaxtyping import Float, Int
     from torch import Tensor
@@ -88,26 +88,31 @@ class SegmentationHead(Head):
         self.deep_supervision = False
         self.level_strides: tuple[tuple[int, ...], ...] = ((1,) * axes,)  # of the predictions while training
 
-    def counts(
-        self, target: Int[Tensor, "B *s"], prediction: Tensor | tuple[Tensor, ...] | None = None
-    ) -> Float[Tensor, "T"]:
-        """For each resolution: samples with a labeled voxel times foreground classes, and labeled voxels.
-
-        With ``batch_dice`` and a prediction, the sums of the Dice of each resolution follow: intersections and totals
-        of the foreground classes.
-        """
-        term_counts, dice_sums = [], []
-        levels = (prediction,) if isinstance(prediction, torch.Tensor) else prediction
-        for level, stride in enumerate(self.level_strides):
-            size = [length // step for length, step in zip(target.shape[1:], stride, strict=True)]
-            at_level = target if stride == self.level_strides[0] else coarser(target, size)
+    def counts(self, target: Int[Tensor, "B *s"]) -> Float[Tensor, "T"]:
+        """For each resolution: samples with a labeled voxel times foreground classes, and labeled voxels."""
+        term_counts = []
+        for at_level in self._targets(target):
             labeled = at_level != UNLABELED
             term_counts += [labeled.flatten(1).any(1).sum() * (len(self.schema.classes) - 1), labeled.sum()]
-            if self.batch_dice and levels is not None:
-                probabilities = _log_probabilities(levels[level], at_level).exp()
-                overlaps = _overlaps(torch.where(labeled[:, None], probabilities, 0.0), at_level)
-                dice_sums.append(overlaps.sum(1).flatten().double())
-        return torch.cat([torch.stack(term_counts).double(), *dice_sums])
+        return torch.stack(term_counts).double()
+
+    def prediction_counts(
+        self, prediction: Tensor | tuple[Tensor, ...], target: Int[Tensor, "B *s"]
+    ) -> Float[Tensor, "S"]:
+        """For each resolution the sums of the batch Dice: intersections, then totals, of the foreground classes."""
+        levels = (prediction,) if isinstance(prediction, torch.Tensor) else prediction
+        sums = []
+        for logits, at_level in zip(levels, self._targets(target), strict=True):
+            labeled = (at_level != UNLABELED)[:, None]
+            probabilities = torch.where(labeled, _log_probabilities(logits, at_level).exp(), 0.0)
+            sums.append(_overlaps(probabilities, at_level).sum(1).flatten())
+        return torch.cat(sums).double()
+
+    def _targets(self, target: Int[Tensor, "B *s"]) -> Iterator[Int[Tensor, "B *t"]]:
+        """The target at each resolution of the predictions."""
+        for stride in self.level_strides:
+            size = [length // step for length, step in zip(target.shape[1:], stride, strict=True)]
+            yield target if stride == self.level_strides[0] else coarser(target, size)
 
     def loss(
         self,

@@ -14,8 +14,10 @@ from medssl.data.store.preprocess import prepare
 from medssl.data.store.restore import mapping_to_source, restore
 from medssl.encoders.weights import CARD, WEIGHTS
 from medssl.heads import sliding
+from medssl.heads.mirroring import MirroredNetwork
 from medssl.heads.weights import HEAD, load_network
 from medssl.types import UserError
+from medssl.views.geometry import mirrored_axes
 from medssl.views.intensity import decode, lowest_value
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from medssl.types import Card, LabelSchema, Tuned, ValueDomain
 
 
+MIRRORING = ("none", "safe", "all")  # the rules of data.view.geometry.flip, each with more axes than the one before
+
+
 @dataclass(frozen=True)
 class Windows:
     """How a scan is gone through.
@@ -40,12 +45,16 @@ class Windows:
         batch_size: Windows per forward pass, at least 1.
         precision: "bf16" computes in half precision: faster where the device supports it, with about two digits.
         accelerator: Device: "auto" takes a GPU if there is one.
+        mirror: Average the predictions over mirrored windows: along the axes that training mirrored ("trained"), all
+            but the left-right axis ("safe"), "all" or "none". Each axis takes twice the time. Axes that training did
+            not mirror are refused. Networks of versions that did not note it are not mirrored by "trained".
     """
 
     overlap: float = 0.5
     batch_size: int = 2
     precision: Literal["bf16", "fp32"] = "fp32"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    mirror: Literal["trained", "safe", "all", "none"] = "trained"
 
     def __post_init__(self) -> None:
         if not 0 <= self.overlap < 1:
@@ -97,6 +106,41 @@ def device_of(accelerator: Literal["auto", "cpu", "gpu"]) -> torch.device:
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def mirror_rule(tuned: Tuned, windows: Windows) -> str:
+    """The rule of mirroring ("none", "safe" or "all") that ``windows.mirror`` means for a network.
+
+    Raises:
+        UserError: Axes that training did not mirror.
+    """
+    known = "safe" if tuned.flip is None else tuned.flip  # what all recipes of versions that did not note it have
+    if windows.mirror == "trained":
+        return "none" if tuned.flip is None else tuned.flip
+    if MIRRORING.index(windows.mirror) > MIRRORING.index(known):
+        what = "no axis was" if known == "none" else "all axes but the left-right one were"
+        message = f"the network was trained with data.view.geometry.flip {known}: {what} mirrored"
+        if tuned.flip is None:
+            message = "the card does not say which axes training mirrored"
+        hint = "Left and right differ in the body: train with data.view.geometry.flip all where they do not matter."
+        expected = ", ".join(["trained", *MIRRORING[: MIRRORING.index(known) + 1]])
+        raise UserError(message, key="windows.mirror", got=windows.mirror, expected=expected, hint=hint)
+    return windows.mirror
+
+
+def mirrored(fitted: Fitted, windows: Windows, affine: Float[np.ndarray, "n+1 n+1"]) -> Network:
+    """The network, or one that also predicts mirrored windows of a scan with this affine (voxel to world)."""
+    rule, axes = mirror_rule(fitted.tuned, windows), len(fitted.tuned.window)
+    world = torch.from_numpy(np.asarray(affine, np.float64)) if len(affine) == axes + 1 else torch.eye(axes + 1)
+    chosen = mirrored_axes(rule, world)  # slices lie like images: left-right is their second axis
+    return MirroredNetwork(fitted.network, chosen) if chosen else fitted.network
+
+
+def settings_of(tuned: Tuned, windows: Windows) -> dict[str, Any]:
+    """What of the windows changes a prediction: part of what says how results were made."""
+    rule = mirror_rule(tuned, windows)
+    settings = {"overlap": windows.overlap, "precision": windows.precision}
+    return settings if rule == "none" else settings | {"mirror": rule}  # as older results, where nothing is mirrored
+
+
 def load_fitted(run: Path, device: torch.device, trust: Collection[str] = ()) -> Fitted:
     """Loads what fine-tuning left in a run folder; ``trust`` as of ``load_card``.
 
@@ -139,7 +183,7 @@ def segment(
         axis = int(np.argmax(np.array(shape) / np.array(window)))
     with _computing(fitted, windows):
         blocks = sliding.slide(
-            fitted.network,
+            mirrored(fitted, windows, prepared.affine),
             reader(prepared),
             shape,
             window=window,
@@ -167,7 +211,7 @@ def classify(
     plane = _plane(fitted, prepared)
     with _computing(fitted, windows):
         probabilities = sliding.classify(
-            fitted.network,
+            mirrored(fitted, windows, prepared.affine),
             reader(prepared),
             prepared.image.shape[1:],
             window=fitted.tuned.window,

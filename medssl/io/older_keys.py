@@ -35,8 +35,14 @@ def with_present_options(configuration: Any) -> Any:
 
     >>> with_present_options({"init": None, "training": {"init": 1}})
     {'pretrained': None, 'training': {'init': 1}}
+    >>> with_present_options({"optimizer": {"average": 0.0, "lora": {"rank": 0}}})["optimizer"]["keep"]
+    'best'
     """
     if not isinstance(configuration, dict):
         return configuration
     renamed = {key: now for key, now in PRESENT_OPTIONS.items() if now not in configuration}
-    return {renamed.get(key, key): value for key, value in configuration.items()}
+    present = {renamed.get(key, key): value for key, value in configuration.items()}
+    optimizer = present.get("optimizer")
+    if isinstance(optimizer, dict) and "average" in optimizer and "lora" in optimizer and "keep" not in optimizer:
+        present["optimizer"] = {**optimizer, "keep": "best"}  # config.yaml of a run: what was written before keep
+    return present

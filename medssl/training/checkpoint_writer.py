@@ -21,7 +21,7 @@ class CheckpointWriter(Listener):
     Where the rate is constant before it falls, the last checkpoint before its fall is kept, to prolong the run from.
 
     ``export`` writes what other people use (the encoder with its card) before each checkpoint; where a validation
-    judges, before the best so far. A kill between the two leaves a checkpoint that comes to the same weights again; the
+    selects, before the best so far. A kill between the two leaves a checkpoint that comes to the same weights again; the
     other order would leave a run that is done with weights of an earlier step. A run that is stopped saves first, since
     it may have little time left.
 
@@ -31,6 +31,7 @@ class CheckpointWriter(Listener):
         keep: Steps between checkpoints that are kept for good; None keeps none.
         export: Writes the weights.
         validated: A listener judges; otherwise the smoothed loss does.
+        selects: Export the best so far alone, where a listener judges.
         decay_start: Steps that are done when a constant learning rate begins to fall; None where none is constant.
     """
 
@@ -42,13 +43,14 @@ class CheckpointWriter(Listener):
         keep: int | None,
         export: Callable[[], None],
         validated: bool = False,
+        selects: bool = True,
         decay_start: int | None = None,
     ) -> None:
         self.folder = folder
         self.every = every
         self.keep = keep
         self.export = export
-        self.validated = validated
+        self.validated, self.selects = validated, selects
         self.decay_start = decay_start
 
     def on_start(self, loop: TrainingLoop) -> None:
@@ -65,7 +67,7 @@ class CheckpointWriter(Listener):
         progress.judged = score if self.validated else record.smoothed if due else None
         if not (due or loop.is_over or score is not None):
             return
-        state, better = loop.state(), not self.validated or is_best(progress)
+        state, better = loop.state(), not (self.validated and self.selects) or is_best(progress)
         stopped = loop.is_over and record.step < loop.steps
         if better and not stopped:
             self.write(loop)

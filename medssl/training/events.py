@@ -103,10 +103,13 @@ class Listener:
     Attributes:
         name: Key of its state in checkpoints; empty where it has none.
         judges: Whether its scores choose the best checkpoint in the place of the smoothed loss.
+        selects: Whether the weights of the best checkpoint are the ones to write; otherwise those of each checkpoint
+            are, up to the last.
     """
 
     name: ClassVar[str] = ""
     judges: ClassVar[bool] = False
+    selects: bool = False
 
     def on_start(self, loop: TrainingLoop) -> None:
         """Called before the first step of this process, when the state of a former process was loaded."""

@@ -79,6 +79,22 @@ class Optimization(LearningRate, Update):
 
 
 @dataclass(frozen=True)
+class FrozenProbe:
+    """What the frozen encoder gives to a fine-tuning with few labels.
+
+    Attributes:
+        start: Start from a linear probe of the frozen encoder (LP-FT: Kumar et al., Fine-tuning can distort pretrained
+            features, ICLR 2022): the last layer of a head for whole scans is fitted to the training scans' features,
+            with a penalty chosen by cross-validation among them.
+        floor: Write the frozen encoder with its head, as ``start`` or ``head_first`` leaves it, if the fine-tuned
+            weights validate worse.
+    """
+
+    start: bool = False
+    floor: bool = False
+
+
+@dataclass(frozen=True)
 class FineTuning(Optimization):
     """How the weights of a head and of its encoder move.
 
@@ -88,18 +104,23 @@ class FineTuning(Optimization):
             self-supervised learning, ICCV 2025). 0 trains both from the start, 1 freezes the encoder.
         encoder_rate: Learning rate of the encoder as a share of the head's, above 0.
         average: Share of the averaged weights that each step keeps, 0 to below 1, such as 0.99 (Polyak and Juditsky
-            1992; less at first, so that the start is forgotten). The averaged weights are validated and written; 0 does
-            not average.
+            1992; less at first, so that the start is forgotten). 0 does not average.
+        keep: Weights to write: those "average" (of the last steps, by ``average``), those of the "final" step, or of
+            the step with the "best" validation, averaged where ``average`` is above 0. The best of a few validation
+            subjects is often a matter of chance.
         drop_path: Probability of dropping the last residual branch of the encoder, 0 to below 1; None keeps the
             encoder's own.
         lora: Low-rank adaptation: train small matrices instead of the encoder.
+        probe: The frozen encoder as start and as floor.
     """
 
     head_first: float = 0.0
     encoder_rate: float = 1.0
-    average: float = 0.0
+    average: float = 0.99
+    keep: Literal["average", "final", "best"] = "average"
     drop_path: float | None = None
     lora: LoRA = field(default_factory=LoRA)
+    probe: FrozenProbe = field(default_factory=FrozenProbe)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -110,6 +131,14 @@ class FineTuning(Optimization):
             ("drop_path", self.drop_path is None or 0 <= self.drop_path < 1, "from 0 to below 1, or null"),
         ):
             expect(good, f"optimizer.{name}", getattr(self, name), what)
+        if self.keep == "average" and self.average == 0:
+            message = "optimizer.keep average writes averaged weights, and optimizer.average 0 averages none"
+            hint = "Set optimizer.average to a share such as 0.99, or optimizer.keep to final or best."
+            raise UserError(message, hint=hint)
+        if self.probe.floor and not self.probe.start and self.head_first == 0:
+            message = "nothing is trained on the frozen encoder"
+            hint = "Set optimizer.probe.start to true, or optimizer.head_first above 0."
+            raise UserError(message, key="optimizer.probe.floor", got=True, hint=hint)
         if self.lora.rank and self.head_first == 1:
             message = "optimizer.head_first 1 leaves the encoder as it is, optimizer.lora adapts it: choose one of them"
             raise UserError(message)

@@ -136,6 +136,7 @@ def listeners_of(
             keep=output.keep_every,
             export=export,
             validated=validated,
+            selects=any(listener.selects for listener in watching),
             decay_start=decay_start,
         ),
         PictureWriter(folder.path / "pictures", every=output.picture_every),

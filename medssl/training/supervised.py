@@ -1,24 +1,19 @@
-"""Learning from labels with the engine of pretraining: a supervised objective, and a validation that judges it."""
+"""Learning from labels with the engine of pretraining: a supervised objective, and how it reads a stored scan."""
 
 from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import distributed
 
 from medssl.data.labels.kinds.base import kind_of
 from medssl.data.loading.crops import slice_axes
 from medssl.heads.base import UNLABELED, Network, class_numbers
-from medssl.heads.sliding import classify, slide
-from medssl.metrics.scoring import scoring_of
-from medssl.metrics.segmentation import dice_scores
 from medssl.objectives.base import Objective, evaluation_mode
 from medssl.ops.draws import Draws
-from medssl.training.events import Listener, Measures
 from medssl.training.label_targets import targets_of
 from medssl.training.optim import FineTuning
 from medssl.types import Loss, ViewPlan
@@ -33,10 +28,8 @@ if TYPE_CHECKING:
 
     from medssl.data.store.store import Store
     from medssl.heads.base import Head
-    from medssl.training.events import StepRecord
-    from medssl.training.loop import TrainingLoop
     from medssl.training.settings import Examples
-    from medssl.types import Batch, LabelSchema, Step
+    from medssl.types import Batch, Step
 
 
 class Supervised(Objective):
@@ -51,6 +44,9 @@ class Supervised(Objective):
         mixing: Whether the samples of a batch are mixed.
     """
 
+    floor_score: Tensor
+    below_floor: Tensor
+
     def __init__(
         self,
         network: Network,
@@ -62,7 +58,12 @@ class Supervised(Objective):
         self.encoder = network.encoder
         self.head: Head = network.head
         self.optimizer, self.mixing = optimizer, mixing
-        self.averaged = copy.deepcopy(network).requires_grad_(False).eval() if optimizer.average else None
+        averages = optimizer.average > 0 and optimizer.keep != "final"
+        self.averaged = copy.deepcopy(network).requires_grad_(False).eval() if averages else None
+        self.floor = copy.deepcopy(network).requires_grad_(False).eval() if optimizer.probe.floor else None
+        if self.floor is not None:
+            self.register_buffer("floor_score", torch.tensor(torch.inf, dtype=torch.float64))
+            self.register_buffer("below_floor", torch.tensor(False))
         self.needs = ViewPlan((data.view,), data.sampling)
 
     def forward(self, batch: Batch, step: Step) -> Loss:
@@ -105,18 +106,42 @@ class Supervised(Objective):
         Where the head counts predictions, this is a forward pass of its own. It leaves statistics as they are.
         """
         mixed = self.mixed(batch, step)
+        counts = [self.head.counts(target) for _, target in mixed.targets]
         if not self.head.counts_predictions:
-            return torch.stack([self.head.counts(target) for _, target in mixed.targets])
+            return torch.stack(counts)
         buffers = [(buffer, buffer.clone()) for part in (self.encoder, self.head) for buffer in part.buffers()]
         prediction = self.predict(mixed.image, step)
         for buffer, former in buffers:
             buffer.copy_(former)
-        return torch.stack([self.head.counts(target, prediction) for _, target in mixed.targets])
+        sums = [self.head.prediction_counts(prediction, target) for _, target in mixed.targets]
+        return torch.stack([torch.cat(pair) for pair in zip(counts, sums, strict=True)])
 
     @property
     def judged(self) -> Network:
-        """The network that is validated and written."""
+        """The network that is validated: with averaged weights, or as it is."""
         return self.averaged or Network(self.encoder, self.head)
+
+    @property
+    def written(self) -> Network:
+        """The network that is written: the frozen probe while the fine-tuned network validates worse."""
+        return self.floor if self.floor is not None and bool(self.below_floor) else self.judged
+
+    @torch.no_grad()
+    def set_floor(self, score: float) -> None:
+        """Makes the present network, which has this validation score (the lower the better), the floor."""
+        assert self.floor is not None
+        self.floor.load_state_dict(self.judged.state_dict())
+        self.floor_score.fill_(score)
+
+    def compare_with_floor(self, score: float) -> bool:
+        """Whether the floor has a better validation score (the lower the better) than ``score``; says what to write."""
+        self.below_floor.fill_(self.floor is not None and score > float(self.floor_score))
+        return bool(self.below_floor)
+
+    def restart_average(self) -> None:
+        """Sets the averaged weights to the present ones."""
+        if self.averaged is not None:
+            self.averaged.load_state_dict(Network(self.encoder, self.head).state_dict())
 
     @torch.no_grad()
     def after_step(self, step: Step) -> None:
@@ -161,77 +186,6 @@ class Supervised(Objective):
         answers = self.head.predictions(prediction).tolist()
         schema, kind = self.head.schema, kind_of(self.head.schema)
         return [kind.in_words(values, answer, schema) for values, answer in zip(batch.values, answers, strict=True)]
-
-
-class Validation(Listener):
-    """Judges the weights by labeled scans that are never learned from, every ``every`` steps and at the end.
-
-    The scans are shared out among the processes. Stands before the listener that writes checkpoints, so that each
-    verdict is in the checkpoint of its step.
-    """
-
-    judges = True
-
-    def __init__(self, store: Store, scans: tuple[int, ...], data: Examples, *, every: int) -> None:
-        self.store = store
-        self.scans = scans
-        self.window = tuple(data.view.size)
-        self.axis = data.sampling.slice_axis
-        self.every = every
-        self.best = ""
-
-    def on_start(self, loop: TrainingLoop) -> None:
-        """Remembers the best of a former process."""
-        self.best = (
-            f"best validation {1 - loop.progress.best:.4f}, of a step before this start: its weights are written"
-        )
-
-    def on_step(self, loop: TrainingLoop, record: StepRecord) -> Measures | None:
-        """Validates where it is time to."""
-        if record.step % self.every and record.step < loop.steps:
-            return None
-        objective = loop.objective
-        assert isinstance(objective, Supervised)
-        mine = self.scans[loop.rank :: loop.world_size]
-        with evaluation_mode(objective), loop.autocast():
-            cases = self.judge(objective.judged.eval(), mine)
-        if loop.world_size > 1:
-            shares: list[Any] = [None] * loop.world_size
-            distributed.all_gather_object(shares, cases)
-            cases = [case for share in shares for case in share]
-        name, value = self.verdict(objective.head.schema, cases)
-        if 1 - value < loop.progress.best:
-            self.best = f"validation {name} {value:.4f} at step {record.step}, whose weights are written"
-        return Measures({f"validation_{name}": value}, score=1 - value)
-
-    def summary(self, step: int) -> str:
-        """Says which step was the best."""
-        return self.best
-
-    def judge(self, network: Network, scans: tuple[int, ...]) -> list[tuple[int, list[Any]]]:
-        """For each scan its number with its Dice per class, or what the head answers."""
-        segmentation = kind_of(network.head.schema).per_voxel
-        cases = []
-        for number in scans:
-            scan = StoredScan(self.store, number, self.window, self.axis)
-            if not segmentation:
-                row = classify(
-                    network, scan.read, scan.shape, window=self.window, axis=scan.axis, plane=scan.plane
-                ).tolist()
-                cases.append((number, row))
-                continue
-            blocks = slide(network, scan.read, scan.shape, window=self.window, axis=scan.axis, plane=scan.plane)
-            prediction = torch.cat([block.argmax(0) for _, block in blocks], 0).movedim(0, scan.axis)
-            label = self.store.read_label(number, (0,) * len(scan.shape), scan.shape)
-            target = class_numbers(torch.from_numpy(label[0].astype(np.int64)), network.head.schema)
-            cases.append((number, dice_scores(prediction, target, len(network.head.schema.classes))))
-        return cases
-
-    def verdict(self, schema: LabelSchema, cases: list[tuple[int, list[Any]]]) -> tuple[str, float]:
-        """Name and value of the measure, of which more is better: mean Dice over subjects, AUROC, or R2."""
-        scans = [number for number, _ in cases]
-        values = [self.store.values(number) for number in scans]
-        return scoring_of(schema).validate([result for _, result in cases], values, self.store.subjects(scans), schema)
 
 
 class StoredScan:

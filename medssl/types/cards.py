@@ -32,7 +32,7 @@ class Tuned:
 
     ``head`` is its import path with arguments, ``schema`` its outputs in order, ``window`` the voxels per stored axis
     of its crops (two: images, or slices across ``slice_axis``), ``subjects`` digests of those trained or validated on,
-    ``trained_on`` what their scans are like (None: a card of an older version).
+    ``trained_on`` what their scans are like, ``flip`` which axes were mirrored in training (None: an older version).
     """
 
     head: Imported
@@ -41,6 +41,7 @@ class Tuned:
     slice_axis: int
     subjects: tuple[str, ...]
     trained_on: TrainedOn | None = None
+    flip: str | None = None
 
 
 @dataclass(frozen=True)
