@@ -244,6 +244,7 @@ def make_card(
     Whom the network behind pseudo-labels has seen counts as seen; what is not known of it stays unknown.
     """
     size, axis = config["data"]["view"]["size"], config["data"]["sampling"]["slice_axis"]
+    flip = config["data"]["view"]["geometry"]["flip"]
     scans = (*chosen.learned, *chosen.drawn, *chosen.validated)
     labeled = {*store.distinct_subjects(scans), *teacher.labeled, *initial.labeled}
     return Card(
@@ -261,6 +262,6 @@ def make_card(
             slice_axis=axis,
             subjects=tuple(sorted(labeled)),
             trained_on=trained_on(store, (*chosen.learned, *chosen.drawn), schema),
-            flip=config["data"]["view"]["geometry"]["flip"],
+            flip=store.preprocess.mirror if flip == "data" else flip,
         ),
     )

@@ -17,8 +17,8 @@ from medssl.heads import sliding
 from medssl.heads.mirroring import MirroredNetwork
 from medssl.heads.weights import HEAD, load_network
 from medssl.types import UserError
-from medssl.views.geometry import mirrored_axes
 from medssl.views.intensity import decode, lowest_value
+from medssl.views.mirroring import allowed_axes, left_right_axis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -130,7 +130,8 @@ def mirrored(fitted: Fitted, windows: Windows, affine: Float[np.ndarray, "n+1 n+
     """The network, or one that also predicts mirrored windows of a scan with this affine (voxel to world)."""
     rule, axes = mirror_rule(fitted.tuned, windows), len(fitted.tuned.window)
     world = torch.from_numpy(np.asarray(affine, np.float64)) if len(affine) == axes + 1 else torch.eye(axes + 1)
-    chosen = mirrored_axes(rule, world)  # slices lie like images: left-right is their second axis
+    allowed = allowed_axes(rule, left_right_axis(world[None]), n_axes=axes)[0]  # slices lie like images
+    chosen = tuple(int(axis) for axis in allowed.nonzero())
     return MirroredNetwork(fitted.network, chosen) if chosen else fitted.network
 
 

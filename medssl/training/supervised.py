@@ -135,7 +135,9 @@ class Supervised(Objective):
 
     def compare_with_floor(self, score: float) -> bool:
         """Whether the floor has a better validation score (the lower the better) than ``score``; says what to write."""
-        self.below_floor.fill_(self.floor is not None and score > float(self.floor_score))
+        if self.floor is None:
+            return False
+        self.below_floor.fill_(score > float(self.floor_score))
         return bool(self.below_floor)
 
     def restart_average(self) -> None:

@@ -83,15 +83,6 @@ class Frame(RawCrop):
     shape: Float[Tensor, "B n"] | None = None
 
 
-def mirrored_axes(flip: str, world_affine: Float[Tensor, "n+1 n+1"]) -> tuple[int, ...]:
-    """Axes of an array that a rule of ``Geometry.flip`` mirrors."""
-    axes = range(world_affine.shape[-1] - 1)
-    if flip == "none":
-        return ()
-    left_right = -1 if flip == "all" else int(left_right_axis(world_affine[None]))
-    return tuple(axis for axis in axes if axis != left_right)
-
-
 def draw_geometry(
     spec: ViewSpec,
     draws: Draws,

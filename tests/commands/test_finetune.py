@@ -30,6 +30,7 @@ from medssl.heads.segmentation import UNet
 from medssl.heads.weights import load_network
 from medssl.training.checkpoint import differing
 from medssl.training.initial_weights import InitialWeights, read_initial_weights, weights_in_words
+from medssl.training.supervised import StoredScan
 from medssl.types import Card, Imported, LabelSchema, Preprocess, UserError
 from medssl.types.provenance import Provenance
 
@@ -96,7 +97,7 @@ def rows(run: Path) -> list[dict[str, float]]:
 def test_it_learns_and_the_best_weights_are_the_ones_written(call, place, tmp_path):
     code, said = call(
         "--labels=4", "--training.steps=60", "--training.output.validate_every=10", "--optimizer.learning_rate=0.01",
-        "--data.workers=1",
+        "--data.workers=1", "--optimizer.keep=best", "--optimizer.average=0",
     )  # fmt: skip
     assert code == 0, said
     assert "weights of step 7: 100% of the keys filled" in said
@@ -178,11 +179,13 @@ def test_the_head_moves_first_then_the_encoder_too(call, place, tmp_path):
     assert not any(torch.equal(states[0][key], states[1][key]) for key in head)
 
 
-def test_averaged_weights_are_judged_and_written(call, place, tmp_path):
+@pytest.mark.parametrize("keep", ["average", "best"])
+def test_averaged_weights_are_judged_and_written(call, place, tmp_path, keep):
     """Reference: the average followed in NumPy over the checkpoints of every step."""
     words = ("--optimizer.average=0.5", "--training.steps=4", "--training.output.keep_every=1")
-    code, said = call(*words, "--training.output.validate_every=4")
+    code, said = call(*words, "--training.output.validate_every=4", f"--optimizer.keep={keep}")
     assert code == 0, said
+    assert re.search(r"validation dice 0\.\d+ at step 4(; its averaged weights are|, whose weights are) written", said)
     kept = sorted((tmp_path / "run/checkpoints").glob("step*.pt"))
     states = [torch.load(path, weights_only=True)["objective"] for path in kept]
     written = weights_of(tmp_path / "run")
@@ -192,6 +195,82 @@ def test_averaged_weights_are_judged_and_written(call, place, tmp_path):
         expected = {k: share * v + (1 - share) * state[f"encoder.{k}"].double() for k, v in expected.items()}
     assert all(torch.allclose(written[key].double(), expected[key], atol=1e-6) for key in written)
     assert not torch.equal(written[key := next(iter(written))], states[-1][f"encoder.{key}"])
+
+
+@pytest.mark.parametrize("keep", ["final", "average"])
+def test_the_last_weights_are_written_however_they_validate(call, tmp_path, keep):
+    """A learning rate that grows past all reason: the validation of the last step is not the best."""
+    words = ("--training.steps=6", "--training.output.validate_every=1", "--optimizer.learning_rate=1.0")
+    more = ("--optimizer.warmup=1.0", "--optimizer.average=0.5", "--training.output.checkpoint_every=2")
+    code, said = call(*words, *more, f"--optimizer.keep={keep}")
+    assert code == 0, said
+    dice = [row["validation_dice"] for row in rows(tmp_path / "run")]
+    assert max(dice) > dice[-1], dice
+    network, card = load_network(tmp_path / "run")
+    last = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)
+    assert card.step == last["progress"]["step"] == 6
+    prefix = "averaged." if keep == "average" else ""
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, last["objective"][prefix + name]), name
+    assert any(key.startswith("averaged.") for key in last["objective"]) == (keep == "average")
+    assert f"at step 6; its {'averaged ' if keep == 'average' else ''}weights are written" in said
+
+
+def test_a_linear_head_starts_from_the_probe_of_the_frozen_encoder(call, place, tmp_path):
+    """Reference: scikit-learn's logistic regression on pooled features, at the penalty that was chosen."""
+    from sklearn.linear_model import LogisticRegression
+
+    words = ("--optimizer.probe.start=true", "--optimizer.learning_rate=1e-30", "--training.steps=1")
+    code, said = call(*words, data="pictures")
+    assert code == 0, said
+    penalty = float(re.search(r"head fitted to the frozen encoder on (\d+) scans; penalty (\S+)", said)[2])
+    network, card = load_network(tmp_path / "run")
+    store = Store.open(place / "pictures/store")
+    names = [name for _, name in card.tuned.schema.classes]
+    numbers = [n for n in range(len(store)) if store.subjects([n])[0] in store.subjects_of_split("train")]
+    features, truth = [], []
+    for number in numbers:
+        scan = StoredScan(store, number, (32, 32), 2)
+        assert scan.shape == (32, 32)
+        with torch.no_grad():
+            features.append(network.encoder(scan.read((0, 0), (32, 32))[None]).pooled[0].double().numpy())
+        truth.append(names.index(store.values(number)["class"]))
+    x = np.stack(features)
+    x = (x - x.mean(0)) / x.std(0)
+    reference = LogisticRegression(C=1 / (penalty * len(x)), max_iter=100_000, tol=1e-10).fit(x, truth)
+    layer = network.head.linear
+    found = layer(torch.from_numpy(np.stack(features)).float()).softmax(1).detach().numpy()
+    np.testing.assert_allclose(found, reference.predict_proba(x), atol=2e-3)
+
+
+@pytest.mark.parametrize("keep", ["average", "final", "best"])
+def test_the_frozen_encoder_is_written_where_fine_tuning_ends_worse(call, place, tmp_path, keep):
+    words = ("--optimizer.probe.start=true", "--optimizer.probe.floor=true", "--optimizer.learning_rate=3.0")
+    more = ("--optimizer.warmup=0.0", "--training.steps=4", "--optimizer.average=0.5", f"--optimizer.keep={keep}")
+    code, said = call(*words, *more, data="pictures")
+    assert code == 0, said
+    floor = float(re.search(r"frozen encoder: validation auroc (\S+), the floor of this fine-tuning", said)[1])
+    final = [row["validation_auroc"] for row in rows(tmp_path / "run") if "validation_auroc" in row]
+    assert final[-1] < floor
+    assert f"below {floor:.4f} of the frozen encoder: that network is written" in said
+    before, after = weights_of(place / "pictures/pretrained"), weights_of(tmp_path / "run")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    # where fine-tuning does not end worse, it is what is written
+    code, said = call(*words[:2], "--optimizer.learning_rate=1e-30", *more[1:], data="pictures", folder=tmp_path / "b")
+    assert code == 0, said
+    assert "of the frozen encoder" not in said.rpartition("steps done")[2]
+
+
+def test_the_floor_of_a_segmentation_is_the_end_of_head_first(call, place, tmp_path):
+    words = ("--optimizer.head_first=0.5", "--optimizer.probe.floor=true", "--training.steps=4", "--optimizer.warmup=0")
+    code, said = call(*words, "--training.output.validate_every=4", "--optimizer.encoder_rate=1e4")
+    assert code == 0, said
+    table = [row["step"] for row in rows(tmp_path / "run") if "validation_dice" in row]
+    assert table == [2, 4]  # the floor is validated as well
+    floor = float(re.search(r"frozen encoder: validation dice (\S+), the floor", said)[1])
+    last = rows(tmp_path / "run")[-1]["validation_dice"]
+    before, after = weights_of(place / "volumes/pretrained"), weights_of(tmp_path / "run")
+    assert all(torch.equal(before[key], after[key]) for key in before) == (last < floor)
 
 
 @pytest.mark.parametrize("data", ["volumes", "pictures"])
@@ -332,6 +411,20 @@ BAD = [
     ("more subjects than there are", ["--labels=9"], r"labels: there are 6 labeled subjects to choose from \(got 9\)"),
     ("more to validate than there are", ["--data.validation_labels=9"], r"split 'val', which validates.*there are 2"),
     ("one split for both", ["--data.validation=train"], r"--data.validation: must be another split than data.train"),
+    ("nothing to average", ["--optimizer.average=0"], r"optimizer\.average 0 averages none.*such as 0\.99"),
+    (
+        "a probe of another head", ["--optimizer.probe.start=true"],
+        r"optimizer\.probe\.start: UNet is no linear layer .*expected the head linear .*optimizer\.head_first trains",
+    ),
+    (
+        "a floor of nothing", ["--optimizer.probe.floor=true"],
+        r"optimizer\.probe\.floor: nothing is trained on the frozen encoder .*head_first above 0",
+    ),
+    (
+        "deep supervision of one scale", ["--head.deep_supervision=true"],
+        r"head\.deep_supervision: the decoder has too few steps: .* one scale is left .*expected a decoder of 3 steps",
+    ),
+    ("batch Dice of a linear probe", ["--head=linear", "--head.batch_dice=true", "--data.target=mask"], r"batch_dice"),
     ("a seed below zero", ["--training.seed=-1"], r"training\.seed: must be at least 0 \(got -1\)"),
     ("a seed of labels below zero", ["--data.label_seed=-2"], r"data\.label_seed: must be at least 0 \(got -2\)"),
     ("no such value", ["--data.target=grade"], r"has a value 'grade'; values there are: none"),

@@ -18,7 +18,6 @@ from medssl.heads.segmentation import UNet
 from medssl.inference.predictor import Fitted, Windows, classify, mirror_rule, segment, settings_of
 from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned, UserError
 from medssl.types.provenance import Provenance
-from medssl.views.geometry import mirrored_axes
 
 
 def by_hand(predict, x: np.ndarray, axes: tuple[int, ...], *, per_voxel: bool) -> np.ndarray:
@@ -54,23 +53,6 @@ def test_whole_scans_are_averaged_as_their_heads_predict():
     classes.head = head
     expected = by_hand(lambda one: head.predictions(classes(one)), x.numpy(), (0,), per_voxel=False)
     np.testing.assert_allclose(MirroredNetwork(classes, (0,))(x).detach().numpy(), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("flip", "columns", "axes"),
-    [
-        ("none", (0, 1, 2), ()),
-        ("all", (0, 1, 2), (0, 1, 2)),
-        ("safe", (0, 1, 2), (1, 2)),  # the first array axis runs along the first world axis, left to right
-        ("safe", (1, 0, 2), (0, 2)),
-        ("safe", (2, 1, 0), (0, 1)),
-    ],
-)
-def test_the_rule_keeps_the_left_right_axis_of_the_patient(flip, columns, axes):
-    affine = torch.eye(4, dtype=torch.float64)
-    affine[:3, :3] = torch.eye(3, dtype=torch.float64)[:, list(columns)] * -2.5
-    assert mirrored_axes(flip, affine) == axes
-    assert mirrored_axes("safe", torch.eye(3)) == (0,)  # of an image the vertical axis
 
 
 def fitted_network(ndim: int, flip: str | None, head=UNet) -> Fitted:

@@ -113,7 +113,15 @@ def test_classes_come_evenly_and_then_their_voxels(store):
 def test_the_share_is_met(store, share):
     held = Places(store)
     hits = [held.draw(3, sample, store.number("a"), share) is not None for sample in range(900)]
-    assert abs(sum(hits) - 900 * share) <= 5 * np.sqrt(900 * share * (1 - share))
+    assert abs(sum(hits) - 900 * share) <= 1
+    assert all(abs(sum(hits[first : first + 6]) - 6 * share) <= 1 for first in range(0, 900, 6))  # in each batch
+
+
+def test_one_of_two_crops_of_every_batch_lies_around_a_label(store):
+    for crops in batches(store, 8, (16, 16, 16), labeled=0.5, batch_size=2, split="train"):
+        around = ~crops.placement.shown.isnan().all(1) if crops.placement.shown is not None else torch.zeros(2).bool()
+        assert around.tolist() in ([False, True], [False, False])
+        assert around[1] or crops.origin.scan_ids[1] in "de"  # scans without a class
 
 
 def test_a_scan_without_such_a_class_gives_ordinary_crops(store):
