@@ -424,7 +424,7 @@ BAD = [
         "deep supervision of one scale", ["--head.deep_supervision=true"],
         r"head\.deep_supervision: the decoder has too few steps: .* one scale is left .*expected a decoder of 3 steps",
     ),
-    ("batch Dice of a linear probe", ["--head=linear", "--head.batch_dice=true", "--data.target=mask"], r"batch_dice"),
+    ("batch Dice of classes", ["--head=linear", "--head.batch_dice=true"], r"unknown key 'head\.batch_dice'"),
     ("a seed below zero", ["--training.seed=-1"], r"training\.seed: must be at least 0 \(got -1\)"),
     ("a seed of labels below zero", ["--data.label_seed=-2"], r"data\.label_seed: must be at least 0 \(got -2\)"),
     ("no such value", ["--data.target=grade"], r"has a value 'grade'; values there are: none"),

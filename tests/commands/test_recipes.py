@@ -25,9 +25,15 @@ RESENC = {
     "class_path": "medssl.encoders.resenc.ResEnc",
     "init_args": {"ndim": 3, "channels": [4, 8], "strides": [[1, 1, 1], [2, 2, 2]], "blocks": [1, 1]},
 }
+DEEPER = {
+    "class_path": RESENC["class_path"],
+    "init_args": RESENC["init_args"]
+    | {"channels": [4, 8, 8, 8], "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 1], [2, 2, 2]], "blocks": [1, 1, 1, 1]},
+}
 FLAT = {"class_path": RESENC["class_path"], "init_args": RESENC["init_args"] | {"ndim": 2, "strides": [[1, 1], [2, 2]]}}
 VIT = {"class_path": "medssl.encoders.vit.ViT", "init_args": {"patch": [8, 8, 4], "width": 64, "depth": 4}}
 FLAT_VIT = {"class_path": VIT["class_path"], "init_args": VIT["init_args"] | {"patch": [8, 8]}}
+WITHOUT_MASKS = "--data.sampling.labeled=0"  # the recipe is for segmentations
 TOKENS = {"unetr", "feature_pyramid"}
 SEGMENT = {"unet", "voxel_linear", *TOKENS}
 TARGETS = {"multi_label": "large,low", "regression": "share", "ordinal": "grade"}
@@ -106,7 +112,8 @@ def test_recipes(store, tmp_path, recipe):
 def test_heads(store, tmp_path, head):
     encoder = VIT if head in TOKENS else RESENC
     target = "mask" if head in SEGMENT else TARGETS.get(head, "grade")
-    tune(store, tmp_path / "run", "segment_3d_small", encoder, f"--head={head}", f"--data.target={target}")
+    words = [f"--head={head}", f"--data.target={target}", *([] if head in SEGMENT else [WITHOUT_MASKS])]
+    tune(store, tmp_path / "run", "segment_3d_small", encoder, *words)
     assert load_card(tmp_path / "run").tuned.schema.name == (target if head != "multi_label" else "large,low")
 
 
@@ -120,6 +127,8 @@ def test_ways_to_move_weights(store, tmp_path, optimizer):
 
 OPTIONS = {
     "deep supervision": ["--head.deep_supervision=true"],
+    "batch Dice of a step": ["--head.batch_dice=true", "--training.batch_size=1", "--training.accumulate=2"],
+    "final weights": ["--optimizer.keep=final"],
     "averaged weights": ["--optimizer.average=0.9"],
     "mixed samples": ["--mixing.mixup=0.4", "--mixing.cutmix=1.0"],
     "foreground": ["--data.sampling.foreground=0.5"],
@@ -130,9 +139,10 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options(store, tmp_path, name):
-    tune(store, tmp_path / "run", "segment_3d_small", RESENC, *OPTIONS[name])
+    tune(store, tmp_path / "run", "segment_3d_small", DEEPER if "deep" in name else RESENC, *OPTIONS[name])
 
 
 def test_classes_that_come_equally_often_and_weigh_alike(store, tmp_path):
     words = ["--head=linear", "--data.target=large", "--data.sampling.balance=equal", "--head.class_weights=balanced"]
+    words += [WITHOUT_MASKS]
     tune(store, tmp_path / "run", "segment_3d_small", RESENC, *words)
