@@ -119,16 +119,14 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     opened = open_store(store, initial, allow, size=data.view.size, key="data.view.size")
     initial = with_channels(initial, opened.channels, allow)
     schema = schema_for(opened, data.target, head)
-    chosen = select_scans(opened, schema, data, labels, training.seed)
-    digest = opened.digest
+    chosen, digest = select_scans(opened, schema, data, labels, training.seed), opened.digest
     opened, drawn = with_pseudo_labels(opened, chosen.learned, data.train, pseudo, schema, training.seed)
     chosen = replace(chosen, drawn=drawn)
     teacher = subjects_behind(pseudo)
     seen = [refuse_seen(opened, initial, allow), *refuse_test_subjects(opened, teacher, allowed="seen" in allow)]
     network, loaded = build(initial, head, schema, training.seed)
     refuse_misfit(network, data, training, mixing)
-    if optimizer.probe.start:
-        linear_layer(network.head)
+    refuse_head(network.head, optimizer)
     prepare(network, opened, chosen.learned)
     adapted = lora.adapt(network.encoder.requires_grad_(optimizer.head_first < 1), optimizer.lora)
     objective = Supervised(network, data, optimizer, mixing)
@@ -136,7 +134,6 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         {"encoder": initial.encoder, "start": initial.digest, "head": head, "labels": labels, "data": data}
         | {"training": training, "optimizer": optimizer, "mixing": mixing, "pseudo": in_configuration(pseudo)}
     )
-    progress = first_progress(training, digest)
     source = batches_of_store(
         opened,
         objective.needs,
@@ -147,17 +144,23 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         groups=balanced_groups(opened, chosen.learned, schema, data),
         with_labels=kind_of(schema).per_voxel,
     )
-    loop = TrainingLoop(objective, source, optimizer, steps=training.steps, progress=progress)
+    loop = TrainingLoop(objective, source, optimizer, steps=training.steps, progress=first_progress(training, digest))
     card = make_card(config, initial, opened, schema, chosen, teacher)
 
     def export() -> None:
         save_network(run, lora.merged(objective.written), replace(card, step=loop.progress.step))
 
-    watching: list[Listener] = [LinearStart(opened, chosen.learned, data)] if optimizer.probe.start else []
-    every = training.output.validate_every
-    watching.append(Validation(opened, chosen.validated, data, every=every, keep=optimizer.keep))
+    watching = watching_of(opened, chosen, data, optimizer, every=training.output.validate_every)
     notes = [*settled, *first_notes(opened, data, chosen, loaded, schema), *filter(None, (adapted, *seen))]
     return train(loop, RunFolder(run), config, training, data=data, notes=notes, export=export, watching=watching)
+
+
+def watching_of(
+    store: Store, chosen: TrainingSelection, data: Examples, optimizer: FineTuning, *, every: int
+) -> list[Listener]:
+    """The fit of the head to the frozen encoder, where one is wanted, and the validation."""
+    start: list[Listener] = [LinearStart(store, chosen.learned, data)] if optimizer.probe.start else []
+    return [*start, Validation(store, chosen.validated, data, every=every, keep=optimizer.keep)]
 
 
 def build(
@@ -196,13 +199,6 @@ def refuse_misfit(network: Network, data: Examples, training: Training, mixing: 
     if kind_of(network.head.schema).task != kind:
         message = f"the head is for {kind}, the target is {data.target!r}: choose another head or data.target"
         raise UserError(message)
-    one_scale = isinstance(network.head, SegmentationHead) and len(network.head.level_strides) == 1
-    if one_scale and getattr(network.head, "deep_supervision", False):
-        message = "the decoder has too few steps: without the coarsest, which is never supervised, one scale is left"
-        hint = "Set it to false, or take an encoder of more stages."
-        raise UserError(
-            message, key="head.deep_supervision", got=True, expected="a decoder of 3 steps or more", hint=hint
-        )
     for size, stride in zip(data.view.size, network.encoder.strides[-1], strict=True):
         if size % stride:
             fit = [max(stride, n) for n in (size // stride * stride, -(-size // stride) * stride)]
@@ -211,6 +207,23 @@ def refuse_misfit(network: Network, data: Examples, training: Training, mixing: 
                 f"{fit[0]} and {fit[1]} are"
             )
             raise UserError(message)
+
+
+def refuse_head(head: Head, optimizer: FineTuning) -> None:
+    """Refuses a head that cannot start from a linear probe, or deep supervision of one scale.
+
+    Raises:
+        UserError: Names the key.
+    """
+    if optimizer.probe.start:
+        linear_layer(head)
+    one_scale = isinstance(head, SegmentationHead) and len(head.level_strides) == 1
+    if one_scale and getattr(head, "deep_supervision", False):
+        message = "the decoder has too few steps: without the coarsest, which is never supervised, one scale is left"
+        hint = "Set it to false, or take an encoder of more stages."
+        raise UserError(
+            message, key="head.deep_supervision", got=True, expected="a decoder of 3 steps or more", hint=hint
+        )
 
 
 def first_notes(store: Store, data: Examples, chosen: TrainingSelection, loaded: str, schema: LabelSchema) -> list[str]:

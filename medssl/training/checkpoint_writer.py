@@ -21,9 +21,9 @@ class CheckpointWriter(Listener):
     Where the rate is constant before it falls, the last checkpoint before its fall is kept, to prolong the run from.
 
     ``export`` writes what other people use (the encoder with its card) before each checkpoint; where a validation
-    selects, before the best so far. A kill between the two leaves a checkpoint that comes to the same weights again; the
-    other order would leave a run that is done with weights of an earlier step. A run that is stopped saves first, since
-    it may have little time left.
+    selects, before the best so far. A kill between the two leaves a checkpoint that comes to the same weights again;
+    the other order would leave a run that is done with weights of an earlier step. A run that is stopped saves first,
+    since it may have little time left.
 
     Args:
         folder: Of the run.

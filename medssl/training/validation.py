@@ -35,9 +35,9 @@ def supervised(loop: TrainingLoop) -> Supervised:
     return loop.objective
 
 
-def floor_step(objective: Supervised, steps: int) -> int:
+def floor_step(objective: Supervised, horizon: int) -> int:
     """The step after which the network is the frozen encoder with its trained head."""
-    return round(objective.optimizer.head_first * steps)
+    return round(objective.optimizer.head_first * horizon)
 
 
 class Validation(Listener):
@@ -65,13 +65,13 @@ class Validation(Listener):
             f"best validation {1 - loop.progress.best:.4f}, of a step before this start: its weights are written"
         )
         objective = supervised(loop)
-        if loop.progress.step == 0 and objective.floor is not None and floor_step(objective, loop.steps) == 0:
+        if loop.progress.step == 0 and objective.floor is not None and floor_step(objective, loop.horizon) == 0:
             self.set_floor(loop, *self.measure(loop))
 
     def on_step(self, loop: TrainingLoop, record: StepRecord) -> Measures | None:
         """Validates where it is time to."""
         objective = supervised(loop)
-        is_floor = objective.floor is not None and record.step == floor_step(objective, loop.steps)
+        is_floor = objective.floor is not None and record.step == floor_step(objective, loop.horizon)
         if record.step % self.every and record.step < loop.steps and not is_floor:
             return None
         name, value = self.measure(loop)
