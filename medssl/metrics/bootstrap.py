@@ -7,7 +7,8 @@ normal values: it holds the truth 90 times in 100), so the percentiles move outw
 percentile interval", Hesterberg 2015); with many subjects they are those. Subjects are taken in the order of their
 identifiers: the order of rows does not matter.
 
-Not ``scipy.stats.bootstrap``: it draws rows and not subjects, and knows no expanded percentiles.
+Not ``scipy.stats.bootstrap``: it draws rows and not subjects, and has no expanded percentiles. Its BCa intervals of the
+mean of ten normal values hold the truth 91 times in 100, these 95 times (with five values 84 and 91 times).
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ says, and targets have no gradient.
 
 References: Caron et al., Emerging Properties in Self-Supervised Vision Transformers (DINO), ICCV 2021 (centering);
 Cuturi, Sinkhorn Distances, NeurIPS 2013, and Caron et al., SwAV, NeurIPS 2020 (equal shares).
+
+Sinkhorn is our own: SciPy has none, and POT neither sums over the rows of all processes nor leaves rows out.
 """
 
 from __future__ import annotations

@@ -66,6 +66,20 @@ def test_95_percent_intervals_cover_the_truth_about_95_times_in_100(subjects, lo
     assert low <= hits / 1500 <= high
 
 
+def test_intervals_of_few_subjects_hold_the_truth_more_often_than_scipys_bca():
+    from scipy.stats import bootstrap
+
+    draws = np.random.default_rng(1).normal(size=(400, 10))
+    ours = [mean_interval(row, list("abcdefghij"), seed=seed, resamples=999) for seed, row in enumerate(draws)]
+    theirs = [
+        bootstrap((row,), np.mean, method="BCa", n_resamples=999, rng=seed).confidence_interval
+        for seed, row in enumerate(draws)
+    ]
+    shares = [np.mean([low_high.low <= 0 <= low_high.high for low_high in some]) for some in (ours, theirs)]
+    assert shares[0] == pytest.approx(0.95, abs=0.025)
+    assert shares[1] < shares[0] - 0.02
+
+
 def test_a_statistic_of_indices_equals_the_mean_where_it_is_one():
     values = np.random.default_rng(2).normal(size=30)
     subjects = names(30)
