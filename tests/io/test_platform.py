@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from medssl.comparison import child
+from medssl.comparison import process
 from medssl.io import limits
 from medssl.training import hardware
 
 PACKAGE = Path(__file__).parents[2] / "medssl"
 LINUX_ONLY = re.compile(r'"/proc|"/sys|prctl\(|sched_getaffinity|import resource\b|import fcntl|import ctypes')
 PLACES = {  # each of them has a test below, or in test_locks
-    "comparison/child.py": {"prctl(", "import ctypes"},
+    "comparison/process.py": {"prctl(", "import ctypes"},
     "comparison/jobs.py": {"sched_getaffinity"},
     "io/limits.py": {'"/proc', '"/sys', "import resource"},
     "io/locks.py": {"import fcntl"},
@@ -76,5 +76,5 @@ def test_jobs_start_without_the_calls_of_linux(monkeypatch):
     class Library:
         """A C library without prctl."""
 
-    monkeypatch.setattr(child.ctypes, "CDLL", lambda name: Library())
-    child.end_with_parent(os.getppid())
+    monkeypatch.setattr(process.ctypes, "CDLL", lambda name: Library())
+    process.end_with_parent(os.getppid())
