@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from medssl.types import ViewSpec
 
-ROTATION_MARGIN = 1.5  # voxels that resampling plane by plane reads beyond the corners of a rotated view, at most
+MARGINS = {"linear": 1.5, "cubic": 4.5}  # voxels read beyond the corners of a rotated view, plane by plane, at most
 
 
 def rotation_limits(spec: ViewSpec) -> tuple[float, ...]:
@@ -102,7 +102,7 @@ def largest_extent(
     steps = [torch.linspace(-limit, limit, 33, dtype=torch.float64) if limit else torch.zeros(1) for limit in limits]
     angles = torch.tensor(list(itertools.product(*(step.tolist() for step in steps))), dtype=torch.float64)
     turns = in_voxels(angles, spacing)
-    spare = ROTATION_MARGIN if any(limits) else 0.0
+    spare = MARGINS[spec.geometry.interpolation] if any(limits) else 0.0
     factor = largest_factor(spec, shapes)
     half = torch.tensor([((extent - 1) / 2 + spare) * factor for extent in spec.size], dtype=torch.float64)
     reach = (turns.abs() @ half).amax(dim=0)

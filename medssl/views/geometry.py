@@ -16,7 +16,7 @@ import torch
 
 from medssl.ops import coordinates
 from medssl.views import overlap
-from medssl.views.extents import ROTATION_MARGIN, factors_of, in_voxels, rotation_limits
+from medssl.views.extents import MARGINS, factors_of, in_voxels, rotation_limits
 from medssl.views.mirroring import allowed_axes
 
 if TYPE_CHECKING:
@@ -123,7 +123,8 @@ def draw_geometry(
     outer_size = frame.size if parent_size is None else tuple(parent_size)
     inward = coordinates.invert(outer)
     linear, reach = _fitted(linear, inward, size, None if parent is None else outer_size)
-    margin = ROTATION_MARGIN * linear.abs().sum(dim=2) * drawn.is_rotated[:, None] if parent is None else 0 * reach
+    spare = MARGINS[spec.geometry.interpolation] if parent is None else 0.0
+    margin = spare * linear.abs().sum(dim=2) * drawn.is_rotated[:, None]
     scan = _scan_in(frame, inward)
     first, last = _room_for_centers(scan, (reach, margin), outer_size)
     if frame.centered and parent is None:
@@ -234,7 +235,7 @@ def _room_for_centers(
     Args:
         scan: Middle and half extent of the scan.
         extent: Half extent of the view, and the margin that a rotated view keeps from the border
-            (``ROTATION_MARGIN``).
+            (``MARGINS``).
         outer_size: Voxels of the crop or of the parent view per axis.
     """
     (middle, half), (reach, margin) = scan, extent

@@ -216,7 +216,7 @@ def _pixels(
     valid, fully_covered = coverage
     if crops_on_device.raw.device.type != "cpu":
         return _apply_intensity_and_fill(
-            _values(crops_on_device, affine, spec.size), crops_on_device, drawn, draws.seed, valid
+            _values(crops_on_device, affine, spec), crops_on_device, drawn, draws.seed, valid
         )
     image = torch.empty(batch, channels, *spec.size)
     for row in range(batch):
@@ -227,7 +227,7 @@ def _pixels(
             numbers=crops_on_device.numbers[row_slice],
             present=crops_on_device.present[row_slice],
         )
-        values = _values(row_crops, affine[row_slice], spec.size)
+        values = _values(row_crops, affine[row_slice], spec)
         image[row_slice] = _apply_intensity_and_fill(
             values, row_crops, drawn.rows(row_slice), draws.seed, None if fully_covered[row] else valid[row_slice]
         )
@@ -235,15 +235,15 @@ def _pixels(
 
 
 def _values(
-    crops_on_device: _DeviceCrops, affine: Float[Tensor, "B n+1 n+1"], size: Sequence[int]
+    crops_on_device: _DeviceCrops, affine: Float[Tensor, "B n+1 n+1"], spec: ViewSpec
 ) -> Float[Tensor, "B C *s"]:
     """Samples and decodes; crops first: to the view if nothing is interpolated, else (for one row) to what it reads."""
-    raw = crops_on_device.raw
+    raw, size = crops_on_device.raw, spec.size
     if all(is_whole(matrix) for matrix in affine.numpy()):
         return intensity.decode(sample(raw, affine, size), crops_on_device.numbers)
     if len(raw) == 1:
-        raw, affine = window(raw, affine, size)
-    return sample(intensity.decode(raw, crops_on_device.numbers), affine, size)
+        raw, affine = window(raw, affine, size, spec.geometry.interpolation)
+    return sample(intensity.decode(raw, crops_on_device.numbers), affine, size, spec.geometry.interpolation)
 
 
 def _apply_intensity_and_fill(

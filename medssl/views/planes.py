@@ -28,7 +28,7 @@ _PLANES = ((2, 0), (1, 2), (0, 1))  # in the order the input is read; the last o
 
 
 def through_planes(
-    image: Float[Tensor, "C d h w"], matrix: Matrix, size: Sequence[int]
+    image: Float[Tensor, "C d h w"], matrix: Matrix, size: Sequence[int], *, cubic: bool = False
 ) -> Float[Tensor, "C D H W"] | None:
     """Samples an image at the voxels of a view, in three passes that each act in one plane.
 
@@ -36,6 +36,7 @@ def through_planes(
         image: Image on the CPU; the value at the border continues beyond it.
         matrix: Affine (4, 4) from view voxels to image voxels.
         size: Voxels of the view per axis.
+        cubic: Cubic convolution in place of linear interpolation.
 
     Returns:
         The view; None if the affine contains too large a rotation to be split.
@@ -50,9 +51,9 @@ def through_planes(
     for factor, shift in zip(factors[:0:-1], shifts[:0:-1], strict=True):
         box_center, half_size = (boxes[0][0] + boxes[0][1]) / 2, (boxes[0][1] - boxes[0][0]) / 2
         center, half_extent = factor @ box_center + shift, np.abs(factor) @ half_size
-        boxes.insert(
-            0, (np.floor(center - half_extent + 1e-9).astype(int), np.ceil(center + half_extent - 1e-9).astype(int))
-        )
+        more = int(cubic)  # a cubic reads one more neighbor on each side
+        box_first = np.floor(center - half_extent + 1e-9).astype(int) - more
+        boxes.insert(0, (box_first, np.ceil(center + half_extent - 1e-9).astype(int) + more))
     channels = list(image)
     cut_origin = np.zeros(3)
     for axes, factor, shift, (first, last) in zip(_PLANES, factors, shifts, boxes, strict=True):
@@ -65,7 +66,7 @@ def through_planes(
                 first[limited_axes].clip(first_layer, last_layer),
                 last[limited_axes].clip(first_layer, last_layer),
             )
-        channels = _pass(channels, axes, factor, offset, first=first, last=last)
+        channels = _pass(channels, axes, factor, offset, box=(first, last), cubic=cubic)
         cut_origin = first.astype(np.float64)
     return torch.stack(channels) if len(channels) > 1 else channels[0][None]
 
@@ -125,11 +126,11 @@ def _pass(
     factor: Matrix,
     offset: Matrix,
     *,
-    first: Lattice,
-    last: Lattice,
+    box: tuple[Lattice, Lattice],
+    cubic: bool,
 ) -> list[Float[Tensor, "D H W"]]:
-    """Resamples two axes at the integer positions from ``first`` to ``last``; the third axis is only cropped."""
-    p, q = axes
+    """Resamples two axes at the integer positions of ``box``, both ends included; the third axis is only cropped."""
+    (p, q), (first, last) = axes, box
     third_axis = 3 - p - q
     extent = last - first + 1
     start = np.rint(first + offset).astype(int)
@@ -142,7 +143,7 @@ def _pass(
         return channels
     shape = tuple(channels[0].shape)
     steps_p, steps_q = np.arange(first[p], last[p] + 1)[:, None], np.arange(first[q], last[q] + 1)[None]
-    rows, weights = _taps(
+    rows, weights = (_cubic_taps if cubic else _taps)(
         factor[p, p] * steps_p + factor[p, q] * steps_q + offset[p],
         factor[q, p] * steps_p + factor[q, q] * steps_q + offset[q],
         (shape[p], shape[q]),
@@ -182,6 +183,43 @@ def _taps(
     weights[..., 1] = share[1] - weights[..., 3]
     weights[..., 0] = 1 - share[0] - weights[..., 1]
     return torch.from_numpy(rows), torch.from_numpy(weights.reshape(-1, 4))
+
+
+def _cubic_taps(
+    at_p: Matrix, at_q: Matrix, shape: tuple[int, int], *, swap: bool
+) -> tuple[Int[Tensor, "N 16"], Float[Tensor, "N 16"]]:
+    """As ``_taps``, of the sixteen neighbors of a cubic convolution."""
+    step_p, step_q = (1, shape[0]) if swap else (shape[1], 1)
+    rows_p, weights_p = cubic_neighbors(at_p.ravel(), shape[0])
+    rows_q, weights_q = cubic_neighbors(at_q.ravel(), shape[1])
+    rows = rows_p[:, :, None] * step_p + rows_q[:, None] * step_q
+    weights = weights_p[:, :, None] * weights_q[:, None]
+    return (
+        torch.from_numpy(rows.reshape(-1, 16).astype(np.int32)),
+        torch.from_numpy(weights.reshape(-1, 16).astype(np.float32)),
+    )
+
+
+def cubic_neighbors(position: Matrix, extent: int) -> tuple[Lattice, Matrix]:
+    """The four neighbors [N, 4] of each position along an axis, and their weights, for cubic convolution.
+
+    The kernel is that of Keys, Cubic convolution interpolation for digital image processing, 1981, with a = -1/2, which
+    is exact for quadratic functions. The value at the border continues beyond it.
+    """
+    position = np.clip(position, 0, extent - 1)
+    below = np.floor(position)
+    t = (position - below)[:, None]
+    weights = np.concatenate(
+        (
+            -0.5 * t * (1 - t) ** 2,
+            1 + t * t * (1.5 * t - 2.5),
+            t * (0.5 + t * (2 - 1.5 * t)),
+            0.5 * t * t * (t - 1),
+        ),
+        axis=1,
+    )
+    rows = np.clip(below[:, None] + np.arange(-1, 3), 0, extent - 1).astype(np.int64)
+    return rows, weights
 
 
 def _signed(vector: Matrix) -> float:

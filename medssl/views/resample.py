@@ -1,4 +1,4 @@
-"""Samples an array through an affine: exact if the affine only crops and flips, else linear or nearest.
+"""Samples an array through an affine: exact if the affine only crops and flips, else linear, cubic or nearest.
 
 On an accelerator, one trilinear ``grid_sample`` processes the batch. On the CPU that kernel is not vectorized, so that
 3D affines run as three bilinear passes (``planes``). These smooth slightly more than one trilinear pass; an image that
@@ -7,6 +7,7 @@ is linear in its coordinates is exact in both. Results are therefore not bit-equ
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from medssl.views.planes import span, through_planes
+from medssl.views.planes import cubic_neighbors, span, through_planes
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Shaped
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     Matrix = np.ndarray[Any, np.dtype[np.float64]]
     Lattice = np.ndarray[Any, np.dtype[np.int64]]
 
-Mode = Literal["linear", "nearest"]
+Mode = Literal["linear", "cubic", "nearest"]
 
 _EXACT = 1e-7  # voxels; affines are float64, so anything nearer than this to a whole number is one
 
@@ -40,14 +41,15 @@ def sample(
         image: The array, on any device.
         affine: From view voxels to voxels of ``image``; best float64 on the CPU, which selects the code path.
         size: Voxels of the view per axis.
-        mode: "linear" gives float32; "nearest" keeps the dtype (labels, masks).
+        mode: "linear" gives float32, and so does "cubic", within the range of the image; "nearest" keeps the dtype
+            (labels, masks).
     """
     matrices: Matrix = affine.detach().cpu().to(torch.float64).numpy()
     is_copy = [is_whole(matrix) for matrix in matrices]
-    if mode == "linear" and not all(is_copy):
+    if mode != "nearest" and not all(is_copy):
         image = image.to(torch.float32)
         if image.device.type != "cpu" or image.ndim == 4:
-            return _copy_or_interpolate(image, matrices, is_copy, tuple(size))
+            return _copy_or_interpolate(image, matrices, is_copy, tuple(size), cubic=mode == "cubic")
     rows = []
     for row, matrix, exact in zip(image, matrices, is_copy, strict=True):
         if exact:
@@ -55,8 +57,10 @@ def sample(
         elif mode == "nearest":
             rows.append(_nearest(row, matrix, size))
         else:
-            view = through_planes(row, matrix, size)
-            rows.append(direct(row[None], matrix[None], size)[0] if view is None else view)
+            view = through_planes(row, matrix, size, cubic=mode == "cubic")
+            if view is None:
+                view = (direct_cubic if mode == "cubic" else direct)(row[None], matrix[None], size)[0]
+            rows.append(_in_range(view[None], row[None])[0] if mode == "cubic" else view)
     return rows[0][None] if len(rows) == 1 and not is_copy[0] else torch.stack(rows)
 
 
@@ -126,13 +130,14 @@ def _lines(matrix: Matrix, first: Matrix, last: Matrix, size: Sequence[int]) -> 
 
 
 def window(
-    image: Shaped[Tensor, "1 C *s"], affine: Float[Tensor, "1 n+1 n+1"], size: Sequence[int]
+    image: Shaped[Tensor, "1 C *s"], affine: Float[Tensor, "1 n+1 n+1"], size: Sequence[int], mode: Mode = "linear"
 ) -> tuple[Shaped[Tensor, "1 C *r"], Float[Tensor, "1 n+1 n+1"]]:
     """The part of one image that a view reads, and the affine to that part; sampling it gives the same values."""
     n = len(size)
     half = (torch.tensor(size, dtype=torch.float64) - 1) / 2
     middle = affine[0, :n, :n] @ half + affine[0, :n, n]
-    reach = affine[0, :n, :n].abs() @ (half + 1) + 2  # a voxel more on every side of the view, and both neighbors
+    more = int(mode == "cubic")  # a cubic reads one more neighbor on each side
+    reach = affine[0, :n, :n].abs() @ (half + 1 + more) + 2 + more  # a voxel more on every side, and all neighbors
     shifted = affine.clone()
     for axis, (center, width) in enumerate(zip(middle.tolist(), reach.tolist(), strict=True)):
         extent = image.shape[axis + 2]
@@ -144,17 +149,26 @@ def window(
 
 
 def _copy_or_interpolate(
-    image: Float[Tensor, "B C *s"], matrices: Matrix, is_copy: Sequence[bool], size: tuple[int, ...]
+    image: Float[Tensor, "B C *s"],
+    matrices: Matrix,
+    is_copy: Sequence[bool],
+    size: tuple[int, ...],
+    *,
+    cubic: bool = False,
 ) -> Float[Tensor, "B C *size"]:
-    """Copies rows that need no interpolation; samples the others by one ``grid_sample``."""
+    """Copies rows that need no interpolation; samples the others in one call."""
+
+    def sampled(part: Float[Tensor, "K C *s"], rows: Matrix) -> Float[Tensor, "K C *size"]:
+        return _in_range(direct_cubic(part, rows, size), part) if cubic else direct(part, rows, size)
+
     out = image.new_empty(image.shape[0], image.shape[1], *size)
     interpolated = [row for row, exact in enumerate(is_copy) if not exact]
     for row, exact in enumerate(is_copy):
         if exact:
             out[row] = _copy(image[row], matrices[row], size)
     if len(interpolated) == len(is_copy):
-        return direct(image, matrices, size)
-    out[interpolated] = direct(image[interpolated], matrices[interpolated], size)
+        return sampled(image, matrices)
+    out[interpolated] = sampled(image[interpolated], matrices[interpolated])
     return out
 
 
@@ -170,6 +184,33 @@ def direct(image: Float[Tensor, "B C *s"], matrices: Matrix, size: Sequence[int]
         torch.from_numpy(theta).to(image.device, torch.float32), [len(matrices), 1, *size], align_corners=True
     )
     return functional.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def direct_cubic(image: Float[Tensor, "B C *s"], matrices: Matrix, size: Sequence[int]) -> Float[Tensor, "B C *size"]:
+    """Cubic convolution by one gather for each neighbor of a voxel: 16 in 2D, 64 in 3D."""
+    out = image.new_zeros(*image.shape[:2], *size)
+    source = image.shape[2:]
+    grid = np.stack(np.meshgrid(*(np.arange(extent) for extent in size), indexing="ij"), axis=-1).reshape(-1, len(size))
+    for row, matrix in enumerate(matrices):
+        places = grid @ matrix[:-1, :-1].T + matrix[:-1, -1]
+        near = [cubic_neighbors(places[:, axis], extent) for axis, extent in enumerate(source)]
+        rows = [torch.from_numpy(each[0]).to(image.device) for each in near]
+        weights = [torch.from_numpy(each[1].astype(np.float32)).to(image.device) for each in near]
+        flat, total = image[row].flatten(1), out[row].view(image.shape[1], -1)
+        for taps in itertools.product(range(4), repeat=len(source)):
+            index, weight = rows[0][:, taps[0]], weights[0][:, taps[0]]
+            for axis in range(1, len(source)):
+                index = index * source[axis] + rows[axis][:, taps[axis]]
+                weight = weight * weights[axis][:, taps[axis]]
+            total += flat[:, index] * weight
+    return out
+
+
+def _in_range(view: Float[Tensor, "B C *v"], image: Float[Tensor, "B C *s"]) -> Float[Tensor, "B C *v"]:
+    """Bounds each channel to the range of its image, which a cubic passes at edges."""
+    low, high = image.flatten(2).aminmax(dim=2)
+    shape = (*low.shape, *[1] * (view.ndim - 2))
+    return torch.minimum(torch.maximum(view, low.reshape(shape)), high.reshape(shape))
 
 
 def _copy(image: Shaped[Tensor, "C *s"], matrix: Matrix, size: Sequence[int]) -> Shaped[Tensor, "C *size"]:
