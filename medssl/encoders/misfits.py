@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,9 +26,9 @@ HARMLESS = re.compile(r"^(mask_token|decoder\w*)$")  # learned tokens at the roo
 
 KINDS = {  # tensors that change what a network computes, by their name behind the prefix of the network
     "LayerScale": r"(^|\.)(ls\d?\.gamma|gamma(_?\d)?|layer_?scale\w*)(\.\w+)?$",
-    "a class token": r"^(cls_token|class_token|class_embedding)$",
-    "register tokens": r"^(reg_token|register_tokens?|storage_tokens)$",
-    "a distillation token": r"^dist_token$",
+    "a class token": r"(^|\.)(cls_token|class_token|class_embedding)$",
+    "register tokens": r"(^|\.)(reg_token|register_tokens?|storage_tokens)$",
+    "a distillation token": r"(^|\.)dist_token$",
     "relative positions": r"(^|\.)(rel_pos\w*|relative_position\w*)(\.|$)",
     "a learned table of positions": r"(^|\.)(\w*pos_embed\w*|\w*position_embedding\w*|positional_embedding)(\.\w+)?$",
     "rotary positions": r"(^|\.)(rope\w*|rotary\w*|periods|freqs\w*|inv_freq)(\.|$)",
@@ -117,7 +117,8 @@ def refuse_misfits(file: Path, module: nn.Module, report: Report, minimum: float
 def _refuse_kinds(file: Path, module: nn.Module, report: Report, keys: Keys) -> None:
     """Refuses tensors that change what the network computes and that one side has alone."""
     network, settings = type(module).__name__, module.settings_of_tensors if isinstance(module, Encoder) else {}
-    unused = {key: tensor for key, tensor in keys.unused.items() if not key.endswith(INDEX)}
+    further = deeper(keys.unused, keys.target)
+    unused = {key: value for key, value in keys.unused.items() if not key.endswith(INDEX) and key not in further}
     if isinstance(module, Encoder):
         unused = {key: value for key, value in unused.items() if not _is_same_table(module, key, value, keys)}
     for what, extra in _kinds_among(unused, keys.root).items():
@@ -134,7 +135,8 @@ def _refuse_kinds(file: Path, module: nn.Module, report: Report, keys: Keys) -> 
                 "with the model of timm that the weights are of, or choose another file."
             )
         raise UserError(message, key=where, hint=hint)
-    tensors = {key: keys.target[key] for key in report.missing}
+    blocks = shallower(report.missing, keys.target)
+    tensors = {key: keys.target[key] for key in report.missing if not key.startswith(blocks)}
     for what, absent in _kinds_among(tensors, keys.root).items():
         where, _ = settings.get(what, ("", ""))
         why = report.unfit.get(absent[0], "")
@@ -168,17 +170,19 @@ def _is_same_table(encoder: Encoder, key: str, table: Tensor, keys: Keys) -> boo
     return keys.axes[0] != keys.axes[1] or encoder.computes_positions(table)
 
 
-def deeper(unused: Iterable[str], module_keys: Iterable[str]) -> tuple[str, ...]:
+def deeper(unused: Collection[str], module_keys: Iterable[str]) -> tuple[str, ...]:
     """Keys of the file in blocks behind the last one of the module, such as ``stages.4.`` after ``stages.3.``."""
     last_block: dict[str, int] = {}
     for key in module_keys:
         for block in BLOCK.finditer(key):
             last_block[key[: block.start(1)]] = max(int(block[1]), last_block.get(key[: block.start(1)], 0))
-    return tuple(
-        key
+    blocks = tuple(
+        key[: block.end()]
         for key in unused
-        if any(int(block[1]) > last_block.get(key[: block.start(1)], int(block[1])) for block in BLOCK.finditer(key))
+        for block in BLOCK.finditer(key)
+        if int(block[1]) > last_block.get(key[: block.start(1)], int(block[1]))
     )
+    return tuple(key for key in unused if key.startswith(blocks))
 
 
 def shallower(missing: Iterable[str], module_keys: Iterable[str]) -> tuple[str, ...]:

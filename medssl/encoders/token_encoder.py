@@ -12,6 +12,7 @@ from torch import nn
 from medssl.encoders.base import Encoder
 from medssl.nn.sparse import checkpoint
 from medssl.nn.transformer import gather_tokens, visible_numbers
+from medssl.ops.limits import expect
 from medssl.ops.masking import at_resolution
 from medssl.ops.patches import cells_of, patchify
 from medssl.types import Features, MaskMode, UserError
@@ -59,6 +60,8 @@ class TokenEncoder(Encoder):
         self.ndims = frozenset({len(patch)})
         self.in_channels = in_channels
         self.patch = tuple(patch)
+        expect(depth >= 1, "depth", depth, "at least 1")
+        self.depth = depth
         self.depths = tuple(sorted({-(-depth * n // MAPS) for n in range(1, MAPS + 1)}))  # blocks done at each map
         self.channels = (width,) * len(self.depths)
         self.strides = (self.patch,) * len(self.depths)
@@ -79,8 +82,8 @@ class TokenEncoder(Encoder):
 
     @property
     @abstractmethod
-    def placeless(self) -> list[nn.Parameter]:
-        """Learned tokens [1, M, C] without a place, in their order."""
+    def placeless(self) -> list[Tensor]:
+        """Tokens [1, M, C] without a place, in their order."""
 
     @property
     def extra(self) -> int:

@@ -129,7 +129,7 @@ class ViT(TokenEncoder):
         return False
 
     @property
-    def placeless(self) -> list[nn.Parameter]:
+    def placeless(self) -> list[Tensor]:
         """Class token, then registers."""
         return [token for token in (self.cls_token, self.reg_token) if token is not None]
 

@@ -34,7 +34,7 @@ FLAT = {"class_path": RESENC["class_path"], "init_args": RESENC["init_args"] | {
 VIT = {"class_path": "medssl.encoders.vit.ViT", "init_args": {"patch": [8, 8, 4], "width": 64, "depth": 4}}
 FLAT_VIT = {"class_path": VIT["class_path"], "init_args": VIT["init_args"] | {"patch": [8, 8]}}
 WITHOUT_MASKS = "--data.sampling.labeled=0"  # the recipe is for segmentations
-TOKENS = {"unetr", "feature_pyramid"}
+TOKENS = {"unetr", "feature_pyramid", "patch_decoder"}
 SEGMENT = {"unet", "voxel_linear", *TOKENS}
 TARGETS = {"multi_label": "large,low", "regression": "share", "ordinal": "grade"}
 RECIPES = [name for name in configurations.config_names("recipes") if name.startswith(("segment", "classify"))]

@@ -32,6 +32,8 @@ def tiny(path: Path):
     arguments = yaml.safe_load(path.read_text())["init_args"]
     if "model" in arguments:
         return build(path, model=SMALLER.get(arguments["model"], arguments["model"]))
+    if "heads" in arguments:
+        return build(path, width=24, heads=2, depth=4)
     if "patch" in arguments:
         return build(path, width=32, depth=4)
     stages = len(arguments["channels"])
@@ -54,7 +56,7 @@ def trains(network: Network, x: torch.Tensor, target: torch.Tensor) -> None:
 
 def test_the_names_that_recipes_use_are_there():
     assert {path.stem for path in HEADS} >= {
-        *("unet", "linear", "attentive", "voxel_linear", "unetr", "feature_pyramid")
+        *("unet", "linear", "attentive", "voxel_linear", "unetr", "feature_pyramid", "patch_decoder")
     }
 
 

@@ -13,12 +13,13 @@ from medssl.encoders.timm2d import Timm2d
 from medssl.encoders.vit import ViT
 from medssl.heads.base import Network
 from medssl.heads.classification import AttentivePool, Linear
+from medssl.heads.patch_decoder import PatchDecoder, step_widths
 from medssl.heads.segmentation import UNet, VoxelLinear
 from medssl.heads.transformer import UNETR, FeaturePyramid
 from medssl.nn.token_decoders import LiftedMaps
 from medssl.types import UserError
 
-HEADS = [UNETR, FeaturePyramid, UNet, VoxelLinear]
+HEADS = [UNETR, FeaturePyramid, PatchDecoder, UNet, VoxelLinear]
 PATCHES = [(1, 8, 8), (2, 16, 16), (8, 8, 8), (4, 6, 3), (16, 16), (8, 4), (2, 2)]
 
 
@@ -41,6 +42,21 @@ def test_every_patch_leads_back_to_the_voxels(head, patch):
         for cells in ((3, 2, 1), (1, 2, 3)):
             size = tuple(n * side for n, side in zip(cells, patch, strict=False))
             assert answers(whole, size).shape == (1, 3, *size)
+
+
+def test_the_decoder_of_primus_uses_the_last_map_alone():
+    """Widths by hand: 396 channels to 2 classes in three steps, each a factor of (396 / 4)^(1/3) = 4.63."""
+    assert step_widths(396, 2, 3) == [396, 88, 16, 2]
+    made = small((8, 8, 8))
+    head = PatchDecoder(made, schema(3)).eval()
+    assert [step[0].weight.shape[1] for step in head.decode[:-1]] == step_widths(24, 3, 3)[1:-1]
+    with torch.no_grad():
+        features = made(torch.randn(1, 1, 16, 16, 8))
+        before = head(features, (16, 16, 8))
+        for number in range(4):
+            maps = list(features.maps)
+            maps[number] = maps[number] + 1
+            assert torch.equal(head(replace(features, maps=tuple(maps)), (16, 16, 8)), before) == (number < 3)
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -151,6 +167,7 @@ def test_a_vision_transformer_of_timm_carries_both_heads():
 
 @pytest.mark.parametrize("head", [UNETR, FeaturePyramid])
 def test_half_precision(head):
+    torch.manual_seed(0)
     made = tokens(3)
     whole = Network(made, head(made, schema(3), deep_supervision=True))
     with torch.autocast("cpu", torch.bfloat16):

@@ -86,4 +86,5 @@ def test_the_names_that_recipes_use_are_there():
         *("resenc_small_3d", "resenc_3d", "resenc_small_2d", "resenc_2d", "resenc_acdc"),
         *("timm_resnet18", "timm_resnet50", "timm_convnext_small"),
         *("vit_small_2d", "vit_small_3d", "vit_base_2d", "vit_3d"),
+        *("primus_tiny", "primus_s", "primus_b", "primus_m"),
     }

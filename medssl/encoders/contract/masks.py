@@ -11,7 +11,7 @@ from medssl.encoders.base import Encoder
 from medssl.encoders.contract.runs import clause, gradient, run, same, total
 from medssl.nn.sparse import visible_mean
 from medssl.ops.masking import at_resolution
-from medssl.ops.patches import cells_of
+from medssl.ops.patches import cells_of, patchify, unpatchify
 from medssl.types import Features, MaskMode, UserError
 
 
@@ -134,9 +134,17 @@ def all_visible_gives_the_dense_tokens(encoder: Encoder, image: Tensor, hidden: 
 
 
 def tokens_know_their_cells(encoder: Encoder, image: Tensor, hidden: Tensor, mode: MaskMode) -> None:
-    """Equal cells at different places have different tokens: positions are those of the whole grid."""
-    constant = torch.ones_like(image)
-    features = run(encoder.eval(), constant, hidden, mode)
+    """The same visible contents at other places have other tokens: positions are those of the whole grid."""
+    cells = patchify(image, encoder.mask_cell)
+    visible = ~hidden.flatten(1)
+    contents = cells[0, : int(visible[0].sum())]
+    placed = torch.zeros_like(cells)
+    placed[visible] = contents.repeat(len(image), 1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # attention of first weights is nearly the same for all tokens
+        for parameter in encoder.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator).to(parameter))
+    features = run(encoder.eval(), unpatchify(placed, encoder.mask_cell, size=image.shape[2:]), hidden, mode)
     assert features.tokens is not None
     differs = [not torch.allclose(features.tokens[0], row, 1e-4, 1e-5) for row in features.tokens[1:]]
     clause(any(differs) or not bool(hidden.any()), f"{mode}: tokens do not depend on the places of their cells")
