@@ -1,14 +1,17 @@
-"""Regions of a map at fixed places: their corners, their voxels and their neighbors."""
+"""Regions of a map: their corners, their voxels in every view that shows them, and their neighbors."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import interpolate
+from torch.nn.functional import grid_sample, interpolate
 
+from medssl.ops import coordinates
 from medssl.ops.collectives import reduce_sum
+from medssl.ops.limits import expect
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +23,23 @@ if TYPE_CHECKING:
     from medssl.types import View
 
 MIN_CORNER_DISTANCE = 4  # smallest distance, in voxels, between the first and last region along an axis
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Regions of a map.
+
+    Attributes:
+        side: Cells along each axis of a region, at least 1.
+        nearest: Number of nearest other regions to use as negatives, at least 1.
+    """
+
+    side: int = 3
+    nearest: int = 5
+
+    def __post_init__(self) -> None:
+        expect(self.side >= 1, "regions.side", self.side, "at least 1")
+        expect(self.nearest >= 1, "regions.nearest", self.nearest, "at least 1")
 
 
 def region_corners(size: Sequence[int], side: int) -> list[tuple[int, ...]]:
@@ -50,26 +70,57 @@ def region_corners(size: Sequence[int], side: int) -> list[tuple[int, ...]]:
     return [*coarse_corners, *halfway_corners]
 
 
-def rows_of(maps: Float[Tensor, "B C *s"], corners: Sequence[tuple[int, ...]], side: int) -> Float[Tensor, "B A D"]:
-    """Voxels of each region as one row; D = C * side^n."""
-    leading_axes = slice(None), slice(None)
-    boxes = [leading_axes + tuple(slice(first, first + side) for first in corner) for corner in corners]
-    return torch.stack([maps[box].flatten(1) for box in boxes], 1)
+def tracked_points(
+    views: Sequence[View], corners: Sequence[tuple[int, ...]], side: int, size: Sequence[int]
+) -> list[Float[Tensor, "B A K n"]]:
+    """Where each view shows the regions that lie at ``corners`` in the first view.
+
+    Args:
+        views: Views of one size.
+        corners: First voxels of the regions.
+        side: Voxels of a region per axis; a region has K = side^n.
+        size: Voxels of the map per axis.
+
+    Returns:
+        For each view, the centers of the voxels of each region, in voxels of that view's map (float64).
+    """
+    offsets = torch.tensor(list(product(range(side), repeat=len(size))), dtype=torch.float64)
+    points = torch.tensor(corners, dtype=torch.float64)[:, None] + offsets
+    stride = torch.tensor(views[0].image.shape[2:], dtype=torch.float64) / torch.tensor(size)
+    points, stride = (x.to(views[0].affine.device) for x in (points, stride))
+    to_stored = views[0].affine.double()
+    stored = coordinates.apply(to_stored, ((points + 0.5) * stride - 0.5).flatten(0, 1)[None])
+    tracked = []
+    for view in views:
+        inside = coordinates.apply(coordinates.invert(view.affine.double()), stored)
+        tracked.append(((inside + 0.5) / stride - 0.5).view(len(stored), *points.shape))
+    return tracked
 
 
-def counted_regions(
-    usable: Bool[Tensor, "B 1 *t"], size: Sequence[int], corners: Sequence[tuple[int, ...]], side: int
-) -> Bool[Tensor, "B A"]:
-    """Regions of a map of which at least half is usable.
+def rows_at(maps: Float[Tensor, "B C *s"], points: Float[Tensor, "B A K n"]) -> Float[Tensor, "B A C*K"]:
+    """Values of each region as one row, interpolated linearly; beyond the border, those of the border."""
+    return _sampled(maps, points, padding="border").flatten(2)
+
+
+def counted_at(usable: Bool[Tensor, "B 1 *t"], points: Float[Tensor, "B A K n"], size: Sequence[int]) -> Tensor:
+    """Regions [B, A] of a map of which at least half lies in the view and is usable.
 
     Args:
         usable: False for voxels of the view that are padding or not scored.
+        points: As from ``tracked_points``.
         size: Voxels of the map per axis.
-        corners: First voxels of the regions.
-        side: Voxels of a region per axis.
     """
     share = interpolate(usable.float(), tuple(size), mode="area")
-    return rows_of(share, corners, side).mean(2) >= 0.5
+    return _sampled(share, points, padding="zeros")[:, :, 0].mean(2) >= 0.5 - 1e-4  # rounding of places
+
+
+def _sampled(maps: Float[Tensor, "B C *s"], points: Float[Tensor, "B A K n"], *, padding: str) -> Tensor:
+    """Values [B, A, C, K] of a map at points in its voxels."""
+    axes, last = points.shape[3], torch.tensor(maps.shape[2:], device=points.device) - 1
+    grid = (points / last.clamp(min=1) * 2 - 1).flip(3).to(maps.dtype)
+    grid = grid if axes == 2 else grid.unsqueeze(3)
+    values = grid_sample(maps, grid, padding_mode=padding, align_corners=True)
+    return values.view(*values.shape[:4]).transpose(1, 2)
 
 
 def refuse_padding(counted: Bool[Tensor, "B A"], view: View) -> None:
@@ -95,3 +146,25 @@ def nearest_regions(corners: Sequence[tuple[int, ...]], count: int) -> Bool[Tens
     is_nearest = torch.zeros(distances.shape, dtype=torch.bool)
     order = distances.argsort(dim=1, stable=True)[:, : min(count, len(corners) - 1)]
     return is_nearest.scatter_(1, order, value=True)
+
+
+def refuse_partial(view: View, axis: int) -> None:
+    """Refuses crops that do not contain whole slices, where regions of different volumes are positives.
+
+    Args:
+        view: A view.
+        axis: Stored axis across the slices.
+
+    Raises:
+        UserError: A scan is larger than the view within the slices.
+    """
+    largest, size = view.source_shape.amax(0).tolist(), view.image.shape[2:]
+    compared_axes = [number for number in range(len(size)) if len(size) == 2 or number != axis]
+    if any(largest[number] > size[number] for number in compared_axes):
+        shown = [[sides[number] for number in compared_axes] for sides in (size, largest)]
+        message = (
+            "cues.cross compares regions of different volumes by their place in the view, which must hold whole "
+            f"slices: the view has {shown[0]} voxels, the largest scan of this batch {shown[1]}: make the "
+            "objective's view.size that large, or cues.cross false"
+        )
+        raise UserError(message)

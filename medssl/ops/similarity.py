@@ -20,6 +20,8 @@ from torch.nn.functional import logsigmoid
 from medssl.ops.collectives import gather, mean_over
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from jaxtyping import Bool, Float
     from torch import Tensor
 
@@ -116,7 +118,7 @@ def info_nce_chance(positives: Bool[Tensor, "*batch M K"], negatives: Bool[Tenso
 
 def contrast(
     rows: Float[Tensor, "M D"],
-    positives: Bool[Tensor, "M K"],
+    positives: Bool[Tensor, "M K"] | Sequence[Bool[Tensor, "M K"]],
     negatives: Bool[Tensor, "M K"],
     *,
     distinct: Bool[Tensor, "M K"],
@@ -126,7 +128,8 @@ def contrast(
 
     Args:
         rows: Embeddings of this process, of any length; K in all processes.
-        positives: True where the candidate is a positive of the anchor.
+        positives: True where the candidate is a positive of the anchor. Several masks are kinds of positives; the loss
+            is the mean over the kinds that have pairs, however many pairs each has.
         negatives: True where the candidate is in the denominator.
         distinct: Which pairs say how far rows spread.
         temperature: Divisor of the cosine, above 0.
@@ -134,13 +137,18 @@ def contrast(
     Returns:
         The loss, and the detached terms "loss", "chance", "alignment" (of the positives) and "uniformity".
     """
+    kinds = (positives,) if isinstance(positives, torch.Tensor) else tuple(positives)
     all_rows = gather(rows)
-    loss = info_nce(rows, all_rows, positives, negatives, temperature=temperature)
+    losses = torch.stack([info_nce(rows, all_rows, kind, negatives, temperature=temperature) for kind in kinds])
+    chances = torch.stack([info_nce_chance(kind, negatives) for kind in kinds])
+    weights = (chances > 0).to(losses.dtype)  # of a kind without pairs 0: a pair has two candidates or more
+    weights = weights / weights.sum().clamp(min=1)
+    loss = (losses * weights).sum()
     detached_rows, detached_all = rows.detach(), all_rows.detach()
     return loss, {
         "loss": loss.detach(),
-        "chance": info_nce_chance(positives, negatives),
-        "alignment": alignment(detached_rows, detached_all, positives),
+        "chance": (chances * weights).sum(),
+        "alignment": alignment(detached_rows, detached_all, torch.stack(kinds).any(0)),
         "uniformity": uniformity(detached_rows, detached_all, distinct),
     }
 

@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from medssl.ops.collectives import gather
 from medssl.ops.coordinates import part_along
-from medssl.types import UserError
+from medssl.types import Sampling, UserError
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Int
     from torch import Tensor
 
     from medssl.types import Batch, Step
+
+
+@dataclass(frozen=True)
+class Cues:
+    """Domain cues: how places in volumes define positives.
+
+    Attributes:
+        parts: Number of equal parts of a volume along ``axis``; one crop is taken from each.
+        axis: Stored axis along which volumes are aligned; in 2D, the axis across the slices.
+        cross: Whether crops of the same part of other volumes are positives, too.
+    """
+
+    parts: int = 4
+    axis: int = 2
+    cross: bool = False
+
+    @property
+    def sampling(self) -> Sampling:
+        """Sampling of one crop from each part of a volume, with volumes of different subjects."""
+        return Sampling(self.parts, distinct_subjects=True, stratified_axis=self.axis, slice_axis=self.axis)
 
 
 class Tags(NamedTuple):

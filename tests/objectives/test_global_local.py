@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from dataclasses import replace
@@ -12,10 +13,11 @@ from objectives.contrast import batch_of, by_loops, generator
 from objectives.small import SIZES, encoder
 from views.made import raw_crops
 
+from medssl.objectives.contract import example_batch
 from medssl.objectives.global_local import Cues, GlobalContrast, LocalContrast, Regions
-from medssl.ops.regions import nearest_regions, region_corners, rows_of
+from medssl.ops.regions import nearest_regions, region_corners, rows_at, tracked_points
 from medssl.ops.tags import tags
-from medssl.types import Geometry, Intensity, UserError, ViewSpec
+from medssl.types import Geometry, Intensity, Step, UserError, View, ViewPlan, ViewSpec
 from medssl.views.plan import make_batch, read_size
 
 STILL = Geometry(flip="none")
@@ -29,6 +31,7 @@ def global_contrast(ndim: int = 2, **arguments) -> GlobalContrast:
 
 def local_contrast(ndim: int = 2, **arguments) -> LocalContrast:
     torch.manual_seed(0)
+    arguments = {"crops": "one"} | arguments
     return LocalContrast(encoder(ndim), view=ViewSpec(SIZES[ndim], geometry=STILL), steps=2, **arguments)
 
 
@@ -45,10 +48,11 @@ STRATEGIES = {
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("balanced", [True, False])
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_the_global_loss_is_the_formula(name, ndim):
+def test_the_global_loss_is_the_formula(name, balanced, ndim):
     arguments, cross, by_part = STRATEGIES[name]
-    objective = global_contrast(ndim, **arguments).double()
+    objective = global_contrast(ndim, balanced=balanced, **arguments).double()
     batch, step = batch_of(objective, scans=3)
     batch = precise(batch)
     found = objective(batch, step)
@@ -57,15 +61,44 @@ def test_the_global_loss_is_the_formula(name, ndim):
         z = objective.projection(objective.encoder(torch.cat([view.image for view in batch.views])).pooled)
     rows = [(crop, crop // 3, crop % 3, view) for view in range(len(batch.views)) for crop in range(9)]
 
-    def positive(a, b):
-        return (a[0] == b[0] and a[3] != b[3]) or (cross and a[2:] == b[2:] and a[1] != b[1])
+    def within(a, b):
+        return a[0] == b[0] and a[3] != b[3]
+
+    def across(a, b):
+        return cross and a[2:] == b[2:] and a[1] != b[1]
+
+    def either(a, b):
+        return within(a, b) or across(a, b)
 
     def negative(a, b):
         return a[2] != b[2] if by_part else a[0] != b[0]
 
-    assert float(loss.detach()) == pytest.approx(by_loops(z, rows, positive, negative, 0.1), rel=1e-10)
-    alike = by_loops(torch.ones_like(z), rows, positive, negative, 0.1)
+    kinds = ([within, across] if cross else [within]) if balanced else [either]
+    wanted, alike = (
+        sum(by_loops(vectors, rows, kind, negative, 0.1) for kind in kinds) / len(kinds)
+        for vectors in (z, torch.ones_like(z))
+    )
+    assert float(loss.detach()) == pytest.approx(wanted, rel=1e-10)
     assert float(found.terms["chance"]) == pytest.approx(alike, rel=1e-6)
+
+
+def test_positives_across_volumes_weigh_as_much_as_those_within_one():
+    """As in the published pairs of two volumes (x, x'), (x, y), (y, y'), (x', y'): two of four are across.
+
+    Every volume more adds pairs across, and their total weight stays a half: the slope of the loss with respect to the
+    embeddings of a part is that of the two means.
+    """
+    for volumes in (2, 5):
+        objective = global_contrast(cues=Cues(parts=2, cross=True)).double()
+        batch, step = batch_of(objective, scans=volumes)
+        loss = objective(precise(batch), step)
+        one_kind = []
+        for cross in (False, True):
+            objective.cues, objective.balanced = Cues(parts=2, cross=cross), False
+            one_kind.append(objective(precise(batch), step).total.item())
+        pairs_within, pairs_across = 1, volumes - 1  # of each anchor
+        across = (one_kind[1] * (pairs_within + pairs_across) - one_kind[0] * pairs_within) / pairs_across
+        assert loss.total.item() == pytest.approx((one_kind[0] + across) / 2, rel=1e-9)
 
 
 def test_one_volume_and_one_part():
@@ -149,6 +182,98 @@ def test_the_local_loss_is_the_formula(ndim, cross):
     )
     alike = by_loops(torch.ones(len(rows), 3), rows, positive, negative, 0.1)
     assert float(found.terms["chance"]) == pytest.approx(alike, rel=1e-6)
+
+
+MOVED = Geometry(flip="safe", rotation_degrees=(15.0,))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_the_local_loss_of_two_crops_is_the_formula(ndim):
+    """Regions by loops over places: the stored place of each voxel, looked up in the map of the other crop."""
+    view = ViewSpec(SIZES[ndim], scale=(0.6, 1.0), geometry=MOVED)
+    torch.manual_seed(0)
+    objective = LocalContrast(encoder(ndim), view=view, steps=2, cues=Cues(parts=2)).double()
+    assert objective.needs.views[1].min_overlap == 0.25
+    crops = raw_crops(torch.rand(3, 1, *read_size(objective.needs), generator=generator(0)))
+    batch = precise(make_batch(crops, objective.needs, seed=3, device="cpu"))
+    step = Step(0, 10, 0, batch.origin.samples)
+    found = objective(batch, step)
+    with torch.no_grad():
+        features = objective.encoder.eval()(torch.cat([view.image for view in batch.views]))
+        maps = objective.projection(objective.decoder(features.maps)[-1])
+    size = torch.tensor(maps.shape[2:])
+    stride = torch.tensor(SIZES[ndim]) / size
+    corners = region_corners(maps.shape[2:], 3)
+    near = nearest_regions(corners, 5)
+    z, rows = [], []
+    for number, view in enumerate(batch.views):
+        for crop in range(3):
+            to_view = torch.linalg.inv(view.affine[crop].double()) @ batch.views[0].affine[crop].double()
+            usable = torch.nn.functional.interpolate(
+                (view.valid & view.scored)[crop : crop + 1].double(), tuple(size), mode="area"
+            )[0]
+            for region, corner in enumerate(corners):
+                values, shares = [], []
+                for offset in itertools.product(range(3), repeat=ndim):
+                    place = (torch.tensor(corner) + torch.tensor(offset) + 0.5) * stride - 0.5
+                    place = (to_view @ torch.cat((place.double(), torch.ones(1))))[:ndim]
+                    place = (place + 0.5) / stride - 0.5
+                    values.append(interpolated(maps[3 * number + crop], place.clamp(min=0).minimum(size - 1.0)))
+                    shares.append(float(interpolated(usable, place)))
+                z.append(torch.stack(values, 1).flatten())
+                rows.append((crop, number, region, sum(shares) / len(shares) >= 0.5))
+    assert 0 < sum(row[3] for row in rows) < len(rows)
+
+    def positive(a, b):
+        return a[3] and b[3] and a[0] == b[0] and a[1] != b[1] and a[2] == b[2]
+
+    def negative(a, b):
+        return a[3] and b[3] and a[0] == b[0] and a[1] != b[1] and bool(near[a[2], b[2]])
+
+    wanted, alike = (
+        by_loops(vectors, rows, positive, negative, 0.1) for vectors in (torch.stack(z), torch.ones(len(rows), 3))
+    )
+    assert float(found.total.detach()) == pytest.approx(wanted, rel=1e-6)
+    assert float(found.terms["chance"]) == pytest.approx(alike, rel=1e-6)
+
+
+def interpolated(values: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
+    """Linear interpolation of a map [C, *s] at a place, by a loop over the corners around it; 0 beyond the map."""
+    low = place.floor()
+    total = torch.zeros(len(values), dtype=torch.float64)
+    for corner in itertools.product((0, 1), repeat=len(place)):
+        at = low + torch.tensor(corner)
+        weight = (1 - (place - at).abs()).clamp(min=0).prod()
+        if all(0 <= n < side for n, side in zip(at.tolist(), values.shape[1:], strict=True)):
+            total += weight * values[(slice(None), *at.long().tolist())]
+    return total
+
+
+@pytest.mark.parametrize(("crops", "low", "high"), [("two", 0.93, 1.1), ("one", 0.0, 0.25)])
+def test_a_network_that_knows_padding_alone_is_at_chance(crops, low, high):
+    """Constant images: nothing but the padding of the convolutions tells regions from each other.
+
+    80 steps solve the task of one crop. With two crops the loss of the last 20 is that of equal embeddings.
+    """
+    torch.manual_seed(0)
+    moved = {"scale": (0.5, 1.0), "geometry": MOVED} if crops == "two" else {"geometry": STILL}
+    small = encoder(2, norm="instance")
+    objective = LocalContrast(small, view=ViewSpec((64, 64), **moved), steps=2, crops=crops, norm="batch").train()
+    optimizer = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=3e-3)
+    shares = []
+    for number in range(80):
+        crops_of_step = raw_crops(torch.ones(8, 1, *read_size(objective.needs)))
+        batch = make_batch(crops_of_step, objective.needs, seed=number, device="cpu")
+        whole = torch.ones_like(batch.views[0].image)
+        batch = replace(batch, views=tuple(replace(view, image=whole) for view in batch.views))
+        loss = objective(batch, Step(number, 80, 0, batch.origin.samples))
+        optimizer.zero_grad()
+        loss.total.backward()
+        optimizer.step()
+        shares.append(float(loss.total.detach() / loss.terms["chance"]))
+    share = sum(shares[-20:]) / 20
+    print(f"{crops} crops: {share:.3f} of chance")
+    assert low <= share <= high
 
 
 def with_usable(batch, *, valid=True, scored=True):
@@ -252,8 +377,39 @@ def test_thirteen_regions_that_fit_and_their_neighbors():
     near = nearest_regions(corners, 5)
     assert near.sum(1).tolist() == [5] * 13
     assert not near.diagonal().any()
-    maps = torch.arange(24 * 20).reshape(1, 1, 24, 20).float()
-    assert rows_of(maps, [(2, 4)], 3)[0, 0].tolist() == [44, 45, 46, 64, 65, 66, 84, 85, 86]
+
+
+def views_of(linear: tuple[float, float], offset: tuple[float, float] = (0, 0)) -> list[View]:
+    """Two views of 32 x 48 voxels; the second scales, mirrors and moves the first."""
+    batch, _ = example_batch(ViewPlan((ViewSpec((32, 48)),)), 1, scans=1)
+    view = batch.views[0]
+    matrix = torch.tensor([[linear[0], 0, offset[0]], [0, linear[1], offset[1]], [0, 0, 1]], dtype=torch.float32)[None]
+    return [view, replace(view, affine=matrix)]
+
+
+def test_regions_of_the_same_view_are_its_voxels():
+    maps = torch.arange(16 * 24).reshape(1, 1, 16, 24).double()
+    points = tracked_points(views_of((1, 1)), [(2, 4)], 3, (16, 24))
+    for of_view in points:
+        rows = rows_at(maps, of_view)[0, 0]
+        assert rows.tolist() == pytest.approx([52, 53, 54, 76, 77, 78, 100, 101, 102])
+
+
+@pytest.mark.parametrize(("linear", "offset"), [((1, 1), (4, -4)), ((0.5, 0.5), (10, 8)), ((-1, 1), (31, 3))])
+def test_regions_are_tracked_to_the_other_view(linear, offset):
+    """A map whose values are stored places shows, in both views, the stored places of the regions."""
+    views, size = views_of(linear, offset), (16, 24)
+    places = []
+    for view in views:  # stored place of each voxel of the map, by loops
+        rows = [[2 * y + 0.5, 2 * x + 0.5, 1.0] for y in range(16) for x in range(24)]
+        stored = torch.tensor(rows, dtype=torch.float64) @ view.affine[0].double().T
+        places.append(stored[:, :2].T.reshape(1, 2, *size))
+    corners = [(6, 10), (7, 9)]
+    own, other = tracked_points(views, corners, 3, size)
+    shown = ((other >= 0) & (other <= torch.tensor(size) - 1)).all(-1)
+    assert shown.any()
+    wanted, found = (rows_at(maps, points).view(1, 2, 2, 9) for maps, points in zip(places, (own, other), strict=True))
+    torch.testing.assert_close(found.mT[shown], wanted.mT[shown])
 
 
 def test_both_views_are_the_same_crop():
@@ -265,8 +421,19 @@ def test_both_views_are_the_same_crop():
 
 
 BAD = [
-    ({"view": ViewSpec((32, 48))}, r"geometry must be flip none.*got safe, \[0\.0\] and \[1\.0, 1\.0\]"),
-    ({"view": ViewSpec((32, 48), scale=(0.8, 1.0), geometry=STILL)}, r"got none, \[0\.0\] and \[0\.8, 1\.0\]"),
+    (
+        {"view": ViewSpec((32, 48)), "crops": "one"},
+        r"geometry must be flip none.*got safe, \[0\.0\] and \[1\.0, 1\.0\]",
+    ),
+    (
+        {"view": ViewSpec((32, 48), scale=(0.8, 1.0), geometry=STILL), "crops": "one"},
+        r"got none, \[0\.0\] and \[0\.8, 1\.0\]",
+    ),
+    ({"view": ViewSpec((32, 48)), "crops": "three"}, r"objective\.crops: .*got 'three'; expected two or one"),
+    (
+        {"view": ViewSpec((32, 48)), "cues": Cues(cross=True)},
+        r"objective\.crops: regions of other volumes are compared by their place .*expected one, or cues\.cross false",
+    ),
     ({"view": ViewSpec((32, 48), geometry=STILL), "steps": 9}, r"9 steps: expected 1 to 3, which leads to full"),
 ]  # fmt: skip
 
