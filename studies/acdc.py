@@ -25,13 +25,20 @@ COMMON = (
     "--training.precision", "bf16", "--training.output.checkpoint_every", "100",
     "--training.output.picture_every", "500",
 )  # fmt: skip
-WHOLE = ("--objective.view.scale", "[0.8,1.3]")  # 128 pixels see 205 to 333 mm: two views share most of a slice
+WHOLE = (
+    "--objective.view.area",
+    "null",
+    "--objective.view.scale",
+    "[0.8,1.3]",
+)  # 128 pixels see 205 to 333 mm: two views share most of a slice
 FIRST = {
     "spark": (
-        "--config", "spark_2d_small", "--objective.decoder_width", "64", "--objective.view.scale", "[0.8,1.0]",
+        "--config", "spark_2d_small", "--objective.decoder_width", "64", "--objective.view.area", "null",
+        "--objective.view.scale", "[0.8,1.0]",
     ),
     "mae": (
-        "--config", "mae_resenc_3d_small", "--objective", "mae_resenc_2d", "--objective.view.scale", "[0.71,1.0]",
+        "--config", "mae_resenc_3d_small", "--objective", "mae_resenc_2d", "--objective.view.area", "null",
+        "--objective.view.scale", "[0.71,1.0]",
         "--training.batch_size", "16",
     ),
     "simclr": ("--config", "simclr_2d_small", *WHOLE, "--objective.sampling.distinct_subjects", "false"),

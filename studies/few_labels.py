@@ -74,7 +74,8 @@ STUDIES = {
     "ultrasound": Study(
         pretrain=(
             "--config", "spark_2d_small", "--encoder.in_channels", "3", "--objective.view.size", "[128,128]",
-            "--objective.view.scale", "[0.8,1.0]", "--training.steps", "2000", "--training.precision", "bf16",
+            "--objective.view.area", "null",
+        "--objective.view.scale", "[0.8,1.0]", "--training.steps", "2000", "--training.precision", "bf16",
             "--training.output.checkpoint_every", "250",
         ),
         finetune=(

@@ -56,9 +56,9 @@ class Preset:
 IMAGE = ("--objective.view.size", "[96,96]")
 COLOR = (*IMAGE, "--encoder.in_channels", "3")
 CROP = ("--objective.view.size", "[32,48,32]")
-PART = ("--objective.view.scale", "[0.8,1.0]")  # 96 pixels see 77 to 96 of 128
+PART = ("--objective.view.area", "null", "--objective.view.scale", "[0.8,1.0]")  # 96 pixels see 77 to 96 of 128
 WIDE = ("--objective.view.scale", "[1.2,1.6]")  # 24 voxels see 29 to 38 of the hippocampus: who it is can be told
-WHOLE = ("--objective.view.scale", "[0.9,1.35]")  # 96 pixels see 86 to 130 of 128
+WHOLE = ("--objective.view.area", "null", "--objective.view.scale", "[0.9,1.35]")  # 96 pixels see 86 to 130 of 128
 PRESETS = {
     "spark_3d_small": Preset("hippocampus", "mask", CROP),
     "mae_resenc_3d_small": Preset("hippocampus", "mask", CROP),
@@ -69,11 +69,17 @@ PRESETS = {
     "local_3d_small": Preset("hippocampus", "mask", start="global_3d_small"),
     "graph_match_3d_small": Preset("hippocampus", "mask", WIDE),
     "spark_2d_small": Preset("ultrasound", "class", (*COLOR, *PART)),
-    "mae_2d_small": Preset("ultrasound", "class", (*COLOR, "--objective.view.scale", "[0.71,1.0]")),
-    "simmim_2d_small": Preset("ultrasound", "class", (*COLOR, "--objective.view.scale", "[0.82,1.0]")),
+    "mae_2d_small": Preset(
+        "ultrasound", "class", (*COLOR, "--objective.view.area", "null", "--objective.view.scale", "[0.71,1.0]")
+    ),
+    "simmim_2d_small": Preset(
+        "ultrasound", "class", (*COLOR, "--objective.view.area", "null", "--objective.view.scale", "[0.82,1.0]")
+    ),
     "simclr_2d_small": Preset("ultrasound", "class", (*COLOR, *WHOLE, "--encoder.norm", "instance")),
     "graph_match_2d_small": Preset("ultrasound", "class", (*COLOR, *WHOLE)),
-    "global_2d_small": Preset("acdc", "mask", (*IMAGE, "--objective.view.scale", "[1.0,1.6]")),
+    "global_2d_small": Preset(
+        "acdc", "mask", (*IMAGE, "--objective.view.area", "null", "--objective.view.scale", "[1.0,1.6]")
+    ),
     "local_2d_small": Preset("acdc", "mask", IMAGE, "global_2d_small"),
 }
 COLUMNS = (

@@ -34,6 +34,7 @@ NUMBERS = json.loads((HERE / "numbers.json").read_text())
 CLOSE = {"rel": 1e-4, "abs": 1e-4}  # processors round differently
 PRETRAIN = [
     "--objective=spark_3d", "--objective.view.size=[8,8,8]", "--objective.decoder_width=4",
+    "--objective.view.geometry.probability=1", "--objective.view.geometry.flip=safe",  # the preset has others now
     "--encoder=medssl.encoders.resenc.ResEnc", "--encoder.ndim=3", "--encoder.in_channels=1",
     "--encoder.channels=[2,4]", "--encoder.strides=[[1,1,1],[2,2,2]]", "--encoder.blocks=[1,1]", "--training.steps=6",
     "--training.batch_size=2", "--training.output.log_every=1", "--data.split=train", "--data.workers=0",

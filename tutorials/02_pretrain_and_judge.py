@@ -80,7 +80,7 @@ medssl.cache(index, store, preprocess="mr")
 # ```
 # medssl pretrain --config spark_2d_small --store tutorial_2/store --run tutorial_2/runs/spark \
 #     --encoder resenc_small_2d --encoder.channels 8,16,32,64 --objective.decoder_width null \
-#     --objective.view.size 64,64 --objective.view.scale 0.8,1.0 \
+#     --objective.view.size 64,64 --objective.view.area 0.2,1.0 \
 #     --training.steps 150 --training.batch_size 8 --training.output.health_every 10 \
 #     --training.output.picture_every 50 --data.workers 0
 # ```
@@ -91,7 +91,7 @@ result = medssl.pretrain(
     store=store,
     run=run,
     encoder={"base": "resenc_small_2d", "init_args": {"channels": (8, 16, 32, 64)}},
-    objective={"decoder_width": None, "view": {"size": (64, 64), "scale": (0.8, 1.0)}},
+    objective={"decoder_width": None, "view": {"size": (64, 64), "area": (0.2, 1.0)}},
     training={"steps": 150, "batch_size": 8, "output": {"health_every": 10, "picture_every": 50}},
     data={"workers": 0},
 )

@@ -58,7 +58,7 @@ medssl.pretrain(
     store=store,
     run=pretrained,
     encoder={"base": "resenc_small_2d", "init_args": {"channels": (8, 16, 32, 64)}},
-    objective={"decoder_width": None, "view": {"size": (48, 48), "scale": (0.8, 1.0)}},
+    objective={"decoder_width": None, "view": {"size": (48, 48), "area": (0.2, 1.0)}},
     training={"steps": 100, "batch_size": 4},
     data={"workers": 0},
 )

@@ -85,7 +85,7 @@ def _problem_of_area(spec: ViewSpec) -> str:
     if not 0 < low <= high <= 1:
         return f"area takes two shares of the scan, above 0 to 1, the lower one first: {spec.area}"
     if tuple(spec.scale) != (1.0, 1.0):
-        return f"area {list(spec.area)} and scale {list(spec.scale)} both set the extent: leave one of them out"
+        return f"area {list(spec.area)} and scale {list(spec.scale)} both set the extent: set area to null to use scale"
     if not spec.geometry.isotropic:
         return f"area {list(spec.area)} draws one scale for all axes: set geometry.isotropic to true, or use scale"
     if spec.nested_in is not None:

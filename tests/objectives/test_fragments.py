@@ -59,20 +59,50 @@ AREAS = {  # of the image, as published or as the page of the objective says
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("stored", [(256, 256), (320, 240)], ids=str)
 @pytest.mark.parametrize("name", AREAS)
-def test_views_of_images_as_they_are_stored_show_the_published_share_of_them(name):
-    stored = yaml.safe_load((CONFIGS / "data" / "image.yaml").read_text())["image_size"]
+def test_views_show_the_published_share_of_images_of_any_size(name, stored):
     recipe = CONFIGS / "recipes" / f"{name}.yaml"
     small = yaml.safe_load(recipe.read_text())["objective"] if name.endswith("small") else {"base": name}
     fragment = yaml.safe_load((CONFIGS / "objectives" / f"{small['base']}.yaml").read_text())
     view = view_spec(fragment["init_args"]["view"] | small.get("init_args", {}).get("view", {}))
-    plan = ViewPlan((view,))
-    batch = make_batch(raw_crops(torch.zeros(300, 1, *read_size(plan))), plan, seed=0, device="cpu").views[0]
-    factors = batch.affine[:, :2, :2].norm(dim=1)  # stored pixels per pixel of the view
-    areas = (factors * torch.tensor(view.size) / torch.tensor(stored)).prod(dim=1)
+    size = read_size(ViewPlan((view,)), None, torch.tensor([stored]))
+    batch = make_batch(raw_crops(torch.zeros(300, 1, *size), source=stored), ViewPlan((view,)), seed=0, device="cpu")
+    factors = batch.views[0].affine[:, :2, :2].norm(dim=1)  # stored pixels per pixel of the view
+    scaled = (factors - 1).abs().amax(dim=1) > 1e-6
+    assert float(scaled.float().mean()) == pytest.approx(view.geometry.probability, abs=0.08)
+    areas = (factors * torch.tensor(view.size) / torch.tensor(stored)).clamp(max=1).prod(dim=1)[scaled]
     least, most = AREAS[name]
     assert least - 0.01 < areas.min() < least + 0.05
     assert most - 0.05 < areas.max() < most + 0.01
+
+
+PAIRS = ("simclr_3d", "graph_match_3d", "masked_distillation_3d", "global_contrast_3d")
+TOUCHED = {  # probability of a rotation or a scale: contrast 1, reconstruction 0.2
+    1.0: (*PAIRS, "simclr_2d", "graph_match_2d", "masked_distillation_2d", "global_contrast_2d"),
+    0.2: (
+        "spark_3d",
+        "mae_3d",
+        "mae_resenc_3d",
+        "simmim_3d",
+        "spark_2d",
+        "mae_2d",
+        "mae_cxr",
+        "mae_resenc_2d",
+        "simmim_2d",
+    ),
+}
+
+
+def test_presets_touch_as_many_crops_as_is_said_and_pairs_overlap():
+    for probability, names in TOUCHED.items():
+        for name in names:
+            fragment = yaml.safe_load((CONFIGS / "objectives" / f"{name}.yaml").read_text())["init_args"]["view"]
+            view = view_spec(fragment)
+            assert view.geometry.probability == probability, name
+            assert view.min_overlap == (0.5 if name in PAIRS else 0.0), name
+    for path in sorted((CONFIGS / "recipes").glob("segment_*.yaml")):
+        assert yaml.safe_load(path.read_text())["data"]["view"]["geometry"]["probability"] == 0.2, path.stem
 
 
 def test_transformers_are_refused_by_spark_in_one_line():

@@ -226,7 +226,7 @@ BAD = {
     "area beyond 1": ([ViewSpec((8, 8), area=(0.5, 1.2))], r"area takes two shares of the scan, above 0 to 1.*1.2"),
     "area of 0": ([ViewSpec((8, 8), area=(0.0, 0.5))], "area takes two shares"),
     "area turned round": ([ViewSpec((8, 8), area=(0.8, 0.5))], "the lower one first"),
-    "area and scale": ([ViewSpec((8, 8), (0.8, 1.2), area=(0.5, 1.0))], "both set the extent: leave one of them out"),
+    "area and scale": ([ViewSpec((8, 8), (0.8, 1.2), area=(0.5, 1.0))], "set area to null to use scale"),
     "area by axis": ([ViewSpec((8, 8), area=(0.5, 1.0), geometry=Geometry(isotropic=False))], "geometry.isotropic"),
     "area nested": ([ViewSpec((8, 8)), ViewSpec((8, 8), area=(0.1, 0.2), nested_in=0)], "nested_in 0"),
     "overlap above 1": ([PAIR, replace(PAIR, min_overlap=1.5)], "min_overlap takes a share from 0 to 1: 1.5"),
