@@ -23,7 +23,7 @@ from medssl.inference.evaluation import (
 from medssl.inference.finished_scans import Finished
 from medssl.inference.predictor import Windows, device_of, load_fitted, settings_of
 from medssl.inference.scan_scores import rows_of, write_scores
-from medssl.inference.temperature import refuse_calibration, refuse_shared
+from medssl.inference.temperature import refuse_calibration, refuse_scored_calibration
 from medssl.io.permissions import owner_only
 from medssl.io.trust import names
 from medssl.metrics import tables
@@ -135,7 +135,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
         values = values_of(columns_of(by, opened), opened, split, [scan.scan_id for scan in scans])
         root, digest = opened.root, opened.digest()
         versions = package_versions(synthetic=all_phantoms(opened, {scan.source.dataset for scan in scans}))
-    notes += [*refuse_shared(fitted, scans, others), *missing_note(fitted.tuned.trained_on)]
+    notes += [*refuse_scored_calibration(fitted, scans, others), *missing_note(fitted.tuned.trained_on)]
     for note in notes:
         log.info(f"note: {note}")
     out.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ from medssl.training.initial_weights import (
     load_encoder,
     log_keys,
     read_initial_weights,
-    refuse_seen,
+    refuse_test_subjects,
     weights_in_words,
     with_channels,
     with_drop_path,
@@ -43,11 +43,10 @@ from medssl.training.linear_start import LinearStart, linear_layer
 from medssl.training.loop import TrainingLoop, keyed_seed
 from medssl.training.optim import FineTuning
 from medssl.training.pseudo_labels import (
-    Behind,
+    TEACHER,
     PseudoLabels,
     in_configuration,
-    refuse_test_subjects,
-    subjects_behind,
+    teacher_subjects,
     with_pseudo_labels,
 )
 from medssl.training.resolved import resolved
@@ -61,6 +60,7 @@ from medssl.training.supervised import Supervised
 from medssl.training.validation import Validation
 from medssl.training.versions import package_versions
 from medssl.types import Card, Imported, LabelSchema, Tuned, UserError
+from medssl.types.provenance import TrainingSubjects
 from medssl.views.mixing import Mixing
 
 
@@ -99,10 +99,10 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         labels: Number of labeled subjects to train on, or a share of them (0.25); None takes all.
         optimizer: Optimizer, learning rates, layer decay and low-rank adaptation.
         mixing: Mixing of the samples of a batch (mixup, cutmix).
-        pseudo: Labels made by another network to train on as well (self-training).
-        allow: Names, with commas. "seen": continue although pretraining, or the network behind pseudo-labels, has seen
-            subjects of the split "test". "channels": spread the first layer's weights over another number of channels.
-            "preprocess": take a store that was made by other rules.
+        pseudo: Labels of another network to train on as well (self-training).
+        allow: Names, with commas. "seen": continue although the encoder, or the teacher of the pseudo-labels, was
+            trained on subjects of the split "test". "channels": spread the first layer's weights over another number
+            of channels. "preprocess": take a store that was made by other rules.
         trust: Import paths, with commas, of classes that are not part of medssl and that a card or configuration may
             load.
 
@@ -122,8 +122,8 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     chosen, digest = select_scans(opened, schema, data, labels, training.seed), opened.digest
     opened, drawn = with_pseudo_labels(opened, chosen.learned, data.train, pseudo, schema, training.seed)
     chosen = replace(chosen, drawn=drawn)
-    teacher = subjects_behind(pseudo)
-    seen = [refuse_seen(opened, initial, allow), *refuse_test_subjects(opened, teacher, allowed="seen" in allow)]
+    teacher = teacher_subjects(pseudo)
+    leaks = refuse_test_subjects(opened, {"the encoder": initial.training_subjects, TEACHER: teacher}, allow)
     network, loaded = build(initial, head, schema, training.seed)
     refuse_misfit(network, data, training, mixing)
     refuse_head(network.head, optimizer)
@@ -151,7 +151,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         save_network(run, lora.merged(objective.written), replace(card, step=loop.progress.step))
 
     watching = watching_of(opened, chosen, data, optimizer, every=training.output.validate_every)
-    notes = [*settled, *first_notes(opened, data, chosen, loaded, schema), *filter(None, (adapted, *seen))]
+    notes = [*settled, *first_notes(opened, data, chosen, loaded, schema), *filter(None, [adapted]), *map(str, leaks)]
     return train(loop, RunFolder(run), config, training, data=data, notes=notes, export=export, watching=watching)
 
 
@@ -250,11 +250,11 @@ def make_card(
     store: Store,
     schema: LabelSchema,
     chosen: TrainingSelection,
-    teacher: Behind,
+    teacher: TrainingSubjects,
 ) -> Card:
     """What the network is; the step is filled in when it is written.
 
-    Whom the network behind pseudo-labels has seen counts as seen; what is not known of it stays unknown.
+    Subjects that the teacher of pseudo-labels was trained on count as subjects of this training, too.
     """
     size, axis = config["data"]["view"]["size"], config["data"]["sampling"]["slice_axis"]
     flip = config["data"]["view"]["geometry"]["flip"]

@@ -22,7 +22,7 @@ from medssl.probing.feature_extractor import freeze, initial_weights_of_run, spl
 from medssl.probing.scan_probe import ProbeResults, embed, first_line, probe_scans, refuse_kind, summarize
 from medssl.probing.voxel_probe import ON_STORED_GRID, Voxels, levels_of, probe_voxels
 from medssl.training.axes import open_store
-from medssl.training.initial_weights import Allowed, refuse_seen, with_channels
+from medssl.training.initial_weights import Allowed, refuse_test_subjects, with_channels
 from medssl.training.settings import refuse_below
 from medssl.training.versions import package_versions
 from medssl.types import UserError
@@ -138,7 +138,8 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
     frozen, loaded = freeze(initial, opened, windows, window=window, slice_axis=slice_axis, seed=seed)
     axes = len(frozen.window)
     splits = split_scans(opened, schema, axes, labels=labels, validation_labels=validation_labels, seed=seed)
-    notes = list(filter(None, [refuse_seen(opened, initial, allow)]))
+    leaks = refuse_test_subjects(opened, {"the encoder": initial.training_subjects}, allow)
+    notes = list(map(str, leaks))
     settings: dict[str, Any] = {"seed": seed, "labels": labels, "validation_labels": validation_labels}
     per_voxel = kind_of(schema).per_voxel
     maps = levels_of(frozen, levels) if per_voxel else ()

@@ -19,7 +19,7 @@ from medssl.training.initial_weights import (
     Allowed,
     InitialWeights,
     read_initial_weights,
-    refuse_seen,
+    refuse_test_subjects,
     with_channels,
     with_drop_path,
 )
@@ -57,10 +57,10 @@ def initial_weights_of(
         assert initial.card is not None  # a folder has one, or it was refused
         open_store(store.path, initial, allow, size=size, key="data.view.size")
         initial = with_channels(initial, store.channels, allow)
-        note = refuse_seen(store, initial, allow)
+        notes = refuse_test_subjects(store, {"the encoder": initial.training_subjects}, allow)
     except UserError as error:
         raise error.changed(message=f"{name}: {error.message}") from error
-    if note:
+    for note in notes:
         log.info(f"note: {name}: {note}")
     return initial
 

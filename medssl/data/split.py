@@ -1,15 +1,16 @@
-"""Splits by subject, and the guard against a subject on both sides.
+"""Splits by subject, and the check that no subject is both in training and in the scores.
 
-Where a subject goes depends on its own identifier alone, so that new scans never move old ones.
+The split of a subject depends on its identifier alone, so that new scans never move old ones.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
-from medssl.types import UserError
+from medssl.types import Note, UserError
+from medssl.types.provenance import TrainingSubjects
 
 
 def parse_shares(text: str) -> dict[str, float]:
@@ -51,5 +52,43 @@ def split_of(subject_id: str, shares: Mapping[str, float], *, seed: int = 0) -> 
 
 
 def overlap(subjects_a: Iterable[str], subjects_b: Iterable[str]) -> tuple[str, ...]:
-    """Subjects on both sides, sorted: none may be left between pretraining and test."""
+    """Subjects on both sides, sorted: there must be none between training and test."""
     return tuple(sorted(set(subjects_a) & set(subjects_b)))
+
+
+def refuse_leaks(
+    scored: Collection[str], training: TrainingSubjects, *, allowed: bool, network: str, group: str
+) -> list[Note]:
+    """Refuses to score subjects that a network was trained on.
+
+    Args:
+        scored: Keyed digests of the subjects that are scored, each once.
+        training: Subjects that the network was trained on.
+        allowed: Whether the user allows it ("seen").
+        network: Name of the network in messages, such as "the encoder".
+        group: Name of ``scored`` in messages, such as "subjects of split 'test'".
+
+    Returns:
+        Notes on what was allowed, and on subjects of the training that are not known.
+
+    Raises:
+        UserError: The network was trained on some of the subjects; it counts them.
+    """
+    common = {
+        "trained or validated with labels": overlap(scored, training.labeled),
+        "pretrained": overlap(scored, training.pretrained.known),
+    }
+    leaks = [
+        f"{network} was {how} on {len(subjects)} of the {len(scored)} {group}"
+        for how, subjects in common.items()
+        if subjects
+    ]
+    if leaks and not allowed:
+        message = f"{'; '.join(leaks)}: their scores would be too good"
+        hint = "Choose other weights or another split, or allow it (allow: seen) and report it with the scores"
+        raise UserError(message, hint=hint)
+    notes = [Note("leak", f"{line} (allowed): scores may be too good") for line in leaks]
+    if scored and not training.pretrained.complete:
+        text = f"not all subjects that {network} was pretrained on are known: some of the {group} may be among them"
+        notes.append(Note("leak", text))
+    return notes

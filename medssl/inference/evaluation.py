@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from medssl.data.formats.reading import read
 from medssl.data.index.scan_index import Index
 from medssl.data.labels.kinds.base import kind_of
-from medssl.data.split import overlap
+from medssl.data.split import refuse_leaks
 from medssl.data.store import grid
 from medssl.data.store.writer import UNREADABLE
 from medssl.inference.finished_scans import Finished
@@ -23,6 +23,7 @@ from medssl.metrics.cases import SegmentationRow
 from medssl.metrics.segmentation import score_case
 from medssl.reporting.overlay import overlay
 from medssl.types import Note, UserError
+from medssl.types.provenance import TrainingSubjects
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,33 +36,19 @@ log = logging.getLogger(__name__)
 
 
 def check_leaks(fitted: Fitted, scans: Sequence[Scan], *, allow_seen: bool) -> list[Note]:
-    """Refuses subjects that the network was trained on.
+    """Refuses to score subjects that the network was trained on.
 
     Returns:
         Notes on what was allowed and on what cannot be known.
 
     Raises:
-        UserError: Counts the subjects and says in which training they were.
+        UserError: The network was trained on some of them; it counts them and says in which training.
     """
-    subject_ids = {scan.subject.subject_id for scan in scans}
-    overlaps = {
-        "trained or validated on with labels": overlap(subject_ids, fitted.tuned.subjects),
-        "pretrained on": overlap(subject_ids, fitted.card.subjects.known),
-    }
-    total = len(subject_ids)
-    leaks = [f"{len(subjects)} of the {total} subjects were {how}" for how, subjects in overlaps.items() if subjects]
-    if leaks and not allow_seen:
-        message = (
-            f"{'; '.join(leaks)}: scores on them say nothing about new patients; choose another split, or "
-            "allow it (allow: seen) and tell it with the scores"
-        )
-        raise UserError(message)
-    notes = [Note("leak", f"{line}: scores may be too good") for line in leaks]
-    if not fitted.card.subjects.complete:
-        text = "the card does not name all subjects that pretraining has seen: whether these are among them is unknown"
-        notes.append(Note("leak", text))
+    scored = {scan.subject.subject_id for scan in scans}
+    training = TrainingSubjects(fitted.tuned.subjects, fitted.card.subjects)
+    notes = refuse_leaks(scored, training, allowed=allow_seen, network="the network", group="scored subjects")
     if not all(scan.subject.known for scan in scans):
-        text = "nothing tells the subjects of some scans apart, each stands for itself: leaks are possible"
+        text = "some scans have no known subject and count as one subject each: leaks are possible"
         notes.append(Note("leak", text))
     return notes
 

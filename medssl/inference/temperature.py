@@ -28,28 +28,32 @@ def refuse_calibration(fitted: Fitted, calibrate: str | None, split: str) -> Non
         UserError: No classification, or the split that is scored.
     """
     if calibrate is not None and not scoring_of_task(fitted.kind).calibrates:
-        message = f"calibrate {calibrate} fits a temperature of class probabilities, the network is a {fitted.kind}: "
-        message += "leave calibrate out"
-        raise UserError(message)
+        message = f"a temperature is fitted to class probabilities, the network is a {fitted.kind}"
+        raise UserError(message, key="calibrate", got=calibrate, hint="Leave it out")
     if calibrate is not None and calibrate == split:
-        message = f"calibrate {calibrate} is the split that is scored: fit the temperature on another one, such as val"
-        raise UserError(message)
+        message = "is the split that is scored"
+        raise UserError(message, key="calibrate", got=calibrate, hint="Choose another split, such as val")
 
 
-def refuse_shared(fitted: Fitted, scans: Sequence[Scan], others: Sequence[Scan]) -> list[Note]:
-    """Refuses a temperature that is fitted on subjects that are scored.
+def refuse_scored_calibration(fitted: Fitted, scans: Sequence[Scan], others: Sequence[Scan]) -> list[Note]:
+    """Refuses to fit a temperature on subjects that are scored.
+
+    Args:
+        fitted: The network.
+        scans: What is scored.
+        others: What the temperature is fitted on.
 
     Returns:
-        A note on how many of the others the network knows.
+        A note on how many subjects of the others the network was trained on.
 
     Raises:
-        UserError: Counts the subjects in both.
+        UserError: Some subjects are in both; it counts them.
     """
     subject_ids = {scan.subject.subject_id for scan in others}
     common = overlap(subject_ids, {scan.subject.subject_id for scan in scans})
     if common:
-        message = f"{len(common)} subjects are scored and in the split of calibrate, too: choose a split without them"
-        raise UserError(message)
+        message = f"{len(common)} subjects of this split are scored as well"
+        raise UserError(message, key="calibrate", hint="Choose a split without them")
     trained = overlap(subject_ids, fitted.tuned.subjects)
     if not trained:
         return []
@@ -68,18 +72,15 @@ def scaling_of(scores: Path, fitted: Fitted) -> Scaling:
         UserError: No classification, no readable summary, no temperature in it, or one of other weights.
     """
     if not scoring_of_task(fitted.kind).calibrates:
-        message = f"scaling {scores} is for class probabilities, the network is a {fitted.kind}: leave scaling out"
-        raise UserError(message)
+        message = f"a temperature is for class probabilities, the network is a {fitted.kind}"
+        raise UserError(message, key="scaling", hint="Leave it out")
     summary = read_summary(scores / SUMMARY if scores.is_dir() else scores)
     if "scaling" not in summary:
-        message = f"scaling {scores} holds no temperature: evaluate with calibrate val first"
-        raise UserError(message)
+        message = f"{scores} holds no temperature"
+        raise UserError(message, key="scaling", hint="Evaluate with calibrate val first")
     if summary["by"].get("weights") != fitted.digest:
-        message = (
-            f"scaling {scores} is of the weights {summary['by'].get('weights')}, the network has {fitted.digest}: "
-            "give the scores of this network"
-        )
-        raise UserError(message)
+        message = f"{scores} is of the weights {summary['by'].get('weights')}, the network has {fitted.digest}"
+        raise UserError(message, key="scaling", hint="Give the scores of this network")
     return Scaling(**summary["scaling"])
 
 

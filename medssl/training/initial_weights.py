@@ -9,17 +9,17 @@ import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from medssl.data.split import overlap
+from medssl.data.split import refuse_leaks
 from medssl.encoders.tensors import read_tensors
 from medssl.encoders.weights import CARD, WEIGHTS, encoder_class, load, read_card, refuse_encoder
 from medssl.io.trust import named_in
 from medssl.training.configuration import as_data, imported
 from medssl.training.distributed import layout
-from medssl.types import Card, Imported, UserError
-from medssl.types.provenance import Provenance
+from medssl.types import Card, Imported, Note, UserError
+from medssl.types.provenance import Provenance, TrainingSubjects
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from medssl.data.store.store import Store
@@ -68,6 +68,11 @@ class InitialWeights:
         """Subjects whose labels these weights were trained on, known even where those of pretraining are not."""
         tuned = None if self.card is None or self.weights is None else self.card.tuned
         return () if tuned is None else tuned.subjects
+
+    @property
+    def training_subjects(self) -> TrainingSubjects:
+        """The same subjects, for ``refuse_test_subjects``."""
+        return TrainingSubjects(pretrained=self.provenance)
 
 
 def read_initial_weights(
@@ -252,25 +257,23 @@ def load_decoder(head: Head, initial: InitialWeights) -> str:
     return f"{len(fitting)} of the {sum(name.startswith('decoder.') for name in present)} keys of the decoder too"
 
 
-def refuse_seen(store: Store, initial: InitialWeights, allow: Sequence[Allowed]) -> str:
-    """Refuses weights that have seen subjects of the store's split "test".
+def refuse_test_subjects(store: Store, networks: Mapping[str, TrainingSubjects], allow: Collection[str]) -> list[Note]:
+    """Refuses networks that were trained on subjects of the store's split "test".
+
+    Args:
+        store: Scans to train on or to probe with.
+        networks: Subjects that each network was trained on, by its name in messages, such as "the encoder".
+        allow: "seen" allows it.
 
     Returns:
-        A note where it cannot be known or was allowed, else nothing.
+        Notes on what was allowed, and on subjects that are not known.
 
     Raises:
-        UserError: Counts the subjects.
+        UserError: One was; it counts the subjects.
     """
-    test = store.subjects_of_split("test")
-    shared = overlap(test, initial.provenance.known)
-    if shared and "seen" not in allow:
-        message = (
-            f"pretraining has seen {len(shared)} of the {len(test)} subjects of split 'test': results there would be "
-            "too good; pretrain with data.split train, or allow it (allow: seen)"
-        )
-        raise UserError(message)
-    note = f"{len(shared)} of the {len(test)} subjects of split 'test' were seen in pretraining (allowed)"
-    notes = [note] if shared else []
-    if test and not initial.provenance.complete:
-        notes.append("not all subjects that pretraining has seen are known: a test subject may be among the others")
-    return "; ".join(notes)
+    group, test = "subjects of split 'test'", store.subjects_of_split("test")
+    return [
+        note
+        for network, training in networks.items()
+        for note in refuse_leaks(test, training, allowed="seen" in allow, network=network, group=group)
+    ]

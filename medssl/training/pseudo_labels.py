@@ -1,34 +1,31 @@
-"""Pseudo-labels in training: whose subjects they carry over, and how often they are drawn."""
+"""Pseudo-labels in training: which subjects their teacher was trained on, and how often scans with them are drawn."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medssl.data.labels.kinds.base import kind_of
-from medssl.data.split import overlap
 from medssl.data.store.store import Store
 from medssl.io.documents import read_json
 from medssl.ops.draws import keyed_generator
 from medssl.types import UserError
-from medssl.types.provenance import Provenance, facts_of_json
+from medssl.types.provenance import Provenance, TrainingSubjects, facts_of_json
 
 if TYPE_CHECKING:
     from medssl.types import LabelSchema
 
-
 FACTS = "pseudolabels.json"
-
-
-IGNORED = -1  # what labels hold where nothing is known
+TEACHER = "the teacher of the pseudo-labels"  # in messages
+IGNORED = -1  # value of labels where the class is not known
 
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Labels that a network made, to learn from beside those that people made.
+    """Labels that a network predicted, to train on together with manual labels.
 
     The self-training that Chaitanya et al. (Contrastive learning of global and local features for medical image
     segmentation with limited annotations, NeurIPS 2020) add to contrastive pretraining; the idea is Lee's
@@ -36,7 +33,7 @@ class PseudoLabels:
 
     Attributes:
         labels: Folder of pseudo-labels, as the function ``pseudolabel`` writes it; None uses no pseudo-labels.
-        share: Share of samples from scans with labels by people, above 0 to below 1. Scans are repeated to reach it.
+        share: Share of samples from scans with manual labels, above 0 to below 1. Scans are repeated to reach it.
     """
 
     labels: Path | None = None
@@ -48,66 +45,18 @@ class PseudoLabels:
             raise UserError(message, key="pseudo.share", got=self.share)
 
 
-@dataclass(frozen=True)
-class Behind:
-    """Keyed digests of the subjects that labels carry over: whoever learns from them has seen these, too.
-
-    Attributes:
-        labeled: Those that the teacher was trained or validated on.
-        pretrained: Those that its pretraining saw.
-    """
-
-    labeled: tuple[str, ...] = ()
-    pretrained: Provenance = field(default_factory=Provenance)
-
-
-def _provenance_facts(seen: Provenance) -> dict[str, Any]:
-    return {"known": sorted(seen.known), "complete": seen.complete}
-
-
-def subjects_behind(pseudo: PseudoLabels) -> Behind:
-    """The subjects behind pseudo-labels; not known of a folder that does not tell them.
+def teacher_subjects(pseudo: PseudoLabels) -> TrainingSubjects:
+    """Subjects that the teacher of pseudo-labels was trained on; not known of a folder that does not list them.
 
     Raises:
         UserError: No readable facts.
     """
     if pseudo.labels is None:
-        return Behind()
+        return TrainingSubjects()
     facts = facts_of(pseudo.labels)
     pretrained = facts_of_json(facts.get("pretrained"))
-    return Behind(tuple(facts.get("labelled", ())), Provenance(tuple(pretrained["known"]), pretrained["complete"]))
-
-
-def refuse_test_subjects(store: Store, subjects: Behind, *, allowed: bool) -> list[str]:
-    """Refuses labels that would carry over what was learned of subjects of the store's split "test".
-
-    Returns:
-        Notes on what was allowed and on what cannot be known.
-
-    Raises:
-        UserError: Counts the subjects.
-    """
-    test = store.subjects_of_split("test")
-    seen = overlap(test, (*subjects.labeled, *subjects.pretrained.known))
-    if seen and not allowed:
-        message = (
-            f"the network that labels has seen {len(seen)} of the {len(test)} subjects of split 'test', and its labels "
-            "carry that over: choose another network, or allow it (allow: seen) "
-            "and tell it with the results"
-        )
-        raise UserError(message)
-    notes = []
-    if seen:
-        notes.append(
-            f"the network that labels has seen {len(seen)} of the {len(test)} subjects of split 'test' (allowed): "
-            "scores there of whoever learns from its labels may be too good"
-        )
-    if test and not subjects.pretrained.complete:
-        notes.append(
-            "not all subjects that the network that labels has seen in pretraining are known: a test subject may be "
-            "among the others"
-        )
-    return notes
+    provenance = Provenance(tuple(pretrained["known"]), pretrained["complete"])
+    return TrainingSubjects(tuple(facts.get("labelled", ())), provenance)
 
 
 def label_type(schema: LabelSchema) -> np.dtype[Any]:
@@ -124,19 +73,19 @@ def label_file(folder: Path, store: Store, number: int) -> Path:
 def with_pseudo_labels(
     store: Store, learned: tuple[int, ...], split: str, pseudo: PseudoLabels, schema: LabelSchema, seed: int
 ) -> tuple[Store, tuple[int, ...]]:
-    """The store with a teacher's labels, and the scans to draw from so that people's labels have their share.
+    """The store with a teacher's labels, and the scans to draw from so that manual labels have their share.
 
     Args:
         store: The store that the labels were made for.
-        learned: Scans whose own labels are learned from; they keep them, as do all scans of their subjects.
+        learned: Scans with manual labels to train on; they keep these, as do all scans of their subjects.
         split: Split that the others are taken from.
         pseudo: Where the labels are.
-        schema: Classes that are asked for.
+        schema: Classes of the target.
         seed: As of ``in_share``.
 
     Returns:
         A store in which the other scans carry the teacher's labels, and the numbers of all scans to draw from, as often
-        as the share of ``learned`` asks for. Without pseudo-labels the store as it is, and none.
+        as the share of ``learned`` requires. Without pseudo-labels the store itself, and none.
 
     Raises:
         UserError: No labels, or labels of other classes or another store.
@@ -147,32 +96,27 @@ def with_pseudo_labels(
     facts = facts_of(folder)
     if not kind_of(schema).per_voxel or facts["classes"] != [list(pair) for pair in schema.classes]:
         message = f"the pseudo-labels have the classes {facts['classes']}, the target {schema.name!r} has others"
-        raise UserError(message)
+        raise UserError(message, key="pseudo.labels")
     if facts["store"] != store.digest:
-        message = "the pseudo-labels were made for another store (or this one has changed): make them again"
-        raise UserError(message)
+        message = "the pseudo-labels were made for another store, or this store has changed"
+        raise UserError(message, key="pseudo.labels", hint="Make them again")
     scans = store.scans(split, axes=facts["axes"])
     same_subject = np.isin(store.subject_numbers(scans), store.subject_numbers(learned))
     others = scans[~same_subject].tolist()
     files = {number: label_file(folder, store, number) for number in others}
     if not files:
-        message = (
-            f"all {len(scans)} scans of split {split!r} are of subjects that are learned from by their own labels: "
-            "pseudo-labels have no place; leave pseudo.labels out, or learn from fewer labeled subjects"
-        )
-        raise UserError(message)
+        message = f"all {len(scans)} scans of split {split!r} are of subjects with manual labels in training"
+        hint = "Leave it out, or train on fewer labeled subjects"
+        raise UserError(message, key="pseudo.labels", hint=hint)
     missing = sum(not file.exists() for file in files.values())
     if missing:
-        message = (
-            f"{missing} of the {len(files)} other scans of split {split!r} have no pseudo-label: label all "
-            "scans of this split first"
-        )
-        raise UserError(message)
+        message = f"{missing} of the {len(files)} other scans of split {split!r} have no pseudo-label"
+        raise UserError(message, key="pseudo.labels", hint="Label all scans of this split first")
     return store.with_labels(files, label_type(schema)), in_share(learned, tuple(files), pseudo.share, seed)
 
 
 def in_share(learned: tuple[int, ...], others: tuple[int, ...], share: float, seed: int) -> tuple[int, ...]:
-    """Every scan at least once, those of the side that is too few more often: one pass of the training.
+    """Every scan at least once, scans of the smaller side more often: one pass of the training.
 
     Args:
         learned: Scans that are to have the share.
@@ -202,13 +146,13 @@ def facts_of(folder: Path) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = read_json(folder / FACTS)
     except (OSError, ValueError) as error:
-        message = f"pseudo.labels {folder}: it has no readable {FACTS}; label the scans of a store first"
-        raise UserError(message) from error
+        message = f"{folder} has no readable {FACTS}"
+        raise UserError(message, key="pseudo.labels", hint="Label the scans of a store first") from error
     return facts
 
 
 def in_configuration(pseudo: PseudoLabels) -> dict[str, Any] | None:
-    """What a run's configuration says of pseudo-labels: which they are, not where."""
+    """Description of pseudo-labels in the configuration of a run: their teacher and share, no folder."""
     if pseudo.labels is None:
         return None
     facts = facts_of(pseudo.labels)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -21,6 +21,19 @@ class Provenance:
     def __or__(self, other: Provenance) -> Provenance:
         """Provenance of weights that come from both."""
         return Provenance(tuple(sorted({*self.known, *other.known})), self.complete and other.complete)
+
+
+@dataclass(frozen=True)
+class TrainingSubjects:
+    """Subjects that a network was trained on.
+
+    Attributes:
+        labeled: Keyed digests of those that it was trained or validated on with labels.
+        pretrained: Those that it was trained on without labels.
+    """
+
+    labeled: tuple[str, ...] = ()
+    pretrained: Provenance = field(default_factory=Provenance)
 
 
 def facts_of_json(value: Any) -> Any:

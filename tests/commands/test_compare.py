@@ -118,7 +118,7 @@ def place(tmp_path_factory):
         (["scratch-good=good"], [], "encoders: the name is reserved for from-scratch baselines (got 'scratch-good')"),
         (["a/b=good"], [], "encoders: the name cannot be that of a folder (got 'a/b'; expected letters, digits"),
         (["other"], [], "was made by another Preprocess"),
-        (["seen"], [], "seen: pretraining has seen 3 of the 3 subjects of split 'test'"),
+        (["seen"], [], "seen: the encoder was pretrained on 3 of the 3 subjects of split 'test'"),
         (["gone"], [], "there is no such folder or file"),
         (["good"], ["--labels=[2,9]"], "there are 6 labeled subjects to choose from (got 9)"),
         (["good"], ["--labels=[0.01]"], "there are 6 labeled subjects to choose from; 0.01 of them is less than one"),
@@ -165,8 +165,10 @@ def test_what_is_unknown_of_pretraining_is_reported_before_anything_is_trained(p
     plan.initial_weights_of("seen", place / "seen", store, FineTuning(), ("seen",))
     plan.initial_weights_of("good", place / "good", store, FineTuning(), ())
     assert capsys.readouterr().out.splitlines() == [
-        "note: spark: not all subjects that pretraining has seen are known: a test subject may be among the others",
-        "note: seen: 3 of the 3 subjects of split 'test' were seen in pretraining (allowed)",
+        "note: spark: not all subjects that the encoder was pretrained on are known: some of the subjects of split "
+        "'test' may be among them",
+        "note: seen: the encoder was pretrained on 3 of the 3 subjects of split 'test' (allowed): scores may be too "
+        "good",
     ]
 
 

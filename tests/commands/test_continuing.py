@@ -320,15 +320,13 @@ def test_whom_a_run_itself_has_seen_is_known_whatever_its_first_weights_were(pla
     ]  # fmt: skip
     code, said = call("finetune", words)
     assert (code, said) == (2, (
-        "error: pretraining has seen 3 of the 3 subjects of split 'test': results there would be too good; pretrain "
-        "with data.split train, or allow it (allow: seen)\n"
+        "error: the encoder was pretrained on 3 of the 3 subjects of split 'test': their scores would be too good. "
+        "Choose other weights or another split, or allow it (allow: seen) and report it with the scores\n"
     ))  # fmt: skip
     code, said = call("finetune", [*words, "--allow=seen"])
     assert code == 0, said
-    assert (
-        "3 of the 3 subjects of split 'test' were seen in pretraining (allowed); not all subjects that pretraining has "
-        "seen are known: a test subject may be among the others"
-    ) in said
+    assert "the encoder was pretrained on 3 of the 3 subjects of split 'test' (allowed): scores may be too good" in said
+    assert "not all subjects that the encoder was pretrained on are known: some of the subjects" in said
     assert load_card(tmp_path / "tuned").subjects == Provenance(everyone, complete=False)
 
 

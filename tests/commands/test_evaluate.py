@@ -183,7 +183,7 @@ def test_a_classification(tmp_path, out):
     assert [(row.truth, row.predicted) for row in rows].count(("dark", "dark")) == 2
     summary = tables.read_summary(out / "summary.json")
     assert summary["metrics"]["accuracy"]["value"] == 0.5
-    assert any("the card does not name all subjects that pretraining has seen" in note for note in summary["notes"])
+    assert any("not all subjects that the network was pretrained on are known" in note for note in summary["notes"])
     other = fitted.save(
         tmp_path / "run3", fitted.Mean, schema=LabelSchema("class", ((0, "dark"), (1, "light"))), window=(8, 8)
     )
@@ -245,7 +245,7 @@ def test_a_temperature_that_cannot_be_fitted_is_refused(tmp_path, out):
     with Index.open(file) as index:
         val = [scan.subject.subject_id for scan in index.scans() if scan.subject.split == "val"]
     run = fitted.save(tmp_path / "run", fitted.Mean, schema=kinds, window=(8, 8), subjects=tuple(val[:2]))
-    with pytest.raises(UserError, match="calibrate test is the split that is scored: fit the temperature on another"):
+    with pytest.raises(UserError, match=r"^calibrate: is the split that is scored \(got .test.\)\. Choose another"):
         evaluate(run, index=file, out=out, calibrate="test")
     with pytest.raises(UserError, match="none of the 0 scans of split 'none' is labeled with 'class'"):
         evaluate(run, index=file, out=out, calibrate="none")
@@ -266,12 +266,14 @@ def test_a_temperature_that_cannot_be_fitted_is_refused(tmp_path, out):
     with Index.open(file, create=True) as index:
         one_each = "SELECT min(scan_id) FROM scans GROUP BY split"
         index.connection.execute(f"UPDATE scans SET subject_id = 'same' WHERE scan_id IN ({one_each})")
-    with pytest.raises(UserError, match="1 subjects are scored and in the split of calibrate, too: choose a split"):
+    with pytest.raises(UserError, match=r"^calibrate: 1 subjects of this split are scored as well\. Choose a split"):
         evaluate(run, index=file, out=out, calibrate="val")
 
 
 def test_a_temperature_of_a_segmentation_is_refused(tmp_path, out):
-    with pytest.raises(UserError, match="fits a temperature of class probabilities, the network is a segmentation"):
+    with pytest.raises(
+        UserError, match=r"^calibrate: a temperature is fitted to class probabilities, the network is a segmentation"
+    ):
         evaluate(fitted.save(tmp_path / "run"), index=labeled(tmp_path), out=out, calibrate="val")
 
 
@@ -327,28 +329,30 @@ def test_a_classification_by_group(tmp_path, out):
     [
         (
             {"subjects": slice(0, 2)},
-            r"2 of the 3 subjects were trained or validated on with labels: scores on them say",
+            r"the network was trained or validated with labels on 2 of the 3 scored subjects: their scores would be",
         ),
         (
             {"seen": slice(2, 3)},
-            r"1 of the 3 subjects were pretrained on: scores on them say .* allow it \(allow: seen\)",
+            r"the network was pretrained on 1 of the 3 scored subjects: .* allow it \(allow: seen\)",
         ),
     ],
 )
-def test_known_subjects_are_refused_and_told(tmp_path, out, known, message, capsys):
+def test_scoring_subjects_of_the_training_is_refused_unless_allowed(tmp_path, out, known, message, capsys):
     file = labeled(tmp_path)
-    own = {name: tuple(subjects(file)[part]) for name, part in known.items()}
-    run = fitted.save(tmp_path / "run", **own)
+    training = {name: tuple(subjects(file)[part]) for name, part in known.items()}
+    run = fitted.save(tmp_path / "run", **training)
     with pytest.raises(UserError, match=message):
         evaluate(run, index=file, out=out)
     assert not out.exists()
     assert evaluate(run, index=file, out=out, allow=("seen",)).exit_code == 0
     summary = tables.read_summary(out / "summary.json")
-    assert any("of the 3 subjects were" in note and "scores may be too good" in note for note in summary["notes"])
+    assert any(
+        "of the 3 scored subjects (allowed)" in note and "scores may be too good" in note for note in summary["notes"]
+    )
     assert "note:" in capsys.readouterr().out
 
 
-def test_subjects_that_nothing_tells_apart_are_told(tmp_path, out):
+def test_scans_without_a_known_subject_are_noted(tmp_path, out):
     file = labeled(tmp_path)
     with Index.open(file, create=True) as index:
         index.connection.execute("UPDATE scans SET subject_known = 0")

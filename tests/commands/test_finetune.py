@@ -298,7 +298,10 @@ def test_a_file_of_weights_reports_every_key(call, place, tmp_path):
     assert code == 0, said
     assert f"missing: {dropped}" in said
     assert "unexpected: extra.weight" in said
-    assert "not all subjects that pretraining has seen are known: a test subject may be among the others" in said
+    assert (
+        "not all subjects that the encoder was pretrained on are known: some of the subjects of split 'test' may"
+        in said
+    )
     assert load_card(tmp_path / "run").subjects == Provenance(complete=False)
 
 
@@ -335,14 +338,17 @@ def test_labels_that_were_seen_are_known_where_the_subjects_of_pretraining_are_n
     (tmp_path / "first/card.json").write_text(json.dumps(card))
     code, said = call(f"--pretrained={tmp_path / 'first'}", "--training.seed=1", folder=tmp_path / "second")
     assert code == 0, said
-    assert "not all subjects that pretraining has seen are known: a test subject may be among the others" in said
+    assert (
+        "not all subjects that the encoder was pretrained on are known: some of the subjects of split 'test' may"
+        in said
+    )
     assert set(card["tuned"]["subjects"]) <= set(load_card(tmp_path / "second").tuned.subjects)
 
     card["tuned"]["subjects"] = list(Store.open(place / "volumes/store").subjects_of_split("test"))
     (tmp_path / "first/card.json").write_text(json.dumps(card))
     code, said = call(f"--pretrained={tmp_path / 'first'}", folder=tmp_path / "third")
     assert code == 2
-    assert "pretraining has seen 3 of the 3 subjects of split 'test'" in said
+    assert "the encoder was pretrained on 3 of the 3 subjects of split 'test'" in said
 
 
 def test_classification_is_judged_by_auroc(call, tmp_path):
@@ -476,10 +482,10 @@ def test_test_subjects_that_pretraining_saw_are_counted_and_refused(call, place)
     seen = encoder_for(place / "volumes", name="saw", subjects=(*store.subjects_of_split("train"), *test[:2]))
     code, said = call(f"--pretrained={seen}")
     assert code == 2
-    assert re.search(r"pretraining has seen 2 of the 3 subjects of split 'test'.*allow: seen", said)
+    assert re.search(r"the encoder was pretrained on 2 of the 3 subjects of split 'test'.*allow: seen", said)
     code, said = call(f"--pretrained={seen}", "--allow=seen")
     assert code == 0, said
-    assert "2 of the 3 subjects of split 'test' were seen in pretraining (allowed)" in said
+    assert "the encoder was pretrained on 2 of the 3 subjects of split 'test' (allowed)" in said
     code, said = call(f"--pretrained={seen}", "--from-scratch", f"--run={seen}-twin")
     assert code == 0, said  # random weights have seen nobody
 

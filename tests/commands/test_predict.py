@@ -264,14 +264,17 @@ def test_probabilities_at_the_temperature_of_an_evaluation(tmp_path, files, out,
     ):
         predict(run, (tmp_path / "scans",), out=out, scaling=fit, **asked)
     bare = scores(tmp_path / "bare", run, None)
-    with pytest.raises(UserError, match="bare holds no temperature: evaluate with calibrate val first"):
+    with pytest.raises(UserError, match=r"^scaling: .*bare holds no temperature\. Evaluate with calibrate val first"):
         predict(run, (tmp_path / "scans",), out=out, scaling=bare, **asked)
     with pytest.raises(UserError, match=r"nowhere cannot be read .*: evaluate again"):
         predict(run, (tmp_path / "scans",), out=out, scaling=tmp_path / "nowhere", **asked)
     second = fitted.save(tmp_path / "second", fitted.Mean, schema=KINDS, window=(8, 8), subjects=("x",))
-    with pytest.raises(UserError, match=r"is of the weights \w{16}, the network has \w{16}: give the scores of this"):
+    with pytest.raises(UserError, match=r"is of the weights \w{16}, the network has \w{16}\. Give the scores of this"):
         predict(second, (tmp_path / "scans",), out=out, scaling=fit, **asked)
-    with pytest.raises(UserError, match="is for class probabilities, the network is a segmentation: leave scaling"):
+    with pytest.raises(
+        UserError,
+        match=r"^scaling: a temperature is for class probabilities, the network is a seg",
+    ):
         predict(fitted.save(tmp_path / "third"), (tmp_path / "scans",), out=out, scaling=fit, **asked)
 
 

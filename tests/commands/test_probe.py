@@ -252,7 +252,7 @@ def test_a_card_a_file_of_weights_and_a_fine_tuned_run_are_taken(call, place, tm
     described = json.dumps({"class_path": "commands.asked.Halves", "init_args": {"ndim": 2}})
     code, said = call(tmp_path / "foreign.safetensors", f"--encoder={described}", data="pictures", out="file")
     assert code == 0, said
-    assert "note: not all subjects that pretraining has seen are known" in said
+    assert "note: not all subjects that the encoder was pretrained on are known" in said
     assert measured(tmp_path / "file") == measured(tmp_path / "out")
     tuned = Tuned(
         Imported("medssl.heads.classification.Linear"), LabelSchema("c", ((0, "a"), (1, "b"))), (16, 16), 1, ()
@@ -421,10 +421,10 @@ def test_test_subjects_that_pretraining_saw_are_refused(call, place, tmp_path):
     run = encoder_of(tmp_path / "run", seen=seen)
     code, said = call(run)
     assert code == 2
-    assert re.search(r"pretraining has seen 2 of the 3 subjects of split 'test'.*allow: seen", said)
+    assert re.search(r"the encoder was pretrained on 2 of the 3 subjects of split 'test'.*allow: seen", said)
     code, said = call(run, "--allow=seen")
     assert code == 0, said
-    assert "note: 2 of the 3 subjects of split 'test' were seen in pretraining (allowed)" in said
+    assert "note: the encoder was pretrained on 2 of the 3 subjects of split 'test' (allowed)" in said
     assert call(run, "--from-scratch", out="twin")[0] == 0
 
 

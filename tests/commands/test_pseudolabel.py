@@ -1,4 +1,4 @@
-"""Self-training: what a teacher says of stored scans is learned from beside what people said, in its share."""
+"""Self-training: pseudo-labels of a teacher are written, checked, and drawn in their share beside manual labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medssl import cli
-from medssl.commands import pseudolabel
 from medssl.data.labels.selection import labeled_scans, schema_of
 from medssl.data.loading.loader import make_loader
 from medssl.data.store.store import Store
@@ -25,7 +24,7 @@ from medssl.encoders.weights import load_card, save_encoder
 from medssl.training import pseudo_labels
 from medssl.training.pseudo_labels import PseudoLabels, with_pseudo_labels
 from medssl.types import Card, Imported, Sampling, TrainedOn, UserError, ViewPlan, ViewSpec
-from medssl.types.provenance import Provenance
+from medssl.types.provenance import Provenance, TrainingSubjects
 
 ENCODER = {"in_channels": 1, "ndim": 3, "channels": (4, 8), "strides": ((1, 1, 1), (2, 2, 2)), "blocks": (1, 1)}
 
@@ -71,7 +70,7 @@ def words(place, out, *more):
 
 
 def expected(image: np.ndarray, confidence: float) -> np.ndarray:
-    """The teacher's answer by NumPy: see ``fitted.Bands``."""
+    """The teacher's labels by NumPy: see ``fitted.Bands``."""
     value = image.astype(np.float64)
     logits = np.stack([0 * value, value - 100, 2 * value - 600])
     chance = np.exp(logits - logits.max(0))
@@ -85,10 +84,10 @@ def read(store: Store, number: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("confidence", [0.0, 0.99])
-def test_labels_are_the_teachers_and_peoples_keep_their_share(place, call, tmp_path, confidence):
+def test_pseudo_labels_are_those_of_the_teacher_and_manual_labels_have_their_share(place, call, tmp_path, confidence):
     code, said = call("pseudolabel", *words(place, tmp_path / "labels", "--confidence", confidence))
     assert code == 0, said
-    assert "6 scans labeled (6 new, 0 there already)" in said
+    assert "6 scans labeled (6 new, 0 labeled before)" in said
     store = Store.open(place / "store")
     schema = schema_of(store, "mask")
     learned = labeled_scans(store, 3, "train", schema)[1:3]
@@ -143,7 +142,7 @@ def test_the_share_is_met_to_within_a_scan(labeled_ones, other_ones, share):
 
 
 @given(st.integers(1, 200), st.integers(1, 200), st.floats(0.01, 0.99), st.integers(0, 9))
-def test_any_share_is_met_to_within_a_scan(labeled_ones, other_ones, share, seed):
+def test_random_shares_are_met_to_within_a_scan(labeled_ones, other_ones, share, seed):
     learned, others = tuple(range(labeled_ones)), tuple(range(1000, 1000 + other_ones))
     drawn = pseudo_labels.in_share(learned, others, share, seed)
     assert {*drawn} == {*learned, *others}
@@ -155,21 +154,21 @@ def test_another_seed_draws_others_once_more():
     assert len(found) > 1
 
 
-def test_classes_that_the_teacher_has_not_learned_are_told(place, call, tmp_path):
+def test_classes_that_the_teacher_was_not_trained_on_are_noted(place, call, tmp_path):
     network = teacher(tmp_path, store=place, trained_on=TrainedOn(("MR",), ("mr",), missing_classes=("right",)))
     code, said = call("pseudolabel", network, "--store", place / "store", "--out", tmp_path / "out")
     assert code == 0, said
     assert "note: no scan that the network learns from has right: it will hardly ever give that answer" in said
 
 
-def test_it_goes_on_where_it_was_stopped(place, call, tmp_path):
+def test_an_interrupted_command_labels_the_missing_scans_only(place, call, tmp_path):
     assert call("pseudolabel", *words(place, tmp_path / "labels"))[0] == 0
     files = sorted((tmp_path / "labels").glob("*.b2nd"))
     before = [file.read_bytes() for file in files]
     files[2].unlink()
     code, said = call("pseudolabel", *words(place, tmp_path / "labels"))
     assert code == 0
-    assert "6 scans labeled (1 new, 5 there already)" in said
+    assert "6 scans labeled (1 new, 5 labeled before)" in said
     assert [file.read_bytes() for file in files] == before
     code, said = call("pseudolabel", *words(place, tmp_path / "labels", "--confidence", 0.5))
     assert code == 2
@@ -178,7 +177,7 @@ def test_it_goes_on_where_it_was_stopped(place, call, tmp_path):
     )
 
 
-def test_finetune_learns_from_both_and_says_so(place, call, tmp_path):
+def test_finetune_trains_on_manual_and_pseudo_labels(place, call, tmp_path):
     assert call("pseudolabel", *words(place, tmp_path / "labels"))[0] == 0
     given = (
         "--config=segment_3d_small", f"--store={place / 'store'}", f"--pretrained={place / 'pretrained'}",
@@ -211,22 +210,28 @@ def finetuned(place, run, labels, *more):
     )  # fmt: skip
 
 
-def test_whom_the_teacher_has_seen_the_student_has_seen(place, call, tmp_path):
+def test_subjects_of_the_teacher_count_as_subjects_of_the_student(place, call, tmp_path):
     store = Store.open(place / "store")
     train, val, test = (store.subjects_of_split(split) for split in ("train", "val", "test"))
     run, labels = teacher(place, "saw", subjects=(*val, test[0]), seen=Provenance(test[1:])), tmp_path / "labels"
     made = ("pseudolabel", run, "--store", place / "store", "--out", labels)
     code, said = call(*made, "--allow", "seen")
     assert code == 0, said
-    assert "note: the network that labels has seen 3 of the 3 subjects of split 'test' (allowed): scores there" in said
-    facts = json.loads((labels / pseudolabel.FACTS).read_text())
+    assert (
+        "the teacher of the pseudo-labels was pretrained on 2 of the 3 subjects of split 'test' (allowed): scores"
+        in said
+    )
+    facts = json.loads((labels / pseudo_labels.FACTS).read_text())
     assert (facts["labelled"], facts["pretrained"]["known"]) == (sorted((*val, test[0])), sorted(test[1:]))
     code, said = call("finetune", *finetuned(place, tmp_path / "student", labels))
     assert code == 2
-    assert re.search(r"the network that labels has seen 3 of the 3 subjects of split 'test'.*allow: seen", said)
+    assert re.search(
+        r"teacher of the pseudo-labels was trained or validated with labels on 1 of the 3 subjects of split 'test'; "
+        r"the teacher of the pseudo-labels was pretrained on 2 of the 3 subjects of split 'test': .*allow: seen", said
+    )  # fmt: skip
     code, said = call("finetune", *finetuned(place, tmp_path / "student", labels, "--allow=seen"))
     assert code == 0, said
-    assert "has seen 3 of the 3 subjects of split 'test' (allowed)" in said
+    assert "was pretrained on 2 of the 3 subjects of split 'test' (allowed)" in said
     card = load_card(tmp_path / "student")
     assert {*card.subjects.known} == {*train, *test[1:]}
     assert test[0] in card.tuned.subjects
@@ -234,61 +239,62 @@ def test_whom_the_teacher_has_seen_the_student_has_seen(place, call, tmp_path):
     code, said = call(*judged)
     assert code == 2
     assert (
-        "1 of the 3 subjects were trained or validated on with labels; 2 of the 3 subjects were pretrained on" in said
+        "the network was trained or validated with labels on 1 of the 3 scored subjects; the network was pretrained on "
+        "2 of the 3 scored subjects: their scores would be too good" in said
     )
     code, said = call(*judged, "--allow", "seen")
     assert code == 0, said
-    assert "note: 2 of the 3 subjects were pretrained on: scores may be too good" in said
+    assert "note: the network was pretrained on 2 of the 3 scored subjects (allowed): scores may be too good" in said
 
 
-def test_what_the_teacher_does_not_tell_stays_unknown(place, call, tmp_path):
+def test_unknown_subjects_of_the_teacher_stay_unknown_in_the_student(place, call, tmp_path):
     run, labels = teacher(place, "silent", seen=Provenance(complete=False)), tmp_path / "labels"
-    unknown = "not all subjects that the network that labels has seen in pretraining are known"
+    unknown = "not all subjects that the teacher of the pseudo-labels was pretrained on are known"
     code, said = call("pseudolabel", run, "--store", place / "store", "--out", labels)
     assert (code, f"note: {unknown}" in said) == (0, True)
-    assert json.loads((labels / pseudolabel.FACTS).read_text())["pretrained"] == {"known": [], "complete": False}
+    assert json.loads((labels / pseudo_labels.FACTS).read_text())["pretrained"] == {"known": [], "complete": False}
     code, said = call("finetune", *finetuned(place, tmp_path / "student", labels))
     assert (code, unknown in said) == (0, True)
     card = load_card(tmp_path / "student")
     assert not card.subjects.complete
     assert {*Store.open(place / "store").subjects_of_split("val")} <= {*card.tuned.subjects}
-    facts = json.loads((labels / pseudolabel.FACTS).read_text())
+    facts = json.loads((labels / pseudo_labels.FACTS).read_text())
     del facts["pretrained"], facts["labelled"]
-    (labels / pseudolabel.FACTS).write_text(json.dumps(facts))
-    assert pseudo_labels.subjects_behind(PseudoLabels(labels)) == pseudo_labels.Behind((), Provenance(complete=False))
+    (labels / pseudo_labels.FACTS).write_text(json.dumps(facts))
+    assert pseudo_labels.teacher_subjects(PseudoLabels(labels)) == TrainingSubjects((), Provenance(complete=False))
 
 
 def bad_facts(folder, **changes):
-    file = folder / pseudolabel.FACTS
+    file = folder / pseudo_labels.FACTS
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def test_bad_labels_are_one_line(place, call, tmp_path):
+def test_pseudo_labels_that_do_not_fit_are_refused(place, call, tmp_path):
     store = Store.open(place / "store")
     schema, learned = schema_of(store, "mask"), labeled_scans(store, 3, "train", schema_of(store, "mask"))[:2]
     labels = tmp_path / "labels"
-    asked = store, learned, "train", PseudoLabels(labels), schema, 0
-    with pytest.raises(UserError, match=r"it has no readable pseudolabels\.json; label the scans of a store first"):
-        with_pseudo_labels(*asked)
+    arguments = store, learned, "train", PseudoLabels(labels), schema, 0
+    with pytest.raises(UserError, match=r"^pseudo\.labels: .* has no readable pseudolabels\.json\. Label the scans"):
+        with_pseudo_labels(*arguments)
     assert call("pseudolabel", *words(place, labels))[0] == 0
-    facts = (labels / pseudolabel.FACTS).read_text()
+    facts = (labels / pseudo_labels.FACTS).read_text()
     bad_facts(labels, classes=[[0, "nothing"], [1, "something"]])
     with pytest.raises(UserError, match=r"have the classes \[\[0, 'nothing'\].*the target 'mask' has others"):
-        with_pseudo_labels(*asked)
-    (labels / pseudolabel.FACTS).write_text(facts)
+        with_pseudo_labels(*arguments)
+    (labels / pseudo_labels.FACTS).write_text(facts)
     bad_facts(labels, store="other")
-    with pytest.raises(UserError, match=r"made for another store \(or this one has changed\): make them again"):
-        with_pseudo_labels(*asked)
-    (labels / pseudolabel.FACTS).write_text(facts)
+    with pytest.raises(UserError, match=r"made for another store, or this store has changed\. Make them again"):
+        with_pseudo_labels(*arguments)
+    (labels / pseudo_labels.FACTS).write_text(facts)
     other = labeled_scans(store, 3, "train", schema)[-1]
     pseudo_labels.label_file(labels, store, other).unlink()
-    with pytest.raises(UserError, match=r"1 of the 4 other scans of split 'train' have no pseudo-label: label all"):
-        with_pseudo_labels(*asked)
+    with pytest.raises(UserError, match=r"1 of the 4 other scans of split 'train' have no pseudo-label\. Label all"):
+        with_pseudo_labels(*arguments)
     every = labeled_scans(store, 3, "train", schema)
     with pytest.raises(
-        UserError, match=r"all 6 scans of split 'train' are of subjects that are learned from .* fewer labeled"
+        UserError, match=r"all 6 scans of split 'train' are of subjects with manual labels .* fewer labeled"
     ):
-        with_pseudo_labels(store, every, *asked[2:])
+        with_pseudo_labels(store, every, *arguments[2:])
     with pytest.raises(UserError, match=r"pseudo\.share: must be above 0 and below 1"):
         PseudoLabels(labels, share=1.0)
 
@@ -297,14 +303,14 @@ BAD = [
     ("a classification", {"head": fitted.Mean, "schema": fitted.KINDS}, (), r"'diagnosis' of whole scans"),
     ("other channels", {"channels": 2}, (), r"takes 2 channel\(s\), the scans of the store have 1"),
     ("other rules", {"preprocess": fitted.RAW}, (), r"was made by another Preprocess.*foreground_crop"),
-    ("a test subject", {"seen": "test"}, (), r"has seen 3 of the 3 subjects of split 'test'.*allow: seen"),
+    ("a test subject", {"seen": "test"}, (), r"was pretrained on 3 of the 3 subjects of split 'test'.*allow: seen"),
     ("no probability", {}, ("--confidence", 1.5), r"--confidence: must be from 0 to below 1 \(got 1\.5\)"),
     ("no such split", {}, ("--split", "nowhere"), r"no scan with 3 axes in split 'nowhere'"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("changes", "more", "message"), [row[1:] for row in BAD], ids=[row[0] for row in BAD])
-def test_bad_teachers_are_one_line(place, call, tmp_path, changes, more, message):
+def test_teachers_that_do_not_fit_are_refused_in_one_line(place, call, tmp_path, changes, more, message):
     if changes.get("seen") == "test":
         changes = {"seen": Provenance(Store.open(place / "store").subjects_of_split("test"))}
     run = teacher(place, f"bad{abs(hash(message))}", **changes)
@@ -315,9 +321,9 @@ def test_bad_teachers_are_one_line(place, call, tmp_path, changes, more, message
     assert said.count("\n") == 1
 
 
-def test_a_folder_of_other_files_is_left_alone(place, call, tmp_path):
+def test_a_folder_with_other_files_is_refused(place, call, tmp_path):
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels/letter.txt").write_text("mine")
     code, said = call("pseudolabel", *words(place, tmp_path / "labels"))
     assert code == 2
-    assert "is a folder with other files: give an empty or a new one for the labels" in said
+    assert "is a folder with other files. Give an empty or a new folder for the labels" in said

@@ -165,7 +165,7 @@ def test_findings_from_training_to_report(call, place, tmp_path, target):
         "evaluate", run, f"--index={place / 'index.sqlite'}", f"--out={tmp_path / 'c'}", "--calibrate=val"
     )
     assert code == 2
-    assert "fits a temperature of class probabilities, the network is a multi_label: leave calibrate out" in said
+    assert "a temperature is fitted to class probabilities, the network is a multi_label" in said
 
 
 def test_a_number_from_training_to_report(call, place, tmp_path):
@@ -207,7 +207,7 @@ def test_a_number_from_training_to_report(call, place, tmp_path):
         "evaluate", run, f"--index={place / 'index.sqlite'}", f"--out={tmp_path / 'c'}", "--calibrate=val"
     )
     assert code == 2
-    assert "the network is a regression: leave calibrate out" in said
+    assert "the network is a regression (got 'val'). Leave it out" in said
 
 
 def test_balanced_classes_train_and_findings_that_are_alike_are_told(call):

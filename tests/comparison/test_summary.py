@@ -216,7 +216,9 @@ def test_notes_on_the_recipe():
 
 def test_leaks_and_skipped_scans_are_reported_once(tmp_path):
     study = made(tmp_path, labels=(2,))
-    leak = "the card does not name all subjects that pretraining has seen: whether these are among them is unknown"
+    leak = (
+        "not all subjects that the network was pretrained on are known: some of the scored subjects may be among them"
+    )
     skipped = [{"scan_id": "scan9", "reason": "the file cannot be read"}]
     for run in study.requested:
         notes = [leak] if run.arm.baseline else []
