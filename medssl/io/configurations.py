@@ -62,11 +62,20 @@ def summary_of(file: Path) -> str:
     return re.split(r"(?<=\.) (?=[A-Z])", " ".join(lines))[0]
 
 
-def load_config(name: str, kind: str, trust: frozenset[str] = frozenset()) -> Any:
+def load_config(name: str, kind: str, trust: frozenset[str] = frozenset(), *, changed_by: tuple[str, ...] = ()) -> Any:
     """Reads a shipped file by name, or any file by path, and puts fragments in the place of their names.
 
+    A recipe with the key ``base`` is that recipe with changes.
+
+    Args:
+        name: Of a shipped file, or the path of a file.
+        kind: Folder of the shipped files.
+        trust: Import paths that the file may name.
+        changed_by: Recipes whose base this one is.
+
     Raises:
-        UserError: Neither a name nor a file, no YAML, or what a run wrote with classes that are not built of others.
+        UserError: Neither a name nor a file, no YAML, what a run wrote with classes that are not built of others, or a
+            recipe that is its own base.
     """
     import yaml
 
@@ -82,6 +91,12 @@ def load_config(name: str, kind: str, trust: frozenset[str] = frozenset()) -> An
         raise UserError(message) from error
     if path.name in WRITTEN or any((path.parent / name).exists() for name in BESIDE):
         refuse_config(content, path.name, trust)
+    if kind == "recipes" and isinstance(content, dict) and "base" in content:
+        base = str(content.pop("base"))
+        if base in (*changed_by, name):
+            message = f"{path.name} and its base are based on each other"
+            raise UserError(message, key="base", got=base, hint="Name another recipe, or write all keys into the file.")
+        return merged(load_config(base, kind, trust, changed_by=(*changed_by, name)), content)
     return content
 
 

@@ -113,10 +113,10 @@ def refuse_too_large(objective: Objective, training: Training) -> None:
         if not objective.compares_samples:
             accumulate = -(-training.batch_size * training.accumulate // fits)
             remedy += f", with training.accumulate {accumulate} the step is as large"
-        if objective.encoder.parts() and not objective.encoder.recompute:
-            remedy += "; training.recompute true takes less memory and a third more time"
     else:
         remedy = f"not even one sample fits: make the views smaller (now {sizes}) or take a smaller encoder"
+    if objective.encoder.parts() and not objective.encoder.recompute:
+        remedy += "; training.recompute true takes less memory and a third more time"
     message = (
         f"a step needs about {bytes_in_words(fixed + training.batch_size * sample)} of memory and there are "
         f"{bytes_in_words(limit)}: {remedy}"

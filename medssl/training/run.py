@@ -214,5 +214,6 @@ def explained(training: Training, data: Loading | Examples, objective: Objective
         message = (
             f"out of memory: {fewer}, or make the views smaller (now {sizes}), "
             f"or set training.precision to bf16 (now {hardware.precision_of(training)})"
+            + ("" if training.recompute else " or training.recompute to true")
         )
         raise UserError(message) from error
