@@ -27,6 +27,7 @@ PUBLISHED = {
     "graph_match_3d": ((2e-3, 3200), "adamw", 1.414e-4),  # 2e-3 x sqrt(0.005)
     "mae_2d": ((16 * 1.5e-4, 4096), "adamw", 4.243e-4),  # mae: blr 1.5e-4 a 256 images; 2.4e-3 / sqrt(32)
     "mae_3d": ((3e-4, 8), "adamw", 3e-4),  # nnssl: BaseEvaMAETrainer_BS8
+    "mae_primus_3d": ((3e-4, 8), "adamw", 3e-4),  # nnssl: BaseEvaMAETrainer_BS8
     "mae_resenc_3d": ((1e-2, 8), "sgd", 1e-2),  # nnssl: BaseMAETrainer_BS8
     "masked_distillation_2d": ((4 * 5e-4, 1024), "adamw", 5e-4),  # ibot: lr 5e-4 a 256 images; 2e-3 / 4
     "masked_distillation_3d": ((6 * 1e-4, 6), "adamw", 6.928e-4),  # SMIT: lr 0.0001 x batch of 6
