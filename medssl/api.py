@@ -176,22 +176,26 @@ def probe(run: PathLike, *, store: PathLike, out: PathLike, **settings: Any) -> 
 
 
 def compare(
-    encoders: PathLike | Sequence[PathLike], config: Config = None, *, store: PathLike, index: PathLike, out: PathLike,
-    **settings: Any,
+    encoders: PathLike | Sequence[PathLike] | Mapping[str, PathLike | Sequence[PathLike]], config: Config = None, *,
+    store: PathLike, index: PathLike, out: PathLike, **settings: Any,
 ) -> CompareResult:  # fmt: skip
     """Tests whether pretraining helps, and with how many labels, against baselines from scratch.
 
     Args:
-        encoders: Run folders of pretraining; "NAME=FOLDER" gives a name.
+        encoders: Run folders of pretraining; "NAME=FOLDER" gives a name. Or a dictionary: the folder of each name, or
+            several folders of pretrainings that differ in the seed.
         config: Recipe of ``finetune``: its name, a YAML file, or a dictionary.
         store: Folder of the store, with labels.
         index: File of the index of the same scans.
         out: Folder of all runs, tables and pictures.
-        **settings: Options of ``medssl compare``: labels (numbers of labeled subjects), runs, jobs, allow, ...
+        **settings: Options of ``medssl compare``: labels (numbers of labeled subjects), runs, oracle (True), tune (a
+            dictionary: learning_rates, encoder_rates, presets, runs), against (weights of other programs), jobs, ...
 
     Raises:
         UserError: Nothing can be compared; nothing was trained then.
     """
+    if isinstance(encoders, Mapping):
+        encoders = [f"{name}={','.join(_several(paths))}" for name, paths in encoders.items()]
     given = {"encoders": _several(encoders), "store": store, "index": index, "out": out}
     result: CompareResult = _call("compare", config, settings, **given)
     return result

@@ -132,6 +132,8 @@ def read_differences(cases: Path, arm: str, baseline: str) -> dict[int, np.ndarr
     scores: dict[tuple[str, int], dict[int, dict[str, float]]] = {}
     with cases.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
+            if row.get("setting"):  # an arm with its own rate
+                continue
             own = scores.setdefault((row["arm"], int(row["labels"])), {}).setdefault(int(row["run"]), {})
             own |= {row["subject_id"]: float(row["score"])} if row["score"] else {}
     found = {}

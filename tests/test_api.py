@@ -151,6 +151,16 @@ def test_other_commands(arguments):
     words = ["a", "b", "--config=segment_3d_small", "--store=s", "--index=i", "--out=o", "--labels=2,0.5,null"]
     same(arguments, "compare", words)
     arguments.clear()
+    seeds = {"spark": ["a", Path("b")], "mae": "c"}
+    more = {
+        "oracle": True,
+        "tune": {"learning_rates": [1e-3, 3e-3], "runs": 2},
+        "against": ["x=w.safetensors@vit_base_2d"],
+    }
+    medssl.compare(seeds, "segment_3d_small", store="s", index="i", out="o", labels=[2], **more)
+    words = ["spark=a,b", "mae=c", *words[2:-1], "--labels=2", "--oracle", "--tune.learning_rates=1e-3,3e-3"]
+    same(arguments, "compare", [*words, "--tune.runs=2", "--against=x=w.safetensors@vit_base_2d"])
+    arguments.clear()
     medssl.predict("run", ["x", Path("y")], out="o", allow=["spacing"])
     same(arguments, "predict", ["run", "x", "y", "--out=o", "--allow=spacing"])
 

@@ -130,6 +130,8 @@ VERBS = {
         (
             *("encoders", "store", "index", "out", "labels", "runs", "jobs", "split", "head", "data.target"),
             *("data.view.size", "training.steps", "training.precision", "allow"),
+            *("tune.learning_rates", "tune.encoder_rates", "tune.presets", "tune.runs"),
+            *("oracle", "oracle_steps", "against"),
         ),
     ),
     "predict": Verb(

@@ -8,32 +8,22 @@ from the runs each time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from medssl.comparison.arms import Run, arms_of, encoders_of
+from medssl.comparison.arms import arms_of, encoders_of
+from medssl.comparison.inputs import Conditions, fixed_precision, inputs_of, selection_of
 from medssl.comparison.jobs import alone
-from medssl.comparison.plan import (
-    digest_of_scored,
-    first_notes,
-    initial_weights_of,
-    known_subjects,
-    label_counts,
-    missing_notes,
-    refuse_known,
-    refuse_unscored,
-)
-from medssl.comparison.record import read_recorded, record_plan, study_of
+from medssl.comparison.phases import Plan, Work, conduct
+from medssl.comparison.record import read_recorded
 from medssl.comparison.report import REPORT
-from medssl.comparison.runs import common_words, finish, job_of
+from medssl.comparison.runs import common_words
 from medssl.comparison.summary import summarize
-from medssl.comparison.tables import note_edits, set_aside
-from medssl.data.index.scan_index import Index
-from medssl.data.labels.selection import labeled_scans_of_index
+from medssl.comparison.tuning import Tuning, grid_of
 from medssl.data.store.store import Store
 from medssl.encoders.base import Encoder
 from medssl.heads.base import Head
@@ -43,7 +33,6 @@ from medssl.io.permissions import owner_only
 from medssl.io.trust import names, others_in
 from medssl.training.configuration import as_data
 from medssl.training.initial_weights import Allowed
-from medssl.training.label_targets import schema_for
 from medssl.training.optim import FineTuning
 from medssl.training.settings import Examples, Training
 from medssl.types import LabelSchema, Note, UserError
@@ -101,6 +90,10 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
     labels: tuple[int | float | None, ...],
     runs: int = 5,
     optimizer: FineTuning = FineTuning(),  # noqa: B008 (frozen)
+    tune: Tuning | None = None,
+    oracle: bool = False,
+    oracle_steps: int | None = None,
+    against: tuple[str, ...] = (),
     mixing: Mixing = Mixing(),  # noqa: B008 (frozen)
     split: str = "test",
     windows: Windows = Windows(),  # noqa: B008 (frozen)
@@ -114,17 +107,27 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
 
     Args:
         encoders: Run folders of ``medssl pretrain``; NAME=FOLDER sets the name, else that of the folder is taken.
-            Encoders of different architecture have baselines of their own.
+            NAME=FOLDER,FOLDER,FOLDER is one arm of several pretrainings with different seeds, which the runs take in
+            turn. Encoders of different architecture have baselines of their own.
         store: Folder written by ``medssl cache``, with labels.
         index: Index file of the same scans, with the labels to score on.
         out: Folder of all runs, tables and pictures; created if missing.
         head: Head to train: a preset or an import path.
         data: Which labeled scans are used, and how.
-        training: Length, batch size, precision and output of each run; the seed is that of the first run.
+        training: Length, batch size, precision and output of each run; the seed is that of the first run. Precision
+            "auto" is fixed by the first command and stated in the results.
         labels: Numbers of labeled subjects (8), shares of them (0.25) or null for all, such as 2,4,8,null.
         runs: Runs per encoder and number of labels, at least 1, each with other labeled subjects and another seed. A
             verdict needs 5.
         optimizer: Optimizer, learning rates, layer decay and low-rank adaptation.
+        tune: Grid from which each arm takes its own learning rate by validation subjects, with the same budget for
+            every arm; the results then show both the rate of the recipe and the own rate. None compares at the rate of
+            the recipe alone.
+        oracle: Train an encoder with all labels of the training split as well: its gain over scratch is the headroom,
+            and each verdict states the share of it that pretraining takes.
+        oracle_steps: Optimizer steps of the oracle's encoder, at least 1; None takes those of the recipe.
+        against: Weights of other programs to compare with, with commas: NAME=FILE@ENCODER with an encoder preset, or
+            NAME=FILE.yaml with weights, encoder and spacing_mm.
         mixing: Mixing of the samples of a batch (mixup, cutmix).
         split: Split to score.
         windows: Sliding windows: overlap, batch size, precision, device and mirroring.
@@ -140,41 +143,46 @@ def compare(  # noqa: PLR0913 (the keys of a command line)
     Raises:
         UserError: Something the user can put right before anything is trained.
     """
-    if min(runs, 1 if jobs is None else jobs) < 1 or not labels:
-        too_few = {"runs": runs < 1, "jobs": jobs is not None and jobs < 1, "labels": not labels}
-        message = "at least 1 is needed"
-        raise UserError(message, key=next(key for key, wrong in too_few.items() if wrong))
-    folders, opened = encoders_of(encoders), Store.open(store)
-    initial_weights = {
-        name: initial_weights_of(name, folder, opened, optimizer, allow, names(trust), data.view.size)
-        for name, folder in folders.items()
-    }
-    schema = schema_for(opened, data.target, head)
-    seeds = [training.seed + number for number in range(runs)]
-    counts = label_counts(opened, schema, data, labels, seeds)
-    missing_classes = missing_notes(opened, schema, data, counts, seeds)
-    with Index.open(index) as opened_index:
-        scans = labeled_scans_of_index(opened_index, schema, split, None)
-        refuse_unscored(scans, schema, split)
-        if "seen" not in allow:
-            refuse_known(scans, split, known_subjects(opened, data, initial_weights))
-        scored = digest_of_scored(scans, opened_index.root)
-    recipe = as_data({"head": head, "data": data, "training": training, "optimizer": optimizer, "mixing": mixing})
-    held = {"store": opened.digest, "split": split, "scored": scored}
-    held |= {"windows": as_data(windows)} | recipe
+    for key, count in {"runs": runs, "jobs": jobs, "labels": len(labels), "oracle_steps": oracle_steps}.items():
+        if count is not None and count < 1:
+            message = "at least 1 is needed"
+            raise UserError(message, key=key)
+    trusted, opened = names(trust), Store.open(store)
+    grid = None if tune is None else grid_of(tune, optimizer, runs)
+    conditions = Conditions(head, data, training, optimizer, mixing, split, windows, allow)
+    inputs = inputs_of(encoders, against, opened, conditions, runs=runs, oracle=oracle, trust=trusted)
+    selection = selection_of(opened, index, conditions, inputs, labels, runs=runs, oracle=oracle, grid=grid)
+    recipe = conditions.recipe()
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with alone(out / LOCK, f"{out}/") as lock:
-        arms = list(arms_of(folders, initial_weights, read_recorded(out)))
-        plan = [Run(arm, n, number) for number in range(runs) for n in counts for arm in arms]
-        recorded = record_plan(out, held, arms, initial_weights, plan)
-        notes = (*first_notes(data, optimizer), *missing_classes)
-        study = replace(study_of(out, recorded, arms, plan), notes=notes)
+        recorded = read_recorded(out)
+        precision, precision_notes = fixed_precision(training, recorded)
+        log_notes((*inputs.notes, *precision_notes))
+        arms = tuple(arms_of(inputs.arms, inputs.initial_weights, recorded))
+        held: dict[str, Any] = {
+            "store": opened.digest,
+            "split": split,
+            "scored": selection.scored,
+            "windows": as_data(windows),
+        }
+        held |= {"encoders": encoders_of(arms, inputs.initial_weights)} | recipe
+        added = {"precision": precision if training.precision == "auto" != precision else None, "tune": as_data(tune)}
+        added |= {"oracle": {"steps": oracle_steps} if oracle else None}
+        options = {key: value for key, value in added.items() if value is not None}
+        notes = (*inputs.notes, *precision_notes, *selection.notes)
+        plan = Plan(held, options, arms, selection.counts, runs, grid, notes, trusted)
         atomic_write(out / "recipe.yaml", lambda file: file.write(yaml.safe_dump(recipe, sort_keys=False).encode()))
-        note_edits(study, set_aside(study))
-        words = common_words(out, store, index, split, windows, allow, sorted(names(trust) | others_in(recipe)))
-        missing = [job_of(run, out, words, training.seed) for run in plan if not run.done(out)]
-        failed = finish(missing, study, jobs=jobs, lock=lock, keep=training.output.keep_every is not None)
-    if isinstance(failed, int):
-        return CompareResult(out, {}, exit_code=failed)
-    summary = summarize(study, failed)
+        words = common_words(out, store, index, split, windows, allow, sorted(trusted | others_in(recipe)))
+        words = (*words[0], "--training.precision", precision), words[1]
+        work = Work(out, words, training.seed, jobs, lock, keep=training.output.keep_every is not None)
+        ended = conduct(work, plan)
+    if isinstance(ended, int):
+        return CompareResult(out, {}, exit_code=ended)
+    summary = summarize(*ended)
     return CompareResult(out, summary, exit_code=0 if summary["compared"] else 1)
+
+
+def log_notes(notes: Iterable[Note]) -> None:
+    """Logs notes before anything is trained."""
+    for note in notes:
+        log.info(f"note: {note}")

@@ -113,7 +113,7 @@ def probe(  # noqa: PLR0913 (the keys of a command line)
         window: Voxels per axis that the encoder sees at once; None takes the window of the card.
         slice_axis: Stored axis across which 2D encoders cut slices from volumes, 0 to 2; None takes that of the card,
             or 2.
-        windows: Sliding windows: overlap, batch size, precision and device.
+        windows: Sliding windows: overlap, batch size, precision, device and mirroring.
         allow: Names, with commas: "seen", "channels", "preprocess", as in ``medssl finetune``.
         trust: Import paths, with commas, of classes that are not part of medssl and that a card or configuration may
             load.

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from medssl.io.documents import read_yaml
 from medssl.metrics.tables import SUMMARY
-from medssl.reporting.parts import METRICS, named_folder, read_log
+from medssl.reporting.parts import METRICS, read_log
 from medssl.training.configuration import as_data
-from medssl.types import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from medssl.training.initial_weights import InitialWeights
-    from medssl.types import Note
+    from medssl.types import Imported, Note
 
-SCRATCH, RANDOM = "scratch", "random"
+SCRATCH, ORACLE, RANDOM = "scratch", "oracle", "random"
 TEST = "test"  # folder of a run's scores
+OWN_RATE = ", own rate"  # behind the name of an arm, in tables and curves
+ArmKind = Literal["pretrained", "scratch", "oracle", "foreign"]
 
 
 @dataclass(frozen=True)
@@ -34,31 +35,51 @@ class Arm:
 
     Attributes:
         name: Name in tables and folders.
-        folder: Run folder of the encoder, of a baseline that of an encoder of the same kind; None if only an earlier
-            command named the arm.
+        paths: Run folders of pretraining, which the runs take in turn, or one file of weights. Of a baseline those of
+            an arm with the same encoder. Empty if only an earlier command named the arm.
         baseline: Name of the from-scratch baseline with the same encoder; "" of a baseline itself.
         minutes: Minutes of pretraining, 0 from scratch; None if unknown.
-        digest: Digest of the initial weights, or "random".
+        digests: Digest of the initial weights at each path, or "random".
+        kind: "pretrained" by medssl, "scratch" (random weights), "oracle" (trained with all labels), or "foreign"
+            (weights of another program).
+        encoder: Encoder of a file of weights; None takes that of the run folder.
     """
 
     name: str
-    folder: Path | None
+    paths: tuple[Path, ...] = ()
     baseline: str = ""
     minutes: float | None = 0.0
-    digest: str = RANDOM
+    digests: tuple[str, ...] = (RANDOM,)
+    kind: ArmKind = "pretrained"
+    encoder: Imported | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One fine-tuning: an arm, a number of labeled subjects, and the number of the run."""
+    """One fine-tuning: an arm, a number of labeled subjects, the number of the run, and the optimizer setting.
+
+    ``setting`` is a name from the grid of ``medssl.comparison.tuning``, "" for the shared recipe.
+    """
 
     arm: Arm
     labels: int
     number: int
+    setting: str = ""
+
+    @property
+    def pretraining(self) -> int:
+        """Number of the pretraining that it starts from: runs take those of the arm in turn."""
+        return self.number % len(self.arm.digests)
+
+    @property
+    def digest(self) -> str:
+        """Digest of its initial weights."""
+        return self.arm.digests[self.pretraining]
 
     def folder(self, out: Path) -> Path:
         """Folder of the run."""
-        return out / "runs" / self.arm.name / f"{self.labels}-{self.number}"
+        of_arm = out / "runs" / self.arm.name
+        return (of_arm / self.setting if self.setting else of_arm) / f"{self.labels}-{self.number}"
 
     def done(self, out: Path) -> bool:
         """Whether it is trained and scored: the scores are written last."""
@@ -68,13 +89,14 @@ class Run:
         """Whether it started from other weights than those of its arm, or its configuration cannot be read."""
         file = self.folder(out) / "config.yaml"
         try:
-            config = read_yaml(file) if file.exists() else {"start": self.arm.digest}
+            config = read_yaml(file) if file.exists() else {"start": self.digest}
         except (yaml.YAMLError, ValueError):
             return True
-        return not isinstance(config, dict) or config.get("start") != self.arm.digest
+        return not isinstance(config, dict) or config.get("start") != self.digest
 
     def __str__(self) -> str:
-        return f"{self.arm.name}, {self.labels} labeled subjects, run {self.number}"
+        setting = f", {self.setting}" if self.setting else ""
+        return f"{self.arm.name}, {self.labels} labeled subjects, run {self.number}{setting}"
 
 
 @dataclass(frozen=True)
@@ -84,9 +106,10 @@ class Study:
     Attributes:
         out: The folder.
         arms: Of this command and of earlier ones.
-        requested: Runs of this command.
-        earlier: Runs of earlier commands that this one does not name.
+        requested: Runs of this command, by the shared recipe.
+        earlier: Runs of earlier commands that this one does not name, by the shared recipe.
         notes: What a reader of the results must know.
+        rates: Chosen setting of each tuned arm by the number of labeled subjects; "" is the shared recipe.
     """
 
     out: Path
@@ -94,34 +117,22 @@ class Study:
     requested: tuple[Run, ...]
     earlier: tuple[Run, ...] = ()
     notes: tuple[Note, ...] = ()
+    rates: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
     @property
     def done(self) -> list[Run]:
-        """The runs that are trained and scored."""
+        """The runs by the shared recipe that are trained and scored."""
         return [run for run in (*self.requested, *self.earlier) if run.done(self.out)]
 
+    def at_own_rate(self, runs: Sequence[Run]) -> list[Run]:
+        """The same runs with the chosen setting of their arm, of arms that are tuned at that number of labels."""
+        chosen = [(run, self.rates.get(run.arm.name, {}).get(run.labels)) for run in runs]
+        return [replace(run, setting=setting) for run, setting in chosen if setting is not None]
 
-def encoders_of(words: Sequence[str]) -> dict[str, Path]:
-    """Run folders of the encoders by their names.
-
-    Raises:
-        UserError: Two of one name, or a name that cannot be a folder's or is reserved for baselines.
-    """
-    pairs = [named_folder(word) for word in words]
-    names = [name for name, _ in pairs]
-    hint = "Give each encoder a name, as NAME=FOLDER."
-    for name in names:
-        if names.count(name) > 1:
-            message = f"{names.count(name)} encoders have the same name"
-            raise UserError(message, key="encoders", got=name, hint=hint)
-        if name == SCRATCH or name.startswith(f"{SCRATCH}-"):
-            message = "the name is reserved for from-scratch baselines"
-            raise UserError(message, key="encoders", got=name, hint=hint)
-        if not re.fullmatch(r"[\w.+-]+", name) or name.startswith("."):
-            right = "letters, digits, '-', '_', '+' and '.'"
-            message = "the name cannot be that of a folder"
-            raise UserError(message, key="encoders", got=name, expected=right, hint=hint)
-    return dict(pairs)
+    @property
+    def tuned(self) -> list[Run]:
+        """The runs at the own rate of their arm that are trained and scored."""
+        return [run for run in self.at_own_rate((*self.requested, *self.earlier)) if run.done(self.out)]
 
 
 def encoder_digest(encoder: Mapping[str, Any]) -> str:
@@ -132,25 +143,32 @@ def encoder_digest(encoder: Mapping[str, Any]) -> str:
 
 
 def arms_of(
-    folders: Mapping[str, Path], initial_weights: Mapping[str, InitialWeights], recorded: Mapping[str, Any]
+    arms: Sequence[Arm], initial_weights: Mapping[str, Sequence[InitialWeights]], recorded: Mapping[str, Any]
 ) -> Iterator[Arm]:
-    """The encoders, and before the first of each kind its baseline: the recorded one, or a new one.
+    """The arms, and before the first of each kind of encoder its baseline: the recorded one, or a new one.
 
     Args:
-        folders: Run folder of each encoder by its name.
-        initial_weights: Of each, with the channels of the store.
+        arms: Arms of the command, whose baselines are not known yet.
+        initial_weights: Of each, one for each path, with the channels of the store.
         recorded: Content of ``compare.yaml``.
     """
     baselines = {kind: name for name, kind in recorded["encoders"].items()}
     given = set()
-    for name, folder in folders.items():
-        kind = encoder_digest(as_data(initial_weights[name].encoder))
+    for arm in arms:
+        initial = initial_weights[arm.name]
+        kind = encoder_digest(as_data(initial[0].encoder))
         if kind not in baselines:
-            baselines[kind] = f"{SCRATCH}-{name}" if SCRATCH in baselines.values() else SCRATCH
+            baselines[kind] = f"{SCRATCH}-{arm.name}" if SCRATCH in baselines.values() else SCRATCH
         if baselines[kind] not in given:
             given.add(baselines[kind])
-            yield Arm(baselines[kind], folder)
-        yield Arm(name, folder, baselines[kind], training_minutes(folder), initial_weights[name].digest)
+            yield Arm(baselines[kind], arm.paths[:1], kind="scratch", encoder=arm.encoder)
+        yield replace(arm, baseline=baselines[kind], digests=tuple(one.digest for one in initial))
+
+
+def encoders_of(arms: Sequence[Arm], initial_weights: Mapping[str, Sequence[InitialWeights]]) -> dict[str, str]:
+    """Digest of the encoder of each from-scratch baseline."""
+    named = [arm for arm in arms if arm.baseline and arm.name in initial_weights]
+    return {arm.baseline: encoder_digest(as_data(initial_weights[arm.name][0].encoder)) for arm in named}
 
 
 def training_minutes(folder: Path) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from medssl.training.initial_weights import (
 )
 from medssl.training.optim import FineTuning
 from medssl.training.settings import Examples
-from medssl.types import LabelSchema, Note, UserError
+from medssl.types import Imported, LabelSchema, Note, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -39,22 +40,32 @@ def initial_weights_of(
     name: str,
     folder: Path,
     store: Store,
-    optimizer: FineTuning,
+    way: tuple[FineTuning, Imported | None],
     allow: Sequence[Allowed],
     trust: Collection[str] = (),
     size: Sequence[int] | None = None,
 ) -> InitialWeights:
-    """Initial weights of the runs of an encoder; logs what is unknown or allowed of its pretraining subjects.
+    """Initial weights of an arm, from a run or a file; logs what is unknown or allowed of its pretraining subjects.
+
+    Args:
+        name: Of the arm.
+        folder: Run folder, or file of weights.
+        store: The scans.
+        way: How weights move, and the encoder of a file of weights (None: that of the run folder).
+        allow: As in ``medssl finetune``.
+        trust: Import paths of classes that may be built.
+        size: Size of the view.
 
     Raises:
         UserError: The preprocessing or the channels differ, or test subjects were used in pretraining; names the
             encoder.
     """
+    optimizer, encoder = way
     try:
-        initial = with_drop_path(
-            read_initial_weights(folder, None, from_scratch=False, trust=trust), optimizer.drop_path
-        )
-        assert initial.card is not None  # a folder has one, or it was refused
+        if encoder is not None:  # the channels of the file are compared later
+            encoder = replace(encoder, init_args=encoder.init_args | {"in_channels": store.channels})
+        initial = read_initial_weights(folder, encoder, from_scratch=False, trust=trust)
+        initial = with_drop_path(initial, optimizer.drop_path)
         open_store(store.path, initial, allow, size=size, key="data.view.size")
         initial = with_channels(initial, store.channels, allow)
         notes = refuse_test_subjects(store, {"the encoder": initial.training_subjects}, allow)
@@ -83,6 +94,21 @@ def first_notes(data: Examples, optimizer: FineTuning) -> tuple[Note, ...]:
     return tuple(notes)
 
 
+def refuse_useless_oracle(store: Store, schema: LabelSchema, data: Examples, counts: Sequence[int]) -> None:
+    """Refuses an oracle that would be trained with no more labels than the arms.
+
+    Raises:
+        UserError: States how many labeled subjects there are.
+    """
+    scans = labeled_scans(store, len(data.view.size), data.train, schema)
+    there = len(store.distinct_subjects(scans))
+    if min(counts) >= there:
+        message = (
+            f"the oracle trains on all {there} labeled subjects of split {data.train!r}, and every arm has as many"
+        )
+        raise UserError(message, key="oracle", hint="Give fewer labels, or leave the oracle out.")
+
+
 def refuse_unscored(scans: Sequence[Scan], schema: LabelSchema, split: str) -> None:
     """Refuses scans on which the measure of the comparison is not defined, before anything is trained.
 
@@ -100,7 +126,7 @@ def refuse_unscored(scans: Sequence[Scan], schema: LabelSchema, split: str) -> N
 
 
 def known_subjects(
-    store: Store, data: Examples, initial_weights: Mapping[str, InitialWeights]
+    store: Store, data: Examples, initial_weights: Mapping[str, Sequence[InitialWeights]]
 ) -> dict[str, Sequence[str]]:
     """Subjects whose scores would be too good, by the reason."""
     subjects: dict[str, Sequence[str]] = {
@@ -108,7 +134,8 @@ def known_subjects(
         f"in split {data.validation!r}, the validation split": store.subjects_of_split(data.validation),
     }
     for name, initial in initial_weights.items():
-        subjects[f"used in the pretraining of {name}"] = initial.provenance.known
+        known = {subject for one in initial for subject in one.provenance.known}
+        subjects[f"used in the pretraining of {name}"] = sorted(known)
     return subjects
 
 

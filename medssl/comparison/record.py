@@ -1,8 +1,9 @@
 """The file ``compare.yaml``: what a comparison's folder is held to. It names no path.
 
 It holds the recipe, the initial weights of each arm, the encoder of each from-scratch baseline, which runs were
-planned, and after how many runs p-values were shown. Encoders, numbers of labels and runs can therefore be added by
-later commands in any order, and a verdict says how often p-values were looked at.
+planned, the grid of learning rates and what each arm chose from it, and after how many runs p-values were shown.
+Encoders, numbers of labels and runs can therefore be added by later commands in any order, and a verdict says how often
+p-values were looked at.
 """
 
 from __future__ import annotations
@@ -17,17 +18,17 @@ from medssl.comparison.arms import RANDOM, Arm, Run, Study, encoder_digest
 from medssl.io.atomic_write import atomic_write
 from medssl.io.documents import read_yaml
 from medssl.training.checkpoint import FREE_KEYS, differing
-from medssl.training.configuration import as_data
 from medssl.types import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from medssl.training.initial_weights import InitialWeights
-
 CONFIG = "compare.yaml"
-RECORDED = ("arms", "encoders", "baselines", "minutes", "planned", "looks")  # beside the recipe
+RECORDED = (  # beside the recipe
+    *("arms", "kinds", "encoders", "baselines", "minutes", "planned", "looks"),
+    *("options", "rates"),
+)
 FORMER_KEYS = {"twins": "baselines", "asked": "planned"}  # of 0.1.0
 FREE = (*FREE_KEYS, "windows.batch_size", "windows.accelerator")  # how fast a scan is scored, not how well
 ELSEWHERE = "Choose another folder for results."
@@ -72,20 +73,16 @@ def is_complete(content: object) -> bool:
 
 
 def record_plan(
-    out: Path,
-    held: dict[str, Any],
-    arms: Sequence[Arm],
-    initial_weights: Mapping[str, InitialWeights],
-    planned: Sequence[Run],
+    out: Path, held: dict[str, Any], arms: Sequence[Arm], planned: Sequence[Run], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Records the recipe and the arms, or holds the command to those recorded; arms and runs may be added.
 
     Args:
         out: Folder of the comparison.
-        held: The recipe, and what is trained on and scored.
+        held: The recipe, what is trained on and scored, and the digest of each baseline's encoder (``encoders``).
         arms: Of this command.
-        initial_weights: Of each encoder.
         planned: Runs of this command.
+        options: What a later command may add, but not change: the grid of learning rates, steps of the oracle.
 
     Returns:
         What ``compare.yaml`` now holds.
@@ -93,28 +90,43 @@ def record_plan(
     Raises:
         UserError: Names the keys that differ.
     """
-    recorded = read_recorded(out)
-    digests = {arm.name: arm.digest for arm in arms}
+    recorded, held = read_recorded(out), dict(held)
+    encoders = held.pop("encoders")
+    digests = {arm.name: arm.digests[0] if len(arm.digests) == 1 else list(arm.digests) for arm in arms}
     baselines = {arm.name: arm.baseline for arm in arms if arm.baseline}
     now = {"arms": recorded["arms"] | digests, "baselines": recorded["baselines"] | baselines}
     then = {"arms": now["arms"] | recorded["arms"], "baselines": now["baselines"] | recorded["baselines"]}
+    now["options"] = recorded["options"] | options
+    then["options"] = now["options"] | recorded["options"]
     if (out / CONFIG).exists():
         former = {key: value for key, value in recorded.items() if key not in RECORDED}
         if changes := differing(_with_batch(former) | then, _with_batch(held) | now, FREE):
             message = f"{out}/ holds another comparison: {changes}"
             raise UserError(message, key="out", hint=ELSEWHERE)
-    now["encoders"] = dict(recorded["encoders"])
-    for arm in arms:
-        if arm.baseline:
-            now["encoders"][arm.baseline] = encoder_digest(as_data(initial_weights[arm.name].encoder))
+    now["encoders"] = recorded["encoders"] | encoders
+    now["kinds"] = recorded["kinds"] | {arm.name: arm.kind for arm in arms if arm.kind in {"oracle", "foreign"}}
     now["minutes"] = recorded["minutes"] | {arm.name: arm.minutes for arm in arms if arm.minutes is not None}
     now["planned"] = {name: dict(counts) for name, counts in recorded["planned"].items()}
     for run in planned:
         counts = now["planned"].setdefault(run.arm.name, {})
         counts[run.labels] = max(counts.get(run.labels, 0), run.number + 1)
-    now["looks"] = recorded["looks"]
+    now |= {"rates": recorded["rates"], "looks": recorded["looks"]}
     _write(out, held | now)
     return now
+
+
+def record_rates(out: Path, rates: Mapping[str, Mapping[int, str]]) -> dict[str, dict[int, str]]:
+    """Records the setting that each arm chose at each number of labels; one that is recorded stays.
+
+    Returns:
+        All that are recorded now.
+    """
+    recorded = read_recorded(out)
+    for arm, chosen in rates.items():
+        recorded["rates"][arm] = dict(chosen) | recorded["rates"].get(arm, {})
+    _write(out, recorded)
+    result: dict[str, dict[int, str]] = recorded["rates"]
+    return result
 
 
 def record_looks(out: Path, runs: Mapping[str, Mapping[int, int]]) -> list[int]:
@@ -158,7 +170,7 @@ def study_of(out: Path, recorded: Mapping[str, Any], arms: Sequence[Arm], reques
             if match := re.fullmatch(r"(\d+)-(\d+)", folder.name):
                 places.add((int(match[1]), int(match[2])))
         earlier += [Run(arm, *place) for place in sorted(places) if (arm.name, *place) not in known]
-    return Study(out, tuple(every), tuple(requested), tuple(earlier))
+    return Study(out, tuple(every), tuple(requested), tuple(earlier), rates=recorded["rates"])
 
 
 def _complete(recorded: dict[str, Any], out: Path) -> None:
@@ -174,9 +186,12 @@ def _complete(recorded: dict[str, Any], out: Path) -> None:
 
 def _earlier(name: str, recorded: Mapping[str, Any]) -> Arm:
     """An arm that this command does not name."""
-    digest = recorded["arms"][name]
-    minutes = 0.0 if digest == RANDOM else recorded["minutes"].get(name)
-    return Arm(name, None, recorded["baselines"].get(name, ""), minutes, digest)
+    digests = recorded["arms"][name]
+    digests = tuple(digests) if isinstance(digests, list) else (digests,)
+    scratch = digests == (RANDOM,)
+    minutes = 0.0 if scratch else recorded["minutes"].get(name)
+    kind = recorded["kinds"].get(name, "scratch" if scratch else "pretrained")
+    return Arm(name, (), recorded["baselines"].get(name, ""), minutes, digests, kind)
 
 
 def _write(out: Path, recorded: Mapping[str, Any]) -> None:

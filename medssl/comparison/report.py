@@ -9,7 +9,7 @@ from medssl.metrics.label_efficiency import NAMES
 from medssl.reporting.curves import Point, Series, line_chart
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from medssl.metrics.comparison import Difference
     from medssl.metrics.label_efficiency import Compared, Level
@@ -25,8 +25,18 @@ def markdown(
     minutes: Mapping[str, Any],
     measure: str,
     notes: Sequence[Note] = (),
+    settings: Mapping[str, Mapping[int, str]] | None = None,
 ) -> str:
-    """The curves as a table, each verdict, the labels saved, the minutes, and notes."""
+    """The curves as a table, each verdict, the labels saved, the minutes, and notes.
+
+    Args:
+        curves: Levels of each arm, also at its own rate.
+        differences: Each arm against its baseline.
+        minutes: Of each curve.
+        measure: Name of the measure.
+        notes: What a reader must know.
+        settings: Chosen setting of each tuned arm by the number of labeled subjects; "" is the recipe.
+    """
     numbers = sorted({level.labels for levels in curves.values() for level in levels})
     rows = [[f"{measure} at labeled subjects", *map(str, numbers), "minutes"], ["---"] * (len(numbers) + 2)]
     for name, levels in curves.items():
@@ -34,9 +44,12 @@ def markdown(
         before, finetuning = minutes[name]["pretraining"], minutes[name]["finetuning"]
         cost = "unknown + " if before is None else f"{before:.0f} + " if before else ""
         rows.append([name, *(at.get(n, "") for n in numbers), f"{cost}{finetuning:.0f}"])
+    for name, chosen in (settings or {}).items():
+        rows.append([f"setting of {name}", *((chosen[n] or "recipe") if n in chosen else "" for n in numbers), ""])
     for one in differences:
         gains = dict(zip(one.labels, zip(one.differences, one.p_values, strict=True), strict=True))
         rows.append([f"{one.arm} less {one.baseline}", *(gained(*gains[n]) if n in gains else "" for n in numbers), ""])
+    rows += headroom_rows(differences, numbers)
     comparisons = sum(p is not None for one in differences for p in one.p_values)
     how = f"p-values are corrected for {comparisons} comparison{'s' * (comparisons > 1)}; " if comparisons else ""
     unit = ["Negative MAE is minus the mean absolute error, in the unit of the label."] if measure == NEGATIVE else []
@@ -59,6 +72,19 @@ def markdown(
     )
 
 
+def headroom_rows(differences: Sequence[Compared], numbers: Sequence[int]) -> list[list[str]]:
+    """The gain of each oracle over scratch, once for each baseline."""
+    rows = {}
+    for one in differences:
+        sizes = {share.labels: share.oracle for share in one.headroom}
+        if sizes:
+            cells = [
+                with_interval(sizes[n].value, sizes[n].low, sizes[n].high, "+") if n in sizes else "" for n in numbers
+            ]
+            rows[one.baseline] = [f"oracle less {one.baseline}", *cells, ""]
+    return list(rows.values())
+
+
 def gained(gain: Difference, p: float | None) -> str:
     """A difference with its interval and its p-value."""
     return with_interval(gain.value, gain.low, gain.high, "+") + ("" if p is None else f", p {p:.3g}")
@@ -71,10 +97,15 @@ def with_interval(value: float, low: float | None, high: float | None, sign: str
     return f"{value:{sign}.3f}" + ("" if low is None or high is None else f" [{low:{sign}.3f}, {high:{sign}.3f}]")
 
 
-def drawn(curves: Mapping[str, Sequence[Level]], measure: str) -> str:
-    """The label-efficiency curves as SVG."""
+def drawn(curves: Mapping[str, Sequence[Level]], measure: str, dashed: Collection[str] = ()) -> str:
+    """The label-efficiency curves as SVG; those of oracles are ``dashed``."""
     series = [
-        Series(name, tuple(Point(level.labels, level.value, level.low, level.high) for level in levels), marked=True)
+        Series(
+            name,
+            tuple(Point(level.labels, level.value, level.low, level.high) for level in levels),
+            marked=True,
+            dashed=name in dashed,
+        )
         for name, levels in curves.items()
     ]
     title = f"{measure} over labeled subjects"

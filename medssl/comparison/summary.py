@@ -12,7 +12,7 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from medssl.comparison.arms import training_minutes
+from medssl.comparison.arms import OWN_RATE, training_minutes
 from medssl.comparison.record import record_looks
 from medssl.comparison.report import CURVE, REPORT, drawn, markdown
 from medssl.comparison.tables import RUNS, SCORES, write_tables
@@ -25,7 +25,7 @@ from medssl.types import Note
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from medssl.comparison.arms import Arm, Study
+    from medssl.comparison.arms import Study
     from medssl.comparison.jobs import Failure
     from medssl.metrics.label_efficiency import Compared
 
@@ -36,24 +36,34 @@ SHOWN = 5  # runs that a note names
 
 def summarize(study: Study, failed: Mapping[str, Failure]) -> dict[str, Any]:
     """Writes all results and logs them; returns the content of ``summary.json``."""
-    trained, out, planned = write_tables(study), study.out, len(study.requested) + len(study.earlier)
+    trained, out = write_tables(study), study.out
+    every = (*study.requested, *study.earlier)
+    done, planned = len({*study.done, *study.tuned}), len({*every, *study.at_own_rate(every)})
     for name, why in failed.items():
         log.info(f"failed: {name}: {why.reason}")
     if failed:
         log.info(f"{len(failed)} of {len(study.requested)} runs failed; the same command tries them again")
-    curves = {arm.name: levels for arm in study.arms if (levels := efficiency.levels(trained, arm.name))}
+    names = [f"{arm.name}{rate}" for rate in ("", OWN_RATE) for arm in study.arms]
+    curves = {name: levels for name in names if (levels := efficiency.levels(trained, name))}
     differences = differences_of(study, trained)
-    minutes = {arm.name: minutes_of(study, arm) for arm in study.arms}
+    minutes = {name: minutes_of(study, name) for name in curves}
     notes = [*notes_of(study, trained, differences)]
     notes += [Note("missing", f"Failed: {name}: {why.written}") for name, why in failed.items()]
     measure = NAMES[trained[0].measure] if trained else ""
-    text = markdown(curves, differences, minutes, measure, notes) if trained else "\n".join([*map(str, notes), ""])
+    settings = {name: dict(chosen) for name, chosen in study.rates.items()}
+    text = (
+        markdown(curves, differences, minutes, measure, notes, settings)
+        if trained
+        else "\n".join([*map(str, notes), ""])
+    )
     write_text(out / REPORT, text)
     summary: dict[str, Any] = {
         **({"measure": measure} if trained else {}),
         "curves": {name: [asdict(level) for level in levels] for name, levels in curves.items()},
         "compared": [asdict(one) for one in differences],
         "minutes": minutes,
+        "settings": settings,
+        "oracles": sorted(arm.name for arm in study.arms if arm.kind == "oracle"),
         "notes": [asdict(note) for note in notes],
         "failed": {name: why.written for name, why in failed.items()},
     }
@@ -61,7 +71,7 @@ def summarize(study: Study, failed: Mapping[str, Failure]) -> dict[str, Any]:
     write_text(out / SUMMARY, json.dumps(summary, indent=1, allow_nan=False) + "\n")
     drawable = any(math.isfinite(level.value) for levels in curves.values() for level in levels)
     if drawable:
-        write_text(out / CURVE, drawn(curves, measure))
+        write_text(out / CURVE, drawn(curves, measure, oracles_of(study)))
     else:
         (out / CURVE).unlink(missing_ok=True)
     log.info(text if trained else "\n".join(["no run is done", *map(str, notes)]))
@@ -71,22 +81,46 @@ def summarize(study: Study, failed: Mapping[str, Failure]) -> dict[str, Any]:
             why_not = f"{measure} is not defined on these test subjects"
         log.info(f"error: nothing can be compared: {why_not}")
         return summary
-    log.info(f"{out}: {len(trained)} of {planned} runs; {RUNS}, {SCORES}, {REPORT}, {SUMMARY}, {CURVE}")
+    log.info(f"{out}: {done} of {planned} runs; {RUNS}, {SCORES}, {REPORT}, {SUMMARY}, {CURVE}")
     return summary
 
 
 def differences_of(study: Study, trained: Sequence[Trained]) -> list[Compared]:
-    """Each arm against its from-scratch baseline, at every number of labeled subjects of the comparison."""
-    baselines = {arm.name: arm.baseline for arm in study.arms if arm.baseline}
+    """Each arm against its from-scratch baseline, at the shared rate and at own rates, at every number of labels."""
     every = (*study.requested, *study.earlier)
-    labels = {name: sorted({run.labels for run in every if run.arm.name == name}) for name in baselines}
-    return efficiency.compared(trained, baselines, labels) if trained else []
+    baselines, oracles, labels = {}, {}, {}
+    oracle_of = {arm.baseline: arm.name for arm in study.arms if arm.kind == "oracle"}
+    for arm in study.arms:
+        if not arm.baseline or arm.kind == "oracle":
+            continue
+        baselines[arm.name] = arm.baseline
+        labels[arm.name] = sorted({run.labels for run in every if run.arm.name == arm.name})
+        if arm.baseline in oracle_of:
+            oracles[arm.name] = oracle_of[arm.baseline]
+    for name, baseline in list(baselines.items()):
+        own, base = (study.rates.get(arm, {}) for arm in (name, baseline))
+        differ = sorted(n for n in own.keys() & base.keys() if own[n] or base[n])  # else it is the shared rate again
+        if not differ:
+            continue
+        tuned = f"{name}{OWN_RATE}"
+        baselines[tuned], labels[tuned] = f"{baseline}{OWN_RATE}", differ
+        if name in oracles and oracles[name] in study.rates:
+            oracles[tuned] = f"{oracles[name]}{OWN_RATE}"
+    tested = [one for one in trained if one.labels in labels.get(one.arm, [one.labels])]
+    return efficiency.compared(tested, baselines, labels, oracles) if tested else []
+
+
+def oracles_of(study: Study) -> set[str]:
+    """Names of the curves of oracles, which are drawn dashed."""
+    return {f"{arm.name}{rate}" for arm in study.arms if arm.kind == "oracle" for rate in ("", OWN_RATE)}
 
 
 def notes_of(study: Study, trained: Sequence[Trained], differences: Sequence[Compared]) -> list[Note]:
     """What a reader of the results must know, beside failures."""
     notes = [*study.notes, *notes_of_runs(trained), *notes_of_looks(study, differences)]
-    without = {arm.name for arm in study.arms if arm.baseline} - {one.arm for one in differences}
+    notes += efficiency.pretraining_notes(trained, {one.arm: one.baseline for one in differences})
+    compared_arms = {arm.name for arm in study.arms if arm.baseline and arm.kind != "oracle"}
+    without = compared_arms - {one.arm for one in differences}
     if differences:
         texts = [f"{name} has no run in common with its from-scratch baseline." for name in sorted(without)]
         notes += [Note("missing", text) for text in texts]
@@ -131,7 +165,9 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def minutes_of(study: Study, arm: Arm) -> dict[str, float | None]:
-    """Minutes of pretraining (0 from scratch, None if unknown) and of all fine-tunings of an arm."""
-    finetuning = [training_minutes(run.folder(study.out)) for run in study.done if run.arm.name == arm.name]
+def minutes_of(study: Study, name: str) -> dict[str, float | None]:
+    """Minutes of pretraining (0 from scratch, None if unknown) and of all fine-tunings behind a curve."""
+    arm = next(arm for arm in study.arms if arm.name == name.removesuffix(OWN_RATE))
+    runs = study.tuned if name.endswith(OWN_RATE) else study.done
+    finetuning = [training_minutes(run.folder(study.out)) for run in runs if run.arm.name == arm.name]
     return {"pretraining": arm.minutes, "finetuning": sum(one for one in finetuning if one is not None)}

@@ -9,9 +9,10 @@ import logging
 import math
 import shutil
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from medssl.comparison.arms import TEST, training_minutes
+from medssl.comparison.arms import OWN_RATE, TEST, training_minutes
 from medssl.io.csv_text import as_csv
 from medssl.metrics.cases import write_text
 from medssl.metrics.run_scores import read_trained
@@ -30,33 +31,40 @@ log = logging.getLogger(__name__)
 
 STATES = "checkpoints"
 RUNS, SCORES = "runs.csv", "cases.csv"
-RUN_COLUMNS = ("arm", "labels", "run", "measure", "test", "validation", "best_step", "steps", "minutes")
-CASE_COLUMNS = ("arm", "labels", "run", "subject_id", "score")
+RUN_COLUMNS = ("arm", "labels", "run", "setting", "measure", "test", "validation", "best_step", "steps", "minutes")
+CASE_COLUMNS = ("arm", "labels", "run", "setting", "subject_id", "score")
+KEY = 4  # columns that say which run a row is of
 ASIDE = ".aside"  # suffix of the folder of a run that started from other weights
 
 
 def write_tables(study: Study) -> list[Trained]:
-    """Writes ``runs.csv`` and ``cases.csv`` of the runs that are done, and returns their scores."""
-    trained, tables = tables_of(study)
-    for name, rows in tables.items():
+    """Writes ``runs.csv`` and ``cases.csv`` of the runs that are done, and returns their scores (``scores_of``)."""
+    for name, rows in tables_of(study).items():
         write_text(study.out / name, as_csv(rows))
-    return trained
+    return scores_of(study)
 
 
-def tables_of(study: Study) -> tuple[list[Trained], dict[str, list[tuple[Any, ...]]]]:
-    """Scores of the runs that are done, and the rows of both tables, the names of the columns first."""
-    done = study.done
+def scores_of(study: Study) -> list[Trained]:
+    """Scores of the runs that are done. Those at the own rate of an arm are of an arm with ``OWN_RATE`` in its name."""
+    shared = [trained_of(run, run.folder(study.out)) for run in study.done]
+    tuned = [trained_of(run, run.folder(study.out)) for run in study.tuned]
+    return [*shared, *(replace(one, arm=f"{one.arm}{OWN_RATE}") for one in tuned)]
+
+
+def tables_of(study: Study) -> dict[str, list[tuple[Any, ...]]]:
+    """Rows of both tables, the names of the columns first; a run stands once, also where both rates are the same."""
+    done = list(dict.fromkeys([*study.done, *study.tuned]))
     trained = [trained_of(run, run.folder(study.out)) for run in done]
-    runs = [run_row(one, run.folder(study.out)) for one, run in zip(trained, done, strict=True)]
+    runs = [run_row(run, one, run.folder(study.out)) for run, one in zip(done, trained, strict=True)]
     cases = [
-        (one.arm, one.labels, one.run, subject, "" if score is None else score)
-        for one in trained
+        (one.arm, one.labels, one.run, run.setting, subject, "" if score is None else score)
+        for run, one in zip(done, trained, strict=True)
         for subject, score in one.scores.items()
     ]
     order = {arm.name: place for place, arm in enumerate(study.arms)}
     tables = {RUNS: (RUN_COLUMNS, runs), SCORES: (CASE_COLUMNS, cases)}
-    return trained, {
-        name: [columns, *sorted(rows, key=lambda row: (order[row[0]], *row[1:4]))]
+    return {
+        name: [columns, *sorted(rows, key=lambda row: (order[row[0]], *row[1:5]))]
         for name, (columns, rows) in tables.items()
     }
 
@@ -67,15 +75,17 @@ def set_aside(study: Study) -> list[Run]:
     Runs that started from other weights than the comparison holds are moved away. Runs whose scores cannot be read
     count as not scored; their weights stay.
     """
-    damaged = [run for run in (*study.requested, *study.earlier) if run.has_other_weights(study.out)]
+    requested = {*study.requested, *study.at_own_rate(study.requested)}
+    every = (*study.requested, *study.earlier, *study.tuned)
+    damaged = [run for run in dict.fromkeys(every) if run.has_other_weights(study.out)]
     for run in damaged:
-        again = "it is trained again" if run in study.requested else "it is left out until its encoder is named again"
+        again = "it is trained again" if run in requested else "it is left out until its encoder is named again"
         log.info(f"note: {run}: {move_aside(run, study.out)}; {again}")
-    for run in study.done:
+    for run in dict.fromkeys([*study.done, *study.tuned]):
         try:
             trained_of(run, run.folder(study.out))
         except UserError as error:
-            again = "is scored again" if run in study.requested else "is left out until its encoder is named again"
+            again = "is scored again" if run in requested else "is left out until its encoder is named again"
             log.info(f"note: {run}: {error}; the run {again}")
             shutil.rmtree(run.folder(study.out) / TEST)
             (run.folder(study.out) / TEST).mkdir()  # marks it as trained
@@ -102,26 +112,27 @@ def note_edits(study: Study, damaged: Sequence[Run] = ()) -> None:
         study: Runs of the tables.
         damaged: Runs whose scores were set aside: their lines are no edits.
     """
-    _, tables = tables_of(study)
-    aside = {(run.arm.name, str(run.labels), str(run.number)) for run in damaged}
-    for name, rows in tables.items():
+    aside = {words_of(run) for run in damaged}
+    for name, rows in tables_of(study).items():
         file = study.out / name
         if not file.exists():
             continue
         since = file.stat().st_mtime
         later = {  # a run that ended just before a kill is in no table yet
-            (run.arm.name, str(run.labels), str(run.number))
-            for run in study.done
+            words_of(run)
+            for run in (*study.done, *study.tuned)
             if (run.folder(study.out) / TEST / SUMMARY).stat().st_mtime > since
         }
         current = {key_of(line): line for line in as_csv(rows).splitlines()}
         text = file.read_text("utf-8-sig", errors="replace")  # as a spreadsheet may have left it
-        lines = [line for line in text.splitlines() if key_of(line)[:3] not in aside]
+        if text.splitlines()[:1] == [",".join(column for column in rows[0] if column != "setting")]:
+            continue  # of 0.1.0, whose tables had no settings
+        lines = [line for line in text.splitlines() if key_of(line)[:KEY] not in aside]
         former = Counter(map(key_of, lines))
         counts = {
             "changed": sum(current.get(key_of(line), line) != line for line in lines),
             "added": sum(count - (key in current) for key, count in former.items()),
-            "missing": sum(key not in former and key[:3] not in later for key in current),
+            "missing": sum(key not in former and key[:KEY] not in later for key in current),
         }
         if edits := ", ".join(f"{count} {what}" for what, count in counts.items() if count):
             log.info(f"note: {name} differs from the runs (lines: {edits}): it is written again from them")
@@ -129,7 +140,12 @@ def note_edits(study: Study, damaged: Sequence[Run] = ()) -> None:
 
 def key_of(line: str) -> tuple[str, ...]:
     """Run and subject of a line of a table."""
-    return tuple(line.split(",")[:4])
+    return tuple(line.split(",")[: KEY + 1])
+
+
+def words_of(run: Run) -> tuple[str, ...]:
+    """The first cells of the rows of a run."""
+    return run.arm.name, str(run.labels), str(run.number), run.setting
 
 
 def trained_of(run: Run, folder: Path) -> Trained:
@@ -138,17 +154,18 @@ def trained_of(run: Run, folder: Path) -> Trained:
     Raises:
         UserError: Its tables were damaged.
     """
-    return read_trained((run.arm.name, run.labels, run.number), folder / TEST)
+    trained = read_trained((run.arm.name, run.labels, run.number), folder / TEST)
+    return replace(trained, pretraining=run.pretraining)
 
 
 def clear_states(study: Study) -> None:
     """Removes the checkpoints of runs that are done: their weights stay, and they need no further training."""
-    for run in study.requested:
+    for run in (*study.requested, *study.at_own_rate(study.requested)):
         if run.done(study.out):
             shutil.rmtree(run.folder(study.out) / STATES, ignore_errors=True)
 
 
-def run_row(one: Trained, folder: Path) -> tuple[Any, ...]:
+def run_row(run: Run, one: Trained, folder: Path) -> tuple[Any, ...]:
     """A row of ``runs.csv``; what is not defined or not known is empty."""
     metrics, minutes = read_log(folder / METRICS), training_minutes(folder)
     step, best = max(metrics.values(metrics.validation), key=lambda point: point[1], default=(math.nan, math.nan))
@@ -156,4 +173,4 @@ def run_row(one: Trained, folder: Path) -> tuple[Any, ...]:
     values = (round(one.value, 6), round(best, 6), step, steps, math.nan if minutes is None else round(minutes, 2))
     whole = {2, 3}  # places of numbers of steps
     shown = ["" if math.isnan(value) else int(value) if place in whole else value for place, value in enumerate(values)]
-    return (one.arm, one.labels, one.run, one.measure, *shown)
+    return (one.arm, one.labels, one.run, run.setting, one.measure, *shown)

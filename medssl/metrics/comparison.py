@@ -14,6 +14,11 @@ estimated effects a, b and e, each by itself, and counting how often the student
 or wild, permutation test: Winkler et al. 2014). Five runs have few signs to flip, so that it is never below that of
 Student's t. p-values of several comparisons are corrected together (Holm 1979).
 
+Runs of an arm may start from several pretrainings (seeds). Runs of one pretraining have its random variation in common,
+so that they are no independent runs. Then the runs of each pretraining are averaged first, and the table is
+[pretrainings, subjects]: pretrainings and subjects are drawn again together (a cluster bootstrap: Davison and Hinkley
+1997, 3.8).
+
 Not scipy: it resamples one factor, not runs and subjects together, and has no correction by Holm.
 """
 
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
 
 FEWEST_RUNS = 5  # with fewer, variation between runs hides the gain
 FEWEST_SUBJECTS = 3
+FEWEST_PRETRAININGS = 3  # of an arm that has several
 RESAMPLES, FLIPS = 2000, 4999
 FEWEST_IN_TAIL = 5  # resamples beyond a bound
 LEVEL = 0.05
@@ -50,6 +56,7 @@ class Difference:
         runs: Pairs of runs.
         subjects: Test subjects with a score in every run.
         left_out: Test subjects without a score in some run.
+        pretrainings: Pretrainings that the runs of the first start from.
     """
 
     value: float
@@ -59,19 +66,28 @@ class Difference:
     runs: int
     subjects: int
     left_out: int = 0
+    pretrainings: int = 1
 
     @property
     def conclusive(self) -> bool:
-        """Whether there are runs and subjects enough for a verdict."""
-        return self.runs >= FEWEST_RUNS and self.p is not None
+        """Whether there are runs, pretrainings and subjects enough for a verdict."""
+        few = 1 < self.pretrainings < FEWEST_PRETRAININGS
+        return self.runs >= FEWEST_RUNS and self.p is not None and not few
 
 
-def difference(first: Float[np.ndarray, "R S"], second: Float[np.ndarray, "R S"], *, seed: int = 0) -> Difference:
+def difference(
+    first: Float[np.ndarray, "R S"],
+    second: Float[np.ndarray, "R S"],
+    *,
+    pretrainings: Sequence[int] | None = None,
+    seed: int = 0,
+) -> Difference:
     """Compares two ways of training.
 
     Args:
         first: Scores of each run (rows) on each test subject (columns); NaN where a score is not defined.
         second: Scores of the paired runs on the same subjects.
+        pretrainings: Number of the pretraining that each run of the first starts from; None of a single one.
         seed: Of the draws.
 
     Raises:
@@ -90,12 +106,45 @@ def difference(first: Float[np.ndarray, "R S"], second: Float[np.ndarray, "R S"]
     if not table.size:
         message = f"none of the {len(whole)} test subjects has a score in every run: nothing can be compared"
         raise UserError(message)
+    table, count = averaged_runs(table, pretrainings), len({*(pretrainings or (0,))})
     value = float(table.mean())
-    if runs < 2 or subjects < FEWEST_SUBJECTS:
-        return Difference(value, None, None, None, runs, subjects, left_out)
+    if len(table) < 2 or subjects < FEWEST_SUBJECTS:
+        return Difference(value, None, None, None, runs, subjects, left_out, count)
     generator = np.random.default_rng(seed)
     low, high = _interval(table, generator)
-    return Difference(value, low, high, _p_value(table, generator), runs, subjects, left_out)
+    return Difference(value, low, high, _p_value(table, generator), runs, subjects, left_out, count)
+
+
+def averaged_runs(table: Float[np.ndarray, "R S"], pretrainings: Sequence[int] | None) -> Float[np.ndarray, "K S"]:
+    """Mean over the runs of each pretraining; the table as it is where there is one pretraining."""
+    if len({*(pretrainings or ())}) < 2:
+        return table
+    numbers = np.asarray(pretrainings)
+    return np.stack([table[numbers == number].mean(0) for number in np.unique(numbers)])
+
+
+def pretraining_deviations(table: Float[np.ndarray, "R S"], pretrainings: Sequence[int]) -> tuple[float, float] | None:
+    """Standard deviation between pretrainings, and between runs of one pretraining, of the mean over subjects.
+
+    By the mean squares of a nested table (Searle et al. 1992, 3.6); an estimated variance below 0 counts as 0.
+
+    Args:
+        table: Differences of each run (rows) on each test subject (columns); subjects with a NaN are left out.
+        pretrainings: Number of the pretraining of each run.
+
+    Returns:
+        Both deviations; None where no pretraining has two runs, or there is one alone.
+    """
+    means = table[:, np.isfinite(table).all(0)].mean(1)
+    numbers = np.asarray(pretrainings)
+    groups = [means[numbers == number] for number in np.unique(numbers)]
+    count, runs = len(groups), len(means)
+    if count < 2 or runs == count or not np.isfinite(means).all():
+        return None
+    within = sum(float(np.square(group - group.mean()).sum()) for group in groups) / (runs - count)
+    between = sum(len(group) * float(np.square(group.mean() - means.mean())) for group in groups) / (count - 1)
+    size = (runs - sum(len(group) ** 2 for group in groups) / runs) / (count - 1)
+    return float(np.sqrt(max(0.0, (between - within) / size))), float(np.sqrt(within))
 
 
 def corrected(p_values: Sequence[float]) -> list[float]:
@@ -285,19 +334,19 @@ def _signs(generator: np.random.Generator, *shape: int) -> Float[np.ndarray, "*s
 
 
 def _too_few(labels: Sequence[int], differences: Sequence[Difference]) -> list[str]:
-    """Where there is no verdict, and why: "too few runs at 16: 4 of each arm, it takes 5"."""
+    """Where there is no verdict, and the reason: "too few runs at 16: 4 of each arm, it takes 5"."""
     if not any(one.conclusive for one in differences):
-        fewest = min(one.runs for one in differences)
-        if fewest < FEWEST_RUNS:
-            return [f"too few runs for a verdict: {fewest} of each arm, it takes {FEWEST_RUNS}"]
-        return [f"too few test subjects for a verdict: it takes {FEWEST_SUBJECTS}"]
-    return [
-        f"too few runs at {number}: {one.runs} of each arm, it takes {FEWEST_RUNS}"
-        if one.runs < FEWEST_RUNS
-        else f"too few test subjects at {number}: it takes {FEWEST_SUBJECTS}"
-        for number, one in zip(labels, differences, strict=True)
-        if not one.conclusive
-    ]
+        return [_reason(min(differences, key=lambda one: (one.pretrainings, one.runs)), "for a verdict")]
+    return [_reason(one, f"at {number}") for number, one in zip(labels, differences, strict=True) if not one.conclusive]
+
+
+def _reason(one: Difference, where: str) -> str:
+    """The reason why a difference has no verdict."""
+    if one.runs < FEWEST_RUNS:
+        return f"too few runs {where}: {one.runs} of each arm, it takes {FEWEST_RUNS}"
+    if 1 < one.pretrainings < FEWEST_PRETRAININGS:
+        return f"too few pretrainings {where}: {one.pretrainings}, it takes {FEWEST_PRETRAININGS} or a single one"
+    return f"too few test subjects {where}: it takes {FEWEST_SUBJECTS}"
 
 
 def _numbers(one: Difference, what: str) -> str:

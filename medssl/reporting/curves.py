@@ -35,12 +35,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """One line; ``marked`` draws a disc on every point; ``faint`` draws a thin line for the background."""
+    """One line; ``marked`` draws a disc on every point, ``faint`` a thin line for the background, ``dashed`` dashes."""
 
     name: str
     points: tuple[Point, ...]
     marked: bool = False
     faint: bool = False
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ def _line(line: Series, number: int, count: int, x: _Axis, y: _Axis) -> str:
             marks.append(f"{disc}<title>{escape(tooltip)}</title></circle>")
     single_points = [place.split(",") for piece in pieces if len(piece) == 1 for place in piece]
     stroke = f'stroke="{color}" ' + ('stroke-width="1" stroke-opacity="0.5"' if line.faint else 'stroke-width="2"')
+    stroke += ' stroke-dasharray="7 5"' if line.dashed else ""
     drawn = [
         f'<polyline points="{" ".join(piece)}" fill="none" {stroke} stroke-linejoin="round"/>'
         for piece in pieces
@@ -201,7 +203,9 @@ def _legend(series: Sequence[Series]) -> tuple[list[str], int]:
         if left > 8 and left + needed > WIDTH:
             left, row = 8.0, row + 1
         height = 44 + ROW * row
-        parts.append(_segment(left, height - 4, left + 20, height - 4, COLORS[number % len(COLORS)], 3))
+        color = COLORS[number % len(COLORS)]
+        ends = ((left, left + 8), (left + 12, left + 20)) if line.dashed else ((left, left + 20),)
+        parts += [_segment(start, height - 4, end, height - 4, color, 3) for start, end in ends]
         parts.append(_text(left + 26, height, name, 12, max_letters=80))
         left += needed
     return parts, row + 1

@@ -10,6 +10,7 @@ from medssl.reporting.curves import Point, Series, line_chart
 from medssl.types import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 PROBE, STUDY = "probe.json", "compare.yaml"  # each tells what its folder is
@@ -109,14 +110,14 @@ def shown_study(study: Study) -> dict[str, Any]:
         or ["Nothing can be compared: no encoder has a run in common with its from-scratch baseline."],
         "numbers": numbers,
         "rows": rows,
-        "chart": _curve(curves, measure),
+        "chart": _curve(curves, measure, study.summary.get("oracles", ())),
         "notes": [note["text"] if isinstance(note, dict) else note for note in study.summary["notes"]],
         "failed": list(study.summary.get("failed", {}).items()),
     }
 
 
-def _curve(curves: dict[str, Any], measure: str) -> str:
-    """Label-efficiency curves as SVG; "" if no score is defined."""
+def _curve(curves: dict[str, Any], measure: str, oracles: Sequence[str] = ()) -> str:
+    """Label-efficiency curves as SVG, those of oracles dashed; "" if no score is defined."""
     from markupsafe import Markup
 
     series = [
@@ -124,6 +125,7 @@ def _curve(curves: dict[str, Any], measure: str) -> str:
             name,
             tuple(Point(level["labels"], level["value"], level["low"], level["high"]) for level in scored_levels),
             marked=True,
+            dashed=name.partition(",")[0] in oracles,
         )
         for name, levels in curves.items()
         if (scored_levels := [level for level in levels if level["value"] is not None])

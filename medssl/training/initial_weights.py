@@ -77,7 +77,7 @@ class InitialWeights:
 
 def read_initial_weights(
     pretrained: Path | None,
-    encoder: Callable[[], Encoder] | None,
+    encoder: Callable[[], Encoder] | Imported | None,
     *,
     from_scratch: bool,
     trust: Collection[str] = (),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ from medssl.encoders.weights import save_encoder
 from medssl.types import Card, Imported, Preprocess
 from medssl.types.provenance import Provenance
 
+RESENC = "medssl.encoders.resenc.ResEnc"
 ENCODER = {"in_channels": 1, "ndim": 3, "channels": (4, 8), "strides": ((1, 1, 1), (2, 2, 2)), "blocks": (1, 1)}
 
 
@@ -82,7 +84,7 @@ def made(folder: Path) -> Path:
     for number, name in enumerate(("first", "second")):
         torch.manual_seed(number)
         card = Card(
-            Imported("medssl.encoders.resenc.ResEnc", ENCODER), store.preprocess, None, "digest",
+            Imported(RESENC, ENCODER), store.preprocess, None, "digest",
             Provenance(store.subjects_of_split("train")), 7, {},
         )  # fmt: skip
         save_encoder(below / name, ResEnc(**ENCODER), card)
@@ -148,13 +150,39 @@ def failures(below: Path) -> dict[str, object]:
     codes = [command(below, out, *two, runs="1")]
     codes += [command(below, below / "all", two[1], **{"data.view.size": "[15,16,8]"}, runs="1")]
     text = (out / "runs.csv").read_text()
-    (out / "runs.csv").write_text(text.replace("scratch,2,0,dice,0.", "scratch,2,0,dice,1."))
+    (out / "runs.csv").write_text(text.replace("scratch,2,0,,dice,0.", "scratch,2,0,,dice,1."))
     codes += [command(below, out, two[0], runs="1", labels="[0.3,2]")]  # a share of 6 subjects
     codes += [command(below, out, two[0], runs="1", **{"training.steps": "7"})]
     return {"codes": codes, "same": (out / "runs.csv").read_text() == text}
 
 
+def fair(below: Path) -> dict[str, object]:
+    """Two pretrainings of one arm, an oracle and own rates, killed on the way; then weights of another program."""
+    out, spark = below / "fair", f"spark={below / 'first'},{below / 'second'}"
+    shutil.copy(below / "first/encoder.safetensors", below / "other.safetensors")
+    description = {"weights": "other.safetensors", "encoder": {"class_path": RESENC, "init_args": ENCODER}}
+    (below / "other.yaml").write_text(json.dumps(description))
+    more = {
+        "tune.learning_rates": "[0.01,0.003]", "oracle": "true", "training.steps": "3", "labels": "[2]",
+        "training.precision": "auto",
+    }  # fmt: skip
+
+    def there(pattern: str):
+        return lambda: bool(list(out.glob(pattern)))
+
+    codes = [
+        command(below, out, spark, kill_when=there("oracles/oracle/checkpoints/last.pt"), **more),
+        command(below, out, spark, kill_when=there("runs/*/lr0.003/2-0/checkpoints/last.pt"), **more),
+        command(below, out, spark, kill_when=there("runs/*/lr0.003/2-0/tuning.json"), number=signal.SIGTERM, **more),
+        command(below, out, spark, **more),
+    ]
+    before = (out / "runs.csv").read_text()
+    codes += [command(below, out, spark, against=f"other={below / 'other.yaml'}", **more)]
+    codes += [command(below, out, spark, **more | {"tune.learning_rates": "[0.01,0.001]"})]
+    return {"codes": codes, "before": before}
+
+
 if __name__ == "__main__":
     place = Path(sys.argv[1])
-    result = {"kills": kills, "failures": failures}[sys.argv[2]](made(place))
+    result = {"kills": kills, "failures": failures, "fair": fair}[sys.argv[2]](made(place))
     print(json.dumps(result))

@@ -12,13 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+import yaml
 from commands import labeled
 
 from medssl import cli
 from medssl.commands import compare as verb
 from medssl.comparison import jobs as processes
-from medssl.comparison import plan
+from medssl.comparison import plan, sources
 from medssl.data.index.scan_index import Index
 from medssl.data.store.store import Store
 from medssl.encoders.resenc import ResEnc
@@ -28,7 +30,8 @@ from medssl.types import Card, Imported, Preprocess
 from medssl.types.provenance import Provenance
 
 TESTS = Path(__file__).parent.parent
-ENCODER = {"in_channels": 1, "ndim": 3, "channels": (4, 8), "strides": ((1, 1, 1), (2, 2, 2)), "blocks": (1, 1)}
+RESENC = "medssl.encoders.resenc.ResEnc"
+ENCODER = {"in_channels": 1, "ndim": 3, "channels": [4, 8], "strides": [[1, 1, 1], [2, 2, 2]], "blocks": [1, 1]}
 
 
 def scenario(name: str, folder: Path) -> tuple[dict[str, object], str]:
@@ -86,6 +89,27 @@ def test_an_arm_that_fails_does_not_stop_the_others(tmp_path):
     assert "out/ holds another comparison: training.steps: 6 there, 7 here. Choose another folder for results." in said
 
 
+@pytest.mark.slow
+def test_pretrainings_an_oracle_own_rates_and_foreign_weights_killed_on_the_way(tmp_path):
+    result, said = scenario("fair", tmp_path)
+    assert result["codes"] == [-9, -9, 143, 0, 0, 2], said
+    out = tmp_path / "data/fair"
+    assert "options.tune.learning_rates: [0.01, 0.003] there, [0.01, 0.001] here. Choose another folder" in said
+    rows = table(out / "runs.csv")
+    assert {row["arm"] for row in rows if not row["setting"]} == {"scratch", "spark", "oracle", "other"}
+    before = [line for line in result["before"].splitlines()[1:]]
+    after = (out / "runs.csv").read_text().splitlines()
+    assert set(before) <= set(after)  # runs of earlier arms stay as they are
+    assert len(table(out / "tuning.csv")) == 4 * 2
+    summary = json.loads((out / "summary.json").read_text())
+    assert set(summary["settings"]) == {"scratch", "spark", "oracle", "other"}
+    assert {note["kind"] for note in summary["notes"]} >= {"guess", "precision", "other", "leak"}
+    oracle = json.loads((out / "oracles/oracle/card.json").read_text())
+    assert len(oracle["tuned"]["subjects"]) == 6 + 2  # all of the training split, and those that validate
+    starts = [(out / f"runs/spark/2-{number}/config.yaml").read_text() for number in (0, 1)]
+    assert starts[0] != starts[1]
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
@@ -100,14 +124,94 @@ def place(tmp_path_factory):
         ("other", Preprocess(foreground_crop=False, spacing_mm=(2.0, 2.0, 2.0)), "train"),
         ("seen", store.preprocess, None),
         ("validated", store.preprocess, "val"),
+        ("second", store.preprocess, "train"),
     ):
         card = Card(
-            Imported("medssl.encoders.resenc.ResEnc", ENCODER), preprocess, None, "digest",
+            Imported(RESENC, ENCODER), preprocess, None, "digest",
             Provenance(store.subjects_of_split(split)), 7, {},
         )  # fmt: skip
-        torch.manual_seed(0)
+        torch.manual_seed(name == "second")
         save_encoder(below / name, ResEnc(**ENCODER), card)
+    wide, color = ENCODER | {"channels": [4, 12]}, ENCODER | {"in_channels": 3}
+    card = Card(Imported(RESENC, wide), store.preprocess, None, "digest", Provenance(), 7, {})
+    save_encoder(below / "wide", ResEnc(**wide), card)
+    tensors = {key: value.clone() for key, value in ResEnc(**color).state_dict().items()}
+    safetensors.torch.save_file(tensors, below / "color.safetensors")
+    shutil.copy(below / "good/encoder.safetensors", below / "plain.safetensors")  # without the card beside it
+    weights, encoder = "plain.safetensors", {"class_path": RESENC, "init_args": ENCODER}
+    for name, more in (
+        ("plain", {}),
+        ("wide", {"spacing_mm": [2.0, 2.0, 2.0]}),
+        ("color", {"weights": "color.safetensors", "spacing_mm": [1.0, 1.0, 1.5]}),
+        ("odd", {"spacing": [1.0]}),
+        ("own", {"encoder": {"class_path": RESENC, "init_args": {**ENCODER, "pretrained": True}}}),
+    ):
+        (below / f"{name}.yaml").write_text(yaml.safe_dump({"weights": weights, "encoder": encoder} | more))
     return below
+
+
+@pytest.mark.parametrize(
+    ("encoders", "words", "message"),
+    [
+        (["oracle=good"], ["--oracle"], "encoders: the name is reserved for oracles (got 'oracle')"),
+        (["good"], ["--oracle", "--labels=[6]"],
+         "--oracle: the oracle trains on all 6 labeled subjects of split 'train', and every arm has as many. Give"),
+        (["good"], ["--oracle", "--data.train=none"], "in split 'none' of"),
+        (["good"], ["--oracle", "--oracle_steps=0"], "--oracle_steps: at least 1 is needed"),
+        (["good"], ["--tune.runs=2"], "--tune.learning_rates: the grid holds no learning rate. Give"),
+        (["good"], ["--tune.learning_rates=[]"], "--tune.learning_rates: the grid holds no learning rate. Give"),
+        (["good"], ["--tune.learning_rates=1e-4", "--data.validation=none"],
+         "tune: no validation subject can choose a learning rate: no scan with 3 axes in split 'none'"),
+        (["s=good,wide"], [], "encoders: s: run 2 has another encoder than run 1: pretrainings of one arm"),
+        (["s=good,again/good"], [], "encoders: s: runs 1 and 2 hold the same weights. Pretrain with another seed"),
+        (["s=good,second"], ["--runs=1"], "runs: s has 2 pretrainings, which 1 runs cannot all start from (got 1; exp"),
+        (["s=good,gone"], [], "there is no such folder or file"),
+    ],
+)  # fmt: skip
+def test_bad_arms_are_one_line_before_anything_is_trained(place, tmp_path, capsys, encoders, words, message):
+    given = [word if "=" in word else f"={word}" for word in encoders]
+    given = [word.replace("=", f"={place}/").replace(",", f",{place}/") for word in given]
+    given = [word.removeprefix("=") for word in given]
+    refused(place, tmp_path, capsys, given, words, message)
+
+
+@pytest.mark.parametrize(
+    ("against", "words", "message"),
+    [
+        ("plain.safetensors", [], "--against: the encoder of the weights is missing (got " ),
+        ("gone.safetensors@resenc_small_3d", [], "against: other: there is no such file (got "),
+        ("good@resenc_small_3d", [], "against: other: is a folder: name runs of medssl as encoders (got "),
+        ("plain.safetensors@resenc_smal", [], "no configuration 'resenc_smal' in encoders"),
+        ("plain.safetensors@resenc_small_3d", [], "against: other: "),
+        ("color.yaml@resenc_small_3d", [], "is text, no file of weights"),
+        ("gone.yaml", [], "against: the description cannot be read"),
+        ("wide.yaml", [], "against: other: the weights were trained at 2x2x2 mm, the store has 1x1x1.5 mm. Cache"),
+        ("color.yaml", [], "against: other: the weights take 3 channel(s), the scans of the store have 1. Choose"),
+        ("odd.yaml", [], "against: odd.yaml: unknown key spacing; a Foreign has weights, encoder, spacing"),
+        ("own.yaml", [], "against: the encoder has pretrained true and would bring weights of its own"),
+    ],
+)  # fmt: skip
+def test_weights_of_others_that_do_not_fit_are_one_line(place, tmp_path, capsys, against, words, message):
+    refused(place, tmp_path, capsys, [str(place / "good")], [f"--against=other={place / against}", *words], message)
+
+
+def test_what_was_assumed_of_weights_of_others_is_noted(place, capsys):
+    """Allowed channels and spacing, and what nobody says, are notes of the kind "guess"."""
+    store = Store.open(place / "store")
+    notes = {}
+    for name in ("wide", "color", "plain"):
+        ((arm, facts),) = sources.foreign_arms([f"other={place / name}.yaml"], ["good"])
+        initial = plan.initial_weights_of("other", arm.paths[0], store, (FineTuning(), arm.encoder), ("channels",))
+        assert initial.digest != "random"
+        assert not initial.provenance.complete
+        notes[name] = sources.check_foreign(arm, facts, initial, store, ("channels", "preprocess"))
+    assert {note.kind for each in notes.values() for note in each} == {"guess"}
+    texts = {name: " ".join(map(str, each)) for name, each in notes.items()}
+    assert "the weights were trained at 2x2x2 mm, the store has 1x1x1.5 mm (allowed)." in texts["wide"]
+    assert "other: weights for 3 channel(s) are spread over 1 (allowed)." in texts["color"]
+    assert "spacing and intensity rule of its pretraining are unknown: assumed those of the store" in texts["plain"]
+    assert "100% of the keys filled" in texts["plain"]
+    assert "not all subjects that pretraining has seen are known" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -137,7 +241,11 @@ def place(tmp_path_factory):
 )  # fmt: skip
 def test_bad_input_is_one_line_before_anything_is_trained(place, tmp_path, capsys, encoders, words, message):
     given = [word if "=" not in word else word.replace("=", f"={place}/") for word in encoders]
-    given = [word if "=" in word else str(place / word) for word in given]
+    refused(place, tmp_path, capsys, [word if "=" in word else str(place / word) for word in given], words, message)
+
+
+def refused(place, tmp_path, capsys, given, words, message):
+    """The verb refuses its words with one line that holds a message."""
     said = [
         "--config=segment_3d_small", f"--store={place / 'store'}", f"--index={place / 'index.sqlite'}",
         f"--out={tmp_path / 'out'}", "--labels=[2]", "--data.view.size=[16,16,8]",
@@ -157,13 +265,13 @@ def test_bad_input_is_one_line_before_anything_is_trained(place, tmp_path, capsy
 def test_what_is_unknown_of_pretraining_is_reported_before_anything_is_trained(place, tmp_path, capsys):
     store = Store.open(place / "store")
     card = Card(
-        Imported("medssl.encoders.resenc.ResEnc", ENCODER), store.preprocess, None, "digest",
+        Imported(RESENC, ENCODER), store.preprocess, None, "digest",
         Provenance(complete=False), 7, {},
     )  # fmt: skip
     save_encoder(tmp_path / "unknown", ResEnc(**ENCODER), card)
-    plan.initial_weights_of("spark", tmp_path / "unknown", store, FineTuning(), ())
-    plan.initial_weights_of("seen", place / "seen", store, FineTuning(), ("seen",))
-    plan.initial_weights_of("good", place / "good", store, FineTuning(), ())
+    plan.initial_weights_of("spark", tmp_path / "unknown", store, (FineTuning(), None), ())
+    plan.initial_weights_of("seen", place / "seen", store, (FineTuning(), None), ("seen",))
+    plan.initial_weights_of("good", place / "good", store, (FineTuning(), None), ())
     assert capsys.readouterr().out.splitlines() == [
         "note: spark: not all subjects that the encoder was pretrained on are known: some of the subjects of split "
         "'test' may be among them",
@@ -180,7 +288,7 @@ def test_classes_that_no_training_scan_has_are_reported_for_each_number_of_label
     file = labeled.indexed(place / "scans", tmp_path / "i/i.sqlite", classes=classes, key=tmp_path / "key/key")
     labeled.stored(file, tmp_path / "store", Preprocess(foreground_crop=False, orientation=None))
     studies = []
-    monkeypatch.setattr(verb, "finish", lambda *_, **__: {})
+    monkeypatch.setattr(verb, "conduct", lambda work, plan: (plan.recorded_study(work.out), {}))
     monkeypatch.setattr(verb, "summarize", lambda study, _: studies.append(study) or {"compared": [1]})
     mask = os.umask(0o077)
     try:

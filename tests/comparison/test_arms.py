@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from medssl.comparison.arms import Run, arms_of, encoder_digest, training_minutes
+from medssl.comparison.arms import Arm, Run, arms_of, encoder_digest, encoders_of, training_minutes
 from medssl.comparison.record import read_recorded, record_looks, record_plan, study_of
 from medssl.training.initial_weights import InitialWeights
 from medssl.types import Imported, UserError
@@ -25,13 +25,15 @@ def initial(arguments, digest="x"):
     return InitialWeights(Imported("medssl.Encoder", arguments), Path("weights"), None, digest)
 
 
-def command(out, labels=(2,), runs=1, recipe=RECIPE, **encoders):
+def command(out, labels=(2,), runs=1, recipe=RECIPE, options=None, **encoders):
     """What the verb does before anything is trained."""
-    starts = {name: initial(arguments, f"weights of {name}") for name, arguments in encoders.items()}
+    weights = {name: (initial(arguments, f"weights of {name}"),) for name, arguments in encoders.items()}
     folders = {name: out / "pretrained" / name for name in encoders}
-    arms = list(arms_of(folders, starts, read_recorded(out)))
+    given = [Arm(name, (folder,), minutes=training_minutes(folder)) for name, folder in folders.items()]
+    arms = list(arms_of(given, weights, read_recorded(out)))
     plan = [Run(arm, n, number) for number in range(runs) for n in labels for arm in arms]
-    return study_of(out, record_plan(out, recipe, arms, starts, plan), arms, plan)
+    held = recipe | {"encoders": encoders_of(arms, weights)}
+    return study_of(out, record_plan(out, held, arms, plan, options or {}), arms, plan)
 
 
 def baselines(study):
@@ -57,11 +59,11 @@ def test_a_later_encoder_of_another_kind_is_not_compared_with_the_first_baseline
     command(tmp_path, a=SMALL)
     later = command(tmp_path, b=LARGE)
     assert baselines(later)["b"] == "scratch-b"
-    assert {arm.name: arm.folder and arm.folder.name for arm in later.arms} == {
-        "scratch": None, "a": None, "scratch-b": "b", "b": "b",
+    assert {arm.name: [path.name for path in arm.paths] for arm in later.arms} == {
+        "scratch": [], "a": [], "scratch-b": ["b"], "b": ["b"],
     }  # fmt: skip
     assert {run.arm.name for run in later.requested} == {"scratch-b", "b"}
-    assert [arm.digest for arm in later.arms] == ["random", "weights of a", "random", "weights of b"]
+    assert [arm.digests for arm in later.arms] == [("random",), ("weights of a",), ("random",), ("weights of b",)]
     recorded = yaml.safe_load((tmp_path / "compare.yaml").read_text())
     assert recorded["encoders"] == {
         name: encoder_digest({"class_path": "medssl.Encoder", "init_args": arguments})
@@ -210,7 +212,7 @@ def test_looks_are_recorded_for_each_number_of_labeled_subjects(tmp_path):
     command(tmp_path, runs=5, a=SMALL)
     assert record_looks(tmp_path, {"a": {2: 5}}) == []
     study = command(tmp_path, labels=(2, 4), runs=6, a=SMALL, b=SMALL)  # goes on: looks are no part of the recipe
-    assert [arm.digest for arm in study.arms] == ["random", "weights of a", "weights of b"]
+    assert [arm.digests for arm in study.arms] == [("random",), ("weights of a",), ("weights of b",)]
     assert record_looks(tmp_path, {"b": {2: 6, 4: 6}, "a": {4: 6}}) == []
     assert record_looks(tmp_path, {"b": {2: 6}, "a": {2: 6}}) == [5]
     assert record_looks(tmp_path, {"a": {2: 5}}) == []

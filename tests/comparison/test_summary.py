@@ -16,6 +16,7 @@ import yaml
 from medssl.comparison import plan, runs
 from medssl.comparison.arms import Arm, Run, Study
 from medssl.comparison.jobs import Failure
+from medssl.comparison.phases import Work, run_shared
 from medssl.comparison.summary import summarize
 from medssl.comparison.tables import clear_states, note_edits, set_aside, write_tables
 from medssl.inference.evaluation import check_leaks
@@ -28,7 +29,7 @@ from medssl.training.settings import Examples
 from medssl.types import Labels, LabelSchema, Note, UserError, ViewSpec
 from medssl.types.provenance import Provenance
 
-ARMS = (Arm("scratch", Path("a")), Arm("spark", Path("a"), "scratch", 3.0))
+ARMS = (Arm("scratch", (Path("a"),), kind="scratch"), Arm("spark", (Path("a"),), "scratch", 3.0))
 
 
 def summarized(folder, kind, **more):
@@ -64,18 +65,18 @@ def test_tables_of_everything_that_is_done(tmp_path, capsys):
     assert "| 3 + 24 |" in text
     assert {"kind": "guess", "text": "A note."} in json.loads((tmp_path / "summary.json").read_text())["notes"]
     assert "\nA note.\n" in text
-    assert (tmp_path / "runs.csv").read_text().splitlines()[1] == "scratch,2,0,dice,0.515,0.4,3,6,6.0"
+    assert (tmp_path / "runs.csv").read_text().splitlines()[1] == "scratch,2,0,,dice,0.515,0.4,3,6,6.0"
     assert f"{tmp_path}: 8 of 8 runs" in capsys.readouterr().out
 
 
 def test_unknown_minutes_are_unknown(tmp_path):
-    study = made(tmp_path, arms=(ARMS[0], Arm("spark", Path("a"), "scratch", None)))
+    study = made(tmp_path, arms=(ARMS[0], Arm("spark", (Path("a"),), "scratch", None)))
     for run in study.requested:
         (run.folder(tmp_path) / "metrics.jsonl").unlink()
     assert summarize(study, {})["compared"]
     assert "| unknown + 0 |" in (tmp_path / "summary.md").read_text()
     assert json.loads((tmp_path / "summary.json").read_text())["minutes"]["spark"]["pretraining"] is None
-    assert (tmp_path / "runs.csv").read_text().splitlines()[1] == "scratch,2,0,dice,0.515,,,,"
+    assert (tmp_path / "runs.csv").read_text().splitlines()[1] == "scratch,2,0,,dice,0.515,,,,"
 
 
 def test_failures_are_written_without_names_of_files(tmp_path, capsys):
@@ -96,7 +97,7 @@ def test_failures_are_written_without_names_of_files(tmp_path, capsys):
 
 def test_what_earlier_commands_left_undone_is_said(tmp_path):
     study = made(tmp_path)
-    other = Arm("other", None, "scratch", None)
+    other = Arm("other", (), "scratch", None)
     study = Study(tmp_path, (*ARMS, other), study.requested[:4], (*study.requested[4:], Run(other, 2, 0)))
     assert summarize(study, {})["compared"]
     text = (tmp_path / "summary.md").read_text()
@@ -128,7 +129,7 @@ def test_a_measure_that_is_defined_nowhere(tmp_path, capsys):
     [
         (lambda lines: [line.replace("0.4,", "0.9,") if line.startswith("spark,2,0") else line for line in lines],
          "1 changed"),
-        (lambda lines: [*lines, "spark,2,7,dice,0.9,0.9,3,6,6.0"], "1 added"),
+        (lambda lines: [*lines, "spark,2,7,,dice,0.9,0.9,3,6,6.0"], "1 added"),
         (lambda lines: [*lines, lines[-1]], "1 added"),
         (lambda lines: lines[:-2], "2 missing"),
         (lambda lines: [*lines[:-1], "spa"], "1 added, 1 missing"),
@@ -278,18 +279,22 @@ def started(study, **starts):
 
 
 def test_a_run_that_ended_from_other_weights_has_failed(tmp_path, monkeypatch):
-    study = made(tmp_path, arms=(ARMS[0], replace(ARMS[1], digest="held")), labels=(2,))
+    study = made(tmp_path, arms=(ARMS[0], replace(ARMS[1], digests=("held",))), labels=(2,))
     started(study, spark="held")
     (study.requested[3].folder(tmp_path) / "config.yaml").write_text("start: other\n")
 
-    def ended(jobs, done, **_):
-        for job in jobs:
+    for run in study.requested:
+        (run.folder(tmp_path) / "test/summary.json").rename(run.folder(tmp_path) / "test/scores.json")
+
+    def ended_well(jobs, done, **_):
+        for run, job in zip(study.requested, jobs, strict=True):
+            (run.folder(tmp_path) / "test/scores.json").rename(run.folder(tmp_path) / "test/summary.json")
             done(job, None)
         return 0
 
-    monkeypatch.setattr(runs, "run_jobs", ended)
-    jobs = [runs.job_of(run, tmp_path, ((), ()), 0) for run in study.requested]
-    failed = runs.finish(jobs, study, jobs=1, lock=None, keep=True)
+    monkeypatch.setattr(runs, "run_jobs", ended_well)
+    work = Work(tmp_path, ((), ()), 0, 1, None, keep=True)
+    failed = run_shared(work, study, None)
     assert list(failed) == ["spark, 2 labeled subjects, run 1"]
     assert failed["spark, 2 labeled subjects, run 1"].written == (
         "it started from other weights than those that this comparison holds (does pretraining still write them?), so "
@@ -304,7 +309,7 @@ def test_a_run_that_ended_from_other_weights_has_failed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("config", ["start: other\n", "start: [\n", "start", "\xff"])
 def test_runs_from_other_weights_are_set_aside_before_anything_is_trained(tmp_path, capsys, config):
-    study = made(tmp_path, arms=(ARMS[0], replace(ARMS[1], digest="held")), labels=(2,))
+    study = made(tmp_path, arms=(ARMS[0], replace(ARMS[1], digests=("held",))), labels=(2,))
     started(study, spark="held")
     study = Study(tmp_path, study.arms, study.requested[:3], study.requested[3:])
     write_tables(study)
