@@ -36,6 +36,7 @@ FREE_KEYS = (
 GONE = (".pretrained_file",)  # ends of keys that older configurations hold as null
 LATER: dict[str, Any] = {  # ends of keys, and what they are in configurations that are older than the keys
     ".sampling.labeled": 0.0, ".init_args.decoder": "light", ".init_args.crops": "one", ".init_args.balanced": False,
+    ".matching.margin": 0.0,
     ".geometry.probability": 1.0, ".geometry.interpolation": "linear", ".min_overlap": 0.0,
     ".intensity.brightness_factor": [0.0, 1.0, 1.0], ".intensity.inverted_gamma": [0.0, 1.0, 1.0],
     ".intensity.reduced_resolution": [0.0, 1.0, 1.0],

@@ -117,6 +117,10 @@ class Listener:
     def on_micro_batch(self, batch: Batch, loss: Loss, crops: Crops) -> None:
         """Called when the gradient of a micro-batch was computed."""
 
+    def reads_terms(self, loop: TrainingLoop, step: int) -> bool:
+        """Whether it needs all terms of the loss of a step, from 1, also those that cost time."""
+        return False
+
     def on_step(self, loop: TrainingLoop, record: StepRecord) -> Measures | None:
         """Called when a step was done, with what earlier listeners measured."""
 

@@ -53,6 +53,10 @@ class Health(Listener):
 
     # --- what the loop calls
 
+    def reads_terms(self, loop: TrainingLoop, step: int) -> bool:
+        """Of the steps at which it measures: these have a row in the log."""
+        return step % self.every == 0
+
     def on_step(self, loop: TrainingLoop, record: StepRecord) -> Measures | None:
         """Measures where it is time to; the first process says what is new."""
         due = record.step % self.every == 0 or record.step >= loop.steps

@@ -250,7 +250,8 @@ class TrainingLoop:
 
         self.seed_micro_batch(micro.number)
         step = self.step_of(micro.batch.origin.samples)
-        step = replace(step, counts=micro.counts, micro_batches=self.source.accumulate)
+        logged = any(listener.reads_terms(self, self.progress.step + 1) for listener in self.listeners)
+        step = replace(step, counts=micro.counts, micro_batches=self.source.accumulate, logged=logged)
         call = ForwardCall(micro.batch, step)
         with self.fabric.no_backward_sync(self.network, enabled=micro.number < self.source.accumulate - 1):
             self.network(call)

@@ -52,6 +52,10 @@ class MetricsLog(Listener):
 
             self.write_event(step=done + 1, session_log=SessionLog(status=SessionLog.START))
 
+    def reads_terms(self, loop: TrainingLoop, step: int) -> bool:
+        """Of the first step, of every n-th and of the last."""
+        return step == 1 or step % self.every == 0 or step >= loop.steps
+
     def on_step(self, loop: TrainingLoop, record: StepRecord) -> None:
         """Writes the numbers of every n-th step, of the last, and of steps with measures."""
         due = loop.is_over or record.measures.values or record.step % self.every == 0

@@ -34,6 +34,7 @@ class Step:
     """Where training stands: ``index`` counts optimizer steps, ``samples`` numbers this micro-batch globally.
 
     ``counts`` is what ``Objective.counts`` gives, as a mean over the ``micro_batches`` of the step; None for one alone.
+    ``logged`` is False where no listener reads the terms of the loss: terms that cost time may then be left out.
     """
 
     index: int
@@ -42,6 +43,7 @@ class Step:
     samples: tuple[int, ...]
     counts: Tensor | None = None
     micro_batches: int = 1
+    logged: bool = True
 
     @property
     def progress(self) -> float:

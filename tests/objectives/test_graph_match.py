@@ -22,11 +22,12 @@ from medssl.ops.matching import Affinities, match, score
 from medssl.types import Features, Sampling, Step, UserError, ViewSpec
 
 FOUR = Graphs(nodes=4, neighbors=2)
+EXACT = Matching(margin=0.0)  # as published
 
 
 def objective_of(ndim: int = 2, **arguments) -> GraphMatch:
     torch.manual_seed(0)
-    arguments = {"graphs": FOUR, "projection": (8,)} | arguments
+    arguments = {"graphs": FOUR, "projection": (8,), "matching": EXACT} | arguments
     return GraphMatch(encoder(ndim), view=ViewSpec(SIZES[ndim]), **arguments).double()
 
 
@@ -91,7 +92,9 @@ def by_loops(objective: GraphMatch, batch) -> tuple[np.ndarray, list, list]:
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-@pytest.mark.parametrize("arguments", [{}, {"graphs": replace(FOUR, layers=0), "matching": Matching(temperature=0.3)}])
+@pytest.mark.parametrize(
+    "arguments", [{}, {"graphs": replace(FOUR, layers=0), "matching": Matching(margin=0.0, temperature=0.3)}]
+)
 def test_affinities_and_loss_are_the_formulas(ndim, arguments, monkeypatch):
     objective, kept = objective_of(ndim, **arguments), seen(monkeypatch)
     batch, step = batch_of(objective, scans=8)
@@ -122,10 +125,72 @@ def test_affinities_and_loss_are_the_formulas(ndim, arguments, monkeypatch):
     assert float(loss.terms["chance"]) == 6
 
 
+@pytest.mark.parametrize("second_order", [True, False])
+def test_a_margin_is_what_true_pairs_must_be_better_by(second_order, monkeypatch):
+    """The matching of affinities from which the margin was subtracted at true pairs, by loops over nodes and edges."""
+    matching = Matching(margin=0.7, noise=0.0, second_order=second_order)
+    objective, kept = objective_of(matching=matching), seen(monkeypatch)
+    batch, step = batch_of(objective, scans=8, views="same")
+    batch = replace(batch, views=(batch.views[0], batch.views[0]))
+    loss = objective.eval()(precise(batch), step)
+    (given,) = kept
+    vertex, edge = given.vertex.detach().clone(), given.edge.detach().clone()
+    for graph in range(2):
+        for node in range(4):
+            vertex[graph, node, node] -= 0.7
+        for row, own in enumerate(given.edges[graph].tolist()):
+            for column, other in enumerate(given.other_edges[graph].tolist()):
+                edge[graph, row, column] -= 0.7 * (own == other)
+    strict = Affinities(vertex, edge, given.edges, given.other_edges)
+    expected = match(strict)
+    wrong = float((expected != torch.arange(4)).sum())
+    assert float(loss.total.detach()) == pytest.approx(wrong)
+    assert wrong > float((match(given) != torch.arange(4)).sum()) == 0
+
+
+def test_small_graphs_keep_a_gradient():
+    """Graphs of eight nodes whose views differ by a little noise match at once; with a margin they still teach."""
+    norms = {margin: gradient_norms(margin) for margin in (0.0, 0.5)}
+    print({margin: [round(norm, 3) for norm in values] for margin, values in norms.items()})
+    assert max(norms[0.0]) == 0
+    assert sum(norm > 0.05 for norm in norms[0.5]) >= 10
+
+
+def gradient_norms(margin: float, steps: int = 12) -> list[float]:
+    """Norm of the gradient at each step of a short training."""
+    torch.manual_seed(0)
+    objective = GraphMatch(
+        encoder(2), view=ViewSpec(SIZES[2]), graphs=Graphs(8, 3), matching=Matching(margin=margin), projection=(16,)
+    ).train()
+    optimizer, noise, norms = torch.optim.AdamW(objective.parameters(), lr=1e-3), generator(0), []
+    batch, step = batch_of(objective, scans=16)
+    for number in range(steps):
+        coarse = torch.randn(16, 1, 4, 6, generator=noise)
+        image = torch.nn.functional.interpolate(coarse, SIZES[2], mode="bilinear")
+        views = [replace(v, image=image + 0.1 * torch.randn(image.shape, generator=noise)) for v in batch.views]
+        loss = objective(replace(batch, views=tuple(views)), replace(step, index=number))
+        optimizer.zero_grad()
+        loss.total.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(objective.parameters(), math.inf)))
+        optimizer.step()
+    return norms
+
+
+def test_the_clean_matching_is_computed_where_it_is_logged(monkeypatch):
+    objective = objective_of()
+    batch, step = batch_of(objective, scans=8)
+    calls, inner = [], graph_match.match
+    monkeypatch.setattr(graph_match, "match", lambda affinities: (calls.append(0), inner(affinities))[1])
+    logged, other = (objective(precise(batch), replace(step, logged=value)) for value in (True, False))
+    assert len(calls) == 1
+    assert logged.terms.keys() - other.terms.keys() == {"matching_accuracy"}
+    assert float(logged.total.detach()) == float(other.total.detach())
+
+
 @pytest.mark.parametrize("target", ["solve", "gold"])
 def test_the_gradient_is_the_difference_of_two_matchings(target, monkeypatch):
     """Rows and columns sum to 0; entries are -1, 0 or 1 over the strength and the graphs; a missed match is raised."""
-    objective = objective_of(matching=Matching(target=target, noise=1.0, strength=50.0))
+    objective = objective_of(matching=Matching(margin=0.0, target=target, noise=1.0, strength=50.0))
     kept = seen(monkeypatch)
     batch, step = batch_of(objective, scans=16)
     loss = objective(precise(batch), step)
@@ -143,7 +208,7 @@ def test_the_gradient_is_the_difference_of_two_matchings(target, monkeypatch):
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_identical_views_have_no_loss_and_no_gradient(ndim):
     """Without noise: the matching is the identity, and its target too."""
-    objective = objective_of(ndim, matching=Matching(noise=0.0)).eval()
+    objective = objective_of(ndim, matching=Matching(margin=0.0, noise=0.0)).eval()
     batch, step = batch_of(objective, scans=8, views="same")
     batch = precise(replace(batch, views=(batch.views[0], batch.views[0])))
     loss = objective(batch, step)
@@ -155,7 +220,7 @@ def test_identical_views_have_no_loss_and_no_gradient(ndim):
 
 
 def test_what_collapsed_matches_nothing():
-    objective = objective_of(matching=Matching(noise=0.0), fit=Fit(alpha=1.0))
+    objective = objective_of(matching=Matching(margin=0.0, noise=0.0), fit=Fit(alpha=1.0))
     for module in (objective.projection, objective.messages):
         for parameter in module.parameters():
             torch.nn.init.zeros_(parameter)
@@ -166,7 +231,7 @@ def test_what_collapsed_matches_nothing():
 
 
 def test_gradients_reach_encoder_projection_and_messages():
-    objective = objective_of(matching=Matching(noise=1.0))
+    objective = objective_of(matching=Matching(margin=0.0, noise=1.0))
     randomize(objective)
     batch, step = batch_of(objective, scans=16)
     objective(precise(batch), step).total.backward()
@@ -207,7 +272,7 @@ def test_permuting_the_nodes_of_one_view_permutes_the_matching():
 
 
 def test_renumbering_both_graphs_changes_nothing():
-    objective = objective_of(graphs=Graphs(nodes=6, neighbors=3), matching=Matching(noise=0.0))
+    objective = objective_of(graphs=Graphs(nodes=6, neighbors=3), matching=Matching(margin=0.0, noise=0.0))
     batch, _ = batch_of(objective, scans=6)
     features, order = features_of(6), [3, 0, 5, 1, 4, 2]
     rows = torch.tensor(order + [6 + node for node in order])
@@ -259,7 +324,9 @@ def test_a_strong_target_is_gold(monkeypatch):
     """Without noise and with a strength above 1 + k + the most edges into a node; graphs of 8 with 3 neighbors."""
     gradients = []
     for target in ("solve", "gold"):
-        objective = objective_of(graphs=Graphs(8, 3), matching=Matching(target=target, noise=0.0, strength=12.0))
+        objective = objective_of(
+            graphs=Graphs(8, 3), matching=Matching(margin=0.0, target=target, noise=0.0, strength=12.0)
+        )
         batch, step = batch_of(objective, scans=16)
         loss = objective(precise(batch), step)
         loss.total.backward()
@@ -271,7 +338,7 @@ def test_a_strong_target_is_gold(monkeypatch):
 def test_the_second_order_can_be_left_out(monkeypatch):
     from scipy.optimize import linear_sum_assignment
 
-    objective, kept = objective_of(matching=Matching(second_order=False, noise=0.0)), seen(monkeypatch)
+    objective, kept = objective_of(matching=Matching(margin=0.0, second_order=False, noise=0.0)), seen(monkeypatch)
     batch, step = batch_of(objective, scans=8)
     loss = objective(precise(batch), step)
     loss.total.backward()
@@ -285,7 +352,7 @@ def test_the_second_order_can_be_left_out(monkeypatch):
 def test_temperature_and_noise_say_the_same():
     values = []
     for noise, temperature in ((0.2, 1.0), (2.0, 0.1)):
-        objective = objective_of(matching=Matching(noise=noise, temperature=temperature))
+        objective = objective_of(matching=Matching(margin=0.0, noise=noise, temperature=temperature))
         batch, step = batch_of(objective, scans=16)
         loss = objective(precise(batch), step)
         values.append((float(loss.total.detach()), float(loss.terms["matching_accuracy"])))
@@ -322,7 +389,7 @@ def test_graphs_follow_the_sample_numbers():
 
 
 def test_noise_belongs_to_the_samples_and_the_seed():
-    objective = objective_of(matching=Matching(noise=1.0))
+    objective = objective_of(matching=Matching(margin=0.0, noise=1.0))
     batch, step = batch_of(objective, scans=8)
     noise = objective._noise(step)
     assert noise.shape == (2, 4, 4 + 2 * 8)
@@ -376,9 +443,10 @@ BAD = [
     ({"fit": Fit(alpha=1.5)}, r"fit.alpha: must be from 0 to 1 \(got 1\.5\)"),
     ({"fit": Fit(cells=0)}, r"fit.cells: must be at least 1 \(got 0\)"),
     ({"fit": Fit(share=0.0)}, r"fit.share: must be above 0, 1 at most \(got 0\.0\)"),
-    ({"matching": Matching(noise=-1.0)}, r"matching.noise: must be at least 0 \(got -1\.0\)"),
-    ({"matching": Matching(temperature=0.0)}, r"matching.temperature: must be above 0 \(got 0\.0\)"),
-    ({"matching": Matching(strength=0.0)}, r"matching.strength: must be above 0 \(got 0\.0\)"),
+    ({"matching": Matching(margin=0.0, noise=-1.0)}, r"matching.noise: must be at least 0 \(got -1\.0\)"),
+    ({"matching": Matching(margin=0.0, temperature=0.0)}, r"matching.temperature: must be above 0 \(got 0\.0\)"),
+    ({"matching": Matching(margin=-0.1)}, r"matching.margin: must be at least 0 \(got -0\.1\)"),
+    ({"matching": Matching(margin=0.0, strength=0.0)}, r"matching.strength: must be above 0 \(got 0\.0\)"),
 ]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ from medssl.data.store.store import Store
 from medssl.objectives.base import Objective
 from medssl.training.batch_source import batches_of_store
 from medssl.training.events import Listener, Measures
+from medssl.training.health_monitor import Health
 from medssl.training.loop import NotFinite, TrainingLoop
+from medssl.training.metrics_log import MetricsLog
 from medssl.training.optim import Optimization
 from medssl.training.resume import first_progress
 from medssl.training.settings import Training
@@ -216,3 +220,30 @@ def test_half_precision_casts_neither_inputs_nor_gradients_of_shared_weights():
         return weight.grad.clone()
 
     assert torch.equal(gradient(0, 1), gradient(0) + gradient(1))
+
+
+class Reader(Listener):
+    """Reads the terms of the second step."""
+
+    def reads_terms(self, loop, step):
+        return step == 2
+
+
+def test_a_step_says_whether_its_terms_are_read(store, monkeypatch):
+    seen, inner = [], toys.ToyObjective.forward
+
+    def forward(self, batch, step):
+        seen.append(step.logged)
+        return inner(self, batch, step)
+
+    monkeypatch.setattr(toys.ToyObjective, "forward", forward)
+    loop_of(store).run(fabric_of("fp32"), [Recorder(), Reader()])
+    assert seen == [False, False, True, True, False, False, False, False]  # two micro-batches a step
+
+
+@pytest.mark.parametrize(
+    ("listener", "steps"), [(MetricsLog(Path(), every=3), [1, 3, 6, 8]), (Health(every=4, settled=0), [4, 8])]
+)
+def test_the_log_and_health_read_the_terms_of_their_rows(listener, steps):
+    loop = SimpleNamespace(steps=8)
+    assert [step for step in range(1, 9) if listener.reads_terms(loop, step)] == steps
