@@ -110,6 +110,15 @@ def test_pythons_are_the_same_everywhere():
     assert PROJECT["requires-python"] == ">=3.11,<3.14"
 
 
+def test_coverage_is_measured_on_every_python_and_has_a_floor():
+    """Python 3.11 measures it in the workflow alone: ``make test`` would take a third longer there."""
+    commands = [step["run"] for step in WORKFLOW["jobs"]["test"]["steps"] if "run" in step]
+    assert any("make test" in command and "COVERAGE=yes" in command for command in commands)
+    assert 50 <= PYPROJECT["tool"]["coverage"]["report"]["fail_under"] <= 100
+    assert re.search(r"^\t.*-m pytest .*\$\(MEASURE\)$", text("Makefile"), re.MULTILINE)
+    assert "--cov " in re.search(r"^MEASURE = (.*)", text("Makefile"), re.MULTILINE)[1]
+
+
 def test_jobs_run_targets_of_the_makefile():
     targets = set(re.findall(r"^([a-z]+):.*## ", text("Makefile"), re.MULTILINE))
     commands = [step["run"] for job in WORKFLOW["jobs"].values() for step in job["steps"] if "run" in step]

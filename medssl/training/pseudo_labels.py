@@ -32,7 +32,7 @@ class PseudoLabels:
     (Pseudo-label, ICML workshops 2013). Repeat it by labeling again with the network that learned from both.
 
     Attributes:
-        labels: Folder of pseudo-labels, as the function ``pseudolabel`` writes it; None uses no pseudo-labels.
+        labels: Folder that holds pseudo-labels and ``pseudolabels.json``; None uses no pseudo-labels.
         share: Share of samples from scans with manual labels, above 0 to below 1. Scans are repeated to reach it.
     """
 
