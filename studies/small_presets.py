@@ -64,6 +64,7 @@ PRESETS = {
     "mae_resenc_3d_small": Preset("hippocampus", "mask", CROP),
     "mae_3d_small": Preset("hippocampus", "mask", CROP),
     "simmim_3d_small": Preset("hippocampus", "mask", CROP),
+    "masked_distillation_3d_small": Preset("hippocampus", "mask", CROP),
     "simclr_3d_small": Preset("hippocampus", "mask", WIDE),
     "global_3d_small": Preset("hippocampus", "mask"),
     "local_3d_small": Preset("hippocampus", "mask", start="global_3d_small"),
@@ -75,6 +76,7 @@ PRESETS = {
     "simmim_2d_small": Preset(
         "ultrasound", "class", (*COLOR, "--objective.view.area", "null", "--objective.view.scale", "[0.82,1.0]")
     ),
+    "masked_distillation_2d_small": Preset("ultrasound", "class", (*COLOR, *WHOLE)),
     "simclr_2d_small": Preset("ultrasound", "class", (*COLOR, *WHOLE, "--encoder.norm", "instance")),
     "graph_match_2d_small": Preset("ultrasound", "class", (*COLOR, *WHOLE)),
     "global_2d_small": Preset(

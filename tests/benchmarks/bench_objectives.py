@@ -30,8 +30,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Row = dict[str, object]
 DENSE = "dense"
-CONVOLUTIONAL = ("spark", "mae_resenc", "simclr", "global_contrast", "local_contrast", "graph_match")
+CONVOLUTIONAL = (
+    "spark", "mae_resenc", "masked_distillation", "simclr", "global_contrast", "local_contrast", "graph_match",
+)  # fmt: skip
+PROTOTYPES = (
+    "--objective.prototypes.count=512", "--objective.prototypes.width=64", "--objective.prototypes.hidden=256",
+)  # fmt: skip
 SMALL = {
+    "masked_distillation_2d": PROTOTYPES,
+    "masked_distillation_3d": PROTOTYPES,
     "spark_2d": ("--objective.decoder_width=64",),
     "mae_2d": ("--objective.decoder_width=192", "--objective.decoder_depth=2"),
     "mae_3d": ("--objective.decoder_width=192",),
@@ -53,8 +60,8 @@ class Table:
 TABLES = {
     "resenc_small_2d": Table((128, 128), 16, tuple(f"{name}_2d" for name in CONVOLUTIONAL)),
     "resenc_small_3d": Table((32, 32, 32), 16, tuple(f"{name}_3d" for name in CONVOLUTIONAL)),
-    "vit_small_2d": Table((160, 160), 16, ("mae_2d", "simmim_2d")),
-    "vit_small_3d": Table((48, 48, 48), 16, ("mae_3d", "simmim_3d")),
+    "vit_small_2d": Table((160, 160), 16, ("mae_2d", "simmim_2d", "masked_distillation_2d")),
+    "vit_small_3d": Table((48, 48, 48), 16, ("mae_3d", "simmim_3d", "masked_distillation_3d")),
     LARGE: Table((160, 160, 160), 1, ("mae_3d", "simmim_3d"), ("--encoder.patch=[16,16,16]",)),
 }
 
