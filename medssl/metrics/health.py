@@ -2,10 +2,12 @@
 
 A run is judged by a history of measurements, each the mean over the steps since the one before. Read from it are
 "step", "loss", "gradient_norm", "learning_rate"; where an objective has them "chance" (the loss if nothing had been
-learned), "uniformity" (``ops.similarity``, of what the loss compares), "teacher_entropy", "teacher_information" and
-"teacher_chance" (nats, ``nn.teacher``); and of the views and embeddings "input_flat", "embedding_spread",
-"embedding_rank" and "embedding_not_finite". Rules, with the reasons of their thresholds (figures of broken and of
-healthy runs: ``docs/results.md``):
+learned), "uniformity" (``ops.similarity``, of what the loss compares), "correlation" (of predicted voxels with those
+that were hidden), "teacher_entropy", "teacher_information", "teacher_mean_entropy" and "teacher_chance" (nats,
+``nn.teacher``); and of the views and embeddings "input_flat", "embedding_spread", "embedding_variation",
+"embedding_rank" and "embedding_not_finite". "So far" means since the start: what leaves the window of the newest
+measurements is thinned, and the extremes stay (``shortened``). Rules, with the reasons of their thresholds (figures of
+broken and of healthy runs: ``docs/results.md``):
 
     nothing      chance is 0: no pair of a batch is to be told apart
     input        half of the views or more hold one value, or their crops did before noise came on top: crops of air
@@ -13,7 +15,9 @@ healthy runs: ``docs/results.md``):
     not finite   embedding_not_finite above 0: rows that hold NaN or infinity while the loss does not; no measure counts
                  them
     collapse     embedding_spread below 0.003, twice in a row: networks in training start at 0.03 to 0.5 and stay there
-                 while they learn (0.006 untrained in evaluation mode); half precision alone makes 0.001
+                 while they learn (0.006 untrained in evaluation mode); half precision alone makes 0.001. And
+                 embedding_variation below 0.003 too: features that are large and the same in every scan, as large
+                 transformers have them, make the spread small, but not the variation
     narrowing    embedding_rank below half of the highest so far, twice in a row: runs that learn keep three quarters of
                  it, learning rates 100 times too high leave a fifth. Where voxels are predicted (chance, but no
                  uniformity) once the run has settled, and where its loss is below 90 % of chance against the highest
@@ -27,8 +31,16 @@ healthy runs: ``docs/results.md``):
     divergence   loss 10 times the lowest so far and twice chance (where that is not known, above the first: near 0 ten
                  times is nothing); or a gradient 100 times the median so far and 10 times the first one (a run that
                  leaves a plateau passes the former, not the latter)
+    rising       more than half of what the loss had come down so far is lost, twice in a row, once settled: slow
+                 divergence, which no jump shows. Not where a teacher sets the targets, whose loss may rise
+    trivial      loss below 2 % of chance before the run has settled, and within its first 500 steps: before it can have
+                 learned what is asked for. Contrast of regions that padding alone solves is there after 20 to 200
+                 steps; healthy runs of this length are at 5 % or more
     stuck        loss not below 98 % of chance once the run has settled (200 steps after the warm-up): runs that learn
-                 are at 95 % or less there, runs on views that have nothing in common at 99.9 % or more
+                 are at 95 % or less there, runs on views that have nothing in common at 99.9 % or more. Where voxels
+                 are predicted, noise may leave little to predict (plateaus of 95 to 97 % with normalized cells): a
+                 correlation of 0.1 or more, which is at best 1 % of the variance, shows that something is learned
+    prototypes   teacher_mean_entropy below 0.4 nats twice in a row: all inputs together use fewer than 1.5 prototypes
     teacher      teacher_entropy at 99 % of log K or more (teacher_chance, else chance), once settled; or
                  teacher_information below 0.5 % of log K twice in a row: every input gets the same target. Runs that
                  learn are at 1.2 to 16 %, runs without centering at 0 (one prototype) to 0.4 % (the same few)
@@ -46,17 +58,16 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from jaxtyping import Float
-
     Measures = Mapping[str, float]
 
-EPSILON = 1e-7  # as in RankMe
-GROUP = 16  # rows whose spread is taken together
-DEAD = 1e-3  # deviation of a feature, as a share of the embeddings' root mean square
 FEWEST = 3  # measurements that a run is judged by: what is wrong must be seen twice or three times
 SETTLING = 200  # steps after the warm-up from which on the loss is judged
 FLAT_INPUT, COLLAPSED, SHARP, UNFELT, STUCK, UNIFORM, UNINFORMED = 0.5, 0.003, 10.0, 0.003, 0.98, 0.99, 0.005
-NARROW, LEARNING = 0.5, 0.9
+NARROW, LEARNING, REGAINED = 0.5, 0.9, 0.5
+TRIVIAL, EARLY = 0.02, 500  # share of chance; step up to which it cannot have been learned
+ONE_PROTOTYPE = 0.4  # nats
+CORRELATED = 0.1  # of predicted and hidden voxels
+NEWEST, OLDER = 100, 100  # measurements that are held: the newest, and of those before them as many thinned out
 
 
 class Alarm(NamedTuple):
@@ -66,57 +77,29 @@ class Alarm(NamedTuple):
     message: str
 
 
-# --- measures of embeddings
+# --- the history of a run
 
 
-def effective_rank(embeddings: Float[np.ndarray, "N D"]) -> float:
-    """How many directions embeddings use: from about 1 (all alike but for length) to the smaller of N and D.
+def shortened(history: Sequence[Measures]) -> list[Measures]:
+    """A history that does not grow without end: the first row, the newest, the extremes, and others evenly spaced.
 
-    With singular values s_k: p_k = s_k / sum_j s_j + 1e-7 and exp(-sum_k p_k log p_k), as Garrido et al. (RankMe, ICML
-    2023). Not centered. Compare only embeddings of the same scans: it grows with their number.
+    What is left depends on the rows alone, so that a run that was stopped holds what an uninterrupted one does.
     """
-    values = np.linalg.svd(embeddings.astype(np.float64), compute_uv=False)
-    shares = values / max(float(values.sum()), EPSILON) + EPSILON
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+    rows = list(history)
+    extremes = {id(row) for row in _extremes(rows)} if len(rows) > 1 + OLDER + NEWEST else set()
+    while len(rows) > 1 + OLDER + NEWEST:
+        places = [place for place in range(1, len(rows) - NEWEST) if id(rows[place]) not in extremes]
+        del rows[min(places, key=lambda place: rows[place + 1]["step"] - rows[place - 1]["step"])]
+    return rows
 
 
-def spread(embeddings: Float[np.ndarray, "N D"]) -> float:
-    """Mean deviation of the features of embeddings of length 1, times sqrt(D): 0 is collapse, 1 every direction alike.
-
-    As Chen & He watch it (SimSiam, CVPR 2021, section 4.1).
-    """
-    x = embeddings.astype(np.float64)
-    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    return float(x.std(0).mean() * np.sqrt(x.shape[1]))
-
-
-def dead_share(embeddings: Float[np.ndarray, "N D"]) -> float:
-    """Share of features that hardly differ between rows: deviation up to 0.001 of the root mean square of them all."""
-    x = embeddings.astype(np.float64)
-    return float((x.std(0) <= DEAD * np.sqrt((x**2).mean())).mean())
-
-
-def describe(embeddings: Float[np.ndarray, "N D"]) -> dict[str, float]:
-    """Measures of the embeddings of consecutive steps, the oldest first.
-
-    A network in training moves its embeddings from step to step, which is no difference between scans: the spread is
-    the mean over groups of 16 rows or more, and for the other two each group is moved to the mean of all.
-
-    Returns:
-        "embedding_not_finite", the share of rows that hold NaN or infinity; of the others, where they are two or more,
-        "embedding_rank", "embedding_spread" and "embedding_dead".
-    """
-    finite = np.isfinite(embeddings).all(1)
-    rows, lost = embeddings[finite].astype(np.float64), {"embedding_not_finite": float((~finite).mean())}
-    if len(rows) < 2:
-        return lost
-    groups = np.array_split(rows, max(1, len(rows) // GROUP))
-    still = np.concatenate([group - group.mean(0) for group in groups]) + rows.mean(0)
-    return lost | {
-        "embedding_rank": effective_rank(still),
-        "embedding_spread": float(np.mean([spread(group) for group in groups])),
-        "embedding_dead": dead_share(still),
-    }
+def _extremes(history: Sequence[Measures]) -> list[Measures]:
+    """The rows of the lowest loss, of the lowest share of chance, and of the highest ranks, of all and of learning."""
+    rows = history[1:]
+    ranked = [row for row in rows if "embedding_rank" in row]
+    learning = [row for row in ranked if _share(row) < LEARNING]
+    lowest = [min(rows, key=lambda row: row["loss"]), min(rows, key=_share)]
+    return [*lowest, *(max(few, key=lambda row: row["embedding_rank"]) for few in (ranked, learning) if few)]
 
 
 # --- the verdict on a run
@@ -144,11 +127,14 @@ def alarms(history: Sequence[Measures], *, settled: int) -> list[Alarm]:
         return [Alarm("nothing", message)]
     rules = (_collapse, _sharpness, _flatness, _divergence)
     candidates = [_not_finite(now), *(rule(history) for rule in rules), _narrowing(history, settled)]
+    candidates += [_prototypes(history), _trivial(now, settled)]
     if now["step"] >= settled:
-        candidates += [_stuck(history), _teacher(history)]
+        candidates += [_rising(history), _stuck(history), _teacher(history)]
     kinds = {alarm.kind for alarm in candidates if alarm}
     explained = {"stuck"} if kinds - {"stuck"} else set()
     explained |= {"narrowing"} if "collapse" in kinds else set()
+    explained |= {"teacher", "trivial", "collapse", "narrowing"} if "prototypes" in kinds else set()
+    explained |= {"rising"} if "divergence" in kinds else set()
     return [alarm for alarm in candidates if alarm and alarm.kind not in explained]
 
 
@@ -165,6 +151,8 @@ def _not_finite(now: Measures) -> Alarm | None:
 def _collapse(history: Sequence[Measures]) -> Alarm | None:
     known = [row for row in history[1:] if "embedding_spread" in row][-2:]
     if len(known) < 2 or max(row["embedding_spread"] for row in known) >= COLLAPSED:
+        return None
+    if max(row.get("embedding_variation", 0.0) for row in known) >= COLLAPSED:
         return None
     now = known[-1]
     message = (
@@ -241,9 +229,48 @@ def _divergence(history: Sequence[Measures]) -> Alarm | None:
     return Alarm("divergence", f"training diverges: {what}; lower optimizer.learning_rate ({_rate(now)})")
 
 
+def _rising(history: Sequence[Measures]) -> Alarm | None:
+    now, last = history[-1], history[-2:]
+    if "chance" not in now or "teacher_entropy" in now or len(history) < 3:
+        return None
+    lowest = min(history[1:], key=_share)
+    gained = 1 - _share(lowest)
+    if gained < 1 - LEARNING or max(1 - _share(row) for row in last) >= REGAINED * gained:
+        return None
+    message = (
+        f"the loss rises again: {_share(now):.0%} of that of a network that knows nothing, {_share(lowest):.0%} at "
+        f"step {lowest['step']:.0f}; lower optimizer.learning_rate ({_rate(now)}), continue from an earlier checkpoint"
+    )
+    return Alarm("rising", message)
+
+
+def _trivial(now: Measures, settled: int) -> Alarm | None:
+    if now["step"] >= min(settled, EARLY) or "chance" not in now or _share(now) >= TRIVIAL:
+        return None
+    message = (
+        f"after {now['step']:.0f} steps the loss is {_share(now):.1%} of that of a network that knows nothing, before "
+        "it can have learned what is asked for: something else solves the task. Likely causes: padding or the border "
+        "of a view tells places, the two views are the same, scans differ in size or intensity alone, or the network "
+        "sees hidden voxels; look at pictures/, make the changes of the views stronger, and judge by a probe"
+    )
+    return Alarm("trivial", message)
+
+
+def _prototypes(history: Sequence[Measures]) -> Alarm | None:
+    last = [row for row in history[1:] if "teacher_mean_entropy" in row][-2:]
+    if len(last) < 2 or max(row["teacher_mean_entropy"] for row in last) >= ONE_PROTOTYPE:
+        return None
+    used, count = (np.exp(last[-1].get(name, 0.0)) for name in ("teacher_mean_entropy", "teacher_chance"))
+    message = (
+        f"the teacher gives every input the same target: all inputs together use {used:.1f} of {count:.0f} prototypes; "
+        "raise the teacher temperature, or divide the batch equally (sinkhorn)"
+    )
+    return Alarm("prototypes", message)
+
+
 def _stuck(history: Sequence[Measures]) -> Alarm | None:
     now = history[-1]
-    if "chance" not in now or _share(now) < STUCK:
+    if "chance" not in now or _share(now) < STUCK or ("uniformity" not in now and _predicts(now)):
         return None
     level = f"after {now['step']:.0f} steps the loss is {now['loss']:.4g}, that of a network that knows nothing is"
     if now.get("uniformity", -1.0) > -0.5:
@@ -277,6 +304,11 @@ def _teacher(history: Sequence[Measures]) -> Alarm | None:
         f"{limit:.3g} nats, their entropy is {entropy:.3g}; {remedy}, or divide the batch equally (sinkhorn)"
     )
     return Alarm("teacher", message)
+
+
+def _predicts(row: Measures) -> bool:
+    """Whether predicted voxels have something of the hidden ones."""
+    return _share(row) < 1 and row.get("correlation", 0.0) >= CORRELATED
 
 
 def _share(row: Measures) -> float:

@@ -129,9 +129,10 @@ def teacher_terms(targets: Mapping[str, Float[Tensor, "N K"]]) -> dict[str, Tens
         targets: What the teacher names for the rows of each head, of this process.
 
     Returns:
-        "teacher_entropy", the largest mean entropy of rows in nats. "teacher_information", by how much the entropy of
-        the mean row is above it: 0 if all rows get the same target, sharp or not; the smallest of heads with eight rows
-        or more. "teacher_chance", log K, which both are at most.
+        "teacher_entropy", the largest mean entropy of rows in nats. "teacher_mean_entropy", the entropy of the mean
+        row: 0 if all rows name one prototype; and "teacher_information", by how much it is above the former: 0 if all
+        rows get the same target, sharp or not; both the smallest of heads with eight rows or more. "teacher_chance",
+        log K, which all are at most.
     """
     if not targets:
         return {}
@@ -140,5 +141,8 @@ def teacher_terms(targets: Mapping[str, Float[Tensor, "N K"]]) -> dict[str, Tens
     entropy = torch.stack([rows for rows, _ in found.values()]).amax()
     terms = {"teacher_entropy": entropy, "teacher_chance": torch.full_like(entropy, chance)}
     enough = [name for name, rows in targets.items() if len(rows) * world_size() >= ENOUGH]
-    information = [found[name][1] - found[name][0] for name in enough]
-    return terms | ({"teacher_information": torch.stack(information).amin()} if information else {})
+    if not enough:
+        return terms
+    information = torch.stack([found[name][1] - found[name][0] for name in enough])
+    means = torch.stack([found[name][1] for name in enough])
+    return terms | {"teacher_information": information.amin(), "teacher_mean_entropy": means.amin()}

@@ -11,9 +11,10 @@ import numpy as np
 from medssl.data.labels.kinds.base import kind_of
 from medssl.data.labels.kinds.classes import class_number
 from medssl.data.store.store import Store
-from medssl.metrics import health
 from medssl.metrics import scan_probe as probes
 from medssl.metrics.classification import undefined
+from medssl.metrics.embedding_measures import effective_rank
+from medssl.metrics.embedding_measures import spread as spread_of
 from medssl.metrics.probe_tables import entry
 from medssl.probing.feature_cache import FeatureCache
 from medssl.probing.feature_extractor import Frozen, Splits
@@ -129,7 +130,7 @@ def group_of(
 def describe_embedding(features: dict[int, Float[np.ndarray, "D"]]) -> dict[str, Any]:
     """How much of their room the features of all labeled scans use."""
     embeddings = np.stack(list(features.values()))
-    rank, spread = health.effective_rank(embeddings), health.spread(embeddings)
+    rank, spread = effective_rank(embeddings), spread_of(embeddings)
     return {"scans": len(embeddings), "features": embeddings.shape[1], "effective_rank": rank, "spread": spread}
 
 

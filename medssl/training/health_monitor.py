@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from medssl.metrics import health
+from medssl.metrics.embedding_measures import describe
 from medssl.ops.collectives import gather
 from medssl.training.events import Listener, Measures
 
@@ -25,10 +26,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WINDOW = 256  # embeddings that are measured together: the newest of all micro-batches and processes
-REMEMBERED = 100  # measurements that a verdict looks back on, besides the first
 CALM = 3  # measurements without an alarm after which it is over
 CONSTANT = 1e-4  # greatest difference of values in a view that holds nothing
-LOGGED = ("embedding_rank", "embedding_spread", "embedding_dead", "input_flat")
+LOGGED = ("embedding_rank", "embedding_spread", "embedding_variation", "embedding_dead", "input_flat")
 APART = {"step", "seconds", "waiting", "samples_per_second", "loss_smoothed", "weight_decay"}  # of no use to a verdict
 
 
@@ -113,7 +113,7 @@ class Health(Listener):
         values = {name: [row[name] for row in self.recent if name in row] for name in {*chain(*self.recent)}}
         now = {name: fmean(held) for name, held in sorted(values.items())} | {"step": row["step"], **self.measure()}
         self.recent = []
-        self.history = [self.history[0], *self.history[1:][1 - REMEMBERED :], now]
+        self.history = [dict(kept) for kept in health.shortened([*self.history, now])]
         alarms = health.alarms(self.history, settled=self.settled)
         measures = {name: now[name] for name in LOGGED if name in now} | {"alarms": float(len(alarms))}
         return measures, [alarm for alarm in alarms if self.is_new(alarm.kind, int(row["step"]))]
@@ -124,7 +124,7 @@ class Health(Listener):
         _, flat, rows = self.window
         measures = {"input_flat": float(flat.mean())}
         if rows.shape[1] and len(rows) > 1:
-            measures |= health.describe(rows.numpy()) | {"embedding_width": float(rows.shape[1])}
+            measures |= describe(rows.numpy()) | {"embedding_width": float(rows.shape[1])}
         return measures
 
     def is_new(self, kind: str, step: int) -> bool:

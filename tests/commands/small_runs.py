@@ -38,6 +38,7 @@ class Fault:
     constant: bool = False
     shuffled: bool = False
     attract: bool = False
+    one_crop: bool = False
 
 
 FAULTS = {
@@ -50,6 +51,9 @@ FAULTS = {
     "rate x 10000": Fault(rate=10.0),
     "constant input": Fault(constant=True),
     "shuffled views": Fault(shuffled=True),
+    "one crop": Fault(one_crop=True),
+    "one crop, shuffled views": Fault(one_crop=True, shuffled=True),
+    "one crop, temperature 0.0005": Fault(one_crop=True, temperature=0.0005),
     "nothing pushes apart": Fault(attract=True, encoder="vit"),
 }
 RECONSTRUCTIONS, STRATIFIED = {"spark", "mae", "unet_mae", "simmim"}, {"global", "local"}
@@ -111,14 +115,16 @@ def objective_of(name: str, fault: Fault) -> Objective:
         return kind(encoder, view=view, temperature=fault.temperature, projection=(32, 32))
     if name == "local":
         still = replace(view, scale=(1.0, 1.0), geometry=Geometry(flip="none"))
-        return LocalContrast(encoder, view=still, temperature=fault.temperature, cues=Cues(PARTS), steps=2)
+        crops = "one" if fault.one_crop else "two"
+        arguments = {"temperature": fault.temperature, "cues": Cues(PARTS), "steps": 2, "crops": crops}
+        return LocalContrast(encoder, view=still, **arguments)
     return GlobalContrast(
         encoder, view=view, temperature=fault.temperature, projection=(32, 32), cues=Cues(PARTS, cross=True)
     )
 
 
 def batches(name: str, fault: Fault, images: torch.Tensor, seed: int) -> Iterator[Batch]:
-    """Random crops (regions need the same in both views), brightness, contrast and noise, different in each view."""
+    """Random crops, brightness, contrast and noise, different in each view; the places of crops are in the affines."""
     generator = torch.Generator().manual_seed(seed)
     first = 0
 
@@ -145,16 +151,25 @@ def batches(name: str, fault: Fault, images: torch.Tensor, seed: int) -> Iterato
         if fault.shuffled:
             picked = picked[torch.randperm(BATCH, generator=generator)]
         corners = places()
-        one = plain_batch(view(picked, corners), samples)
+        one = placed(plain_batch(view(picked, corners), samples), corners)
         names = tuple(f"patient{number}" for number in patients.tolist())
         origin = replace(one.origin, scan_ids=names, subject_ids=names, along=(parts + 0.5) / PARTS)
         views = one.views
         if name not in RECONSTRUCTIONS:
-            other = view(picked, corners if name == "local" else places())
+            others = corners if fault.one_crop else places()
+            other = view(picked, others)
             if fault.shuffled:
                 other = other[torch.randperm(BATCH, generator=generator)]
-            views = (*views, *plain_batch(other, samples).views)
+            views = (*views, *placed(plain_batch(other, samples), others).views)
         yield Batch(views, origin)
+
+
+def placed(batch: Batch, corners: list[list[int]]) -> Batch:
+    """The batch with views whose first voxel lies at a corner of the slice."""
+    (view,) = batch.views
+    affine = view.affine.clone()
+    affine[:, :2, 2] = torch.tensor(corners, dtype=affine.dtype)
+    return replace(batch, views=(replace(view, affine=affine),))
 
 
 def run(

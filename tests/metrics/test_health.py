@@ -7,7 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from medssl.metrics.health import alarms, dead_share, describe, effective_rank, spread
+from medssl.metrics import health
+from medssl.metrics.embedding_measures import dead_share, describe, effective_rank, spread, variation
+from medssl.metrics.health import alarms, shortened
 
 
 @pytest.mark.parametrize("rank", [1, 3, 8])
@@ -34,6 +36,25 @@ def test_spread_is_0_of_equal_embeddings_and_1_of_every_direction():
     assert spread(np.random.default_rng(0).normal(size=(20_000, 16))) == pytest.approx(1, abs=0.01)
     assert spread(np.zeros((3, 4))) == 0
     assert effective_rank(np.zeros((3, 4))) == pytest.approx(1, abs=1e-4)
+
+
+def test_variation_does_not_see_a_large_part_that_is_the_same_everywhere():
+    """Three of 64 features are a thousand times as large as the others and constant: the spread is next to 0."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(0.5, 1, size=(32, 64))
+    massive = x.copy()
+    massive[:, :3] = 3000
+    assert spread(massive) < 0.003 < 0.7 < spread(x)
+    by_hand = np.mean([column.std() / np.sqrt((column**2).mean()) for column in massive.T])
+    assert variation(massive) == pytest.approx(by_hand)
+    assert variation(massive) == pytest.approx(variation(x) * 61 / 64, abs=0.02)
+    assert variation(x * np.logspace(-3, 3, 64)) == pytest.approx(variation(x))
+    assert variation(np.full((5, 4), 3.0)) == variation(np.zeros((5, 4))) == 0
+    collapsed = massive[:1] + 1e-4 * rng.normal(size=massive.shape)
+    assert variation(collapsed) < 0.003
+    assert describe(massive)["embedding_variation"] == pytest.approx(
+        np.mean([variation(massive[:16]), variation(massive[16:])])
+    )
 
 
 def test_dead_features_do_not_vary():
@@ -137,6 +158,14 @@ def test_collapse_takes_two_measurements():
     )
     assert "lower optimizer.learning_rate (now 0.001)" in told(rows)
     assert kinds(history(collapsed, collapsed, {})) == []
+
+
+def test_large_features_that_are_the_same_everywhere_are_no_collapse():
+    """As large transformers have them; without the measure (checkpoints of before) the spread decides."""
+    small = {"embedding_spread": 0.001, "embedding_rank": 9.0}
+    assert kinds(history({}, *[small | {"embedding_variation": 0.3}] * 2)) == []
+    assert kinds(history({}, *[small | {"embedding_variation": 0.002}] * 2)) == ["collapse"]
+    assert kinds(history({}, *[small] * 2)) == ["collapse"]
 
 
 def test_a_rank_that_falls_by_half_is_a_high_learning_rate():
@@ -268,3 +297,104 @@ def test_a_teacher_that_gives_every_input_the_same_target_is_reported(entropy, r
     )
     assert kinds(history(*[same] * 10, chance=2.0)) == []  # not settled
     assert kinds(history(*[same] * 10, different, chance=2.0)) == []  # once only
+
+
+def test_one_prototype_for_everything_is_reported_before_the_run_has_settled():
+    """0.2 nats are 1.2 prototypes; two in equal parts have 0.69."""
+    one = {"loss": 0.3, "chance": 8.3, "teacher_chance": 8.3, "teacher_entropy": 0.1, "teacher_mean_entropy": 0.2}
+    assert kinds(history({}, one, chance=8.3)) == []
+    assert told(history({}, one, one, chance=8.3)) == (
+        "the teacher gives every input the same target: all inputs together use 1.2 of 4024 prototypes; raise the "
+        "teacher temperature, or divide the batch equally (sinkhorn)"
+    )
+    settled = history(*[one | {"teacher_information": 0.01, "loss": 0.01}] * 11, chance=8.3)
+    assert kinds(settled) == ["prototypes"]
+    assert kinds(history({}, *[one | {"teacher_mean_entropy": 0.69}] * 2, chance=8.3)) == []
+
+
+def test_a_loss_near_zero_before_anything_was_learned_is_trivial():
+    solved = {"loss": 3.4 * 0.019}
+    assert told(history(solved)).startswith(
+        "after 20 steps the loss is 1.9% of that of a network that knows nothing, before it can have learned what is "
+        "asked for: something else solves the task. Likely causes: padding or the border of a view tells places, "
+    )
+    assert kinds(history({"loss": 3.4 * 0.021})) == []
+    assert kinds(history(*[{}] * 10, solved)) == []  # step 220: it has had its time
+    assert kinds(history(*[{}] * 24, solved), settled=10_000) == []  # step 500 of a long warm-up, likewise
+    assert kinds(history(*[{}] * 23, solved), settled=10_000) == ["trivial"]
+    unknown = [{name: value for name, value in row.items() if name != "chance"} for row in history(solved)]
+    assert kinds(unknown) == []
+
+
+def test_a_loss_that_loses_half_of_what_it_had_gained_rises():
+    """From 40 % of chance: above 70 % twice. Slowly, so that no jump of ten times is seen."""
+    fallen, risen = {"loss": 3.4 * 0.4}, {"loss": 3.4 * 0.72}
+    slow = [{"loss": 3.4 * (0.4 + 0.01 * number)} for number in range(30)]
+    assert kinds(history(*[fallen] * 12, *slow)) == []
+    assert kinds(history(*[fallen] * 12, *slow, risen)) == []
+    assert told(history(*[fallen] * 12, *slow, risen, risen)) == (
+        "the loss rises again: 72% of that of a network that knows nothing, 40% at step 20; lower "
+        "optimizer.learning_rate (now 0.001), continue from an earlier checkpoint"
+    )
+    assert kinds(history(fallen, risen, risen)) == []  # not settled
+    taught = {"teacher_entropy": 3.0, "teacher_chance": 8.3}  # a teacher that sharpens: its loss may rise
+    assert kinds(history(*[fallen | taught] * 12, risen | taught, risen | taught)) == []
+    assert kinds(history(*[{"loss": 3.4 * 0.92}] * 12, *[{"loss": 3.4 * 0.97}] * 2)) == []  # little gained
+
+
+@pytest.mark.parametrize(("correlation", "found"), [(0.2, []), (0.1, []), (0.09, ["stuck"])])
+def test_predicted_voxels_of_noisy_scans_are_not_stuck_where_something_is_predicted(correlation, found):
+    """Normalized cells plateau at 95 to 97 % of chance, and may be slower."""
+    rows = predicting(*[{"embedding_rank": 9.0, "correlation": correlation}] * 11, loss=3.4 * 0.985)
+    assert kinds(rows) == found
+    above = predicting(*[{"embedding_rank": 9.0, "correlation": correlation}] * 11, loss=3.4 * 1.001)
+    assert kinds(above) == ["stuck"]
+    compared = history(*[{"correlation": correlation}] * 11, loss=3.4 * 0.985)  # views are compared
+    assert kinds(compared) == ["stuck"]
+    assert kinds(predicting(*[{"embedding_rank": 9.0}] * 11, loss=3.4 * 0.96)) == []
+
+
+# --- long runs
+
+
+def long_run(loss, rank, steps: int) -> list[dict]:
+    """Measurements of a long run, each 20 steps, shortened after each as the monitor does."""
+    kept: list[dict] = [START]
+    for number in range(1, steps + 1):
+        row = {"step": 20 * number, "loss": loss(number), "chance": 3.4, "gradient_norm": 5.0, "uniformity": -1.5}
+        kept = shortened([*kept, row | {"embedding_rank": rank(number), "embedding_spread": 0.3}])
+    return kept
+
+
+def test_extremes_since_the_start_stay_when_thousands_of_measurements_follow():
+    lowest, widest = 37, 41
+    kept = long_run(lambda n: 0.5 if n == lowest else 2.0, lambda n: 30.0 if n == widest else 20.0, 5000)
+    assert len(kept) <= 1 + health.OLDER + health.NEWEST
+    steps = [row["step"] for row in kept]
+    assert steps == sorted(set(steps))
+    assert steps[0] == 1
+    assert steps[-health.NEWEST :] == [20 * number for number in range(4901, 5001)]
+    assert {20 * lowest, 20 * widest} <= set(steps)
+    middle = [step for step in steps if 20_000 < step < 80_000]
+    assert len(middle) >= 5  # the time between is not forgotten either
+
+
+def test_slow_narrowing_and_slow_rising_are_reported_over_thousands_of_measurements():
+    """Both change by less than 2 % within the newest hundred measurements."""
+    narrow = long_run(lambda n: 1.5, lambda n: max(9.0, 30.0 - 0.006 * n), 3400)
+    assert told(narrow).startswith("embeddings use ever fewer directions: 9.6, down from 30.0 at step 20;")
+    rising = long_run(lambda n: 1.0 + 0.00045 * n, lambda n: 20.0, 3000)
+    assert told(rising).startswith("the loss rises again: 69% of that of a network that knows nothing, 29%")
+    assert kinds(long_run(lambda n: 3.0 - 0.0005 * n, lambda n: 20.0 + 0.001 * n, 3000)) == []
+
+
+def test_a_history_in_two_parts_is_that_of_one_run():
+    """A checkpoint holds the shortened rows, and nothing else is needed to go on."""
+    rng = np.random.default_rng(0)
+    losses, ranks = rng.uniform(1, 2, 700), rng.uniform(10, 20, 700)
+    whole = long_run(lambda n: losses[n - 1], lambda n: ranks[n - 1], 700)
+    part = long_run(lambda n: losses[n - 1], lambda n: ranks[n - 1], 333)
+    for number in range(334, 701):
+        row = {"step": 20 * number, "loss": losses[number - 1], "chance": 3.4, "gradient_norm": 5.0, "uniformity": -1.5}
+        part = shortened([*part, row | {"embedding_rank": ranks[number - 1], "embedding_spread": 0.3}])
+    assert part == whole

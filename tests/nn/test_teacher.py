@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from objectives.small import encoder, randomize, vit
 from torch import nn
 
-from medssl.nn.teacher import Teacher
+from medssl.nn.teacher import Teacher, teacher_terms
 
 
 def students():
@@ -99,3 +100,18 @@ def test_drop_path_and_batch_statistics_are_off_while_the_student_trains():
 def test_other_networks_are_refused():
     with pytest.raises(ValueError, match=r"the teacher holds \['encoder', 'head'\], got students \['head'\]"):
         Teacher(students()).follow({"head": nn.Linear(1, 1)}, 0.5)
+
+
+def test_the_entropy_of_the_mean_target_counts_prototypes_in_use():
+    """One head that names one of 8 prototypes for all, one that names two in turn: 0 and log 2, by hand."""
+    one, two = torch.zeros(10, 8), torch.zeros(10, 8)
+    one[:, 3] = 1
+    two[::2, 1] = two[1::2, 4] = 1
+    few = torch.full((2, 8), 1 / 8)
+    terms = {name: float(term) for name, term in teacher_terms({"patch": two, "pooled": few}).items()}
+    assert terms["teacher_mean_entropy"] == pytest.approx(math.log(2))
+    assert terms["teacher_information"] == pytest.approx(math.log(2))
+    for name in ("teacher_entropy", "teacher_chance"):  # of the two rows that say nothing
+        assert terms[name] == pytest.approx(math.log(8))
+    assert float(teacher_terms({"patch": two, "pooled": one})["teacher_mean_entropy"]) == 0
+    assert "teacher_mean_entropy" not in teacher_terms({"pooled": few})  # too few rows to say

@@ -20,7 +20,8 @@ from torch import nn
 
 from medssl import cli
 from medssl.encoders.base import Encoder
-from medssl.metrics.health import describe
+from medssl.metrics.embedding_measures import describe
+from medssl.metrics.health import NEWEST, OLDER
 from medssl.objectives.base import Objective
 from medssl.training import health_monitor as health
 from medssl.training.health_monitor import Health, is_flat, settled_after
@@ -241,6 +242,42 @@ def test_the_state_restores_everything_and_needs_no_pickle(tmp_path):
     assert watch.history == other.history
     assert watch.history[-1]["loss"] == 2.5
     assert watch.alarm_steps == other.alarm_steps == {"stuck": [4, 4]}
+
+
+def test_a_long_run_that_was_stopped_knows_the_extremes_of_an_uninterrupted_one(tmp_path):
+    """600 measurements: the lowest loss, of measurement 30, has left the newest ones long ago and is not forgotten."""
+    embeddings = batch_of(tuple(range(32)))
+
+    def follow(watch: Health, numbers: range) -> list[str]:
+        kinds = []
+        for number in numbers:
+            watch.on_micro_batch(*embeddings)
+            loss = 0.2 if number == 30 else 0.5 + 0.0005 * number
+            row = {"step": number, "loss": loss, "chance": 1.0, "gradient_norm": 1.0, "uniformity": -1.0}
+            kinds += [alarm.kind for alarm in watch.follow(row, due=True)[1]]
+        return kinds
+
+    whole, part, rest = (Health(every=1, settled=200) for _ in range(3))
+    told = follow(whole, range(1, 601))
+    assert told == ["rising"]
+    told_before = follow(part, range(1, 301))
+    torch.save(part.state_dict(), tmp_path / "state.pt")
+    rest.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert told_before + follow(rest, range(301, 601)) == told
+    assert rest.history == whole.history
+    assert len(whole.history) == 1 + OLDER + NEWEST
+    assert 30 in {row["step"] for row in whole.history}
+    assert rest.alarm_steps == whole.alarm_steps == {"rising": [202, 600]}
+
+
+def test_a_checkpoint_of_the_newest_hundred_measurements_alone_goes_on():
+    """As an earlier version wrote them."""
+    rows = [{"step": float(step), "loss": 1.0, "gradient_norm": 1.0} for step in (1, *range(400, 500))]
+    watch = Health(every=1, settled=0)
+    watch.load_state_dict({"window": [], "recent": [], "history": rows, "told": {}})
+    watch.on_micro_batch(*batch_of((0, 1)))
+    assert watch.follow({"step": 500, "loss": 1.0, "gradient_norm": 1.0}, due=True)[1] == []
+    assert len(watch.history) == 102
 
 
 def test_numbers_that_are_not_finite_are_left_out():
