@@ -1,8 +1,8 @@
 """Segmentation from random weights beside nnU-Net v2: the same split, network, patches, batch and number of steps.
 
-    python -m venv /tmp/nnunet && /tmp/nnunet/bin/pip install nnunetv2
+    python -m venv ENV && ENV/bin/pip install nnunetv2
     python tests/benchmarks/bench_nnunet.py hippocampus --data DATA --work WORK --rows ROWS.csv \
-        --nnunet /tmp/nnunet/bin/python [--steps 250] [--runs 3] [--minutes 4]
+        --nnunet ENV/bin/python [--steps 250] [--runs 3] [--minutes 4]
     python tests/benchmarks/bench_nnunet.py hippocampus --rows ROWS.csv --summary
 
 nnU-Net runs with its own plans (ResEnc) but for the sizes, which are those of our small preset, with its own

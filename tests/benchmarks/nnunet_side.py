@@ -60,12 +60,12 @@ def plan(settings: dict[str, Any]) -> None:
 def train(settings: dict[str, Any], run: Path) -> None:
     """All steps from random weights; writes the last weights, as nnU-Net does, and the seconds."""
     import torch
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+    from nnunetv2.run.run_training import get_trainer_from_args
 
     torch.set_num_threads(settings["threads"])
-    folder = Path(os.environ["nnUNet_preprocessed"]) / settings["name"]
-    plans, dataset = (json.loads((folder / name).read_text()) for name in (f"{PLANS}.json", "dataset.json"))
-    trainer = nnUNetTrainer(plans, CONFIGURATION, 0, dataset, device=torch.device("cpu"))
+    trainer = get_trainer_from_args(
+        str(settings["dataset"]), CONFIGURATION, 0, plans_identifier=PLANS, device=torch.device("cpu")
+    )
     trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = EPOCH, 1
     trainer.num_epochs = settings["steps"] // EPOCH
     for name in ("output_folder_base", "output_folder"):
