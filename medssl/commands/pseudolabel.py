@@ -58,7 +58,7 @@ def pseudolabel(
         confidence: Lowest probability of the best class, 0 to below 1; voxels below it get no label. 0 labels all
             voxels.
         allow: "seen" takes a network that was trained on subjects of the split "test".
-        windows: Sliding windows: overlap, batch size, precision and device.
+        windows: Sliding windows: overlap, batch size, precision, device and mirroring.
         trust: Import paths, with commas, of classes that are not part of medssl and that a card or configuration may
             load.
 
