@@ -26,8 +26,8 @@ def choices(module: str, annotation: ast.expr) -> list[Any] | None:
 
 
 def items_of(annotation: ast.expr | None) -> tuple[list[ast.expr], int | None] | None:
-    """Types of the items of a list and their number (None: any); None where it is no list."""
-    parts = list(alternatives(annotation))
+    """Types of the items of a list and their number (None: any); None where it is no list. Words may stand for it."""
+    parts = [part for part in alternatives(annotation) if _name(part) != "Literal"]
     if len(parts) != 1 or not isinstance(parts[0], ast.Subscript) or _name(parts[0]) not in LISTS:
         return None
     inside = parts[0].slice
@@ -35,6 +35,11 @@ def items_of(annotation: ast.expr | None) -> tuple[list[ast.expr], int | None] |
     if _name(parts[0]) != "tuple" or _is_dots(elements[-1]):
         return elements[:1], None
     return elements, len(elements)
+
+
+def is_word(module: str, annotation: ast.expr | None, text: str) -> bool:
+    """Whether a text is one of the words that a value can be."""
+    return any(text in (choices(module, part) or ()) for part in alternatives(annotation))
 
 
 def is_switch(annotation: ast.expr | None) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from medssl.cli.keys import Keys, keys_of, plain
 from medssl.cli.messages import unknown_key
-from medssl.cli.values import BOOLEANS, expected, fits, is_number, is_switch, items_of, takes_numbers
+from medssl.cli.values import BOOLEANS, expected, fits, is_number, is_switch, is_word, items_of, takes_numbers
 from medssl.io.configurations import FRAGMENTS, is_fragment, load_config, load_recipe, merged
 from medssl.io.trust import names
 from medssl.types import UserError
@@ -187,7 +187,9 @@ def _value(remaining: list[str], key: str, parameter: Parameter | None) -> str:
         return remaining.pop(0) if follows else "true"
     text = _next(remaining, key)
     items = items_of(parameter.annotation) if parameter else None
-    if items is None or text[:1] in {"[", "{", ""} or "," in text:
+    if items is None or parameter is None or text[:1] in {"[", "{", ""} or "," in text:
+        return text
+    if is_word(parameter.module, parameter.annotation, text):
         return text
     types, count = items
     more: list[str] = []
@@ -203,7 +205,8 @@ def _bracketed(text: str, parameter: Parameter | None) -> str:
     """A list in the form that the parser takes: ``2,4`` becomes ``[2,4]``."""
     if parameter is None or items_of(parameter.annotation) is None:
         return text
-    return text if text[:1] in {"[", "{", ""} or text == "null" else f"[{text}]"
+    is_plain = text == "null" or is_word(parameter.module, parameter.annotation, text)
+    return text if is_plain or text[:1] in {"[", "{", ""} else f"[{text}]"
 
 
 def _positional(bare: Sequence[str], values: dict[str, str], keys: Keys | None) -> dict[str, str]:

@@ -16,17 +16,28 @@ class IntensityRule:
 
     Attributes:
         clip: How to bound values: "none"; "range" takes ``low`` and ``high`` as values; "percentile" takes them as
-            percentiles of the foreground.
+            percentiles of the foreground of each scan; "collection" as percentiles of the foreground of all scans,
+            which are measured once, when the store is made.
         low: Lower bound: a value, or a percentile from 0 to 100.
         high: Upper bound: a value, or a percentile from 0 to 100.
-        normalize: How to scale values: "zscore" (mean 0, standard deviation 1 over the clipped foreground), "unit"
-            (bounds to 0 and 1) or "none".
+        normalize: How to scale values: "zscore" (mean 0, standard deviation 1 over the clipped foreground of each
+            scan), "collection" (mean and deviation of the foreground of all scans), "fixed" (``mean`` and
+            ``deviation``), "unit" (bounds to 0 and 1) or "none".
+        mean: Mean that "fixed" subtracts.
+        deviation: Standard deviation that "fixed" divides by, above 0.
     """
 
-    clip: Literal["none", "range", "percentile"] = "none"
+    clip: Literal["none", "range", "percentile", "collection"] = "none"
     low: float = 0.0
     high: float = 0.0
-    normalize: Literal["zscore", "unit", "none"] = "zscore"
+    normalize: Literal["zscore", "collection", "fixed", "unit", "none"] = "zscore"
+    mean: float = 0.0
+    deviation: float = 1.0
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether it names numbers, and nothing that is measured on a collection."""
+        return "collection" not in (self.clip, self.normalize)
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,8 @@ class GridRules:
     Attributes:
         orientation: Axis codes of the stored volume, such as RAS; None keeps the axes of the file. Volumes only.
         spacing_mm: Target spacing in mm per stored axis, above 0; a 0 keeps the spacing of that axis, None keeps all.
-            Volumes only.
+            "median" takes the median of the volumes per axis, "nnunet" the same but for very thick slices: there the
+            10th percentile across the slices. Volumes only.
         image_size: Height and width in pixels to resize images to (with antialiasing); None keeps the size. Images
             only.
         foreground_crop: Cut off the border that is background (air, black) in every channel.
@@ -69,7 +81,7 @@ class GridRules:
     """
 
     orientation: str | None = "RAS"
-    spacing_mm: tuple[float, ...] | None = None
+    spacing_mm: tuple[float, ...] | Literal["median", "nnunet"] | None = None
     image_size: tuple[int, int] | None = None
     foreground_crop: bool = True
     background: float | None = None
@@ -85,17 +97,31 @@ class Preprocess(GridRules):
         domains: Value domains that the rules are meant for; scans of other domains are refused. Empty accepts all.
         mirror: Axes that views with ``flip: data`` and mirrored predictions may mirror: "safe" (all but left-right; in
             images the horizontal axis), "all" (where left and right do not matter, as in histology) or "none".
+        isotropic: Target spacing in mm of all axes, above 0, in place of ``spacing_mm``; None takes ``spacing_mm``.
+            Volumes only.
     """
 
     intensity: IntensityRules = field(default_factory=IntensityRules)
     transforms: tuple[Imported, ...] = ()
     domains: tuple[ValueDomain, ...] = ()
     mirror: Literal["safe", "all", "none"] = "safe"
+    isotropic: float | None = None
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether all rules are numbers: nothing is left to measure on a collection."""
+        rules = (self.intensity.hu, self.intensity.mr, self.intensity.gray, self.intensity.rgb)
+        spacing_known = self.isotropic is None and not isinstance(self.spacing_mm, str)
+        return spacing_known and all(rule.is_resolved for rule in rules)
 
     def digest(self) -> str:
         """Hexadecimal digest (16 characters) of the rules above: equal digests mean equal stored voxels."""
         rules = asdict(self)
         del rules["domains"], rules["mirror"]  # which scans are taken and how views mirror them: not what is stored
+        if self.isotropic is None:
+            del rules["isotropic"]
         for rule in rules["intensity"].values():
+            if rule["normalize"] != "fixed":  # without effect, and unknown to 0.1.0
+                del rule["mean"], rule["deviation"]
             rule["normalise"] = rule.pop("normalize")  # the key of 0.1.0: stores keep their digest
         return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()[:16]

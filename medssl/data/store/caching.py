@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from medssl.data.store import checksums, disk, records, writer
 from medssl.data.store.naming import Tier
+from medssl.data.store.resolving import Resolver
 from medssl.data.store.store import Store
 from medssl.data.store.verify import Findings, mend, verify
 from medssl.data.store.writer import StorePlan
@@ -115,18 +116,26 @@ def cache_scans(selection: Selection, path: Path, preprocess: Preprocess, option
         log.info(f"note: {note}")
     for line in mend(path):
         log.info(f"note: {line}")
+    resolver = Resolver(selection.scans, selection.root, selection.schemas, path)
+    memory_gb = options.memory_gb or 0.9 * total_memory_gb()
+    guess = StorePlan(selection.root, path, preprocess, options.tier, selection.schemas)
+    limits = Limits(options.seconds, memory_gb, partial(writer.seconds_for, guess))
+    rules, lines = resolver.resolve(preprocess, workers=options.workers, limits=limits, setup=_start)
+    for line in lines:
+        log.info(f"note: {line}")
     store = Store.create(
         path,
-        preprocess,
+        rules,
         tier=options.tier,
         schema=selection.schema,
         index_digest=selection.digest,
         synthetic=selection.synthetic,
+        requested=None if preprocess.is_resolved else preprocess,
     )
+    resolver.forget_samples()
     plan = StorePlan(selection.root, store.path, store.preprocess, options.tier, selection.schemas)
     with _sharing(path), closing(records.connect(path / records.TABLE)) as connection:
         changed = writer.refresh(plan, selection.scans(), connection)
-        memory_gb = options.memory_gb or 0.9 * total_memory_gb()
         work = _Work(plan, connection, Limits(options.seconds, memory_gb, partial(writer.seconds_for, plan)))
         missing = _estimate(work, selection.scans)
         new, skipped = _run(work, selection.scans(), missing, options.workers)

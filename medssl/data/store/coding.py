@@ -235,6 +235,8 @@ def _normalization(rule: IntensityRule, sample: NDArray[np.float64], low: float,
     """
     if rule.normalize == "none":
         return 0.0, 1.0
+    if rule.normalize == "fixed":
+        return rule.mean, rule.deviation
     shift, divisor = (low, high - low) if rule.normalize == "unit" else (float(sample.mean()), float(sample.std()))
     return shift, divisor if divisor > 1e-6 * abs(shift) else 1.0
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from medssl.data.formats.reading import Volume
     from medssl.data.store.coding import Coding
-    from medssl.types import Imported, Preprocess, ValueDomain
+    from medssl.types import Imported, IntensityRule, Preprocess, ValueDomain
 
 
 @dataclass(frozen=True)
@@ -108,25 +108,37 @@ def check(preprocess: Preprocess) -> None:
     Raises:
         UserError: Names the key and what it takes.
     """
-    axes, spacing = preprocess.orientation, preprocess.spacing_mm
+    axes, spacing, isotropic = preprocess.orientation, preprocess.spacing_mm, preprocess.isotropic
     if axes and (len(axes) != 3 or any(len(set(axes) & set(pair)) != 1 for pair in ("LR", "PA", "IS"))):
         message = "must name one of L/R, P/A and I/S for each axis, such as RAS"
         raise UserError(message, key="preprocess.orientation", got=axes)
-    if spacing is not None and (len(spacing) != 3 or min(spacing) < 0):
-        message = "must be three distances in mm (0 keeps an axis)"
+    if isinstance(spacing, tuple) and (len(spacing) != 3 or not 0 <= min(spacing) <= max(spacing) < np.inf):
+        message = "must be three distances in mm (0 keeps an axis), median or nnunet"
         raise UserError(message, key="preprocess.spacing_mm", got=spacing)
+    if isotropic is not None and not 0 < isotropic < np.inf:
+        message = "must be a distance in mm above 0"
+        raise UserError(message, key="preprocess.isotropic", got=isotropic)
+    if isotropic is not None and spacing is not None:
+        message = f"sets the spacing of all axes, and so does spacing_mm {spacing}"
+        raise UserError(message, key="preprocess.isotropic", got=isotropic, hint="Leave one of them out")
     if preprocess.image_size is not None and min(preprocess.image_size) < 1:
         message = "must be height and width in pixels"
         raise UserError(message, key="preprocess.image_size", got=preprocess.image_size)
     for entry in fields(preprocess.intensity):
-        rule = getattr(preprocess.intensity, entry.name)
-        outside = rule.clip == "percentile" and not 0 <= rule.low <= rule.high <= 100
-        if outside or (rule.clip == "range" and rule.low >= rule.high):
-            what = "percentiles from 0 to 100" if outside else "values"
-            message = f"clips from {rule.low} to {rule.high}"
-            expected = f"two {what} in ascending order"
-            raise UserError(message, key=f"preprocess.intensity.{entry.name}", expected=expected)
+        _check_rule(getattr(preprocess.intensity, entry.name), f"preprocess.intensity.{entry.name}")
     _users(preprocess.transforms)
+
+
+def _check_rule(rule: IntensityRule, key: str) -> None:
+    """Refuses an intensity rule whose numbers are out of order or out of range."""
+    outside = rule.clip in ("percentile", "collection") and not 0 <= rule.low <= rule.high <= 100
+    if outside or (rule.clip == "range" and rule.low >= rule.high):
+        what = "percentiles from 0 to 100" if outside else "values"
+        message = f"clips from {rule.low} to {rule.high}"
+        raise UserError(message, key=key, expected=f"two {what} in ascending order")
+    if rule.normalize == "fixed" and not (rule.deviation > 0 and np.isfinite([rule.mean, rule.deviation]).all()):
+        message = "must be above 0, with a finite mean"
+        raise UserError(message, key=f"{key}.deviation", got=rule.deviation)
 
 
 def prepare(volume: Volume, preprocess: Preprocess, *, domain: ValueDomain) -> Prepared:
@@ -144,6 +156,9 @@ def prepare(volume: Volume, preprocess: Preprocess, *, domain: ValueDomain) -> P
     Raises:
         UserError: The scan is empty, holds NaN or infinite voxels or excluded ones alone, or a rule does not fit it.
     """
+    if not preprocess.is_resolved:
+        message = "names a median or a collection, which are measured when scans are cached: take the rules of a store"
+        raise UserError(message, key="preprocess")
     image = _plain_type(np.asarray(volume.image))
     coding.refuse_unusable(image)
     source_whole = image.dtype == np.uint8 or domain == "hu"
@@ -155,7 +170,7 @@ def prepare(volume: Volume, preprocess: Preprocess, *, domain: ValueDomain) -> P
     if image.ndim == 4 and preprocess.orientation:
         work.move(grid.orient, preprocess.orientation)
     _crop_foreground(work, preprocess, domain)
-    if image.ndim == 4 and preprocess.spacing_mm:
+    if image.ndim == 4 and isinstance(preprocess.spacing_mm, tuple):
         work.move(grid.resample, preprocess.spacing_mm)
     elif image.ndim == 3 and preprocess.image_size:
         work.move(grid.resize_image, tuple(preprocess.image_size))
@@ -179,7 +194,7 @@ def as_monai(preprocess: Preprocess) -> Any:
     both = {"keys": ("image", "label"), "allow_missing_keys": True}
     if preprocess.orientation:
         steps.append(transforms.Orientationd(**both, axcodes=preprocess.orientation, labels=None))
-    if preprocess.spacing_mm:
+    if isinstance(preprocess.spacing_mm, tuple):
         pixdim = [mm if mm > 0 else float("nan") for mm in preprocess.spacing_mm]  # NaN: MONAI keeps that axis
         steps.append(transforms.Spacingd(**both, pixdim=pixdim, mode=("bilinear", "nearest")))
     return transforms.Compose([*steps, *map(make_transform, preprocess.transforms)])

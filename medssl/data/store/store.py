@@ -33,6 +33,7 @@ class Store(Contents):
     Attributes:
         path: Its folder.
         preprocess: The rules that made it.
+        requested: The rules as they were given, where a median or a collection was measured for them; else None.
         tier: "chunked" (compressed) or "raw" (mapped into memory).
         schema: Classes of the labels, or None.
         synthetic: Whether all scans are synthetic.
@@ -42,6 +43,8 @@ class Store(Contents):
     def __init__(self, path: Path, description: dict[str, Any]) -> None:
         self.path = path
         self.preprocess = preprocess_from(description["preprocess"])
+        requested = description.get("requested")  # absent where the rules were numbers from the start
+        self.requested = None if requested is None else preprocess_from(requested)
         self.tier: Tier = description["tier"]
         schema = description["schema"]
         self.schema = schema and LabelSchema(schema["name"], tuple(map(tuple, schema["classes"])), schema["ignore"])
@@ -62,8 +65,11 @@ class Store(Contents):
         schema: LabelSchema | None = None,
         index_digest: str = "",
         synthetic: bool = False,
+        requested: Preprocess | None = None,
     ) -> Store:
         """Makes an empty store, or opens the one that is there if the same rules made it.
+
+        ``requested`` are the rules as they were given, where a median or a collection was measured for them.
 
         Raises:
             UserError: A store of other rules or another tier is there, or a folder that is no store.
@@ -83,6 +89,7 @@ class Store(Contents):
                 message = f"the store {path} is {store.tier}, not {tier}: take another folder"
                 raise UserError(message)
             synthetic = synthetic and (store.synthetic or not len(store))
+            requested = requested or store.requested
         description = {
             "format": FORMAT,
             "tier": tier,
@@ -91,6 +98,7 @@ class Store(Contents):
             "schema": schema and dataclasses.asdict(schema),
             "index": index_digest,
             **({"synthetic": True} if synthetic else {}),
+            **({"requested": dataclasses.asdict(requested)} if requested is not None else {}),
         }
         chunks.write_parts(path / "store.json", [json.dumps(description, indent=1).encode()])
         return cls(path, json.loads(json.dumps(description)))
@@ -113,7 +121,8 @@ class Store(Contents):
             message = f"{path} has store format {description.get('format')}, this version reads {FORMAT}: cache again"
             raise UserError(message)
         stored_rules = preprocess_from(description["preprocess"])  # the file may give another digest
-        if preprocess is not None and preprocess.digest() != stored_rules.digest():
+        requested = description.get("requested") and preprocess_from(description["requested"]).digest()
+        if preprocess is not None and preprocess.digest() not in (stored_rules.digest(), requested):
             wanted = json.loads(json.dumps(dataclasses.asdict(preprocess)))
             keys = ", ".join(sorted(differences(description["preprocess"], wanted)))
             message = (
@@ -250,7 +259,7 @@ def preprocess_from(data: dict[str, Any]) -> Preprocess:
     rules = {domain: IntensityRule(**rule) for domain, rule in data.pop("intensity").items()}
     steps = tuple(Imported(**step) for step in data.pop("transforms"))
     for name in ("spacing_mm", "image_size"):
-        data[name] = data[name] and tuple(data[name])
+        data[name] = tuple(data[name]) if isinstance(data[name], list | tuple) else data[name]
     data["domains"] = tuple(data.get("domains", ()))  # an older store does not say
     return Preprocess(**data, intensity=IntensityRules(**rules), transforms=steps)
 

@@ -162,11 +162,12 @@ def expected_bytes(plan: StorePlan, scan: Scan) -> int:
     rules = plan.preprocess
     if len(shape) == 2 and rules.image_size:
         shape = np.asarray(rules.image_size, float)
-    if len(shape) == 3 and rules.spacing_mm and not rules.orientation:
-        new = np.asarray(rules.spacing_mm)
+    spacing = rules.spacing_mm if isinstance(rules.spacing_mm, tuple) else ()
+    if len(shape) == 3 and spacing and not rules.orientation:
+        new = np.asarray(spacing)
         shape = shape * np.asarray(scan.grid.spacing_mm) / np.where(new > 0, new, scan.grid.spacing_mm)
-    elif len(shape) == 3 and rules.spacing_mm and all(rules.spacing_mm):
-        shape = shape * np.prod(scan.grid.spacing_mm) ** (1 / 3) / np.prod(rules.spacing_mm) ** (1 / 3)
+    elif len(shape) == 3 and spacing and all(spacing):
+        shape = shape * np.prod(scan.grid.spacing_mm) ** (1 / 3) / np.prod(spacing) ** (1 / 3)
     narrow = scan.source.value_domain == "rgb" and not scan.labels.excluded
     voxels = float(np.prod(np.maximum(shape, 1)))
     return (
