@@ -12,7 +12,7 @@ from medssl.data.index.scan_index import Index
 from medssl.data.labels.kinds.base import kind_of
 from medssl.data.split import refuse_leaks
 from medssl.data.store import grid
-from medssl.data.store.writer import UNREADABLE
+from medssl.data.store.unchanged import UNREADABLE
 from medssl.inference.finished_scans import Finished
 from medssl.inference.predictor import Windows, classify, reason_of, segment
 from medssl.inference.scan_scores import rows_of

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from medssl.data.formats.reading import read
 from medssl.data.labels.kinds.base import kind_of
 from medssl.data.labels.trained_on import NAMES, differences
-from medssl.data.store.unchanged import refuse_changed
-from medssl.data.store.writer import UNREADABLE
+from medssl.data.store.unchanged import UNREADABLE, refuse_changed
 from medssl.inference import writers as outputs
 from medssl.inference.finished_scans import Finished
 from medssl.inference.predictor import Windows, classify, reason_of, segment

@@ -116,7 +116,7 @@ def cache_scans(selection: Selection, path: Path, preprocess: Preprocess, option
         log.info(f"note: {note}")
     for line in mend(path):
         log.info(f"note: {line}")
-    resolver = Resolver(selection.scans, selection.root, selection.schemas, path)
+    resolver = Resolver(selection.scans, selection.root, selection.schemas, path, _former_rules(path))
     memory_gb = options.memory_gb or 0.9 * total_memory_gb()
     guess = StorePlan(selection.root, path, preprocess, options.tier, selection.schemas)
     limits = Limits(options.seconds, memory_gb, partial(writer.seconds_for, guess))
@@ -141,6 +141,14 @@ def cache_scans(selection: Selection, path: Path, preprocess: Preprocess, option
         new, skipped = _run(work, selection.scans(), missing, options.workers)
         total = _log_summary(plan, selection.scans, connection, (new, skipped, changed))
         return Totals(total, new, skipped)
+
+
+def _former_rules(path: Path) -> tuple[Preprocess, Preprocess] | None:
+    """Rules that were given for the store that is there, and its rules in numbers; None where they are the same."""
+    if not (path / "store.json").exists():
+        return None
+    store = Store.open(path)
+    return None if store.requested is None else (store.requested, store.preprocess)
 
 
 def verify_with_progress(path: Path) -> Findings:

@@ -20,8 +20,7 @@ from medssl.data.store import chunks, coding
 from medssl.data.store.naming import scan_key
 from medssl.data.store.preprocess import prepare
 from medssl.data.store.spacing import significant
-from medssl.data.store.unchanged import refuse_changed
-from medssl.data.store.writer import UNREADABLE
+from medssl.data.store.unchanged import UNREADABLE, refuse_changed
 from medssl.ops.draws import keyed_generator
 from medssl.types import IntensityRule, IntensityRules, UserError
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, cast
 
 from medssl.data.store import fingerprint
 from medssl.data.store.spacing import Spacings
-from medssl.data.store.store import Store
 from medssl.io.processes import Lost, Pool, spawning
 from medssl.types import Preprocess
 
@@ -30,6 +29,7 @@ class Resolver:
         root: Folder that their paths start from.
         schemas: Class map of each data set, or None.
         path: Folder of the store.
+        former: Rules that were given for the store that is there, and its rules in numbers; None without such a store.
     """
 
     def __init__(
@@ -38,8 +38,9 @@ class Resolver:
         root: Path,
         schemas: dict[str, LabelSchema | None],
         path: Path,
+        former: tuple[Preprocess, Preprocess] | None = None,
     ) -> None:
-        self.scans, self.root, self.schemas, self.path = scans, root, schemas, path
+        self.scans, self.root, self.schemas, self.path, self.former = scans, root, schemas, path, former
 
     def resolve(
         self, rules: Preprocess, *, workers: int, limits: Limits, setup: Callable[[], None]
@@ -79,12 +80,9 @@ class Resolver:
 
     def _former(self, rules: Preprocess) -> Preprocess | None:
         """The rules of the store, where the same request made it."""
-        if rules.is_resolved or not (self.path / "store.json").exists():
+        if rules.is_resolved or self.former is None or self.former[0].digest() != rules.digest():
             return None
-        store = Store.open(self.path)
-        if store.requested is None or store.requested.digest() != rules.digest():
-            return None
-        return replace(store.preprocess, domains=rules.domains, mirror=rules.mirror)
+        return replace(self.former[1], domains=rules.domains, mirror=rules.mirror)
 
     def _kept(self, rules: Preprocess, former: Preprocess, spacings: Spacings) -> list[str]:
         """Lines on numbers that stay although the selection of scans may have changed."""

@@ -10,6 +10,7 @@ from medssl.types import UserError
 if TYPE_CHECKING:
     from medssl.types import Scan
 
+UNREADABLE = (OSError, ValueError, RuntimeError, ArithmeticError, LookupError)  # of a scan that is left out
 _CLOCKS_NS = (1, 100, 1_000, 1_000_000, 1_000_000_000, 2_000_000_000)
 # file systems keep times in steps of these lengths; a copy on another one has the time rounded down
 

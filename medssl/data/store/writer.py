@@ -14,7 +14,7 @@ from medssl.data.formats.reading import read
 from medssl.data.store import checksums, chunks, records
 from medssl.data.store.naming import SMALL, content_digest, scan_file, scan_key
 from medssl.data.store.preprocess import prepare
-from medssl.data.store.unchanged import refuse_changed
+from medssl.data.store.unchanged import UNREADABLE, refuse_changed
 from medssl.io.processes import in_worker
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 PACK = 1024  # small scans in a pack
 COMPRESSED = 0.8  # stored bytes of a chunked scan, as a share of its voxels' bytes: a guess on the high side
-UNREADABLE = (OSError, ValueError, RuntimeError, ArithmeticError, LookupError)
 
 
 @dataclass(frozen=True)
