@@ -68,8 +68,9 @@ VERBS = {
         "pretrain --config spark_3d_small --store store --run runs/first --training.steps 500",
         (
             *("store", "run", "encoder", "objective", "pretrained", "training.steps", "training.batch_size"),
-            *("training.accumulate", "training.precision", "training.seed", "training.extend"),
-            *("optimizer.learning_rate", "data.split", "data.workers"),
+            *("training.accumulate", "training.precision", "training.recompute", "training.seed", "training.extend"),
+            *("optimizer.learning_rate", "optimizer.learning_rate_per", "optimizer.schedule"),
+            *("data.split", "data.workers"),
         ),
     ),
     "finetune": Verb(

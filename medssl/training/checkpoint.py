@@ -225,6 +225,8 @@ def refuse_other(stored: dict[str, Any], config: dict[str, Any], name: str) -> N
     if not differences:
         return
     hint = " (training.extend true goes on with more steps)" if differences.startswith("training.steps") else ""
+    if "optimizer.learning_rate: " in differences and dict(flat(config)).get("optimizer.learning_rate_per"):
+        hint = " (the learning rate follows the samples of a step: keep batch_size x accumulate x processes as it was)"
     if stored.get("pretrained") and not config.get("pretrained"):
         hint = " (the run's own folder as `pretrained` continues from its checkpoint)"
     message = f"{name}/ is a run of another configuration: {differences}; choose another run folder{hint}"

@@ -178,3 +178,38 @@ def test_another_horizon_is_another_run(store, short, tmp_path):
     )
     assert code == 2
     assert "optimizer.rate_decay.horizon: 8 there, 16 here" in said
+
+
+def test_another_batch_would_be_another_rate(store, tmp_path):
+    """The message says why: nobody gave another rate."""
+    words = ("--optimizer.learning_rate=null", "--optimizer.learning_rate_per=0.01,16")
+    code, said = pretrain(store, tmp_path / "run", *words, "--training.steps=2")
+    assert code == 0, said
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["optimizer"]
+    assert (config["learning_rate"], config["learning_rate_per"]) == (pytest.approx(0.005), [0.01, 16])
+    assert "adamw with betas 0.9, 0.95, learning rate 0.005 (0.01 for 16 samples, times the square root of 4" in said
+    assert rows(tmp_path / "run")[0]["learning_rate"] == pytest.approx(0.005 * 0.005)  # the first of the warm-up
+    code, said = pretrain(store, tmp_path / "run", *words, "--training.steps=2", "--training.batch_size=8")
+    assert code == 2
+    assert "optimizer.learning_rate: 0.005 there, 0.01 here" in said
+    assert "follows the samples of a step: keep batch_size x accumulate x processes as it was" in said
+    again = ("--config", str(tmp_path / "run/config.yaml"), f"--store={store}", f"--run={tmp_path / 'again'}")
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        assert cli.main(["pretrain", *again]) == 0, text.getvalue()
+    assert_same(tmp_path / "run", tmp_path / "again")
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_other_optimizers_resume_bit_for_bit(store, tmp_path, name, monkeypatch):
+    words = (f"--optimizer.name={name}", "--optimizer.weight_decay=1e-4,1e-4", "--optimizer.clip_per=parameter",
+             "--training.steps=6", '--optimizer.rates={"encoder.first.*": 0.5}')  # fmt: skip
+    assert pretrain(store, tmp_path / "one", *words)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(toys.ToyObjective, "after_step", stopping(3))
+        assert pretrain(store, tmp_path / "two", *words)[0] == 143
+    code, said = pretrain(store, tmp_path / "two", *words)
+    assert code == 0, said
+    assert_same(tmp_path / "one", tmp_path / "two")
+    stored = yaml.safe_load((tmp_path / "two/config.yaml").read_text())["optimizer"]["rates"]
+    assert stored == {"encoder.first.*": 0.5}

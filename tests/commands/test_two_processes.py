@@ -55,6 +55,33 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
 
 @pytest.mark.ddp
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["sgd", "lars"])
+def test_other_optimizers_and_schedules_are_those_of_one_process(name, tmp_path):
+    """The rate follows the batch of all processes; gradients are clipped for each parameter when they are complete."""
+    store = toys.toy_store(tmp_path / "store")
+    words = [
+        *("--training.steps=6", f"--optimizer.name={name}", "--optimizer.learning_rate_per=0.5,16"),
+        *("--optimizer.schedule=constant_then_decay", "--optimizer.clip_per=parameter", "--optimizer.clip=0.01"),
+        *("--optimizer.weight_decay=1e-4,1e-4", '--optimizer.rates={"encoder.*": 0.5}'),
+    ]
+    running = [
+        start(store, tmp_path / "one", 1, "--training.batch_size=4", *words),
+        start(store, tmp_path / "two", 2, "--training.batch_size=2", *words),
+    ]
+    said = [process.communicate(timeout=240)[0] for process in running]
+    print(*said, sep="\n--- two processes\n")
+    assert [process.returncode for process in running] == [0, 0]
+    rate = "learning rate 0.354 (0.5 for 16 samples, times the square root of 8 / 16)"
+    assert [rate in text for text in said] == [True, True]
+    one, two = (torch.load(tmp_path / run / "checkpoints/last.pt", weights_only=True) for run in ("one", "two"))
+    before = torch.load(tmp_path / "one/checkpoints/before_decay.pt", weights_only=True)["objective"]
+    for key, value in one["objective"].items():
+        assert torch.allclose(value, two["objective"][key], atol=1e-5), key
+    assert not all(torch.equal(value, before[key]) for key, value in one["objective"].items())
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
 def test_sigterm_to_torchrun_saves_once_and_the_run_goes_on(tmp_path):
     store = toys.toy_store(tmp_path / "store")
     words = ["--training.steps=100000", "--data.workers=1"]
