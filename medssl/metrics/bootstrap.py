@@ -57,7 +57,7 @@ def subject_means(values: Sequence[float | None], subjects: Sequence[str]) -> di
     of_subject: dict[str, list[float | None]] = {subject: [] for subject in sorted(set(subjects))}
     for value, subject in zip(values, subjects, strict=True):
         of_subject[subject].append(value)
-    return {subject: mean_of_known(found) for subject, found in of_subject.items()}
+    return {subject: mean_of_known(scores) for subject, scores in of_subject.items()}
 
 
 def mean_of_known(values: Sequence[float | None]) -> float | None:

@@ -67,22 +67,22 @@ def write_table(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
         UserError: The disk refuses the file; a former file is untouched.
     """
     rows: list[tuple[object, ...]] = [COLUMNS]
-    for found in entries:
-        for measure, values in found["metrics"].items():
-            own = {key: found[key] for key in ("probe", "chosen", "validation")}
-            note = "; ".join(filter(None, [found["note"], values["note"]]))
-            row = {**own, "measure": measure, **values, "note": note}
+    for one in entries:
+        for measure, values in one["metrics"].items():
+            chosen = {key: one[key] for key in ("probe", "chosen", "validation")}
+            note = "; ".join(filter(None, [one["note"], values["note"]]))
+            row = {**chosen, "measure": measure, **values, "note": note}
             rows.append(tuple(row[name] for name in COLUMNS))
     write_text(path, as_csv(rows))
 
 
 def table(entries: Sequence[Mapping[str, Any]]) -> str:
     """The probes as aligned lines for the console: value [95 % interval] of each measure."""
-    measures = list(dict.fromkeys(name for found in entries for name in found["metrics"]))
+    measures = list(dict.fromkeys(name for one in entries for name in one["metrics"]))
     rows = [["probe", "chosen", "validation", *measures]]
-    for found in entries:
-        chosen = "" if found["validation"] is None else f"{found['validation']:.3f}"
-        rows.append([found["probe"], found["chosen"], chosen, *(_shown(found["metrics"].get(m)) for m in measures)])
+    for one in entries:
+        chosen = "" if one["validation"] is None else f"{one['validation']:.3f}"
+        rows.append([one["probe"], one["chosen"], chosen, *(_shown(one["metrics"].get(m)) for m in measures)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 

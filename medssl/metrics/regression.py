@@ -103,7 +103,7 @@ def summarize_regression(
     predicted, truth = number_arrays(rows)
     subjects = [row.subject_id for row in rows]
     intervals = {measure: _interval(value, predicted, truth, subjects) for measure, value in MEASURES.items()}
-    constant = [who for who, own in (("true", truth), ("predicted", predicted)) if (own == own[0]).all()]
+    constant = [name for name, values in (("true", truth), ("predicted", predicted)) if (values == values[0]).all()]
     reason = f"not defined: the {' and the '.join(constant)} numbers are all the same"
     reasons = {measure: reason for measure, interval in intervals.items() if interval.value is None}
     defined = {measure: interval for measure, interval in intervals.items() if interval.value is not None}

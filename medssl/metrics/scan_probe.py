@@ -1,8 +1,8 @@
-"""What a frozen encoder's features tell of a scan's class: probes that need no training schedule.
+"""Probes of scans: the class of a scan from the features of a frozen encoder, without a training schedule.
 
-N scans with features x [D] and classes y of K. Whatever a probe has to choose is chosen by the AUROC on the validation
-scans, of equals by their balanced accuracy (AUROC does not mind that shrunken weights never answer a rare class), of
-equals the strongest regularization; test scans are only answered.
+N scans with features x [D] and classes y of K. Settings are chosen by the AUROC on the validation scans. Equal AUROCs
+are compared by balanced accuracy (AUROC does not notice that shrunken weights never predict a rare class), and of equal
+ones the strongest regularization is taken. Test scans are used for measuring only.
 
     knn         votes of the k nearest training scans by cosine, weighted by exp(cosine / 0.07) (Wu et al., CVPR 2018);
                 k is chosen
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     Features = Float[np.ndarray, "N D"]
     Scores = Float[np.ndarray, "N K"]
-    Answer = Callable[[Features], Scores]
+    Classifier = Callable[[Features], Scores]
 
 TEMPERATURE = 0.07
 NEIGHBORS = (200, 100, 50, 20, 10, 5, 3, 1)  # from the smoothest on
@@ -50,7 +50,7 @@ GRADIENT, CONVERGED = 1e-8, 1e-5  # largest entry of its gradient: where it ends
 
 @dataclass(frozen=True)
 class Group:
-    """The scans of one split: features [N, D], class numbers [N], and who they are."""
+    """The scans of one split: features [N, D], class numbers [N], subjects and identifiers."""
 
     features: Features
     truth: Int[np.ndarray, "N"]
@@ -79,22 +79,22 @@ class Probe:
 
     Attributes:
         name: "knn", "logistic" or "ridge".
-        setting: What was chosen: "k" or "penalty".
+        setting: Name of what was chosen: "k" or "penalty".
         chosen: Its value.
         tried: Each value with AUROC and balanced accuracy on the validation scans.
-        answer: Scores of the classes, the higher the likelier.
-        note: What a reader must know; "" otherwise.
+        predict: Gives scores of the classes; higher is more likely.
+        note: Remark for the reader; "" where there is none.
     """
 
     name: str
     setting: str
     chosen: float
     tried: tuple[tuple[float, float, float], ...]
-    answer: Answer
+    predict: Classifier
     note: str = ""
 
 
-# --- what is chosen on the validation scans
+# --- fitting, and choosing on the validation scans
 
 
 def fit_probes(train: Group, validation: Group, names: Sequence[str]) -> list[Probe]:
@@ -120,14 +120,14 @@ def fit_probes(train: Group, validation: Group, names: Sequence[str]) -> list[Pr
 
 
 def _choose(
-    name: str, setting: str, tried: Sequence[tuple[float, Answer]], validation: Group, names: Sequence[str]
+    name: str, setting: str, tried: Sequence[tuple[float, Classifier]], validation: Group, names: Sequence[str]
 ) -> Probe:
     measures = metrics(names)
     scored = []
-    for value, answer in tried:
-        scores = answer(validation.features)
+    for value, predict in tried:
+        scores = predict(validation.features)
         auroc, accuracy = (measures[measure](scores, validation.truth) for measure in MEASURES[:2])
-        assert auroc is not None and accuracy is not None  # noqa: PT018 (every class is there)
+        assert auroc is not None and accuracy is not None  # noqa: PT018 (every class has scans)
         scored.append((value, round(auroc, 12), round(accuracy, 12)))
     place = max(range(len(scored)), key=lambda number: (*scored[number][1:], -number))
     notes = []
@@ -141,21 +141,21 @@ def _choose(
 # --- the probes
 
 
-def knn(train: Group, classes: int, k: int) -> Answer:
+def knn(train: Group, classes: int, k: int) -> Classifier:
     """Shares of the votes [N, K] of the ``k`` nearest training scans."""
     directions, votes = _unit(train.features), np.eye(classes)[train.truth]
 
-    def answer(features: Features) -> Scores:
+    def predict(features: Features) -> Scores:
         parts = []
         for first in range(0, len(features), ROWS):
             cosine = _unit(features[first : first + ROWS]) @ directions.T
             nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :k]
             weight = np.exp(np.take_along_axis(cosine, nearest, 1) / TEMPERATURE)
-            found = (weight[:, :, None] * votes[nearest]).sum(1)
-            parts.append(found / found.sum(1, keepdims=True))
+            weighted = (weight[:, :, None] * votes[nearest]).sum(1)
+            parts.append(weighted / weighted.sum(1, keepdims=True))
         return np.concatenate(parts)
 
-    return answer
+    return predict
 
 
 def fit_logistic(
@@ -173,7 +173,7 @@ def fit_logistic(
     spread, target = (x**2).mean(0), np.eye(classes)[truth]
     weight, bias, fits = np.zeros((x.shape[1], classes)), np.zeros((1, classes)), []
     for penalty in penalties:
-        # the same problem in units in which it curves about as much along every axis: steps by the thousand less
+        # the same problem in units in which its curvature is about equal along every axis: far fewer steps
         unit = np.append(1 / np.sqrt(spread / 4 + penalty), 2.0)[:, None]
 
         def loss(
@@ -194,7 +194,7 @@ def fit_logistic(
     return fits
 
 
-def softmaxed(linear: Linear) -> Answer:
+def softmaxed(linear: Linear) -> Classifier:
     """Probabilities by a logistic regression."""
     return lambda features: np.exp(log_softmax(linear(features)))
 
@@ -214,7 +214,7 @@ def fit_ridge(
     ]
 
 
-def prototypes(train: Group, classes: int, shots: int, *, draws: int, seed: int) -> list[Answer] | None:
+def prototypes(train: Group, classes: int, shots: int, *, draws: int, seed: int) -> list[Classifier] | None:
     """Probabilities by the nearest class mean of ``shots`` scans of each class, once for each draw.
 
     Draws depend on the seed and on the order of the training scans alone, so that encoders see the same shots. None
@@ -226,23 +226,23 @@ def prototypes(train: Group, classes: int, shots: int, *, draws: int, seed: int)
     directions = _unit(train.features - center)
     places = [np.flatnonzero(train.truth == number) for number in range(classes)]
 
-    def drawn(draw: int) -> Answer:
+    def drawn(draw: int) -> Classifier:
         generator = keyed_generator(seed, draw, f"{shots} shots")
-        means = np.stack([directions[generator.choice(own, shots, replace=False)].mean(0) for own in places])
+        means = np.stack([directions[generator.choice(of_class, shots, replace=False)].mean(0) for of_class in places])
         return lambda features: np.exp(log_softmax(-_distances(_unit(features - center), means)))
 
     return [drawn(draw) for draw in range(draws)]
 
 
-# --- what is measured on the test scans
+# --- measuring on the test scans
 
 
 def measure(
     scores: Sequence[Scores], test: Group, names: Sequence[str], *, resamples: int = RESAMPLES
 ) -> dict[str, Interval]:
-    """AUROC, balanced accuracy and accuracy (``evaluate.classification``), each the mean over draws.
+    """AUROC, balanced accuracy and accuracy (``metrics.classification``), each the mean over draws.
 
-    Intervals are of drawing test subjects again, the draws of a probe as they are.
+    Intervals come from resampling test subjects; the draws of a probe are not resampled.
 
     Args:
         scores: Of the test scans; several where a probe was drawn several times.
@@ -257,7 +257,7 @@ def measure(
             truth = test.truth[places]
             if name != "accuracy" and len(np.unique(truth)) < classes:  # a mean over fewer classes is another measure
                 return None
-            values = [measures[name](own[places], truth) for own in scores]
+            values = [measures[name](of_draw[places], truth) for of_draw in scores]
             known = [value for value in values if value is not None]
             return float(np.mean(known)) if known else None
 
@@ -270,7 +270,7 @@ def deviation_over_draws(scores: Sequence[Scores], test: Group, names: Sequence[
     """Standard deviation of each measure over the draws of a probe; None where it is not defined."""
     deviations: dict[str, float | None] = {}
     for name in MEASURES:
-        values = [metrics(names)[name](own, test.truth) for own in scores]
+        values = [metrics(names)[name](of_draw, test.truth) for of_draw in scores]
         known = [value for value in values if value is not None]
         deviations[name] = float(np.std(known, ddof=1)) if len(known) > 1 else None
     return deviations
@@ -290,8 +290,8 @@ def refuse_lacking(split: str, truth: Int[np.ndarray, "N"], names: Sequence[str]
     if lacking:
         shown = " or ".join(lacking[:5]) + (" or ..." if len(lacking) > 5 else "")
         message = (
-            f"none of the {len(truth)} {split} scans is {shown}: a probe needs scans of every class to learn from and "
-            "to choose by"
+            f"none of the {len(truth)} {split} scans is {shown}: a probe needs scans of every class for fitting and "
+            "for choosing its settings"
         )
         raise UserError(message, hint="Take more labeled subjects, or split anew.")
 
@@ -307,9 +307,9 @@ def refuse_not_finite(group: Group) -> None:
         shown = ", ".join(group.scan_ids[row] for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
         message = (
             f"{len(rows)} of {len(group.features)} scans have features that are NaN or infinite ({shown}): the "
-            "encoder's training diverged, or the scans hold such values; look at both"
+            "training of the encoder diverged, or the scans hold such values"
         )
-        raise UserError(message)
+        raise UserError(message, hint="Check both")
 
 
 def _unit(features: Features) -> Features:
@@ -336,5 +336,5 @@ def _principal_axes(x: Features) -> Float[np.ndarray, "D R"]:
 
 def _distances(features: Features, means: Float[np.ndarray, "K D"]) -> Scores:
     """Squared Euclidean distances [N, K]."""
-    found: Scores = ((features**2).sum(1)[:, None] - 2 * features @ means.T) + (means**2).sum(1)
-    return found
+    distances: Scores = ((features**2).sum(1)[:, None] - 2 * features @ means.T) + (means**2).sum(1)
+    return distances

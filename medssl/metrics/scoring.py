@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from medssl.data.labels.kinds.base import kind_of
 from medssl.metrics.bootstrap import statistic_interval
 from medssl.metrics.classification import SPECIFICITY
@@ -21,8 +23,7 @@ from medssl.types import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    import numpy as np
-    from jaxtyping import Int
+    from jaxtyping import Float, Int
 
     from medssl.metrics.bootstrap import Interval
     from medssl.metrics.calibration import Scaling
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from medssl.types import LabelSchema, Scan
 
     Statistic = Callable[[Int[np.ndarray, "M"]], float | None]
+    Measure = Callable[[Float[np.ndarray, "M K"], Int[np.ndarray, "M"]], float | None]
 
 
 @dataclass(frozen=True)
@@ -187,11 +189,32 @@ def by_scan(first: Sequence[Any], second: Sequence[Any]) -> tuple[list[Any], lis
     Raises:
         UserError: The same scan has other labels in one than in the other.
     """
-    rows = [sorted(own, key=lambda row: row.scan_id) for own in (first, second)]
+    rows = [sorted(of_run, key=lambda row: row.scan_id) for of_run in (first, second)]
     if [row.truth for row in rows[0]] != [row.truth for row in rows[1]]:
-        message = "the same scans have other labels in one than in the other"
+        message = "the two evaluations have different labels of the same scans"
         raise UserError(message)
     return rows[0], rows[1]
+
+
+def measure_differences(
+    rows: tuple[Sequence[Any], Sequence[Any]], measures: Mapping[str, Measure]
+) -> list[tuple[str, Interval]]:
+    """Differences of measures of probabilities between two evaluations, with their intervals.
+
+    Args:
+        rows: Of both evaluations, as ``by_scan`` gives them.
+        measures: By name; each takes the probabilities [M, K] of some scans and their places among the rows.
+    """
+    scores = [np.array([row.probabilities for row in of_run]) for of_run in rows]
+    subjects = [row.subject_id for row in rows[0]]
+
+    def on_scans(measure: Measure, probabilities: Float[np.ndarray, "N K"]) -> Statistic:
+        return lambda selected: measure(probabilities[selected], selected)
+
+    return [
+        (name, difference_interval([on_scans(measure, probabilities) for probabilities in scores], subjects))
+        for name, measure in measures.items()
+    ]
 
 
 def difference_interval(pair: Iterable[Statistic], subjects: Sequence[str]) -> Interval:

@@ -72,7 +72,7 @@ def subgroups(
         groups: dict[str, list[Row]] = {value: [] for value in of_scan.values()}
         for row in rows:
             groups[of_scan[row.scan_id]].append(row)
-        by_value = {value: summarize(own) for value, own in groups.items() if own}
+        by_value = {value: summarize(of_group) for value, of_group in groups.items() if of_group}
         summaries[column] = {value: {key: summary[key] for key in OF_GROUP} for value, summary in by_value.items()}
     return summaries
 

@@ -1,10 +1,10 @@
-"""What a frozen encoder's maps tell of the class of each voxel: logistic regression on a sample of voxels.
+"""Probe of voxels: the class of each voxel from a frozen encoder's maps, by logistic regression on a sample of voxels.
 
 The counterpart of the head ``VoxelLinear`` without a learning rate. A voxel's features are the encoder's maps,
-interpolated linearly to it. The regression is fitted on as many voxels of each class (``evaluate.probe``: convex,
-float64) and then put into that head, which segments whole scans by sliding windows.
+interpolated linearly to it. The regression is fitted on equally many voxels of each class (``metrics.scan_probe``:
+convex, float64) and then put into that head, which segments whole scans by sliding windows.
 
-Among equally many voxels of each class a small structure looks as likely as the background. Bias k therefore moves by
+With equally many voxels of each class a small structure appears as likely as the background. Bias k therefore moves by
 ``prior * log(share of class k among the training scans' voxels / share among the sampled)``: prior 1 gives the
 probabilities of the scans themselves (Prentice & Pyke, Biometrika 1979), 0 those of the sample. Dice wants something
 between, so the prior is chosen as the penalty is: by the Dice on the validation scans.
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # from the strongest on
 PRIORS = (0.0, 0.5, 1.0)
-NEVER = -1e4  # logit of a class that is no class: the value to ignore
+NEVER = -1e4  # logit of the value to ignore, which is never predicted
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A regression for voxels; the weights of a value to ignore are 0, its bias lets it never win."""
+    """A regression for voxels; the weights of a value to ignore are 0, and its bias excludes it."""
 
     penalty: float
     prior: float
@@ -63,11 +63,11 @@ def sample_voxels(
     """
     flat, chosen = numbers.ravel(), []
     for number in range(classes):
-        own = np.flatnonzero(flat == number)
-        chosen.append(own if len(own) <= per_class else generator.choice(own, per_class, replace=False))
+        of_class = np.flatnonzero(flat == number)
+        chosen.append(of_class if len(of_class) <= per_class else generator.choice(of_class, per_class, replace=False))
     places = np.sort(np.concatenate(chosen))
-    found: Int[np.ndarray, "M n"] = np.stack(np.unravel_index(places, numbers.shape), 1)
-    return found
+    coordinates: Int[np.ndarray, "M n"] = np.stack(np.unravel_index(places, numbers.shape), 1)
+    return coordinates
 
 
 def features_at(features: Features, size: Sequence[int], places: Int[Tensor, "M n"]) -> Float[Tensor, "M D"]:
@@ -83,8 +83,8 @@ def features_at(features: Features, size: Sequence[int], places: Int[Tensor, "M 
     extent = torch.tensor(size, device=places.device)
     at = ((2 * places + 1) / extent - 1).flip(1).float()  # the last axis first, as grid_sample wants it
     grid = at.reshape(1, *(1,) * (len(size) - 1), len(places), len(size))
-    found = [F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False) for x in features.maps]
-    return torch.cat([x.reshape(x.shape[1], len(places)) for x in found]).T
+    values = [F.grid_sample(x.float(), grid, padding_mode="border", align_corners=False) for x in features.maps]
+    return torch.cat([x.reshape(x.shape[1], len(places)) for x in values]).T
 
 
 def fit_candidates(
@@ -111,24 +111,24 @@ def fit_candidates(
     if not np.isfinite(features).all():
         message = (
             f"{(~np.isfinite(features).all(1)).sum():,} of {len(features):,} voxels have features that are NaN or "
-            "infinite: the encoder's training diverged, or the scans hold such values; look at both"
+            "infinite: the training of the encoder diverged, or the scans hold such values"
         )
-        raise UserError(message)
+        raise UserError(message, hint="Check both")
     x = features.astype(np.float64)
     fitted = fit_logistic(x, np.searchsorted(real, truth), len(real), PENALTIES)
     if not fitted:
-        message = "the regression on voxels converges with no penalty: look at the encoder's features"
-        raise UserError(message)
+        message = "the regression on voxels converges with no penalty"
+        raise UserError(message, hint="Check the features of the encoder")
     shift = np.log(np.asarray(voxels, float)[real] / sum(voxels)) - np.log(counts[real] / len(truth))
-    found = []
+    candidates = []
     for penalty, linear in fitted:
         weight, bias = np.zeros((x.shape[1], len(counts))), np.full(len(counts), NEVER)
         weight[:, real] = linear.weight
         for prior in PRIORS:
             bias[real] = linear.bias + prior * shift
-            own = type(linear)(linear.mean, linear.deviation, weight, bias.copy())
-            found.append(Candidate(penalty, prior, own))
-    return found
+            shifted = type(linear)(linear.mean, linear.deviation, weight, bias.copy())
+            candidates.append(Candidate(penalty, prior, shifted))
+    return candidates
 
 
 def refuse_absent(split: str, voxels: Sequence[int] | Int[np.ndarray, "K"], schema: LabelSchema) -> None:
@@ -141,8 +141,8 @@ def refuse_absent(split: str, voxels: Sequence[int] | Int[np.ndarray, "K"], sche
     lacking = [name for (value, name), count in pairs if not count and value != schema.ignore]
     if lacking:
         message = (
-            f"no voxel of the {split} scans is {' or '.join(lacking)}: a probe needs voxels of every class to learn "
-            "from and to choose by"
+            f"no voxel of the {split} scans is {' or '.join(lacking)}: a probe needs voxels of every class for fitting "
+            "and for choosing its settings"
         )
         raise UserError(message, hint="Take more labeled subjects, or split anew.")
 
@@ -170,13 +170,13 @@ def set_weights(head: VoxelLinear, linears: Sequence[Linear], levels: Sequence[i
     first = 0
     for level, (norm, layer) in enumerate(pairs):
         layer.weight.data.zero_()
-        norm.running_var.fill_(1 - norm.eps)  # so that the norm takes off the mean and leaves the rest to the weights
+        norm.running_var.fill_(1 - norm.eps)  # the norm subtracts the mean only
         if level in levels:
-            own = slice(first, first + layer.in_channels)
-            first = own.stop
-            weight = np.concatenate([(x.weight[own] / x.deviation[own, None]).T for x in linears])
+            rows = slice(first, first + layer.in_channels)
+            first = rows.stop
+            weight = np.concatenate([(x.weight[rows] / x.deviation[rows, None]).T for x in linears])
             layer.weight.data.copy_(torch.from_numpy(weight).reshape(layer.weight.shape))
-            norm.running_mean.copy_(torch.from_numpy(linears[0].mean[own]))
+            norm.running_mean.copy_(torch.from_numpy(linears[0].mean[rows]))
     pairs[0][1].bias.data.copy_(torch.from_numpy(bias))
 
 
@@ -185,7 +185,7 @@ def dice_of_candidates(
 ) -> Scores:
     """Dice of every class but the first, for each of ``count`` regressions; None for a class that is in neither.
 
-    Only the voxels of one block are held.
+    Only the voxels of one block are in memory.
 
     Args:
         blocks: First plane and probabilities, as ``heads.sliding.slide`` gives them.
@@ -203,8 +203,8 @@ def dice_of_candidates(
     table = torch.stack(tables).sum(0).reshape(count, classes, classes)
     both, voxels = table.diagonal(dim1=1, dim2=2), table.sum(1) + table.sum(2)
     return [
-        [2 * common / total if total else None for common, total in zip(own[1:], sizes[1:], strict=True)]
-        for own, sizes in zip(both.tolist(), voxels.tolist(), strict=True)
+        [2 * common / total if total else None for common, total in zip(commons[1:], sizes[1:], strict=True)]
+        for commons, sizes in zip(both.tolist(), voxels.tolist(), strict=True)
     ]
 
 
@@ -224,6 +224,6 @@ def choose(scores: Sequence[Scores], subjects: Sequence[str]) -> tuple[int, list
         means.append(mean_of_known(list(of_subject.values())))
     dice = [round(mean, 12) for mean in means if mean is not None]
     if not means or len(dice) < len(means):
-        message = "no validation scan has a class to score: choose another split"
-        raise UserError(message)
+        message = "no validation scan has a class to score"
+        raise UserError(message, hint="Choose another split")
     return max(range(len(dice)), key=lambda place: (dice[place], -place)), dice

@@ -1,4 +1,4 @@
-"""What was computed for each scan before a command was stopped, as arrays in one file that is written whole."""
+"""Feature cache: arrays of each scan in one file, so that an interrupted command does not compute them again."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-EVERY = 30.0  # seconds between writings: what a kill costs at most
+EVERY = 30.0  # seconds between writings: a kill costs no more
 
 
 class FeatureCache:
     """Named arrays of each scan, in a safetensors file that says what made them (never a path).
 
-    Use as a context: what is new is written when it ends, also by an error.
+    Use it as a context manager: new arrays are written at the end, also after an error.
 
     Args:
         path: The file.
-        encoder: What made the features: a folder holds those of one encoder alone.
-        settings: What else made the arrays; where another made those of the file, none of them is taken.
+        encoder: Encoder and preprocessing of the features: a folder holds those of one encoder alone.
+        settings: What else changes the arrays; arrays in the file with other settings are not used.
 
     Raises:
-        UserError: Another encoder made those of the file, or the file is damaged.
+        UserError: The file is of another encoder, or damaged.
     """
 
     def __init__(self, path: Path, encoder: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -47,11 +47,11 @@ class FeatureCache:
             self._write()
 
     def get(self, key: str) -> dict[str, NDArray[Any]] | None:
-        """The arrays of a scan, or None where it is not done."""
+        """The arrays of a scan, or None where there are none."""
         return self.arrays.get(key)
 
     def add(self, key: str, **arrays: NDArray[Any]) -> None:
-        """Keeps the arrays of a scan; writes the file where it is time to."""
+        """Adds the arrays of a scan; writes the file every 30 seconds."""
         self.arrays[key] = arrays
         self.new += 1
         if time.monotonic() - self.written >= EVERY:
@@ -65,17 +65,14 @@ class FeatureCache:
                 header = json.loads((file.metadata() or {})["made_by"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            message = f"{self.path} is damaged ({error}): delete it, and the same command computes it again"
-            raise UserError(message) from error
+            message = f"{self.path} is damaged ({error})"
+            raise UserError(message, hint="Delete it, and the same command computes it again") from error
         if header["encoder"] != self.made_by["encoder"]:
             differing = ", ".join(
                 key for key, value in self.made_by["encoder"].items() if header["encoder"].get(key) != value
             )
-            message = (
-                f"{self.path.parent} holds features of another encoder or store (other {differing}): choose another "
-                "folder for results"
-            )
-            raise UserError(message)
+            message = f"{self.path.parent} holds features of another encoder or store (other {differing})"
+            raise UserError(message, key="out", hint="Choose another folder for results")
         if header["settings"] == self.made_by["settings"]:
             for name, array in tensors.items():
                 key, _, part = name.partition("/")

@@ -1,4 +1,4 @@
-"""A frozen encoder that is asked for the features of stored scans, and which scans it is asked for."""
+"""Features of stored scans by a frozen encoder, and the scans that probes use."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenEncoder:
     """An encoder in evaluation mode that nothing changes.
 
     Attributes:
         encoder: On its device.
-        window: Voxels per axis of what it sees at once.
+        window: Voxels per axis of its input.
         slice_axis: Stored axis that slices are taken across, where it is 2D and scans are volumes.
-        windows: How a scan is gone through.
-        made_by: Names the weights and how they are asked, without a path.
+        windows: Sliding windows.
+        made_by: Names the weights and settings of the features, without a path.
     """
 
     encoder: Encoder
@@ -79,9 +79,9 @@ class Splits:
     """Numbers in the store of labeled scans.
 
     Attributes:
-        learned: Those that a probe is fitted on.
-        validated: Those that its settings are chosen by.
-        tested: Those that it is measured on.
+        learned: For fitting.
+        validated: For choosing settings.
+        tested: For measuring.
         everything: All labeled scans of the three splits.
     """
 
@@ -94,10 +94,10 @@ class Splits:
 def initial_weights_of_run(
     run: Path, encoder: Callable[[], Encoder] | None, *, from_scratch: bool, trust: Collection[str] = ()
 ) -> InitialWeights:
-    """What the command line says of the encoder: a run folder, its card, or a file of weights.
+    """Initial weights from a run folder, its card, or a file of weights.
 
     Raises:
-        UserError: As ``start.start_of``.
+        UserError: As of ``read_initial_weights``.
     """
     try:
         return read_initial_weights(run, encoder, from_scratch=from_scratch, trust=trust)
@@ -113,13 +113,13 @@ def freeze(
     window: tuple[int, ...] | None,
     slice_axis: int | None,
     seed: int,
-) -> tuple[Frozen, str]:
+) -> tuple[FrozenEncoder, str]:
     """Makes the encoder, and a line on its weights.
 
     Random weights are those that fine-tuning from scratch starts from with the same seed.
 
     Raises:
-        UserError: The weights or the window do not fit, or nothing tells the window.
+        UserError: The weights or the window do not fit, or the window is not known.
     """
     window = window or _window_of(initial)
     tuned = initial.card.tuned if initial.card else None
@@ -128,10 +128,10 @@ def freeze(
     encoder = make_encoder(initial.encoder, "encoder" if initial.card is None else CARD, initial.trust)
     refuse_misfit(encoder, window)
     report = load_encoder(encoder, initial)
-    own = {key: value for key, value in initial.encoder.init_args.items() if key != "pretrained"}
+    arguments = {key: value for key, value in initial.encoder.init_args.items() if key != "pretrained"}
     made_by: dict[str, Any] = {
         "weights": f"random, seed {seed}" if initial.digest == "random" else initial.digest,
-        "encoder": {"class_path": initial.encoder.class_path, "init_args": as_data(own)},
+        "encoder": {"class_path": initial.encoder.class_path, "init_args": as_data(arguments)},
         "window": list(window),
         "slice_axis": axis,
         "precision": windows.precision,
@@ -140,21 +140,21 @@ def freeze(
     step = f" of step {initial.card.step}" if initial.card else ""
     loaded = weights_in_words(initial) if report is None else f"weights{step}: {report}"
     encoder.to(device_of(windows.accelerator)).eval().requires_grad_(requires_grad=False)
-    return Frozen(encoder, window, axis, windows, made_by), loaded
+    return FrozenEncoder(encoder, window, axis, windows, made_by), loaded
 
 
 def _window_of(initial: InitialWeights) -> tuple[int, ...]:
     """The window of a fine-tuned network, or the view of pretraining.
 
     Raises:
-        UserError: The card tells neither.
+        UserError: The card has neither.
     """
     if initial.card and initial.card.tuned:
         return initial.card.tuned.window
     view = (initial.card.objective.init_args if initial.card and initial.card.objective else {}).get("view")
     if not isinstance(view, dict) or "size" not in view:
-        message = "nothing tells how many voxels the encoder sees at once: give window, such as 48,48,48"
-        raise UserError(message)
+        message = "the card does not state the window of the encoder"
+        raise UserError(message, key="window", expected="voxels per axis, such as 48,48,48")
     return tuple(view["size"])
 
 
@@ -165,19 +165,19 @@ def refuse_misfit(encoder: Encoder, window: tuple[int, ...]) -> None:
         UserError: Names both sides.
     """
     if len(window) not in encoder.ndims:
-        own = " or ".join(f"{ndim}D" for ndim in sorted(encoder.ndims))
-        message = f"the encoder is {own}, the window has {len(window)} axes ({list(window)}): set window"
-        raise UserError(message)
+        dimensions = " or ".join(f"{ndim}D" for ndim in sorted(encoder.ndims))
+        message = f"the encoder is {dimensions}, the window has {len(window)} axes"
+        raise UserError(message, key="window", got=list(window))
     for size, stride in zip(window, encoder.strides[-1], strict=True):
         if size < 1 or size % stride:
-            message = f"window {list(window)}: {size} is not a multiple of the encoder's stride {stride}"
-            raise UserError(message)
+            message = f"{size} is not a multiple of the encoder's stride {stride}"
+            raise UserError(message, key="window", got=list(window))
 
 
 def split_scans(
     store: Store, schema: LabelSchema, axes: int, *, labels: float | None, validation_labels: int | None, seed: int
 ) -> Splits:
-    """The labeled scans of the splits train, val and test; few subjects as fine-tuning selects them.
+    """The labeled scans of the splits train, val and test; subjects are selected as for fine-tuning.
 
     Raises:
         UserError: A split without a labeled scan, too few subjects, or a subject in two splits.
@@ -192,9 +192,9 @@ def split_scans(
     for split, others in (("train", "val"), ("train", "test"), ("val", "test")):
         if shared := overlap(names[split], names[others]):
             message = (
-                f"{len(shared)} of the {len(names[split])} subjects of split {split!r} are in split {others!r} too: "
-                "give each subject one split when indexing (label.split), and cache again"
+                f"{len(shared)} of the {len(names[split])} subjects of split {split!r} are in split {others!r} too"
             )
-            raise UserError(message)
+            hint = "Give each subject one split when indexing (label.split), and cache again"
+            raise UserError(message, hint=hint)
     everything = tuple(sorted({number for scans in pools.values() for number in scans}))
     return Splits(chosen.learned, chosen.validated, pools["test"], everything)

@@ -1,4 +1,4 @@
-"""What labels say of an encoder while it is pretrained: nearest neighbors and a linear probe, from time to time."""
+"""Probes during pretraining: nearest neighbors and a linear probe, every few steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from medssl.encoders.base import Encoder
 from medssl.inference.predictor import Windows
 from medssl.metrics import scan_probe as probes
 from medssl.objectives.base import evaluation_mode
-from medssl.probing.feature_extractor import Frozen
+from medssl.probing.feature_extractor import FrozenEncoder
 from medssl.probing.scan_probe import group_of, refuse_kind
 from medssl.training.events import Listener, Measures
 from medssl.types import UserError
@@ -63,18 +63,16 @@ class OnlineProbeListener(Listener):
         self.windows = Windows(precision="bf16" if half else "fp32")
         self.schema = schema_of(store, settings.target, key="probe.target")
         refuse_kind(self.schema)
-        self.question = {"target": settings.target, "subjects": settings.subjects, "seed": settings.seed}
+        self.probed = {"target": settings.target, "subjects": settings.subjects, "seed": settings.seed}
         self.training_scans, self.validation_scans = (
             bounded(store, len(self.window), split, self.schema, settings) for split in ("train", "val")
         )
         if shared := overlap(
             store.distinct_subjects(self.training_scans), store.distinct_subjects(self.validation_scans)
         ):
-            message = (
-                f"{len(shared)} subjects are in the splits 'train' and 'val': give each subject one split when "
-                "indexing (label.split), and cache again"
-            )
-            raise UserError(message)
+            message = f"{len(shared)} subjects are in both splits, 'train' and 'val'"
+            hint = "Give each subject one split when indexing (label.split), and cache again"
+            raise UserError(message, key="probe.target", hint=hint)
         self.names = [name for _, name in self.schema.classes]
         self.start: dict[str, float] = {}
 
@@ -84,7 +82,7 @@ class OnlineProbeListener(Listener):
             return
         with loop.as_exported():
             if loop.rank == 0:
-                self.start = self.look(loop.objective)
+                self.start = self.measure(loop.objective)
                 self.report(0, self.start)
 
     def on_step(self, loop: TrainingLoop, record: StepRecord) -> Measures | None:
@@ -96,28 +94,28 @@ class OnlineProbeListener(Listener):
             if loop.rank > 0:
                 return None
             try:
-                values = self.look(loop.objective)
-            except UserError as error:  # features that are not finite: the training goes on without a look
+                values = self.measure(loop.objective)
+            except UserError as error:  # features that are not finite: the training continues without a probe
                 log.info(f"probe of {self.schema.name}, step {step}: skipped, {error}")
                 return None
         self.report(step, values)
         return Measures(values)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the encoder was worth before its first step, to the probe that was asked for."""
-        return {"start": self.start, "asked": self.question}
+        """Scores before the first step, and the settings of the probe ("asked")."""
+        return {"start": self.start, "asked": self.probed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes it over where the probe is the same."""
-        self.start = dict(state_dict["start"]) if state_dict.get("asked") == self.question else {}
+        """Restores the scores where the settings are the same."""
+        self.start = dict(state_dict["start"]) if state_dict.get("asked") == self.probed else {}
 
-    # --- one look
+    # --- one measurement
 
-    def look(self, objective: Objective) -> dict[str, float]:
+    def measure(self, objective: Objective) -> dict[str, float]:
         """AUROC on the validation scans of the probes, each with the setting that is best there."""
         encoder = objective.exported()["encoder"]
         assert isinstance(encoder, Encoder)
-        frozen = Frozen(encoder, self.window, self.axis, self.windows, {})
+        frozen = FrozenEncoder(encoder, self.window, self.axis, self.windows, {})
         with evaluation_mode(objective):
             features = {
                 n: frozen.embedding(frozen.scan(self.store, n)) for n in (*self.training_scans, *self.validation_scans)
@@ -134,7 +132,9 @@ class OnlineProbeListener(Listener):
         before = [f"{self.start[f'probe_{name}_auroc']:.3f}" for name in SHOWN if self.start]
         since = f" (before training {' and '.join(before)})" if step and before else ""
         scans = (
-            f"{len(self.training_scans)} scans to learn from, {len(self.validation_scans)} to judge" if not step else ""
+            f"{len(self.training_scans)} scans to fit on, {len(self.validation_scans)} to measure on"
+            if not step
+            else ""
         )
         line = f"probe of {self.schema.name}, step {step}: validation AUROC {', '.join(parts)}{since}; {scans}"
         log.info(line.rstrip("; "))

@@ -17,7 +17,7 @@ from medssl.metrics.embedding_measures import effective_rank
 from medssl.metrics.embedding_measures import spread as spread_of
 from medssl.metrics.probe_tables import entry
 from medssl.probing.feature_cache import FeatureCache
-from medssl.probing.feature_extractor import Frozen, Splits
+from medssl.probing.feature_extractor import FrozenEncoder, Splits
 from medssl.types import LabelSchema, UserError
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ class ProbeResults:
     """What probes measured.
 
     Attributes:
-        entries: A probe each, as ``metrics.probe_tables.entry`` makes it.
-        skipped: Probes that could not be, with the reason.
+        entries: One for each probe, as of ``metrics.probe_tables.entry``.
+        skipped: Probes that could not be fitted, with the reason.
         notes: What a reader must know.
         embedding: What is known of the features without labels.
     """
@@ -47,12 +47,12 @@ def refuse_kind(schema: LabelSchema) -> None:
     """Refuses labels that are no classes.
 
     Raises:
-        UserError: Says what they are.
+        UserError: Names their kind.
     """
     kind = kind_of(schema)
     if not kind.one_class:
-        message = f"{schema.name!r} is of the kind {kind.name!r}: probes are for classes; choose another target"
-        raise UserError(message)
+        message = f"labels of the kind {kind.name!r}, probes are for classes"
+        raise UserError(message, key="target", got=schema.name, hint="Choose another target")
 
 
 def first_line(store: Store, splits: Splits, loaded: str) -> str:
@@ -62,8 +62,8 @@ def first_line(store: Store, splits: Splits, loaded: str) -> str:
     return f"{loaded}; labeled subjects (scans): {', '.join(counts)}"
 
 
-def embed(frozen: Frozen, store: Store, scans: Sequence[int], out: Path) -> dict[int, Float[np.ndarray, "D"]]:
-    """Features of scans by their number; those that the folder keeps are not computed again."""
+def embed(frozen: FrozenEncoder, store: Store, scans: Sequence[int], out: Path) -> dict[int, Float[np.ndarray, "D"]]:
+    """Features of scans by their number; those in the folder's feature cache are not computed again."""
     from tqdm.auto import tqdm
 
     keys = [store.key(scan) for scan in scans]
@@ -97,7 +97,7 @@ def probe_scans(
     probes.refuse_not_finite(test)
     entries, skipped = [], []
     for fitted in probes.fit_probes(train, validation, names):
-        metrics = probes.measure([fitted.answer(test.features)], test, names)
+        metrics = probes.measure([fitted.predict(test.features)], test, names)
         best, chosen = max(auroc for _, auroc, _ in fitted.tried), f"{fitted.setting} {fitted.chosen:.3g}"
         entries.append(entry(fitted.name, chosen, best, metrics, tried=fitted.tried, note=fitted.note))
     fewest = int(np.bincount(train.truth, minlength=len(names)).min())
@@ -107,7 +107,7 @@ def probe_scans(
         if drawn is None:
             skipped.append((name, f"the rarest class has {fewest} training scan{'s' * (fewest > 1)}"))
             continue
-        scores = [answer(test.features) for answer in drawn]
+        scores = [predict(test.features) for predict in drawn]
         deviations = probes.deviation_over_draws(scores, test, names)
         metrics = probes.measure(scores, test, names)
         entries.append(entry(name, f"{draws} draws", None, metrics, deviations=deviations))
@@ -128,7 +128,7 @@ def group_of(
 
 
 def describe_embedding(features: dict[int, Float[np.ndarray, "D"]]) -> dict[str, Any]:
-    """How much of their room the features of all labeled scans use."""
+    """Effective rank and spread of the features of all labeled scans."""
     embeddings = np.stack(list(features.values()))
     rank, spread = effective_rank(embeddings), spread_of(embeddings)
     return {"scans": len(embeddings), "features": embeddings.shape[1], "effective_rank": rank, "spread": spread}

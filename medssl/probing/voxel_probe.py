@@ -31,23 +31,23 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from medssl.data.store.store import Store
-    from medssl.probing.feature_extractor import Frozen, Splits
+    from medssl.probing.feature_extractor import FrozenEncoder, Splits
     from medssl.training.initial_weights import InitialWeights
 
-HELD = 1 << 30  # bytes of probabilities that the candidates of one pass may hold
+PROBABILITY_BYTES = 1 << 30  # that the candidates of one pass may take
 ON_STORED_GRID = "Dice is on the grid of the store; for the scans' own grids, evaluate the folder network/"
 
 
 @dataclass(frozen=True)
 class Voxels:
-    """Of what voxels are probed.
+    """Scans, masks and maps of a voxel probe.
 
     Attributes:
         store: The scans and masks.
         schema: Classes of the masks.
-        levels: Places of the encoder's maps that are looked at, fine to coarse.
-        sampled: Voxels to learn from, over all scans and classes.
-        seed: Of their choice.
+        levels: Places of the encoder's maps that are used, fine to coarse.
+        sampled: Voxels to fit on, over all scans and classes.
+        seed: Seed of their selection.
     """
 
     store: Store
@@ -57,7 +57,7 @@ class Voxels:
     seed: int
 
     def numbers(self, scan: int) -> Int[np.ndarray, "*s"]:
-        """Class numbers of a scan's mask, negative where nothing is known."""
+        """Class numbers of a scan's mask, negative where the class is not known."""
         shape = self.store.shape(scan)
         label = self.store.read_label(scan, (0,) * len(shape), shape)[0].astype(np.int64)
         result: Int[np.ndarray, "*s"] = class_numbers(torch.from_numpy(label), self.schema).numpy()
@@ -69,7 +69,7 @@ class Voxels:
         return np.bincount(numbers[numbers >= 0], minlength=len(self.schema.classes))
 
 
-def levels_of(frozen: Frozen, levels: tuple[int, ...] | None) -> tuple[int, ...]:
+def levels_of(frozen: FrozenEncoder, levels: tuple[int, ...] | None) -> tuple[int, ...]:
     """Places of the encoder's maps: those that are given, or all.
 
     Raises:
@@ -78,12 +78,14 @@ def levels_of(frozen: Frozen, levels: tuple[int, ...] | None) -> tuple[int, ...]
     count = len(frozen.encoder.channels)
     places = tuple(range(count)) if levels is None else tuple(sorted(set(levels)))
     if not places or not 0 <= places[0] <= places[-1] < count:
-        message = f"levels {list(levels or ())}: the encoder has the maps 0 (fine) to {count - 1} (coarse)"
-        raise UserError(message)
+        message = f"the encoder has the maps 0 (fine) to {count - 1} (coarse)"
+        raise UserError(message, key="levels", got=list(levels or ()))
     return places
 
 
-def probe_voxels(frozen: Frozen, voxels: Voxels, splits: Splits, initial: InitialWeights, out: Path) -> dict[str, Any]:
+def probe_voxels(
+    frozen: FrozenEncoder, voxels: Voxels, splits: Splits, initial: InitialWeights, out: Path
+) -> dict[str, Any]:
     """Fits, chooses and measures; returns the entry of ``probe.json`` and leaves the network in ``out/network``.
 
     Raises:
@@ -120,22 +122,24 @@ def probe_voxels(frozen: Frozen, voxels: Voxels, splits: Splits, initial: Initia
 
 
 def sample(
-    frozen: Frozen, voxels: Voxels, scans: Sequence[int], out: Path
+    frozen: FrozenEncoder, voxels: Voxels, scans: Sequence[int], out: Path
 ) -> tuple[Float[np.ndarray, "M D"], Int[np.ndarray, "M"], Int[np.ndarray, "K"]]:
-    """Features and class numbers of sampled voxels, and how many voxels of each class the scans have."""
+    """Features and class numbers of sampled voxels, and how many voxels of each class the scans have.
+
+    The voxels of a scan are drawn by the seed and its stored content, whatever folder or time its file has.
+    """
     from tqdm.auto import tqdm
 
     classes = len(voxels.schema.classes)
     per_class = max(1, round(voxels.sampled / len(scans) / classes))
     settings = {"per_class": per_class, "seed": voxels.seed, "levels": voxels.levels, "schema": _plain(voxels.schema)}
+    settings |= {"drawn_by": "content"}  # not the samples of versions that drew by the file's time
     keys = [voxels.store.key(scan) for scan in scans]
     with FeatureCache(out / "voxels_train.safetensors", frozen.made_by, settings) as cache:
         for scan, key in zip(tqdm(scans, desc="sample", unit="scan"), keys, strict=True):
             if cache.get(key) is None:
                 numbers = voxels.numbers(scan)
-                generator = keyed_generator(
-                    voxels.seed, int(hashlib.blake2b(key.encode()).hexdigest()[:12], 16), "voxels"
-                )
+                generator = keyed_generator(voxels.seed, voxels.store.content(scan) >> 16, "voxels")
                 places = voxel_probe.sample_voxels(numbers, classes, per_class, generator)
                 truth = numbers[tuple(places.T)]
                 features = features_of_voxels(frozen, voxels, scan, places)
@@ -147,9 +151,9 @@ def sample(
 
 
 def features_of_voxels(
-    frozen: Frozen, voxels: Voxels, scan: int, places: Int[np.ndarray, "M n"]
+    frozen: FrozenEncoder, voxels: Voxels, scan: int, places: Int[np.ndarray, "M n"]
 ) -> Float[np.ndarray, "M D"]:
-    """Features of voxels of a scan, each from the first window that sees it; one window's maps are held at a time."""
+    """Features of voxels of a scan, each from the first window that covers it; one window is in memory at a time."""
     width = sum(frozen.encoder.channels[level] for level in voxels.levels)
     result, left = np.zeros((len(places), width), np.float32), np.ones(len(places), bool)
     for start, order, features in frozen.features(frozen.scan(voxels.store, scan)):
@@ -168,9 +172,9 @@ def features_of_voxels(
 
 
 def score_candidates(
-    frozen: Frozen, voxels: Voxels, scans: Sequence[int], candidates: Sequence[Candidate], file: Path
+    frozen: FrozenEncoder, voxels: Voxels, scans: Sequence[int], candidates: Sequence[Candidate], file: Path
 ) -> list[voxel_probe.Scores]:
-    """Dice of every candidate on every scan, by sliding windows; what was done before a stop is not done again."""
+    """Dice of every candidate on every scan, by sliding windows; scans in the cache are not segmented again."""
     from tqdm.auto import tqdm
 
     digest = hashlib.blake2b(digest_size=8)
@@ -190,12 +194,12 @@ def score_candidates(
     return [[[None if np.isnan(value) else value for value in row] for row in rows] for rows in tables]
 
 
-def dice_of(frozen: Frozen, voxels: Voxels, scan: int, candidates: Sequence[Candidate]) -> voxel_probe.Scores:
+def dice_of(frozen: FrozenEncoder, voxels: Voxels, scan: int, candidates: Sequence[Candidate]) -> voxel_probe.Scores:
     """Dice of every candidate on a scan; as many at once as the memory for their probabilities allows."""
     stored = frozen.scan(voxels.store, scan)
     numbers: Tensor = torch.from_numpy(voxels.numbers(scan)).movedim(stored.axis, 0)
     slab = min(stored.shape[stored.axis], max(frozen.window)) * numbers[0].numel() * len(voxels.schema.classes) * 4
-    at_once, rows = max(1, HELD // slab), []
+    at_once, rows = max(1, PROBABILITY_BYTES // slab), []
     for first in range(0, len(candidates), at_once):
         group = [candidate.linear for candidate in candidates[first : first + at_once]]
         head = Candidates(frozen.encoder, voxels.schema, group, voxels.levels)
@@ -209,8 +213,8 @@ def dice_of(frozen: Frozen, voxels: Voxels, scan: int, candidates: Sequence[Cand
     return rows
 
 
-def card_of(frozen: Frozen, voxels: Voxels, splits: Splits, initial: InitialWeights) -> Card:
-    """What the fitted network is."""
+def card_of(frozen: FrozenEncoder, voxels: Voxels, splits: Splits, initial: InitialWeights) -> Card:
+    """Card of the fitted network."""
     head = Imported("medssl.heads.segmentation.VoxelLinear")
     subjects = voxels.store.distinct_subjects((*splits.learned, *splits.validated))
     return Card(

@@ -8,10 +8,10 @@ import sys
 
 from medssl import cli
 from medssl.probing import feature_cache
-from medssl.probing.feature_extractor import Frozen
+from medssl.probing.feature_extractor import FrozenEncoder
 
 if __name__ == "__main__":
-    left, embedding = int(sys.argv[1]), Frozen.embedding
+    left, embedding = int(sys.argv[1]), FrozenEncoder.embedding
     feature_cache.EVERY = 0.0
 
     def count(self, scan):
@@ -21,5 +21,5 @@ if __name__ == "__main__":
         left -= 1
         return embedding(self, scan)
 
-    Frozen.embedding = count
+    FrozenEncoder.embedding = count
     sys.exit(cli.main(["probe", *sys.argv[2:]]))

@@ -30,7 +30,7 @@ from medssl.inference.predictor import Windows
 from medssl.metrics import scan_probe as probes
 from medssl.probing import feature_cache, scan_probe, voxel_probe
 from medssl.probing import feature_extractor as frozen
-from medssl.probing.feature_extractor import Frozen
+from medssl.probing.feature_extractor import FrozenEncoder
 from medssl.training.initial_weights import read_initial_weights
 from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned, UserError
 from medssl.types.provenance import Provenance
@@ -149,7 +149,7 @@ def test_a_second_probe_embeds_nothing(call, tmp_path, monkeypatch):
     run = encoder_of(tmp_path / "run", "asked.Halves", ndim=2)
     assert call(run, data="pictures")[0] == 0
     before = result(tmp_path / "out")
-    monkeypatch.setattr(Frozen, "embedding", None)
+    monkeypatch.setattr(FrozenEncoder, "embedding", None)
     code, said = call(run, data="pictures")
     assert code == 0, said
     assert "replaced" not in said
@@ -201,11 +201,11 @@ def test_what_an_error_stops_is_kept(tmp_path):
     assert (again["x"].tolist(), again["y"].tolist()) == ([0, 1, 2], [2.5])
     assert feature_cache.FeatureCache(file, {"weights": "a"}, {"n": 2}).get("one") is None
     with pytest.raises(
-        UserError, match=r"holds features of another encoder or store \(other weights\): choose another"
+        UserError, match=r"holds features of another encoder or store \(other weights\)\. Choose another"
     ):
         feature_cache.FeatureCache(file, {"weights": "b"}, {"n": 1})
     file.write_bytes(file.read_bytes()[:20])
-    with pytest.raises(UserError, match=r"kept.safetensors is damaged .*: delete it, and the same command"):
+    with pytest.raises(UserError, match=r"kept.safetensors is damaged .*\. Delete it, and the same command"):
         feature_cache.FeatureCache(file, {"weights": "a"}, {"n": 1})
 
 
@@ -233,7 +233,7 @@ def test_a_folder_holds_the_features_of_one_encoder(call, tmp_path):
         assert code == 2
         what = "window" if "--window" in words[0] else "weights"
         assert (
-            f"out holds features of another encoder or store (other {what}): choose another folder for results" in said
+            f"out holds features of another encoder or store (other {what}). Choose another folder for results" in said
         )
     code, said = call(run, "--from-scratch", data="pictures", out="twin")
     assert code == 0, said
@@ -331,7 +331,7 @@ def test_a_real_encoder_on_chosen_levels_and_a_small_memory(call, tmp_path, monk
     words = ("--voxels=300", "--labels=2", "--validation_labels=1", "--windows.overlap=0")
     dice = {}
     for out, held, levels in (("all", 1 << 30, "null"), ("small", 1, "null"), ("fine", 1 << 30, "[0]")):
-        monkeypatch.setattr(voxel_probe, "HELD", held)
+        monkeypatch.setattr(voxel_probe, "PROBABILITY_BYTES", held)
         code, said = call(run, *words, f"--levels={levels}", out=out)
         assert code == 0, said
         dice[out] = result(tmp_path / out)["probes"]
@@ -369,14 +369,14 @@ def test_a_probe_of_voxels_goes_on_where_it_was_stopped(call, tmp_path, monkeypa
 # --- bad input
 
 BAD = [
-    ("no such target", ["--target=grade"], r"has a value 'grade'; values there are"),
+    ("no such target", ["--target=grade"], r"^error: --target: no scan of .* has a value 'grade'$"),
     ("more subjects than there are", ["--labels=9"], r"--labels: there are 6 labeled subjects .* \(got 9\)"),
     ("more to choose by", ["--validation_labels=9"], r"--validation_labels: split 'val', .*: there are 2 .* \(got 9\)"),
-    ("no such map", ["--levels=[1]"], r"levels \[1\]: the encoder has the maps 0 \(fine\) to 0 \(coarse\)"),
-    ("no map", ["--levels=[]"], r"levels \[\]: the encoder has the maps"),
-    ("another dimension", ["--window=[8,8]"], r"the encoder is 3D, the window has 2 axes \(\[8, 8\]\): set window"),
-    ("no window", ["--window=null"], r"nothing tells how many voxels the encoder sees at once: give window, such as"),
-    ("no size", ["--window=[8,8,0]"], r"window \[8, 8, 0\]: 0 is not a multiple of the encoder's stride 1"),
+    ("no such map", ["--levels=[1]"], r"--levels: the encoder has the maps 0 \(fine\) to 0 \(coarse\) \(got \[1\]\)"),
+    ("no map", ["--levels=[]"], r"--levels: the encoder has the maps .* \(got \[\]\)"),
+    ("another dimension", ["--window=[8,8]"], r"--window: the encoder is 3D, the window has 2 axes \(got \[8, 8\]\)"),
+    ("no window", ["--window=null"], r"--window: the card does not state the window of the encoder \(expected voxels"),
+    ("no size", ["--window=[8,8,0]"], r"--window: 0 is not a multiple of the encoder's stride 1 \(got \[8, 8, 0\]\)"),
     ("no shots", ["--shots=[0,2]"], r"shots: must be at least 1 \(got 0\)"),
     ("no draws", ["--draws=0"], r"draws: must be at least 1 \(got 0\)"),
     ("a seed below zero", ["--seed=-1"], r"seed: must be at least 0 \(got -1\)"),
@@ -432,7 +432,7 @@ def test_features_that_are_not_finite_are_counted(call, tmp_path):
     run = encoder_of(tmp_path / "run", "asked.Broken", ndim=2)
     code, said = call(run, data="pictures")
     assert code == 2
-    assert re.search(r"\d+ of 9 scans have features that are NaN or infinite \([0-9a-f]+, .*look at both", said)
+    assert re.search(r"\d+ of 9 scans have features that are NaN or infinite \([0-9a-f]+, .*Check both", said)
 
 
 def by(train: str, validation: str, test: str):
@@ -484,7 +484,7 @@ def test_a_subject_in_two_splits_is_refused(call, tmp_path, monkeypatch):
         values=lambda i: (("kind", "ab"[int(i) % 2]),),
     )  # fmt: skip
     schema = schema_of(store, "kind")
-    with pytest.raises(UserError, match=r"1 of the 3 subjects of split 'val' are in split 'test' too: give each"):
+    with pytest.raises(UserError, match=r"1 of the 3 subjects of split 'val' are in split 'test' too\. Give each"):
         frozen.split_scans(store, schema, 2, labels=None, validation_labels=None, seed=0)
 
 
@@ -509,5 +509,5 @@ def test_masks_in_which_a_class_is_lacking_are_refused(call, tmp_path, monkeypat
 
 
 def test_labels_that_are_no_classes_are_refused():
-    with pytest.raises(UserError, match="'age' is of the kind 'number': probes are for classes; choose another target"):
+    with pytest.raises(UserError, match=r"^target: labels of the kind 'number', probes are for classes"):
         verb.refuse_kind(LabelSchema("age", ((0, "age"),), kind="number"))

@@ -158,7 +158,7 @@ def test_classes_that_the_teacher_was_not_trained_on_are_noted(place, call, tmp_
     network = teacher(tmp_path, store=place, trained_on=TrainedOn(("MR",), ("mr",), missing_classes=("right",)))
     code, said = call("pseudolabel", network, "--store", place / "store", "--out", tmp_path / "out")
     assert code == 0, said
-    assert "note: no scan that the network learns from has right: it will hardly ever give that answer" in said
+    assert "note: no training scan has right: the network will hardly ever predict that" in said
 
 
 def test_an_interrupted_command_labels_the_missing_scans_only(place, call, tmp_path):

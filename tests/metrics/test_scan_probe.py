@@ -173,7 +173,7 @@ def test_more_shots_than_scans_give_no_prototypes():
 
 def fitted_scores(train, validation, test):
     found = probe.fit_probes(train, validation, NAMES)
-    return {own.name: (own.chosen, own.answer(test.features)) for own in found}
+    return {own.name: (own.chosen, own.predict(test.features)) for own in found}
 
 
 def changed(change):
@@ -229,7 +229,7 @@ def test_settings_are_those_with_the_best_validation_auroc_then_accuracy_then_th
             best = max((auroc, accuracy) for _, auroc, accuracy in own.tried)
             assert own.chosen == next(value for value, *found in own.tried if tuple(found) == best)
             assert [row[0] for row in own.tried] == sorted((row[0] for row in own.tried), reverse=True)
-            scores = own.answer(validation.features)
+            scores = own.predict(validation.features)
             for name, value in zip(("auroc", "balanced_accuracy"), best, strict=True):
                 assert metrics(NAMES)[name](scores, validation.truth) == pytest.approx(value)
     assert [k for k, *_ in probe.fit_probes(train, validation, NAMES)[0].tried] == [50, 20, 10, 5, 3, 1]
@@ -241,7 +241,7 @@ def test_a_rare_class_is_answered_although_auroc_needs_no_weights_for_it():
     train = group(np.random.default_rng(0).normal(size=(55, 2)) * 0.1 + truth[:, None], truth)
     logistic = probe.fit_probes(train, train, ("a", "b"))[1]
     assert logistic.tried[0][1:] == (1, 0.5)
-    assert (logistic.answer(train.features).argmax(1) == truth).all()
+    assert (logistic.predict(train.features).argmax(1) == truth).all()
 
 
 def test_the_ends_of_the_range_are_told():
@@ -258,7 +258,7 @@ def test_what_can_be_told_apart_is_and_noise_is_not():
     for apart, low, high in ((8.0, 1.0, 1.0), (0.0, 0.38, 0.62)):
         train, validation = scans(90, apart=apart), scans(60, apart=apart, seed=2)
         test = scans(300, apart=apart, seed=3)
-        answers = {own.name: own.answer for own in probe.fit_probes(train, validation, NAMES)}
+        answers = {own.name: own.predict for own in probe.fit_probes(train, validation, NAMES)}
         answers["prototypes"] = probe.prototypes(train, 3, 20, draws=1, seed=0)[0]
         for name, answer in answers.items():
             auroc = metrics(NAMES)["auroc"](answer(test.features), test.truth)
@@ -305,7 +305,7 @@ def test_a_class_that_is_lacking_is_named():
         UserError, match=r"none of the 40 training scans is c: .*\. Take more labeled subjects, or split anew"
     ):
         probe.fit_probes(lacks, good, NAMES)
-    with pytest.raises(UserError, match=r"none of the 40 validation scans is c: .*to choose by"):
+    with pytest.raises(UserError, match=r"none of the 40 validation scans is c: .* choosing its settings"):
         probe.fit_probes(good, lacks, NAMES)
     with pytest.raises(UserError, match=r"none of the 1 training scans is 1 or 2 or 3 or 4 or 5 or \.\.\.:"):
         probe.refuse_lacking("training", np.array([0]), [str(number) for number in range(9)])
@@ -317,6 +317,6 @@ def test_features_that_are_not_finite_are_named(value):
     bad = dataclasses.replace(good, features=good.features.copy())
     bad.features[[3, 7], 2] = value
     with pytest.raises(
-        UserError, match=r"2 of 60 scans have features that are NaN or infinite \(s003, s007\): the enc"
+        UserError, match=r"2 of 60 scans have features that are NaN or infinite \(s003, s007\): the training of"
     ):
         probe.fit_probes(good, bad, NAMES)

@@ -151,7 +151,7 @@ def test_the_best_mean_over_subjects_is_chosen_and_of_equals_the_first():
     assert dice == pytest.approx([(0.35 + 0.9) / 2, (0.9 + 0.4) / 2])
     assert place == 1
     assert voxel_probe.choose([[[0.5], [0.5]]], ["p"])[0] == 0
-    with pytest.raises(UserError, match="no validation scan has a class to score: choose another split"):
+    with pytest.raises(UserError, match=r"no validation scan has a class to score\. Choose another split"):
         voxel_probe.choose([[[None], [None]]], ["p"])
 
 
@@ -180,7 +180,7 @@ def test_classes_without_a_voxel_and_features_that_are_not_finite_are_refused():
     bad = features.copy()
     bad[1, 0] = np.nan
     with pytest.raises(
-        UserError, match=r"1 of 6 voxels have features that are NaN or infinite: the encoder's training"
+        UserError, match=r"1 of 6 voxels have features that are NaN or infinite: the training of the encoder"
     ):
         fit_candidates(bad, np.arange(6) % 2, [9, 1], TWO)
 

@@ -1,4 +1,4 @@
-"""Labels looked at while pretraining goes on: right numbers, no influence, and one line for what cannot be."""
+"""Probes during pretraining: correct numbers, no influence on training, and one line for settings that are wrong."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_probes_are_those_of_the_encoder_as_it_is_and_change_nothing(train, stor
     lines = [line for line in said.splitlines() if line.startswith("probe of class, ")]
     number = r"\d\.\d{3}"
     what = f"validation AUROC nearest neighbors {number}, linear probe {number}"
-    assert re.fullmatch(f"probe of class, step 0: {what}; 18 scans to learn from, 6 to judge", lines[0])
+    assert re.fullmatch(f"probe of class, step 0: {what}; 18 scans to fit on, 6 to measure on", lines[0])
     before = rf" \(before training {number} and {number}\)"
     assert [bool(re.fullmatch(f"probe of class, step {step}: {what}{before}", line)) for step, line in
             zip((4, 6), lines[1:], strict=True)] == [True, True]  # fmt: skip
@@ -147,8 +147,8 @@ def test_what_another_probe_said_before_training_is_not_told(train):
         assert (code, said.count("(before training ")) == (0, told), said
 
 
-def test_features_that_are_not_finite_stop_nothing(train, monkeypatch):
-    look = OnlineProbeListener.look
+def test_training_continues_after_features_that_are_not_finite(train, monkeypatch):
+    measure = OnlineProbeListener.measure
 
     calls = []
 
@@ -156,9 +156,9 @@ def test_features_that_are_not_finite_stop_nothing(train, monkeypatch):
         calls.append(objective)
         if len(calls) > 1:
             raise UserError("18 of 18 scans have features that are NaN or infinite")
-        return look(self, objective)
+        return measure(self, objective)
 
-    monkeypatch.setattr(OnlineProbeListener, "look", broken)
+    monkeypatch.setattr(OnlineProbeListener, "measure", broken)
     code, run, said = train("run", "--probe.target=class", "--probe.every=4")
     assert code == 0
     assert "probe of class, step 4: skipped, 18 of 18 scans have features that are NaN or infinite" in said
@@ -186,17 +186,17 @@ def test_few_subjects_are_always_the_same_and_of_all_classes(store):
         (
             ["--probe.target=class", "--probe.subjects=2"],
             "error: --probe.target: target class in split 'train', of at most 2 subjects: none of the 2 labeled scans "
-            "is right: a probe needs scans of every class to learn from and to choose by. Raise probe.subjects, or "
-            "split anew.\n",
+            "is right: a probe needs scans of every class for fitting and for choosing its settings. Raise "
+            "probe.subjects, or split anew.\n",
         ),
         (
             ["--probe.target=class", "--probe.subjects=1"],
             "error: --probe.target: target class in split 'train', of at most 1 subjects: all 1 labeled scans are "
-            "'left': one class only cannot be told from others. Raise probe.subjects, or split anew.\n",
+            "'left': there is nothing to distinguish. Raise probe.subjects, or split anew.\n",
         ),
     ],
 )
-def test_what_cannot_be_is_refused_before_training(train, words, message):
+def test_wrong_settings_are_refused_before_training(train, words, message):
     code, run, said = train("run", *words)
     assert code == 2
     assert message in said
@@ -211,11 +211,14 @@ def test_a_subject_in_both_splits_is_refused(tmp_path, monkeypatch):
         subject=lambda name: "twice" if name in {"scan0", "scan4"} else name,
         values=lambda name: [("kind", "even" if int(name[-1]) % 2 else "odd")],
     )  # fmt: skip
-    with pytest.raises(UserError, match=r"1 subjects are in the splits 'train' and 'val': give each subject one split"):
+    with pytest.raises(
+        UserError,
+        match=r"^probe\.target: 1 subjects are in both splits, 'train' and 'val'\.",
+    ):
         OnlineProbeListener(held, ViewPlan((ViewSpec((8, 8)),)), OnlineProbe("kind"), half=False)
 
 
-def test_the_encoder_is_in_evaluation_mode_for_the_look_alone(store):
+def test_the_encoder_is_in_evaluation_mode_only_while_it_is_probed(store):
     """Its mode and that of every part come back."""
     encoder = Halves(2)
     probe = OnlineProbeListener(store, ViewPlan((ViewSpec((32, 32)),)), OnlineProbe("class"), half=False)
@@ -233,7 +236,7 @@ def test_the_encoder_is_in_evaluation_mode_for_the_look_alone(store):
 
     objective = Around().train()
     objective.frozen.eval()
-    found = probe.look(objective)
+    found = probe.measure(objective)
     assert not any(seen)
     assert [module.training for module in (objective, encoder, objective.frozen)] == [True, True, False]
     assert found["probe_logistic_auroc"] == 1

@@ -74,11 +74,11 @@ def test_axes_in_words():
 @pytest.mark.parametrize("key", ["--data.target", "--target", "--probe.target"])
 def test_a_store_without_masks_names_the_option_of_the_verb_only_where_there_are_values(volumes, key, monkeypatch):
     store = Store.open(volumes)
-    with pytest.raises(UserError, match=r"has no masks: index with label\.masks and cache again$"):
+    with pytest.raises(UserError, match=r"has no masks \(got 'mask'\)\. Index with label\.masks and cache again$"):
         schema_of(store, "mask", key=key)
     store.records.facts["text"][:] = True
     monkeypatch.setattr(type(store.records), "values", lambda self, number: {"grade": "2", "age": "50"})
-    with pytest.raises(UserError, match=f"; or learn a value of whole scans, {key} NAME, out of age, grade$"):
+    with pytest.raises(UserError, match=rf"^{key}: .* cache again, or choose a value of whole scans: age, grade$"):
         schema_of(store, "mask", key=key)
 
 

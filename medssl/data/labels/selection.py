@@ -1,4 +1,4 @@
-"""Which scans of a store carry labels, what a target says, and which few subjects are chosen for training."""
+"""Which scans of a store carry labels, the classes of a target, and which few subjects are chosen for training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def schema_of(store: Store, target: str, kind: str = "", *, key: str = "data.target") -> LabelSchema:
-    """What a target says.
+    """The classes of a target.
 
     Args:
         store: A store with labels.
@@ -48,8 +48,8 @@ def labeled_scans(store: Store, axes: int, split: str, schema: LabelSchema) -> t
     return labeled
 
 
-def how_many(labels: float | None, there: int, key: str = "labels") -> int:
-    """How many of the labeled subjects a word of the user stands for: a number, a share, or None for all of them.
+def how_many(labels: float | None, total: int, key: str = "labels") -> int:
+    """How many of the labeled subjects an option asks for: a number, a share, or None for all of them.
 
     >>> how_many(8, 20), how_many(0.25, 20), how_many(None, 20)
     (8, 5, 20)
@@ -58,16 +58,16 @@ def how_many(labels: float | None, there: int, key: str = "labels") -> int:
         UserError: More than there are, less than one, or neither a whole number nor a share.
     """
     if labels is None:
-        return there
+        return total
     share = isinstance(labels, float)
     if not (0 < labels < 1 if share else labels >= 1):
         right = "a number of subjects such as 8, or a share of them between 0 and 1 such as 0.25"
         message = "no number of subjects"
         raise UserError(message, key=key, got=labels, expected=right)
-    number = round(labels * there) if share else int(labels)
-    if not 1 <= number <= there:
+    number = round(labels * total) if share else int(labels)
+    if not 1 <= number <= total:
         less = f"; {labels} of them is less than one" if share else ""
-        message = f"there are {there} labeled subjects to choose from{less}"
+        message = f"there are {total} labeled subjects to choose from{less}"
         raise UserError(message, key=key, got=labels)
     return number
 
@@ -113,7 +113,7 @@ def groups_of(store: Store, scans: Sequence[int], schema: LabelSchema) -> list[i
 
 
 def constant_labels(store: Store, scans: Sequence[int], schema: LabelSchema) -> list[str]:
-    """Findings that are not both there and absent in some scans: nothing is learned of them, and none is judged."""
+    """Findings that are present in no scan or absent in no scan: they cannot be learned or measured."""
     return kind_of(schema).constant([store.values(number) for number in scans], schema)
 
 

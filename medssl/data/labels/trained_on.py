@@ -1,6 +1,6 @@
-"""What the scans of a training are like, and in what a scan that is to be predicted differs from them.
+"""Modalities, value domains and spacings of training scans, and how a scan that is to be predicted differs from them.
 
-A network answers for any image, so a CT network that gets an MR scan gives a segmentation, too: wrong in silence.
+A network predicts something for any image: a CT network segments an MR scan as well, wrong and without a warning.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def trained_on(store: Store, scans: Sequence[int], schema: LabelSchema | None = 
     """Modalities, value domains and spacings of some scans of a store, and classes that none of them has.
 
     Args:
-        store: Whose table is asked.
+        store: The store of the scans.
         scans: Their numbers in it.
         schema: The classes of a mask or of a scan-level value.
     """
@@ -60,15 +60,15 @@ def trained_on(store: Store, scans: Sequence[int], schema: LabelSchema | None = 
 
 
 def missing_note(known: TrainedOn | None) -> list[Note]:
-    """What to tell of classes that a network has not learned."""
+    """A note on classes that a network was not trained on."""
     if known is None or not known.missing_classes:
         return []
     names = ", ".join(known.missing_classes)
-    return [Note("missing", f"no scan that the network learns from has {names}: it will hardly ever give that answer")]
+    return [Note("missing", f"no training scan has {names}: the network will hardly ever predict that")]
 
 
 def differences(scan: Scan, known: TrainedOn, preprocess: Preprocess) -> dict[str, str]:
-    """In what a scan differs from those of a training: one of ``NAMES``, and what to tell.
+    """How a scan differs from those of a training: a text for each of ``NAMES`` in which it does.
 
     Args:
         scan: A scan of an index.

@@ -172,21 +172,19 @@ class BatchReader:
         sampling, groups = self.sampling, self.options.get("groups")
         if sampling.balance != "none":
             if groups is None or sampling.distinct_subjects:
-                why = "scans have no classes here" if groups is None else "data.sampling.distinct_subjects is true"
-                message = f"data.sampling.balance is {sampling.balance}, but {why}: set it to none"
-                raise UserError(message)
+                why = "the scans have no classes here" if groups is None else "data.sampling.distinct_subjects is true"
+                hint = "Set it to none"
+                raise UserError(why, key="data.sampling.balance", got=sampling.balance, hint=hint)
             group_of = dict(zip(self.options.get("scans") or (), groups, strict=True))
-            own = np.array([group_of[number] for number in numbers.tolist()])
-            return BalancedOrder(self.seed, numbers, own, root=sampling.balance == "root")
+            scan_groups = np.array([group_of[number] for number in numbers.tolist()])
+            return BalancedOrder(self.seed, numbers, scan_groups, root=sampling.balance == "root")
         if not sampling.distinct_subjects:
             return Order(self.seed, numbers)
         together = self.batch_size * self.options.get("world_size", 1)
         if together % sampling.regions_per_scan:
-            message = (
-                f"a global batch of {together} does not hold whole scans of {sampling.regions_per_scan} regions: "
-                "make the batch a multiple of that, or set data.sampling.distinct_subjects to false"
-            )
-            raise UserError(message)
+            message = f"a global batch of {together} is not a multiple of {sampling.regions_per_scan} regions of a scan"
+            hint = "Make the batch a multiple of that, or set data.sampling.distinct_subjects to false"
+            raise UserError(message, key="data.sampling.regions_per_scan", hint=hint)
         subjects = self.store.subject_numbers(numbers)
         return order_of_subjects(
             self.seed,

@@ -101,9 +101,9 @@ def scan_shapes(
     if axes == 3:
         return shape
     planes = [[store.shape(n)[axis] for axis in slice_axes(store.affine(n), slice_axis)] for n in numbers[is_volume]]
-    found = shape[:, :2].copy()
-    found[is_volume] = np.array(planes, np.int64).reshape(-1, 2)
-    return found
+    shapes = shape[:, :2].copy()
+    shapes[is_volume] = np.array(planes, np.int64).reshape(-1, 2)
+    return shapes
 
 
 class CropLoader(DataLoader[Any]):
@@ -121,8 +121,8 @@ class CropLoader(DataLoader[Any]):
         buffers = [None if layout is None else _Buffers(*layout) for layout in _layouts(reader)]
         if not self.num_workers:
             for batch in itertools.count(reader.options.get("first_batch", 0)):
-                taken = [None if buffer is None else buffer.take() for buffer in buffers]
-                yield _crops(_read(reader, batch, taken), taken)
+                slots = [None if buffer is None else buffer.take() for buffer in buffers]
+                yield _crops(_read(reader, batch, slots), slots)
         for item in super().__iter__():
             if isinstance(item, str):
                 raise UserError(item)

@@ -55,14 +55,14 @@ class StoreReader(ImageReader):  # type: ignore[misc]
         Raises:
             UserError: The name is not of the store's form, or no such scan is there.
         """
-        found = []
+        scans = []
         for name in map(str, _names(data)):
             if not name.startswith(PREFIX):
                 message = f"{name}: expected {PREFIX}SCAN_ID or {PREFIX}SCAN_ID#label"
                 raise UserError(message)
             scan_id, _, part = name.removeprefix(PREFIX).partition("#")
-            found.append((self.store.number(scan_id), part == "label"))
-        return found
+            scans.append((self.store.number(scan_id), part == "label"))
+        return scans
 
     def get_data(self, img: Any) -> tuple[NDArray[Any], dict[str, Any]]:
         """Returns voxels [C, *s] (several scans joined along the channels) and MONAI's metadata."""

@@ -179,7 +179,7 @@ class BalancedOrder:
         self.seed = seed
         self.scans = scans
         self.members = [scans[groups == group] for group in np.unique(groups)]
-        shares = np.sqrt([len(own) for own in self.members])
+        shares = np.sqrt([len(scans_of_group) for scans_of_group in self.members])
         slots = np.maximum(1, np.rint(len(scans) * shares / shares.sum())) if root else np.ones(len(shares))
         self.slots = slots.astype(np.int64)
         self.ends = np.cumsum(self.slots)
@@ -189,9 +189,9 @@ class BalancedOrder:
         round_number = draw // int(self.ends[-1])
         slot = scan_at(self.seed, draw, int(self.ends[-1]))
         group = int(np.searchsorted(self.ends, slot, "right"))
-        own, slots = self.members[group], int(self.slots[group])
+        scans_of_group, slots = self.members[group], int(self.slots[group])
         turn = round_number * slots + slot - int(self.ends[group]) + slots  # slots of the class before this one
-        return int(own[scan_at(_mixed((self.seed + group + 1) & _MASK), turn, len(own))])
+        return int(scans_of_group[scan_at(_mixed((self.seed + group + 1) & _MASK), turn, len(scans_of_group))])
 
 
 def _batches(counts: NDArray[np.int64], per_batch: int) -> int:

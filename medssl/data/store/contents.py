@@ -56,6 +56,10 @@ class Contents:
         """Digest of everything that decides a scan's stored bytes: what its file is named after."""
         return str(self.records.key[number].decode())
 
+    def content(self, number: int) -> int:
+        """Digest of the stored voxels and label of a scan, 64 bits, whatever file they came from, and when."""
+        return int(self.records.facts["content"][number])
+
     def shape(self, number: int) -> tuple[int, ...]:
         """Voxels of a stored scan per spatial axis, 2 or 3 axes."""
         return self.records.shape(number)

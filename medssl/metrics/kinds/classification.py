@@ -11,7 +11,7 @@ from medssl.data.labels.kinds.classes import class_number
 from medssl.metrics.cases import PROBABILITY, ClassificationRow, read_classification, write_classification
 from medssl.metrics.classification import metrics, score_cases
 from medssl.metrics.run_scores import Ranked, by_auroc
-from medssl.metrics.scoring import Options, Scoring, by_scan, class_names, difference_interval
+from medssl.metrics.scoring import Options, Scoring, by_scan, class_names, measure_differences
 from medssl.metrics.tables import arrays_of, summarize_classification
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Classification(Scoring):
         del subjects
         truth = np.array([class_number(row, schema) for row in values])
         value = score_cases(np.array(results), truth, class_names(schema))["auroc"]
-        assert value is not None  # scans of more than one class were asked for before training
+        assert value is not None  # training is refused on scans of one class
         return "auroc", value
 
     def run_scores(self, what: tuple[str, int, int], file: Path) -> Trained:
@@ -84,24 +84,19 @@ class Classification(Scoring):
         """AUROC and balanced accuracy."""
         rows = by_scan(first, second)
         names = summary["classes"]
-        truth, subjects = arrays_of(rows[0], names)[1], [row.subject_id for row in rows[0]]
-        count = len(np.unique(truth))
+        truth = arrays_of(rows[0], names)[1]
+        count, measures = len(np.unique(truth)), metrics(names)
 
-        def on_scans(
-            measure: Callable[..., float | None], probabilities: Float[np.ndarray, "N K"]
-        ) -> Callable[[Int[np.ndarray, "M"]], float | None]:
-            def value(selected: Int[np.ndarray, "M"]) -> float | None:
-                if len(np.unique(truth[selected])) < count:  # a mean over fewer classes is another measure
-                    return None
-                return measure(probabilities[selected], truth[selected])
+        def on_all_classes(
+            measure: Callable[..., float | None],
+            probabilities: Float[np.ndarray, "M K"],
+            selected: Int[np.ndarray, "M"],
+        ) -> float | None:
+            if len(np.unique(truth[selected])) < count:  # a mean over fewer classes is another measure
+                return None
+            return measure(probabilities, truth[selected])
 
-            return value
-
-        measures = metrics(names)
-        scores = [np.array([row.probabilities for row in own]) for own in rows]
-        return [
-            (name, difference_interval(map(partial(on_scans, measures[name]), scores), subjects)) for name in COMPARED
-        ]
+        return measure_differences(rows, {name: partial(on_all_classes, measures[name]) for name in COMPARED})
 
     def columns(self, schema: LabelSchema) -> list[str]:
         """The most probable class, and a probability for each."""

@@ -1,4 +1,4 @@
-"""Scores of findings: a probability for each finding of each scan, beside whether it is there."""
+"""Scores of findings: a probability for each finding of each scan, and whether the scan has it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from medssl.metrics.multi_label import (
     summarize_multi_label,
 )
 from medssl.metrics.run_scores import Ranked, by_auroc
-from medssl.metrics.scoring import Options, Scoring, by_scan, class_names, difference_interval
+from medssl.metrics.scoring import Options, Scoring, by_scan, class_names, measure_differences
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -67,7 +67,7 @@ class MultiLabel(Scoring):
         """Mean AUROC of the findings."""
         del subjects
         value = mean_of_findings(auroc, np.array(results), np.array([findings_of(row, schema) for row in values]))
-        assert value is not None  # scans in which a finding differs were asked for before training
+        assert value is not None  # training is refused on scans of equal findings
         return "auroc", value
 
     def run_scores(self, what: tuple[str, int, int], file: Path) -> Trained:
@@ -83,18 +83,17 @@ class MultiLabel(Scoring):
     ) -> list[tuple[str, Interval]]:
         """Mean AUROC and mean average precision."""
         rows = by_scan(first, second)
-        truth, subjects = np.array([row.truth for row in rows[0]]), [row.subject_id for row in rows[0]]
+        truth = np.array([row.truth for row in rows[0]])
         defined = sum(summary["metrics"][f"auroc:{name}"]["value"] is not None for name in summary["classes"])
 
-        def on_scans(
-            measure: Callable[..., float | None], probabilities: Float[np.ndarray, "N K"]
-        ) -> Callable[[Int[np.ndarray, "M"]], float | None]:
-            return lambda selected: mean_of_findings(measure, probabilities[selected], truth[selected], every=defined)
+        def mean(
+            measure: Callable[..., float | None],
+            probabilities: Float[np.ndarray, "M K"],
+            selected: Int[np.ndarray, "M"],
+        ) -> float | None:
+            return mean_of_findings(measure, probabilities, truth[selected], every=defined)
 
-        measure_of, scores = measures(), [np.array([row.probabilities for row in own]) for own in rows]
-        return [
-            (name, difference_interval(map(partial(on_scans, measure_of[name]), scores), subjects)) for name in COMPARED
-        ]
+        return measure_differences(rows, {name: partial(mean, measures()[name]) for name in COMPARED})
 
     def columns(self, schema: LabelSchema) -> list[str]:
         """A probability for each finding."""

@@ -61,7 +61,7 @@ class Regression(Scoring):
         del subjects
         truth = np.array([number_of(row, schema) for row in values]).astype(np.float32)
         value = r2(np.array(results)[:, 0], truth)
-        assert value is not None  # scans of more than one number were asked for before training
+        assert value is not None  # training is refused on scans of one number
         return "r2", value
 
     def run_scores(self, what: tuple[str, int, int], file: Path) -> Trained:
@@ -82,7 +82,7 @@ class Regression(Scoring):
         def on_scans(predicted: Float[np.ndarray, "N"]) -> Callable[[Int[np.ndarray, "M"]], float | None]:
             return lambda selected: r2(predicted[selected], truth[selected])
 
-        predictions = [np.array([row.predicted for row in own]) for own in rows]
+        predictions = [np.array([row.predicted for row in of_run]) for of_run in rows]
         return [("r2", difference_interval(map(on_scans, predictions), subjects))]
 
     def columns(self, schema: LabelSchema) -> list[str]:

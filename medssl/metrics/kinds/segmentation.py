@@ -74,18 +74,18 @@ class Segmentation(Scoring):
         self, first: Sequence[SegmentationRow], second: Sequence[SegmentationRow], summary: Mapping[str, Any]
     ) -> list[tuple[str, Interval]]:
         """Mean Dice, then the Dice of each class."""
-        found = []
+        differences = []
         for name in (None, *summary["classes"]):
             means = []
             for rows in (first, second):
-                own = [row for row in rows if name in (None, row.class_name)]
-                subject_of = {row.scan_id: row.subject_id for row in own}
-                scores = scan_scores(own)
+                of_class = [row for row in rows if name in (None, row.class_name)]
+                subject_of = {row.scan_id: row.subject_id for row in of_class}
+                scores = scan_scores(of_class)
                 means.append(subject_means([scores[scan] for scan in subject_of], list(subject_of.values())))
-            found.append(("dice" if name is None else f"dice:{name}", paired_difference(*means)))
-        return found
+            differences.append(("dice" if name is None else f"dice:{name}", paired_difference(*means)))
+        return differences
 
 
-def stored_score(kept: Mapping[str, Any]) -> ClassScore:
-    """A score of a class as a dictionary keeps it."""
-    return ClassScore(**{**kept, "further": Further(**kept["further"])})
+def stored_score(score: Mapping[str, Any]) -> ClassScore:
+    """The score of a class from the dictionary that stores it."""
+    return ClassScore(**{**score, "further": Further(**score["further"])})

@@ -104,7 +104,7 @@ def test_classes_that_no_scan_has_are_known(tmp_path):
     assert known.missing_classes == ("tail",)
     (note,) = missing_note(known)
     assert note.kind == "missing"
-    assert str(note) == "no scan that the network learns from has tail: it will hardly ever give that answer"
+    assert str(note) == "no training scan has tail: the network will hardly ever predict that"
     assert missing_note(trained_on(store, range(3))) == missing_note(None) == []
 
 
@@ -121,7 +121,7 @@ def test_scan_level_classes_that_no_scan_has_are_known(tmp_path):
 
 def test_predict_tells_classes_that_were_never_learned(tmp_path, scans, capsys):
     known = TrainedOn(("MR",), ("mr",), missing_classes=("bone",))
-    assert "note: no scan that the network learns from has bone" in run(tmp_path, scans, known, capsys)[1]
+    assert "note: no training scan has bone" in run(tmp_path, scans, known, capsys)[1]
 
 
 def test_a_fine_tuned_network_says_what_its_scans_are_like(tmp_path):

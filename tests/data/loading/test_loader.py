@@ -122,7 +122,7 @@ def test_distinct_subjects(store):
         assert len(set(crops.origin.subject_ids)) == 3
     with pytest.raises(UserError, match="takes 5 scans of different subjects, but there are only 4 subjects"):
         batches(store, 1, sampling=Sampling(distinct_subjects=True), batch_size=5)
-    with pytest.raises(UserError, match="does not hold whole scans of 2 regions"):
+    with pytest.raises(UserError, match="is not a multiple of 2 regions of a scan"):
         batches(store, 1, sampling=Sampling(distinct_subjects=True, regions_per_scan=2))
 
 

@@ -1,4 +1,4 @@
-"""What every kind of label does, and where a kind is found by its name, its schema or the task of a head.
+"""What every kind of label does, and the kind of a name, of a schema, or of the task of a head.
 
 A kind is one file of this package: a subclass of ``TargetKind`` with a name and a task. Nothing lists the kinds.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Contrast = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
 MASK = "mask"  # the target, and the name of the schema, of segmentations
-UNKNOWN = frozenset({"", "-1", "-1.0", "unknown", "uncertain", "nan", "na", "n/a"})  # cells that say nothing
+UNKNOWN = frozenset({"", "-1", "-1.0", "unknown", "uncertain", "nan", "na", "n/a"})  # cells without a label
 
 
 class TargetKind(ABC):
@@ -50,7 +50,7 @@ class TargetKind(ABC):
     has_groups: ClassVar[bool] = True
     group_turns: ClassVar[tuple[int, ...]] = ()
 
-    # --- what a target means
+    # --- targets
 
     def refuse_target(self, target: str) -> None:
         """Refuses a target that heads of this task cannot learn.
@@ -59,26 +59,28 @@ class TargetKind(ABC):
             UserError: The target is "mask", or names several values.
         """
         if target == MASK:
-            message = f"the head is for {self.task}, the target is {target!r}: choose another head or data.target"
-            raise UserError(message)
+            message, hint = f"the head is for {self.task}", "Choose another head or target"
+            raise UserError(message, key="data.target", got=target, hint=hint)
         if "," in target:
-            message = f"the head is for {self.task}, the target {target!r} names several values: "
-            message += "choose the head multi_label, or name one value"
-            raise UserError(message)
+            message, hint = (
+                f"the head is for {self.task} of one value",
+                "Choose the head multi_label, or name one value",
+            )
+            raise UserError(message, key="data.target", got=target, hint=hint)
 
     @abstractmethod
     def schema(self, store: Store, target: str, *, key: str) -> LabelSchema:
-        """What a target says in a store; ``key`` is the option that names the target.
+        """The classes of a target in a store; ``key`` is the option that names the target.
 
         Raises:
             UserError: The store has no such labels, or they leave nothing to learn.
         """
 
-    # --- what a scan says
+    # --- labels of a scan
 
     @abstractmethod
     def is_known(self, values: Values, schema: LabelSchema) -> bool:
-        """Whether the values of a scan say something of the target.
+        """Whether the values of a scan hold a label of the target.
 
         Raises:
             UserError: A value that cannot be.
@@ -111,15 +113,15 @@ class TargetKind(ABC):
         """Group of each scan: scans of one group stand for one another when few are chosen; -1 is no group."""
 
     def refuse_alike(self, rows: Sequence[Values], schema: LabelSchema) -> None:
-        """Refuses training scans in which there is nothing to tell apart.
+        """Refuses training scans that all have the same label.
 
         Raises:
-            UserError: Says what is the same in all of them.
+            UserError: Names the label.
         """
         del rows, schema
 
     def constant(self, rows: Sequence[Values], schema: LabelSchema) -> list[str]:
-        """Names of what is the same in all scans where it is known, of a label that says several things."""
+        """Names of the findings that are the same in all scans where they are known; [] of other kinds."""
         del rows, schema
         return []
 
@@ -179,18 +181,18 @@ def kind_of_task(task: str) -> TargetKind:
     raise UserError(message)
 
 
-def values_of_scans(store: Store, target: str) -> list[dict[str, str]]:
+def values_of_scans(store: Store, target: str, key: str) -> list[dict[str, str]]:
     """Values of all scans of a store that have some.
 
     Raises:
         UserError: The target is empty in all scans, or is the name of no value; lists the names there are.
     """
     rows = [store.values(number) for number in store.scans_with_values]
-    refuse_unknown(target, rows, str(store.path))
+    refuse_unknown(target, rows, str(store.path), key)
     return rows
 
 
-def refuse_unknown(target: str, rows: Iterable[Values], where: str) -> None:
+def refuse_unknown(target: str, rows: Iterable[Values], where: str, key: str) -> None:
     """Refuses the name of a value that no scan has.
 
     Raises:
@@ -201,12 +203,12 @@ def refuse_unknown(target: str, rows: Iterable[Values], where: str) -> None:
         return
     known = sorted({name for values in rows for name in values})
     if target in known:
-        message = f"{target!r} is empty for all {len(rows)} scans of {where}: fill it in, then index and cache again"
-        raise UserError(message)
+        message = f"{target!r} is empty for all {len(rows)} scans of {where}"
+        raise UserError(message, key=key, hint="Fill it in, then index and cache again")
     near = difflib.get_close_matches(target, known, 1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    message = f"no scan of {where} has a value {target!r}; values there are: {', '.join(known) or 'none'}{hint}"
-    raise UserError(message)
+    message = f"no scan of {where} has a value {target!r}"
+    expected = f"one of {', '.join(known)}" if known else ""
+    raise UserError(message, key=key, expected=expected, hint=f"Did you mean {near[0]!r}?" if near else "")
 
 
 def refuse_one_class(schema: LabelSchema) -> None:
@@ -216,5 +218,5 @@ def refuse_one_class(schema: LabelSchema) -> None:
         UserError: Names the class.
     """
     if len(schema.classes) < 2:
-        message = f"{schema.name!r} has one class only ({schema.classes[0][1]}): there is nothing to tell apart"
+        message = f"{schema.name!r} has one class only ({schema.classes[0][1]}): there is nothing to distinguish"
         raise UserError(message)

@@ -26,13 +26,12 @@ class Classes(TargetKind):
     one_class = True
 
     def schema(self, store: Store, target: str, *, key: str) -> LabelSchema:
-        """The values of a name found in any split: in the order of the numbers where all are numbers, else sorted.
+        """The values of a name in any split: in the order of the numbers where all are numbers, else sorted.
 
         Raises:
             UserError: No scan has such a value, or all have the same.
         """
-        del key
-        rows = values_of_scans(store, target)
+        rows = values_of_scans(store, target, key)
         names = in_order({values[target] for values in rows if values.get(target)})
         schema = LabelSchema(target, tuple(enumerate(names)))
         refuse_one_class(schema)
@@ -68,7 +67,7 @@ class Classes(TargetKind):
         numbers = {class_number(values, schema) for values in rows}
         if len(numbers) == 1:
             name = schema.classes[numbers.pop()][1]
-            message = f"all {len(rows)} labeled scans are {name!r}: one class only cannot be told from others"
+            message = f"all {len(rows)} labeled scans are {name!r}: there is nothing to distinguish"
             raise UserError(message)
 
     def contrasts(self, rows: Sequence[Mapping[str, str]], schema: LabelSchema) -> list[Contrast]:
@@ -106,6 +105,6 @@ def class_number(values: Mapping[str, str], schema: LabelSchema) -> int:
     value = values.get(schema.name, "")
     names = [name for _, name in schema.classes]
     if value and value not in names:
-        message = f"{schema.name} has the value {value!r}, which is not among the classes {', '.join(names)}"
-        raise UserError(message)
+        message = f"{schema.name} has the value {value!r}"
+        raise UserError(message, expected=f"one of the classes {', '.join(names)}")
     return names.index(value) if value else -1

@@ -1,4 +1,4 @@
-"""Findings: any number of them for a whole scan, each there or not, learned by multi-label heads.
+"""Findings: any number of them for a whole scan, each present or absent, learned by multi-label heads.
 
 They come from a column each (``1``, ``yes``, ``true``, ``positive``, ``present``, and their opposites) or from one
 column that lists those of a scan (``effusion|nodule``, also with ``;`` or ``,``; ``none``, ``no finding`` list none).
@@ -32,7 +32,7 @@ NOTHING = frozenset({"none", "no finding"})
 
 
 class Findings(TargetKind):
-    """Findings of a whole scan, each there, absent or not known."""
+    """Findings of a whole scan, each present, absent or not known."""
 
     name = "findings"
     task = "multi_label"
@@ -52,8 +52,7 @@ class Findings(TargetKind):
         Raises:
             UserError: As of ``findings_schema``.
         """
-        del key
-        return findings_schema([store.values(n) for n in store.scans_with_values], target, str(store.path))
+        return findings_schema([store.values(n) for n in store.scans_with_values], target, str(store.path), key)
 
     def is_known(self, values: Values, schema: LabelSchema) -> bool:
         """Whether at least one finding is known.
@@ -64,11 +63,11 @@ class Findings(TargetKind):
         return max(findings_of(values, schema)) >= 0
 
     def targets(self, rows: Sequence[Values], schema: LabelSchema) -> Int[np.ndarray, "B K"]:
-        """1 where the finding is there, 0 where it is not, -1 where that is not known."""
+        """1 where the finding is present, 0 where it is absent, -1 where that is not known."""
         return np.array([findings_of(values, schema) for values in rows])
 
     def in_words(self, values: Values, prediction: Sequence[float], schema: LabelSchema) -> str:
-        """The findings that are there, and the probability of each."""
+        """The findings that are present, and the probability of each."""
         names = [name for _, name in schema.classes]
         truth = dict(zip(names, findings_of(values, schema), strict=True))
         present = ", ".join(name for name, known in truth.items() if known == 1) or "none"
@@ -89,13 +88,13 @@ class Findings(TargetKind):
         """
         if len(self.constant(rows, schema)) == len(schema.classes):
             count = len(rows)
-            message = f"no finding is there in some and absent in others of all {count} labeled scans: take more labels"
-            raise UserError(message)
+            message = f"no finding differs among all {count} labeled scans"
+            raise UserError(message, hint="Take more labels")
 
     def constant(self, rows: Sequence[Values], schema: LabelSchema) -> list[str]:
-        """Findings that are not both there and absent in some scans: nothing is learned of them, none is judged."""
-        found = self.targets(rows, schema)
-        both = (found == 1).any(0) & (found == 0).any(0)
+        """Findings that are present in no scan or absent in no scan: they cannot be learned or measured."""
+        truth = self.targets(rows, schema)
+        both = (truth == 1).any(0) & (truth == 0).any(0)
         return [name for (_, name), differs in zip(schema.classes, both, strict=True) if not differs]
 
     def contrasts(self, rows: Sequence[Values], schema: LabelSchema) -> list[Contrast]:
@@ -104,13 +103,14 @@ class Findings(TargetKind):
         return [(truth[:, k] == 1, truth[:, k] >= 0) for k in range(truth.shape[1])]
 
 
-def findings_schema(rows: Sequence[Values], target: str, where: str) -> LabelSchema:
+def findings_schema(rows: Sequence[Values], target: str, where: str, key: str = "data.target") -> LabelSchema:
     """The findings that a target names: columns with commas between them, or the column that lists them.
 
     Args:
         rows: Values of all scans.
         target: As of the command line.
-        where: What messages name.
+        where: Name of the store in messages.
+        key: Option that names the target.
 
     Raises:
         UserError: An unknown or repeated column, a cell that is neither yes nor no, or a finding that is the same in
@@ -119,23 +119,22 @@ def findings_schema(rows: Sequence[Values], target: str, where: str) -> LabelSch
     columns = [name.strip() for name in target.split(",")]
     for column in columns:
         if columns.count(column) > 1:
-            message = f"the target {target!r} names {column!r} twice: name each finding once"
-            raise UserError(message)
-        refuse_unknown(column, rows, where)
+            message = f"the target names {column!r} twice"
+            raise UserError(message, key=key, got=target, hint="Name each finding once")
+        refuse_unknown(column, rows, where, key)
     if len(columns) == 1 and not all(_plain(values.get(target, "")) for values in rows):
         names = sorted({item for values in rows for item in _listed(values.get(target, "")) or ()})
     else:
         names = columns
     schema = LabelSchema(",".join(columns), tuple(enumerate(names)), kind=Findings.name)
-    found = np.array([findings_of(values, schema) for values in rows])
+    truth = np.array([findings_of(values, schema) for values in rows])
     for number, name in enumerate(names):
-        known = found[:, number][found[:, number] >= 0]
+        known = truth[:, number][truth[:, number] >= 0]
         if len(known) and (known == known[0]).all():
             message = (
-                f"finding {name!r} is {'yes' if known[0] else 'no'} in all {len(known)} scans where it is known: there "
-                "is nothing to tell apart; leave it out of data.target"
+                f"the finding {name!r} is {'yes' if known[0] else 'no'} in all {len(known)} scans where it is known"
             )
-            raise UserError(message)
+            raise UserError(message, key=key, hint="Leave it out")
     return schema
 
 
@@ -164,11 +163,9 @@ def _plain(cell: str) -> bool:
 def _yes_or_no(name: str, cell: str) -> int:
     word = cell.strip().lower()
     if not _plain(cell):
-        message = (
-            f"{name} has the value {cell!r}: expected yes or no (1, 0, true, false), or nothing, -1 or unknown where "
-            "it is not known"
-        )
-        raise UserError(message)
+        message = f"{name} has the value {cell!r}"
+        expected = "yes or no (1, 0, true, false), or nothing, -1 or unknown where it is not known"
+        raise UserError(message, expected=expected)
     return 1 if word in YES else 0 if word in NO else -1
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Mask(TargetKind):
-    """A class for each voxel. The labels lie in the masks of a store, so that the values of a scan say nothing."""
+    """A class for each voxel. The labels lie in the masks of a store; values of whole scans are not used."""
 
     name = MASK
     task = "segmentation"
@@ -24,7 +24,7 @@ class Mask(TargetKind):
     has_groups = False
 
     def refuse_target(self, target: str) -> None:
-        """Nothing here: ``schema`` first says whether a target that is no mask is known at all."""
+        """Refuses nothing: ``schema`` checks first whether the store has a target that is no mask."""
         del target
 
     def schema(self, store: Store, target: str, *, key: str) -> LabelSchema:
@@ -34,20 +34,19 @@ class Mask(TargetKind):
             UserError: The target is another one, or the store has no masks, or they have no class names or one class.
         """
         if target != MASK:
-            values_of_scans(store, target)
-            message = f"the head is for {self.task}, the target is {target!r}: choose another head or data.target"
-            raise UserError(message)
+            values_of_scans(store, target, key)
+            message = f"the head is for {self.task}, the target is {target!r}"
+            raise UserError(message, key=key, hint="Choose another head or target")
         if not store.has_masks:
             values = sorted({name for number in store.scans_with_values for name in store.values(number)})
-            other = f"; or learn a value of whole scans, {key} NAME, out of {', '.join(values)}" if values else ""
-            message = f"{store.path} has no masks: index with label.masks and cache again{other}"
-            raise UserError(message)
+            other = f", or choose a value of whole scans: {', '.join(values)}" if values else ""
+            hint = f"Index with label.masks and cache again{other}"
+            message = f"{store.path} has no masks"
+            raise UserError(message, key=key, got=target, hint=hint)
         if store.schema is None:
-            message = (
-                f"the masks of {store.path} have no class names: index with label.class_names "
-                "0=background,1=NAME,... and cache again"
-            )
-            raise UserError(message)
+            message = f"the masks of {store.path} have no class names"
+            hint = "Index with label.class_names 0=background,1=NAME,... and cache again"
+            raise UserError(message, key=key, got=target, hint=hint)
         refuse_one_class(store.schema)
         return store.schema
 
@@ -72,7 +71,8 @@ class Mask(TargetKind):
         Raises:
             NotImplementedError: Always.
         """
-        raise NotImplementedError
+        message = "targets of masks go through the geometry of the views"  # heads of whole scans never learn masks
+        raise NotImplementedError(message)
 
     def in_words(self, values: Mapping[str, str], prediction: Sequence[float], schema: LabelSchema) -> str:
         """Nothing: a segmentation is shown as a picture."""

@@ -36,14 +36,13 @@ class Number(TargetKind):
         Raises:
             UserError: As of ``number_schema``.
         """
-        del key
-        return number_schema([store.values(n) for n in store.scans_with_values], target, str(store.path))
+        return number_schema([store.values(n) for n in store.scans_with_values], target, str(store.path), key)
 
     def is_known(self, values: Values, schema: LabelSchema) -> bool:
         """Whether the number is known.
 
         Raises:
-            UserError: A value that is no number.
+            UserError: A value is no number.
         """
         return not math.isnan(number_of(values, schema))
 
@@ -57,8 +56,8 @@ class Number(TargetKind):
 
     def groups(self, rows: Sequence[Values], schema: LabelSchema) -> list[int]:
         """Quarter of the sorted numbers that each scan is in."""
-        found: list[int] = quarters(np.array([number_of(values, schema) for values in rows])).tolist()
-        return found
+        places: list[int] = quarters(np.array([number_of(values, schema) for values in rows])).tolist()
+        return places
 
     def refuse_alike(self, rows: Sequence[Values], schema: LabelSchema) -> None:
         """Refuses scans of one number.
@@ -72,20 +71,20 @@ class Number(TargetKind):
             raise UserError(message)
 
 
-def number_schema(rows: Sequence[Values], target: str, where: str) -> LabelSchema:
+def number_schema(rows: Sequence[Values], target: str, where: str, key: str = "data.target") -> LabelSchema:
     """The number that a target names.
 
     Raises:
         UserError: An unknown name, a value that is no number, or the same number in every scan.
     """
-    refuse_unknown(target, rows, where)
+    refuse_unknown(target, rows, where, key)
     schema = LabelSchema(target, ((0, target),), kind=Number.name)
-    found = np.array([number_of(values, schema) for values in rows])
-    known = found[~np.isnan(found)]
+    numbers = np.array([number_of(values, schema) for values in rows])
+    known = numbers[~np.isnan(numbers)]
     if len(np.unique(known)) < 2:
         what = f"{known[0]:g} in all {len(known)} scans where it is known" if len(known) else "known of no scan"
         message = f"{target!r} is {what}: there is nothing to learn"
-        raise UserError(message)
+        raise UserError(message, key=key)
     return schema
 
 
@@ -99,17 +98,17 @@ def number_of(values: Values, schema: LabelSchema) -> float:
     if cell.lower() in UNKNOWN and not cell.startswith("-1"):
         return math.nan
     try:
-        found = float(cell)
+        number = float(cell)
     except ValueError:
-        found = math.inf
-    if not math.isfinite(found):
-        message = f"{schema.name} has the value {cell!r}, which is no number: a regression takes numbers such as 61.5"
-        raise UserError(message)
-    return found
+        number = math.inf
+    if not math.isfinite(number):
+        message = f"{schema.name} has the value {cell!r}"
+        raise UserError(message, expected="a number such as 61.5, for a regression")
+    return number
 
 
 def quarters(numbers: Float[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
     """Which quarter of the sorted numbers each is in, 0 to 3; equal numbers are in one."""
     ranks = np.searchsorted(np.sort(numbers), numbers, "left")
-    found: Int[np.ndarray, "N"] = ranks * GROUPS // max(1, len(numbers))
-    return found
+    places: Int[np.ndarray, "N"] = ranks * GROUPS // max(1, len(numbers))
+    return places
