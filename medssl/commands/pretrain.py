@@ -136,7 +136,9 @@ def make_card(config: dict[str, Any], opened: Store, initial: InitialWeights, st
     return Card(
         encoder=imported(config["encoder"]),
         preprocess=opened.preprocess,
-        objective=Pretraining(**vars(imported(config["objective"]))),
+        objective=Pretraining(
+            **vars(imported(config["objective"])), learning_rate=config["optimizer"]["learning_rate"]
+        ),
         index_digest=opened.index_digest,
         subjects=initial.provenance | Provenance(opened.subjects_of_split(config["data"]["split"])),
         step=step,

@@ -46,14 +46,16 @@ class Tuned:
 
 @dataclass(frozen=True)
 class Pretraining(Imported):
-    """An objective, and on what the statistics of the written weights were measured.
+    """An objective, how fast the weights moved, and on what their statistics were measured.
 
     Attributes:
         whole_image_batches: Micro-batches of whole images that batch-norm statistics were measured on; 0: they are
             those of training.
+        learning_rate: Highest learning rate, as resolved for the batch of the run; None in cards of older versions.
     """
 
     whole_image_batches: int = 0
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)

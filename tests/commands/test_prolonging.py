@@ -16,6 +16,7 @@ import yaml
 from commands import toys
 
 from medssl import cli
+from medssl.encoders.weights import load_card
 
 RECIPE = Path(__file__).with_name("toys.yaml")
 SCHEDULE = (
@@ -187,6 +188,7 @@ def test_another_batch_would_be_another_rate(store, tmp_path):
     assert code == 0, said
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["optimizer"]
     assert (config["learning_rate"], config["learning_rate_per"]) == (pytest.approx(0.005), [0.01, 16])
+    assert load_card(tmp_path / "run").objective.learning_rate == pytest.approx(0.005)
     assert "adamw with betas 0.9, 0.95, learning rate 0.005 (0.01 for 16 samples, times the square root of 4" in said
     assert rows(tmp_path / "run")[0]["learning_rate"] == pytest.approx(0.005 * 0.005)  # the first of the warm-up
     code, said = pretrain(store, tmp_path / "run", *words, "--training.steps=2", "--training.batch_size=8")
