@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 SPLIT_BY_FILE = ("--label.values", "{work}/split.csv", "--label.key", "name", "--label.split", "column:split")
@@ -22,15 +22,17 @@ class DataSet:
         images: Folder of the scans, and a pattern that finds the subject in their names (the whole name if "").
         index: Words of ``medssl index``.
         cache: Words of ``medssl cache``.
-        test: Subjects for the test.
+        test: Subjects for the test; 0 where the folders of the data set say the split (``split``).
         validation: Subjects that choose; the rest trains.
+        split: Words of ``medssl index`` that say the split.
     """
 
     images: tuple[str, str]
     index: tuple[str, ...]
     cache: tuple[str, ...]
-    test: int
-    validation: int
+    test: int = 0
+    validation: int = 0
+    split: tuple[str, ...] = SPLIT_BY_FILE
 
 
 DATA_SETS = {
@@ -62,27 +64,41 @@ DATA_SETS = {
         test=10,
         validation=2,
     ),
+    "tiles": DataSet(
+        images=("tiles", ""),
+        index=("{data}/tiles", "--label.classes", "folder", "--files.modality", "SM"),
+        cache=("--preprocess", "image", "--preprocess.image_size", "96,96", "--preprocess.mirror", "all"),
+        split=("--label.split", "folder"),
+    ),
 }  # fmt: skip
+DATA_SETS["acdc_folds"] = replace(DATA_SETS["acdc"], test=6, validation=4)  # 15 patients remain
 
 
-def prepare(name: str, data: Path, work: Path) -> None:
-    """Index and store below ``work``; what is there is brought up to date."""
+def prepare(name: str, data: Path, work: Path, fold: int = 0) -> None:
+    """Index and store below ``work``; what is there is brought up to date.
+
+    Args:
+        name: Of the data set.
+        data: Folder of all data sets.
+        work: Folder of index and store.
+        fold: Which subjects are for the test, where the split is by a digest: the next ones for each fold.
+    """
     chosen = DATA_SETS[name]
     work.mkdir(parents=True, exist_ok=True)
-    if not (work / "split.csv").exists():
-        write_split(chosen, data, work / "split.csv")
-    words = [word.replace("{data}", str(data)).replace("{work}", str(work)) for word in (*chosen.index, *SPLIT_BY_FILE)]
+    if chosen.test and not (work / "split.csv").exists():
+        write_split(chosen, data, work / "split.csv", fold)
+    words = [word.replace("{data}", str(data)).replace("{work}", str(work)) for word in (*chosen.index, *chosen.split)]
     medssl("index", *words, "--index", str(work / "index.sqlite"))
     medssl("cache", str(work / "index.sqlite"), str(work / "store"), *chosen.cache)
 
 
-def write_split(chosen: DataSet, data: Path, file: Path) -> None:
+def write_split(chosen: DataSet, data: Path, file: Path, fold: int = 0) -> None:
     """Splits subjects by a digest of their names: the same on every machine, and of exact sizes."""
     folder, pattern = chosen.images
     names = {path.name for path in (data / folder).rglob("*") if path.is_file() and path.suffix in {".gz", ".png"}}
     subjects = {name: re.search(pattern, name)[0] if pattern else name for name in names if not name.startswith(".")}  # type: ignore[index]
     order = sorted(set(subjects.values()), key=lambda subject: hashlib.sha256(subject.encode()).hexdigest())
-    place = {subject: number for number, subject in enumerate(order)}
+    place = {subject: (number - fold * chosen.test) % len(order) for number, subject in enumerate(order)}
     with file.open("w", newline="") as stream:
         table = csv.writer(stream)
         table.writerow(("name", "split"))

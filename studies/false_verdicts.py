@@ -3,11 +3,13 @@
 Simulated tables of scores: 5 runs an arm, 40 test subjects, three numbers of labeled subjects (2, 4, 8). Differences
 of paired runs vary by run (the luck of the labeled subjects and of the seed), by subject, and by the rest: give other
 deviations with --run, --subject and --rest, or take those of a real comparison with --from. --looks counts what is
-found by whoever adds runs until there is a verdict.
+found by whoever adds runs until there is a verdict. --pretrainings spreads the runs over several pretrainings, whose
+own deviation is --between; --as_one takes their runs as independent, as if there were one.
 
     python studies/false_verdicts.py [--tables 1000] [--effects 0 0.01 0.02 0.03 0.05]
     python studies/false_verdicts.py --from docs/results/compare_sawtooth/cases.csv
     python studies/false_verdicts.py --looks 5 10 15 20 --effects 0
+    python studies/false_verdicts.py --runs 6 --pretrainings 3 --between 0.03 [--as_one]
 """
 
 from __future__ import annotations
@@ -60,6 +62,9 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--rest", type=float, nargs="+", default=[0.03], help="deviation of the rest")
     parser.add_argument("--from", dest="cases", type=Path, help="cases.csv of a comparison: its numbers and deviations")
     parser.add_argument("--arms", nargs=2, default=["spark", "scratch"], help="the arm and its baseline in that table")
+    parser.add_argument("--pretrainings", type=int, default=1, help="pretrainings that the runs take in turn")
+    parser.add_argument("--between", type=float, default=0.0, help="deviation of pretrainings")
+    parser.add_argument("--as_one", action="store_true", help="take runs of one pretraining as independent")
     parser.add_argument("--looks", type=int, nargs="+", help="numbers of runs after which someone looks")
     parser.add_argument("--effects", type=float, nargs="+", default=[0.0, 0.01, 0.02, 0.03, 0.05])
     given = parser.parse_args(words)
@@ -92,7 +97,12 @@ def tell(parts: list[Parts], given: argparse.Namespace, looks: list[int]) -> Non
         for table in tqdm(range(given.tables), desc=f"{effect:.2f}", leave=False):
             generator = np.random.default_rng((table, round(1000 * effect)))
             drawn = [own.draw(generator, effect, *zeros.shape) for own in parts]
-            found = [difference(one, zeros, seed=table) for one in drawn]
+            seeds = np.arange(looks[0]) % given.pretrainings
+            if given.pretrainings > 1:  # each has its deviation in all its runs, at all numbers of labels
+                shift = given.between * generator.standard_normal(given.pretrainings)[seeds]
+                drawn = [one + shift[:, None] for one in drawn]
+            known = None if given.as_one else seeds.tolist()
+            found = [difference(one, zeros, pretrainings=known, seed=table) for one in drawn]
             significant = np.array(corrected([one.p or 0.0 for one in found])) <= LEVEL
             any_found += bool(significant.any())
             each += significant

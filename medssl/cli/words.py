@@ -47,8 +47,17 @@ class Command:
 
     def words(self) -> list[str]:
         """The words as the parser takes them: the configuration first, classes before their keys."""
-        first = [f"--config={json.dumps(self.config)}"] if self.config else []
-        parts = sorted(self.values.items(), key=lambda pair: pair[0].rpartition(".")[2] not in FRAGMENTS)
+        config, values = self.config, dict(self.values)
+        for key in [key for key, text in values.items() if text == "null"]:
+            root, _, rest = plain(key).partition(".")
+            if rest and _names_class(config.get(root)):  # jsonargparse takes null inside a class for a text
+                change: Any = None
+                for part in reversed(["init_args", *rest.split(".")]):
+                    change = {part: change}
+                config = merged(config, {root: change})
+                del values[key]
+        first = [f"--config={json.dumps(config)}"] if config else []
+        parts = sorted(values.items(), key=lambda pair: pair[0].rpartition(".")[2] not in FRAGMENTS)
         return [*first, *(f"--{key}={value}" for key, value in parts), *filter(None, [self.print_config])]
 
     def given(self) -> dict[str, Any]:

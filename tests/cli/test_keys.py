@@ -162,3 +162,16 @@ def test_a_text_option_takes_any_text_as_it_is(heading, tmp_path, capsys):
     printed = capsys.readouterr().err
     assert code == 2
     assert "missing" in printed, printed  # the folder is refused, not the heading
+
+
+def test_null_reaches_an_argument_of_a_class_as_null():
+    """On its own jsonargparse takes null inside a class for a text."""
+    from medssl.cli.parser import arguments_for
+    from medssl.cli.words import check_keys, read_command
+
+    words = ["--config=spark_2d_small", "--store=s", "--run=r", "--objective.view.area=null"]
+    for more in ([], ["--objective.view.scale", "0.7,1.0"]):
+        command = read_command(cli.VERBS["pretrain"].place, [*words, *more], "pretrain")
+        check_keys(command)
+        view = arguments_for(cli.find_verb("pretrain"), "pretrain", command)["objective"].keywords["view"]
+        assert (view.area, view.size) == (None, (160, 160))

@@ -58,3 +58,13 @@ def test_who_looks_once_finds_what_the_comparison_finds_and_who_looks_twice_no_l
     assert looked == once[:1]
     assert twice[0] <= twice[1]
     assert 0 < looked[0] < 100
+
+
+def test_runs_of_several_pretrainings_give_fewer_false_verdicts_than_runs_taken_as_independent(study, capsys):
+    more = ["--tables", "25", "--effects", "0", "--runs", "6", "--labels", "2", "--run", "0.01", "--subjects", "12"]
+    shares = []
+    for words in ([], ["--as_one"]):
+        study.main([*more, "--pretrainings", "3", "--between", "0.1", *words])
+        shares.append(float(capsys.readouterr().out.splitlines()[-1].split("|")[2].strip(" %")))
+    assert shares[0] <= 12
+    assert shares[1] >= 24
