@@ -354,6 +354,7 @@ def test_light_modules_do_not_load_torch():
 def test_objectives_and_encoders_load_torch_and_nothing_else_heavy():
     modules = [f"medssl.{path.parent.name}.{path.stem}" for path in OBJECTIVES]
     modules += ["medssl.encoders.base", "medssl.encoders.resenc", "medssl.encoders.timm2d", "medssl.encoders.vit"]
+    modules += ["medssl.encoders.primus"]
     loaded = run_python(
         f"import sys, importlib\nfor name in {modules}:\n    importlib.import_module(name)\n"
         f"print(sorted({HEAVY - {'scipy'}} & set(sys.modules)))"  # torch itself may load scipy

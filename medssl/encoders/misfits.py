@@ -36,6 +36,7 @@ KINDS = {  # tensors that change what a network computes, by their name behind t
     "a norm inside the attention": r"\.attn\.(norm|inner_attn_ln)\.",
     "a gated MLP (SwiGLU)": r"\.(mlp|ffn|feed_forward)\.(w\d+|fc1_[gx]|fc_?gate|gate\w*|norm|ffn_ln)\.",
     "a norm before the first block": r"^(norm_pre|ln_pre|pre_norm)\.",
+    "a norm after pooling in place of one before": r"^fc_norm\.",
 }
 
 
@@ -119,6 +120,8 @@ def _refuse_kinds(file: Path, module: nn.Module, report: Report, keys: Keys) -> 
     network, settings = type(module).__name__, module.settings_of_tensors if isinstance(module, Encoder) else {}
     further = deeper(keys.unused, keys.target)
     unused = {key: value for key, value in keys.unused.items() if not key.endswith(INDEX) and key not in further}
+    if f"{keys.root}norm.weight" not in report.missing:
+        unused = {key: value for key, value in unused.items() if not key.startswith(f"{keys.root}fc_norm.")}
     if isinstance(module, Encoder):
         unused = {key: value for key, value in unused.items() if not _is_same_table(module, key, value, keys)}
     for what, extra in _kinds_among(unused, keys.root).items():

@@ -20,10 +20,10 @@ broken and of healthy runs: ``docs/results.md``):
                  transformers have them, make the spread small, but not the variation
     narrowing    embedding_rank below half of the highest so far, twice in a row: runs that learn keep three quarters of
                  it, learning rates 100 times too high leave a fifth. Where voxels are predicted (chance, but no
-                 uniformity) once the run has settled, and where its loss is below 90 % of chance against the highest
-                 since it came there: transformers with random weights spread embeddings in many directions of noise,
-                 and masked autoencoders leave them before they learn; runs that narrow for good stay above 94 %. At
-                 98 % or more nothing has been learned that could narrow: such a run is stuck
+                 uniformity) once the run has settled, and where its loss is below 90 % of chance, or its correlation
+                 0.1 or more, against the highest since it came there: transformers with random weights spread
+                 embeddings in many directions of noise, and masked autoencoders leave them before they learn. At 98 %
+                 or more nothing has been learned that could narrow
     sharpness    the first loss is 10 times chance or more: random weights give 1 to 1.7 at temperatures of 0.1 to 0.5,
                  1.2 where voxels are predicted; over when the loss comes below twice chance
     flatness     loss within 0.3 % of chance three times in a row while embeddings spread (uniformity below -0.5): the
@@ -97,7 +97,7 @@ def _extremes(history: Sequence[Measures]) -> list[Measures]:
     """The rows of the lowest loss, of the lowest share of chance, and of the highest ranks, of all and of learning."""
     rows = history[1:]
     ranked = [row for row in rows if "embedding_rank" in row]
-    learning = [row for row in ranked if _share(row) < LEARNING]
+    learning = [row for row in ranked if _learns(row)]
     lowest = [min(rows, key=lambda row: row["loss"]), min(rows, key=_share)]
     return [*lowest, *(max(few, key=lambda row: row["embedding_rank"]) for few in (ranked, learning) if few)]
 
@@ -168,8 +168,8 @@ def _narrowing(history: Sequence[Measures], settled: int) -> Alarm | None:
     if "chance" in now and "uniformity" not in now:
         if now["step"] < settled or _share(now) >= STUCK:
             return None
-        if _share(now) < LEARNING:
-            first = next((place for place, row in enumerate(known) if _share(row) < LEARNING), len(known))
+        if _learns(now):
+            first = next((place for place, row in enumerate(known) if _learns(row)), len(known))
             known = known[first:]
     if len(known) < 3:
         return None
@@ -250,8 +250,9 @@ def _trivial(now: Measures, settled: int) -> Alarm | None:
     message = (
         f"after {now['step']:.0f} steps the loss is {_share(now):.1%} of that of a network that knows nothing, before "
         "it can have learned what is asked for: something else solves the task. Likely causes: padding or the border "
-        "of a view tells places, the two views are the same, scans differ in size or intensity alone, or the network "
-        "sees hidden voxels; look at pictures/, make the changes of the views stronger, and judge by a probe"
+        "of a view shows places, the two views are the same, scans differ in size or intensity alone, a batch has too "
+        "few samples to compare, or the network sees hidden voxels; look at pictures/, make the changes of the views "
+        "stronger, and judge by a probe"
     )
     return Alarm("trivial", message)
 
@@ -304,6 +305,11 @@ def _teacher(history: Sequence[Measures]) -> Alarm | None:
         f"{limit:.3g} nats, their entropy is {entropy:.3g}; {remedy}, or divide the batch equally (sinkhorn)"
     )
     return Alarm("teacher", message)
+
+
+def _learns(row: Measures) -> bool:
+    """Whether a run has begun to learn."""
+    return _share(row) < LEARNING or ("uniformity" not in row and _predicts(row))
 
 
 def _predicts(row: Measures) -> bool:

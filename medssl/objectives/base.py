@@ -30,8 +30,12 @@ class Objective(nn.Module, ABC):
     """Base class of self-supervised objectives.
 
     A subclass takes the encoder as its first argument, stores it as ``self.encoder`` and sets ``needs``. The terms of
-    its loss are logged by their names. ``metrics.health`` interprets three of them: "chance" (the loss of an untrained
-    network), "uniformity" of the contrasted embeddings (``ops.similarity``) and "teacher_entropy" (nats).
+    its loss are logged by their names. ``metrics.health`` interprets some of them: "chance" (the loss of an untrained
+    network), "uniformity" of the contrasted embeddings (``ops.similarity``), "correlation" of predicted and hidden
+    voxels, and those of a teacher (``nn.teacher.teacher_terms``).
+
+    Layers of ``nn.drop_path`` draw by the numbers of the samples whenever an objective is called. Rows of several views
+    are joined with the rows of the first view first (``join_views``).
 
     Attributes:
         encoder: The encoder that is pretrained.

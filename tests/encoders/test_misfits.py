@@ -128,6 +128,16 @@ def test_parts_beside_the_blocks_are_refused_too(tmp_path):
         load(vit(), saved(tmp_path, state))
 
 
+def test_a_norm_after_pooling_is_none_before(tmp_path):
+    """Fine-tuned masked autoencoders have fc_norm and no norm; beside a norm it belongs to the head."""
+    state = vit().state_dict()
+    after = {key: value for key, value in state.items() if not key.startswith("norm.")}
+    extra = {"fc_norm.weight": torch.ones(WIDTH), "fc_norm.bias": torch.zeros(WIDTH)}
+    with pytest.raises(UserError, match="the weights have a norm after pooling in place of one before, ViT has not"):
+        load(vit(), saved(tmp_path, after | extra))
+    assert set(load(vit(), saved(tmp_path, state | extra)).unexpected) == set(extra)
+
+
 @pytest.mark.parametrize(
     ("arguments", "what", "key"),
     [

@@ -14,12 +14,14 @@ from torch.nn import functional as F
 
 from medssl.encoders.base import check_encoder
 from medssl.encoders.primus import Primus
-from medssl.encoders.weights import load
+from medssl.encoders.weights import load, load_encoder, save_encoder
 from medssl.heads.patch_decoder import PatchDecoder
 from medssl.nn.rotary import RotaryAttention, rotary_tables
 from medssl.objectives.mae import MAE
 from medssl.objectives.simmim import SimMIM
-from medssl.types import UserError, ViewSpec
+from medssl.training.initial_weights import InitialWeights, with_drop_path
+from medssl.types import Card, Imported, Preprocess, UserError, ViewSpec
+from medssl.types.provenance import Provenance
 
 KINDS = {
     "3d as published": {"patch": (4, 4, 4), "size": (8, 8, 4), "layer_scale": 0.1, "attention_norm": True},
@@ -245,6 +247,22 @@ def test_the_table_of_another_view_is_interpolated_when_loaded(tmp_path):
     report = load(encoder, saved(tmp_path, file.state_dict()))
     assert report.adapted == ("eva.pos_embed",)
     assert "assuming a cubic grid" in str(report)
+
+
+def test_a_run_folder_gives_it_back(tmp_path):
+    """Lists of numbers, as JSON holds them, and every tensor; drop-path of fine-tuning replaces that of the card."""
+    arguments = KINDS["3d registers"] | {"width": 24, "heads": 2, "depth": 3, "attention_dropout": 0.1}
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items()}
+    described = Imported("medssl.encoders.primus.Primus", plain)
+    encoder = moved(primus("3d registers"))
+    card = Card(described, Preprocess(), None, "0" * 16, Provenance(), 1, {})
+    save_encoder(tmp_path / "run", encoder, card)
+    other, stored = load_encoder(tmp_path / "run")
+    assert stored.encoder == described
+    image = image_of(encoder)
+    assert torch.equal(other.eval()(image).pooled, encoder.eval()(image).pooled)
+    changed = with_drop_path(InitialWeights(described), 0.3).encoder.init_args
+    assert changed == plain | {"drop_path": 0.3}
 
 
 def test_layers_for_layer_wise_decay():

@@ -209,6 +209,16 @@ def test_a_rank_is_compared_with_those_since_the_loss_came_down():
     assert kinds(unmeasured, settled=0) == []
 
 
+def test_a_slow_masked_autoencoder_is_compared_with_its_rank_since_it_predicts():
+    """At 97 % of chance for good, as noisy scans leave it: random weights had more directions, all of them noise."""
+    before = [{"embedding_rank": 53.0, "correlation": 0.05, "loss": 3.4 * 1.01}] * 2
+    after, narrow = ({"embedding_rank": rank, "correlation": 0.18} for rank in (24.0, 11.0))
+    assert kinds(predicting(*before, *[after] * 10, loss=3.4 * 0.97)) == []
+    assert kinds(predicting(*before, *[after] * 10, *[narrow] * 2, loss=3.4 * 0.97)) == ["narrowing"]
+    nothing = [row | {"correlation": 0.05} for row in [after] * 10]
+    assert kinds(predicting(*before, *nothing, loss=3.4 * 0.97)) == ["narrowing"]
+
+
 def test_a_first_loss_far_above_chance_is_a_low_temperature():
     rows = history({"loss": 700.0}, loss=829.0)
     assert told(rows).startswith("the first loss was 244 times that of a network that knows nothing (829 against 3.4)")
@@ -316,7 +326,7 @@ def test_a_loss_near_zero_before_anything_was_learned_is_trivial():
     solved = {"loss": 3.4 * 0.019}
     assert told(history(solved)).startswith(
         "after 20 steps the loss is 1.9% of that of a network that knows nothing, before it can have learned what is "
-        "asked for: something else solves the task. Likely causes: padding or the border of a view tells places, "
+        "asked for: something else solves the task. Likely causes: padding or the border of a view shows places, "
     )
     assert kinds(history({"loss": 3.4 * 0.021})) == []
     assert kinds(history(*[{}] * 10, solved)) == []  # step 220: it has had its time
