@@ -40,6 +40,7 @@ LATER: dict[str, Any] = {  # ends of keys, and what they are in configurations t
     ".geometry.probability": 1.0, ".geometry.interpolation": "linear", ".min_overlap": 0.0,
     ".intensity.brightness_factor": [0.0, 1.0, 1.0], ".intensity.inverted_gamma": [0.0, 1.0, 1.0],
     ".intensity.reduced_resolution": [0.0, 1.0, 1.0],
+    ".preprocess.mirror": "safe", ".mean": 0.0, ".deviation": 1.0,
     "training.recompute": False, "optimizer.learning_rate_per": None, "optimizer.schedule": "cosine",
     "optimizer.rate_decay.power": None, "optimizer.rate_decay.share": None, "optimizer.rate_decay.horizon": None,
     "optimizer.layer_decay": 1.0, "optimizer.momentum": None, "optimizer.clip_per": "all",

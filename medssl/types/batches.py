@@ -83,7 +83,7 @@ class CommonIntensity:
     """Random intensity changes that most views use; see ``Intensity``.
 
     Attributes:
-        noise: Gaussian noise: probability (0 to 1), largest standard deviation. nnU-Net: 0.1, 0.32.
+        noise: Gaussian noise: probability (0 to 1), largest standard deviation. nnU-Net: 0.1, 0.1.
         blur: Gaussian blur: probability (0 to 1), largest standard deviation in voxels. nnU-Net: 0.2, 1.0.
         brightness: Shift of all values: probability (0 to 1), largest shift. nnU-Net multiplies instead, see
             ``brightness_factor``.
