@@ -122,6 +122,21 @@ def test_a_key_that_came_later_holds_no_run_up_while_it_is_off(tmp_path):
     assert differing(older, newer, ()) == ""
 
 
+@pytest.mark.parametrize(
+    ("key", "former", "now"),
+    [("decoder", "light", "unet"), ("crops", "one", "two"), ("balanced", False, True)],
+)
+def test_keys_of_objectives_that_came_later_are_what_they_were(key, former, now):
+    older, same, other = ({"objective": {"init_args": own}} for own in ({}, {key: former}, {key: now}))
+    assert differing(older, same, ()) == ""
+    assert differing(older, other, ()) == f"objective.init_args.{key}: {former} there, {now} here"
+
+
+def test_a_margin_that_came_later_is_none():
+    older, same = ({"objective": {"init_args": {"matching": own}}} for own in ({}, {"margin": 0.0}))
+    assert differing(older, same, ()) == ""
+
+
 def test_another_configuration_is_refused_by_key(tmp_path):
     folder = RunFolder(tmp_path / "run")
     with folder.opened(CONFIG):
