@@ -211,7 +211,7 @@ def test_what_was_assumed_of_weights_of_others_is_noted(place, capsys):
     assert "other: weights for 3 channel(s) are spread over 1 (allowed)." in texts["color"]
     assert "spacing and intensity rule of its pretraining are unknown: assumed those of the store" in texts["plain"]
     assert "100% of the keys filled" in texts["plain"]
-    assert "not all subjects that pretraining has seen are known" in capsys.readouterr().out
+    assert "not all subjects that the encoder was pretrained on are known" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -217,20 +217,20 @@ def test_balanced_classes_train_and_findings_that_are_alike_are_told(call):
     assert code == 0, said
     code, said = call("finetune", "--head=multi_label", "--data.target=left,right", "--labels=1", "--run=other")
     assert code == 2
-    assert "no finding is there in some and absent in others of all 1 labeled scans: take more labels" in said
+    assert "no finding differs among all 1 labeled scans. Take more labels" in said
 
 
 BAD = [
-    ("mask", "multi_label", "mask", [], r"the head is for multi_label, the target is 'mask'"),
-    ("several for one", "linear", "left,right", [], r"several values: choose the head multi_label, or name one value"),
-    ("several numbers", "regression", "left,right", [], r"the head is for regression, the target 'left,right' names"),
-    ("unknown finding", "multi_label", "left,rihgt", [], r"has a value 'rihgt'.*\(did you mean 'right'\?\)"),
-    ("unknown number", "regression", "heigth", [], r"'heigth'.*\(did you mean 'height'\?\)"),
-    ("unknown class", "linear", "bals", [], r"no scan of .* has a value 'bals'.*\(did you mean 'balls'\?\)"),
-    ("no number", "regression", "word", [], r"word has the value 'tall', which is no number"),
+    ("mask", "multi_label", "mask", [], r"--data\.target: the head is for multi_label \(got 'mask'\)"),
+    ("several for one", "linear", "left,right", [], r"the head is for classification of one value \(got 'left,r"),
+    ("several numbers", "regression", "left,right", [], r"the head is for regression of one value \(got"),
+    ("unknown finding", "multi_label", "left,rihgt", [], r"has a value 'rihgt'.*\. Did you mean 'right'\?"),
+    ("unknown number", "regression", "heigth", [], r"'heigth'.*\. Did you mean 'height'\?"),
+    ("unknown class", "linear", "bals", [], r"no scan of .* has a value 'bals'.*\. Did you mean 'balls'\?"),
+    ("no number", "regression", "word", [], r"word has the value 'tall' \(expected a number"),
     ("constant", "regression", "same", [], r"'same' is 5 in all 40 scans where it is known"),
     ("one class", "multi_label", "word", [], r"finding 'tall' is yes in all 40 scans"),
-    ("numbers as findings", "multi_label", "left,height", [], r"height has the value '\d+': expected yes or no"),
+    ("numbers as findings", "multi_label", "left,height", [], r"height has the value '\d+' \(expected yes or no"),
     ("segmentation", "unet", "left", [], r"the head is for segmentation, the target is 'left'"),
     ("balanced", "regression", "height", ["--data.sampling.balance=equal"], r"balance equal draws scans by their cl"),
     ("constant choice", "regression", "height", ["--labels=1"], r"height is \d+ in all 1 labeled scans"),

@@ -78,7 +78,7 @@ def lay_out(arrays: Mapping[str, Any], options: Mapping[str, str]) -> tuple[File
         FormatError: No axes are stated, they do not fit, or the file has several arrays.
     """
     if not options.get("axes"):
-        message = "arrays without stated axes: say what they are with files.arrays.axes, as in kji, ckji, ji or jic"
+        message = "arrays without stated axes: state them with files.arrays.axes, as in kji, ckji, ji or jic"
         raise FormatError(message)
     members = {name: (tuple(shape), dtype) for name, (shape, dtype) in arrays.items()}
     reading = Reading(axes=options["axes"], member=options.get("member", ""), spacing_mm=options.get("spacing_mm", ""))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from medssl.types import LabelSchema
 
 SAME_VOXELS = 0.1  # corners of a mask may lie this far from those of its image (voxels of the image): rounded headers
-REPORTED_VOXELS = 0.01  # from here on it is said
+REPORTED_VOXELS = 0.01  # from here on a note reports it
 WHOLE = 1e-6  # relative: a scaled value this close to a whole number is one (slopes are stored in float32)
 LOSSY = (".jpg", ".jpeg")
 _LOSSY_TOLERANCE = 24  # lossy compression keeps values of a binary mask this close to 0 and 255

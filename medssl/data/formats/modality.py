@@ -48,8 +48,8 @@ def modality_of(text: str) -> str:
     term = normalized(word)
     if term and term not in KNOWN:
         usual = "CT, MR, PT, NM, US, DX, CR, MG, XA, RF, OP, OPT, ES, XC, SM, OT"
-        message = f"files.modality {text!r} is not known: say one of {usual}, or another of DICOM's modalities"
-        raise UserError(message)
+        message, expected = "modality not known", f"one of {usual}, or another of DICOM's modalities"
+        raise UserError(message, key="files.modality", got=text, expected=expected)
     return term
 
 

@@ -44,7 +44,7 @@ def out_of_range(grid: Grid, unit: LengthUnit) -> str:
     hint = (
         "files.length_unit mm takes it as it is"
         if unit
-        else ("say with files.length_unit um, mm, cm or m what its lengths are (mm takes them as they are)")
+        else ("state the unit of its lengths with files.length_unit um, mm, cm or m (mm takes them as they are)")
     )
     return f"spacing outside {SMALLEST_MM:g} to {LARGEST_MM:g} mm ({shown} mm): {hint}"
 

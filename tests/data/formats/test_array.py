@@ -114,7 +114,7 @@ def test_points_in_time_are_frames(tmp_path):
 
 def test_other_axes_make_another_scan_of_the_same_files(tmp_path):
     write(tmp_path / "d" / "x.npy", ARRAY)
-    assert reason_of(tmp_path / "d").startswith("arrays without stated axes: say what they are with files.arrays.axes")
+    assert reason_of(tmp_path / "d").startswith("arrays without stated axes: state them with files.arrays.axes")
     (first,) = scans_of(tmp_path / "d", axes="kji")
     (second,) = scans_of(tmp_path / "d", axes="ijk")
     (again,) = scans_of(tmp_path / "d", axes="kji")
@@ -169,9 +169,12 @@ def test_a_mask_has_no_axis_of_channels(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"axes": "kjj"}, r"files\.arrays\.axes 'kjj': expected each axis once, i and j"),
-        ({"axes": "zyx"}, r"files\.arrays\.axes 'zyx': expected each axis once"),
-        ({"axes": "kji", "spacing_mm": "1,2"}, r"files\.arrays\.spacing_mm '1,2': expected 3 lengths above 0"),
+        ({"axes": "kjj"}, r"^files\.arrays\.axes: wrong axes \(got 'kjj'; expected each axis once: i and j"),
+        ({"axes": "zyx"}, r"^files\.arrays\.axes: wrong axes \(got 'zyx'; expected each axis once"),
+        (
+            {"axes": "kji", "spacing_mm": "1,2"},
+            r"^files\.arrays\.spacing_mm: .* \(got '1,2'; expected 3 lengths",
+        ),
         ({"axes": "ji", "spacing_mm": "1,-2"}, r"expected 2 lengths above 0 with commas, one for each of j, i"),
         ({"axes": "ji", "spacing_mm": "1,x"}, r"expected 2 lengths"),
         ({"spacing_mm": "1"}, r"one for each of the axes of files\.arrays\.axes"),

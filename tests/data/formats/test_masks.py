@@ -147,7 +147,7 @@ def test_a_mask_without_position_is_taken_only_where_the_user_trusts_it(tmp_path
     assert volume.notes == (
         "label a.nii.gz is taken to lie on its image's grid, which its header does not say (grid trust)",
     )
-    assert any("1 masks lie elsewhere by their headers" in note for note in notes)
+    assert any("1 masks have another position in their headers" in note for note in notes)
 
 
 def test_trust_does_not_stretch_to_other_shapes(tmp_path):
@@ -426,12 +426,12 @@ def test_both_halves_of_a_challenge_are_paired(tmp_path):
 
 def test_a_rule_that_leads_nowhere_fails_and_loses_nothing(tmp_path):
     folder = pair(tmp_path / "d", noise(SHAPE, np.uint8, high=3))
-    message = r"^d: label\.masks images=segs leads to no file: tried segs/a\.nii\.gz for images/a\.nii\.gz$"
-    for _ in range(2):  # it is said again until it is put right
+    message = r"^label\.masks: d: leads to no file: tried segs/a\.nii\.gz for images/a\.nii\.gz \(got 'images=segs'\)$"
+    for _ in range(2):  # the error repeats until the rule is corrected
         with pytest.raises(UserError, match=message):
             index(folder, masks="images=segs")
     with pytest.raises(
-        UserError, match=r"masks imagesTr=labelsTr fits no path: 'imagesTr' is not in .*images/a\.nii\.gz"
+        UserError, match=r"fits no path: 'imagesTr' is not in .*images/a\.nii\.gz \(got 'imagesTr=labelsTr'\)$"
     ):
         index(folder, masks="imagesTr=labelsTr")
     (scan,), _ = scans_of(index(folder, masks="images=labels")[0])
@@ -447,7 +447,7 @@ def test_the_first_scan_without_a_mask_is_named(tmp_path):
 
 def test_a_split_by_folders_that_are_not_there_fails(tmp_path):
     folder = pair(tmp_path / "d", noise(SHAPE, np.uint8, high=3))
-    with pytest.raises(UserError, match=r"no folder is named train, val or test; the folders are images$"):
+    with pytest.raises(UserError, match=r"no folder is named train, val or test; the folders are images \(got"):
         index(folder, masks="images=labels", split="folder")
 
 

@@ -202,7 +202,7 @@ def test_headers_that_make_no_sense_are_refused(tmp_path, fields, message):
 def test_lines_that_are_no_header_are_refused(tmp_path):
     refused(tmp_path, b"ObjectType = Image\nwhat\n", "a line of the header is no name with its value")
     refused(tmp_path, b"ObjectType = Image\nNDims = 3\n", "no ElementDataFile")
-    refused(tmp_path, scan().replace(b"NDims", b"NDims = 2\nNDims"), "NDims stands twice")
+    refused(tmp_path, scan().replace(b"NDims", b"NDims = 2\nNDims"), "NDims occurs twice")
 
 
 # --- geometry
@@ -223,8 +223,10 @@ def test_what_is_not_said_is_said_to_be_a_guess(tmp_path):
     assert "AnatomicalOrientation LAS not applied" in about(
         tmp_path, TransformMatrix=None, AnatomicalOrientation="LAS"
     ).notes[0]  # fmt: skip
-    assert about(tmp_path, ElementSpacing=None).notes == ("voxel size is not said: 1 mm assumed",)
-    assert about(tmp_path, BinaryDataByteOrderMSB=None).notes == ("byte order is not said: little endian assumed",)
+    assert about(tmp_path, ElementSpacing=None).notes == ("does not state its voxel size: 1 mm assumed",)
+    assert about(tmp_path, BinaryDataByteOrderMSB=None).notes == (
+        "does not state its byte order: little endian assumed",
+    )
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,10 @@ def test_usual_words_are_understood(word, term):
 
 
 def test_an_unknown_word_is_refused_with_the_known_ones(tmp_path, capsys):
-    with pytest.raises(UserError, match=r"files\.modality 'CAT5' is not known: say one of CT, MR, PT"):
+    with pytest.raises(UserError, match=r"^files\.modality: modality not known \(got 'CAT5'; expected one of CT"):
         modality_of("CAT5")
     assert main(["index", str(tmp_path), "--files.modality", "xyz"]) == 2
-    assert "files.modality 'xyz' is not known" in capsys.readouterr().err
+    assert "error: --files.modality: modality not known (got 'xyz'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_lines_that_are_no_header_are_refused(tmp_path):
     refused(tmp_path, b"NRRD0004\nwhat\n\n", "neither a field nor a key")
     refused(tmp_path, b"NRRD0004\ntype: short\n", "the header has no end")
     refused(tmp_path, b"NRRD9\n", "its first line")
-    refused(tmp_path, scan().replace(b"endian", b"type: float\nendian"), "field 'type' stands twice")
+    refused(tmp_path, scan().replace(b"endian", b"type: float\nendian"), "field 'type' occurs twice")
     assert "unknown field 'color'" in about(tmp_path, color="red").notes[0]
 
 
@@ -236,7 +236,7 @@ def test_ends_of_axes_give_spacing_and_position(tmp_path, centers, origin, step)
 
 def test_missing_or_odd_spacings(tmp_path):
     none = dict.fromkeys(("space", "space_directions", "space_origin"))
-    assert "voxel size of axis 1 is not said: 1 mm assumed" in about(tmp_path, **none).notes
+    assert "axis 1 has no voxel size: 1 mm assumed" in about(tmp_path, **none).notes
     for spacings in ("0 1 1", "-1 1 1", "inf 1 1"):
         refused(
             tmp_path, scan(spacings=spacings, **none), "geometry unusable: voxel size .* expected a positive length"

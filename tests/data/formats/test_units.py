@@ -37,8 +37,8 @@ def test_a_spacing_outside_its_range_is_asked_about(tmp_path, spacing, capsys):
         reasons = {scan.status.reason for scan in opened.scans(status="rejected")}
     shown = " x ".join(f"{step:.3g}" for step in spacing)
     assert reasons == {
-        f"spacing outside 0.001 to 100 mm ({shown} mm): say with files.length_unit um, mm, cm or m what its lengths "
-        "are (mm takes them as they are)"
+        f"spacing outside 0.001 to 100 mm ({shown} mm): state the unit of its lengths with files.length_unit um, "
+        "mm, cm or m (mm takes them as they are)"
     }
 
 

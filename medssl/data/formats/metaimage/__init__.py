@@ -60,7 +60,7 @@ def read_header(path: Path) -> FileHeader:
     if (slope, offset) != (1.0, 0.0):
         notes += (f"values scaled by ElementToIntensityFunction (slope {slope:g}, offset {offset:g})",)
     if "binarydatabyteordermsb" not in header.fields and layout.dtype.itemsize > 1 and not header.as_text:
-        notes += ("byte order is not said: little endian assumed",)
+        notes += ("does not state its byte order: little endian assumed",)
     kind: Any = "volume" if len(grid.shape) == 3 else "image"
     frames = layout.frames("volumes along the fourth axis")
     name = layout.dtype.newbyteorder("=").name

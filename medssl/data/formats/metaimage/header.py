@@ -84,7 +84,7 @@ def read_text(path: Path) -> MetaHeader:
                 raise FormatError(message)
             field = _SYNONYMS.get(name.strip().lower(), name.strip().lower())
             if field in fields and fields[field] != value.strip():
-                message = f"not readable as MetaImage: {name.strip()[:40]} stands twice in the header"
+                message = f"not readable as MetaImage: {name.strip()[:40]} occurs twice in the header"
                 raise FormatError(message)
             fields[field] = value.strip()
             if field == "elementdatafile":
@@ -154,7 +154,7 @@ def geometry(header: MetaHeader) -> tuple[np.ndarray, tuple[str, ...]]:
     if field in header.fields:
         steps = _reals(header, field, count)
     else:
-        steps, notes = np.ones(count), ("voxel size is not said: 1 mm assumed",)
+        steps, notes = np.ones(count), ("does not state its voxel size: 1 mm assumed",)
     world = min(count, 3)
     if not (np.isfinite(steps[:world]) & (steps[:world] > 0)).all():
         shown = " x ".join(f"{step:g}" for step in steps[:world])

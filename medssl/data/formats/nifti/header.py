@@ -131,7 +131,7 @@ def _analyze(raw: bytes) -> NiftiHeader:
     slope, inter = fields["scl"]
     slope, inter = (slope, inter if np.isfinite(inter) else 0.0) if np.isfinite(slope) and slope else (1.0, 0.0)
     fields |= {"scl": (slope, inter), "codes": (0, 0), "intent": 0}
-    notes = ["Analyze 7.5 does not say where left is: its orientation is a guess (first axis to the left)"]
+    notes = ["Analyze 7.5 does not state where left is: its orientation is a guess (first axis to the left)"]
     if (slope, inter) != (1.0, 0.0):
         notes.append(f"values scaled by the SPM fields of the Analyze header (slope {slope:g}, intercept {inter:g})")
     shape = _shape(fields["dim"], [])

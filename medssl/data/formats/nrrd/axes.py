@@ -195,7 +195,7 @@ def _along_axes(header: NrrdHeader, order: list[int]) -> tuple[np.ndarray, tuple
             step = (high - low) / divisor
         if np.isnan(step):
             step = 1.0
-            notes += (f"voxel size of axis {axis + 1} is not said: 1 mm assumed",)
+            notes += (f"axis {axis + 1} has no voxel size: 1 mm assumed",)
         if not 0 < step < np.inf:
             message = f"geometry unusable: voxel size {step:g} of axis {axis + 1}: expected a positive length"
             raise FormatError(message)
@@ -210,7 +210,7 @@ def _signs(header: NrrdHeader) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Signs that convert the space of the header to RAS, with a note if it is guessed."""
     name = header.fields.get("space", "").lower()
     if name in _LEFT_HANDED:
-        message = "space 3D-left-handed does not say where left is; name the space (such as left-posterior-superior)"
+        message = "space 3D-left-handed does not state where left is; name the space (such as left-posterior-superior)"
         raise FormatError(message)
     signs = _SPACES.get(name)
     if signs is None:

@@ -157,7 +157,7 @@ def _add_line(text: str, fields: dict[str, str], pairs: dict[str, str], notes: l
     short = name.replace(" ", "").lower()
     short = "centers" if short == "centerings" else short
     if short in fields:
-        message = f"not readable as NRRD: field {name.strip()[:40]!r} stands twice in the header"
+        message = f"not readable as NRRD: field {name.strip()[:40]!r} occurs twice in the header"
         raise FormatError(message)
     if short not in _FIELDS:
         notes.append(f"unknown field {name.strip()[:40]!r} of the header not applied")

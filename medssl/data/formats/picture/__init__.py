@@ -104,6 +104,9 @@ def _content_of(path: Path) -> str:
     return content
 
 
+_DECODER_TEXTS = {"broken data stream when reading image file": "broken data"}  # of Pillow, in shorter words
+
+
 def _as_format_error(error: BaseException, what: str) -> BaseException:
     """Converts an error of a decoder to a ``FormatError``; errors of the system are returned unchanged."""
     if isinstance(error, OSError) and error.errno is not None:
@@ -111,7 +114,7 @@ def _as_format_error(error: BaseException, what: str) -> BaseException:
     text = first_line(error)
     if isinstance(error, (TypeError, AttributeError, LookupError, ArithmeticError, struct.error)):
         text = "numbers in its header that make no sense"
-    return FormatError(f"{what}: {text}".replace("broken data stream when reading image file", "broken data"))
+    return FormatError(f"{what}: {_DECODER_TEXTS.get(text, text)}")
 
 
 def _bmp_header(path: Path) -> FileHeader:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-MIXED_COLORS = "colors of 16 bits: kept as three channels of gray values"
 TRANSPARENCY = "transparency left out"
 
 
@@ -16,3 +15,8 @@ def uneven_spacing(across: float, down: float) -> tuple[tuple[float, float], tup
         return (1.0, 1.0), ()
     ratio = across / down
     return (ratio, 1.0), (f"pixels are not square: {ratio:.4g} times as high as wide",)
+
+
+def wide_colors(bits: int) -> str:
+    """Note on colors of more than 8 bits, which are stored as channels of gray values."""
+    return f"colors of {bits} bits: kept as three channels of gray values"

@@ -14,7 +14,7 @@ import numpy as np
 
 from medssl.data.formats.base import FileHeader, FormatError, Frames, Reading, picture_grid
 from medssl.data.formats.picture import orientation
-from medssl.data.formats.picture.base import MIXED_COLORS, TRANSPARENCY, uneven_spacing
+from medssl.data.formats.picture.base import TRANSPARENCY, uneven_spacing, wide_colors
 from medssl.types import ValueDomain
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -139,7 +139,7 @@ def _header(chunks: _Chunks) -> FileHeader:
     channels = 1 if domain == "gray" else 3
     notes: tuple[str, ...] = orientation.note(_orientation(chunks))
     if domain == "rgb" and chunks.depth == 16:
-        domain, notes = "gray", (*notes, MIXED_COLORS)
+        domain, notes = "gray", (*notes, wide_colors(16))
     if chunks.color in (_GRAY_ALPHA, _RGB_ALPHA) or b"tRNS" in chunks.blocks:
         notes = (*notes, TRANSPARENCY)
     spacing, uneven = _spacing(chunks.blocks.get(b"pHYs", b""))

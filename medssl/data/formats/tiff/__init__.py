@@ -306,7 +306,7 @@ def _check_compression(page: Any) -> None:
         number = int(page.compression)
         name = f"{number} {getattr(page.compression, 'name', '')}".strip()
         message = f"compression {name}, predictor {int(page.predictor)}: cannot be decoded: save it as LZW"
-        raise FormatError(message.replace("  ", " ")) from error
+        raise FormatError(message) from error
 
 
 def _check_bytes(stack: _Stack, size: int) -> None:

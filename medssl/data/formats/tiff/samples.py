@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from medssl.data.formats.base import FormatError
-from medssl.data.formats.picture.base import MIXED_COLORS, TRANSPARENCY
+from medssl.data.formats.picture.base import TRANSPARENCY, wide_colors
 from medssl.types import ValueDomain
 
 MIN_IS_WHITE, MIN_IS_BLACK, RGB, PALETTE, MASK, CMYK, YCBCR = range(7)
@@ -127,8 +127,7 @@ def _colors(dtype: np.dtype[Any], sample_count: int, notes: tuple[str, ...]) -> 
         notes = (*notes, f"{sample_count} samples where red, green and blue are three: kept as channels of gray values")
         return Samples("gray", sample_count, dtype, sample_count, notes=notes)
     if dtype != np.uint8:
-        bits = 8 * dtype.itemsize
-        notes = (*notes, MIXED_COLORS.replace("16", str(bits)))
+        notes = (*notes, wide_colors(8 * dtype.itemsize))
         return Samples("gray", 3, dtype, 3, notes=notes)
     return Samples("rgb", 3, dtype, 3, notes=notes)
 

@@ -128,7 +128,7 @@ def _in_container(array: np.ndarray, facts: Codestream, bits: Bits) -> np.ndarra
     elif low < 0 and not bits.signed:
         problem = "signed numbers, the header says that they are unsigned"
     elif bits.signed and not facts.signed and facts.bits < bits.stored and high >> facts.bits - 1:
-        problem = f"{facts.bits} bits a sample, the header says {bits.stored} with a sign: which bit is it?"
+        problem = f"{facts.bits} bits a sample, the header says {bits.stored} with a sign: the sign bit is not known"
     elif facts.lossy and facts.bits > bits.stored and (high - min(low, 0)) >> bits.stored:
         problem = f"values from {low} to {high}, the header says {bits.stored} bits"
     if problem:

@@ -140,7 +140,7 @@ def frame_bits(dataset: Dataset) -> int:
     """Number of bits of one uncompressed frame."""
     pixels = int(dataset.Rows) * int(dataset.Columns)
     if "BitsAllocated" not in dataset:
-        message = "Bits Allocated is missing: nothing says how many bits a pixel has"
+        message = "Bits Allocated is missing: the number of bits of a pixel is not known"
         raise DicomError(message)
     if str(dataset.get("PhotometricInterpretation", "")) in _HALF and syntax_of(dataset) in PLAIN:
         return pixels * 2 * int(dataset.BitsAllocated)
