@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import yaml
+from data import stores
 from data.make_scans import write_nifti, write_picture
 
 from medssl.cli import main
@@ -370,3 +371,18 @@ def test_digests_of_former_rules_stay():
     assert Preprocess().digest() == "d359546ea9c9dbb5"
     assert Preprocess(spacing_mm=(1.0, 2.0, 0.0)).digest() == "5f313d6f8e31968f"
     assert Preprocess(mirror="all").digest() == Preprocess().digest()
+
+
+def test_excluded_voxels_are_not_measured(tmp_path, monkeypatch):
+    image = values_of(3, (20, 18, 6))
+    excluded = np.zeros((1, *image.shape), bool)
+    excluded[:, 5:15] = True
+    image[5:15] = 3000
+    held = stores.volume(image[None], None, None, excluded)
+    monkeypatch.setattr(fingerprint, "read", lambda *_: held)
+    scan = stores.scan_of("one", held, domain="hu")
+    sampling = fingerprint.Sampling(tmp_path, tmp_path, fingerprint.rules_of_sample(COLLECTION), {}, is_labeled=False)
+    fingerprint.draw_samples(sampling, [scan])
+    values = np.frombuffer(sampling.file(scan).read_bytes(), "<f4")
+    assert len(values) == fingerprint.VOXELS
+    assert -500 < values.min() <= values.max() < 300
