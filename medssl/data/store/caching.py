@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from medssl.data.store import checksums, disk, records, writer
 from medssl.data.store.naming import Tier
 from medssl.data.store.resolving import Resolver
-from medssl.data.store.store import Store
+from medssl.data.store.store import Store, refuse_other_files
 from medssl.data.store.verify import Findings, mend, verify
 from medssl.data.store.writer import StorePlan
 from medssl.io.limits import Limits, total_memory_gb
@@ -116,6 +116,8 @@ def cache_scans(selection: Selection, path: Path, preprocess: Preprocess, option
         log.info(f"note: {note}")
     for line in mend(path):
         log.info(f"note: {line}")
+    if not (path / "store.json").exists():
+        refuse_other_files(path)
     resolver = Resolver(selection.scans, selection.root, selection.schemas, path, _former_rules(path))
     memory_gb = options.memory_gb or 0.9 * total_memory_gb()
     guess = StorePlan(selection.root, path, preprocess, options.tier, selection.schemas)

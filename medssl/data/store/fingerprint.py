@@ -90,6 +90,7 @@ def draw_samples(sampling: Sampling, scans: Sequence[Scan], tell: Callable[[int]
         except UNREADABLE:  # it is skipped with its reason when it is to be stored
             failed += 1
             continue
+        sampling.folder.mkdir(mode=0o700, exist_ok=True)  # another run of the same store may have finished
         chunks.write_parts(sampling.file(scan), [values.astype("<f4").tobytes()])
     return failed
 

@@ -112,7 +112,7 @@ def check(preprocess: Preprocess) -> None:
     if axes and (len(axes) != 3 or any(len(set(axes) & set(pair)) != 1 for pair in ("LR", "PA", "IS"))):
         message = "must name one of L/R, P/A and I/S for each axis, such as RAS"
         raise UserError(message, key="preprocess.orientation", got=axes)
-    if isinstance(spacing, tuple) and (len(spacing) != 3 or not 0 <= min(spacing) <= max(spacing) < np.inf):
+    if isinstance(spacing, tuple) and (len(spacing) != 3 or not all(0 <= mm < np.inf for mm in spacing)):
         message = "must be three distances in mm (0 keeps an axis), median or nnunet"
         raise UserError(message, key="preprocess.spacing_mm", got=spacing)
     if isotropic is not None and not 0 < isotropic < np.inf:

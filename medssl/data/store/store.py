@@ -76,10 +76,7 @@ class Store(Contents):
         """
         path = Path(path)
         if not (path / "store.json").exists():
-            known = {records.TABLE, *(("scans", "packs") if (path / records.TABLE).exists() else ())}
-            if path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir() if p.name not in known):
-                message = f"{path} is a folder with other files: give an empty or a new one for the store"
-                raise UserError(message)
+            refuse_other_files(path)
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             path.chmod(0o700)
             records.connect(path / "records.sqlite").close()
@@ -251,6 +248,18 @@ class Store(Contents):
             prefix = "label_" if part else ""
             return chunks.open_packed(path, (int(fact[f"{prefix}first"]), int(fact[f"{prefix}nbytes"])), like, known)
         return chunks.open_chunked(path, known) if self.tier == "chunked" else chunks.open_raw(path, known)
+
+
+def refuse_other_files(path: Path) -> None:
+    """Refuses a folder that holds other files than a store that was begun.
+
+    Raises:
+        UserError: Names the folder.
+    """
+    known = {records.TABLE, *(("scans", "packs") if (path / records.TABLE).exists() else ())}
+    if path.is_dir() and any(not p.name.startswith(".") for p in path.iterdir() if p.name not in known):
+        message = f"{path} is a folder with other files: give an empty or a new one for the store"
+        raise UserError(message)
 
 
 def preprocess_from(data: dict[str, Any]) -> Preprocess:

@@ -316,6 +316,15 @@ def test_nothing_to_measure_is_refused(tmp_path, rules, words):
     assert not (tmp_path / "store").exists()
 
 
+def test_a_folder_of_other_files_is_left_as_it_is(tmp_path):
+    index = indexed(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("other")
+    with pytest.raises(UserError, match="is a folder with other files"):
+        cache(index, tmp_path / "mine", preprocess=COLLECTION, workers=0)
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
 def test_an_empty_selection_is_refused(tmp_path):
     index = indexed(tmp_path)
     with pytest.raises(UserError, match="has no usable scan that meets the condition"):
@@ -342,6 +351,7 @@ OUT_OF_RANGE = {
     "isotropic of 0": (Preprocess(isotropic=0.0), r"preprocess.isotropic: must be a distance in mm above 0 \(got 0.0"),
     "isotropic below 0": (Preprocess(isotropic=-1.0), "above 0"),
     "isotropic not finite": (Preprocess(isotropic=float("inf")), "above 0"),
+    "a spacing not finite": (Preprocess(spacing_mm=(1.0, float("nan"), 1.0)), "three distances in mm"),
     "two spacings": (Preprocess(isotropic=1.0, spacing_mm="median"), "sets the spacing of all axes, and so does"),
     "percentiles": (
         Preprocess(intensity=IntensityRules(hu=IntensityRule("collection", 0.5, 120.0))), "percentiles from 0 to 100",
