@@ -66,7 +66,7 @@ medssl.pretrain(
 # %% [markdown]
 # ## Fine-tune with four labels
 #
-# `labels=4` takes four subjects of the split `train`. The split `val` chooses the best step. The
+# `labels=4` takes four subjects of the split `train`. The split `val` follows the training. The
 # split `test` is not used.
 #
 # ```

@@ -39,7 +39,7 @@ from medssl.training.initial_weights import (
     with_drop_path,
 )
 from medssl.training.label_targets import balanced_groups, prepare, schema_for, target_notes
-from medssl.training.linear_start import LinearStart, linear_layer
+from medssl.training.linear_start import LinearStart, with_possible_start
 from medssl.training.loop import TrainingLoop, keyed_seed
 from medssl.training.optim import FineTuning
 from medssl.training.pseudo_labels import (
@@ -126,7 +126,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     leaks = refuse_test_subjects(opened, {"the encoder": initial.training_subjects, TEACHER: teacher}, allow)
     network, loaded = build(initial, head, schema, training.seed)
     refuse_misfit(network, data, training, mixing)
-    refuse_head(network.head, optimizer)
+    optimizer = with_possible_start(optimizer, network.head)
     prepare(network, opened, chosen.learned)
     adapted = lora.adapt(network.encoder.requires_grad_(optimizer.head_first < 1), optimizer.lora)
     objective = Supervised(network, data, optimizer, mixing)
@@ -199,6 +199,7 @@ def refuse_misfit(network: Network, data: Examples, training: Training, mixing: 
     if kind_of(network.head.schema).task != kind:
         message = f"the head is for {kind}, the target is {data.target!r}: choose another head or data.target"
         raise UserError(message)
+    refuse_one_scale(network.head)
     for size, stride in zip(data.view.size, network.encoder.strides[-1], strict=True):
         if size % stride:
             fit = [max(stride, n) for n in (size // stride * stride, -(-size // stride) * stride)]
@@ -209,14 +210,12 @@ def refuse_misfit(network: Network, data: Examples, training: Training, mixing: 
             raise UserError(message)
 
 
-def refuse_head(head: Head, optimizer: FineTuning) -> None:
-    """Refuses a head that cannot start from a linear probe, or deep supervision of one scale.
+def refuse_one_scale(head: Head) -> None:
+    """Refuses deep supervision of one scale.
 
     Raises:
         UserError: Names the key.
     """
-    if optimizer.probe.start:
-        linear_layer(head)
     one_scale = isinstance(head, SegmentationHead) and len(head.level_strides) == 1
     if one_scale and getattr(head, "deep_supervision", False):
         message = "the decoder has too few steps: without the coarsest, which is never supervised, one scale is left"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from medssl.data.store.store import Store
     from medssl.heads.base import Head
     from medssl.training.loop import TrainingLoop
+    from medssl.training.optim import FineTuning
     from medssl.training.settings import Examples
 
     Features = Float[np.ndarray, "N D"]
@@ -38,21 +40,32 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MOST = 2000  # scans that the head is fitted to, evenly taken from more
 FOLDS = 5  # of the cross-validation, at most
 USUAL = 1.0  # penalty where too few subjects are left for a cross-validation
 
 
-def linear_layer(head: Head) -> nn.Linear:
-    """The only layer of a head that is linear in the pooled features.
-
-    Raises:
-        UserError: The head is another one.
-    """
+def linear_layer(head: Head) -> nn.Linear | None:
+    """The only layer of a head that is linear in the pooled features; None for other heads."""
     if isinstance(head, MultiLabel | Regression) or (isinstance(head, classification.Linear) and not head.norms):
         return head.linear
+    return None
+
+
+def with_possible_start(optimizer: FineTuning, head: Head) -> FineTuning:
+    """The settings with ``probe`` as it is possible for a head.
+
+    Raises:
+        UserError: A start is asked for, and the head is no linear layer.
+    """
+    probe = optimizer.probe
+    if not probe.start or linear_layer(head) is not None:
+        return replace(optimizer, probe=replace(probe, start=bool(probe.start)))
+    if probe.start == "where_possible":
+        return replace(optimizer, probe=replace(probe, start=False, floor=probe.floor and optimizer.head_first > 0))
     message = f"{type(head).__name__} is no linear layer on pooled features"
     expected = "the head linear (without batch_norm), multi_label or regression"
-    hint = "Set it to false; optimizer.head_first trains any head on the frozen encoder."
+    hint = "Set it to where_possible or false; optimizer.head_first trains any head on the frozen encoder."
     raise UserError(message, key="optimizer.probe.start", got=True, expected=expected, hint=hint)
 
 
@@ -60,7 +73,8 @@ class LinearStart(Listener):
     """Fits the head before the first step of a run. Stands before the validation, which may measure the result."""
 
     def __init__(self, store: Store, scans: Sequence[int], data: Examples) -> None:
-        self.store, self.scans, self.data = store, tuple(scans), data
+        self.store, self.data = store, data
+        self.scans = tuple(scans[:: -(-len(scans) // MOST)])
 
     def on_start(self, loop: TrainingLoop) -> None:
         """Fits, unless a former process did."""
@@ -73,8 +87,13 @@ class LinearStart(Listener):
         values = [self.store.values(number) for number in self.scans]
         target = targets_of(values, objective.head.schema).numpy()
         subjects = self.store.subjects(self.scans)
-        fitted, penalties = fit(objective.head, features.astype(np.float64), target, subjects)
-        layer = linear_layer(objective.head)
+        layer, found = linear_layer(objective.head), None
+        if np.isfinite(features).all():
+            found = fit(objective.head, features.astype(np.float64), target, subjects)
+        if found is None or layer is None:
+            log.info("no fit of the head to the frozen encoder converged: the head starts from random weights")
+            return
+        fitted, penalties = found
         weight = (fitted.weight / fitted.deviation[:, None]).T
         bias = fitted.bias - weight @ fitted.mean
         with torch.no_grad():
@@ -93,8 +112,8 @@ class LinearStart(Listener):
         return mean
 
 
-def fit(head: Head, features: Features, target: np.ndarray, subjects: Sequence[str]) -> tuple[Linear, str]:
-    """The linear map of a head, and the penalties that cross-validation chose."""
+def fit(head: Head, features: Features, target: np.ndarray, subjects: Sequence[str]) -> tuple[Linear, str] | None:
+    """The linear map of a head, and the penalties that cross-validation chose; None where no fit converged."""
     if isinstance(head, Regression):
         known = ~np.isnan(target)
         standardized = (target - float(head.mean)) / float(head.deviation)
@@ -102,24 +121,25 @@ def fit(head: Head, features: Features, target: np.ndarray, subjects: Sequence[s
     if not isinstance(head, MultiLabel):
         known = target != UNLABELED
         return chosen(features[known], target[known], _of(subjects, known), len(head.schema.classes))
-    maps, penalties = [], []
+    weights: list[Float[np.ndarray, "D"]] = []
+    biases: list[float] = []
+    penalties: list[str] = []
     for column in target.T:
         known = column != UNLABELED
-        if len(set(column[known])) < 2:  # always or never present: half
-            maps.append(Linear(np.zeros(features.shape[1]), np.ones(features.shape[1]), *_nothing(features.shape[1])))
+        both = len(set(column[known])) == 2  # a finding that is always or never present has a probability of a half
+        found = chosen(features[known], column[known], _of(subjects, known), 2) if both else None
+        if found is None:
+            weights, biases = [*weights, np.zeros(features.shape[1])], [*biases, 0.0]
             continue
-        pair, penalty = chosen(features[known], column[known], _of(subjects, known), 2)
-        maps.append(pair)
-        penalties.append(penalty)
-    weight = np.stack(
-        [(m.weight / m.deviation[:, None])[:, 1] - (m.weight / m.deviation[:, None])[:, 0] for m in maps], 1
-    )
-    bias = np.array([m.bias[1] - m.bias[0] - m.mean @ weight[:, k] for k, m in enumerate(maps)])
+        per_class = found[0].weight / found[0].deviation[:, None]
+        weights.append(per_class[:, 1] - per_class[:, 0])
+        biases.append(float(np.diff(found[0].bias)[0]) - float(found[0].mean @ weights[-1]))
+        penalties.append(found[1])
     none = np.zeros(features.shape[1])
-    return Linear(none, none + 1, weight, bias), ", ".join(penalties)
+    return Linear(none, none + 1, np.stack(weights, 1), np.array(biases)), ", ".join(penalties)
 
 
-def chosen(features: Features, target: np.ndarray, subjects: Sequence[str], classes: int) -> tuple[Linear, str]:
+def chosen(features: Features, target: np.ndarray, subjects: Sequence[str], classes: int) -> tuple[Linear, str] | None:
     """The fit with the penalty of the lowest error in a cross-validation over subjects.
 
     Args:
@@ -127,8 +147,13 @@ def chosen(features: Features, target: np.ndarray, subjects: Sequence[str], clas
         target: Class numbers, or standardized numbers where ``classes`` is 0.
         subjects: Subject of each scan; those of one subject are in one fold.
         classes: Number of classes.
+
+    Returns:
+        The fit and its penalty; None where none converged.
     """
     fits = dict(fits_of(features, target, classes))
+    if not fits:
+        return None
     folds = folds_of(target if classes else np.zeros(len(target), int), subjects)
     errors: dict[float, float] = {penalty: 0.0 for penalty in fits}
     for fold in range(max(folds, default=-1) + 1):
@@ -139,11 +164,9 @@ def chosen(features: Features, target: np.ndarray, subjects: Sequence[str], clas
             for p, e in errors.items()
             if p in of_rest
         }
-    penalty = (
-        min(errors, key=lambda p: (errors[p], -p))
-        if len(folds) and errors
-        else min(fits, key=lambda p: abs(np.log(p / USUAL)))
-    )
+    penalty = min(fits, key=lambda p: abs(np.log(p / USUAL)))
+    if len(folds) and errors:
+        penalty = min(errors, key=lambda p: (errors[p], -p))
     return fits[penalty], f"{penalty:.3g}"
 
 
@@ -156,15 +179,8 @@ def fits_of(features: Features, target: np.ndarray, classes: int) -> Fits:
     x, level = (features - mean) / deviation, target.mean()
     left, values, right = np.linalg.svd(x, full_matrices=False)
     known = left.T @ (target - level)
-    return [
-        (
-            p,
-            Linear(
-                mean, deviation, (right.T @ (known * values / (values**2 + len(x) * p)))[:, None], np.array([level])
-            ),
-        )
-        for p in PENALTIES
-    ]
+    maps = {p: right.T @ (known * values / (values**2 + len(x) * p)) for p in PENALTIES}
+    return [(p, Linear(mean, deviation, weight[:, None], np.array([level]))) for p, weight in maps.items()]
 
 
 def error_of(fitted: Linear, features: Features, target: np.ndarray, classes: int) -> float:
@@ -190,7 +206,3 @@ def folds_of(groups: Int[np.ndarray, "N"], subjects: Sequence[str]) -> Int[np.nd
 
 def _of(subjects: Sequence[str], known: np.ndarray) -> list[str]:
     return [subject for subject, is_known in zip(subjects, known, strict=True) if is_known]
-
-
-def _nothing(width: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros((width, 2)), np.zeros(2)

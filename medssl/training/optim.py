@@ -85,12 +85,14 @@ class FrozenProbe:
     Attributes:
         start: Start from a linear probe of the frozen encoder (LP-FT: Kumar et al., Fine-tuning can distort pretrained
             features, ICLR 2022): the last layer of a head for whole scans is fitted to the training scans' features,
-            with a penalty chosen by cross-validation among them.
+            with a penalty chosen by cross-validation among them. "where_possible" does so where the head is one linear
+            layer, and trains other heads without.
         floor: Write the frozen encoder with its head, as ``start`` or ``head_first`` leaves it, if the fine-tuned
-            weights validate worse.
+            weights validate worse. With "where_possible" and another head there is no floor, unless ``head_first``
+            makes one.
     """
 
-    start: bool = False
+    start: bool | Literal["where_possible"] = False
     floor: bool = False
 
 

@@ -183,7 +183,7 @@ class Examples:
         target: "mask", or the name of a scan-level value, which the head reads as classes, a number or findings.
             Findings may be several names, with commas.
         train: Split to take labeled subjects from for training.
-        validation: Split to choose the best step on. Its subjects are never trained on.
+        validation: Split to validate on. Its subjects are never trained on.
         validation_labels: Number of subjects of the validation split to use, at least 1; None takes all with labels.
         label_seed: Seed of the choice of subjects, 0 or more; None takes the seed of the training. With the same seed,
             a smaller choice is part of a larger one.

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from commands import labeled
 from data.make_scans import write_nifti
 
@@ -243,6 +244,15 @@ def test_a_linear_head_starts_from_the_probe_of_the_frozen_encoder(call, place, 
     np.testing.assert_allclose(found, reference.predict_proba(x), atol=2e-3)
 
 
+def test_where_a_start_is_not_possible_the_recipe_trains_without(call, tmp_path):
+    code, said = call("--head=attentive", "--head.attention_heads=2", data="pictures")
+    assert code == 0, said
+    assert "fitted to the frozen encoder" not in said
+    assert "floor" not in said
+    probe = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["optimizer"]["probe"]
+    assert probe == {"start": False, "floor": False}
+
+
 @pytest.mark.parametrize("keep", ["average", "final", "best"])
 def test_the_frozen_encoder_is_written_where_fine_tuning_ends_worse(call, place, tmp_path, keep):
     words = ("--optimizer.probe.start=true", "--optimizer.probe.floor=true", "--optimizer.learning_rate=3.0")
@@ -265,14 +275,15 @@ def test_the_floor_of_a_segmentation_is_the_end_of_head_first(call, place, tmp_p
     words = ("--optimizer.head_first=0.5", "--optimizer.probe.floor=true", "--training.steps=4", "--optimizer.warmup=0")
     code, said = call(*words, "--training.output.validate_every=4", "--optimizer.encoder_rate=1e4")
     assert code == 0, said
-    table = {row["step"]: row["validation_dice"] for row in rows(tmp_path / "run") if "validation_dice" in row}
-    assert list(table) == [2, 4]  # the floor is validated as well
-    floor, last = table.values()
-    assert float(re.search(r"frozen encoder: validation dice (\S+), the floor", said)[1]) == pytest.approx(
-        floor, abs=6e-4
-    )
+    table = [row["step"] for row in rows(tmp_path / "run") if "validation_dice" in row]
+    assert table == [2, 4]  # the floor is validated as well
+    assert "frozen encoder: validation dice" in said
+    state = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["objective"]
+    floor, last = float(state["floor_score"]), rows(tmp_path / "run")[-1]["validation_dice"]
+    assert floor == 1 - next(row["validation_dice"] for row in rows(tmp_path / "run") if row["step"] == 2)
     before, after = weights_of(place / "volumes/pretrained"), weights_of(tmp_path / "run")
-    assert all(torch.equal(before[key], after[key]) for key in before) == (last < floor)
+    assert all(torch.equal(before[key], state[f"floor.encoder.{key}"]) for key in before)
+    assert all(torch.equal(before[key], after[key]) for key in before) == (1 - last > floor)
 
 
 @pytest.mark.parametrize("data", ["volumes", "pictures"])

@@ -5,11 +5,13 @@ import math
 
 import pytest
 import torch
+import yaml
 from commands.toys import ToyEncoder
 from torch import nn
 
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.timm2d import Timm2d
+from medssl.io.configurations import config_folder
 from medssl.training.optim import (
     FineTuning,
     Optimization,
@@ -68,6 +70,25 @@ def test_rates_follow_the_progress():
     assert rates[0.1][1] == pytest.approx(0.04 + 0.16 * (0.5 - 0.5 * math.cos(0.1 * math.pi)))
     assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([0.2, 0.0])
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.002, 0.002])
+
+
+@pytest.mark.parametrize("name", ["nnunet_warmup", "nnunet_sawtooth"])
+def test_the_schedules_of_nnunet_for_pretrained_weights(name):
+    """A tenth of warm-up, for the sawtooth after a tenth of the head alone; then a polynomial of power 0.9."""
+    preset = yaml.safe_load((config_folder() / "optimizers" / f"{name}.yaml").read_text())
+    preset["weight_decay"] = tuple(preset["weight_decay"])
+    settings = FineTuning(**preset)
+    assert (settings.name, settings.momentum, settings.keep, settings.clip) == ("sgd", 0.99, "final", 12.0)
+    first = 0.1 if name == "nnunet_sawtooth" else 0.0
+    expected = {first + 0.05: 0.5e-3, first + 0.1: 1e-3, 1.0: 0.0}
+    left = 0.5 * (1 - first - 0.1)
+    expected[1 - left] = 1e-3 * 0.5**0.9
+    for progress, rate in expected.items():
+        for encoder in (False, True):
+            assert settings.rate(progress, encoder=encoder) == pytest.approx(rate, rel=0.01, abs=1e-6), progress
+    if first:
+        assert settings.rate(0.05, encoder=True) == 0.0
+        assert settings.rate(0.05, encoder=False) == pytest.approx(0.5e-3, rel=0.01)
 
 
 def test_rates_of_an_encoder_and_its_head():
