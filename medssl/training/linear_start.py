@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+STRENGTHS = tuple(penalty for penalty in PENALTIES if penalty > 9e-4)  # with weaker ones the gradient vanishes
 MOST = 2000  # scans that the head is fitted to, evenly taken from more
 FOLDS = 5  # of the cross-validation, at most
 USUAL = 1.0  # penalty where too few subjects are left for a cross-validation
@@ -173,13 +174,13 @@ def chosen(features: Features, target: np.ndarray, subjects: Sequence[str], clas
 def fits_of(features: Features, target: np.ndarray, classes: int) -> Fits:
     """Fits for each penalty: logistic regressions, or ridge regressions where ``classes`` is 0."""
     if classes:
-        return fit_logistic(features, target.astype(int), classes, PENALTIES)
+        return fit_logistic(features, target.astype(int), classes, STRENGTHS)
     mean, deviation = features.mean(0), features.std(0)
     deviation = np.where(deviation > 0, deviation, 1.0)
     x, level = (features - mean) / deviation, target.mean()
     left, values, right = np.linalg.svd(x, full_matrices=False)
     known = left.T @ (target - level)
-    maps = {p: right.T @ (known * values / (values**2 + len(x) * p)) for p in PENALTIES}
+    maps = {p: right.T @ (known * values / (values**2 + len(x) * p)) for p in STRENGTHS}
     return [(p, Linear(mean, deviation, weight[:, None], np.array([level]))) for p, weight in maps.items()]
 
 

@@ -13,8 +13,7 @@ from medssl.heads.base import UNLABELED
 from medssl.heads.classification import AttentivePool, Linear, Ordinal
 from medssl.heads.multi_label import MultiLabel
 from medssl.heads.regression import Regression
-from medssl.metrics.scan_probe import PENALTIES
-from medssl.training.linear_start import chosen, fit, folds_of, linear_layer
+from medssl.training.linear_start import STRENGTHS, chosen, fit, folds_of, linear_layer
 from medssl.types import LabelSchema
 
 SUBJECTS = [f"s{number // 2}" for number in range(40)]  # two scans of each
@@ -32,7 +31,7 @@ def test_a_logistic_fit_and_its_penalty():
     folds = folds_of(CLASSES, SUBJECTS)
     assert len(set(zip(folds, SUBJECTS, strict=True))) == 20  # a subject is in one fold
     errors = {}
-    for one in PENALTIES[::2]:
+    for one in STRENGTHS[::2]:
         total = 0.0
         for fold in range(folds.max() + 1):
             rest, held = folds != fold, folds == fold
