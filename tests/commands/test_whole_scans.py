@@ -151,7 +151,7 @@ def test_findings_from_training_to_report(call, place, tmp_path, target):
     assert list(lines[0]) == ["scan_id", "probability:left", "probability:right"]
     assert len(lines) == 40
     # what compare takes from a run, and the page
-    one = trained_of(SimpleNamespace(arm=SimpleNamespace(name="a"), labels=4, number=0), tmp_path)
+    one = trained_of(SimpleNamespace(arm=SimpleNamespace(name="a"), labels=4, number=0, pretraining=0), tmp_path)
     assert one.measure == "auroc"
     assert one.value == pytest.approx(summary["metrics"]["auroc"]["value"])
     assert len(one.scores) == 8
@@ -199,7 +199,7 @@ def test_a_number_from_training_to_report(call, place, tmp_path):
     assert code == 0, said
     lines = {row["scan_id"]: row for row in predictions(tmp_path)}
     assert float(lines[rows[0].scan_id]["predicted:height"]) == pytest.approx(rows[0].predicted)
-    one = trained_of(SimpleNamespace(arm=SimpleNamespace(name="a"), labels=4, number=0), tmp_path)
+    one = trained_of(SimpleNamespace(arm=SimpleNamespace(name="a"), labels=4, number=0, pretraining=0), tmp_path)
     assert (one.measure, NAMES[one.measure]) == ("negative_mae", "negative MAE")
     assert one.value == pytest.approx(-np.mean([abs(row.predicted - row.truth) for row in rows]))
     text = markdown(
