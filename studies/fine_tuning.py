@@ -32,7 +32,7 @@ COLUMNS = (
     "way", "seed", "steps", "validation", "test_auroc", "test_accuracy", "seconds",
 )  # fmt: skip
 RUN = ("way", "seed")
-STEPS, DRAWS, REFERENCE = 100, 5, "scratch"
+STEPS, DRAWS, REFERENCES = 100, 5, ("scratch", "together")
 PRETRAINING = 720  # steps of 32 tiles
 FIRST = 4  # ways of which all draws are done before the others
 FORMER = ("--optimizer.keep=best", "--optimizer.average=0", "--optimizer.probe.start=false")
@@ -163,7 +163,7 @@ def tested(store: Path, run: Path) -> tuple[float, float]:
 
 
 def summary(rows: Path) -> str:
-    """Mean AUROC of each way, and its difference to scratch over the same draws with a t interval of 95 %."""
+    """Mean AUROC of each way, and its differences to two over the same draws, with t intervals of 95 %."""
     from scipy.stats import t
 
     values = {(row["way"], row["seed"]): float(row["test_auroc"]) for row in read(rows)}
@@ -172,17 +172,22 @@ def summary(rows: Path) -> str:
         if name == FROZEN and (BOTH, seed) in values:
             better = FROZEN if validation[FROZEN, seed] > validation[BOTH, seed] else BOTH
             values[FLOOR, seed] = values[better, seed]
-    lines = ["| way | draws | test AUROC | less scratch |", "|---|---|---|---|"]
+    lines = [
+        f"| way | draws | test AUROC | {' | '.join(f'less {name}' for name in REFERENCES)} |",
+        "|---|---|---|---|---|",
+    ]
     for way in (*WAYS, FLOOR):
-        seeds = [seed for name, seed in values if name == way and (REFERENCE, seed) in values]
+        seeds = [seed for name, seed in values if name == way]
         if len(seeds) < 2:
             continue
-        mean = statistics.mean(values[way, seed] for seed in seeds)
-        gaps = [values[way, seed] - values[REFERENCE, seed] for seed in seeds]
-        half = t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
-        middle = statistics.mean(gaps)
-        gap = "" if way == REFERENCE else f"{middle:+.3f} [{middle - half:+.3f}, {middle + half:+.3f}]"
-        lines.append(f"| {way} | {len(seeds)} | {mean:.3f} | {gap} |")
+        mean, gaps = statistics.mean(values[way, seed] for seed in seeds), []
+        for reference in REFERENCES:
+            shared = [values[way, s] - values[reference, s] for s in seeds if (reference, s) in values]
+            half = t.ppf(0.975, len(shared) - 1) * statistics.stdev(shared) / len(shared) ** 0.5
+            middle = statistics.mean(shared)
+            same = "" if way == reference else f"{middle:+.3f} [{middle - half:+.3f}, {middle + half:+.3f}]"
+            gaps.append(same)
+        lines.append(f"| {way} | {len(seeds)} | {mean:.3f} | {' | '.join(gaps)} |")
     return "\n".join(lines)
 
 
