@@ -281,13 +281,19 @@ def measure(proof: Proof, place: Place) -> float:
     for name, comparison in proof.comparisons.items():
         run = short.pretrained(name)
         start = ("--pretrained", str(short.pretrained(comparison.arms[0])), "--labels", str(comparison.labels[0]))
-        words = ("finetune", *comparison.words, *place.device, *medssl_words, "--run", str(run), *start)
+        words = ("finetune", *trained_words(comparison.words), *place.device, *medssl_words, "--run", str(run), *start)
         total += predicted(name, run, words, (comparison.trainings(), comparison.steps))
         if comparison.oracle_steps:
             total += seconds_of(run)[0] * comparison.oracle_steps
     hours = total / place.jobs / 3600
     print(f"all, {place.jobs} at a time: about {hours:.1f} hours, without scoring test scans")
     return hours
+
+
+def trained_words(words: tuple[str, ...]) -> tuple[str, ...]:
+    """Words of a comparison without those of scoring, which ``medssl finetune`` does not take."""
+    pairs = [words[place : place + 2] for place in range(0, len(words), 2)]
+    return tuple(word for pair in pairs if not pair[0].startswith("--windows.") for word in pair)
 
 
 def predicted(name: str, run: Path, words: tuple[str, ...], counts: tuple[int, int]) -> float:

@@ -25,7 +25,7 @@ SPARK = ("--config", "spark_2d_small", *RESENC, *VIEW)
 HYBRID = ("--config", "masked_distillation_2d_small", *VIEW)
 FORMER_RATE = ("--optimizer.learning_rate", "2e-4")
 FORMER_VIEW = ("--objective.view.geometry.probability", "1.0")
-UNET_DECODER = ("--objective.decoder", "unet", "--objective.norm", "instance")
+UNET_DECODER = ("--objective.decoder", "unet", "--objective.decoder_width", "null", "--objective.norm", "instance")
 UNET = (
     "--config", "segment_2d_small", "--data.view.size", "96,96", "--training.batch_size", "8", "--data.workers", "0",
     "--optimizer.learning_rate", "2e-3", "--training.output.picture_every", "100000",
@@ -34,27 +34,31 @@ FORMER_TUNING = (
     "--data.view.geometry.probability", "1.0", "--data.sampling.labeled", "0.33", "--head.batch_dice", "false",
     "--optimizer.keep", "best", "--optimizer.average", "0",
 )  # fmt: skip
-MIRRORED = ("--windows.mirror", "all")
+PLAIN, MIRRORED = ("--windows.mirror", "none"), ("--windows.mirror", "trained")
 GRID = ("--tune.learning_rates", "6e-4,6e-3")
+FORMER_PRE, FORMER = (*SPARK, *FORMER_RATE, *FORMER_VIEW), (*UNET, *FORMER_TUNING, *PLAIN)
 ROWS = {  # pretraining, fine-tuning, grid
-    "former": ((*SPARK, *FORMER_RATE, *FORMER_VIEW), (*UNET, *FORMER_TUNING), ()),
-    "rates": ((*SPARK, *FORMER_VIEW), (*UNET, *FORMER_TUNING), ()),
-    "views": ((*SPARK, *FORMER_RATE), (*UNET, *FORMER_TUNING, "--data.view.geometry.probability", "0.2"), ()),
-    "objective": ((*SPARK, *FORMER_RATE, *FORMER_VIEW, *UNET_DECODER), (*UNET, *FORMER_TUNING), ()),
-    "finetuning": ((*SPARK, *FORMER_RATE, *FORMER_VIEW), (*UNET, "--data.view.geometry.probability", "1.0"), ()),
-    "mirrored": ((*SPARK, *FORMER_RATE, *FORMER_VIEW), (*UNET, *FORMER_TUNING, *MIRRORED), ()),
-    "hybrid": ((*HYBRID, *FORMER_RATE, *FORMER_VIEW), (*UNET, *FORMER_TUNING), ()),
-    "own_rate": ((*SPARK, *FORMER_RATE, *FORMER_VIEW), (*UNET, *FORMER_TUNING), GRID),
+    "former": (FORMER_PRE, FORMER, ()),
+    "rates": ((*SPARK, *FORMER_VIEW), FORMER, ()),
+    "views": ((*SPARK, *FORMER_RATE), (*FORMER, "--data.view.geometry.probability", "0.2"), ()),
+    "objective": ((*FORMER_PRE, *UNET_DECODER), FORMER, ()),
+    "finetuning": (FORMER_PRE, (*UNET, *PLAIN, "--data.view.geometry.probability", "1.0"), ()),
+    "mirrored": (FORMER_PRE, (*FORMER, *MIRRORED), ()),
+    "hybrid": ((*HYBRID, *FORMER_RATE, *FORMER_VIEW), FORMER, ()),
+    "own_rate": (FORMER_PRE, FORMER, GRID),
     "all": (HYBRID, (*UNET, *MIRRORED), GRID),
 }
+SHARED = {name for name, (words, _, _) in ROWS.items() if name != "former" and words == FORMER_PRE}  # one pretraining
 PROOF = Proof(
     "acdc_folds",
-    {f"pre_{name}": Pretraining(words, STEPS) for name, (words, _, _) in ROWS.items()},
+    {f"pre_{name}": Pretraining(words, STEPS) for name, (words, _, _) in ROWS.items() if name not in SHARED},
     {
-        name: Comparison((f"pre_{name}",), words, (2,), 400, tune=tune, settings=2 * bool(tune))
+        name: Comparison(
+            (f"pre_{name if name not in SHARED else 'former'}",), words, (2,), 400, tune=tune, settings=2 * bool(tune)
+        )
         for name, (_, words, tune) in ROWS.items()
     },
-    {"probes": Probing(tuple(f"pre_{name}" for name in ROWS), ("--window", "96,96"), (8,))},
+    {"probes": Probing(tuple(f"pre_{name}" for name in ROWS if name not in SHARED), ("--window", "96,96"), (8,))},
 )
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ def grid_of(tune: Tuning, optimizer: FineTuning, runs: int) -> Grid:
         tune.presets or ("",), tune.learning_rates or (None,), tune.encoder_rates or (None,)
     ):
         content = merged(shared, load_config(preset, "optimizers") if preset else {})
-        content |= {} if rate is None else {"learning_rate": float(rate)}
+        content |= {} if rate is None else {"learning_rate": float(rate), "learning_rate_per": None}
         content |= {} if share is None else {"encoder_rate": float(share)}
         content = as_data(build(type(optimizer), json.loads(json.dumps(content)), "tune"))
         parts = [Path(preset).stem] if preset else []

@@ -309,3 +309,12 @@ def test_a_grid_is_the_product_of_its_lists_without_the_recipe():
     assert list(grid(learning_rates=(0.01, 0.001), encoder_rates=(1.0, 0.1)).settings) == [
         "lr0.01_encoder0.1", "lr0.001_encoder1", "lr0.001_encoder0.1",
     ]  # fmt: skip
+
+
+def test_a_rate_of_the_grid_takes_the_place_of_one_for_a_batch():
+    optimizer = FineTuning(learning_rate_per=(1e-3, 256))
+    own = tuning.grid_of(tuning.Tuning(learning_rates=(3e-3,), presets=("sawtooth",)), optimizer, 5)
+    (setting,) = own.settings.values()
+    assert (setting.optimizer["learning_rate"], setting.optimizer["learning_rate_per"]) == (3e-3, None)
+    shares = tuning.grid_of(tuning.Tuning(encoder_rates=(0.1,)), optimizer, 5)
+    assert shares.settings["encoder0.1"].optimizer["learning_rate_per"] == [1e-3, 256]

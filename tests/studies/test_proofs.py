@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import importlib
 import json
+import os
+import shutil
 import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from medssl import cli
 from medssl.cli.verbs import VERBS
 from medssl.cli.words import check_keys, read_command
 
@@ -62,7 +65,9 @@ def proof_of(proof):
     pretrained = {"one": proof.Pretraining(("--config", "a"), 40), "two": proof.Pretraining((), 10)}
     grid = ("--tune.learning_rates", "1e-4,1e-3")
     comparisons = {
-        "all": proof.Comparison(("one", "two"), ("--config", "b"), (2, 4), 50, oracle_steps=30),
+        "all": proof.Comparison(
+            ("one", "two"), ("--config", "b", "--windows.mirror", "none"), (2, 4), 50, oracle_steps=30
+        ),
         "own": proof.Comparison(("two",), (), (2,), 50, runs=3, tune=grid, settings=2),
     }
     return proof.Proof("acdc", pretrained, comparisons, {"probes": proof.Probing(("one",), (), (8, None), seeds=2)})
@@ -85,6 +90,9 @@ def test_every_command_of_a_proof_is_accepted(modules, name, tmp_path):
         ["pretrain", *one.words, *place.device, "--store=s", "--run=r"] for one in program.pretrainings.values()
     ]
     commands += [proof.compare_words(place, part, one) for part, one in program.comparisons.items()]
+    commands += [
+        ["finetune", *proof.trained_words(one.words), "--store=s", "--run=r"] for one in program.comparisons.values()
+    ]
     commands += [["probe", "r", *one.words, "--store=s", "--out=o"] for one in program.probings.values()]
     for words in commands:
         command = read_command(VERBS[words[0]].place, words[1:], words[0])
@@ -130,6 +138,7 @@ def test_the_predicted_time_adds_up(modules, place, capsys):
     assert whole.comparisons["own"].trainings() == 2 * (3 + 2 + 2)  # two further settings, then two runs at the best
     hours = proof.measure(whole, where)
     assert commands.verbs() == ["pretrain", "pretrain", "finetune", "finetune"]
+    assert "--windows.mirror" not in commands.words[2]  # of scoring
     assert hours == pytest.approx(2.0 * (40 + 10 + 40 * 50 + 30 + 14 * 50) / 3600, rel=0.01)
     assert f"about {hours:.1f} hours" in capsys.readouterr().out
     assert not where.out.exists()  # nothing else is started
@@ -169,3 +178,50 @@ def test_folds_test_different_patients(modules, tmp_path):
         assert [splits.count(name) for name in ("train", "val", "test")] == [15, 4, 6]
         tested += [row["name"] for row in rows(file) if row["split"] == "test"]
     assert len(tested) == len({*tested}) == 24
+
+
+def few_files(data, target, name):
+    """A copy of a few scans of a data set: tiles of every class and split, or the volumes of twelve patients."""
+    if name == "tiles":
+        for folder in ("train", "valid", "test"):
+            for kind in ("normal", "tumour"):
+                (target / name / folder / kind).mkdir(parents=True)
+                for file in sorted((data / name / folder / kind).iterdir())[:4]:
+                    shutil.copy(file, target / name / folder / kind)
+        return
+    patients = sorted({file.name.split("_")[0] for file in (data / "acdc/images").iterdir()})[:12]
+    for folder in ("images", "labels"):
+        (target / "acdc" / folder).mkdir(parents=True)
+        for file in (data / "acdc" / folder).iterdir():
+            if file.name.split("_")[0] in patients:
+                shutil.copy(file, target / "acdc" / folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_training_of_a_proof_runs_on_a_few_files(modules, name, tmp_path, monkeypatch, real_data):
+    """One step of each pretraining, and of the fine-tuning of each comparison from its first arm."""
+    proof, datasets, program = modules["proof"], modules["datasets"], modules[name].PROOF
+
+    def medssl(*words, threads=None, log=None):
+        assert cli.main(list(words)) == 0
+
+    for module in (proof, datasets):
+        monkeypatch.setattr(module, "medssl", medssl)
+    few_files(real_data, tmp_path / "data", "tiles" if program.data == "tiles" else "acdc")
+    place = proof.Place(tmp_path / "work", tmp_path / "out", device=("--training.precision", "fp32"))
+    mask = os.umask(0o077)
+    try:
+        datasets.prepare(program.data, tmp_path / "data", place.work)
+        small = ("--data.workers", "0", "--training.batch_size", "4")
+        for part, one in program.pretrainings.items():
+            row = proof.pretrain(place, part, proof.Pretraining((*one.words, *small), 1))
+            assert (row["part"], row["steps"]) == (part, 1)
+        for part, one in program.comparisons.items():
+            medssl(
+                "finetune", *proof.trained_words(one.words), "--store", str(place.store), "--run",
+                str(place.work / "tuned" / part), "--pretrained", str(place.pretrained(one.arms[0])), "--labels", "2",
+                "--training.steps", "1", "--training.batch_size", "2", "--data.validation_labels", "2",
+            )  # fmt: skip
+    finally:
+        os.umask(mask)
