@@ -215,3 +215,26 @@ def test_other_optimizers_resume_bit_for_bit(store, tmp_path, name, monkeypatch)
     assert_same(tmp_path / "one", tmp_path / "two")
     stored = yaml.safe_load((tmp_path / "two/config.yaml").read_text())["optimizer"]["rates"]
     assert stored == {"encoder.first.*": 0.5}
+
+
+def test_an_objective_sees_the_horizon_and_not_the_length(store, short, tmp_path, monkeypatch):
+    """Its schedules (a teacher's momentum, say) go on where they were, and stay at their end."""
+    seen = {}
+    run = shutil.copytree(short, tmp_path / "run")
+    monkeypatch.setattr(toys.ToyObjective, "after_step", lambda self, step: seen.update({step.index: step.progress}))
+    assert pretrain(store, run, "--training.steps=16", "--training.extend=true")[0] == 0
+    assert seen == {index: min(1.0, index / 8) for index in range(6, 16)}
+    seen.clear()
+    words = ("--optimizer.schedule=cosine", "--optimizer.rate_decay.share=null", "--training.steps=4")
+    assert pretrain(store, tmp_path / "cosine", *words)[0] == 0
+    assert seen == {index: index / 4 for index in range(4)}
+
+
+def test_the_checkpoint_before_the_fall_is_kept_after_a_kill(store, short, tmp_path):
+    """A kill between writing the checkpoint and giving it its second name costs nothing."""
+    run = shutil.copytree(short, tmp_path / "run")
+    kept = run / "checkpoints/before_decay.pt"
+    kept.replace(run / "checkpoints/last.pt")
+    assert pretrain(store, run, "--training.steps=8")[0] == 0
+    assert torch.load(kept, weights_only=True)["progress"]["step"] == 6
+    assert_same(run, short)
