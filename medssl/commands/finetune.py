@@ -113,7 +113,6 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         UserError: Something the user can put right.
     """
     refuse_hardware(training)
-    optimizer, training, settled = resolved(optimizer, training, RunFolder(run))
     initial = read_initial_weights(pretrained, encoder, from_scratch=from_scratch, trust=names(trust))
     initial = with_drop_path(initial, optimizer.drop_path)
     opened = open_store(store, initial, allow, size=data.view.size, key="data.view.size")
@@ -128,6 +127,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     refuse_misfit(network, data, training, mixing)
     optimizer = with_possible_start(optimizer, network.head)
     prepare(network, opened, chosen.learned)
+    optimizer, training, settled = resolved(optimizer, training, RunFolder(run), network, [data.view.size])
     adapted = lora.adapt(network.encoder.requires_grad_(optimizer.head_first < 1), optimizer.lora)
     objective = Supervised(network, data, optimizer, mixing)
     config: dict[str, Any] = as_data(

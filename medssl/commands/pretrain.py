@@ -83,12 +83,13 @@ def pretrain(  # noqa: PLR0913 (the keys of a command line)
     """
     folder = RunFolder(run)
     refuse_hardware(training)
-    optimizer, training, settled = resolved(optimizer, training, folder)
+    torch.manual_seed(keyed_seed(training.seed))
+    network = objective(encoder())  # refuses sizes that do not fit, before any data is touched
+    sizes = [view.size for view in network.needs.views]
+    optimizer, training, settled = resolved(optimizer, training, folder, network, sizes)
     config: dict[str, Any] = as_data(
         {"encoder": encoder, "objective": objective, "training": training, "optimizer": optimizer, "data": data}
     )
-    torch.manual_seed(keyed_seed(training.seed))
-    network = objective(encoder())  # refuses sizes that do not fit, before any data is touched
     made = imported(config["encoder"])
     initial = weights_of_former_start(folder, pretrained, made) or load_initial_weights(
         network, pretrained, pretrained_minimum, made

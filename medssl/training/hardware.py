@@ -5,14 +5,18 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import nn
 
 from medssl.training.memory import bytes_in_words, step_bytes
 from medssl.types import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from medssl.encoders.base import Encoder
     from medssl.objectives.base import Objective
     from medssl.training.settings import Training
 
@@ -41,6 +45,36 @@ def processor_computes_in_bf16() -> bool:
         return False
     flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
     return not _HALF.isdisjoint(flags.split())
+
+
+def thin_maps(network: nn.Module, views: Iterable[Sequence[int]]) -> bool:
+    """Whether convolutions over volumes have maps of 2 voxels along the first axis.
+
+    On processors, torch 2.14 returns memory that it has not written as gradients of their weights in bf16.
+
+    Args:
+        network: With its encoder as ``encoder``.
+        views: Voxels of each view per axis.
+    """
+    wide = any(isinstance(m, nn.Conv3d) and any(side > 1 for side in m.kernel_size) for m in network.modules())
+    strides = cast("Encoder", network.encoder).strides
+    return wide and any(len(view) == 3 and view[0] // stride[0] == 2 for view in views for stride in strides)
+
+
+def refuse_wrong_gradients(training: Training, network: nn.Module, views: Iterable[Sequence[int]]) -> None:
+    """Refuses bf16 on a processor where its gradients would be wrong.
+
+    Raises:
+        UserError: Says which precision to take.
+    """
+    on_processor = device_type(training.accelerator) == "cpu"
+    if training.precision == "bf16" and on_processor and thin_maps(network, views):
+        message = (
+            "processors compute wrong gradients in bf16 where maps of volumes have 2 voxels along the first axis, as "
+            "here"
+        )
+        hint = "Set it to fp32 or auto, or choose another size of the view."
+        raise UserError(message, key="training.precision", got="bf16", hint=hint)
 
 
 def precision_of(training: Training) -> str:

@@ -12,13 +12,19 @@ from medssl.training.optim import LARGE, Optimization
 from medssl.training.resume import samples_of_step
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import nn
+
     from medssl.training.checkpoint import RunFolder
     from medssl.training.settings import Training
 
 Settings = TypeVar("Settings", bound=Optimization)
 
 
-def resolved(optimizer: Settings, training: Training, folder: RunFolder) -> tuple[Settings, Training, list[str]]:
+def resolved(
+    optimizer: Settings, training: Training, folder: RunFolder, network: nn.Module, views: Iterable[Sequence[int]]
+) -> tuple[Settings, Training, list[str]]:
     """The optimizer and the training as a run records and uses them, and what its first line says of them.
 
     What a run resolved when it was started, it keeps when it is continued or prolonged: the steps that its warm-up is a
@@ -28,10 +34,14 @@ def resolved(optimizer: Settings, training: Training, folder: RunFolder) -> tupl
         optimizer: As given.
         training: As given.
         folder: Of the run.
+        network: With its encoder as ``encoder``.
+        views: Voxels of each view per axis.
 
     Raises:
-        UserError: ``learning_rate`` and ``learning_rate_per`` contradict each other.
+        UserError: ``learning_rate`` and ``learning_rate_per`` contradict each other, or the processor computes wrong
+            gradients in the precision that is asked for.
     """
+    hardware.refuse_wrong_gradients(training, network, views)
     stored = stored_settings(folder)
     batch = samples_of_step(training)
     horizon = stored.get("optimizer.rate_decay.horizon") or training.steps
@@ -39,7 +49,8 @@ def resolved(optimizer: Settings, training: Training, folder: RunFolder) -> tupl
     notes = [rate_in_words(now, batch), *optimizer_notes(now, batch)]
     precision = training.precision
     if precision == "auto":
-        precision = stored.get("training.precision", hardware.precision_of(training))
+        wrong = hardware.device_type(training.accelerator) == "cpu" and hardware.thin_maps(network, views)
+        precision = "fp32" if wrong else stored.get("training.precision", hardware.precision_of(training))
         notes.append(f"training.precision auto: {precision}")
     return now, replace(training, precision=precision), notes
 

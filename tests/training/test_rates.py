@@ -15,13 +15,19 @@ from medssl.encoders.resenc import ResEnc
 from medssl.ops.schedules import constant_then_decay, linear_warmup, polynomial
 from medssl.training.checkpoint import RunFolder
 from medssl.training.distributed import Layout
+from medssl.training.hardware import thin_maps
 from medssl.training.optim import FineTuning, Optimization, make_optimizer, set_rates
 from medssl.training.rates import RateDecay, parameter_shares
-from medssl.training.resolved import resolved
+from medssl.training.resolved import resolved as resolved_for
 from medssl.training.settings import Training
 from medssl.types import UserError, ViewSpec
 
 LINE = "constant_then_decay"
+
+
+def resolved(optimizer, training, folder, size=(8, 8, 8)):
+    network = ToyObjective(ToyEncoder(), view=ViewSpec(size))
+    return resolved_for(optimizer, training, folder, network, [size])
 
 
 # --- the rate of a batch
@@ -90,6 +96,29 @@ def test_precision_auto_stays_what_it_was_when_the_run_was_started(tmp_path, mon
     assert resolved(Optimization(), auto, folder)[1].precision == "fp32"  # no checkpoint: nothing has been trained
     (folder.checkpoints / "last.pt").touch()
     assert resolved(Optimization(), auto, folder)[1].precision == "bf16"
+
+
+def test_half_precision_whose_gradients_are_wrong_is_refused_on_a_processor(tmp_path, monkeypatch):
+    """Maps of 4 voxels, at stride 2, have 2 along the first axis."""
+    monkeypatch.setattr("medssl.training.hardware.processor_computes_in_bf16", lambda: True)
+    folder, half = RunFolder(tmp_path / "run"), Training(precision="bf16", accelerator="cpu")
+    with pytest.raises(
+        UserError, match=r"precision: processors compute wrong gradients in bf16 .* Set it to fp32 or auto"
+    ):
+        resolved(Optimization(), half, folder, size=(4, 8, 8))
+    assert resolved(Optimization(), half, folder, size=(8, 4, 4))[1].precision == "bf16"
+    auto = Training(precision="auto", accelerator="cpu")
+    assert resolved(Optimization(), auto, folder, size=(4, 8, 8))[1].precision == "fp32"
+    assert resolved(Optimization(), auto, folder, size=(8, 8, 8))[1].precision == "bf16"
+
+
+def test_layers_that_do_not_look_at_neighbors_have_right_gradients():
+    network = ToyObjective(ToyEncoder(), view=ViewSpec((4, 4, 4)))
+    assert thin_maps(network, [(4, 4, 4)])
+    assert not thin_maps(network, [(4, 4)])
+    for module in (network.encoder.first, network.encoder.second):
+        module[0] = nn.Conv3d(1, 4, 1)
+    assert not thin_maps(network, [(4, 4, 4)])
 
 
 # --- schedules
