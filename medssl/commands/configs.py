@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 from medssl.io.configurations import FRAGMENTS, config_file, config_folder, config_names, summary_of, verb_of
@@ -19,7 +20,22 @@ NEEDED = {"pretrain": ("encoder", "objective"), "finetune": ("head", "data"), "s
 WIDTH = 100
 
 
-def configs(*, show: str = "", copy: tuple[str, Path] | None = None, validate: Path | None = None) -> int:
+@dataclass(frozen=True)
+class ConfigsResult:
+    """Recipes and presets.
+
+    Attributes:
+        file: The configuration that was shown, copied or checked, or its copy; None where all were listed.
+        names: Names of the recipes and presets that were listed, such as "recipes/spark_3d".
+        exit_code: 0; 2 where the recipe that was checked is wrong.
+    """
+
+    file: Path | None = None
+    names: tuple[str, ...] = ()
+    exit_code: int = 0
+
+
+def configs(*, show: str = "", copy: tuple[str, Path] | None = None, validate: Path | None = None) -> ConfigsResult:
     """List recipes and presets; or show, copy or check one.
 
     A recipe is a whole configuration of one verb. A preset is one part of it, such as an encoder.
@@ -30,25 +46,27 @@ def configs(*, show: str = "", copy: tuple[str, Path] | None = None, validate: P
         validate: Check this recipe: its keys, the types of its values, its classes. Nothing is trained.
 
     Returns:
-        0; 2 where the recipe that is checked is wrong.
+        The file that was shown, copied or checked, or the names of all.
 
     Raises:
-        UserError: No configuration has the name, the new file is there already, or the recipe says no verb.
+        UserError: No configuration has the name, the new file exists already, or the recipe has no verb.
     """
     if validate is not None:
-        return check(validate)
+        return ConfigsResult(validate, exit_code=check(validate))
     if copy is not None:
         name, target = copy
         if target.exists():
-            message = f"{target} is there already"
+            message = f"{target} exists already"
             raise UserError(message, key="copy", hint="Choose another file.")
         target.write_bytes(shipped(name, "copy").read_bytes())
         log.info(f"{target}: a copy of {name}; use it with --config {target}" if is_recipe(name) else f"{target}")
-    elif show:
-        log.info(shipped(show, "show").read_text(encoding="utf-8").rstrip())
-    else:
-        log.info("\n".join(listing()))
-    return 0
+        return ConfigsResult(target)
+    if show:
+        file = shipped(show, "show")
+        log.info(file.read_text(encoding="utf-8").rstrip())
+        return ConfigsResult(file)
+    log.info("\n".join(listing()))
+    return ConfigsResult(names=tuple(f"{kind}/{name}" for kind in KINDS for name in config_names(kind)))
 
 
 def listing() -> list[str]:
@@ -98,17 +116,17 @@ def check(file: Path) -> int:
     """Checks a recipe by the parser of its verb, in a process of its own; returns its exit code.
 
     Raises:
-        UserError: The recipe says no verb, or lacks a part that the verb needs.
+        UserError: The recipe has no verb, or lacks a part that the verb needs.
     """
     import yaml
 
     name = str(file)
     if not config_file(name, "recipes").is_file():
-        message = "there is no such file"
+        message = "no such file"
         raise UserError(message, key="validate", got=name)
     verb = verb_of(name)
     if verb not in NEEDED:
-        message = f"{file.name} does not say which verb it is for"
+        message = f"{file.name} has no verb"
         raise UserError(message, key="validate", hint=f"Add the key `verb` with one of {', '.join(NEEDED)}.")
     command = [*python_command(), "-m", "medssl", verb, "--config", name, "--print_config"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

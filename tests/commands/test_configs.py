@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from medssl import cli
-from medssl.commands.configs import KINDS, file_of
+from medssl.commands.configs import KINDS, ConfigsResult, configs, file_of
 from medssl.io.configurations import config_names, load_recipe, summary_of, verb_of
 
 
@@ -61,7 +61,7 @@ def test_a_copy_is_a_recipe_of_ones_own(tmp_path, capsys):
     assert cli.main(["configs", "--copy", "spark_3d_small", str(mine)]) == 0
     assert mine.read_bytes() == file_of("recipes", "spark_3d_small").read_bytes()
     assert cli.main(["configs", "--copy", "spark_2d_small", str(mine)]) == 2
-    assert "mine.yaml is there already. Choose another file." in capsys.readouterr().err
+    assert "mine.yaml exists already. Choose another file." in capsys.readouterr().err
     assert cli.check_early("pretrain", [f"--config={mine}", "--store=s", "--run=r"]).config == load_recipe(str(mine))
 
 
@@ -73,7 +73,7 @@ def test_an_unknown_name_gets_the_nearest(capsys):
 
 
 BAD = [
-    ("training: {steps: 1}\n", "does not say which verb it is for. Add the key `verb` with one of pretrain, finetune"),
+    ("training: {steps: 1}\n", "has no verb. Add the key `verb` with one of pretrain, finetune"),
     ("verb: pretrain\ntraining: {stps: 1}\n", "unknown key 'training.stps' (did you mean 'training.steps'?)"),
     ("verb: pretrain\ntraining: {steps: few}\n", "--training.steps: the value has the wrong type (got 'few'; expected"),
     ("verb: pretrain\nencoder: resenc_small_3d\n", "lacks objective, which pretrain needs"),
@@ -92,3 +92,11 @@ def test_a_good_recipe_is_valid(tmp_path, capfd):
     (tmp_path / "mine.yaml").write_bytes(file_of("recipes", "segment_2d_small").read_bytes())
     assert cli.main(["configs", "--validate", str(tmp_path / "mine.yaml")]) == 0
     assert "mine.yaml: a valid recipe for finetune" in capfd.readouterr().out
+
+
+def test_results_hold_the_names_or_the_file(tmp_path):
+    names = configs().names
+    assert {"recipes/spark_3d", "objectives/spark_3d", "heads/unet"} <= {*names}
+    assert len(names) == sum(len(config_names(kind)) for kind in KINDS)
+    assert configs(show="objectives/spark_3d").file == file_of("objectives", "spark_3d")
+    assert configs(copy=("spark_3d", tmp_path / "mine.yaml")) == ConfigsResult(tmp_path / "mine.yaml")
