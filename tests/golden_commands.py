@@ -33,6 +33,12 @@ RENAMED_FIELDS: dict[str, str] = {
 MEANT: dict[str, str] = {
     "probes/voxels/network/card.json: tuned trained_on": "the network of a probe says what it was trained on",
     "probes/voxels_2d/network/card.json: tuned trained_on": "the network of a probe says what it was trained on",
+    "probes/voxels/probe": "a probe draws voxels by the content of scans",
+    "probes/voxels/voxels_": "a probe draws voxels by the content of scans",
+    "probes/voxels/network/head": "a probe draws voxels by the content of scans",
+    "probes/voxels_2d/probe": "a probe draws voxels by the content of scans",
+    "probes/voxels_2d/voxels_": "a probe draws voxels by the content of scans",
+    "probes/voxels_2d/network/head": "a probe draws voxels by the content of scans",
 }
 
 TABLES = {
