@@ -92,6 +92,9 @@ def main() -> None:
     parser.add_argument("--nnunet", type=Path, help="python of an environment with nnunetv2")
     parser.add_argument("--steps", type=int, default=250, help="a multiple of 10")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument(
+        "--tests", type=int, help="test scans, the first of the list; nnU-Net's mirroring takes minutes"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=600.0)
     parser.add_argument("--summary", action="store_true", help="print what is there, and train nothing")
@@ -106,6 +109,7 @@ def compare(given: argparse.Namespace, task: Task) -> None:
     started, work = time.monotonic(), given.work / given.task
     prepare(given.task, given.data, work)
     split = split_of(work)
+    split["test"] = split["test"][: given.tests]
     settings = written_settings(given, task, work, split)
     there = {(row["side"], row["run"]) for row in read(given.rows)}
     for run in range(given.runs):

@@ -29,6 +29,7 @@ from medssl.encoders.timm2d import Timm2d
 from medssl.encoders.weights import load_card, save_encoder
 from medssl.heads.segmentation import UNet
 from medssl.heads.weights import load_network
+from medssl.io.older_keys import with_present_options
 from medssl.training.checkpoint import differing
 from medssl.training.initial_weights import InitialWeights, read_initial_weights, weights_in_words
 from medssl.training.supervised import StoredScan
@@ -284,6 +285,29 @@ def test_the_floor_of_a_segmentation_is_the_end_of_head_first(call, place, tmp_p
     before, after = weights_of(place / "volumes/pretrained"), weights_of(tmp_path / "run")
     assert all(torch.equal(before[key], state[f"floor.encoder.{key}"]) for key in before)
     assert all(torch.equal(before[key], after[key]) for key in before) == (1 - last > floor)
+
+
+def test_a_run_that_is_older_than_keep_goes_on_with_the_best_step():
+    held = {"average": 0.0, "lora": {"rank": 0}}
+    stored = with_present_options({"optimizer": dict(held)})
+    now = {"optimizer": held | {"keep": "best", "probe": {"start": False, "floor": False}}}
+    assert differing(stored, now, []) == ""
+    now["optimizer"]["keep"] = "average"
+    assert differing(stored, now, []) == "optimizer.keep: best there, average here"
+
+
+def test_the_batch_dice_of_two_micro_batches_trains_as_one_batch(call, tmp_path):
+    """Losses and weights after two steps, in float32."""
+    found = []
+    for words in (["--training.batch_size=2"], ["--training.batch_size=1", "--training.accumulate=2"]):
+        folder = tmp_path / str(len(found))
+        code, said = call("--head.batch_dice=true", "--optimizer.clip=null", *words, folder=folder)
+        assert code == 0, said
+        found.append((weights_of(folder), [row["loss"] for row in rows(folder)]))
+    assert found[0][1] == pytest.approx(found[1][1], rel=1e-5)
+    for name, value in found[0][0].items():
+        if not name.endswith((".conv.bias", ".all_modules.0.bias")):  # the norm undoes it: Adam on rounding errors
+            torch.testing.assert_close(value, found[1][0][name], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("data", ["volumes", "pictures"])
