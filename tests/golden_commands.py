@@ -24,6 +24,7 @@ RENAMED_FILES: dict[str, str] = {}
 # Columns of tables and keys of JSON files: {"samples_per_second": "throughput"}.
 RENAMED_FIELDS: dict[str, str] = {
     "labelled": "labeled",
+    "twin": "baseline",
     "neighbours": "neighbors",
     "normalise": "normalize",
     "normalise_target": "normalize_target",

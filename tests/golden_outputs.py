@@ -227,10 +227,11 @@ def named(words: list[str], option: str) -> str:
 # --- what they left
 
 
-# Columns of tables and keys of JSON files that are not compared: times, paths, versions, words for people, options.
+# Columns of tables and keys of JSON files that are not compared: times, paths, versions, words for people, options, and
+# what comparisons have had since own rates and oracles.
 UNEQUAL = {
     "seconds", "waiting", "samples_per_second", "time", "minutes", "modified_ns", "folder", "path", "versions",
-    "version", "notes", "leaks", "reason", "options",
+    "version", "notes", "leaks", "reason", "options", "setting", "settings", "oracles", "headroom", "pretrainings",
 }  # fmt: skip
 META = {"root", "ruled", "values", "version", "walk", "notes"}  # rows of an index's table of facts
 PREDICTED = "predicted"  # pictures count in this folder only, where they are label maps

@@ -174,3 +174,14 @@ def test_what_cannot_be_drawn_is_refused():
         chart(line((0, math.nan)))
     with pytest.raises(UserError, match="point at x = 0: a logarithmic axis starts above 0"):
         chart(line((0, 1), (1, 2)), logarithmic=True)
+
+
+def test_a_dashed_line_is_dashed_in_chart_and_legend():
+    points = (Point(1, 0.5), Point(2, 0.6))
+    lines = [Series("scratch", points, marked=True), Series("oracle", points, marked=True, dashed=True)]
+    text = line_chart(lines, title="t", x_label="x", y_label="y")
+    dashed = [line for line in text.splitlines() if "stroke-dasharray" in line]
+    assert len(dashed) == 1
+    assert COLORS[1] in dashed[0]
+    strokes = [line for line in text.splitlines() if 'stroke-width="3"' in line]
+    assert [sum(color in line for line in strokes) for color in COLORS[:2]] == [1, 2]
