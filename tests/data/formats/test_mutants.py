@@ -29,7 +29,7 @@ from medssl.data.index.entries import read_files
 from medssl.data.index.label_sources import LabelOptions
 from medssl.data.index.scan_index import ArrayOptions, FileOptions, Index, IndexOptions
 from medssl.data.index.update import update
-from medssl.data.index.walk import Found
+from medssl.data.index.walk import FileState
 from medssl.types import Scan
 
 KEY = b"k" * 32
@@ -136,7 +136,7 @@ def try_mutants(one: Indexed, count: int, mark: Callable[[int], None] = lambda _
         mark(number)
         file.write_bytes(data)
         figures.mutants += 1
-        entries = read_files([Found(str(file), len(data), number)], root=root, dataset="d", key=KEY)
+        entries = read_files([FileState(str(file), len(data), number)], root=root, dataset="d", key=KEY)
         reasons = [entry.reason for entry in entries]
         try:
             volume = read(one.scan, root)
