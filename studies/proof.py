@@ -49,6 +49,7 @@ class Comparison:
         oracle_steps: Steps of the oracle's encoder; 0 trains none.
         tune: Words of a grid of learning rates; empty compares at one rate.
         settings: Settings of the grid beside the recipe.
+        into: Comparison whose folder it shares, and whose runs it takes; "" has a folder of its own.
     """
 
     arms: tuple[str, ...]
@@ -59,11 +60,13 @@ class Comparison:
     oracle_steps: int = 0
     tune: tuple[str, ...] = ()
     settings: int = 0
+    into: str = ""
 
     def trainings(self) -> int:
         """Fine-tunings in all, at most: every arm and scratch; with a grid, also those that choose and at own rates."""
         arms = (len(self.arms) + 1 + bool(self.oracle_steps)) * len(self.labels)
-        return arms * (self.runs + (self.settings + self.runs - 1 if self.tune else 0))
+        shared = 0 if self.into else self.runs
+        return arms * (shared + (self.settings + self.runs - 1 if self.tune else 0))
 
 
 @dataclass(frozen=True)
@@ -198,11 +201,11 @@ def pretrain(place: Place, name: str, one: Pretraining) -> dict[str, object]:
 
 def compare(place: Place, name: str, one: Comparison) -> None:
     """One comparison; its rows and tables are copied while it runs."""
-    folder, ended = place.work / "compare" / name, threading.Event()
+    folder, ended = place.work / "compare" / (one.into or name), threading.Event()
 
     def follow() -> None:
         while not ended.wait(POLL_S):
-            copy_rows(folder, place.out, name)
+            copy_rows(folder, place.out, folder.name)
 
     follower = threading.Thread(target=follow, daemon=True)
     follower.start()
@@ -211,10 +214,10 @@ def compare(place: Place, name: str, one: Comparison) -> None:
     finally:
         ended.set()
         follower.join()
-        copy_rows(folder, place.out, name)
+        copy_rows(folder, place.out, folder.name)
     for table in TABLES:
         if (folder / table).exists():
-            shutil.copyfile(folder / table, place.out / f"{name}_{table}")
+            shutil.copyfile(folder / table, place.out / f"{folder.name}_{table}")
 
 
 def compare_words(place: Place, name: str, one: Comparison) -> list[str]:
@@ -227,7 +230,7 @@ def compare_words(place: Place, name: str, one: Comparison) -> list[str]:
         str(one.runs), "--training.steps", str(one.steps), "--training.output.validate_every", str(validate),
         "--training.output.checkpoint_every", str(validate), *oracle, *one.tune, "--jobs", str(place.jobs),
         "--store", str(place.store), "--index", str(place.work / "index.sqlite"),
-        "--out", str(place.work / "compare" / name),
+        "--out", str(place.work / "compare" / (one.into or name)),
     ]  # fmt: skip
 
 
@@ -283,7 +286,7 @@ def measure(proof: Proof, place: Place) -> float:
         start = ("--pretrained", str(short.pretrained(comparison.arms[0])), "--labels", str(comparison.labels[0]))
         words = ("finetune", *trained_words(comparison.words), *place.device, *medssl_words, "--run", str(run), *start)
         total += predicted(name, run, words, (comparison.trainings(), comparison.steps))
-        if comparison.oracle_steps:
+        if comparison.oracle_steps and not comparison.into:
             total += seconds_of(run)[0] * comparison.oracle_steps
     hours = total / place.jobs / 3600
     print(f"all, {place.jobs} at a time: about {hours:.1f} hours, without scoring test scans")

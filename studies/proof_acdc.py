@@ -9,8 +9,8 @@
 15 patients are for pretraining without labels (the labeled ones are among them), 4 validate, 6 are tested; four folds
 test 24 of the 25 patients. Slices of 2 mm, crops of 96x96. A residual encoder with SparK, SimCLR and masked
 self-distillation (the hybrid), and a small vision transformer with a masked autoencoder and the hybrid: each encoder
-against its own scratch, with an oracle as the ceiling. "own_rates" compares the residual encoders again with a learning
-rate of their own for each arm; it reuses no run of "resenc", so that either can be left out.
+against its own scratch, with an oracle as the ceiling. "own_rates" adds a learning rate of its own for each arm of
+"resenc" with 2 patients, in the same tables.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ PROOF = Proof(
         "resenc": Comparison(ARMS, UNET, LABELS, 600, oracle_steps=1200),
         "vit": Comparison(("vit_mae", "vit_hybrid"), UNETR, LABELS, 600, oracle_steps=1200),
         "own_rates": Comparison(
-            ARMS, UNET, (2, 8), 600, oracle_steps=1200, settings=2,
+            ARMS, UNET, (2,), 600, oracle_steps=1200, settings=2, into="resenc",
             tune=("--tune.learning_rates", "6e-4,6e-3"),
         ),
     },

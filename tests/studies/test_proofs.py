@@ -148,6 +148,18 @@ def test_the_predicted_time_adds_up(modules, place, capsys):
     assert two == pytest.approx(hours / 2, rel=0.01)
 
 
+def test_a_comparison_may_go_on_in_the_folder_of_another(modules, place):
+    proof, (where, commands) = modules["proof"], place
+    grid = ("--tune.learning_rates", "1e-4")
+    first = proof.Comparison(("one",), (), (2,), 50)
+    more = proof.Comparison(("one",), (), (2,), 50, tune=grid, settings=1, into="all")
+    proof.conduct(proof.Proof("acdc", {}, {"all": first, "own": more}), where)
+    outs = [words[words.index("--out") + 1] for words in commands.words]
+    assert outs == [str(where.work / "compare/all")] * 2
+    assert {row["part"] for row in rows(where.out / "runs.csv")} == {"all"}
+    assert more.trainings() == 2 * (1 + 4)  # those by the recipe are there
+
+
 def test_a_part_brings_the_pretrainings_that_it_needs(modules, place, tmp_path):
     proof, (_, commands) = modules["proof"], place
     whole = proof_of(proof)
