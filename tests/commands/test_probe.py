@@ -186,7 +186,7 @@ def test_killed_and_resumed_equals_uninterrupted(call, place, tmp_path):
     assert all(torch.equal(held[0][key], held[1][key]) for key in held[1])
 
 
-def test_what_an_error_stops_is_kept(tmp_path):
+def test_features_computed_before_an_error_stay_in_the_cache(tmp_path):
     """Of a folder that another encoder filled nothing is taken, of other settings neither."""
     file = tmp_path / "kept.safetensors"
 

@@ -93,7 +93,7 @@ def test_two_points_by_hand():
     assert 0.5 * half == pytest.approx(1 - 1 / (1 + np.exp(-2 * half)), abs=1e-6)
 
 
-def test_features_that_say_much_the_same_do_not_slow_the_fit(monkeypatch):
+def test_correlated_features_do_not_slow_the_fit(monkeypatch):
     """Eight features and nine near copies of each: some axes vary a thousand times less than others."""
     monkeypatch.setattr(probe, "STEPS", 100)
     random = np.random.default_rng(0)
@@ -103,7 +103,7 @@ def test_features_that_say_much_the_same_do_not_slow_the_fit(monkeypatch):
     assert len(probe.fit_logistic(copies, truth, 3, probe.PENALTIES)) == len(probe.PENALTIES)
 
 
-def test_fits_that_do_not_converge_are_left_out_and_told(monkeypatch):
+def test_fits_that_do_not_converge_are_left_out_with_a_note(monkeypatch):
     monkeypatch.setattr(probe, "STEPS", 3)
     train, validation = scans(), scans(30, seed=2)
     fitted = probe.fit_logistic(train.features, train.truth, 3, probe.PENALTIES)
@@ -235,7 +235,7 @@ def test_settings_are_those_with_the_best_validation_auroc_then_accuracy_then_th
     assert [k for k, *_ in probe.fit_probes(train, validation, NAMES)[0].tried] == [50, 20, 10, 5, 3, 1]
 
 
-def test_a_rare_class_is_answered_although_auroc_needs_no_weights_for_it():
+def test_a_rare_class_is_predicted_although_auroc_needs_no_weights_for_it():
     """Ten to one: under the strongest penalties AUROC is 1 and every answer the common class."""
     truth = np.repeat([0, 1], [50, 5])
     train = group(np.random.default_rng(0).normal(size=(55, 2)) * 0.1 + truth[:, None], truth)
@@ -244,7 +244,7 @@ def test_a_rare_class_is_answered_although_auroc_needs_no_weights_for_it():
     assert (logistic.predict(train.features).argmax(1) == truth).all()
 
 
-def test_the_ends_of_the_range_are_told():
+def test_penalties_at_the_end_of_the_range_are_noted():
     knn, logistic, ridge = probe.fit_probes(scans(apart=9), scans(30, apart=9, seed=2), NAMES)
     assert logistic.chosen == ridge.chosen == 100
     assert "the penalty 100 is the end of the range that was tried" in logistic.note
@@ -254,7 +254,7 @@ def test_the_ends_of_the_range_are_told():
 # --- what probes find
 
 
-def test_what_can_be_told_apart_is_and_noise_is_not():
+def test_separable_classes_are_distinguished_and_noise_is_not():
     for apart, low, high in ((8.0, 1.0, 1.0), (0.0, 0.38, 0.62)):
         train, validation = scans(90, apart=apart), scans(60, apart=apart, seed=2)
         test = scans(300, apart=apart, seed=3)

@@ -50,7 +50,7 @@ def test_features_of_voxels_are_the_interpolated_maps(ndim):
 
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("levels", [None, (0,), (1,)])
-def test_the_head_answers_as_the_regression_does(ndim, levels):
+def test_the_head_predicts_what_the_regression_predicts(ndim, levels):
     small, features, size = maps_of(ndim)
     levels = tuple(range(len(small.channels))) if levels is None else levels
     own = linear(sum(small.channels[level] for level in levels), 2)
@@ -63,7 +63,7 @@ def test_the_head_answers_as_the_regression_does(ndim, levels):
     np.testing.assert_allclose(logits, own(x), rtol=1e-3, atol=1e-3)
 
 
-def test_candidates_answer_together_as_each_alone():
+def test_candidates_predict_together_what_each_predicts_alone():
     small, features, size = maps_of(3)
     levels, width = tuple(range(len(small.channels))), sum(small.channels)
     several = [linear(width, 2, seed) for seed in range(3)]
@@ -127,7 +127,7 @@ def test_the_prior_makes_up_for_samples_of_unequal_number():
         np.testing.assert_allclose(weights.bias, own[0].bias, atol=1e-12)
 
 
-def test_the_value_to_ignore_is_never_answered():
+def test_the_value_to_ignore_is_never_predicted():
     rng = np.random.default_rng(0)
     truth = np.repeat([0, 2], 50)
     features = (rng.normal(size=(100, 3)) + truth[:, None]).astype(np.float32)
@@ -155,7 +155,7 @@ def test_the_best_mean_over_subjects_is_chosen_and_of_equals_the_first():
         voxel_probe.choose([[[None], [None]]], ["p"])
 
 
-def test_constant_features_of_each_class_are_told_apart():
+def test_constant_features_of_each_class_are_distinguished():
     """Maps that hold the class itself: Dice 1 for every candidate with prior 0."""
     numbers = torch.zeros(8, 8, 8, dtype=torch.int64)
     numbers[2:5, 3:6, 1:7] = 1
@@ -185,7 +185,7 @@ def test_classes_without_a_voxel_and_features_that_are_not_finite_are_refused():
         fit_candidates(bad, np.arange(6) % 2, [9, 1], TWO)
 
 
-def test_where_no_fit_converges_it_is_told(monkeypatch):
+def test_fits_that_never_converge_are_refused(monkeypatch):
     monkeypatch.setattr(voxel_probe, "fit_logistic", lambda *_: [])
     with pytest.raises(UserError, match="the regression on voxels converges with no penalty"):
         fit_candidates(np.zeros((6, 2), np.float32), np.arange(6) % 2, [9, 1], TWO)

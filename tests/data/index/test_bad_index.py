@@ -327,7 +327,7 @@ def index(tmp_path: Path, *words: str) -> int:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id or row.build.__name__)
-def test_bad_input_says_one_line_and_goes_on(tmp_path, capsys, row):
+def test_bad_input_gives_one_line_and_other_files_are_read(tmp_path, capsys, row):
     scans = tmp_path / "scans"
     scans.mkdir()
     row.build(scans)
@@ -365,7 +365,7 @@ def test_show_failed_names_file_and_cause(tmp_path, capsys, build, says):
     assert text.endswith("1 failed\n")
 
 
-def test_a_dropped_duplicate_is_said(tmp_path, capsys):
+def test_a_dropped_duplicate_is_noted(tmp_path, capsys):
     duplicated_slice(tmp_path / "scans")
     index(tmp_path, str(tmp_path / "scans"))
     capsys.readouterr()
@@ -425,7 +425,7 @@ def test_an_unknown_column_is_named_with_the_known_ones(tmp_path, capsys):
     )
 
 
-def test_channels_are_told_where_there_are_several(tmp_path, capsys):
+def test_the_summary_counts_channels_of_several(tmp_path, capsys):
     import tifffile
 
     (tmp_path / "scans").mkdir()

@@ -41,7 +41,7 @@ def ignored(file: Path) -> dict[str, str]:
         return {Path(path).name: reason for path, reason in rows}
 
 
-def test_files_of_pixels_are_no_scans_and_say_whose_they_are(tmp_path, folder):
+def test_pixel_files_are_ignored_and_name_their_header_file(tmp_path, folder):
     file = index_folder(folder, tmp_path / "x" / "i")
     assert ignored(file) == {"a.img": "pixels of a.hdr", "b.img": "pixels of b.hdr"}
 
@@ -71,7 +71,7 @@ def test_pixels_of_metaimage_and_nrrd_are_companions(tmp_path, header):
     assert digests(index_folder(folder, file))[header] != before[header]
 
 
-def test_pixels_without_their_header_are_named_for_what_they_are(tmp_path, folder):
+def test_pixel_files_without_header_are_rejected_with_the_reason(tmp_path, folder):
     file = index_folder(folder, tmp_path / "x" / "i")
     (folder / "b.hdr").unlink()
     index_folder(folder, file)
@@ -120,7 +120,7 @@ def test_a_file_replaced_by_one_of_its_size_never_gives_old_voxels_as_new(tmp_pa
     np.testing.assert_allclose(values, new, atol=1)
 
 
-def test_times_are_one_where_a_coarser_clock_rounded_one_down():
+def test_times_rounded_by_a_coarser_clock_are_equal():
     time = 1_700_000_123_456_789_012
     assert all(same_time(time, time // step * step) for step in (1, 100, 1_000, 1_000_000_000))
     assert not same_time(time, time + 1_000)

@@ -85,7 +85,7 @@ def test_a_file_of_a_data_set_that_is_known_is_refused_with_what_to_do(tmp_path,
         (lambda path: None, r"error: no such file or folder: .*thing$"),
     ],
 )
-def test_what_is_neither_file_nor_folder_is_one_line(tmp_path, capsys, make, says):
+def test_paths_that_are_neither_file_nor_folder_are_refused_in_one_line(tmp_path, capsys, make, says):
     make(tmp_path / "thing")
     assert index(tmp_path, tmp_path / "thing") == 2
     assert re.search(says, capsys.readouterr().err.strip())

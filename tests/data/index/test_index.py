@@ -167,7 +167,7 @@ def test_killed_and_started_again_equals_uninterrupted(scans, tmp_path, after):
     assert content(file) == content(tmp_path / "x" / "whole")
 
 
-def test_an_error_in_the_middle_leaves_the_tables_true(scans, tmp_path, monkeypatch):
+def test_an_error_during_an_update_leaves_valid_tables(scans, tmp_path, monkeypatch):
     run(tmp_path / "x" / "whole", scans)
     file = tmp_path / "x" / "broken"
 
@@ -216,7 +216,7 @@ def test_another_key_gives_other_identifiers_and_is_noticed(scans, tmp_path):
         run(tmp_path / "x" / "one", scans, key=b"other" * 6)
 
 
-def test_the_table_of_scans_names_nobody(tmp_path, file):
+def test_the_table_of_scans_holds_no_names(tmp_path, file):
     folder = tmp_path / "scans" / "Doe_Jane"
     write_series(folder)
     write_nifti(folder / "Doe.nii", noise((4, 4, 4)))
@@ -448,7 +448,7 @@ def test_folders_name_classes_and_splits(tmp_path, file):
     assert found == [(s, ("class", c)) for s in ("train", "val") for c in ("benign", "malignant")]
 
 
-def test_where_nothing_tells_subjects_apart_it_is_said(tmp_path, file):
+def test_scans_without_a_subject_are_noted(tmp_path, file):
     for number in range(3):
         write_picture(tmp_path / "d" / f"{number}.png", noise((4, 4), np.uint8))
     done = run(file, tmp_path / "d")
@@ -490,14 +490,14 @@ def test_numbers_signs_and_words_are_no_formulas(tmp_path, file):
         run(file, tmp_path / "d", labels=options)
 
 
-def test_a_subject_on_two_sides_is_said(tmp_path, file):
+def test_a_subject_in_two_splits_is_noted(tmp_path, file):
     for split in ("train", "test"):
         write_nifti(tmp_path / "d" / split / "p1.nii", noise((4, 4, 4)))
     done = run(file, tmp_path / "d", subject=r"(p\d)", labels=LabelOptions(split="folder"))
     assert "leak: 1 subjects are in more than one split" in done.notes
 
 
-def test_4d_files_are_channels_only_if_asked(tmp_path, file):
+def test_4d_files_are_channels_only_with_the_option(tmp_path, file):
     write_nifti(tmp_path / "d" / "x.nii.gz", noise((4, 5, 6, 3)))
     run(file, tmp_path / "d")
     with Index.open(file) as index:
@@ -510,7 +510,7 @@ def test_4d_files_are_channels_only_if_asked(tmp_path, file):
     assert scan.source.channels == ("0", "1", "2")
 
 
-def test_burned_in_text_is_rejected_unless_asked(tmp_path, file):
+def test_burned_in_text_is_rejected_without_the_option(tmp_path, file):
     write_series(tmp_path / "d", Series(extra={"BurnedInAnnotation": "YES"}))
     run(file, tmp_path / "d")
     with Index.open(file) as index:
@@ -571,7 +571,7 @@ def test_every_file_belongs_to_one_data_set(scans, tmp_path, file, first, second
 
 
 @pytest.mark.data
-def test_a_mixed_dump_is_grouped_and_its_strays_are_listed(real_data, file):
+def test_a_mixed_folder_is_grouped_and_other_files_are_listed(real_data, file):
     run(file, real_data / "dicom_epi_mixed", files=FileOptions(workers=0))
     with Index.open(file) as index:
         scans = list(index.scans())

@@ -49,7 +49,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_label_maps_are_held_back_and_the_proposal_works(name, tmp_path):
+def test_label_maps_are_not_scans_and_the_proposed_option_works(name, tmp_path):
     images, labels, expected = LAYOUTS[name]
     for number in range(3):
         image(tmp_path / "d" / images.format(number), number)
@@ -104,7 +104,7 @@ def test_what_a_rule_leaves_over_is_proposed_beside_it(tmp_path):
     assert any("with label.masks imagesTr=labelsTr,imagesTs=labelsTs, or" in note for note in notes)
 
 
-def test_label_maps_without_images_are_held_back(tmp_path):
+def test_label_maps_without_images_are_not_scans(tmp_path):
     for number in range(2):
         label(tmp_path / "d" / "labels" / f"{number}.nii.gz", number)
     image(tmp_path / "d" / "other" / "x.nii.gz")
@@ -134,7 +134,7 @@ def test_the_intent_of_a_nifti_header_is_enough(tmp_path):
         ("p1/T1.nii.gz", "p2/T1.nii.gz"),
     ],
 )
-def test_images_are_left_alone(names, tmp_path):
+def test_images_are_not_taken_as_label_maps(names, tmp_path):
     for number, name in enumerate(names):
         image(tmp_path / "d" / name, number)
     file, notes = index(tmp_path / "d")
@@ -191,7 +191,7 @@ def test_real_folders_get_a_proposal_that_works(real_data, tmp_path, folder, pro
 
 
 @pytest.mark.data
-def test_real_images_are_left_alone(real_data, tmp_path):
+def test_real_images_are_not_taken_as_label_maps(real_data, tmp_path):
     for folder, count in (("breast_ultrasound", 389), ("chest_xray", 264), ("stains", 5)):
         if (real_data / folder).is_dir():
             (tmp_path / folder).symlink_to(real_data / folder)
@@ -213,7 +213,7 @@ def test_a_folder_of_label_maps_for_each_subject(tmp_path, monkeypatch):
     assert "20 files look like label maps and are not taken as scans" in notes[-1]
 
 
-def test_folders_of_one_name_that_hold_other_things_are_told_apart(tmp_path):
+def test_folders_of_one_name_with_other_contents_are_distinguished(tmp_path):
     for number in range(3):
         label(tmp_path / "d" / "a" / "labels" / f"{number}.nii.gz", number)
         image(tmp_path / "d" / "b" / "labels" / f"{number}.nii.gz", number)

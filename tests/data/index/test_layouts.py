@@ -114,7 +114,7 @@ def test_nnunet_missing_or_other_channels_fail(tmp_path):
 @pytest.mark.parametrize(
     ("channels", "modality", "domain"), [(("CT",), "CT", "hu"), (("noNorm",), "", "gray"), (("T1", "CT"), "", "gray")]
 )
-def test_nnunet_channel_names_say_the_modality(tmp_path, channels, modality, domain):
+def test_nnunet_channel_names_give_the_modality(tmp_path, channels, modality, domain):
     file, _ = run(nnunet(tmp_path / "d", channels), "nnunet")
     assert {(scan.source.modality, scan.source.value_domain) for scan in scans_of(file)[0]} == {(modality, domain)}
 
@@ -272,7 +272,7 @@ def test_bids(tmp_path, capsys):
     assert reasons == ["derivative of BIDS, not a raw scan"] * 2 + ["outside of the subjects of BIDS"]
 
 
-def test_bids_says_which_columns_there_are(tmp_path, capsys):
+def test_bids_lists_the_columns_of_the_table(tmp_path, capsys):
     run(bids(tmp_path / "d"), "bids")
     assert "keep columns of participants.tsv with label.columns (age, sex)" in capsys.readouterr().out
 
@@ -336,7 +336,7 @@ def test_csv(tmp_path, capsys):
         ("image\n../x.nii.gz\n", "list.csv: x.nii.gz lies outside of d"),
     ],
 )
-def test_csv_that_cannot_be_meant_is_refused(tmp_path, capsys, text, says):
+def test_wrong_csv_tables_are_refused(tmp_path, capsys, text, says):
     image(tmp_path / "d" / "x.nii.gz")
     _, code = run(tmp_path / "d", "csv", "--label.values", table(tmp_path / "d", text))
     assert code == 2
@@ -409,7 +409,7 @@ def test_real_decathlon_folder(real_data, tmp_path):
     assert set(np.unique(read(scans[0], root).label)) <= {0, 1, 2}
 
 
-def test_what_a_list_says_twice_is_refused(tmp_path, capsys):
+def test_lists_with_an_image_twice_are_refused(tmp_path, capsys):
     folder = decathlon(tmp_path / "d")
     about = json.loads((folder / "dataset.json").read_text())
     first = dict(about["training"][0])

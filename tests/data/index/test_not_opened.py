@@ -65,7 +65,7 @@ def index(folder: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("begin", [0, 1, 2])
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_file_that_was_away_is_read_next_time(form, begin, tmp_path, monkeypatch):
+def test_a_file_that_was_missing_is_read_by_the_next_update(form, begin, tmp_path, monkeypatch):
     """At its first bytes, its header, or its end: whichever opening fails, it is not the file's fault."""
     (tmp_path / "scans").mkdir()
     FORMATS[form](tmp_path / "scans")
@@ -78,7 +78,7 @@ def test_a_file_that_was_away_is_read_next_time(form, begin, tmp_path, monkeypat
     assert [status for status, _ in index(tmp_path)] == ["ok"]
 
 
-def test_a_scan_that_was_away_is_stored_next_time(tmp_path, monkeypatch, capsys):
+def test_a_scan_that_was_missing_is_stored_by_the_next_run(tmp_path, monkeypatch, capsys):
     write_nifti(tmp_path / "scans/a.nii.gz", noise((30, 30, 30)))
     index(tmp_path)
     Trouble(monkeypatch, 0, errno.ESTALE)

@@ -119,7 +119,7 @@ def test_scan_level_classes_that_no_scan_has_are_known(tmp_path):
     assert trained_on(store, left, schema).missing_classes == ("none", "right")
 
 
-def test_predict_tells_classes_that_were_never_learned(tmp_path, scans, capsys):
+def test_predict_notes_classes_without_training_scans(tmp_path, scans, capsys):
     known = TrainedOn(("MR",), ("mr",), missing_classes=("bone",))
     assert "note: no training scan has bone" in run(tmp_path, scans, known, capsys)[1]
 

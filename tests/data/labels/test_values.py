@@ -113,7 +113,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("kind", "target", "rows", "message"), BAD)
-def test_what_is_no_target_is_refused(kind, target, rows, message):
+def test_wrong_targets_are_refused(kind, target, rows, message):
     with pytest.raises(UserError, match=message):
         (findings_schema if kind == "findings" else number_schema)(rows, target, "it")
 
@@ -254,6 +254,6 @@ def test_balanced_batches_do_not_depend_on_processes(patients):
         (Sampling(balance="equal", distinct_subjects=True), (0, 1), "data.sampling.distinct_subjects is true"),
     ],
 )
-def test_balance_that_cannot_be(patients, sampling, groups, message):
+def test_balanced_sampling_without_classes_is_refused(patients, sampling, groups, message):
     with pytest.raises(UserError, match=message):
         reader(patients, sampling, scans=(0, 1), groups=groups)

@@ -149,7 +149,7 @@ def test_nothing_stored_is_an_error(tmp_path, capfd):
     assert "0 scans, " in capfd.readouterr().out
 
 
-def test_a_full_disk_stops_with_one_line_and_loses_nothing(tmp_path, capfd, monkeypatch):
+def test_a_full_disk_stops_with_one_line_and_keeps_stored_scans(tmp_path, capfd, monkeypatch):
     folder = tmp_path / "scans"
     for name in ("a", "bb", "ccc", "dddd"):
         volume(folder, name)
@@ -176,7 +176,7 @@ def test_a_full_disk_stops_with_one_line_and_loses_nothing(tmp_path, capfd, monk
     assert content(tmp_path / "store") == content(tmp_path / "whole")
 
 
-def test_a_disk_that_is_full_for_the_table_too_is_said(tmp_path):
+def test_a_full_disk_is_reported_for_the_table(tmp_path):
     connection = records.connect(tmp_path / "records.sqlite")
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite answers as on a full disk
@@ -189,7 +189,7 @@ def test_a_disk_that_is_full_for_the_table_too_is_said(tmp_path):
     assert str(copied) == str(disk.DiskFull())
 
 
-def test_too_little_room_is_said_before_the_start(tmp_path, capfd, monkeypatch):
+def test_too_little_disk_space_is_reported_before_the_start(tmp_path, capfd, monkeypatch):
     volume(tmp_path / "scans", "a")
     index = index_folder(tmp_path / "scans", tmp_path / "index.sqlite")
     usage = shutil.disk_usage(tmp_path)
@@ -212,7 +212,7 @@ def test_a_store_of_another_preprocess_is_refused(tmp_path, capfd):
     assert content(tmp_path / "store") == before
 
 
-def test_a_worker_that_dies_is_said(tmp_path, capfd, monkeypatch):
+def test_a_worker_that_dies_is_reported(tmp_path, capfd, monkeypatch):
     volume(tmp_path / "scans", "a")
     index = index_folder(tmp_path / "scans", tmp_path / "index.sqlite")
     monkeypatch.setattr(caching, "_start", _die)

@@ -153,7 +153,7 @@ def test_changed_missing_and_damaged_files_are_stored_again(scans, tmp_path, cap
     assert len(list((store / "scans").rglob("*.b2nd"))) == len(files)  # the old chunks are gone
 
 
-def test_a_mask_of_excluded_voxels_that_comes_changes_or_goes_is_stored_again(scans, tmp_path, capsys):
+def test_a_new_changed_or_removed_exclusion_mask_stores_the_scan_again(scans, tmp_path, capsys):
     rules = Preprocess(foreground_crop=False)
     store, file, mask = tmp_path / "store", tmp_path / "index.sqlite", np.zeros((70, 60, 41), np.uint8)
 
@@ -255,7 +255,7 @@ def test_real_scans(real_data, tmp_path):
             assert np.abs(np.clip(values, low, high) - clipped).max() <= 0.51 * scale + 1e-3 * (scale < 1)
 
 
-def test_empty_masks_and_classes_without_a_mask_are_said(tmp_path, capsys):
+def test_empty_masks_and_classes_without_a_mask_are_noted(tmp_path, capsys):
     folder = tmp_path / "scans"
     for number in range(3):
         write_nifti(folder / "images" / f"s{number}.nii.gz", noise((6, 5, 4), seed=number))

@@ -42,12 +42,12 @@ def test_rules_for_ct_on_values_without_a_unit_are_refused(tmp_path, capsys):
     assert not (tmp_path / "store").exists()
 
 
-def test_the_domains_can_be_said(tmp_path, capsys):
+def test_the_domains_can_be_set(tmp_path, capsys):
     code, said = prepared(tmp_path, capsys, words=("--preprocess.domains", "[gray]"))
     assert (code, "sets rules" in said.out) == (0, False)
 
 
-def test_scans_that_get_another_rule_are_told(tmp_path, capsys):
+def test_scans_that_get_the_default_rule_are_noted(tmp_path, capsys):
     code, said = prepared(tmp_path, capsys, series=True)
     assert code == 0
     assert (
@@ -57,11 +57,11 @@ def test_scans_that_get_another_rule_are_told(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("modality", ["CT", "ct"])
-def test_rules_that_fit_say_nothing(tmp_path, capsys, modality):
+def test_rules_that_fit_all_scans_give_no_note(tmp_path, capsys, modality):
     code, said = prepared(tmp_path, capsys, modality=modality)
     assert (code, "sets rules" in said.out) == (0, False)
     assert Store.open(tmp_path / "store").preprocess.domains == ("hu",)
 
 
-def test_the_domains_leave_digests_of_stores_as_they_were():
+def test_domains_do_not_change_digests_of_stores():
     assert Preprocess().digest() == Preprocess(domains=("hu",)).digest() == "d359546ea9c9dbb5"

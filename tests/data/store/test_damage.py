@@ -88,17 +88,17 @@ def flips(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], count:
         shutil.rmtree(store)
 
 
-def test_flipped_bits_are_noticed_and_mended(made, tmp_path, capsys):
+def test_flipped_bits_are_detected_and_repaired(made, tmp_path, capsys):
     flips(made, tmp_path, capsys, 15, seed=0)
 
 
 @pytest.mark.slow
-def test_a_hundred_flipped_bits_are_noticed_and_mended(made, tmp_path, capsys):
+def test_a_hundred_flipped_bits_are_detected_and_repaired(made, tmp_path, capsys):
     flips(made, tmp_path, capsys, 100, seed=1)
 
 
 @pytest.mark.parametrize("tier", TIERS)
-def test_a_box_that_lies_elsewhere_is_read(made, tmp_path, tier):
+def test_boxes_without_damaged_pieces_are_read(made, tmp_path, tier):
     """Only the pieces that a box touches are compared: what is whole of a damaged scan could be read."""
     shutil.copytree(made / tier, tmp_path / "store")
     number = int(np.argmax(np.prod(Store.open(tmp_path / "store").records.facts["shape"], axis=1)))
@@ -157,7 +157,7 @@ def test_a_run_that_was_killed_leaves_rows_that_are_compared(made, tmp_path):
     assert len(Store.open(tmp_path / "store")) == 3
 
 
-def test_new_labels_and_splits_keep_the_rows_whole(tmp_path, monkeypatch):
+def test_checksums_of_rows_follow_new_labels_and_splits(tmp_path, monkeypatch):
     store = fill_store(tmp_path / "store", {"a": volume(numbered((9, 9, 9)))}, monkeypatch, subject="one")
     again = scan_of("a", volume(numbered((9, 9, 9))), subject="two")
     plan = writer.StorePlan(store.path, store.path, PLAIN, "chunked", {})

@@ -101,7 +101,7 @@ def test_batches_are_scored_where_voxels_are_not_excluded(store, workers, size, 
     assert {("a", False), ("plain", True)} <= seen
 
 
-def test_workers_score_alike(store):
+def test_workers_give_equal_loss_masks(store):
     for one, other in zip(batches(store, 6, (16, 24)), batches(store, 6, (16, 24), workers=1), strict=True):
         assert torch.equal(one.scored, other.scored)
         assert torch.equal(one.image, other.image)
@@ -172,7 +172,7 @@ def test_keys_and_content_know_the_mask(tmp_path, monkeypatch):
     assert len(keys) == 3
 
 
-def test_the_key_of_a_scan_without_a_mask_is_as_ever():
+def test_the_key_of_a_scan_without_exclusion_mask_is_unchanged():
     scan = scan_of("one", volume(np.zeros((1, 4, 4, 4), np.int16), None, np.zeros((1, 4, 4, 4), np.uint8)))
     parts = ["one", "v1", PLAIN.digest(), "chunked", 1, "one.label.nii#None"]
     assert scan_key(scan, PLAIN, "chunked") == hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()

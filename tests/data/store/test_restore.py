@@ -122,7 +122,7 @@ def reference(probabilities, prepared, affine, shape):
     axis=st.integers(0, 2),
     planes=st.integers(1, 3),
 )
-def test_planes_in_a_stream_give_what_the_whole_gives(shape, codes, spacing, axis, planes):
+def test_planes_in_a_stream_equal_the_whole_scan(shape, codes, spacing, axis, planes):
     affine = affine_of(codes, (0.8, 1.1, 3.0), tilt=0.1)
     image = numbered(shape)
     image[:, 0] = 0  # something that the foreground crop takes away
@@ -180,7 +180,7 @@ def test_a_users_rotation_is_refused():
         mapping_to_source(prepared, np.eye(4))
 
 
-def test_many_classes_take_two_bytes_and_the_first_of_equals_wins():
+def test_many_classes_take_two_bytes_and_ties_give_the_first_class():
     scan = volume(numbered((1, 2, 3)))
     mapping = mapping_to_source(prepare(scan, PLAIN, domain="mr"), scan.affine)
     probabilities = torch.zeros(300, 1, 2, 3)
@@ -193,7 +193,7 @@ def test_many_classes_take_two_bytes_and_the_first_of_equals_wins():
     assert not even.any()
 
 
-def test_missing_planes_are_noticed():
+def test_missing_planes_are_refused():
     scan = volume(numbered((4, 2, 3)))
     mapping = mapping_to_source(prepare(scan, PLAIN, domain="mr"), scan.affine)
     with pytest.raises(ValueError, match="the planes end too early: 2 planes of the scan are left"):

@@ -76,7 +76,7 @@ def test_labels_are_lossless_in_their_own_type(mixed):
     assert (store.read_label(store.number("flat"), (0, 0, 0), (4, 4, 4)) == -1).all()
 
 
-def test_records_say_what_the_scans_are(mixed):
+def test_records_describe_the_scans(mixed):
     store, volumes = mixed
     assert len(store) == 6
     assert [store.scan_id(i) for i in range(6)] == sorted(volumes)
@@ -89,7 +89,7 @@ def test_records_say_what_the_scans_are(mixed):
         store.number("nobody")
 
 
-def test_where_the_bytes_lie(mixed):
+def test_places_of_stored_scans(mixed):
     store, _ = mixed
     own = {
         name
@@ -213,7 +213,7 @@ def test_a_hundred_thousand_scans_load_fast_and_small(tmp_path):
     assert table.shape(77_777) == (32, 32, 32)
 
 
-def test_writing_is_whole_or_not_at_all(tmp_path):
+def test_files_are_written_completely_or_not_at_all(tmp_path):
     target = tmp_path / "deep" / "file"
     assert chunks.write_parts(target, [b"one", np.arange(4, dtype=np.uint8)]) == 7
     assert target.read_bytes() == b"one\x00\x01\x02\x03"
