@@ -101,7 +101,7 @@ MISTAKES = {
         {"tuned.trainin.steps": 2}, "unknown key 'trainin' (did you mean 'training'?)",
     ),
     "no such value": (
-        {"tuned.data.target": "grade"}, "no scan of STORE has a value 'grade'; values there are: ",
+        {"tuned.data.target": "grade"}, "data.target: no scan of STORE has a value 'grade'",
     ),
     "a split without labels": (
         {"tuned.data.validation": "unseen"}, "no scan with 3 axes in split 'unseen' of STORE; scans by split: ",
