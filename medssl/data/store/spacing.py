@@ -96,8 +96,8 @@ def significant(value: float) -> float:
 
 def _stored(scan: Scan, orientation: str | None) -> tuple[tuple[float, ...], tuple[int, ...]]:
     """Spacing and shape of a volume along the axes of the store."""
-    affine = np.array(scan.grid.affine, float)
-    volume = np.broadcast_to(np.uint8(0), (1, *scan.grid.shape))
+    affine, shape = np.array(scan.grid.affine, float), scan.grid.shape
     if orientation:
-        volume, affine = grid.orient(volume, affine, orientation)
-    return grid.spacing_of(affine), volume.shape[1:]
+        volume, affine = grid.orient(np.zeros((1, 1, 2, 3), np.uint8), affine, orientation)  # sizes name the axes
+        shape = tuple(shape[size - 1] for size in volume.shape[1:])
+    return grid.spacing_of(affine), shape
