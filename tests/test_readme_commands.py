@@ -60,6 +60,7 @@ NOT_RUN = {
     "PYTHONPATH=.": "needs the reader's own objective: tests/commands/test_objective_guide.py",
     "torchrun": "needs four processes: tests/commands/test_two_processes.py",
     "medssl pretrain --config simclr_2d_small": "needs a file of weights: tests/commands/test_continuing.py",
+    "medssl pretrain --config mae_2d": "a large transformer: tests/training/test_optim.py",
     "medssl predict runs/tuned patient.nii.gz": "needs the reader's files: tests/commands/test_predict.py",
     "medssl predict runs/theirs": "needs the run of another: tests/security/test_handed_over.py",
     "medssl probe runs/first --store store --out probes/first --target": "needs values: tests/commands/test_probe.py",
