@@ -227,11 +227,13 @@ BAD = [
     (("store", "--preprocess.spacing", "1"), r"'preprocess.spacing' \(did you mean 'preprocess.spacing_mm'"),
     (
         ("store", "--preprocess.spacing_mm", "a"),
-        r"^error: --preprocess.spacing_mm: .* \(got \['a'\]; expected a list, each item a number or null\)$",
+        r"^error: --preprocess.spacing_mm: .* \(got \['a'\]; "
+        r"expected a list, each item a number or one of median, nnunet or null\)$",
     ),
     (
         ("store", "--preprocess.intensity.mr.clip", "rang"),
-        r"^error: --preprocess.intensity.mr.clip: .* \(got 'rang'; expected one of none, range, percentile\)$",
+        r"^error: --preprocess.intensity.mr.clip: .* \(got 'rang'; "
+        r"expected one of none, range, percentile, collection\)$",
     ),
     (
         ("store", "--preprocess.transforms", "[{class: a.B}]"),
@@ -311,7 +313,7 @@ def test_an_optimizer_says_how_fast_the_layers_of_a_transformer_move(recipe, opt
     words = ["--config", recipe, "--store", "s", "--run", "r", "--optimizer", optimizer]
     made = cli.parse("finetune", words)["optimizer"]
     assert made.layer_decay == (0.65 if optimizer == "layer_decay" else 1.0)
-    assert made.clip == VIT_RECIPES[recipe]
+    assert made.clip == (12.0 if optimizer.startswith("nnunet") else VIT_RECIPES[recipe])
 
 
 def recipe_text(name):

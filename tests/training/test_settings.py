@@ -99,7 +99,7 @@ def test_recipes_on_the_command_line(tmp_path, monkeypatch, capsys, recipe):
     said = capsys.readouterr().err
     if recipe == "simclr_2d_small":
         assert "the plan is known" in said
-        assert plans[0].sampling == Sampling(distinct_subjects=True, slice_axis=1)
+        assert plans[0].sampling == Sampling(distinct_subjects="where_possible", slice_axis=1)
         return
     assert "data.sampling.slice_axis 1: GlobalContrast needs 2" in said
     assert cli.main([*words, "--objective.cues.axis=1"]) == 2

@@ -265,7 +265,7 @@ def test_the_online_probe_sees_what_is_written(folder):
     loop.steps = 1
     listener = object.__new__(OnlineProbeListener)
     listener.every, listener.start, looks = 1, {}, []
-    listener.look = lambda objective: looks.append([x.running_mean.clone() for x in statistics.layers]) or {}
+    listener.measure = lambda objective: looks.append([x.running_mean.clone() for x in statistics.layers]) or {}
     listener.report = lambda step, values: None
     loop.progress.step = 0
     listener.on_start(loop)
