@@ -250,7 +250,7 @@ def load_encoder(run: PathLike, *, trust: str | Sequence[str] = ()) -> nn.Module
     from medssl.encoders.weights import load_encoder
 
     encoder, card = load_encoder(_run_folder(run), names(_joined(trust)))
-    encoder.card = card  # type: ignore[assignment]
+    encoder.card = card  # type: ignore[assignment]  # the card is an attribute of this object alone
     return encoder.eval()
 
 
@@ -270,7 +270,7 @@ def load_network(run: PathLike, *, trust: str | Sequence[str] = ()) -> nn.Module
     from medssl.heads.weights import load_network
 
     network, card = load_network(_run_folder(run), names(_joined(trust)))
-    network.card = card  # type: ignore[assignment]
+    network.card = card  # type: ignore[assignment]  # the card is an attribute of this object alone
     return network
 
 

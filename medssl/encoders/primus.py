@@ -8,7 +8,6 @@ networks load.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -53,6 +52,7 @@ class Primus(TokenEncoder):
         UserError: Arguments that do not fit each other.
     """
 
+    inner: ClassVar[str] = "eva."
     settings_of_tensors: ClassVar[Mapping[str, tuple[str, str]]] = MappingProxyType({
         "LayerScale": ("encoder.layer_scale", "0.1"),
         "register tokens": ("encoder.registers", "{count}"),
@@ -143,18 +143,6 @@ class Primus(TokenEncoder):
         norm: Any = self.eva.norm
         normalized: Tensor = norm(tokens)
         return normalized
-
-    def layers(self) -> dict[str, int]:
-        """Number of the layer of each parameter: patch embedding, tokens and table are 0, each block is one more.
-
-        The last norm is missing: it counts as part of the head.
-        """
-        layers = {}
-        for name, _ in self.named_parameters():
-            block = re.match(r"eva\.blocks\.(\d+)\.", name)
-            if not name.startswith("eva.norm."):
-                layers[name] = int(block.group(1)) + 1 if block else 0
-        return layers
 
     def _table(self) -> Tensor | None:
         table: Any = self.eva.pos_embed

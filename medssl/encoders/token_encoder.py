@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
@@ -41,9 +42,14 @@ class TokenEncoder(Encoder):
             spacings differ between axes. Lengths are divided by the longest side of a patch, so that cubic patches
             have the coordinates 0, 1, 2, ...
 
+    Attributes:
+        inner: Where the blocks and the last norm are among the names of the parameters: "", or a name and a dot.
+
     Raises:
         UserError: Arguments that do not fit each other.
     """
+
+    inner: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -93,6 +99,18 @@ class TokenEncoder(Encoder):
     @abstractmethod
     def normalize(self, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
         """The norm after the last block."""
+
+    def layers(self) -> dict[str, int]:
+        """Number of the layer of each parameter: patch embedding, tokens and table are 0, each block is one more.
+
+        The last norm is missing: it counts as part of the head.
+        """
+        layers = {}
+        for name, _ in self.named_parameters():
+            block = re.match(re.escape(self.inner) + r"blocks\.(\d+)\.", name)
+            if not name.startswith(f"{self.inner}norm."):
+                layers[name] = int(block.group(1)) + 1 if block else 0
+        return layers
 
     def rotations(self, cells: Sequence[int]) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]] | None:
         """Cosines and sines by which the cells of a grid turn queries and keys; None for a network without them."""

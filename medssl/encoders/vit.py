@@ -7,7 +7,6 @@ CVPR 2022) or replaced by a learned token ("fill", Xie et al., SimMIM, CVPR 2022
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
@@ -145,18 +144,6 @@ class ViT(TokenEncoder):
     def pooled(self, placeless: Float[Tensor, "B M C"], tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B C"]:
         """The class token, or the mean of the patch tokens."""
         return self.normalize(placeless[:, 0]) if self.pool == "class" else tokens.mean(1)
-
-    def layers(self) -> dict[str, int]:
-        """Number of the layer of each parameter: patch embedding and learned tokens are 0, each block is one more.
-
-        The last norm is missing: it counts as part of the head.
-        """
-        layers = {}
-        for name, _ in self.named_parameters():
-            block = re.match(r"blocks\.(\d+)\.", name)
-            if not name.startswith("norm."):
-                layers[name] = int(block.group(1)) + 1 if block else 0
-        return layers
 
 
 def _refuse_misfits(width: int, heads: int, pool: str) -> None:

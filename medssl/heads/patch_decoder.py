@@ -32,7 +32,8 @@ class PatchDecoder(SegmentationHead):
         encoder: Any encoder; its last map is used.
         schema: Classes, the background first.
         loss_weights: Weights of the Dice loss and of the cross-entropy, 0 or more.
-        batch_dice: Compute the Dice over the whole batch of all processes instead of per sample.
+        batch_dice: Compute the Dice over the voxels of the whole optimizer step, of all micro-batches and processes,
+            instead of per sample.
 
     Raises:
         UserError: The encoder's last map is as fine as the image; or as :class:`SegmentationHead`.

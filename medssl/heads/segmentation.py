@@ -176,7 +176,8 @@ class UNet(SegmentationHead):
         deep_supervision: Also train the coarser steps, except the coarsest one. Weights halve from one step to the
             next and sum to 1.
         loss_weights: Weights of the Dice loss and of the cross-entropy, 0 or more.
-        batch_dice: Compute the Dice over the whole batch of all processes instead of per sample.
+        batch_dice: Compute the Dice over the voxels of the whole optimizer step, of all micro-batches and processes,
+            instead of per sample.
 
     Raises:
         UserError: As :class:`SegmentationHead`; or the arguments do not fit the encoder's maps.
@@ -243,7 +244,8 @@ class VoxelLinear(SegmentationHead):
         encoder: Its ``channels`` determine the probe. Freeze it with the optimizer preset ``frozen``.
         schema: Classes, the background first.
         loss_weights: Weights of the Dice loss and of the cross-entropy, 0 or more.
-        batch_dice: Compute the Dice over the whole batch of all processes instead of per sample.
+        batch_dice: Compute the Dice over the voxels of the whole optimizer step, of all micro-batches and processes,
+            instead of per sample.
 
     Raises:
         UserError: As :class:`SegmentationHead`.

@@ -37,7 +37,8 @@ class UNETR(UNet):
         norm: "instance", "batch" or "layer".
         deep_supervision: Also train the coarser steps, except the coarsest one. Weights halve from step to step.
         loss_weights: Weights of the Dice loss and of the cross-entropy.
-        batch_dice: Compute the Dice over the whole batch of all processes instead of per sample.
+        batch_dice: Compute the Dice over the voxels of the whole optimizer step, of all micro-batches and processes,
+            instead of per sample.
 
     Raises:
         UserError: The encoder has maps of several strides or only one map; or as :class:`SegmentationHead`.
@@ -87,7 +88,8 @@ class FeaturePyramid(UNet):
         norm: Normalization of the decoder: "instance", "batch" or "layer". The pyramid has layer norms.
         deep_supervision: Also train the coarser steps, except the coarsest one. Weights halve from step to step.
         loss_weights: Weights of the Dice loss and of the cross-entropy.
-        batch_dice: Compute the Dice over the whole batch of all processes instead of per sample.
+        batch_dice: Compute the Dice over the voxels of the whole optimizer step, of all micro-batches and processes,
+            instead of per sample.
 
     Raises:
         UserError: The encoder's last map is as fine as the image; or as :class:`SegmentationHead`.
