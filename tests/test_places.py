@@ -215,6 +215,46 @@ def test_a_measure(copy):
     assert re.search(r"worst_error.*?1\.50", copy.text("report.html"), re.DOTALL)
 
 
+MASK_SCORES = """
+from pathlib import Path
+import numpy as np
+from medssl.metrics.cases import SegmentationRow, read_segmentation, write_segmentation
+from medssl.metrics.segmentation import score_case
+from medssl.metrics.tables import summarize_segmentation, write_summary
+from medssl.types import LabelSchema
+
+schema = LabelSchema("mask", ((0, "background"), (1, "organ")))
+label = np.zeros((9, 9, 9), np.uint8)
+label[2:6, 2:6, 2:6] = 1
+rows = []
+for n in range(8):
+    score = score_case(np.roll(label, n % 3, 0), label, schema, (1.0, 1.0, 1.0), nsd_tolerance_mm=1.0)["organ"]
+    rows.append(SegmentationRow(f"{n:016x}", f"{n:016x}", "organ", score))
+write_segmentation(Path("scores/cases.csv"), rows)
+assert read_segmentation(Path("scores/cases.csv")) == rows
+write_summary(Path("scores/summary.json"), summarize_segmentation(rows, schema))
+"""
+JACCARD = """def jaccard(masks, other):
+    return None if masks is None else (masks.true & masks.predicted).sum() / (masks.true | masks.predicted).sum()
+
+
+MEASURES: dict"""
+
+
+def test_a_measure_of_masks(copy):
+    """Jaccard's index: tables check, average and show it."""
+    measures = "medssl/metrics/mask_measures.py"
+    copy.change(measures, "MEASURES: dict", JACCARD)
+    entry = '    "jaccard": Measure(jaccard, high=1.0),\n'
+    copy.change(measures, '    "lesion_f1": Measure(', f'{entry}    "lesion_f1": Measure(')
+    assert len(copy.touched) == places("measure")
+    copy.run("-c", MASK_SCORES)
+    assert '"jaccard:organ"' in copy.text("scores/summary.json")
+    copy.run("-m", "medssl", "report", "report.html", "scores")
+    expected = (3 * 1 + 3 * 3 / 5 + 2 * 2 / 6) / 8  # overlaps of cubes that are 0, 1 and 2 voxels off
+    assert re.search(rf"jaccard.*?{expected:.2f}", copy.text("report.html"), re.DOTALL)
+
+
 KINDS = """
 from medssl.data.labels.kinds.base import kind_named, kind_of, kind_of_task
 from medssl.metrics.cases import NumberRow

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from medssl.io.atomic_write import atomic_files, explain_disk_errors
 from medssl.io.csv_text import as_csv
 from medssl.metrics.classification import SUM_TOLERANCE
-from medssl.metrics.segmentation import FURTHER, ClassScore, Further
+from medssl.metrics.mask_measures import MEASURES, ClassScore
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 CASES = "cases.csv"
 LACKS = ("absent", "missed", "invented")  # what the note of a ClassScore says, beside ""
 SEGMENTATION = ("scan_id", "subject_id", "class", "dice", "hd95_mm", "true_voxels", "predicted_voxels", "note")
-FURTHER_SEGMENTATION = (*SEGMENTATION, *FURTHER)  # where they were measured
+FURTHER_SEGMENTATION = (*SEGMENTATION, *MEASURES)  # where they were measured
 CLASSIFICATION = ("scan_id", "subject_id", "truth", "predicted")
 MULTI_LABEL = ("scan_id", "subject_id")
 REGRESSION = ("scan_id", "subject_id", "truth", "predicted")
-F1_TOLERANCE = 1e-6  # of a file that a spreadsheet has rounded
+TOLERANCE = 1e-6  # of a file that a spreadsheet has rounded
 PROBABILITY = "probability:"  # before the name of a class
 TRUTH = "truth:"  # before the name of a finding
 
@@ -76,7 +76,7 @@ class NumberRow:
 
 
 def write_segmentation(path: Path, rows: Sequence[SegmentationRow]) -> None:
-    """Writes the scores of a segmentation; the columns of ``FURTHER`` stand at the end where all rows have them.
+    """Writes the scores of a segmentation; the columns of ``MEASURES`` stand at the end where all rows have them.
 
     Raises:
         UserError: The disk refuses the file; a former file is untouched.
@@ -85,7 +85,7 @@ def write_segmentation(path: Path, rows: Sequence[SegmentationRow]) -> None:
     further = has_further(rows)
     cells = [
         (row.scan_id, row.subject_id, row.class_name, score.dice, score.hd95_mm, score.true_voxels,
-         score.predicted_voxels, score.note, *(score.value(measure) for measure in (FURTHER if further else ())))
+         score.predicted_voxels, score.note, *(score.value(name) for name in (MEASURES if further else ())))
         for row in rows
         for score in [row.score]
     ]  # fmt: skip
@@ -114,8 +114,8 @@ def read_segmentation(path: Path) -> list[SegmentationRow]:
             subjects.
     """
     rows = []
-    lines = _read_csv(path, SEGMENTATION, together=FURTHER)
-    further = FURTHER[0] in lines[0].cells
+    lines = _read_csv(path, SEGMENTATION, together=tuple(MEASURES))
+    further = next(iter(MEASURES)) in lines[0].cells
     for line in lines:
         dice, hd95 = line.optional("dice", 1.0), line.optional("hd95_mm")
         voxels, note = (line.count("true_voxels"), line.count("predicted_voxels")), line.cells["note"]
@@ -293,8 +293,7 @@ class _Line:
         raise UserError(message)
 
     def number(self, column: str, highest: float = math.inf, lowest: float = 0.0) -> float:
-        expected = "a number" + (f" from {lowest:g}" if lowest > -math.inf else "")
-        expected += f" to {highest:g}" if highest < math.inf else ""
+        expected = in_words(lowest, highest)
         try:
             value = float(self.cells[column])
         except ValueError:
@@ -312,24 +311,29 @@ class _Line:
         return int(self.cells[column])
 
 
-def _further(line: _Line, note: str) -> Further:
+def _further(line: _Line, note: str) -> dict[str, float | int | None]:
     """The further measures of a row whose note is ``note``."""
-    nsd, milliliters = line.optional("nsd", 1.0), line.optional("volume_error_ml", lowest=-math.inf)
-    share = line.optional("volume_error", lowest=-1.0)
-    if (nsd is None) != (note == "absent"):
-        line.refuse("nsd", "nothing where the note is absent, a number from 0 to 1 elsewhere")
-    if milliliters is not None and note == "absent":
-        line.refuse("volume_error_ml", "nothing where the note is absent")
-    if (share is None) != (note in ("absent", "invented")):
-        line.refuse("volume_error", "nothing where the note is absent or invented, a number from -1 elsewhere")
-    counts = [line.count(column) for column in ("lesions_found", "lesions_missed", "lesions_invented")]
-    further, f1 = Further(nsd, milliliters, share, *counts), line.optional("lesion_f1", 1.0)
-    expected = further.lesion_f1
-    if (f1 is None) != (expected is None) or (f1 is not None and abs(f1 - (expected or 0.0)) > F1_TOLERANCE):
-        line.refuse("lesion_f1", "nothing: there is no lesion" if expected is None else f"{expected:.6g} by the counts")
-    if (expected is None) != (note == "absent"):
-        line.refuse("lesions_found", "a lesion somewhere, unless the note is absent")
-    return further
+    values: dict[str, float | int | None] = {}
+    for name, measure in MEASURES.items():
+        if measure.summed == "count":
+            values[name] = line.count(name)
+            continue
+        value = values[name] = line.optional(name, measure.high, measure.low)
+        nothing = f"nothing where the note is {' or '.join(measure.undefined)}"
+        if value is not None and note in measure.undefined:
+            line.refuse(name, nothing)
+        if value is None and note not in measure.undefined and not measure.optional:
+            line.refuse(name, f"{nothing}, {in_words(measure.low, measure.high)} elsewhere")
+        expected = measure.value(None, values) if measure.derived else value
+        if (value is None) != (expected is None) or abs((value or 0.0) - (expected or 0.0)) > TOLERANCE:
+            line.refuse(name, f"{'nothing' if expected is None else f'{expected:.6g}'} by the other measures")
+    return values
+
+
+def in_words(lowest: float, highest: float) -> str:
+    """A range as messages name it: "a number from 0 to 1"."""
+    words = "a number" + (f" from {lowest:g}" if lowest > -math.inf else "")
+    return words + (f" to {highest:g}" if highest < math.inf else "")
 
 
 def _read_csv(path: Path, needed: Sequence[str], together: Sequence[str] = ()) -> list[_Line]:

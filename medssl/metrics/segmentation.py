@@ -6,19 +6,11 @@ outside the class (beyond the array counts as outside), each surface voxel is as
 other side (center to center), and percentiles interpolate linearly between the distances of one direction. Other
 programs pool both directions before the percentile or measure from faces; their HD95 differs (Reinke et al. 2024).
 
-NSD, normalized surface Dice (Nikolov et al. 2021), is the share of the surface voxels of both sides that lie within a
-tolerance of the other side's surface, on the same surfaces as HD95, which is how MONAI counts it without subvoxels;
-programs that weigh surface elements by their area differ.
-
-Lesions are connected components, neighbors by a corner included (26 in volumes, 8 in images). As in the ISLES
-challenge (Hernandez Petzsche et al. 2022), a true lesion is found where at least one of its voxels is predicted, and a
-predicted component without a voxel in common with any true one is an invented lesion; a component over several true
-lesions finds them all. F1 is 2 found / (2 found + missed + invented).
+What is measured beside these two stands in ``metrics.mask_measures``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +18,7 @@ import torch
 
 from medssl.data.store.coding import bounding_box
 from medssl.heads.base import UNLABELED
+from medssl.metrics.mask_measures import ClassScore, Masks, measure
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -38,61 +31,6 @@ if TYPE_CHECKING:
 
 PERCENTILE = 95.0
 NSD_TOLERANCE_MM = 1.0
-ROUNDING_MM = 1e-3  # spacings are stored with seven digits: a voxel of 1.0000001 mm lies within 1 mm, too
-FURTHER = ("nsd", "volume_error_ml", "volume_error", "lesions_found", "lesions_missed", "lesions_invented", "lesion_f1")
-
-
-@dataclass(frozen=True)
-class Further:
-    """What is measured beside Dice and HD95.
-
-    Attributes:
-        nsd: 0 to 1; None where the class is in neither, 0 where it is in one.
-        volume_error_ml: Predicted less true volume; None where the class is in neither, and for images.
-        volume_error: The same as a share of the true volume, from -1; None where that is 0.
-        lesions_found: True lesions that the prediction touches.
-        lesions_missed: True lesions that it does not.
-        lesions_invented: Predicted lesions that touch no true one.
-    """
-
-    nsd: float | None
-    volume_error_ml: float | None
-    volume_error: float | None
-    lesions_found: int
-    lesions_missed: int
-    lesions_invented: int
-
-    @property
-    def lesion_f1(self) -> float | None:
-        """0 to 1; None where there is no lesion in either."""
-        wrong = self.lesions_missed + self.lesions_invented
-        return 2 * self.lesions_found / (2 * self.lesions_found + wrong) if self.lesions_found + wrong else None
-
-
-@dataclass(frozen=True)
-class ClassScore:
-    """How well one class of one scan was found.
-
-    Attributes:
-        dice: 0 to 1; None where the class is in neither.
-        hd95_mm: 95th percentile of the surface distance; None where the class is not in both.
-        true_voxels: Voxels of the class in the label, without ignored ones.
-        predicted_voxels: Voxels of the class in the prediction, without ignored ones.
-        note: "" or where the class is lacking: "absent" from both, "missed" by the prediction, "invented" by it.
-        further: More measures; None where they were not asked for.
-    """
-
-    dice: float | None
-    hd95_mm: float | None
-    true_voxels: int
-    predicted_voxels: int
-    note: str = ""
-    further: Further | None = None
-
-    def value(self, measure: str) -> float | None:
-        """The measure of that name, of this or of ``further``."""
-        number: float | None = getattr(self.further if measure in FURTHER else self, measure)
-        return number
 
 
 def score_case(
@@ -178,18 +116,6 @@ def dice_scores(prediction: Int[Tensor, "*s"], target: Int[Tensor, "*s"], classe
     return [2 * common / count if count else None for common, count in zip(both[1:], voxels[1:], strict=True)]
 
 
-def count_lesions(true: Bool[np.ndarray, "*s"], predicted: Bool[np.ndarray, "*s"]) -> tuple[int, int, int]:
-    """True lesions that are found and that are missed, and predicted ones that are invented (rule: see above)."""
-    from scipy import ndimage
-
-    corners_too = np.ones((3,) * true.ndim)
-    true_lesions, in_label = ndimage.label(true, corners_too)
-    predicted_lesions, in_prediction = ndimage.label(predicted, corners_too)
-    common = true & predicted
-    detected = len(np.unique(true_lesions[common]))
-    return detected, in_label - detected, in_prediction - len(np.unique(predicted_lesions[common]))
-
-
 def refuse_tolerance(nsd_tolerance_mm: float | None) -> None:
     """Refuses a tolerance of surfaces that is none.
 
@@ -210,21 +136,17 @@ def _score(
     in_label, in_prediction = int(np.count_nonzero(true)), int(np.count_nonzero(predicted))
     measures_more = nsd_tolerance_mm is not None
     if not in_label and not in_prediction:
-        return ClassScore(None, None, 0, 0, "absent", Further(None, None, None, 0, 0, 0) if measures_more else None)
+        return ClassScore(None, None, 0, 0, "absent", measure(None) if measures_more else None)
     box = _box(true | predicted)  # beyond it nothing belongs to the class, as beyond the array
     true, predicted = true[box], predicted[box]
-    hd95, nsd, note = None, 0.0, "missed" if in_label else "invented"
+    hd95, distances, note = None, None, "missed" if in_label else "invented"
     if in_label and in_prediction:
-        distances = surface_distances(predicted, true, spacing_mm)
-        hd95, note = max(float(np.percentile(d, PERCENTILE)) for d in distances), ""
-        nsd = float((np.concatenate(distances) <= (nsd_tolerance_mm or 0.0) + ROUNDING_MM).mean())
+        both_ways = surface_distances(predicted, true, spacing_mm)
+        hd95, note = max(float(np.percentile(d, PERCENTILE)) for d in both_ways), ""
+        distances = np.concatenate(both_ways)
     dice = 2 * int(np.count_nonzero(true & predicted)) / (in_label + in_prediction)
-    further = None
-    if measures_more:
-        more = in_prediction - in_label
-        milliliters = more * float(np.prod(spacing_mm)) / 1000 if true.ndim == 3 else None
-        further = Further(nsd, milliliters, more / in_label if in_label else None, *count_lesions(true, predicted))
-    return ClassScore(dice, hd95, in_label, in_prediction, note, further)
+    masks = Masks(true, predicted, tuple(spacing_mm), distances, nsd_tolerance_mm or 0.0)
+    return ClassScore(dice, hd95, in_label, in_prediction, note, measure(masks) if measures_more else None)
 
 
 def _box(mask: Bool[np.ndarray, "*s"]) -> tuple[slice, ...]:

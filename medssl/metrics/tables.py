@@ -37,6 +37,7 @@ from medssl.metrics.classification import (
     refuse_unfit,
     undefined,
 )
+from medssl.metrics.mask_measures import MEASURES
 from medssl.metrics.scoring import tasks
 from medssl.types import UserError
 
@@ -70,9 +71,7 @@ __all__ = [
 
 SUMMARY = "summary.json"
 ENTRY = ("value", "low", "high", "subjects")  # of each measure
-OF_CLASSES = ("volume_error_ml", "volume_error")  # too much of one class would make up for too little of another
 SCALED = ("ece", "brier", "nll")  # what a temperature changes
-LESIONS = ("lesions_found", "lesions_missed", "lesions_invented")
 KEYS = ("kind", "classes", "scans", "subjects", "metrics", "counts", "skipped", "notes", "by")
 
 
@@ -88,8 +87,8 @@ def summarize_segmentation(
 
     "dice" and "hd95_mm" are means over subjects of the mean of their scans, whose score is the mean over the classes
     that have one: classes that are absent from both are left out, missed and invented ones count as Dice 0 and have no
-    distance. "dice:NAME" is that of one class. Where the rows have further measures, "nsd" and "lesion_f1" stand for
-    all classes and each one, the errors of volume, which have a sign, for each class alone.
+    distance. "dice:NAME" is that of one class. Where the rows have further measures, each stands for all classes and
+    each one, for each class alone, or as a sum, as its entry in ``MEASURES`` says.
 
     Args:
         rows: A row for each class of each scan.
@@ -114,8 +113,11 @@ def summarize_segmentation(
     reasons = reasons if without else []
     further = has_further(rows)
     if further and invented:
-        reasons.append(f"volume_error leaves out {invented} scores of a true volume of 0: the class was invented")
-    lesions = {"lesions": {what: _sums(rows, what, classes) for what in LESIONS}} if further else {}
+        for name, measure in MEASURES.items():
+            if measure.leaves_out:
+                reasons.append(f"{name} leaves out {invented} {measure.leaves_out}: the class was invented")
+    summed = [name for name, measure in MEASURES.items() if measure.summed == "count"]
+    lesions = {"lesions": {name: _sums(rows, name, classes) for name in summed}} if further else {}
     return {
         "kind": "segmentation",
         "classes": classes,
@@ -133,10 +135,12 @@ def summarize_segmentation(
 def segmentation_means(rows: Sequence[SegmentationRow], classes: Sequence[str]) -> dict[str, Interval]:
     """The mean of each measure with its interval, by the names that ``summarize_segmentation`` gives them."""
     of_scan = {row.scan_id: row.subject_id for row in rows}
-    measures = ["dice", "hd95_mm", *(("nsd", *OF_CLASSES, "lesion_f1") if has_further(rows) else ())]
+    summed = {name: measure.summed for name, measure in MEASURES.items() if has_further(rows)}
     intervals = {}
-    for measure in measures:
-        if measure not in OF_CLASSES:
+    for measure, how in {"dice": "mean", "hd95_mm": "mean", **summed}.items():
+        if how == "count":
+            continue
+        if how == "mean":
             intervals[measure] = mean_interval(list(scan_scores(rows, measure).values()), list(of_scan.values()))
         for name in classes:
             rows_of_class = [row for row in rows if row.class_name == name]

@@ -20,7 +20,7 @@ from medssl.comparison.tables import tables_of
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.weights import save_encoder
 from medssl.metrics.cases import SegmentationRow, write_segmentation
-from medssl.metrics.segmentation import ClassScore
+from medssl.metrics.mask_measures import ClassScore
 from medssl.metrics.tables import KEYS, write_summary
 from medssl.training.initial_weights import read_initial_weights
 from medssl.training.optim import FineTuning

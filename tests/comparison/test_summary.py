@@ -21,7 +21,7 @@ from medssl.comparison.summary import summarize
 from medssl.comparison.tables import clear_states, note_edits, set_aside, write_tables
 from medssl.inference.evaluation import check_leaks
 from medssl.metrics.cases import ClassificationRow, SegmentationRow, write_classification, write_segmentation
-from medssl.metrics.segmentation import ClassScore
+from medssl.metrics.mask_measures import ClassScore
 from medssl.metrics.tables import KEYS, write_summary
 from medssl.training.lora import LoRA
 from medssl.training.optim import FineTuning

@@ -16,8 +16,8 @@ from medssl.metrics.cases import (
 )
 from medssl.metrics.classification import auroc
 from medssl.metrics.label_efficiency import compared, levels
+from medssl.metrics.mask_measures import ClassScore
 from medssl.metrics.run_scores import by_dice, judged, read_trained
-from medssl.metrics.segmentation import ClassScore
 from medssl.metrics.tables import KEYS, write_summary
 
 WHAT = ("spark", 8, 0)

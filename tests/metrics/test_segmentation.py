@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medssl.heads.base import UNLABELED
-from medssl.metrics.segmentation import ClassScore, Further, count_lesions, dice_scores, score_case, surface_distances
+from medssl.metrics.mask_measures import MEASURES, ClassScore, count_lesions
+from medssl.metrics.segmentation import dice_scores, score_case, surface_distances
 from medssl.types import LabelSchema, UserError
 
 SPACING = (0.5, 1.0, 3.0)
@@ -134,25 +135,25 @@ def further(prediction, label, tolerance=1.0, spacing=SPACING, schema=ONE):
 def test_surface_dice_by_hand(tolerance, near):
     """A cube of 4 voxels a side, 56 of them surface, a slice of 3 mm further: 12 around in each of 3 common slices."""
     label = box((12, 12, 12), (4, 4, 4), (4, 4, 4))
-    assert further(np.roll(label, 1, 2), label, tolerance, (5.0, 5.0, 3.0)).nsd == pytest.approx(near / 56)
+    assert further(np.roll(label, 1, 2), label, tolerance, (5.0, 5.0, 3.0))["nsd"] == pytest.approx(near / 56)
 
 
 def test_one_voxel_off_lies_within_its_spacing_although_that_was_rounded():
     label = box((9, 9, 9), (2, 2, 2), (1, 4, 4))
     rounded = (float(np.float32(1) + np.finfo(np.float32).eps), 1.0, 1.0)
-    assert further(np.roll(label, 1, 0), label, 1.0, rounded).nsd == 1.0
-    assert further(np.roll(label, 1, 0), label, 0.99, rounded).nsd == 0.0
+    assert further(np.roll(label, 1, 0), label, 1.0, rounded)["nsd"] == 1.0
+    assert further(np.roll(label, 1, 0), label, 0.99, rounded)["nsd"] == 0.0
 
 
 def test_volume_errors_have_a_sign_and_a_unit():
     label = box((9, 9, 9), (1, 1, 1), (4, 4, 4))
     more, less = box((9, 9, 9), (1, 1, 1), (4, 4, 6)), box((9, 9, 9), (1, 1, 1), (4, 4, 1))
-    assert further(more, label).volume_error_ml == pytest.approx(32 * 1.5e-3)
-    assert further(more, label).volume_error == 0.5
-    assert further(less, label).volume_error_ml == pytest.approx(-48 * 1.5e-3)
-    assert further(less, label).volume_error == -0.75
+    assert further(more, label)["volume_error_ml"] == pytest.approx(32 * 1.5e-3)
+    assert further(more, label)["volume_error"] == 0.5
+    assert further(less, label)["volume_error_ml"] == pytest.approx(-48 * 1.5e-3)
+    assert further(less, label)["volume_error"] == -0.75
     image = further(more[1], label[1], spacing=(1.0, 3.0))
-    assert (image.volume_error_ml, image.volume_error) == (None, 0.5)  # an area is no volume
+    assert (image["volume_error_ml"], image["volume_error"]) == (None, 0.5)  # an area is no volume
 
 
 def test_lesions_are_found_missed_and_invented():
@@ -165,27 +166,26 @@ def test_lesions_are_found_missed_and_invented():
     prediction[17, 17, 17] = prediction[1, 18, 1] = 1
     assert count_lesions(label > 0, prediction > 0) == (3, 1, 2)
     own = further(prediction, label)
-    assert (own.lesions_found, own.lesions_missed, own.lesions_invented) == (3, 1, 2)
-    assert own.lesion_f1 == pytest.approx(2 * 3 / (2 * 3 + 1 + 2))
+    assert (own["lesions_found"], own["lesions_missed"], own["lesions_invented"]) == (3, 1, 2)
+    assert own["lesion_f1"] == pytest.approx(2 * 3 / (2 * 3 + 1 + 2))
     assert count_lesions(np.eye(3) > 0, np.eye(3) > 1) == (0, 1, 0)  # images: eight neighbors
 
 
 def test_lacking_classes_have_the_further_measures_that_dice_has():
     nothing, organ = np.zeros((5, 5, 5), np.uint8), box((5, 5, 5), (1, 1, 1), (2, 2, 2))
     absent, missed, invented = further(nothing, nothing), further(nothing, organ), further(organ, nothing)
-    assert absent == Further(None, None, None, 0, 0, 0)
-    assert absent.lesion_f1 is None
-    assert missed == Further(0.0, pytest.approx(-0.012), -1.0, 0, 1, 0)
-    assert invented == Further(0.0, pytest.approx(0.012), None, 0, 0, 1)
-    assert (missed.lesion_f1, invented.lesion_f1) == (0.0, 0.0)
-    assert further(organ, organ) == Further(1.0, 0.0, 0.0, 1, 0, 0)
+    assert list(absent) == list(MEASURES)
+    assert list(absent.values()) == [None, None, None, 0, 0, 0, None]
+    assert list(missed.values()) == [0.0, pytest.approx(-0.012), -1.0, 0, 1, 0, 0.0]
+    assert list(invented.values()) == [0.0, pytest.approx(0.012), None, 0, 0, 1, 0.0]
+    assert list(further(organ, organ).values()) == [1.0, 0.0, 0.0, 1, 0, 0, 1.0]
     assert score_case(organ, organ, ONE, SPACING)["organ"].further is None
 
 
 def test_ignored_voxels_are_no_lesions_either():
     label, prediction = box((12, 12, 12), (2, 2, 2), (5, 5, 5)), box((12, 12, 12), (2, 2, 2), (5, 5, 8))
     label[:, :, 7:] = 255
-    assert further(prediction, label, schema=IGNORING) == Further(1.0, 0.0, 0.0, 1, 0, 0)
+    assert list(further(prediction, label, schema=IGNORING).values()) == [1.0, 0.0, 0.0, 1, 0, 0, 1.0]
 
 
 @pytest.mark.parametrize("tolerance", [-1.0, float("nan"), float("inf")])
@@ -284,9 +284,9 @@ def assert_equals_sitk(prediction, label, spacing):
     )
     assert hd95 > 0
     own = further(prediction.astype(np.uint8), label.astype(np.uint8), 1.25, spacing)
-    assert own.nsd == pytest.approx(sitk_nsd(prediction, label, spacing, 1.25))
-    assert 0 < own.nsd < 1
-    assert (own.lesions_found, own.lesions_missed, own.lesions_invented) == sitk_lesions(label, prediction)
+    assert own["nsd"] == pytest.approx(sitk_nsd(prediction, label, spacing, 1.25))
+    assert 0 < own["nsd"] < 1
+    assert (own["lesions_found"], own["lesions_missed"], own["lesions_invented"]) == sitk_lesions(label, prediction)
 
 
 @pytest.mark.parametrize("seeds", [(1, 2), (3, 4), (5, 6)])
@@ -349,8 +349,8 @@ def test_any_masks_have_the_surface_dice_of_monai_and_the_lesions_of_simpleitk(s
     tensors = [torch.from_numpy(mask)[None, None].float() for mask in (prediction, label)]
     expected = compute_surface_dice(*tensors, [tolerance], include_background=True, spacing=spacing).item()
     own = further(prediction.astype(np.uint8), label.astype(np.uint8), tolerance, spacing)
-    assert own.nsd == pytest.approx(expected, abs=1e-5)
-    assert (own.lesions_found, own.lesions_missed, own.lesions_invented) == sitk_lesions(label, prediction)
+    assert own["nsd"] == pytest.approx(expected, abs=1e-5)
+    assert (own["lesions_found"], own["lesions_missed"], own["lesions_invented"]) == sitk_lesions(label, prediction)
 
 
 # --- during training

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medssl.metrics.cases import ClassificationRow, SegmentationRow
-from medssl.metrics.segmentation import ClassScore
+from medssl.metrics.mask_measures import ClassScore
 from medssl.metrics.subgroups import columns_of, subgroups, values_of
 from medssl.metrics.tables import summarize_classification, summarize_segmentation, table
 from medssl.types import LabelSchema, UserError

@@ -12,7 +12,7 @@ import pytest
 from medssl.metrics.bootstrap import mean_interval
 from medssl.metrics.calibration import Scaling, scaled
 from medssl.metrics.classification import BINS, SENSITIVITY, score_cases
-from medssl.metrics.segmentation import ClassScore, Further
+from medssl.metrics.mask_measures import MEASURES, ClassScore
 from medssl.metrics.tables import (
     ClassificationRow,
     SegmentationRow,
@@ -62,11 +62,20 @@ def classified(scans=40, seed=0):
 
 def measured():
     """The same with surface Dice, volumes and lesions."""
-    more = [Further(0.95, -0.5, -0.1, 1, 0, 0), Further(0.5, 0.25, 1.0, 2, 1, 1), Further(0.75, 1.0, 0.125, 1, 0, 0)]
-    more += [Further(None, None, None, 0, 0, 0), Further(0.85, 0.0, 0.0, 1, 0, 0), Further(0.0, -0.2, -1.0, 0, 2, 0)]
-    more += [Further(0.65, 0.9, 0.1, 1, 0, 1), Further(0.0, 0.1, None, 0, 0, 1)]
+    more = [
+        (0.95, -0.5, -0.1, 1, 0, 0, 1.0),
+        (0.5, 0.25, 1.0, 2, 1, 1, 2 / 3),
+        (0.75, 1.0, 0.125, 1, 0, 0, 1.0),
+        (None, None, None, 0, 0, 0, None),
+        (0.85, 0.0, 0.0, 1, 0, 0, 1.0),
+        (0.0, -0.2, -1.0, 0, 2, 0, 0.0),
+        (0.65, 0.9, 0.1, 1, 0, 1, 2 / 3),
+        (0.0, 0.1, None, 0, 0, 1, 0.0),
+    ]
     rows = zip(segmented(), more, strict=True)
-    return [replace(row, score=replace(row.score, further=further)) for row, further in rows]
+    return [
+        replace(row, score=replace(row.score, further=dict(zip(MEASURES, values, strict=True)))) for row, values in rows
+    ]
 
 
 # --- cases.csv
@@ -163,12 +172,16 @@ def test_what_is_no_table_of_a_segmentation_is_refused(tmp_path, old, new, messa
         ("-0.2,-1.0,", "-0.2,,", "line 7: volume_error is '': expected nothing where the note is absent or invented"),
         ("absent,,,,", "absent,,1.0,,", "line 5: volume_error_ml is '1.0': expected nothing where the note is absent"),
         ("2,1,1,0.66", "2,1,-1,0.66", "line 3: lesions_invented is '-1': expected a whole number from 0"),
-        ("2,1,1,0.66", "2,1,1,0.67", "line 3: lesion_f1 is '0.67.*': expected 0.666667 by the counts"),
-        ("absent,,,,0,0,0,", "absent,,,,0,0,0,1.0", "line 5: lesion_f1 is '1.0': expected nothing: there is no lesion"),
+        ("2,1,1,0.66", "2,1,1,0.67", "line 3: lesion_f1 is '0.67.*': expected 0.666667 by the other measures"),
+        (
+            "absent,,,,0,0,0,",
+            "absent,,,,0,0,0,1.0",
+            "line 5: lesion_f1 is '1.0': expected nothing where the note is absent",
+        ),
         (
             "absent,,,,0,0,0,",
             "absent,,,,0,0,1,0.0",
-            "line 5: lesions_found is '0': expected a lesion somewhere, unless",
+            "line 5: lesion_f1 is '0.0': expected nothing where the note is absent",
         ),
     ],
 )

@@ -13,7 +13,7 @@ from PIL import Image
 
 from medssl.metrics import cases, tables
 from medssl.metrics.cases import ClassificationRow, SegmentationRow
-from medssl.metrics.segmentation import ClassScore
+from medssl.metrics.mask_measures import ClassScore
 from medssl.metrics.subgroups import subgroups
 from medssl.types import Card, Imported, LabelSchema, Preprocess, Tuned
 from medssl.types.provenance import Provenance

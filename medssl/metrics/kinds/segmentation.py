@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from medssl.metrics.bootstrap import mean_of_known, paired_difference, subject_means
 from medssl.metrics.cases import SegmentationRow, read_segmentation, scan_scores, write_segmentation
+from medssl.metrics.mask_measures import MEASURES, ClassScore
 from medssl.metrics.run_scores import by_dice
 from medssl.metrics.scoring import Options, Scoring
-from medssl.metrics.segmentation import ClassScore, Further
 from medssl.metrics.tables import summarize_segmentation
 
 if TYPE_CHECKING:
@@ -87,5 +87,9 @@ class Segmentation(Scoring):
 
 
 def stored_score(score: Mapping[str, Any]) -> ClassScore:
-    """The score of a class from the dictionary that stores it."""
-    return ClassScore(**{**score, "further": Further(**score["further"])})
+    """The score of a class from the dictionary that stores it; 0.1.0 stored no measure that follows from others."""
+    further = dict(score["further"])
+    for name, measure in MEASURES.items():
+        if measure.derived:
+            further[name] = measure.value(None, further)
+    return ClassScore(**{**score, "further": further})
