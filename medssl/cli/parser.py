@@ -115,7 +115,7 @@ def make_parser(function: Callable[..., Any], verb: str) -> ArgumentParser:
     """A parser of all parameters of a function as options."""
     import dataclasses
 
-    from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
+    from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]  # given without types
     from jsonargparse.typing import register_type
 
     register_type(Imported, serializer=dataclasses.asdict, deserializer=imported)

@@ -75,7 +75,7 @@ def _expected(module: str, part: ast.expr) -> Iterator[str]:
     elif (items := items_of(part)) is not None:
         inner = [expected(module, item) for item in items[0]]
         if items[1] is None:
-            yield f"a list, each item {inner[0]}"
+            yield f"a list (each item {inner[0]})"
         else:
             yield f"{items[1]} values: {', '.join(inner)}"
     else:

@@ -162,5 +162,5 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     tables.write_summary(out / tables.SUMMARY, summary)
     log.info(tables.table(summary))
     there = summary["scans"] - new
-    log.info(f"{out}: {new + there} scans scored ({new} new, {there} there already), {len(skipped)} skipped")
+    log.info(f"{out}: {new + there} scans scored ({new} new, {there} already present), {len(skipped)} skipped")
     return EvaluateResult(out, summary, new=new)

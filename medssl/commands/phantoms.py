@@ -62,5 +62,5 @@ def phantoms(
     with tqdm(total=count, desc="phantoms", unit="scan") as bar:
         new, old = write_phantoms(out, recipe, written=lambda _: bar.update())
     labels = "labels of another patient" if shuffle_labels else "labels"
-    log.info(f"{out}: {count} synthetic scans, {labeled} with {labels} ({new} written, {old} there already)")
+    log.info(f"{out}: {count} synthetic scans, {labeled} with {labels} ({new} written, {old} already present)")
     return PhantomsResult(out, count, labeled, written=new)

@@ -144,6 +144,6 @@ def _summary(result: PredictResult) -> PredictResult:
         log.error(f"error: no scan could be predicted{found}, {len(skipped)} were skipped")
         return replace(result, exit_code=1)
     new = result.scans - result.there
-    counts = f"{new} new, {result.there} there already"
+    counts = f"{new} new, {result.there} already present"
     log.info(f"{result.out}: {result.scans} scans predicted ({counts}), {len(skipped)} skipped")
     return result

@@ -228,7 +228,7 @@ BAD = [
     (
         ("store", "--preprocess.spacing_mm", "a"),
         r"^error: --preprocess.spacing_mm: .* \(got \['a'\]; "
-        r"expected a list, each item a number or one of median, nnunet or null\)$",
+        r"expected a list \(each item a number\) or one of median, nnunet or null\)$",
     ),
     (
         ("store", "--preprocess.intensity.mr.clip", "rang"),
@@ -237,7 +237,7 @@ BAD = [
     ),
     (
         ("store", "--preprocess.transforms", "[{class: a.B}]"),
-        r"^error: --preprocess.transforms: .* expected a list, each item class_path and init_args\)$",
+        r"^error: --preprocess.transforms: .* expected a list \(each item class_path and init_args\)\)$",
     ),
     (("stroll", "--store", "s", "--config", "tour", "--encoder.class_path", "commands.verbs.Cow"), "Cow"),
     (("gather",), "medssl gather needs DIRECTORIES; "),

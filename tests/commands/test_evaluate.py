@@ -91,7 +91,7 @@ def test_scores_pictures_and_table_of_a_segmentation(tmp_path, out, capsys):
     assert {path.stem for path in (out / "pictures").iterdir()} == {ordered[k][0] for k in (0, 2, 3)}
     told = capsys.readouterr().out
     assert "dice:tissue" in told
-    assert "4 scans scored (4 new, 0 there already), 0 skipped" in told
+    assert "4 scans scored (4 new, 0 already present), 0 skipped" in told
     assert all(path.stat().st_mode & 0o077 == 0 for path in out.rglob("*"))
 
 
@@ -409,7 +409,7 @@ def test_scans_that_cannot_be_scored_are_listed_without_their_names(tmp_path, ou
     assert "the file: truncated or damaged" in reasons
     assert "label holds 7 (432 voxels), which is not among the classes 0=background, 5=tissue, 9=bone" in reasons
     assert "label the file has shape 8x9x7, its image the file 8x9x6" in reasons
-    assert "1 scans scored (1 new, 0 there already), 3 skipped" in capsys.readouterr().out
+    assert "1 scans scored (1 new, 0 already present), 3 skipped" in capsys.readouterr().out
     for path in (out / "summary.json", out / "cases.csv", out / "finished.jsonl"):
         text = path.read_text()
         assert not [word for word in ("p0", "p1.nii", "images", "labels/", str(tmp_path)) if word in text]

@@ -8,9 +8,9 @@ from medssl.cli import main
 def test_the_verb_writes_and_counts(tmp_path, capsys):
     words = ["phantoms", str(tmp_path / "scans"), "--count", "3", "--labeled", "1", "--shape", "[16, 16, 12]"]
     assert main(words) == 0
-    assert "3 synthetic scans, 1 with labels (3 written, 0 there already)" in capsys.readouterr().out
+    assert "3 synthetic scans, 1 with labels (3 written, 0 already present)" in capsys.readouterr().out
     assert main(words) == 0
-    assert "(0 written, 3 there already)" in capsys.readouterr().out
+    assert "(0 written, 3 already present)" in capsys.readouterr().out
 
 
 def test_shuffled_labels_are_said(tmp_path, capsys):

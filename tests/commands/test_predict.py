@@ -292,7 +292,7 @@ def test_finished_predictions_are_not_made_again(tmp_path, files, out, monkeypat
     assert predict(run, (scans,), out=out, files=files).exit_code == 0
     assert len(asked) == 1
     assert made[1].read_bytes() == content
-    assert "3 scans predicted (1 new, 2 there already), 0 skipped" in capsys.readouterr().out
+    assert "3 scans predicted (1 new, 2 already present), 0 skipped" in capsys.readouterr().out
     write_nifti(scans / "s0.nii.gz", noise((8, 8, 5), seed=7))
     assert predict(run, (scans,), out=out, files=files).exit_code == 0
     assert len(asked) == 2  # a scan whose file has changed
@@ -334,7 +334,7 @@ def test_what_fails_is_listed_and_the_rest_is_done(tmp_path, files, out, capsys)
     write_nifti(scans / "nan.nii", bad)
     assert predict(fitted.save(tmp_path / "run"), (scans,), out=out, files=files).exit_code == 0
     told = capsys.readouterr().out
-    assert "1 scans predicted (1 new, 0 there already), 4 skipped" in told
+    assert "1 scans predicted (1 new, 0 already present), 4 skipped" in told
     assert "(bad.nii): truncated" in told
     assert "the network was trained on 3D windows, the scan is a 2D image: choose a 2D network" in told
     assert "the network takes 1 channel(s), the scan has 3: choose another scan or network" in told

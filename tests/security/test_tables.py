@@ -119,7 +119,7 @@ def test_predictions_hold_no_path_and_no_name(tmp_path, capsys):
     files = FileOptions(workers=0, key=tmp_path / "key" / "key")
     for _ in range(2):  # the second goes on from the first
         assert predict(run, (tmp_path / "miller-4711",), out=out, files=files).exit_code == 0
-    assert "1 scans predicted (0 new, 1 there already)" in capsys.readouterr().out
+    assert "1 scans predicted (0 new, 1 already present)" in capsys.readouterr().out
     for path in out.rglob("*"):
         for word in ("miller", "4711", "jones", "1947", "sqlite"):
             assert word not in path.name

@@ -217,7 +217,7 @@ def _fractions(label: NDArray[np.generic]) -> str:
 
 def apply_threshold(label: NDArray[np.generic], threshold: float) -> NDArray[np.uint8]:
     """Classes 0 and 1: values of at least ``threshold`` are 1; NaN is 0."""
-    return np.asarray(label >= threshold, np.uint8)  # type: ignore[operator]
+    return np.asarray(label >= threshold, np.uint8)  # type: ignore[operator]  # all label types are numbers
 
 
 def refuse_lossy(label: NDArray[np.generic], name: str, *, advice: str) -> None:

@@ -115,7 +115,7 @@ class CropLoader(DataLoader[Any]):
 
     dataset: BatchStream
 
-    def __iter__(self) -> Iterator[Crops]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Crops]:  # type: ignore[override]  # batches, where DataLoader names its own iterator
         """Batches from ``first_batch`` on, without end."""
         source, reader = self.dataset, self.dataset.reader
         buffers = [None if layout is None else _Buffers(*layout) for layout in _layouts(reader)]
@@ -202,7 +202,7 @@ def _shared(slots: tuple[int, int], shape: tuple[int, ...], dtype: np.dtype[Any]
     whole = (*slots, *shape)
     if torch.multiprocessing.get_start_method() != "fork":
         empty = torch.empty(whole, dtype=_torch_type(dtype))
-        return empty.share_memory_()  # type: ignore[no-any-return, no-untyped-call]
+        return empty.share_memory_()  # type: ignore[no-any-return, no-untyped-call]  # torch has no types here
     mapped = mmap.mmap(-1, int(np.prod(whole)) * dtype.itemsize)
     return torch.frombuffer(mapped, dtype=_torch_type(dtype)).reshape(whole)
 

@@ -144,18 +144,18 @@ def measured(
     pooled = np.concatenate(values).astype(np.float64)
     low, high = (significant(x) for x in np.percentile(pooled, [rule.low, rule.high]))
     mean, deviation = significant(float(pooled.mean())), significant(float(pooled.std()))
-    parts, found = [], rule
+    parts, measured = [], rule
     if rule.clip == "collection":
         if low >= high:
             message = f"the foreground of the collection has one value, {low:.6g}"
             raise UserError(message, key=key, hint="Give a range of values instead of collection")
         parts.append(f"clip to {low:.6g} and {high:.6g} (percentiles {rule.low:g} and {rule.high:g})")
-        found = replace(found, clip="range", low=low, high=high)
+        measured = replace(measured, clip="range", low=low, high=high)
     if rule.normalize == "collection":
         parts.append(f"mean {mean:.6g}, deviation {deviation:.6g}")
-        found = replace(found, normalize="fixed", mean=mean, deviation=deviation or 1.0)
+        measured = replace(measured, normalize="fixed", mean=mean, deviation=deviation or 1.0)
     what = "labeled" if sampling.is_labeled else "foreground"
-    return found, f"{key}: {', '.join(parts)}, of {len(pooled):,} {what} voxels in {len(values)} scans"
+    return measured, f"{key}: {', '.join(parts)}, of {len(pooled):,} {what} voxels in {len(values)} scans"
 
 
 def refuse_none(scans: Sequence[Scan], domain: ValueDomain) -> None:

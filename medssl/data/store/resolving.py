@@ -57,21 +57,21 @@ class Resolver:
         spacings = Spacings(self.scans(), rules.orientation)
         if former is not None:
             return former, self._kept(rules, former, spacings)
-        found = rules
+        resolved = rules
         if isinstance(rules.spacing_mm, str):
-            found = replace(found, spacing_mm=spacings.target(rules.spacing_mm))
-            notes.append(f"{_spacing_text(rules, found)}, of {len(spacings)} volumes ({spacings.described()} mm)")
+            resolved = replace(resolved, spacing_mm=spacings.target(rules.spacing_mm))
+            notes.append(f"{_spacing_text(rules, resolved)}, of {len(spacings)} volumes ({spacings.described()} mm)")
         elif rules.isotropic is not None:
-            found = replace(found, spacing_mm=(rules.isotropic,) * 3, isotropic=None)
+            resolved = replace(resolved, spacing_mm=(rules.isotropic,) * 3, isotropic=None)
         elif rules.spacing_mm is None and (note := spacings.spread_note()):
             notes.append(note)
-        intensity = found.intensity
+        intensity = resolved.intensity
         for entry in fields(intensity):
             rule, domain = getattr(intensity, entry.name), cast("ValueDomain", entry.name)
             if not rule.is_resolved:
-                measured, lines = self._measure(found, domain, workers=workers, limits=limits, setup=setup)
+                measured, lines = self._measure(resolved, domain, workers=workers, limits=limits, setup=setup)
                 intensity, notes = replace(intensity, **{entry.name: measured}), notes + lines
-        return replace(found, intensity=intensity), notes
+        return replace(resolved, intensity=intensity), notes
 
     def forget_samples(self) -> None:
         """Deletes the samples of a fingerprint, once the store has its rules."""
@@ -121,10 +121,10 @@ class Resolver:
         return rule, [line + (f"; {failed} scans could not be read" if failed else "")]
 
 
-def _spacing_text(rules: Preprocess, found: Preprocess) -> str:
+def _spacing_text(rules: Preprocess, resolved: Preprocess) -> str:
     """A measured spacing in words."""
-    assert isinstance(found.spacing_mm, tuple)
-    return f"preprocess.spacing_mm {rules.spacing_mm}: {_shown(found.spacing_mm)} mm"
+    assert isinstance(resolved.spacing_mm, tuple)
+    return f"preprocess.spacing_mm {rules.spacing_mm}: {_shown(resolved.spacing_mm)} mm"
 
 
 def _shown(spacing: tuple[float, ...]) -> str:

@@ -64,7 +64,7 @@ def write_phantoms(folder: Path, recipe: Recipe, *, written: Callable[[str], obj
         written: Called with the patient's name after each scan.
 
     Returns:
-        How many scans were written now, and how many were there already.
+        How many scans were written now, and how many were already present.
 
     Raises:
         UserError: The recipe cannot be, or the folder holds phantoms of another recipe or other files.

@@ -78,7 +78,8 @@ def read_text(path: Path) -> MetaHeader:
             text = plain_text(line).strip()
             if not text:
                 continue
-            name, mark, value = re.fullmatch(r"([^=:]*)([=:]?)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+            mark = next((letter for letter in text if letter in "=:"), "")
+            name, _, value = text.partition(mark) if mark else (text, "", "")
             if not mark:
                 message = "not readable as MetaImage: a line of the header is no name with its value"
                 raise FormatError(message)

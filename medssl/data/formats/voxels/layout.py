@@ -90,7 +90,7 @@ def read_values(sources: Sequence[Source], layout: Layout, frame: int | None) ->
     for source in sources:
         check_possible(source, step)
     values = allocate(total, layout.dtype)
-    target = memoryview(values.view(np.uint8))  # type: ignore[arg-type]
+    target = memoryview(values.view(np.uint8))  # type: ignore[arg-type]  # arrays are buffers from Python 3.12 on
     for number, source in enumerate(sources):
         read_into(source, start * layout.dtype.itemsize, target[number * step : (number + 1) * step])
     return native(values), single_frame

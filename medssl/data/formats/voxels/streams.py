@@ -258,7 +258,7 @@ def _next_member(source: Source, remainder: bytes, stream: BinaryIO, block: int)
 def _fill(stream: BinaryIO, target: memoryview) -> int:
     filled = 0
     while filled < len(target):
-        count = stream.readinto(target[filled : filled + (1 << 26)])  # type: ignore[attr-defined]
+        count = stream.readinto(target[filled : filled + (1 << 26)])  # type: ignore[attr-defined]  # streams have it, BinaryIO does not name it
         if not count:
             break
         filled += count
