@@ -13,6 +13,7 @@ from medssl.data.loading.order import repeated
 from medssl.training.distributed import layout
 from medssl.views.mirroring import with_rule
 from medssl.views.plan import make_batch, needs_shapes, read_size
+from medssl.views.stain import refuse_other_domains
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -29,13 +30,13 @@ class BatchSource:
     Attributes:
         crops: Given the first micro-batch, the rank and the number of processes: endless micro-batches of raw crops; a
             fourth number sets how many processes read.
-        batch: Turns raw crops into views on a device.
+        batch: Turns raw crops into views on a device; ``alone`` says that the other processes do not do so now.
         accumulate: Micro-batches of one step.
         seed: Seed of the whole run.
     """
 
     crops: Callable[..., Iterable[Crops]]
-    batch: Callable[[Crops, torch.device], Batch]
+    batch: Callable[..., Batch]
     accumulate: int
     seed: int
 
@@ -62,7 +63,12 @@ def batches_of_store(
         scans: Only these scans of the split, by their number in the store; None takes all.
         groups: Class of each of ``scans``, where the plan's sampling balances them.
         with_labels: Read the voxels of the masks too.
+
+    Raises:
+        UserError: A view changes stains, and some scans are not in color.
     """
+    numbers = store.scans(split, axes=len(plan.views[0].size))
+    refuse_other_domains(plan, store.domains(numbers if scans is None else numbers[np.isin(numbers, scans)]))
     plan, usual = with_rule(plan, store.preprocess.mirror), workers
     size = crop_size(store, plan, split=split, scans=scans)
 
@@ -83,8 +89,8 @@ def batches_of_store(
             groups=groups,
         )
 
-    def batch(raw: Crops, device: torch.device) -> Batch:
-        return make_batch(raw, plan, seed=training.seed, device=device)
+    def batch(raw: Crops, device: torch.device, *, alone: bool = False) -> Batch:
+        return make_batch(raw, plan, seed=training.seed, device=device, alone=alone)
 
     return BatchSource(crops, batch, training.accumulate, training.seed)
 

@@ -37,7 +37,7 @@ class PictureWriter(Listener):
         if self.crops is None:  # the first micro-batch of the run, read in this process
             self.crops = next(iter(loop.source.crops(0, 0, loop.world_size, 0)))
         with torch.no_grad():
-            batch = loop.source.batch(self.crops, loop.device)
+            batch = loop.source.batch(self.crops, loop.device, alone=True)
             drawn = pictures(batch, loop.step_of(batch.origin.samples))
             captions = getattr(loop.objective, "captions", None)
             words = captions(batch) if captions else ()

@@ -69,6 +69,8 @@ class Geometry:
         probability: Probability of a rotation, and separately of a change of scale, 0 to 1. Crops with neither are the
             stored voxels, without interpolation. nnU-Net and nnssl use 0.2.
         interpolation: How other crops are sampled: "linear", or "cubic", which keeps more of the finest detail.
+        quarter_turns: Probability, 0 to 1, of a turn by 0, 90, 180 or 270 degrees (equally likely), which interpolates
+            nothing. For square 2D views of images without a fixed direction, such as histology.
     """
 
     flip: Literal["data", "safe", "all", "none"] = "safe"
@@ -76,6 +78,7 @@ class Geometry:
     isotropic: bool = True
     probability: float = 1.0
     interpolation: Literal["linear", "cubic"] = "linear"
+    quarter_turns: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,21 @@ class Intensity(CommonIntensity):
             1), lowest and highest exponent. nnU-Net: 0.1, 0.7, 1.5.
         reduced_resolution: Larger voxels, sampled to fewer voxels and back: probability (0 to 1), lowest and highest
             share of the voxels per axis, above 0 to 1. nnU-Net: 0.25, 0.5, 1.0.
+        hed_jitter: Changes the amounts of hematoxylin, eosin and DAB in color images: probability (0 to 1), largest
+            change of an amount as a share of it (below 1), largest shift of an amount in units of optical density.
+            Light: 0.5, 0.05, 0.01. Strong: 0.8, 0.2, 0.02.
+        stain_exchange: Probability (0 to 1) that a color image takes mean and deviation of the optical density, in each
+            color, from a random sample of the batch.
+        grayscale: Probability (0 to 1) that a color image becomes gray: the brightness in each of its colors. It
+            removes the stain, so keep it at 0.05 or less in histology.
     """
 
     brightness_factor: tuple[float, float, float] = (0.0, 1.0, 1.0)
     inverted_gamma: tuple[float, float, float] = (0.0, 1.0, 1.0)
     reduced_resolution: tuple[float, float, float] = (0.0, 1.0, 1.0)
+    hed_jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    stain_exchange: float = 0.0
+    grayscale: float = 0.0
 
 
 @dataclass(frozen=True)

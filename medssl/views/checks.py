@@ -6,10 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from medssl.types import UserError
-from medssl.views import extents, overlap
+from medssl.views import extents, overlap, stain
 
 if TYPE_CHECKING:
-    from medssl.types import Geometry, Intensity, Sampling, ViewPlan, ViewSpec
+    from medssl.types import Intensity, Sampling, ViewPlan, ViewSpec
 
 _PAIRS = ("noise", "blur", "brightness", "bias_field")
 _RANGES = ("contrast", "gamma", "brightness_factor", "inverted_gamma", "reduced_resolution")
@@ -72,7 +72,7 @@ def _problem(spec: ViewSpec, number: int, plan: ViewPlan) -> str:
         return f"nested_in takes the number of an earlier view: {spec.nested_in}"
     return (
         _problem_of_area(spec)
-        or _problem_of_geometry(spec.geometry)
+        or _problem_of_geometry(spec)
         or _problem_of_intensity(spec.intensity)
         or overlap.problem(spec, number, plan)
     )
@@ -93,9 +93,16 @@ def _problem_of_area(spec: ViewSpec) -> str:
     return ""
 
 
-def _problem_of_geometry(geometry: Geometry) -> str:
+def _problem_of_geometry(spec: ViewSpec) -> str:
+    geometry = spec.geometry
     if not 0 <= geometry.probability <= 1:
         return f"geometry.probability takes a number from 0 to 1: {geometry.probability}"
+    if not 0 <= geometry.quarter_turns <= 1:
+        return f"geometry.quarter_turns takes a probability from 0 to 1: {geometry.quarter_turns}"
+    if geometry.quarter_turns > 0 and (len(spec.size) != 2 or spec.size[0] != spec.size[1]):
+        return f"geometry.quarter_turns needs a square 2D view, and size is {tuple(spec.size)}: set it to 0"
+    if geometry.quarter_turns > 0 and not geometry.isotropic:
+        return "geometry.quarter_turns exchanges the axes: set geometry.isotropic to true, or quarter_turns to 0"
     return ""
 
 
@@ -110,4 +117,4 @@ def _problem_of_intensity(changes: Intensity) -> str:
             return f"intensity.{name} takes two positive numbers, the lower one first: {factors}"
     if changes.reduced_resolution[2] > 1:
         return f"intensity.reduced_resolution takes shares of the voxels up to 1: {changes.reduced_resolution[1:]}"
-    return ""
+    return stain.problem(changes)

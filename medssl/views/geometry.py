@@ -1,9 +1,9 @@
 """Random geometry: draws one affine for each sample and view. ``resample.sample`` applies it.
 
 An affine maps the voxels of a view to the voxels of the raw crop, in float64 on the CPU. From left to right it is:
-translation to the drawn center, rotation, scale and mirroring about the center of the view. Rotation is in millimeters,
-so that volumes with thick slices are rotated as the body is. Elastic deformation is not supported, since coordinates
-would no longer be affine.
+translation to the drawn center, rotation, scale, quarter turn and mirroring about the center of the view. Rotation is
+in millimeters, so that volumes with thick slices are rotated as the body is; quarter turns are in voxels, and exact.
+Elastic deformation is not supported, since coordinates would no longer be affine.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def draw_geometry(
     n, batch = len(spec.size), len(frame.low)
     drawn = _draw(spec, draws, frame)
     factors = drawn.factors if partner is None else overlap.matching_factors(drawn.factors, spec, partner)
-    linear = drawn.turn @ torch.diag_embed(factors * drawn.signs)
+    linear = drawn.turn @ (factors[:, :, None] * drawn.quarters * drawn.signs[:, None, :])
     outer = coordinates.identity(batch, n) if parent is None else parent
     outer_size = frame.size if parent_size is None else tuple(parent_size)
     inward = coordinates.invert(outer)
@@ -162,6 +162,7 @@ class _Drawn:
         is_rotated: Whether the view is rotated.
         is_changed: Whether it is rotated or scaled.
         signs: -1 for axes that are mirrored, else 1.
+        quarters: Quarter turns; identity where there is none.
         shares: Place of the center in its range, 0 to 1.
     """
 
@@ -170,6 +171,7 @@ class _Drawn:
     is_rotated: Bool[Tensor, " B"]
     is_changed: Bool[Tensor, " B"]
     signs: Float[Tensor, "B n"]
+    quarters: Float[Tensor, "B n n"]
     shares: Float[Tensor, "B n"]
 
 
@@ -189,7 +191,20 @@ def _draw(spec: ViewSpec, draws: Draws, frame: Frame) -> _Drawn:
     is_rotated = applied[:, 1] & any(limits)
     factors = torch.where(applied[:, :1], factors, torch.ones_like(factors))
     turn = in_voxels(torch.where(applied[:, 1:], angles, torch.zeros_like(angles)), frame.spacing_mm.to(torch.float64))
-    return _Drawn(factors, turn, is_rotated, is_rotated | is_scaled, signs, shares)
+    quarters = _quarter_turns(spec.geometry.quarter_turns, draws, n)
+    return _Drawn(factors, turn, is_rotated, is_rotated | is_scaled, signs, quarters, shares)
+
+
+def _quarter_turns(probability: float, draws: Draws, n: int) -> Float[Tensor, "B n n"]:
+    """Turns by 0 to 3 quarters as matrices of 0, 1 and -1."""
+    if probability == 0:
+        return torch.eye(n, dtype=torch.float64).expand(len(draws), n, n)
+    is_turned = draws.bernoulli(probability)
+    quarters = torch.where(is_turned, draws.integers(0, 4), torch.zeros(len(draws), dtype=torch.long))
+    quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]], dtype=torch.float64)
+    turns = torch.stack([torch.linalg.matrix_power(quarter, number) for number in range(4)])
+    chosen: Tensor = turns[quarters]
+    return chosen
 
 
 def _signs(spec: ViewSpec, draws: Draws, left_right: Int[Tensor, " B"]) -> Float[Tensor, "B n"]:
@@ -339,10 +354,14 @@ def _whole_center(
 
 
 def _is_whole(affine: Float[Tensor, "B n+1 n+1"]) -> Bool[Tensor, " B"]:
-    """Which affines only crop and flip by whole voxels."""
+    """Which affines only crop, flip and turn by quarters, by whole voxels."""
     offset = affine[:, :-1, -1]
     return _is_signed(affine[:, :-1, :-1]) & ((offset - offset.round()).abs() < 1e-9).all(dim=1)
 
 
 def _is_signed(linear: Float[Tensor, "B n n"]) -> Bool[Tensor, " B"]:
-    return (linear.abs() - torch.eye(linear.shape[-1], dtype=linear.dtype)).abs().amax(dim=(1, 2)) < 1e-9
+    """Which matrices only exchange axes and change their signs."""
+    size = linear.abs()
+    is_whole = (size - size.round()).abs().amax(dim=(1, 2)) < 1e-9
+    one_each = (size.round().sum(dim=1) == 1).all(dim=1) & (size.round().sum(dim=2) == 1).all(dim=1)
+    return is_whole & one_each

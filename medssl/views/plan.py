@@ -12,7 +12,7 @@ import torch
 from medssl.ops import coordinates
 from medssl.ops.draws import Draws
 from medssl.types import Batch, UserError, View
-from medssl.views import geometry, intensity, overlap
+from medssl.views import geometry, intensity, overlap, stain
 from medssl.views.checks import check_plan
 from medssl.views.extents import largest_extent
 from medssl.views.mirroring import left_right_axis
@@ -61,22 +61,26 @@ def needs_shapes(plan: ViewPlan) -> bool:
     return any(spec.area is not None for spec in plan.views)
 
 
-def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device | str) -> Batch:
+def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device | str, alone: bool = False) -> Batch:
     """Computes every view of a plan from raw crops, on the device.
 
-    Geometry is drawn from ``Draws(seed, samples, "view<k>.geometry")``, intensity from ``"view<k>.intensity"``. A
-    sample's view therefore does not depend on its batch. Views that only crop and flip are exact copies of the stored
-    voxels. Voxels outside the scan or the crop have the lowest value, and are neither ``valid`` nor ``scored``. Labels
-    are -1 where a view is not ``scored``. A missing channel is 0 everywhere.
+    Geometry is drawn from ``Draws(seed, samples, "view<k>.geometry")``, intensity from ``"view<k>.intensity"``, stains
+    from ``"view<k>.stain"``. A sample's view therefore does not depend on its batch, unless it takes the style of
+    another sample (``intensity.stain_exchange``): then all processes make their batches together. Views that only
+    crop, flip and turn by quarters are exact copies of the stored voxels. Voxels outside the scan or the crop have the
+    lowest value, and are neither ``valid`` nor ``scored``. Labels are -1 where a view is not ``scored``. A missing
+    channel is 0 everywhere.
 
     Args:
         crops: Raw crops from the loader.
         plan: The views.
         seed: Seed of the run.
         device: Device that computes and holds the views.
+        alone: Whether the other processes make no batch now: styles are then exchanged within this one.
 
     Raises:
-        UserError: The plan is not valid, or its views have another number of axes than the crops.
+        UserError: The plan is not valid, its views have another number of axes than the crops, or change stains of
+            images that are not in color.
     """
     check_plan(plan)
     n = crops.image.ndim - 2
@@ -86,6 +90,9 @@ def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device 
     device = torch.device(device)
     frame = _frame(crops, plan)
     crops_on_device = _to_device(crops, device)
+    styles = None
+    if any(spec.intensity.stain_exchange > 0 for spec in plan.views):
+        styles = stain.styles_of(crops_on_device.raw, crops_on_device.numbers, crops.origin.samples, alone=alone)
     views: list[View] = []
     targets: list[Tensor] = []
     affines: list[Tensor] = []
@@ -105,8 +112,14 @@ def make_batch(crops: Crops, plan: ViewPlan, *, seed: int, device: torch.device 
                 partner=partner,
             )
         )
-        draws = Draws(seed, crops.origin.samples, f"view{number}.intensity")
-        views.append(_view(crops_on_device, spec, affines[-1], frame, draws))
+        draws = [Draws(seed, crops.origin.samples, f"view{number}.{purpose}") for purpose in ("intensity", "stain")]
+        channels, changes = crops.image.shape[1], spec.intensity
+        drawn = _Changes(
+            seed,
+            intensity.draw_intensity(changes, draws[0], channels=channels, n=n),
+            stain.draw_stain(changes, draws[1], channels=channels, styles=styles if changes.stain_exchange else None),
+        )
+        views.append(_view(crops_on_device, spec, affines[-1], frame, drawn))
         if crops_on_device.labels is not None:
             labels = sample(crops_on_device.labels, affines[-1], spec.size, "nearest")
             targets.append(torch.where(views[-1].scored, labels, labels.new_full((), -1)))
@@ -126,6 +139,18 @@ class _DeviceCrops:
     all_present: bool
     labels: Int[Tensor, "B 1 *s"] | None
     scored: Bool[Tensor, "B 1 *s"] | None
+
+
+@dataclass(frozen=True)
+class _Changes:
+    """Parameters of the changes of a view: of intensities, and of stains (None without changes of stains)."""
+
+    seed: int
+    intensity: intensity.IntensityDraw
+    stain: stain.StainDraw | None
+
+    def rows(self, rows: slice) -> _Changes:
+        return _Changes(self.seed, self.intensity.rows(rows), None if self.stain is None else self.stain.rows(rows))
 
 
 def _to_device(crops: Crops, device: torch.device) -> _DeviceCrops:
@@ -179,11 +204,11 @@ def _view(
     spec: ViewSpec,
     affine: Float[Tensor, "B n+1 n+1"],
     frame: geometry.Frame,
-    draws: Draws,
+    drawn: _Changes,
 ) -> View:
     device = crops_on_device.raw.device
     valid, full = covered(affine, spec.size, frame.low, frame.high, device=device)
-    image = _pixels(crops_on_device, spec, affine, (valid, full), draws)
+    image = _pixels(crops_on_device, spec, affine, (valid, full), drawn)
     scored = valid.clone()
     if crops_on_device.scored is not None:
         scored &= sample(crops_on_device.scored, affine, spec.size, "nearest")
@@ -208,16 +233,13 @@ def _pixels(
     spec: ViewSpec,
     affine: Float[Tensor, "B n+1 n+1"],
     coverage: tuple[Bool[Tensor, "B 1 *s"], tuple[bool, ...]],
-    draws: Draws,
+    drawn: _Changes,
 ) -> Float[Tensor, "B C *s"]:
     """The image of a view: on an accelerator all rows at once; on the CPU row by row, since a row fits the cache."""
     batch, channels = crops_on_device.raw.shape[:2]
-    drawn = intensity.draw_intensity(spec.intensity, draws, channels=channels, n=len(spec.size))
     valid, fully_covered = coverage
     if crops_on_device.raw.device.type != "cpu":
-        return _apply_intensity_and_fill(
-            _values(crops_on_device, affine, spec), crops_on_device, drawn, draws.seed, valid
-        )
+        return _apply_changes_and_fill(_values(crops_on_device, affine, spec), crops_on_device, drawn, valid)
     image = torch.empty(batch, channels, *spec.size)
     for row in range(batch):
         row_slice = slice(row, row + 1)
@@ -228,8 +250,8 @@ def _pixels(
             present=crops_on_device.present[row_slice],
         )
         values = _values(row_crops, affine[row_slice], spec)
-        image[row_slice] = _apply_intensity_and_fill(
-            values, row_crops, drawn.rows(row_slice), draws.seed, None if fully_covered[row] else valid[row_slice]
+        image[row_slice] = _apply_changes_and_fill(
+            values, row_crops, drawn.rows(row_slice), None if fully_covered[row] else valid[row_slice]
         )
     return image
 
@@ -246,16 +268,17 @@ def _values(
     return sample(intensity.decode(raw, crops_on_device.numbers), affine, size, spec.geometry.interpolation)
 
 
-def _apply_intensity_and_fill(
+def _apply_changes_and_fill(
     image: Float[Tensor, "B C *s"],
     crops_on_device: _DeviceCrops,
-    drawn: intensity.IntensityDraw,
-    seed: int,
+    drawn: _Changes,
     valid: Bool[Tensor, "B 1 *s"] | None,
 ) -> Float[Tensor, "B C *s"]:
-    """Applies intensity changes, then sets padding and missing channels, which no change may affect."""
+    """Applies changes of stains and intensity, then sets padding and missing channels, which no change may affect."""
     fill = None if valid is None else intensity.lowest_value(crops_on_device.numbers, image)
-    image = intensity.apply_intensity(image, drawn, seed=seed, valid=valid)
+    if drawn.stain is not None:
+        image = stain.apply_stain(image, drawn.stain, crops_on_device.numbers)
+    image = intensity.apply_intensity(image, drawn.intensity, seed=drawn.seed, valid=valid)
     if valid is not None and fill is not None:
         image = torch.where(valid, image, fill)
     if not crops_on_device.all_present:

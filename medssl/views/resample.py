@@ -1,4 +1,4 @@
-"""Samples an array through an affine: exact if the affine only crops and flips, else linear, cubic or nearest.
+"""Samples an array through an affine: exact if it only crops, flips and turns by quarters, else linear, cubic, nearest.
 
 On an accelerator, one trilinear ``grid_sample`` processes the batch. On the CPU that kernel is not vectorized, so that
 3D affines run as three bilinear passes (``planes``). These smooth slightly more than one trilinear pass; an image that
@@ -35,7 +35,7 @@ def sample(
 ) -> Shaped[Tensor, "B C *size"]:
     """Samples ``image`` at the voxels of a view; the value at the border continues beyond it.
 
-    If the affine of a row only crops and flips by whole voxels, the row is an exact copy.
+    If the affine of a row only crops, flips and exchanges axes by whole voxels, the row is an exact copy.
 
     Args:
         image: The array, on any device.
@@ -65,11 +65,13 @@ def sample(
 
 
 def is_whole(matrix: Matrix) -> bool:
-    """Whether an affine only crops and flips by whole voxels."""
+    """Whether an affine only crops, flips and exchanges axes (quarter turns) by whole voxels."""
     n = len(matrix) - 1
     linear, offset = matrix[:n, :n], matrix[:n, n]
-    straight = np.abs(linear - np.diag(np.sign(np.diag(linear)))).max() < _EXACT / 10
-    return bool(straight and np.abs(np.diag(linear)).min() > 0.5 and np.abs(offset - np.rint(offset)).max() < _EXACT)
+    whole = np.abs(np.rint(linear))
+    one_each = (whole.sum(axis=0) == 1).all() and (whole.sum(axis=1) == 1).all()
+    near = np.abs(np.abs(linear) - whole).max() < _EXACT / 10
+    return bool(one_each and near and np.abs(offset - np.rint(offset)).max() < _EXACT)
 
 
 def covered(
@@ -214,15 +216,18 @@ def _in_range(view: Float[Tensor, "B C *v"], image: Float[Tensor, "B C *s"]) -> 
 
 
 def _copy(image: Shaped[Tensor, "C *s"], matrix: Matrix, size: Sequence[int]) -> Shaped[Tensor, "C *size"]:
-    """Crops and flips by whole voxels."""
+    """Crops, flips and exchanges axes by whole voxels."""
     n = len(size)
+    sources = np.abs(matrix[:n, :n]).argmax(axis=0).tolist()  # axis of the image that each axis of the view runs along
     mirrored: list[int] = []
-    for axis, extent in enumerate(size):
-        start, source = round(float(matrix[axis, n])), image.shape[axis + 1]
-        if matrix[axis, axis] < 0:
+    for axis, (source, extent) in enumerate(zip(sources, size, strict=True)):
+        start = round(float(matrix[source, n]))
+        if matrix[source, axis] < 0:
             mirrored.append(axis + 1)
             start -= extent - 1
-        image = span(image, axis + 1, start, extent, source)
+        image = span(image, source + 1, start, extent, image.shape[source + 1])
+    if sources != list(range(n)):
+        image = image.permute(0, *(source + 1 for source in sources))
     return image.flip(mirrored) if mirrored else image
 
 

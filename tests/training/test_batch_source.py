@@ -12,7 +12,7 @@ from data.stores import PLAIN, fill_store, numbered, volume
 
 from medssl.training.batch_source import batches_of_store, crop_size, repeated_subjects
 from medssl.training.settings import Training
-from medssl.types import Geometry, Sampling, ViewPlan, ViewSpec
+from medssl.types import Geometry, Intensity, Sampling, UserError, ViewPlan, ViewSpec
 
 SHAPES = {"a": (40, 30, 9), "b": (70, 64, 12), "c": (33, 90, 7), "d": (24, 24, 24)}
 TRAINING = Training(batch_size=4)
@@ -78,3 +78,12 @@ def test_pretraining_says_how_many_subjects_repeat(tmp_path, monkeypatch):
     ranks = [[crops.origin.scan_ids for crops in islice(halves.crops(0, rank, 2), 4)] for rank in (0, 1)]
     assert alone == [first + second for first, second in zip(*ranks, strict=True)]
     assert all(len(set(ids)) == 4 for ids in alone)
+
+
+def test_stains_of_other_scans_than_color_images_are_refused(tmp_path, monkeypatch):
+    store = made(tmp_path, monkeypatch)
+    plan = ViewPlan((ViewSpec((8, 8), intensity=Intensity(hed_jitter=(0.5, 0.1, 0.0))),))
+    with pytest.raises(
+        UserError, match=r"intensity\.hed_jitter: view 0: stain jitter refuses a value domain that is not"
+    ):
+        batches_of_store(store, plan, TRAINING, workers=0, split=None)

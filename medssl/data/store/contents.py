@@ -120,6 +120,11 @@ class Contents:
             raise UserError(message)
         return numbers
 
+    def domains(self, scans: Iterable[int]) -> set[str]:
+        """Value domains of scans, such as "hu" or "rgb"."""
+        codes = np.unique(self.records.facts["domain"][np.fromiter(scans, np.int64)])
+        return {self.records.tables["domain"][code] for code in codes}
+
     def subject(self, number: int) -> str:
         """Keyed digest of the subject of a scan."""
         return str(self.records.tables["subject"][self.records.subject[number]])
