@@ -48,6 +48,7 @@ WAYS = {
     "probe, then both, encoder 0.1": (*START, "--optimizer.encoder_rate=0.1"),
     "head first, then both": (*PLAIN, "--optimizer.head_first=0.3"),
     "probe, then both, layer decay 0.7": (*START, "--optimizer.layer_decay=0.7"),
+    "probe, then layer after layer": (*START, "--optimizer.unfreeze=0.6"),
 }
 
 

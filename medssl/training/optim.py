@@ -12,7 +12,7 @@ import torch
 from medssl.ops.limits import expect
 from medssl.ops.schedules import cosine, linear
 from medssl.training.lora import LoRA
-from medssl.training.rates import WARMUP_START, LearningRate, parameter_shares
+from medssl.training.rates import WARMUP_START, LearningRate, layer_numbers, parameter_shares
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -104,6 +104,9 @@ class FineTuning(Optimization):
         head_first: Share of all steps, 0 to 1, in which only the head is trained while its learning rate rises; then
             both rise and fall together (the "sawtooth" of Wald et al., An OpenMind for 3D medical vision
             self-supervised learning, ICCV 2025). 0 trains both from the start, 1 freezes the encoder.
+        unfreeze: Share of all steps, 0 to 1, over which the layers of the encoder start to move, the last one first and
+            the others at equal distances (Howard and Ruder, Universal language model fine-tuning, ACL 2018). It begins
+            after ``head_first``; together they are at most 1. 0 starts all layers together.
         encoder_rate: Learning rate of the encoder as a share of the head's, above 0.
         average: Share of the averaged weights that each step keeps, 0 to below 1, such as 0.99 (Polyak and Juditsky
             1992; less at first, so that the start is forgotten). 0 does not average.
@@ -117,6 +120,7 @@ class FineTuning(Optimization):
     """
 
     head_first: float = 0.0
+    unfreeze: float = 0.0
     encoder_rate: float = 1.0
     average: float = 0.99
     keep: Literal["average", "final", "best"] = "average"
@@ -128,6 +132,11 @@ class FineTuning(Optimization):
         super().__post_init__()
         for name, good, what in (
             ("head_first", 0 <= self.head_first <= 1, "from 0 to 1 (1 leaves the encoder as it is)"),
+            (
+                "unfreeze",
+                0 <= self.unfreeze <= 1 and self.unfreeze + self.head_first <= max(1.0, self.head_first),
+                "from 0 to what head_first leaves of 1",
+            ),
             ("encoder_rate", self.encoder_rate > 0, "above 0 (optimizer.head_first 1 leaves the encoder as it is)"),
             ("average", 0 <= self.average < 1, "from 0 to below 1"),
             ("drop_path", self.drop_path is None or 0 <= self.drop_path < 1, "from 0 to below 1, or null"),
@@ -165,14 +174,26 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Optimizer:
-    """An optimizer whose groups are: encoder or not, by what decays and what does not, by the parameter's share."""
-    shares = parameter_shares(module, settings)
-    held: dict[tuple[bool, bool, float], list[nn.Parameter]] = defaultdict(list)
+    """An optimizer with a group for each kind of parameter.
+
+    A kind is: of the encoder or not, decays or not, its share of the learning rate, and when it starts to move.
+    """
+    shares, starts = parameter_shares(module, settings), parameter_starts(module, settings)
+    held: dict[tuple[bool, bool, float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            held[name.startswith("encoder."), decays(name, parameter), shares.get(name, 1.0)].append(parameter)
+            of_encoder = name.startswith("encoder.")
+            kind = (of_encoder, decays(name, parameter), shares.get(name, 1.0), starts.get(name, 0.0))
+            held[kind].append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": held[key], "encoder": key[0], "decays": key[1], "share": key[2], "weight_decay": 0.0}
+        {
+            "params": held[key],
+            "encoder": key[0],
+            "decays": key[1],
+            "share": key[2],
+            "start": key[3],
+            "weight_decay": 0.0,
+        }
         for key in sorted(held, reverse=True)
     ]
     rate = settings.peak
@@ -193,6 +214,14 @@ def make_optimizer(module: nn.Module, settings: Optimization) -> torch.optim.Opt
     return optimizer
 
 
+def parameter_starts(module: nn.Module, settings: Optimization) -> dict[str, float]:
+    """Share of the steps after which each parameter of the encoder starts to move, where layers differ."""
+    share, begin = getattr(settings, "unfreeze", 0.0), getattr(settings, "head_first", 0.0)
+    layers = layer_numbers(module) if share else {}
+    last = max(layers.values(), default=0)
+    return {name: begin + share * (last - layer) / max(1, last) for name, layer in layers.items()}
+
+
 def set_rates(
     optimizer: torch.optim.Optimizer, settings: Optimization, progress: float, early: float | None = None
 ) -> tuple[float, float]:
@@ -209,7 +238,9 @@ def set_rates(
     early = progress if early is None else early
     decay = cosine(early, *settings.weight_decay)
     for group in optimizer.param_groups:
-        group["lr"] = group["share"] * settings.rate(progress, encoder=group["encoder"], early=early)
+        rate = settings.rate(progress, encoder=group["encoder"], early=early)
+        moves = early >= group.get("start", 0.0)  # checkpoints of 0.1.0 name no start
+        group["lr"] = group["share"] * rate if moves else 0.0
         group["weight_decay"] = decay if group["decays"] else 0.0
     return settings.rate(progress, encoder=False, early=early), decay
 

@@ -207,12 +207,17 @@ def parameter_shares(module: nn.Module, settings: LearningRate) -> dict[str, flo
 
 def layer_shares(module: nn.Module, settings: LearningRate) -> dict[str, float]:
     """Learning rate of each parameter of the encoder as a share of the encoder's, where layers differ."""
+    layers = {} if settings.layer_decay == 1.0 else layer_numbers(module)
+    behind = max(layers.values(), default=0) + 1
+    return {name: settings.layer_decay ** (behind - layer) for name, layer in layers.items()}
+
+
+def layer_numbers(module: nn.Module) -> dict[str, int]:
+    """Number of the layer of each parameter of the encoder of a module (``Encoder.layers``), by its name there."""
     encoder = getattr(module, "encoder", None)
-    if settings.layer_decay == 1.0 or not isinstance(encoder, Encoder):
-        return {}
-    layers = encoder.layers()
-    behind = max(layers.values()) + 1
-    return {f"encoder.{name}": settings.layer_decay ** (behind - layer) for name, layer in layers.items()}
+    return (
+        {f"encoder.{name}": layer for name, layer in encoder.layers().items()} if isinstance(encoder, Encoder) else {}
+    )
 
 
 def shares_by_name(names: list[str], rates: dict[str, float]) -> dict[str, float]:

@@ -124,6 +124,28 @@ def test_layers_near_the_image_move_less():
     assert all(any(name.startswith(start) for start in expected) for name in found)
 
 
+def test_layers_start_to_move_one_after_the_other_the_last_first():
+    settings = FineTuning(learning_rate=1.0, warmup=0.0, head_first=0.2, unfreeze=0.6, schedule="constant_then_decay")
+    encoder = ResEnc(ndim=2, channels=(4, 8), strides=((1, 1), (2, 2)), blocks=(1, 2))
+    module = nn.ModuleDict({"encoder": encoder, "head": nn.Linear(2, 2)})
+    optimizer = make_optimizer(module, settings)
+    layers = {"encoder.encoder.stem.": 0.8, "encoder.encoder.stages.0.blocks.0.": 0.6}
+    layers |= {"encoder.encoder.stages.1.blocks.0.": 0.4, "encoder.encoder.stages.1.blocks.1.": 0.2, "head.": 0.0}
+    seen = set()
+    for progress in (0.0, 0.19, 0.2, 0.39, 0.4, 0.59, 0.6, 0.79, 0.8, 0.99):
+        set_rates(optimizer, settings, progress)
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in module.named_parameters():
+            start = next(start for prefix, start in layers.items() if name.startswith(prefix))
+            assert (rates[id(parameter)] > 0) == (progress >= start - 1e-9), (progress, name)
+            seen.add((start, rates[id(parameter)] > 0))
+    assert len(seen) == 9  # all but a head that does not move
+    with pytest.raises(
+        UserError, match=r"optimizer\.unfreeze: must be from 0 to what head_first leaves of 1 \(got 0.9\)"
+    ):
+        FineTuning(head_first=0.2, unfreeze=0.9)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "convnext_atto"])
 def test_layers_of_timm_rise_from_the_image(name):
     encoder = Timm2d(name, in_channels=1)
