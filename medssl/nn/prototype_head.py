@@ -6,6 +6,7 @@ iBOT, ICLR 2022 (also for the tokens of patches).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,38 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@dataclass(frozen=True)
+class Prototypes:
+    """Prototype heads of an objective.
+
+    Attributes:
+        count: Number of prototypes, at least 2.
+        width: Channels that are compared with the prototypes, at least 1.
+        hidden: Channels of the hidden layers before them, at least 1.
+        frozen: Share of the training, 0 to 1, in which the prototypes stay as they are.
+        norm_last_layer: Whether only the direction of a prototype counts. False also learns a length for each one,
+            which DINO reports as less stable for large networks.
+    """
+
+    count: int = 4096
+    width: int = 256
+    hidden: int = 2048
+    frozen: float = 0.01
+    norm_last_layer: bool = True
+
+    def __post_init__(self) -> None:
+        expect(0 <= self.frozen <= 1, "prototypes.frozen", self.frozen, "from 0 to 1")
+
+    def head(self, channels: int) -> PrototypeHead:
+        """A head with random weights.
+
+        Args:
+            channels: Channels of the features that enter.
+        """
+        sizes = {"hidden": self.hidden, "width": self.width}
+        return PrototypeHead(channels, self.count, **sizes, norm_last_layer=self.norm_last_layer)
+
+
 class PrototypeHead(nn.Module):
     """Three linear layers with GELU between them, then the cosine between the result and each prototype.
 
@@ -33,12 +66,16 @@ class PrototypeHead(nn.Module):
         prototypes: Number of prototypes K.
         hidden: Channels of the two hidden layers.
         width: Channels that are compared with the prototypes.
+        norm_last_layer: False multiplies the score of each prototype by a learned length, 1 at first (weight
+            normalization, Salimans and Kingma, NeurIPS 2016).
 
     Raises:
         UserError: A number below 1, or fewer than two prototypes.
     """
 
-    def __init__(self, channels: int, prototypes: int, *, hidden: int = 2048, width: int = 256) -> None:
+    def __init__(
+        self, channels: int, prototypes: int, *, hidden: int = 2048, width: int = 256, norm_last_layer: bool = True
+    ) -> None:
         super().__init__()
         expect(prototypes >= 2, "prototypes", prototypes, "at least 2")
         expect(min(hidden, width) >= 1, "prototypes: channels", (hidden, width), "at least 1 each")
@@ -49,14 +86,17 @@ class PrototypeHead(nn.Module):
             nn.init.zeros_(layer.bias)
         self.layers = nn.ModuleList(layers)
         self.prototypes = nn.Parameter(nn.init.normal_(torch.empty(prototypes, width)))
+        self.lengths = None if norm_last_layer else nn.Parameter(torch.ones(prototypes))
 
     def forward(self, rows: Float[Tensor, "N C"]) -> Float[Tensor, "N K"]:
         """Scores of each row."""
         for number, layer in enumerate(self.layers):
             rows = layer(rows if number == 0 else F.gelu(rows))
-        return cosine(rows, self.prototypes)
+        scores = cosine(rows, self.prototypes)
+        return scores if self.lengths is None else scores * self.lengths
 
     def hold_prototypes(self) -> None:
         """Sets the gradient of the prototypes to zero; for ``Objective.before_step`` in the first steps of a run."""
-        if self.prototypes.grad is not None:
-            self.prototypes.grad.zero_()
+        for parameter in (self.prototypes, self.lengths):
+            if parameter is not None and parameter.grad is not None:
+                parameter.grad.zero_()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -16,6 +17,8 @@ from torch import nn
 
 from medssl.ops.assignment import centered_targets, entropies, moved_center, sinkhorn
 from medssl.ops.collectives import world_size
+from medssl.ops.limits import expect
+from medssl.ops.schedules import cosine, linear
 
 if TYPE_CHECKING:
     from typing import Self
@@ -24,6 +27,43 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ENOUGH = 8  # rows of all processes from which on their mean says whether targets differ
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How the teacher follows and how sharp its targets are.
+
+    Attributes:
+        momentum: Share of the teacher's weights that stays in a step, first and last, along a cosine.
+        temperature: The teacher's, first and from ``warmup`` on.
+        warmup: Share of the training in which the temperature changes.
+        student_temperature: The student's.
+        assignment: "center", or "sinkhorn" for batches with more rows than prototypes.
+    """
+
+    momentum: tuple[float, float] = (0.996, 1.0)
+    temperature: tuple[float, float] = (0.04, 0.07)
+    warmup: float = 0.1
+    student_temperature: float = 0.1
+    assignment: Literal["center", "sinkhorn"] = "center"
+
+    def __post_init__(self) -> None:
+        expect(min(self.temperature) > 0, "teaching.temperature", self.temperature, "above 0")
+        expect(self.student_temperature > 0, "teaching.student_temperature", self.student_temperature, "above 0")
+        expect(all(0 <= m <= 1 for m in self.momentum), "teaching.momentum", self.momentum, "from 0 to 1")
+        expect(0 <= self.warmup <= 1, "teaching.warmup", self.warmup, "from 0 to 1")
+
+    def temperature_at(self, progress: float) -> float:
+        """The teacher's temperature after a share of the training: a straight line, then constant.
+
+        >>> Teaching(temperature=(0.04, 0.08), warmup=0.5).temperature_at(0.25)
+        0.06
+        """
+        return linear(progress / self.warmup if self.warmup > 0 else 1.0, *self.temperature)
+
+    def momentum_at(self, progress: float) -> float:
+        """Share of the teacher's weights that stays in a step, after a share of the training."""
+        return cosine(progress, *self.momentum)
 
 
 class Teacher(nn.ModuleDict):

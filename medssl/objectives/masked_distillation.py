@@ -23,24 +23,22 @@ arXiv 2104.14294. Where this differs, ``docs/objectives/masked_distillation.md``
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from medssl.nn.masked_prediction import FromSparseMaps, FromTokens
-from medssl.nn.prototype_head import PrototypeHead
-from medssl.nn.teacher import Teacher, TeacherTargets, teacher_terms
+from medssl.nn.prototype_head import Prototypes
+from medssl.nn.self_distillation import SelfDistillation
+from medssl.nn.teacher import Teaching, teacher_terms
 from medssl.objectives.base import Reconstruction, join_views
 from medssl.ops.assignment import cross_entropy
 from medssl.ops.collectives import mean_over
 from medssl.ops.draws import draws
 from medssl.ops.limits import expect
-from medssl.ops.masking import varied_hidden
+from medssl.ops.masking import Masks
 from medssl.ops.patches import patchify
 from medssl.ops.reconstruction import compare, counted_voxels, hidden_positions, pixel_target
-from medssl.ops.schedules import cosine, linear
 from medssl.types import Loss, ViewPlan
 
 if TYPE_CHECKING:
@@ -51,70 +49,7 @@ if TYPE_CHECKING:
     from medssl.types import Batch, Features, Step, View, ViewSpec
 
 
-@dataclass(frozen=True)
-class Masks:
-    """What is hidden from the student: boxes of cells, drawn for each sample and view.
-
-    Attributes:
-        ratio: Lowest and highest share of cells.
-        unmasked: Share of the views that stay whole.
-        cell: Voxels of one cell per axis; None takes the encoder's ``mask_cell``.
-        boxes: False hides single cells.
-    """
-
-    ratio: tuple[float, float] = (0.5, 0.75)
-    unmasked: float = 0.0
-    cell: tuple[int, ...] | None = None
-    boxes: bool = True
-
-    def __post_init__(self) -> None:
-        expect(0 <= self.ratio[0] <= self.ratio[1] <= 1, "masks.ratio", self.ratio, "two shares, the lower first")
-        expect(0 <= self.unmasked <= 1, "masks.unmasked", self.unmasked, "from 0 to 1")
-
-
-@dataclass(frozen=True)
-class Prototypes:
-    """Both heads.
-
-    Attributes:
-        count: Number of prototypes, at least 2.
-        width: Channels that are compared with the prototypes, at least 1.
-        hidden: Channels of the hidden layers before them, at least 1.
-        frozen: Share of the training, 0 to 1, in which the prototypes stay as they are.
-    """
-
-    count: int = 4096
-    width: int = 256
-    hidden: int = 2048
-    frozen: float = 0.01
-
-
-@dataclass(frozen=True)
-class Teaching:
-    """How the teacher follows and what it says.
-
-    Attributes:
-        momentum: Share of the teacher's weights that stays in a step, first and last, along a cosine.
-        temperature: The teacher's, first and from ``warmup`` on.
-        warmup: Share of the training in which the temperature changes.
-        student_temperature: The student's.
-        assignment: "center", or "sinkhorn" for batches with more rows than prototypes.
-    """
-
-    momentum: tuple[float, float] = (0.996, 1.0)
-    temperature: tuple[float, float] = (0.04, 0.07)
-    warmup: float = 0.1
-    student_temperature: float = 0.1
-    assignment: Literal["center", "sinkhorn"] = "center"
-
-    def __post_init__(self) -> None:
-        expect(min(self.temperature) > 0, "teaching.temperature", self.temperature, "above 0")
-        expect(self.student_temperature > 0, "teaching.student_temperature", self.student_temperature, "above 0")
-        expect(all(0 <= m <= 1 for m in self.momentum), "teaching.momentum", self.momentum, "from 0 to 1")
-        expect(0 <= self.warmup <= 1, "teaching.warmup", self.warmup, "from 0 to 1")
-
-
-class MaskedDistillation(Reconstruction):
+class MaskedDistillation(SelfDistillation, Reconstruction):
     """Predicts from two masked views their voxels, and what a teacher that sees everything makes of them.
 
     Args:
@@ -153,21 +88,12 @@ class MaskedDistillation(Reconstruction):
         self.masks, self.prototypes, self.teaching = masks, prototypes, teaching
         self.compares_samples = teaching.assignment == "sinkhorn"
         channels, strides, values = encoder.channels, encoder.strides, encoder.in_channels
-        self.predict: nn.Module = FromTokens(channels[-1], strides[-1], image_channels=values)
+        self.predict: FromTokens | FromSparseMaps = FromTokens(channels[-1], strides[-1], image_channels=values)
         if self.mode == "sparse":
             width, fill, stem = decoder_width, patch_weight > 0, encoder.stem_maps
             self.predict = FromSparseMaps(channels, strides, image_channels=values, width=width, fill=fill, first=stem)
         self.weights = {name: w for name, w in (("patch", patch_weight), ("pooled", pooled_weight)) if w > 0}
-        self.heads, self.targets = nn.ModuleDict(), nn.ModuleDict()
-        k, sizes = prototypes.count, {"hidden": prototypes.hidden, "width": prototypes.width}
-        for name in self.weights:
-            self.heads[name] = PrototypeHead(channels[-1], k, **sizes)
-            self.targets[name] = TeacherTargets(k, teaching.assignment)
-        self.teacher = Teacher(self.students())
-
-    def students(self) -> dict[str, nn.Module]:
-        """What the teacher follows."""
-        return {"encoder": self.encoder, **self.heads}
+        self.add_teacher(tuple(self.weights), channels[-1])
 
     def forward(self, batch: Batch, step: Step) -> Loss:
         """Masks both views, reconstructs, and compares with what the teacher makes of them."""
@@ -184,7 +110,7 @@ class MaskedDistillation(Reconstruction):
         rows = {"patch": filled.flatten(2).mT[positions], "pooled": features.pooled}
         goals = self.goals(view, positions, step) if self.weights else {}
         for name, weight in self.weights.items():
-            scores = self.heads[name](rows[name])
+            scores = self.scores(name, rows[name])
             errors = cross_entropy(scores, goals[name], self.teaching.student_temperature)
             mean = mean_over(errors.sum(), len(errors), counts[1] if name == "patch" else None)
             loss = loss + weight * mean
@@ -211,18 +137,14 @@ class MaskedDistillation(Reconstruction):
     def goals(self, view: View, positions: Bool[Tensor, "B N"], step: Step) -> dict[str, Float[Tensor, "N K"]]:
         """Targets of hidden positions, from the same view, and of pooled features, from the other view."""
         whole = self.teacher["encoder"](view.image)
-        progress = step.progress / self.teaching.warmup if self.teaching.warmup > 0 else 1.0
-        temperature = linear(progress, *self.teaching.temperature)
         rows = {"patch": whole.maps[-1].flatten(2).mT[positions], "pooled": whole.pooled.roll(len(step.samples), 0)}
-        return {name: self.targets[name](self.teacher[name](rows[name]), temperature) for name in self.weights}
+        return self.teacher_targets({name: rows[name] for name in self.weights}, step)
 
     def hidden(self, view: View, step: Step) -> Bool[Tensor, "B *cells"]:
         """Which cells of each view are hidden; the views of a sample have masks of their own."""
-        source = draws(step, "maskeddistillation.mask")
-        ratio, unmasked, boxes = self.masks.ratio, self.masks.unmasked, self.masks.boxes
-        count = len(view.image) // len(step.samples)
-        masks = [varied_hidden(self.cells, ratio, source, unmasked=unmasked, blocks=boxes) for _ in range(count)]
-        return torch.cat(masks).to(view.image.device)
+        views = len(view.image) // len(step.samples)
+        hidden = self.masks.draw(self.cells, draws(step, "maskeddistillation.mask"), views)
+        return hidden.to(view.image.device)
 
     def counts(self, batch: Batch, step: Step) -> Tensor:
         """Hidden scored voxels, and hidden positions."""
@@ -230,21 +152,3 @@ class MaskedDistillation(Reconstruction):
         hidden = self.hidden(view, step)
         voxels = (counted_voxels(view, self.cell) & hidden.flatten(1)[..., None]).sum()
         return torch.stack((voxels, hidden_positions(view, hidden, self.encoder.strides[-1]).sum()))
-
-    def before_step(self, step: Step) -> None:
-        """Holds the prototypes in the first steps."""
-        if step.progress < self.prototypes.frozen:
-            for head in self.heads.values():
-                assert isinstance(head, PrototypeHead)
-                head.hold_prototypes()
-
-    def after_step(self, step: Step) -> None:
-        """Moves the teacher and the centers."""
-        self.teacher.follow(self.students(), cosine(step.progress, *self.teaching.momentum))
-        for targets in self.targets.values():
-            assert isinstance(targets, TeacherTargets)
-            targets.after_step()
-
-    def after_load(self) -> None:
-        """The teacher starts as the student does."""
-        self.teacher.copy_from(self.students())

@@ -107,6 +107,26 @@ def cross_entropy(
         return -(targets * (_precise(scores) / temperature).log_softmax(-1)).sum(-1)
 
 
+def cross_view(
+    scores: Float[Tensor, "V B K"], targets: Float[Tensor, "G B K"], temperature: float
+) -> Float[Tensor, "V B"]:
+    """Sum of the cross-entropies of each view with the targets of all other views (Caron et al., DINO, ICCV 2021).
+
+    The first G views are those that the targets come from; none is compared with its own target.
+
+    Args:
+        scores: The student's, of V views of B samples.
+        targets: The teacher's, of the first G of them; rows sum to 1.
+        temperature: Divides the scores.
+
+    Returns:
+        G - 1 terms are summed for each of the first G views, and G for the others.
+    """
+    others = targets.sum(0).expand_as(scores)
+    own = torch.cat((targets, targets.new_zeros(len(scores) - len(targets), *targets.shape[1:])))
+    return cross_entropy(scores, others - own, temperature)
+
+
 @torch.no_grad()
 def entropies(targets: Float[Tensor, "N K"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """How sharp targets are, and how many prototypes they use, over the rows of all processes, in nats.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import lcm, prod
 from typing import TYPE_CHECKING
 
+from medssl.ops.limits import expect
 from medssl.ops.patches import cells_of
 from medssl.types import UserError
 
@@ -15,6 +17,43 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from medssl.ops.draws import Draws
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What is hidden from the student: boxes of cells, drawn for each sample and view.
+
+    Attributes:
+        ratio: Lowest and highest share of cells.
+        unmasked: Share of the views that stay whole.
+        cell: Voxels of one cell per axis; None takes the encoder's ``mask_cell``.
+        boxes: False hides single cells.
+    """
+
+    ratio: tuple[float, float] = (0.5, 0.75)
+    unmasked: float = 0.0
+    cell: tuple[int, ...] | None = None
+    boxes: bool = True
+
+    def __post_init__(self) -> None:
+        expect(0 <= self.ratio[0] <= self.ratio[1] <= 1, "masks.ratio", self.ratio, "two shares, the lower first")
+        expect(0 <= self.unmasked <= 1, "masks.unmasked", self.unmasked, "from 0 to 1")
+
+    def draw(self, cells: Sequence[int], draws: Draws, views: int = 1) -> Bool[Tensor, "B *cells"]:
+        """Masks of several views of the samples; the rows of the first view come first.
+
+        Args:
+            cells: Cells per axis.
+            draws: Random numbers keyed by sample.
+            views: Number of views; each has masks of its own.
+
+        Returns:
+            Mask on the CPU, with ``views`` times as many rows as there are samples.
+        """
+        import torch
+
+        whole, boxes = self.unmasked, self.boxes
+        return torch.cat([varied_hidden(cells, self.ratio, draws, unmasked=whole, blocks=boxes) for _ in range(views)])
 
 
 def hidden_count(cells: Sequence[int], ratio: float) -> int:

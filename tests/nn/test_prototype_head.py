@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medssl.nn.prototype_head import PrototypeHead
+from medssl.nn.prototype_head import PrototypeHead, Prototypes
 from medssl.types import UserError
 
 
@@ -73,3 +73,21 @@ def test_settings_out_of_range_are_refused(arguments, match):
         head(**arguments)
     with pytest.raises(UserError, match="prototypes: must be at least 2"):
         PrototypeHead(12, 1)
+
+
+def test_lengths_of_prototypes_scale_their_scores():
+    module, rows = head(norm_last_layer=False), torch.randn(5, 12)
+    want = head()(rows)
+    torch.testing.assert_close(module(rows), want)
+    with torch.no_grad():
+        module.lengths.copy_(torch.arange(1.0, 8.0))
+    torch.testing.assert_close(module(rows), want * torch.arange(1.0, 8.0))
+    module(rows).square().sum().backward()
+    module.hold_prototypes()
+    assert not module.lengths.grad.any()
+    assert module.layers[0].weight.grad.any()
+
+
+def test_a_share_out_of_range_is_refused():
+    with pytest.raises(UserError, match=r"prototypes\.frozen: must be from 0 to 1 \(got 1\.5\)"):
+        Prototypes(frozen=1.5)
