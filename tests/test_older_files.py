@@ -7,6 +7,7 @@ opens such a file no longer, it must refuse it with one line that says how to co
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import json
 import os
@@ -17,15 +18,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from medssl import cli
 from medssl.data.store.store import Store
 from medssl.encoders.timm2d import Timm2d
 from medssl.heads.weights import load_network
+from medssl.io.older_keys import with_present_keys, with_present_options
 from medssl.objectives.spark import SparK
+from medssl.training.checkpoint import FREE_KEYS, LATER, flat
 from medssl.training.continuing import fill_rest
+from medssl.training.optim import FineTuning, Optimization
 from medssl.training.resume import take_over
+from medssl.training.settings import Examples, Training
 from medssl.types import Card, Imported, Preprocess, UserError, ViewSpec
 from medssl.types.provenance import Provenance
 
@@ -133,6 +139,27 @@ def test_a_classification_of_a_new_scan_is_the_same(older):
     expected_head, expected = table_of(NUMBERS["classified"]["predictions"])
     assert (head, row[:2]) == (expected_head, expected[:2])
     assert list(map(float, row[2:])) == pytest.approx(list(map(float, expected[2:])), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("run", "part", "settings"),
+    [
+        ("segmented", "optimizer", FineTuning()),
+        ("segmented", "training", Training()),
+        ("segmented", "data", Examples(ViewSpec((8, 8, 8)))),
+        ("pretrained", "optimizer", Optimization()),
+        ("pretrained", "training", Training()),
+        ("pretrained", "objective.init_args.view", ViewSpec((8, 8, 8))),
+    ],
+)
+def test_every_key_that_a_run_of_0_1_0_lacks_is_listed_with_what_it_did(run, part, settings):
+    with tarfile.open(HERE / "files.tar.gz") as archive:
+        file = archive.extractfile(f"runs/{run}/config.yaml")
+        assert file is not None
+        stored = dict(flat(with_present_options(with_present_keys(yaml.safe_load(file)))))
+    now = {f"{part}.{key}": value for key, value in flat(dataclasses.asdict(settings)) if value is not None}
+    lacking = [key for key in now if key not in stored and not key.startswith(FREE_KEYS)]
+    assert [key for key in lacking if not key.endswith(tuple(LATER))] == []
 
 
 def test_a_report_takes_every_kind_of_folder(older, capsys):

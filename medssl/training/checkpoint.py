@@ -44,7 +44,7 @@ LATER: dict[str, Any] = {  # ends of keys, and what they are in configurations t
     ".preprocess.mirror": "safe", ".mean": 0.0, ".deviation": 1.0,
     "training.recompute": False, "optimizer.learning_rate_per": None, "optimizer.schedule": "cosine",
     "optimizer.rate_decay.power": None, "optimizer.rate_decay.share": None, "optimizer.rate_decay.horizon": None,
-    "optimizer.layer_decay": 1.0, "optimizer.momentum": None, "optimizer.clip_per": "all",
+    "optimizer.layer_decay": 1.0, "optimizer.unfreeze": 0.0, "optimizer.momentum": None, "optimizer.clip_per": "all",
     "optimizer.keep": "best", "optimizer.probe.start": False, "optimizer.probe.floor": False, "windows.mirror": "none",
 }  # fmt: skip
 BEFORE_DECAY = "before_decay.pt"  # the last checkpoint before the learning rate falls
