@@ -20,7 +20,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/test.yaml").read_text(encoding="utf-8"))
 PYTHONS = ["3.11", "3.12", "3.13"]
-IMPORTED_AS = {"parquet": {"pyarrow"}, "hdf5": {"h5py"}, "lora": {"peft"}}  # by extra
+IMPORTED_AS = {"parquet": {"pyarrow"}, "hdf5": {"h5py"}, "lora": {"peft"}, "slides": {"openslide"}}  # by extra
 
 
 def text(name: str) -> str:
