@@ -20,7 +20,7 @@ from medssl.types.batches import (
 from medssl.types.cards import Card, TrainedOn, Tuned
 from medssl.types.errors import UserError
 from medssl.types.notes import Note, NoteKind
-from medssl.types.preprocess import Imported, IntensityRule, IntensityRules, Preprocess
+from medssl.types.preprocess import Imported, IntensityRule, IntensityRules, Preprocess, StainRule
 from medssl.types.scans import (
     Digests,
     Grid,
@@ -62,6 +62,7 @@ __all__ = [
     "Sampling",
     "Scan",
     "Source",
+    "StainRule",
     "Status",
     "Step",
     "Subject",

@@ -58,6 +58,22 @@ class IntensityRules:
 
 
 @dataclass(frozen=True)
+class StainRule:
+    """How the colors of histology are normalized before they are stored, fitted once a scan.
+
+    Attributes:
+        method: "none"; "macenko" (two stains and their amounts) or "reinhard" (mean and deviation of the colors of
+            tissue). Random changes of stains in the views (``intensity.hed_jitter``) help more in most comparisons.
+        reference: Numbers of the colors to bring scans to; None takes published ones. Macenko: optical density of
+            hematoxylin in red, green and blue, the same of eosin, and the 99th percentile of both amounts. Reinhard:
+            mean and deviation of l, alpha and beta.
+    """
+
+    method: Literal["none", "macenko", "reinhard"] = "none"
+    reference: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Imported:
     """A class by import path with its arguments, as in a configuration file."""
 
@@ -99,6 +115,7 @@ class Preprocess(GridRules):
             images the horizontal axis), "all" (where left and right do not matter, as in histology) or "none".
         isotropic: Target spacing in mm of all axes, above 0, in place of ``spacing_mm``; None takes ``spacing_mm``.
             Volumes only.
+        stain: Normalization of the stains of color images.
     """
 
     intensity: IntensityRules = field(default_factory=IntensityRules)
@@ -106,6 +123,7 @@ class Preprocess(GridRules):
     domains: tuple[ValueDomain, ...] = ()
     mirror: Literal["safe", "all", "none"] = "safe"
     isotropic: float | None = None
+    stain: StainRule = field(default_factory=StainRule)
 
     @property
     def is_resolved(self) -> bool:
@@ -120,6 +138,8 @@ class Preprocess(GridRules):
         del rules["domains"], rules["mirror"]  # which scans are taken and how views mirror them: not what is stored
         if self.isotropic is None:
             del rules["isotropic"]
+        if self.stain.method == "none":
+            del rules["stain"]
         for rule in rules["intensity"].values():
             if rule["normalize"] != "fixed":  # without effect, and unknown to 0.1.0
                 del rule["mean"], rule["deviation"]

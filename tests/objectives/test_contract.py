@@ -7,10 +7,12 @@ import copy
 import re
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import ddp
 import pytest
 import torch
+import yaml
 from objectives.small import CONFIGS, encoder, from_config, spark
 
 from medssl.encoders.base import ContractError
@@ -23,12 +25,26 @@ from medssl.objectives.simclr import SimCLR
 from medssl.objectives.spark import SparK
 from medssl.types import Geometry, Loss, UserError, ViewSpec
 
-OBJECTIVES = sorted(str(path) for path in (CONFIGS / "objectives").glob("*.yaml"))
+PRESETS = sorted(str(path) for path in (CONFIGS / "objectives").glob("*.yaml"))
+TILES = [path for path in PRESETS if path.endswith("_tiles.yaml")]  # presets of images with other views
+OBJECTIVES = [path for path in PRESETS if path not in TILES]
 NAMES = [path.rsplit("/", 1)[-1] for path in OBJECTIVES]
 
 
 def test_there_are_objectives():
     assert {"spark_2d.yaml", "spark_3d.yaml"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("path", TILES, ids=lambda path: path.rsplit("/", 1)[-1])
+def test_a_preset_for_tiles_is_that_of_images_but_for_its_views(path):
+    """So that the contract, which makes images itself, holds for one as for the other."""
+    tiles, images = (yaml.safe_load(Path(file).read_text()) for file in (path, path.replace("_tiles.yaml", "_2d.yaml")))
+    assert tiles["class_path"] == images["class_path"]
+    for preset in (tiles, images):
+        del preset["init_args"]["view"]
+        preset["init_args"].get("sampling", {}).pop("foreground", None)
+    assert tiles["init_args"] == images["init_args"]
+    from_config(path, 2)
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

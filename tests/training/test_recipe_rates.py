@@ -26,16 +26,20 @@ PUBLISHED = {
     "graph_match_2d": ((2e-3, 3200), "adamw", 5.657e-4),  # the paper: 2e-3 at 3200, Adam; 2e-3 x sqrt(0.08)
     "graph_match_3d": ((2e-3, 3200), "adamw", 1.414e-4),  # 2e-3 x sqrt(0.005)
     "mae_2d": ((16 * 1.5e-4, 4096), "adamw", 4.243e-4),  # mae: blr 1.5e-4 a 256 images; 2.4e-3 / sqrt(32)
+    "mae_tiles": ((16 * 1.5e-4, 4096), "adamw", 4.243e-4),  # as mae_2d
     "mae_3d": ((3e-4, 8), "adamw", 3e-4),  # nnssl: BaseEvaMAETrainer_BS8
     "mae_primus_3d": ((3e-4, 8), "adamw", 3e-4),  # nnssl: BaseEvaMAETrainer_BS8
     "mae_resenc_3d": ((1e-2, 8), "sgd", 1e-2),  # nnssl: BaseMAETrainer_BS8
     "masked_distillation_2d": ((4 * 5e-4, 1024), "adamw", 5e-4),  # ibot: lr 5e-4 a 256 images; 2e-3 / 4
+    "masked_distillation_tiles": ((4 * 5e-4, 1024), "adamw", 5e-4),  # as masked_distillation_2d
     "masked_distillation_3d": ((6 * 1e-4, 6), "adamw", 6.928e-4),  # SMIT: lr 0.0001 x batch of 6
     "simclr_2d": ((5e-4, 256), "adamw", 5e-4),  # ours
+    "simclr_tiles": ((5e-4, 256), "adamw", 4.330e-4),  # as simclr_2d; 5e-4 x sqrt(0.75)
     "simclr_3d": ((2e-4, 16), "adamw", 2e-4),  # ours
     "simmim_2d": ((4 * 1e-4, 2048), "adamw", 1e-4),  # SimMIM: base 1e-4 a 512 images; 4e-4 / 4
     "simmim_3d": ((3e-4, 8), "adamw", 3e-4),  # nnssl: SimMIMEvaTrainer_BS8
     "spark_2d": ((16 * 2e-4, 4096), "adamw", 5.657e-4),  # SparK: base_lr 2e-4 a 256 images; 3.2e-3 / sqrt(32)
+    "spark_tiles": ((16 * 2e-4, 4096), "adamw", 5.657e-4),  # as spark_2d
     "spark_3d": ((16 * 2e-4, 4096), "adamw", 1.414e-4),  # 3.2e-3 x sqrt(8 / 4096)
 }
 

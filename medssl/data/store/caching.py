@@ -318,13 +318,14 @@ def _log_summary(
     new, skipped, changed = counts
     rows = connection.execute("SELECT scan_id, dtype, details FROM scans")
     wanted = {scan.scan_id for scan in scans()}
-    errors, other, total, clipped = [], 0, 0, 0
+    errors, other, total, clipped, unfitted = [], 0, 0, 0, 0
     for scan_id, _, details in rows:
         total += 1
         other += scan_id not in wanted
         known = json.loads(details)
         errors.append(known["error"])
         clipped += known["clipped"] > 0
+        unfitted += plan.preprocess.stain.method != "none" and "stain" not in known
     inexact = [x for x in errors if x > 0]
     size = sum(path.stat().st_size for path in plan.store.rglob("*") if path.is_file())
     log.info(
@@ -335,6 +336,8 @@ def _log_summary(
         log.info(f"  {len(inexact)} hold resampled or real numbers in 8 or 16 bits: rounded by {worst}")
     if clipped:
         log.info(f"  {clipped} had voxels beyond the clip bounds of their intensity rule, stored as the bound")
+    if unfitted:
+        log.info(f"  {unfitted} have too little tissue, or one stain, for preprocess.stain: their colors are unchanged")
     for line in _label_lines(plan, connection):
         log.info(f"  {line}")
     if changed:

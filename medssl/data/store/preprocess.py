@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medssl.data.formats.masks import whole_numbers
-from medssl.data.store import coding, grid
+from medssl.data.store import coding, grid, stains
 from medssl.types import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from medssl.data.formats.reading import Volume
     from medssl.data.store.coding import Coding
-    from medssl.types import Imported, IntensityRule, Preprocess, ValueDomain
+    from medssl.data.store.stains import StainFit
+    from medssl.types import Imported, IntensityRule, Preprocess, StainRule, ValueDomain
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Prepared:
         cells: Foreground map, one bool per cell in C order (see ``coding.cell_side``).
         undo: The way back to the source's grid.
         label: Classes [1, *s] in the smallest integer type, or None.
+        stain: What the stains of the scan were normalized by; None where they were not.
     """
 
     image: NDArray[np.uint8] | NDArray[np.int16]
@@ -51,6 +53,7 @@ class Prepared:
     cells: NDArray[np.bool_]
     undo: Undo
     label: NDArray[np.integer] | None = None
+    stain: StainFit | None = None
 
     @property
     def spacing_mm(self) -> tuple[float, ...]:
@@ -67,6 +70,7 @@ class _Work:
     label: NDArray[Any] | None = None
     excluded: NDArray[np.bool_] | None = None
     undo: Undo = field(default_factory=lambda: Undo((), (), (), ()))
+    stain: StainFit | None = None
 
     def move(self, step: Callable[..., tuple[NDArray[Any], NDArray[np.float64]]], *arguments: object) -> None:
         """Takes image and masks through the same change of grid."""
@@ -126,6 +130,7 @@ def check(preprocess: Preprocess) -> None:
         raise UserError(message, key="preprocess.image_size", got=preprocess.image_size)
     for entry in fields(preprocess.intensity):
         _check_rule(getattr(preprocess.intensity, entry.name), f"preprocess.intensity.{entry.name}")
+    stains.check_rule(preprocess.stain)
     _users(preprocess.transforms)
 
 
@@ -167,6 +172,8 @@ def prepare(volume: Volume, preprocess: Preprocess, *, domain: ValueDomain) -> P
     work.excluded = volume.excluded
     if (included := work.included()) is not None:
         work.image = coding.blanked(image, included)
+    if preprocess.stain.method != "none":
+        _normalize_stains(work, preprocess.stain, domain)
     if image.ndim == 4 and preprocess.orientation:
         work.move(grid.orient, preprocess.orientation)
     _crop_foreground(work, preprocess, domain)
@@ -225,6 +232,16 @@ def _plain_type(image: NDArray[Any]) -> NDArray[Any]:
     if image.dtype == np.float16:
         return image.astype(np.float32)
     return image
+
+
+def _normalize_stains(work: _Work, rule: StainRule, domain: ValueDomain) -> None:
+    """Fits the rule to the scan, at its full resolution, and gives it the colors of the reference."""
+    if domain != "rgb" or len(work.image) != 3 or work.image.dtype != np.uint8:
+        message = "normalizes color images of 8 bits, and the scan is none"
+        hint = "Set it to none, or choose color images"
+        raise UserError(message, key="preprocess.stain.method", got=rule.method, hint=hint)
+    work.stain = stains.fit(work.image, rule)
+    work.image = stains.normalize(work.image, work.stain, rule)
 
 
 def _crop_foreground(work: _Work, preprocess: Preprocess, domain: ValueDomain) -> None:
@@ -303,6 +320,7 @@ def _finish(work: _Work, preprocess: Preprocess, domain: ValueDomain, *, whole: 
         cells=coding.foreground_cells(mask),
         undo=work.undo,
         label=None if work.label is None else _smallest(work.label),
+        stain=work.stain,
     )
 
 

@@ -167,6 +167,8 @@ def row(scan: Scan, key: str, prepared: Prepared, place: Place, content: str) ->
     }
     if prepared.label is not None:
         details["classes"] = {str(value): count for value, count in value_counts(prepared.label).items()}
+    if prepared.stain is not None:
+        details["stain"] = {"method": prepared.stain.method, "numbers": prepared.stain.numbers}
     label = "" if prepared.label is None else prepared.label.dtype.name
     kind = MARKED if numbers.excluded else prepared.image.dtype.name
     return (

@@ -21,7 +21,7 @@ from medssl.data.store.contents import Contents
 from medssl.data.store.naming import FORMAT, Tier, scan_file
 from medssl.io.documents import read_json
 from medssl.io.older_keys import with_present_keys
-from medssl.types import Imported, IntensityRule, IntensityRules, LabelSchema, Preprocess, UserError
+from medssl.types import Imported, IntensityRule, IntensityRules, LabelSchema, Preprocess, StainRule, UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -269,8 +269,10 @@ def preprocess_from(data: dict[str, Any]) -> Preprocess:
     steps = tuple(Imported(**step) for step in data.pop("transforms"))
     for name in ("spacing_mm", "image_size"):
         data[name] = tuple(data[name]) if isinstance(data[name], list | tuple) else data[name]
+    stain = data.pop("stain", {})  # an older store does not say
+    stain = StainRule(**stain | {"reference": stain.get("reference") and tuple(stain["reference"])})
     data["domains"] = tuple(data.get("domains", ()))  # an older store does not say
-    return Preprocess(**data, intensity=IntensityRules(**rules), transforms=steps)
+    return Preprocess(**data, intensity=IntensityRules(**rules), transforms=steps, stain=stain)
 
 
 def differences(stored: Any, wanted: Any, name: str = "") -> list[str]:
