@@ -33,6 +33,9 @@ class Prototypes:
         frozen: Share of the training, 0 to 1, in which the prototypes stay as they are.
         norm_last_layer: Whether only the direction of a prototype counts. False also learns a length for each one,
             which DINO reports as less stable for large networks.
+        separate: Whether positions and whole images have a head each, where both are compared; False shares one.
+        head_first: Share of the training, 0 to 1, in which the heads are trained on a frozen encoder. For an encoder
+            that comes with weights, since random heads would change it at first.
     """
 
     count: int = 4096
@@ -40,9 +43,12 @@ class Prototypes:
     hidden: int = 2048
     frozen: float = 0.01
     norm_last_layer: bool = True
+    separate: bool = True
+    head_first: float = 0.0
 
     def __post_init__(self) -> None:
         expect(0 <= self.frozen <= 1, "prototypes.frozen", self.frozen, "from 0 to 1")
+        expect(0 <= self.head_first <= 1, "prototypes.head_first", self.head_first, "from 0 to 1")
 
     def head(self, channels: int) -> PrototypeHead:
         """A head with random weights.

@@ -130,6 +130,21 @@ class Objective(nn.Module, ABC):
             raise UserError(message)
         cells_of(view.size, encoder.strides[-1], noun="for the encoder's stride, view size")
 
+    @staticmethod
+    def masks_with(encoder: Encoder, mode: MaskMode, name: str) -> None:
+        """Refuses an encoder without the mask mode that the objective ``name`` needs. Call it in constructors.
+
+        Raises:
+            UserError: The encoder does not support the mode.
+        """
+        if mode not in encoder.mask_modes:
+            modes = ", ".join(sorted(encoder.mask_modes)) or "none"
+            message = (
+                f"{type(encoder).__name__} has mask modes: {modes}; {name} needs an encoder with "
+                f'"{mode}": choose another encoder or objective'
+            )
+            raise UserError(message)
+
     def require(self, batch: Batch, step: Step) -> None:
         """Refuses a batch that does not match ``needs``. Call it first in ``forward``.
 
@@ -257,13 +272,8 @@ class Reconstruction(Objective):
         self.mask_ratio = mask_ratio
         self.cell = tuple(encoder.mask_cell if cell is None else cell)
         self.normalize_target = normalize_target
-        if self.mode is not None and self.mode not in encoder.mask_modes:
-            modes = ", ".join(sorted(encoder.mask_modes)) or "none"
-            message = (
-                f"{type(encoder).__name__} has mask modes: {modes}; {type(self).__name__} needs an encoder with "
-                f'"{self.mode}": choose another encoder or objective'
-            )
-            raise UserError(message)
+        if self.mode is not None:
+            self.masks_with(encoder, self.mode, type(self).__name__)
         self.fits(encoder, view)
         self.cells = mask_cells(view.size, self.cell, encoder.strides, mask_ratio)
 

@@ -12,20 +12,22 @@ import yaml
 
 from medssl.encoders.resenc import ResEnc
 from medssl.encoders.vit import ViT
+from medssl.io.typed_json import build
 from medssl.objectives.graph_match import Graphs
 from medssl.objectives.mae import MAE, UNetMAE
-from medssl.objectives.masked_distillation import Prototypes
 from medssl.objectives.simmim import SimMIM
 from medssl.objectives.spark import SparK
 from medssl.types import Batch, Geometry, Imported, Intensity, Origin, Sampling, View, ViewSpec
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SIZES = {2: (32, 48), 3: (16, 24, 12)}
+LOCAL = {2: (16, 24), 3: (8, 12, 6)}
 PATCHES = {2: (8, 6), 3: (8, 6, 2)}
 # arguments of the shipped configurations that small encoders ask for
 SMALL = {
     "steps": 2, "projection": [16, 8], "decoder_width": 32, "decoder_depth": 1,
-    "graphs": Graphs(4, 2), "sampling": Sampling(regions_per_scan=2), "prototypes": Prototypes(16, 8, 16),
+    "graphs": Graphs(4, 2), "sampling": Sampling(regions_per_scan=2),
+    "local_views": 2,
 }  # fmt: skip
 
 
@@ -71,10 +73,15 @@ def from_config(path: str, ndim: int):
     parameters = inspect.signature(kind).parameters
     for key, value in arguments.items():
         if key == "view" or key.endswith("_view"):
-            arguments[key] = view_spec({**value, "size": SIZES[ndim]})
+            arguments[key] = view_spec({**value, "size": (LOCAL if key == "local_view" else SIZES)[ndim]})
         elif dataclasses.is_dataclass(default := parameters[key].default):
-            arguments[key] = type(default)(**value)
-    small = vit(ndim) if getattr(kind, "mode", None) in ("drop", "fill") else encoder(ndim)
+            arguments[key] = build(type(default), value, "preset")
+    if "prototypes" in arguments:
+        arguments["prototypes"] = dataclasses.replace(arguments["prototypes"], count=16, width=8, hidden=16)
+    if kind.progress == "unexplained":  # targets that settle at once; centers take more steps than the suite does
+        arguments["teaching"] = dataclasses.replace(arguments["teaching"], assignment="sinkhorn")
+    by_tokens = getattr(kind, "mode", None) in ("drop", "fill") or (kind.progress == "unexplained" and ndim == 3)
+    small = vit(ndim) if by_tokens else encoder(ndim)
     if "cell" in arguments:
         arguments["cell"] = [min(2 * side, SIZES[ndim][axis]) for axis, side in enumerate(small.mask_cell)]
     return kind(small, **arguments | {key: SMALL[key] for key in SMALL if key in arguments})

@@ -19,6 +19,14 @@ LARGE = [name for name in GPU if not name.endswith("_24gb")]
 
 # recipe: rate and batch of its source, optimizer, resolved rate of one process by hand
 PUBLISHED = {
+    "dino_2d": ((4 * 5e-4, 1024), "adamw", 5e-4),  # dino: lr 5e-4 a 256 images; 2e-3 / 4
+    "dino_3d": ((4e-3, 1024), "adamw", 3.536e-4),  # SPECTRE: base_lr 4e-3, sqrt_wrt_1024
+    "dinov2_2d": ((4e-3, 1024), "adamw", 1e-3),  # dinov2: base_lr 4e-3, sqrt_wrt_1024
+    "dinov2_3d": ((4e-3, 1024), "adamw", 3.536e-4),  # SPECTRE: base_lr 4e-3, sqrt_wrt_1024
+    "ibot_2d": ((4 * 5e-4, 1024), "adamw", 5e-4),  # ibot: lr 5e-4 a 256 images
+    "rad_dino": ((1e-3, 1024), "adamw", 1.25e-4),  # ours
+    "surgenet": ((4 * 5e-4, 1024), "adamw", 5e-4),  # dino
+    "uni": ((4e-3, 1024), "adamw", 1e-3),  # dinov2
     "global_2d": ((1e-3, 24), "adamw", 1e-3),  # domain_specific_cl: --lr_reg 0.001, Adam
     "global_3d": ((1e-3, 24), "adamw", 1e-3),
     "local_2d": ((1e-3, 24), "adamw", 1e-3),
