@@ -13,7 +13,7 @@ from medssl.types import UserError
 
 if TYPE_CHECKING:
     import numpy as np
-    from jaxtyping import Bool
+    from jaxtyping import Bool, Int
     from torch import Tensor
 
     from medssl.ops.draws import Draws
@@ -163,10 +163,7 @@ def _blocks(
 
     grid = np.zeros(cells, dtype=bool)
     while (missing := count - int(grid.sum())) > 0:
-        stretch = np.exp(generator.uniform(-np.log(aspect), np.log(aspect), len(cells)))
-        stretch /= stretch.prod() ** (1 / len(cells))
-        side = (generator.uniform(*share) * prod(cells)) ** (1 / len(cells)) * stretch
-        sides = np.clip(np.rint(side), 1, cells).astype(int)
+        sides = _sides(cells, generator, share, aspect)
         start = generator.integers(0, np.asarray(cells) - sides + 1)
         box = np.zeros(cells, dtype=bool)
         box[tuple(slice(low, low + length) for low, length in zip(start, sides, strict=True))] = True
@@ -225,6 +222,71 @@ def varied_hidden(
         else:
             grids.append((generator.permutation(prod(cells)) < count).reshape(cells))
     return torch.from_numpy(np.stack(grids))
+
+
+def target_boxes(
+    cells: Sequence[int],
+    draws: Draws,
+    sizes: np.random.Generator,
+    *,
+    count: int = 4,
+    share: tuple[float, float] = (0.15, 0.2),
+    aspect: float = 1.5,
+) -> tuple[Int[Tensor, "B M T"], Bool[Tensor, "B *cells"]]:
+    """Boxes of cells to predict, and what to hide so that none of them is visible (Assran et al., I-JEPA, CVPR 2023).
+
+    All boxes have one size, drawn from ``sizes``. Where boxes overlap, further cells are hidden at random, so that
+    every sample hides ``count`` times the cells of a box, which the mask mode "drop" needs. A tenth of the cells at
+    least stays visible: boxes that would leave less are made smaller.
+
+    Args:
+        cells: Cells per axis.
+        draws: Random numbers keyed by sample, for the places of the boxes.
+        sizes: Random numbers that all processes share, for the size of the boxes.
+        count: Number of boxes M.
+        share: Smallest and largest share of the grid that one box covers.
+        aspect: Largest ratio between a side of a box and its mean side.
+
+    Returns:
+        Numbers of the cells of each box in C order, and the mask; both on the CPU.
+
+    Raises:
+        UserError: Shares or aspect out of range, or the grid is too small for the boxes.
+    """
+    import numpy as np
+    import torch
+
+    _refuse_boxes(share, aspect)
+    sides = _sides(cells, sizes, share, aspect)
+    while count * sides.prod() > 0.9 * prod(cells) and sides.max() > 1:
+        sides[sides.argmax()] -= 1
+    if count * sides.prod() > 0.9 * prod(cells):
+        message = f"{count} boxes on a grid of {tuple(cells)} cells leave too few visible: take a larger view"
+        raise UserError(message)
+    numbers = np.arange(prod(cells)).reshape(cells)
+    boxes = np.empty((len(draws), count, int(sides.prod())), dtype=np.int64)
+    hidden = np.zeros((len(draws), prod(cells)), dtype=bool)
+    for row, generator in enumerate(draws.numpy()):
+        for box in boxes[row]:
+            start = generator.integers(0, np.asarray(cells) - sides + 1)
+            box[:] = numbers[tuple(slice(a, a + n) for a, n in zip(start, sides, strict=True))].ravel()
+        hidden[row, boxes[row].ravel()] = True
+        rest = np.flatnonzero(~hidden[row])
+        hidden[row, generator.permutation(rest)[: boxes[row].size - int(hidden[row].sum())]] = True
+    return torch.from_numpy(boxes), torch.from_numpy(hidden.reshape(-1, *cells))
+
+
+def _sides(
+    cells: Sequence[int], generator: np.random.Generator, share: tuple[float, float], aspect: float
+) -> np.ndarray:
+    """Sides of a random box, in cells per axis."""
+    import numpy as np
+
+    stretch = np.exp(generator.uniform(-np.log(aspect), np.log(aspect), len(cells)))
+    stretch /= stretch.prod() ** (1 / len(cells))
+    side = (generator.uniform(*share) * prod(cells)) ** (1 / len(cells)) * stretch
+    sides: np.ndarray = np.clip(np.rint(side), 1, cells).astype(int)
+    return sides
 
 
 def _refuse_boxes(share: tuple[float, float], aspect: float) -> None:

@@ -54,6 +54,7 @@ AREAS = {  # of the image, as published or as the page of the objective says
     "mae_cxr": (0.5, 1.0), "mae_2d": (0.5, 1.0), "mae_resenc_2d": (0.5, 1.0), "simmim_2d": (0.67, 1.0),
     "spark_2d": (0.67, 1.0), "simclr_2d": (0.2, 1.0), "graph_match_2d": (0.2, 1.0),
     "dino_2d": (0.4, 1.0), "ibot_2d": (0.32, 1.0), "dinov2_2d": (0.32, 1.0),
+    "lejepa_2d": (0.3, 1.0), "ijepa_2d": (0.3, 1.0),
     "masked_distillation_2d": (0.32, 1.0), "masked_distillation_2d_small": (0.32, 1.0),
     "mae_2d_small": (0.5, 1.0), "simmim_2d_small": (0.67, 1.0), "spark_2d_small": (0.67, 1.0),
     "simclr_2d_small": (0.2, 1.0), "graph_match_2d_small": (0.2, 1.0),

@@ -23,6 +23,10 @@ PUBLISHED = {
     "dino_3d": ((4e-3, 1024), "adamw", 3.536e-4),  # SPECTRE: base_lr 4e-3, sqrt_wrt_1024
     "dinov2_2d": ((4e-3, 1024), "adamw", 1e-3),  # dinov2: base_lr 4e-3, sqrt_wrt_1024
     "dinov2_3d": ((4e-3, 1024), "adamw", 3.536e-4),  # SPECTRE: base_lr 4e-3, sqrt_wrt_1024
+    "ijepa_2d": ((1e-3, 2048), "adamw", 1.768e-4),  # ijepa: lr 1e-3 at 16 x 128
+    "ijepa_3d": ((1e-3, 2048), "adamw", 6.25e-5),
+    "lejepa_2d": ((5e-4, 256), "adamw", 2.5e-4),  # the paper: 5e-4 at 128 to 256
+    "lejepa_3d": ((5e-4, 256), "adamw", 8.839e-5),
     "ibot_2d": ((4 * 5e-4, 1024), "adamw", 5e-4),  # ibot: lr 5e-4 a 256 images
     "rad_dino": ((1e-3, 1024), "adamw", 1.25e-4),  # ours
     "surgenet": ((4 * 5e-4, 1024), "adamw", 5e-4),  # dino
