@@ -56,6 +56,11 @@ class Objective(nn.Module, ABC):
             loss: Loss = super().__call__(batch, step)
             return loss
 
+    @property
+    def in_channels(self) -> int:
+        """Channels of a view; several times those of the encoder where it encodes groups of channels one by one."""
+        return self.encoder.in_channels
+
     @abstractmethod
     def forward(self, batch: Batch, step: Step) -> Loss:
         """Computes the loss of one micro-batch. With several processes, its value is that of the whole batch.
@@ -157,18 +162,27 @@ class Objective(nn.Module, ABC):
             raise UserError(message)
         for number, (view, spec) in enumerate(zip(batch.views, specs, strict=True)):
             samples, channels, *size = view.image.shape
-            if channels != self.encoder.in_channels:
-                message = (
-                    f"view {number} has {channels} channels, the encoder takes {self.encoder.in_channels}: "
-                    f"set encoder.in_channels to {channels}, or choose scans with {self.encoder.in_channels}"
-                )
-                raise UserError(message)
+            if channels != self.in_channels:
+                raise self.wrong_channels(number, channels)
             if tuple(size) != tuple(spec.size):
                 message = f"view {number} has size {tuple(size)}, {name} needs {tuple(spec.size)}"
                 raise UserError(message)
             if samples != len(step.samples):
                 message = f"view {number} has {samples} samples, the step names {len(step.samples)}"
                 raise UserError(message)
+
+    def wrong_channels(self, number: int, channels: int) -> UserError:
+        """The error of a view with other channels than the encoder takes."""
+        expected = self.encoder.in_channels
+        groups = self.in_channels // expected
+        if groups > 1:
+            message = f"view {number} has {channels} channels, and {groups} groups of {expected} are {self.in_channels}"
+            hint = f"Choose scans with {self.in_channels} channels, or change the number of groups"
+            return UserError(message, hint=hint)
+        return UserError(
+            f"view {number} has {channels} channels, the encoder takes {expected}: set encoder.in_channels to "
+            f"{channels}, or choose scans with {expected}"
+        )
 
 
 @contextmanager

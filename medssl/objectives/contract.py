@@ -25,7 +25,7 @@ def check(make: Callable[[], Objective], *, scans: int, steps: int, rate: float)
     objective = _fresh(make)
     _require("needs is a plan with a view", isinstance(objective.needs, ViewPlan) and len(objective.needs.views) > 0)
     _require('exported() has an "encoder"', isinstance(objective.exported().get("encoder"), nn.Module))
-    batch, step = example_batch(objective.needs, objective.encoder.in_channels, scans=scans)
+    batch, step = example_batch(objective.needs, objective.in_channels, scans=scans)
     _check_loss(objective, batch, step)
     _check_repeatable(make, batch, step)
     _check_refusals(objective, batch, step)
@@ -46,7 +46,7 @@ def loss_and_gradients(make: Callable[[], Objective], *, scans: int = 4) -> tupl
         scans: Number of scans, a multiple of the number of processes.
     """
     objective = _fresh(make).double()
-    batch, step = example_batch(objective.needs, objective.encoder.in_channels, scans=scans, dtype=torch.float64)
+    batch, step = example_batch(objective.needs, objective.in_channels, scans=scans, dtype=torch.float64)
     rows = len(step.samples) // world_size()
     loss = _run(objective, *select_rows(batch, step, range(rank() * rows, (rank() + 1) * rows)))
     torch.autograd.backward(loss.total)

@@ -41,7 +41,7 @@ LATER: dict[str, Any] = {  # ends of keys, and what they are in configurations t
     ".intensity.brightness_factor": [0.0, 1.0, 1.0], ".intensity.inverted_gamma": [0.0, 1.0, 1.0],
     ".intensity.reduced_resolution": [0.0, 1.0, 1.0], ".intensity.hed_jitter": [0.0, 0.0, 0.0],
     ".intensity.stain_exchange": 0.0, ".intensity.grayscale": 0.0, ".geometry.quarter_turns": 0.0,
-    ".preprocess.mirror": "safe", ".mean": 0.0, ".deviation": 1.0,
+    ".preprocess.stain.method": "none", ".preprocess.stain.reference": None, ".preprocess.mirror": "safe", ".mean": 0.0, ".deviation": 1.0,
     "training.recompute": False, "optimizer.learning_rate_per": None, "optimizer.schedule": "cosine",
     "optimizer.rate_decay.power": None, "optimizer.rate_decay.share": None, "optimizer.rate_decay.horizon": None,
     "optimizer.layer_decay": 1.0, "optimizer.unfreeze": 0.0, "optimizer.momentum": None, "optimizer.clip_per": "all",

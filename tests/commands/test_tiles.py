@@ -93,3 +93,33 @@ def test_stains_are_normalized_where_a_store_asks_for_it(place, tmp_path):
                 "--preprocess.stain.method=macenko")  # fmt: skip
     assert "12 scans" in said
     assert Store.open(tmp_path / "store").preprocess.stain.method == "macenko"
+
+
+def test_registered_stains_of_a_case_are_channels_of_one_scan(tmp_path):
+    """Files of each stain by the layout of nnU-Net; a case without one stain has a white picture in its place."""
+    from PIL import Image
+
+    folder = tmp_path / "Dataset001_stains"
+    (folder / "imagesTr").mkdir(parents=True)
+    about = {"channel_names": {"0": "HE", "1": "Ki67"}, "labels": {"background": 0}, "numTraining": 6}
+    (folder / "dataset.json").write_text(json.dumps(about | {"file_ending": ".png"}))
+    pictures = {}
+    for number in range(6):
+        pair = [tile(number, 48), tile(number, 48, strength=0.5) if number else np.full((3, 48, 48), 255, np.uint8)]
+        for stain, picture in enumerate(pair):
+            Image.fromarray(picture.transpose(1, 2, 0)).save(folder / f"imagesTr/case{number}_{stain:04}.png")
+        pictures[number] = np.concatenate(pair)
+    call("index", folder, f"--index={tmp_path / 'index.sqlite'}", "--layout=nnunet", "--label.split=train=1.0")
+    call("cache", tmp_path / "index.sqlite", tmp_path / "store", "--preprocess=tiles", "--workers=0")
+    store = Store.open(tmp_path / "store")
+    stored = {store.read(number, (0, 0), (48, 48)).tobytes() for number in range(len(store))}
+    assert stored == {picture.tobytes() for picture in pictures.values()}
+    said = call(
+        "pretrain", "--config=multistain_2d_small", f"--store={tmp_path / 'store'}", f"--run={tmp_path / 'run'}",
+        "--objective.view.size=[32,32]", "--objective.projection=[16,8]", "--objective.tokens=2", *CONVOLUTIONS,
+        "--training.steps=2", "--training.batch_size=4", "--training.output.log_every=1", "--data.workers=0",
+        "--training.output.picture_every=100", "--training.output.whole_image_batches=1",
+    )  # fmt: skip
+    assert "2 steps done" in said
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert all({"contrast", "transport", "retrieval"} <= row.keys() and np.isfinite(row["loss"]) for row in rows)
