@@ -10,7 +10,7 @@ import csv
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 from medssl.io.atomic_write import atomic_files, explain_disk_errors
 from medssl.io.csv_text import as_csv
@@ -75,6 +75,14 @@ class NumberRow:
     predicted: float
 
 
+class ScanRow(Protocol):
+    """A row of one scan."""
+
+    @property
+    def scan_id(self) -> str:
+        """Identifier of the scan."""
+
+
 def write_segmentation(path: Path, rows: Sequence[SegmentationRow]) -> None:
     """Writes the scores of a segmentation; the columns of ``MEASURES`` stand at the end where all rows have them.
 
@@ -89,7 +97,7 @@ def write_segmentation(path: Path, rows: Sequence[SegmentationRow]) -> None:
         for row in rows
         for score in [row.score]
     ]  # fmt: skip
-    _write_csv(path, FURTHER_SEGMENTATION if further else SEGMENTATION, cells)
+    write_rows(path, FURTHER_SEGMENTATION if further else SEGMENTATION, cells)
 
 
 def has_further(rows: Sequence[SegmentationRow]) -> bool:
@@ -114,7 +122,7 @@ def read_segmentation(path: Path) -> list[SegmentationRow]:
             subjects.
     """
     rows = []
-    lines = _read_csv(path, SEGMENTATION, together=tuple(MEASURES))
+    lines = read_lines(path, SEGMENTATION, together=tuple(MEASURES))
     further = next(iter(MEASURES)) in lines[0].cells
     for line in lines:
         dice, hd95 = line.optional("dice", 1.0), line.optional("hd95_mm")
@@ -138,7 +146,7 @@ def write_classification(path: Path, rows: Sequence[ClassificationRow], names: S
         UserError: The disk refuses the file; a former file is untouched.
     """
     cells = [(row.scan_id, row.subject_id, row.truth, row.predicted, *row.probabilities) for row in rows]
-    _write_csv(path, (*CLASSIFICATION, *(PROBABILITY + name for name in names)), cells)
+    write_rows(path, (*CLASSIFICATION, *(PROBABILITY + name for name in names)), cells)
 
 
 def read_classification(path: Path) -> tuple[list[ClassificationRow], list[str]]:
@@ -148,7 +156,7 @@ def read_classification(path: Path) -> tuple[list[ClassificationRow], list[str]]
         UserError: No such file, no rows, a column that is missing, a probability that is none (NaN, outside 0 to 1, of
             a row that does not add up to 1), an unknown class, or a scan that stands twice.
     """
-    lines = _read_csv(path, CLASSIFICATION)
+    lines = read_lines(path, CLASSIFICATION)
     columns = [column for column in lines[0].cells if column.startswith(PROBABILITY)]
     names = [column.removeprefix(PROBABILITY) for column in columns]
     if len(names) < 2:
@@ -180,7 +188,7 @@ def write_multi_label(path: Path, rows: Sequence[FindingsRow], names: Sequence[s
         (row.scan_id, row.subject_id, *(None if value < 0 else value for value in row.truth), *row.probabilities)
         for row in rows
     ]
-    _write_csv(path, columns, cells)
+    write_rows(path, columns, cells)
 
 
 def read_multi_label(path: Path) -> tuple[list[FindingsRow], list[str]]:
@@ -190,7 +198,7 @@ def read_multi_label(path: Path) -> tuple[list[FindingsRow], list[str]]:
         UserError: No such file, no rows, a column that is missing, a truth that is none of 0, 1 and nothing, a
             probability outside 0 to 1, or a scan that stands twice.
     """
-    lines = _read_csv(path, MULTI_LABEL)
+    lines = read_lines(path, MULTI_LABEL)
     names = [column.removeprefix(PROBABILITY) for column in lines[0].cells if column.startswith(PROBABILITY)]
     if not names or any(TRUTH + name not in lines[0].cells for name in names):
         shown = ", ".join(lines[0].cells)
@@ -214,7 +222,7 @@ def write_regression(path: Path, rows: Sequence[NumberRow]) -> None:
     Raises:
         UserError: The disk refuses the file; a former file is untouched.
     """
-    _write_csv(path, REGRESSION, [(row.scan_id, row.subject_id, row.truth, row.predicted) for row in rows])
+    write_rows(path, REGRESSION, [(row.scan_id, row.subject_id, row.truth, row.predicted) for row in rows])
 
 
 def read_regression(path: Path) -> list[NumberRow]:
@@ -230,7 +238,7 @@ def read_regression(path: Path) -> list[NumberRow]:
             line.number("truth", lowest=-math.inf),
             line.number("predicted", lowest=-math.inf),
         )
-        for line in _read_csv(path, REGRESSION)
+        for line in read_lines(path, REGRESSION)
     ]
     refuse_twice(rows, f"{path}: ")
     return rows
@@ -270,7 +278,7 @@ def refuse_uneven(rows: Sequence[SegmentationRow], classes: Sequence[str], where
             raise UserError(message)
 
 
-def refuse_twice(rows: Sequence[ClassificationRow | FindingsRow | NumberRow], where: str = "") -> None:
+def refuse_twice(rows: Sequence[ScanRow], where: str = "") -> None:
     """Refuses rows that are not one for each scan; ``where`` stands before the message.
 
     Raises:
@@ -283,16 +291,20 @@ def refuse_twice(rows: Sequence[ClassificationRow | FindingsRow | NumberRow], wh
 
 
 @dataclass(frozen=True)
-class _Line:
+class Line:
+    """A line of a table: its cells by column, and where it stands."""
+
     path: Path
     line: int
     cells: dict[str, str]
 
     def refuse(self, column: str, expected: str) -> NoReturn:
+        """Refuses a cell."""
         message = f"{self.path} line {self.line}: {column} is {self.cells[column]!r}: expected {expected}"
         raise UserError(message)
 
     def number(self, column: str, highest: float = math.inf, lowest: float = 0.0) -> float:
+        """A finite number within bounds."""
         expected = in_words(lowest, highest)
         try:
             value = float(self.cells[column])
@@ -303,15 +315,17 @@ class _Line:
         return value
 
     def optional(self, column: str, highest: float = math.inf, lowest: float = 0.0) -> float | None:
+        """A number, or None where the cell is empty."""
         return self.number(column, highest, lowest) if self.cells[column] else None
 
     def count(self, column: str) -> int:
+        """A whole number from 0."""
         if not self.cells[column].isascii() or not self.cells[column].isdigit():
             self.refuse(column, "a whole number from 0")
         return int(self.cells[column])
 
 
-def _further(line: _Line, note: str) -> dict[str, float | int | None]:
+def _further(line: Line, note: str) -> dict[str, float | int | None]:
     """The further measures of a row whose note is ``note``."""
     values: dict[str, float | int | None] = {}
     for name, measure in MEASURES.items():
@@ -336,7 +350,7 @@ def in_words(lowest: float, highest: float) -> str:
     return words + (f" to {highest:g}" if highest < math.inf else "")
 
 
-def _read_csv(path: Path, needed: Sequence[str], together: Sequence[str] = ()) -> list[_Line]:
+def read_lines(path: Path, needed: Sequence[str], together: Sequence[str] = ()) -> list[Line]:
     """Lines under the ``needed`` columns; those that stand ``together`` are there all or not at all."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -357,10 +371,11 @@ def _read_csv(path: Path, needed: Sequence[str], together: Sequence[str] = ()) -
     if not rows:
         message = f"{path} has no rows: nothing was scored"
         raise UserError(message)
-    return [_Line(path, line, dict(zip(columns, row, strict=True))) for line, row in rows]
+    return [Line(path, line, dict(zip(columns, row, strict=True))) for line, row in rows]
 
 
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[tuple[object, ...]]) -> None:
+    """Writes a table of cells under columns."""
     write_text(path, as_csv([columns, *rows]))
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float
 
-BOUNDED = ("dice", "auroc")  # from 0 to 1
-NAMES = {"dice": "Dice", "auroc": "AUROC", "negative_mae": "negative MAE"}  # of each more is better
+BOUNDED = ("dice", "auroc", "c_index")  # from 0 to 1
+NAMES = {"dice": "Dice", "auroc": "AUROC", "negative_mae": "negative MAE", "c_index": "C-index"}  # more is better
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Trained:
         arm: Arm of the run.
         labels: Number of labeled training subjects.
         run: Number of the run; runs of one number share subjects and seed.
-        measure: "dice", "auroc" or "negative_mae".
+        measure: "dice", "auroc", "negative_mae" or "c_index".
         value: The measure over all test subjects.
         scores: By test subject; their mean is the value, None where a subject has none.
         notes: How it is measured, and which subjects may have been used in pretraining.

@@ -26,6 +26,7 @@ TITLES = {
     "rmse": "root mean squared error (less is better)",
     "bias": "mean error (0 is best)",
     "r2": "explained variance (R2)",
+    "c_index": "concordance of risks and times (C-index)",
     "pearson": "linear correlation (Pearson)",
     "spearman": "rank correlation (Spearman)",
     "ece": "calibration error (less is better)",

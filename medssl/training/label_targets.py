@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from medssl.data.store.store import Store
     from medssl.heads.base import Network
     from medssl.training.settings import Examples
-    from medssl.types import LabelSchema
+    from medssl.types import LabeledScans, LabelSchema
 
 
-def schema_for(store: Store, target: str, head: Any) -> LabelSchema:
+def schema_for(store: LabeledScans, target: str, head: Any) -> LabelSchema:
     """What a target says to a head: classes, findings or a number.
 
     Args:
@@ -50,13 +49,15 @@ def targets_of(values: Sequence[Mapping[str, str]], schema: LabelSchema) -> Tens
     return torch.from_numpy(kind_of(schema).targets(values, schema))
 
 
-def prepare(network: Network, store: Store, scans: Sequence[int]) -> None:
+def prepare(network: Network, store: LabeledScans, scans: Sequence[int]) -> None:
     """Lets the head take what it needs from the labels that are learned from."""
     if not kind_of(network.head.schema).per_voxel:
         network.head.prepare(targets_of([store.values(n) for n in scans], network.head.schema))
 
 
-def balanced_groups(store: Store, scans: Sequence[int], schema: LabelSchema, data: Examples) -> tuple[int, ...] | None:
+def balanced_groups(
+    store: LabeledScans, scans: Sequence[int], schema: LabelSchema, data: Examples
+) -> tuple[int, ...] | None:
     """Class of each scan, where they are to be balanced.
 
     Raises:
@@ -73,7 +74,7 @@ def balanced_groups(store: Store, scans: Sequence[int], schema: LabelSchema, dat
     return tuple(groups_of(store, scans, schema))
 
 
-def target_notes(store: Store, scans: Sequence[int], schema: LabelSchema, *, where: str) -> list[str]:
+def target_notes(store: LabeledScans, scans: Sequence[int], schema: LabelSchema, *, where: str) -> list[str]:
     """What the first line tells of findings that are the same in all scans; ``where`` says what is done with them."""
     alike = constant_labels(store, scans, schema)
     return [f"the same in all scans to {where} where it is known: {', '.join(alike)}"] if alike else []

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from medssl.data.labels.selection import few, labeled_scans
 from medssl.data.split import overlap
-from medssl.data.store.store import Store
 from medssl.training.settings import Examples
-from medssl.types import LabelSchema, UserError
+from medssl.types import LabeledScans, LabelSchema, UserError
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class TrainingSelection:
 
 
 def select_scans(
-    store: Store, schema: LabelSchema, data: Examples, labels: float | None, seed: int
+    store: LabeledScans, schema: LabelSchema, data: Examples, labels: float | None, seed: int
 ) -> TrainingSelection:
     """Picks the labeled subjects.
 

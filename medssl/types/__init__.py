@@ -5,6 +5,7 @@ axes), n their number. Affines map voxel indices (the center of a voxel is an in
 ``hidden=True`` always means: the network must not see it. Sizes are in voxels; distances end in ``_mm``.
 """
 
+from medssl.types.bags import BagBatch, CoordinateUnit
 from medssl.types.batches import (
     Batch,
     Crops,
@@ -19,6 +20,7 @@ from medssl.types.batches import (
 )
 from medssl.types.cards import Card, TrainedOn, Tuned
 from medssl.types.errors import UserError
+from medssl.types.labeled import LabeledScans
 from medssl.types.notes import Note, NoteKind
 from medssl.types.preprocess import Imported, IntensityRule, IntensityRules, Preprocess, StainRule
 from medssl.types.scans import (
@@ -37,8 +39,10 @@ from medssl.types.scans import (
 from medssl.types.training import Features, Loss, MaskMode, Step
 
 __all__ = [
+    "BagBatch",
     "Batch",
     "Card",
+    "CoordinateUnit",
     "Crops",
     "Digests",
     "Features",
@@ -50,6 +54,7 @@ __all__ = [
     "IntensityRules",
     "Kind",
     "LabelSchema",
+    "LabeledScans",
     "Labels",
     "Loss",
     "MaskMode",

@@ -9,14 +9,18 @@ import pytest
 import torch
 import yaml
 from heads.made import image, schema, targets, tokens
+from heads.mil.bags import bags, step
 from objectives.small import CONFIGS, encoder
 
+from medssl.encoders.precomputed import Precomputed
 from medssl.heads.base import Head, Network
 from medssl.heads.segmentation import UNet
-from medssl.types import Features
+from medssl.types import Features, UserError
 
 ENCODERS = sorted((CONFIGS / "encoders").glob("*.yaml"))
-HEADS = sorted((CONFIGS / "heads").glob("*.yaml"))
+FRAGMENTS = sorted((CONFIGS / "heads").glob("*.yaml"))
+OF_BAGS = [path for path in FRAGMENTS if "class_path: medssl.heads.mil." in path.read_text()]
+HEADS = [path for path in FRAGMENTS if path not in OF_BAGS]
 SMALLER = {"convnext_small": "convnext_atto", "resnet50": "resnet18"}  # of one family, with the same strides
 
 
@@ -66,15 +70,33 @@ def test_every_head_trains_on_a_small_encoder(path, ndim):
     torch.manual_seed(0)
     small = tokens(ndim) if path.stem == "unetr" else encoder(ndim)
     changes = {"attention_heads": 2} if path.stem == "attentive" else {}
-    head: Head = build(path, small, schema(1 if path.stem == "regression" else 3), **changes)
+    head: Head = build(path, small, schema(1 if path.stem in ("regression", "survival") else 3), **changes)
     x = image(ndim)
     wanted = {
         "segmentation": targets((2, *x.shape[2:]), 3),
         "classification": torch.tensor([2, 0]),
         "multi_label": torch.tensor([[1, 0, -1], [0, -1, 1]]),
         "regression": torch.tensor([0.5, -2.0]),
+        "survival": torch.tensor([[0.5, 1.0], [2.0, 0.0]]),
     }
     trains(Network(small, head), x, wanted[head.kind])
+
+
+@pytest.mark.parametrize("path", OF_BAGS, ids=lambda path: path.stem)
+def test_every_head_of_bags_learns_from_them(path):
+    torch.manual_seed(0)
+    head = build(path, Precomputed(12), schema(2)).eval()
+    batch, target = bags((7, 1, 12)), torch.tensor([1, 0, 1])
+    first = head.learn(batch, target, step(batch), None)[0]
+    first.backward()
+    with torch.no_grad():
+        for parameter in head.parameters():
+            if parameter.requires_grad:
+                parameter -= 1e-2 * parameter.grad
+    assert head.learn(batch, target, step(batch), None)[0] < first
+    with pytest.raises(UserError, match="Precomputed takes 1D images with 12 channel"):
+        Precomputed(12)(torch.zeros(1, 3, 5))
+    assert Precomputed(12)(batch.features.mT).tokens.shape == batch.features.shape
 
 
 @pytest.mark.parametrize("deep", [False, True])

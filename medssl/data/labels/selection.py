@@ -13,11 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from medssl.data.index.scan_index import Index
-    from medssl.data.store.store import Store
-    from medssl.types import LabelSchema, Scan
+    from medssl.types import LabeledScans, LabelSchema, Scan
 
 
-def schema_of(store: Store, target: str, kind: str = "", *, key: str = "data.target") -> LabelSchema:
+def schema_of(store: LabeledScans, target: str, kind: str = "", *, key: str = "data.target") -> LabelSchema:
     """The classes of a target.
 
     Args:
@@ -33,7 +32,7 @@ def schema_of(store: Store, target: str, kind: str = "", *, key: str = "data.tar
     return kind_named(kind or (MASK if target == MASK else "classes")).schema(store, target, key=key)
 
 
-def labeled_scans(store: Store, axes: int, split: str, schema: LabelSchema) -> tuple[int, ...]:
+def labeled_scans(store: LabeledScans, axes: int, split: str, schema: LabelSchema) -> tuple[int, ...]:
     """Numbers of the scans of a split that carry the label, in the order of the store.
 
     Raises:
@@ -73,7 +72,7 @@ def how_many(labels: float | None, total: int, key: str = "labels") -> int:
 
 
 def few(
-    store: Store, scans: tuple[int, ...], schema: LabelSchema, *, subjects: float | None, seed: int
+    store: LabeledScans, scans: tuple[int, ...], schema: LabelSchema, *, subjects: float | None, seed: int
 ) -> tuple[int, ...]:
     """The scans of some subjects: every scan of each, fewer subjects always among more of the same seed.
 
@@ -107,12 +106,12 @@ def few(
     return tuple(selected)
 
 
-def groups_of(store: Store, scans: Sequence[int], schema: LabelSchema) -> list[int]:
+def groups_of(store: LabeledScans, scans: Sequence[int], schema: LabelSchema) -> list[int]:
     """Group of each scan (``TargetKind.groups``): class number, place of the rarest finding, quarter of the number."""
     return kind_of(schema).groups([store.values(number) for number in scans], schema)
 
 
-def constant_labels(store: Store, scans: Sequence[int], schema: LabelSchema) -> list[str]:
+def constant_labels(store: LabeledScans, scans: Sequence[int], schema: LabelSchema) -> list[str]:
     """Findings that are present in no scan or absent in no scan: they cannot be learned or measured."""
     return kind_of(schema).constant([store.values(number) for number in scans], schema)
 

@@ -13,7 +13,13 @@ from medssl.metrics.scoring import scoring_of, scoring_of_task, tasks
 from medssl.types import LabelSchema, UserError
 
 ROOT = Path(__file__).parents[3] / "medssl"
-NAMES = {"mask": "segmentation", "classes": "classification", "findings": "multi_label", "number": "regression"}
+NAMES = {
+    "mask": "segmentation",
+    "classes": "classification",
+    "findings": "multi_label",
+    "number": "regression",
+    "survival": "survival",
+}
 WORDS = "|".join({*NAMES, *NAMES.values()} - {"mask"})  # "mask" is also a role of files
 BRANCH = re.compile(rf'schema\.kind\b|[!=]= "({WORDS})"|[!=]= MASK\b|\bin \("({WORDS})"')
 ELSEWHERE = {  # a target without a kind is a mask by its name alone; the online probe takes none

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from medssl.data.store.store import Store
-    from medssl.types import LabelSchema, Scan
+    from medssl.types import LabeledScans, LabelSchema, Scan
 
     Values = Mapping[str, str]
     Contrast = tuple[NDArray[np.bool_], NDArray[np.bool_]]
@@ -69,7 +68,7 @@ class TargetKind(ABC):
             raise UserError(message, key="data.target", got=target, hint=hint)
 
     @abstractmethod
-    def schema(self, store: Store, target: str, *, key: str) -> LabelSchema:
+    def schema(self, store: LabeledScans, target: str, *, key: str) -> LabelSchema:
         """The classes of a target in a store; ``key`` is the option that names the target.
 
         Raises:
@@ -86,7 +85,7 @@ class TargetKind(ABC):
             UserError: A value that cannot be.
         """
 
-    def is_labeled(self, store: Store, number: int, schema: LabelSchema) -> bool:
+    def is_labeled(self, store: LabeledScans, number: int, schema: LabelSchema) -> bool:
         """Whether a stored scan has the label."""
         return self.is_known(store.values(number), schema)
 
@@ -181,7 +180,7 @@ def kind_of_task(task: str) -> TargetKind:
     raise UserError(message)
 
 
-def values_of_scans(store: Store, target: str, key: str) -> list[dict[str, str]]:
+def values_of_scans(store: LabeledScans, target: str, key: str) -> list[dict[str, str]]:
     """Values of all scans of a store that have some.
 
     Raises:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int
 
     from medssl.data.labels.kinds.base import Contrast
-    from medssl.data.store.store import Store
+    from medssl.types import LabeledScans
 
 
 class Classes(TargetKind):
@@ -25,7 +25,7 @@ class Classes(TargetKind):
     task = "classification"
     one_class = True
 
-    def schema(self, store: Store, target: str, *, key: str) -> LabelSchema:
+    def schema(self, store: LabeledScans, target: str, *, key: str) -> LabelSchema:
         """The values of a name in any split: in the order of the numbers where all are numbers, else sorted.
 
         Raises:

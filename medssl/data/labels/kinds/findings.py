@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int
 
     from medssl.data.labels.kinds.base import Contrast
-    from medssl.data.store.store import Store
+    from medssl.types import LabeledScans
 
     Values = Mapping[str, str]
 
@@ -46,7 +46,7 @@ class Findings(TargetKind):
         if target == MASK:
             super().refuse_target(target)
 
-    def schema(self, store: Store, target: str, *, key: str) -> LabelSchema:
+    def schema(self, store: LabeledScans, target: str, *, key: str) -> LabelSchema:
         """The findings that a target names: columns with commas between them, or the column that lists them.
 
         Raises:

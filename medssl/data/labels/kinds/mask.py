@@ -10,8 +10,7 @@ from medssl.types import UserError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from medssl.data.store.store import Store
-    from medssl.types import LabelSchema, Scan
+    from medssl.types import LabeledScans, LabelSchema, Scan
 
 
 class Mask(TargetKind):
@@ -27,7 +26,7 @@ class Mask(TargetKind):
         """Refuses nothing: ``schema`` checks first whether the store has a target that is no mask."""
         del target
 
-    def schema(self, store: Store, target: str, *, key: str) -> LabelSchema:
+    def schema(self, store: LabeledScans, target: str, *, key: str) -> LabelSchema:
         """The classes of a store's masks.
 
         Raises:
@@ -55,7 +54,7 @@ class Mask(TargetKind):
         del values, schema
         return False
 
-    def is_labeled(self, store: Store, number: int, schema: LabelSchema) -> bool:
+    def is_labeled(self, store: LabeledScans, number: int, schema: LabelSchema) -> bool:
         """Whether a stored scan has a mask."""
         del schema
         return store.has_mask(number)

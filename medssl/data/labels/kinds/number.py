@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from jaxtyping import Float, Int
 
-    from medssl.data.store.store import Store
+    from medssl.types import LabeledScans
 
     Values = Mapping[str, str]
 
@@ -30,7 +30,7 @@ class Number(TargetKind):
     has_groups = False
     group_turns = (0, 3, 1, 2)  # quarters: lowest, highest, then between
 
-    def schema(self, store: Store, target: str, *, key: str) -> LabelSchema:
+    def schema(self, store: LabeledScans, target: str, *, key: str) -> LabelSchema:
         """The number that a target names.
 
         Raises:
