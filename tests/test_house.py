@@ -418,7 +418,8 @@ def test_news_fragments_have_names_that_the_changelog_understands():
     assert not [path.name for path in (ROOT / "docs" / "news").iterdir() if not pattern.fullmatch(path.name)]
 
 
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "openslide": "openslide-python"}  # where the name of an import is another
+# where the name of an import is another
+DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "openslide": "openslide-python"}
 FORMER = {  # newest version with a known advisory, and which
     "torch": ("2.10", "CVE-2026-4538; to 2.9 CVE-2026-24747"),  # CVE-2025-3000 is of torch.jit.script, unused here
     "monai": ("1.5.1", "GHSA-89gg-p5r5-q6r4, CVE-2026-21851"),
@@ -433,7 +434,7 @@ FORMER = {  # newest version with a known advisory, and which
     "numpy": ("1.21", "CVE-2021-41495, CVE-2021-41496"),
     "imagecodecs": ("2026.1.14", "no packed samples and no fax codes of TIFF; to 2024.6.1 lossless JPEG read wrongly"),
     "tifffile": ("2026.2.24", "no packed samples and no fax codes"),
-    "openslide-bin": ("4.0.0.13", "CVE-2026-48977, CVE-2026-54604"),
+    "openslide-bin": ("4.0.0.14", "CVE-2026-48977, CVE-2026-54604"),
 }
 
 

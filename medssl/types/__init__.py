@@ -33,6 +33,7 @@ from medssl.types.scans import (
     Scan,
     Source,
     Status,
+    StatusCode,
     Subject,
     ValueDomain,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "Source",
     "StainRule",
     "Status",
+    "StatusCode",
     "Step",
     "Subject",
     "TrainedOn",

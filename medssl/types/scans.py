@@ -7,6 +7,7 @@ from typing import Literal
 
 Kind = Literal["volume", "image", "slide"]
 ValueDomain = Literal["hu", "mr", "gray", "rgb"]
+StatusCode = Literal["ok", "rejected", "failed", "needs_spacing"]
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,13 @@ class Digests:
 
 @dataclass(frozen=True)
 class Status:
-    """``ok``, ``rejected`` (no scan: a localizer, a report) or ``failed`` (could not be read), with the reason."""
+    """Whether a scan can be used, with the reason.
 
-    code: Literal["ok", "rejected", "failed"] = "ok"
+    ``ok``, ``rejected`` (no scan: a localizer, a report), ``failed`` (could not be read), or ``needs_spacing`` (a slide
+    whose pixel size nothing states).
+    """
+
+    code: StatusCode = "ok"
     reason: str = ""
 
 

@@ -59,3 +59,76 @@ def area_mean(image: np.ndarray, start: tuple[int, int], size: tuple[int, int], 
         result = np.diff(total[low] * (1 - share) + total[low + 1] * share, axis=0) / step
         result = np.moveaxis(result, 0, axis)
     return result
+
+
+SERIES = "1.2.826.0.1.3680043.10.5.1"
+
+
+def write_level(
+    file: Path, image: np.ndarray, *, number: int = 1, spacing: tuple[float, float] | None = (0.0005, 0.0005),
+    flavor: tuple[str, ...] = ("ORIGINAL", "PRIMARY", "VOLUME", "NONE"), patient: str = "P1", tile: int = 64,
+    frames: range | None = None, sparse: bool = False, **elements: object,
+) -> None:  # fmt: skip
+    """One file of a DICOM slide, uncompressed; ``frames`` are those of its tiles that are written."""
+    from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    rows, columns = -(-image.shape[0] // tile), -(-image.shape[1] // tile)
+    padded = np.full((rows * tile, columns * tile, 3), 255, np.uint8)
+    padded[: image.shape[0], : image.shape[1]] = image
+    tiles = padded.reshape(rows, tile, columns, tile, 3).swapaxes(1, 2).reshape(-1, tile, tile, 3)
+    chosen = list(range(len(tiles)) if frames is None else frames)
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.6"
+    meta.MediaStorageSOPInstanceUID = f"{SERIES}.{number}"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    slide = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+    slide.SOPClassUID, slide.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    slide.SeriesInstanceUID, slide.StudyInstanceUID = SERIES, "1.2.826.0.1.3680043.10.5"
+    slide.FrameOfReferenceUID = "1.2.826.0.1.3680043.10.6"
+    slide.PatientID, slide.PatientName, slide.Modality = patient, "Doe^Jane", "SM"
+    slide.Manufacturer, slide.InstanceNumber, slide.ImageType = "Leica Biosystems", number, list(flavor)
+    slide.TotalPixelMatrixRows, slide.TotalPixelMatrixColumns = image.shape[:2]
+    slide.Rows = slide.Columns = tile
+    slide.NumberOfFrames, slide.SamplesPerPixel, slide.PlanarConfiguration = len(chosen), 3, 0
+    slide.PhotometricInterpretation, slide.BitsAllocated, slide.BitsStored = "RGB", 8, 8
+    slide.HighBit, slide.PixelRepresentation = 7, 0
+    slide.DimensionOrganizationType = "TILED_SPARSE" if sparse else "TILED_FULL"
+    shared = Dataset()
+    if spacing is not None:
+        measures = Dataset()
+        measures.PixelSpacing = list(spacing)
+        shared.PixelMeasuresSequence = [measures]
+    slide.SharedFunctionalGroupsSequence = [shared]
+    if sparse:
+        slide.PerFrameFunctionalGroupsSequence = [_place(number, columns, tile) for number in chosen]
+    for name, value in elements.items():
+        setattr(slide, name, value)
+    slide.PixelData = tiles[chosen].tobytes()
+    slide.save_as(file, enforce_file_format=True)
+
+
+def _place(number: int, columns: int, tile: int) -> object:
+    """Functional group of a tile with its place in the level."""
+    from pydicom.dataset import Dataset
+
+    place, group = Dataset(), Dataset()
+    place.RowPositionInTotalImagePixelMatrix = number // columns * tile + 1
+    place.ColumnPositionInTotalImagePixelMatrix = number % columns * tile + 1
+    group.PlanePositionSlideSequence = [place]
+    return group
+
+
+def write_dicom_slide(folder: Path, image: np.ndarray, *, levels: int = 3) -> list[Path]:
+    """A DICOM slide with a label picture beside its levels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for level in range(levels):
+        files.append(folder / f"level{level}.dcm")
+        kind = "RESAMPLED" if level else "NONE"
+        spacing = (0.0005 * 2**level, 0.0005 * 2**level)
+        flavor = ("DERIVED" if level else "ORIGINAL", "PRIMARY", "VOLUME", kind)
+        write_level(files[-1], halved(image, level), number=level + 1, spacing=spacing, flavor=flavor)
+    label = np.zeros((64, 64, 3), np.uint8)
+    write_level(folder / "label.dcm", label, number=levels + 1, flavor=("ORIGINAL", "PRIMARY", "LABEL", "NONE"))
+    return files

@@ -22,6 +22,7 @@ from medssl.types import Grid, Kind, ValueDomain
 
 FIRST_BYTES = 352  # bytes of a file that decide what it is: a NIfTI header, a DICOM preamble
 FARTHEST_MM = 1e6  # largest distance of the first voxel from the origin
+SMALLEST_MM, LARGEST_MM = 1e-3, 100.0  # voxel spacings outside this range suggest another unit
 LPS_TO_RAS = (-1.0, -1.0, 1.0)
 DAMAGE = (
     ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, SyntaxError, EOFError,
@@ -36,10 +37,15 @@ _PYTHON = re.compile(
 
 
 class FormatError(ValueError):
-    """A file of a known format that cannot be read as a scan: it is damaged, or its layout is not supported."""
+    """A file of a known format that cannot be read as a scan: it is damaged, or its layout is not supported.
 
-    def __init__(self, message: str = "") -> None:
+    Attributes:
+        rejected: True: the file is sound, but no scan that is read. False: it is damaged.
+    """
+
+    def __init__(self, message: str = "", *, rejected: bool = False) -> None:
         super().__init__(printable(message))
+        self.rejected = rejected
 
 
 @dataclass(frozen=True)

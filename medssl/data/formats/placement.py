@@ -8,7 +8,6 @@ import numpy as np
 
 from medssl.data.formats.base import FormatError
 
-SMALLEST_MM, LARGEST_MM = 1e-3, 100.0  # voxel spacings outside this range suggest another unit
 CONVERTED = "lengths converted to mm from"  # beginning of the note where a unit of the file was followed
 _MM = {
     "mm": "mm millimeter millimeters millimeter millimeters",

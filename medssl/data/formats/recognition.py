@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from medssl.data.formats import array, metaimage, nifti, nrrd, picture, tiff, unread
+from medssl.data.formats import array, metaimage, nifti, nrrd, picture, slide, tiff, unread
 from medssl.data.formats.base import FIRST_BYTES, FileHeader, Format, check_grid
+from medssl.data.formats.slide.tiff_pages import is_slide
 from medssl.data.formats.voxels.streams import gzip_beginning, packed_with
 
 FORMATS: dict[str, Format] = {
@@ -18,6 +19,7 @@ FORMATS: dict[str, Format] = {
     "metaimage": metaimage,
     "picture": picture,
     "tiff": tiff,
+    "slide": slide,
 }  # DICOM: see ``dicom``
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 _FIRST_REPRESENTATIONS = (b"UL", b"CS", b"DA", b"TM", b"UI", b"SH", b"LO", b"DT", b"UN")  # of elements of group 0008
@@ -90,6 +92,8 @@ def recognize(path: Path) -> Recognition:
         return Recognition(
             "", "rejected", f"{_noun_of(form, content).partition(' ')[2]} packed with gzip; unpack it first"
         )
+    if form == "tiff" and is_slide(path):
+        return Recognition("slide")
     if form:
         note = f"named {suffix}, but is {_noun_of(form, content)}" if form_by_name and form != form_by_name else ""
         return Recognition(form, note=note)
@@ -112,8 +116,6 @@ def _recognize_by_name(name: str) -> Recognition | None:
         return Recognition("", "ignored", "not an image: AppleDouble file")
     if name.startswith("."):
         return Recognition("", "ignored", "not an image: hidden file")
-    if name.endswith(unread.SLIDES):
-        return Recognition("", "rejected", unread.SLIDE)
     if name.endswith(_UNOPENED):
         return Recognition("", "ignored", unread.by_name(name)[1])
     if name.endswith(_OTHER_FILES):

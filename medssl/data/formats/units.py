@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
-from medssl.data.formats.placement import CONVERTED, LARGEST_MM, SMALLEST_MM, millimeters
+from medssl.data.formats.base import LARGEST_MM, SMALLEST_MM
+from medssl.data.formats.placement import CONVERTED, millimeters
 from medssl.types import Grid
 
 LengthUnit = Literal["", "um", "mm", "cm", "m"]

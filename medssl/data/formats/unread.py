@@ -58,11 +58,6 @@ _IGNORED = {
         "not an image by itself: numbers without a header; name their header file (.mhd, .nhdr, .hdr)"
     ),
 }
-SLIDES = (
-    ".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".qptiff", ".svslide", ".ome.tif", ".ome.tiff",
-    ".ome.btf", ".ome.tf8",
-)  # fmt: skip
-SLIDE = "whole slide, which is listed for its own reader"
 
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"%PDF", "a PDF document"),

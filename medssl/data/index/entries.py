@@ -14,6 +14,7 @@ from medssl.data.formats.base import FormatError
 from medssl.data.formats.dicom.elements import DicomError
 from medssl.data.formats.dicom.header import read_slices
 from medssl.data.formats.dicom.slices import to_json
+from medssl.data.formats.dicom.whole_slide import WholeSlideFound, to_dict
 from medssl.data.formats.recognition import read_header, recognize
 from medssl.data.index import companions
 from medssl.data.index.pseudonyms import keyed_digest
@@ -22,7 +23,16 @@ from medssl.data.index.walk import FileState
 
 @dataclass(frozen=True)
 class Entry:
-    """What one file is: ``state`` is slice, scan, ignored, rejected or failed; ``series`` is empty where ignored."""
+    """What one file is.
+
+    Attributes:
+        path: Relative to the root of the index.
+        state: slice, level (of a DICOM slide), scan, ignored, rejected or failed.
+        reason: Why it is not read, or notes.
+        series: Digest of its series; empty where it is ignored.
+        header: What it says, as JSON.
+        shared: What the headers of a series have in common, as JSON.
+    """
 
     path: str
     state: str
@@ -73,12 +83,17 @@ def _entry(one: FileState, root: Path, of_path: Callable[..., str], digest: Call
             series, slices = read_slices(file, path, digest)
             return Entry(path, "slice", kind.note, digest("dicom", dataset, series), *to_json(slices))
         return _scan(file, path, kind.form, kind.note, of_path(path))
+    except WholeSlideFound as found:
+        series, header = digest("dicom", dataset, found.series), _json(to_dict(found.file))
+        if found.file.flavor != "VOLUME":
+            return Entry(path, "ignored", f"not an image: {found.file.flavor.lower()} of a slide", series, header)
+        return Entry(path, "level", kind.note, series, header, _json(found.facts))
     except DicomError as error:
         series = digest("dicom", dataset, error.series) if error.series else of_path(path)
         header, shared = to_json(error.slices) if error.slices else (error.label_object, "")
         return Entry(path, "rejected" if error.rejected else "failed", str(error), series, header, shared)
     except FormatError as error:
-        return Entry(path, "failed", str(error), of_path(path))
+        return Entry(path, "rejected" if error.rejected else "failed", str(error), of_path(path))
     except OSError as error:
         return Entry(path, "failed", f"cannot be opened: {error.strerror}", of_path(path))
 

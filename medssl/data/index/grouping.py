@@ -19,6 +19,7 @@ from medssl.data.formats.dicom.series.volumes import SeriesFiles, stacks_of
 from medssl.data.formats.dicom.slices import Slice, Stack, from_json
 from medssl.data.formats.modality import domain_of, normalized
 from medssl.data.formats.units import in_unit, out_of_range
+from medssl.data.index import slides
 from medssl.data.index.neighbors import unread_beside
 from medssl.data.index.pseudonyms import keyed_digest
 from medssl.data.index.scan_index import Index
@@ -47,6 +48,9 @@ def regroup(index: Index, series: str, key: bytes) -> None:
     folder, text = connection.execute("SELECT folder, options FROM datasets WHERE name = ?", (dataset,)).fetchone()
     options: dict[str, Any] = json.loads(text)["files"]
     base = {"dataset": dataset, "series": series, "modality": ""}
+    if any(file["state"] == "level" for file in files):
+        _add_slide(connection, keyed_digest(key, "scan", series, "slide"), files, base, options)
+        return
     readable = [file for file in files if file["state"] == "slice" or (file["state"] == "failed" and file["about"])]
     slices = [one for file in readable for one in _slices(file)]
     known = {str(file["path"]) for file in readable}
@@ -80,6 +84,22 @@ def regroup(index: Index, series: str, key: bytes) -> None:
     if any(stack.slices[0].kind == "volume" and not series_files.as_images for stack in stacks):
         left_out = [file for file in left_out if file["state"] == "rejected"]  # what is lost stands with its volumes
     _add_left_out(connection, left_out, base, key)
+
+
+def _add_slide(
+    connection: sqlite3.Connection,
+    scan_id: str,
+    files: Sequence[sqlite3.Row],
+    base: dict[str, Any],
+    options: dict[str, Any],
+) -> None:
+    """The one row of a DICOM slide."""
+    slide = slides.of_levels(files, burned_in=bool(options["burned_in"]))
+    facts = json.loads(slide.files[0]["about"])
+    row = {name: facts[name] for name in _ABOUT} | {"kind": "slide", "modality": facts["modality"]} | slide.columns
+    row |= _file_facts(slide.status, facts["subject"], facts["study"])
+    row["found"] |= slide.facts | {"reference": facts.get("reference", "")}
+    _add(connection, scan_id, row, base, slide.files)
 
 
 def _slices(file: sqlite3.Row) -> list[Slice]:
@@ -123,6 +143,13 @@ def _stacks(slices: list[Slice], root: Path, options: dict[str, Any], series_fil
 def _of_file(file: sqlite3.Row, options: dict[str, Any]) -> Iterator[tuple[int | None, dict[str, Any]]]:
     """Rows of a file that is a scan by itself, or of its frames where these are to be scans, each with its frame."""
     header, reasons, reading = json.loads(file["header"]), file["reason"], ""
+    if header["kind"] == "slide":
+        slide = slides.of_file(header, reasons)
+        row = {"modality": normalized(str(options["modality"])) or slides.MODALITY} | slide.columns
+        row |= _file_facts(slide.status, "", "")
+        row["found"] |= slide.facts
+        yield None, row
+        return
     if arrays := header.get("details", {}).get("arrays"):
         try:
             laid, reading = lay_out(arrays, options.get("arrays", {}))

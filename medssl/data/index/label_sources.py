@@ -142,6 +142,20 @@ class MaskOptions:
 
 
 @dataclass(frozen=True)
+class SlideOptions:
+    """What a table says about whole slides; its rows are found by ``label.key``.
+
+    Attributes:
+        mpp: Column of ``label.values`` with the size of a pixel in micrometers, which goes before what the file says.
+            Empty takes the column "mpp" if the table has one.
+        stain: Column of ``label.values`` with the stain. Empty takes the column "stain" if the table has one.
+    """
+
+    mpp: str = ""
+    stain: str = ""
+
+
+@dataclass(frozen=True)
 class LabelOptions(MaskOptions):
     """Where the labels of a data set are.
 

@@ -21,7 +21,7 @@ def log_summary(opened: Index, counts: Update) -> tuple[int, dict[str, int]]:
     """Logs what an update did, what the index holds, and what was left out and why.
 
     Returns:
-        Number of scans, and of scans or files that are "failed", "rejected" or "ignored".
+        Number of scans, and of scans or files that are "failed", "rejected", "needs_spacing" or "ignored".
     """
     log.info(f"files: {counts.read:,} read, {counts.unchanged:,} unchanged, {counts.gone:,} gone")
     query = """
@@ -48,7 +48,7 @@ def log_summary(opened: Index, counts: Update) -> tuple[int, dict[str, int]]:
     splits = opened.connection.execute("SELECT split, count(*) FROM scans WHERE status = 'ok' GROUP BY 1 ORDER BY 1")
     log.info("split: " + (", ".join(f"{name or 'none'} {count:,}" for name, count in splits) or "none"))
     reasons_left_out = opened.counts()
-    for status in ("failed", "rejected", "ignored"):
+    for status in ("failed", "rejected", "needs_spacing", "ignored"):
         reasons = [(reason, count) for code, reason, count in reasons_left_out if code == status]
         if reasons:
             unit = "files" if status == "ignored" else "scans or files"
@@ -111,7 +111,7 @@ def log_files(opened: Index, what: str) -> int:
     """Logs the files of one scan, or of all that were left out; returns how many scans or files these are."""
     if what == "ignored":
         rows = opened.connection.execute("SELECT path, reason FROM files WHERE state = 'ignored' ORDER BY path")
-    elif what in ("failed", "rejected"):
+    elif what in ("failed", "rejected", "needs_spacing"):
         query = """
             SELECT files.path, scans.reason, scans.files FROM scans
             JOIN parts ON parts.scan_id = scans.scan_id AND role = 'image' AND number = 0

@@ -14,8 +14,17 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from medssl.data.formats.modality import domain_of, normalized
+from medssl.data.index import slides
 from medssl.data.index.label_maps import CandidateFile, Recognized, recognize
-from medssl.data.index.label_sources import LabelOptions, Table, folder_split, names_of, read_table, refuse_formula
+from medssl.data.index.label_sources import (
+    LabelOptions,
+    SlideOptions,
+    Table,
+    folder_split,
+    names_of,
+    read_table,
+    refuse_formula,
+)
 from medssl.data.index.layouts import open_layout
 from medssl.data.index.layouts.base import About
 from medssl.data.index.object_labels import ObjectLabels
@@ -86,6 +95,15 @@ def _wrong_channels(about: About, count: int) -> str:
 
 
 @dataclass(frozen=True)
+class _Beside:
+    """Files of further channels, what the layout says, and columns of a slide."""
+
+    channels: tuple[sqlite3.Row, ...] = ()
+    about: About = field(default_factory=About)
+    slide: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class _RuledScan:
     """What the rules say of one scan."""
 
@@ -95,8 +113,7 @@ class _RuledScan:
     values: dict[str, str]
     status: tuple[str, str]
     masks: tuple[Mask, ...] = ()
-    channels: tuple[sqlite3.Row, ...] = ()
-    about: About = field(default_factory=About)
+    beside: _Beside = field(default_factory=lambda: _Beside())
 
 
 class _DatasetRules:
@@ -127,6 +144,9 @@ class _DatasetRules:
         self.maps, self.label_map_paths = Recognized(), list[str]()
         self.proposed_masks = ""
         self.pairing = Pairing(self.connection, self.prefix, self.labels)
+        self.slides: slides.SlideTable | None = None
+        self.slide_options = SlideOptions(**options["files"].get("slides", {}))
+        self.slide_labels = LabelOptions(**options["labels"])
         self.objects = ObjectLabels(self.connection, self.name, self.labels, key)
 
     def run(self) -> list[str]:
@@ -152,7 +172,7 @@ class _DatasetRules:
         """
         while page := self.connection.execute(query, (self.name, last, _PAGE)).fetchall():
             last = page[-1]["scan_id"]
-            yield [row for row in page if json.loads(row["found"])["status"] == "ok"]
+            yield [row for row in page if json.loads(row["found"])["status"] in ("ok", "needs_spacing")]
 
     def _rule(self, row: sqlite3.Row) -> _RuledScan:
         facts: dict[str, Any] = json.loads(row["found"])
@@ -177,11 +197,24 @@ class _DatasetRules:
             problem = "two labels: a file by label.masks and an object by label.objects; leave one option out"
         elif label is not None:
             masks.append(label)
-        status = ("failed", problem) if problem else (facts["status"], facts["reason"])
+        columns: dict[str, Any] = {}
+        status = (str(facts["status"]), str(facts["reason"]))
+        if "slide" in facts:
+            by_table, columns = self._slide_table().apply(facts, path, name)
+            status = (by_table.code, by_table.reason)
+        status = ("failed", problem) if problem else status
         self._count(known, values)
         split = about.names.get("split") or self._split(path, subject, values.get(self.split_column, ""))
         label_values |= about.values
-        return _RuledScan(subject, known, split, label_values, status, tuple(masks), tuple(channels), about)
+        return _RuledScan(
+            subject, known, split, label_values, status, tuple(masks), _Beside(tuple(channels), about, columns)
+        )
+
+    def _slide_table(self) -> slides.SlideTable:
+        """The table of slides, read when the first slide needs it."""
+        if self.slides is None:
+            self.slides = slides.SlideTable(self.slide_labels, self.slide_options)
+        return self.slides
 
     def _label_maps(self) -> Recognized:
         """Files of the data set that look like label maps and that no rule names."""
@@ -192,7 +225,8 @@ class _DatasetRules:
             instr(header, '"dtype":"float'), instr(header, '"intent":"label"')
             FROM scans JOIN parts ON parts.scan_id = scans.scan_id AND role = 'image' AND number = 0
             JOIN files ON files.id = parts.file
-            WHERE scans.dataset = ? AND state = 'scan' AND instr(found, '"status": "ok"') AND ifnull(frame, 0) = 0
+            WHERE scans.dataset = ? AND state = 'scan' AND scans.kind <> 'slide'
+            AND instr(found, '"status": "ok"') AND ifnull(frame, 0) = 0
             ORDER BY files.path
         """
         entries, ruled, beginning = [], bool(self.labels.rules()), f"{self.prefix}/"
@@ -251,7 +285,10 @@ class _DatasetRules:
         facts: dict[str, Any] = json.loads(row["found"])
         facts["classes"] = [value for mask in one.masks for value in mask.classes]
         digest = facts["digest"]
-        for channel in one.channels:
+        if one.beside.slide:
+            digest = hashlib.blake2b(f"{digest} {one.beside.slide['affine']}".encode(), digest_size=8).hexdigest()
+            slides.write(self.connection, scan_id, one.beside.slide)
+        for channel in one.beside.channels:
             digest = hashlib.blake2b(f"{digest} {of_files(channel, 'digest')}".encode(), digest_size=8).hexdigest()
         for mask in one.masks:
             role = "" if mask.rule.role == "mask" else f"{mask.rule.role} "
@@ -272,7 +309,7 @@ class _DatasetRules:
             (scan_id, mask.rule.role, number, *part) for mask in one.masks for number, part in enumerate(mask.parts)
         ]
         self.connection.executemany("INSERT INTO parts VALUES (?, ?, ?, ?, ?)", rows)
-        if "base" in facts or one.channels or one.about.names:
+        if "base" in facts or one.beside.channels or one.beside.about.names:
             self._describe(scan_id, one, row, facts)
 
     def _describe(self, scan_id: str, one: _RuledScan, row: sqlite3.Row, facts: dict[str, Any]) -> None:
@@ -280,18 +317,20 @@ class _DatasetRules:
         columns = ("study_id", "modality", "value_domain", "channels", "files")
         base = facts.setdefault("base", {name: row[name] for name in columns})
         now = dict(base)
-        if study := one.about.names.get("study"):
+        if study := one.beside.about.names.get("study"):
             now["study_id"] = named_digest(self.key, self.name, f"study {study}")
-        if modality := normalized(one.about.names.get("modality", "")):
+        if modality := normalized(one.beside.about.names.get("modality", "")):
             now["modality"] = modality
             if base["value_domain"] != "rgb":
                 now["value_domain"] = domain_of(modality)
-        now["channels"] += sum(of_files(channel, "channels") for channel in one.channels)
-        now["files"] += len(one.channels)
+        now["channels"] += sum(of_files(channel, "channels") for channel in one.beside.channels)
+        now["files"] += len(one.beside.channels)
         changes = ", ".join(f"{name} = ?" for name in columns)
         values = (*(now[name] for name in columns), json.dumps(facts), scan_id)
         self.connection.execute(f"UPDATE scans SET {changes}, found = ? WHERE scan_id = ?", values)
-        rows = [(scan_id, number, channel["file"], channel["frame"]) for number, channel in enumerate(one.channels)]
+        rows = [
+            (scan_id, number, channel["file"], channel["frame"]) for number, channel in enumerate(one.beside.channels)
+        ]
         self.connection.executemany("INSERT INTO parts VALUES (?, 'channel', ?, ?, ?)", rows)
 
     def _notes(self) -> list[str]:

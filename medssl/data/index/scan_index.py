@@ -21,10 +21,10 @@ from typing import Any, Literal, Self
 from medssl.data.formats.modality import modality_of
 from medssl.data.formats.units import LengthUnit
 from medssl.data.index import schema as tables
-from medssl.data.index.label_sources import LabelOptions
+from medssl.data.index.label_sources import LabelOptions, SlideOptions
 from medssl.data.index.reasons import kind_of_reason
 from medssl.io.csv_text import as_csv
-from medssl.types import LabelSchema, Scan, UserError
+from medssl.types import LabelSchema, Scan, StatusCode, UserError
 
 _PAGE = 500
 LayoutName = Literal["", "nnunet", "bids", "decathlon", "csv"]
@@ -114,6 +114,7 @@ class FileOptions(DicomOptions):
         arrays: Axes and spacing of arrays without a header (``.npy``, ``.npz``, ``.h5``).
         length_unit: Unit of lengths in files that do not state it, or state it wrongly (all but DICOM): um, mm, cm or
             m. "mm" also accepts an implausible spacing.
+        slides: What a table says about whole slides.
     """
 
     dataset: str = ""
@@ -123,6 +124,7 @@ class FileOptions(DicomOptions):
     key: Path | None = None
     arrays: ArrayOptions = field(default_factory=ArrayOptions)
     length_unit: LengthUnit = ""
+    slides: SlideOptions = field(default_factory=SlideOptions)
 
     def __post_init__(self) -> None:
         modality_of(self.modality)
@@ -193,9 +195,7 @@ class Index:
         row = self.connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
         return default if row is None else str(row[0])
 
-    def scans(
-        self, where: str | None = None, split: str | None = None, status: Literal["ok", "rejected", "failed"] = "ok"
-    ) -> Iterator[Scan]:
+    def scans(self, where: str | None = None, split: str | None = None, status: StatusCode = "ok") -> Iterator[Scan]:
         """Scans ordered by identifier; memory does not grow with their number.
 
         Args:
@@ -239,9 +239,9 @@ class Index:
         return self._select(f"({where}\n)" if where else "1", [])
 
     def counts(self) -> list[tuple[str, str, int]]:
-        """What was left out: status ("failed", "rejected" or "ignored"), reason in short, how many scans or files."""
+        """What was left out: status ("failed", "needs_spacing", ...), reason in short, how many scans or files."""
         query = """
-            SELECT status, reason, count(*) FROM scans WHERE status IN ('failed', 'rejected') GROUP BY 1, 2 UNION ALL
+            SELECT status, reason, count(*) FROM scans WHERE status NOT IN ('ok', 'label') GROUP BY 1, 2 UNION ALL
             SELECT state, reason, count(*) FROM files WHERE state = 'ignored' GROUP BY 1, 2
         """
         total: Counter[tuple[str, str]] = Counter()

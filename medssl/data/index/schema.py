@@ -38,7 +38,8 @@ CREATE TABLE scans (
     kind TEXT, modality TEXT, value_domain TEXT, channels INTEGER, size_i INTEGER, size_j INTEGER, size_k INTEGER,
     spacing_i_mm REAL, spacing_j_mm REAL, spacing_k_mm REAL, volume INTEGER, volumes INTEGER, files INTEGER,
     manufacturer TEXT, model TEXT, field_strength_t REAL, slice_thickness_mm REAL, body_part TEXT, sequence TEXT,
-    kernel TEXT, echo_time_ms REAL, repetition_time_ms REAL, kvp REAL, sex TEXT, age_band TEXT,
+    kernel TEXT, echo_time_ms REAL, repetition_time_ms REAL, kvp REAL, sex TEXT, age_band TEXT, mpp_x REAL, mpp_y REAL,
+    stain TEXT, scanner TEXT, levels INTEGER, objective REAL,
     has_mask INTEGER NOT NULL DEFAULT 0, labels TEXT NOT NULL DEFAULT '{}', status TEXT NOT NULL, reason TEXT NOT NULL,
     affine TEXT NOT NULL DEFAULT '[]', source_digest TEXT NOT NULL, pixels_digest TEXT NOT NULL DEFAULT '',
     series TEXT NOT NULL, found TEXT NOT NULL
@@ -52,6 +53,14 @@ CREATE TABLE parts (
 # ``shared`` holds once what the headers of a series have in common: an index of millions of slices stays small.
 # ``found`` is what the files alone say (status, reason, subject, digest), before the rules of a data set are applied.
 SCAN_ID = re.compile(r"[0-9a-f]{16}")
+_ADDED = {
+    "mpp_x": "REAL",
+    "mpp_y": "REAL",
+    "stain": "TEXT",
+    "scanner": "TEXT",
+    "levels": "INTEGER",
+    "objective": "REAL",
+}  # columns of slides, which indexes of earlier versions get at their first update
 _INTERNAL = ("labels", "affine", "series", "found", "source_digest", "pixels_digest")
 
 
@@ -104,7 +113,17 @@ def connect(file: Path, *, writable: bool) -> sqlite3.Connection:
         )
         raise UserError(message)
     connection.row_factory = sqlite3.Row
+    if writable:
+        _add_columns(connection)
     return connection
+
+
+def _add_columns(connection: sqlite3.Connection) -> None:
+    """Adds the columns that an index of an earlier version lacks; they are empty for its scans."""
+    present = {row["name"] for row in connection.execute("PRAGMA table_info(scans)")}
+    for name, kind in _ADDED.items():
+        if name not in present:
+            connection.execute(f"ALTER TABLE scans ADD COLUMN {name} {kind}")
 
 
 def listing(connection: sqlite3.Connection) -> tuple[str, list[str]]:

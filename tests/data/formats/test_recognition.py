@@ -118,8 +118,6 @@ def test_a_file_that_is_something_else_is_refused_by_what_it_is(tmp_path, name, 
         ("b", b"\0\0\0 ftypisom", "a video; export"),
         ("a.stl", b"solid x", "a surface"),
         ("a.raw", bytes(range(256)), "numbers without a header"),
-        ("slide.SVS", b"II*\0", "whole slide, which is listed for its own reader"),
-        ("slide.ome.tif", b"II*\0", "whole slide, which is listed for its own reader"),
         ("._scan.nii.gz", b"\x00\x05\x16\x07", "AppleDouble"),
         ("scan_nii", b"\x00\x05\x16\x07", "AppleDouble"),
         ("a.hdr", b"ENVI\nsamples = 3", "not an image: .hdr file that is text"),
@@ -135,7 +133,15 @@ def test_what_is_not_read_is_named(tmp_path, name, content, reason):
 
 @pytest.mark.parametrize(
     ("name", "form"),
-    [("a.nii", "nifti"), ("a.dcm", "dicom"), ("a.nrrd", "nrrd"), ("a.mha", "metaimage"), ("a.tif", "tiff")],
+    [
+        ("a.nii", "nifti"),
+        ("a.dcm", "dicom"),
+        ("a.nrrd", "nrrd"),
+        ("a.mha", "metaimage"),
+        ("a.tif", "tiff"),
+        ("a.SVS", "slide"),
+        ("a.ome.tif", "tiff"),
+    ],
 )
 def test_where_first_bytes_say_nothing_the_reader_of_the_name_says_what_is_wrong(tmp_path, name, form):
     found = recognized(tmp_path, name, bytes(range(1, 200)) * 3)

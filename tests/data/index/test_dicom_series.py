@@ -195,10 +195,6 @@ def test_three_planes_are_a_localizer(tmp_path):
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7.2", "PixelSpacing": None}, "secondary capture"),
         ({"Modality": "SR"}, "report, plan or other object"),
         ({"Modality": "SEG"}, "segmentation object"),
-        (
-            {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.77.1.6", "Modality": "SM"},
-            "whole slide, which is listed for its own",
-        ),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.104.1", "Modality": "OT"}, "encapsulated|without a picture"),
         ({"SamplesPerPixel": 3}, "screenshot or color overlay"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "color overlay"),

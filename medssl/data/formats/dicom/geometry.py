@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medssl.data.formats.base import FARTHEST_MM
+from medssl.data.formats.base import FARTHEST_MM, LARGEST_MM, SMALLEST_MM
 from medssl.data.formats.dicom import fields
 from medssl.data.formats.dicom.elements import DicomError
-from medssl.data.formats.placement import LARGEST_MM, SMALLEST_MM
 
 if TYPE_CHECKING:
     from pydicom import Dataset

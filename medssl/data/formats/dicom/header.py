@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from medssl.data.formats.dicom import fields, label_objects, mosaic
+from medssl.data.formats.dicom import fields, label_objects, mosaic, whole_slide
 from medssl.data.formats.dicom.attributes import VECTORS, attributes_of, of_frames, split_shared, tags
 from medssl.data.formats.dicom.elements import DicomError, damage, is_capture, parse, quiet, reason_of, shown, syntax_of
 from medssl.data.formats.dicom.geometry import TAGS, picture_spacing, pose_of, spacing_of, vector_poses
@@ -55,9 +55,10 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
 
     Raises:
         DicomError: The file is rejected or damaged; holds the reason, and the series if it could be read.
+        WholeSlideFound: The file is one of a whole slide.
     """
     with file.open("rb") as stream, quiet():
-        dataset = parse(stream, (*_TAGS, *TAGS, *tags()))
+        dataset = parse(stream, (*_TAGS, *TAGS, *tags(), *whole_slide.TAGS))
         series = ""
         slices: tuple[Slice, ...] = ()
         try:
@@ -65,6 +66,8 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
             if form := label_objects.form_of(dataset):
                 message = f"{form}: not a scan; label.objects true takes it as the label of its series"
                 raise DicomError(message, rejected=True, label_object=label_objects.describe(stream, digest))
+            if whole_slide.is_whole_slide(dataset):
+                raise _whole_slide(dataset, stream, file.stat().st_size, series, digest)
             reason = _rejection(dataset)
             if reason:
                 raise DicomError(reason, rejected=True)
@@ -81,6 +84,18 @@ def read_slices(file: Path, path: str, digest: Callable[..., str]) -> tuple[str,
             raise DicomError(reason_of(error), series=series) from error
 
 
+def _whole_slide(
+    dataset: Dataset, stream: BinaryIO, size: int, series: str, digest: Callable[..., str]
+) -> whole_slide.WholeSlideFound:
+    """What a file of a whole slide holds; files of labels and overviews are not looked into."""
+    file = whole_slide.describe(dataset)
+    if file.flavor == "VOLUME":
+        check_length(dataset, stream, size)
+    facts = _facts(dataset, digest)
+    facts["burned_in"] |= fields.text(dataset, 0x00480010).upper() == "YES"  # the label is in the picture
+    return whole_slide.WholeSlideFound(series, file, facts)
+
+
 def _rejection(dataset: Dataset) -> str:
     """Why the object is not a scan; "" if it is one."""
     modality, sop = normalized(str(dataset.get("Modality", ""))), str(dataset.get("SOPClassUID", ""))
@@ -93,8 +108,6 @@ def _rejection(dataset: Dataset) -> str:
         return "distribution of a dose (RTDOSE), not a scan"
     if modality in _NO_PICTURE or sop.startswith("1.2.840.10008.5.1.4.1.1.104"):
         return f"report, plan or other object without a picture ({shown(modality) or 'encapsulated document'})"
-    if sop.startswith("1.2.840.10008.5.1.4.1.1.77.1.6"):
-        return "whole slide, which is listed for its own reader"
     if is_capture(sop):
         if not all(fields.texts(dataset, tag) for tag in (0x00200032, 0x00200037, 0x00280030)):
             return "secondary capture"

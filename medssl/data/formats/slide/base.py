@@ -9,7 +9,6 @@ import numpy as np
 
 from medssl.data.formats.base import FormatError
 
-SMALLEST_UM, LARGEST_UM = 0.1, 20.0  # plausible sizes of a pixel of level 0, micrometers
 WHITE = 255
 INSTALL = "cannot be opened: whole slides need openslide: pip install 'medssl[slides]', then index again"
 

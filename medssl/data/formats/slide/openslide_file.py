@@ -49,12 +49,13 @@ class OpenSlideFile:
         except openslide.OpenSlideError as error:
             raise BackendError(_reason(error, path)) from error
         self._slide.set_cache(_tile_cache())
+        self._properties = dict(self._slide.properties)  # after an error, OpenSlide gives none
         self._downsamples = tuple(self._slide.level_downsamples)
         self._sizes = tuple(self._slide.level_dimensions)
 
     def describe(self) -> Description:
         """Levels, spacing and facts."""
-        properties = self._slide.properties
+        properties = self._properties
         vendor = str(properties.get("openslide.vendor", ""))
         levels = levels_of([(rows, columns) for columns, rows in self._sizes])
         spacing, reason = pixel_size.of_properties(properties, vendor)

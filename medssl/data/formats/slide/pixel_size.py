@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from typing import Any
 
-from medssl.data.formats.slide.base import LARGEST_UM, SMALLEST_UM
-
+SMALLEST_UM, LARGEST_UM = 0.1, 20.0  # plausible sizes of a pixel of level 0, micrometers
 Spacing = tuple[float, float]  # rows, columns in mm
 _HINT = "give it in the column mpp of a table (label.values, label.key)"
 _UNITS = {"inch": 25_400.0, "centimeter": 10_000.0}  # micrometers, by OpenSlide's names
+_OME_UNITS = {
+    "µm": 1.0, "μm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "pm": 1e-6, "mm": 1e3, "cm": 1e4, "dm": 1e5, "m": 1e6,
+    "in": 25_400.0, "Å": 1e-4,
+}  # fmt: skip
 _PLAIN = ("generic-tiff",)  # layouts whose only statement on pixels is the resolution of TIFF
 
 
@@ -61,3 +66,44 @@ def objective(text: object) -> float | None:
     """A plausible magnification of an objective."""
     value = number(text)
     return value if value is not None and 0 < value <= 200 else None
+
+
+def of_ome(text: str, shape: tuple[int, int]) -> tuple[float | None, float | None]:
+    """Distances of rows and of columns in micrometers by OME-XML, each None if it is not stated in a known unit.
+
+    Args:
+        text: The XML.
+        shape: Rows and columns of the picture, which choose among several of the file.
+    """
+    pictures = re.findall(r"<(?:\w+:)?Pixels\b([^>]*)>", text)
+    same = [one for one in pictures if (_attribute(one, "SizeY"), _attribute(one, "SizeX")) == tuple(map(str, shape))]
+    about = (same or pictures or [""])[0]
+    rows_um, columns_um = (_ome_size(about, axis) for axis in "YX")
+    return rows_um, columns_um
+
+
+def of_resolution(page: Any) -> tuple[float | None, float | None]:
+    """Distances of rows and of columns in micrometers by the resolution tags of a page, each None if not stated.
+
+    Args:
+        page: A page of tifffile.
+    """
+    unit = page.tags.valueof(296)
+    length = {2: 25_400.0, 3: 10_000.0}.get(2 if unit is None else int(unit))
+    values = [page.tags.valueof(code) for code in (283, 282)]
+    counts = [one[0] / one[1] if isinstance(one, tuple) and len(one) == 2 and one[1] else 0.0 for one in values]
+    rows_um, columns_um = (length / count if length and count > 0 else None for count in counts)
+    return rows_um, columns_um
+
+
+def _attribute(text: str, name: str) -> str:
+    match = re.search(rf'\b{name}="([^"]*)"', text)
+    return match.group(1) if match else ""
+
+
+def _ome_size(text: str, axis: str) -> float | None:
+    """One physical size of OME-XML in micrometers; the unit is um where it is not stated."""
+    unit = _attribute(text, f"PhysicalSize{axis}Unit") or "um"
+    unit = unit.replace("&#181;", "µ").replace("&#xB5;", "µ")
+    size, factor = number(_attribute(text, f"PhysicalSize{axis}")), _OME_UNITS.get(unit)
+    return None if size is None or factor is None else size * factor

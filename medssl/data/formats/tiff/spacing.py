@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from medssl.data.formats.placement import LARGEST_MM, millimeters
+from medssl.data.formats.base import LARGEST_MM
+from medssl.data.formats.placement import millimeters
 
 _OTHER_MM = {"dm": 100.0, "pm": 1e-9, "inch": 25.4, "in": 25.4, "å": 1e-7}  # units of OME-XML and ImageJ alone
 _FINER_THAN_PRINT_MM = 0.02  # smaller than pixels of displays, printers and film scanners

@@ -54,7 +54,7 @@ def read_values(root: Path, parts: Sequence[Part]) -> StackValues:
     """
     builder = StackBuilder(len(parts))
     layout: Layout | None = None
-    file: _File | None = None
+    file: PixelFile | None = None
     with quiet():
         try:
             for part in parts:
@@ -62,7 +62,7 @@ def read_values(root: Path, parts: Sequence[Part]) -> StackValues:
                 if file is None or file.path != path:
                     if file is not None:
                         file.close()
-                    file = _File(path)
+                    file = PixelFile(path)
                     file.open()
                 layout = _add(file, part.frame or 0, layout, builder)
         except damage() as error:
@@ -85,7 +85,7 @@ def same_pixels(root: Path, first: Part, second: Part) -> bool:
         return False
 
 
-def _add(file: _File, frame: int, first: Layout | None, builder: StackBuilder) -> Layout:
+def _add(file: PixelFile, frame: int, first: Layout | None, builder: StackBuilder) -> Layout:
     """Reads one frame into the stack; returns its layout."""
     dataset = file.dataset
     layout = layout_of(dataset, file.extent.element)
@@ -116,7 +116,7 @@ def _add(file: _File, frame: int, first: Layout | None, builder: StackBuilder) -
     return layout
 
 
-class _File:
+class PixelFile:
     """An open file; its header is parsed once for all of its frames."""
 
     def __init__(self, path: Path) -> None:

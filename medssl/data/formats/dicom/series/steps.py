@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from medssl.data.formats.base import LARGEST_MM, SMALLEST_MM
 from medssl.data.formats.dicom.slices import Slice
-from medssl.data.formats.placement import LARGEST_MM, SMALLEST_MM
 
 SAME_PLACE_MM = 1e-2
 FEWEST_SLICES = 3
