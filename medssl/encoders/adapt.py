@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn import functional as F
+
+from medssl.nn.transformer import resampled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,10 +77,7 @@ def resize_positions(table: Tensor, count: int, axes: tuple[int, int]) -> Tensor
         if not (source_side and target_side):
             continue
         grid = table[:, extra_tokens:].reshape(1, *(source_side,) * source_axes, -1).movedim(-1, 1).float()
-        mode = "bicubic" if source_axes == 2 else "area" if target_side < source_side else "trilinear"
-        resized = F.interpolate(grid, (target_side,) * source_axes, mode=mode, antialias=source_axes == 2).to(
-            table.dtype
-        )
+        resized = resampled(grid, (target_side,) * source_axes).to(table.dtype)
         resized = in_planes(resized, target_side) if source_axes < target_axes else resized
         return torch.cat((table[:, :extra_tokens], resized.flatten(2).mT), 1)
     return None

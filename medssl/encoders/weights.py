@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from medssl.encoders.adapt import adapt_weight, assumed_grid, is_position_table
 from medssl.encoders.base import Encoder
+from medssl.encoders.layouts import translated
 from medssl.encoders.misfits import ENOUGH, Keys, misfit, refuse_misfits, some
 from medssl.encoders.tensors import read_tensors, refuse_strange, tensor_bytes
 from medssl.io.atomic_write import atomic_files, explain_disk_errors
@@ -207,10 +208,11 @@ class Report:
 def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Report:
     """Loads the weights of a file into a module.
 
-    Keys may have another prefix. Weights for another number of channels, axes or patches are converted. With
-    ``minimum`` of at least 0.9, two further checks apply. The layer that reads the image must be filled, since all
-    other layers depend on it. And the file must be of the same network (:mod:`medssl.encoders.misfits`): as deep, and
-    without tensors that would change what the network computes (LayerScale, class and register tokens, positions).
+    Keys may have another prefix, or the layout of DINOv2 or DINOv3 in transformers. Weights for another number of
+    channels, axes or patches are converted. With ``minimum`` of at least 0.9, two further checks apply. The layer that
+    reads the image must be filled, since all other layers depend on it. And the file must be of the same network
+    (:mod:`medssl.encoders.misfits`): as deep, and without tensors that would change what the network computes
+    (LayerScale, class and register tokens, positions).
 
     Args:
         module: Receives the weights; on error it is unchanged.
@@ -225,7 +227,9 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
             layer that reads the image, or comes from another or a deeper network.
     """
     file = Path(file)
-    source, target = read_tensors(file), module.state_dict()
+    target = module.state_dict()
+    layout = translated(read_tensors(file), target)
+    source = layout.tensors
     strip, add, choice_note = _prefixes(source, target, file)
     renamed = {_known_name(add + key[len(strip) :], module, target): key for key in source if key.startswith(strip)}
     stem = next((key for key, value in target.items() if value.ndim >= 4), "")  # no learned token
@@ -247,24 +251,25 @@ def load(module: nn.Module, file: Path | str, *, minimum: float = ENOUGH) -> Rep
             unfit[key] = misfit(key, value, target_value)
             continue
         fitted[key] = adapted_value
-        if adapted_value is not value:
+        if adapted_value is not value or renamed[key] in layout.changed:
             adapted_keys.append(key)
     used_keys = {renamed[key] for key in (*fitted, *unfit)}
     report = Report(
         loaded=tuple(key for key in fitted if key not in adapted_keys),
         adapted=tuple(adapted_keys),
         missing=tuple(key for key in target if key not in fitted),
-        unexpected=tuple(key for key in source if key not in used_keys),
+        unexpected=tuple(part for key in source if key not in used_keys for part in layout.origins[key]),
         unfit=unfit,
         assumed={
             key: assumed_grid(axes[0])
             for key in adapted_keys
             if is_position_table(key, source[renamed[key]], target[key])
+            and source[renamed[key]].shape != target[key].shape
         },
         unfilled_input="" if any(key in fitted for key in stem_keys) else stem,
         choice_note=choice_note,
     )
-    unused = {key: source[name] for key, name in renamed.items() if name in report.unexpected}
+    unused = {key: source[name] for key, name in renamed.items() if name not in used_keys}
     refuse_misfits(file, module, report, minimum, Keys(unused, target, axes))
     module.load_state_dict(fitted, strict=False)
     return report

@@ -95,6 +95,38 @@ def rotate(
     return torch.cat((x[:, :, :first], (placed * cosines + turned * sines).to(x.dtype)), 2)
 
 
+def centered_tables(
+    cells: Sequence[int], channels: int, *, like: Tensor
+) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]:
+    """Cosines and sines of DINOv3 (Simeoni et al., 2025, arXiv 2508.10104): coordinates from -1 to 1 on every grid.
+
+    The longest period is 100 times the shortest. Angles of the first half of the channels are those of the second, for
+    :func:`rotate_halves`. A larger image has finer steps, so that its positions are interpolated.
+
+    Args:
+        cells: Cells per axis.
+        channels: Channels of a head, a multiple of 2 x axes.
+        like: Tensor with the device and the floating type of the result.
+    """
+    bands = channels // (2 * len(cells))
+    frequencies = 100.0 ** (-torch.arange(bands, dtype=torch.float64, device=like.device) / bands)
+    sides = [(torch.arange(n, dtype=torch.float64, device=like.device) + 0.5) * 2 / n - 1 for n in cells]
+    grid = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1).reshape(-1, len(cells))
+    angles = (2 * torch.pi * grid[:, :, None] * frequencies).flatten(1).repeat(1, 2)
+    return angles.cos().to(like.dtype), angles.sin().to(like.dtype)
+
+
+def rotate_halves(
+    x: Float[Tensor, "B H N D"], cosines: Float[Tensor, "*B 1 N D"], sines: Float[Tensor, "*B 1 N D"]
+) -> Float[Tensor, "B H N D"]:
+    """As :func:`rotate`, where a pair is a channel of the first half and its neighbor in the second."""
+    first = x.shape[2] - cosines.shape[2]
+    placed = x[:, :, first:]
+    low, high = placed.chunk(2, -1)
+    turned = torch.cat((-high, low), -1)
+    return torch.cat((x[:, :, :first], (placed * cosines + turned * sines).to(x.dtype)), 2)
+
+
 class RotaryAttention(nn.Module):
     """Multi-head self-attention with rotary positions, an optional norm before the projection, and dropout.
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from medssl.nn.drop_path import DropPath
+from medssl.nn.rotary import rotate_halves
 from medssl.ops.limits import expect
 from medssl.types import UserError
 
@@ -27,7 +28,12 @@ LONGEST = 10_000.0  # the longest period is 2 pi times this distance
 
 
 def sincos_positions(
-    cells: Sequence[int], width: int, *, step: Sequence[float] | None = None, like: Tensor | None = None
+    cells: Sequence[int],
+    width: int,
+    *,
+    step: Sequence[float] | None = None,
+    like: Tensor | None = None,
+    grid: Sequence[int] | None = None,
 ) -> Float[Tensor, "N width"]:
     """Fixed position embedding of the cells of a grid: sines and cosines of their coordinates, axis by axis.
 
@@ -41,6 +47,8 @@ def sincos_positions(
         step: Distance between the centers of neighboring cells per axis, in any unit; None takes 1. Coordinates start
             at the center of the first cell.
         like: Tensor with the device and the floating type of the result.
+        grid: Cells per axis of the grid whose field of view the cells share, so that coordinates are those of places in
+            it; None counts cells from the first one.
 
     Returns:
         One row for each cell, in C order; the squares of each row sum to half of the channels in use.
@@ -58,7 +66,10 @@ def sincos_positions(
     parts = []
     for axis in reversed(range(ndim)):
         distance = 1.0 if step is None else float(step[axis])
-        coordinates = torch.arange(cells[axis], dtype=torch.float64, device=device) * distance
+        coordinates = torch.arange(cells[axis], dtype=torch.float64, device=device)
+        if grid is not None:
+            coordinates = (coordinates + 0.5) * grid[axis] / cells[axis] - 0.5
+        coordinates = coordinates * distance
         angles = coordinates[:, None] * frequencies
         table = torch.cat((angles.sin(), angles.cos()), 1)
         shape = [1] * ndim
@@ -67,6 +78,19 @@ def sincos_positions(
     zeros = frequencies.new_zeros(*cells, width - 2 * half * ndim)
     table_of_cells = torch.cat((*parts, zeros), -1).reshape(prod(cells), width)
     return table_of_cells.to(torch.get_default_dtype() if like is None else like.dtype)
+
+
+def resampled(grid: Float[Tensor, "B C *s"], cells: Sequence[int]) -> Float[Tensor, "B C *cells"]:
+    """Values of a grid on another grid of the same field of view.
+
+    Two axes are resampled bicubically with anti-aliasing; three trilinearly, or by means where one shrinks.
+    """
+    if tuple(grid.shape[2:]) == tuple(cells):
+        return grid
+    flat = len(cells) == 2
+    shrinks = any(new < old for new, old in zip(cells, grid.shape[2:], strict=True))
+    mode = "bicubic" if flat else "area" if shrinks else "trilinear"
+    return F.interpolate(grid, tuple(cells), mode=mode, antialias=flat)
 
 
 def visible_numbers(hidden: Bool[Tensor, "B *cells"]) -> Int[Tensor, "B K"]:
@@ -113,11 +137,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
-        """Computes softmax(q k' / sqrt(d)) v of all tokens for each head, and projects."""
+    def forward(self, x: Float[Tensor, "B N C"], *rotations: Float[Tensor, "*B 1 M D"]) -> Float[Tensor, "B N C"]:
+        """Computes softmax(q k' / sqrt(d)) v of all tokens for each head, and projects.
+
+        Args:
+            x: Tokens.
+            rotations: Cosines and sines for queries and keys of the last M tokens; none where positions are added.
+        """
         batch, count, width = x.shape
         parts = self.qkv(x).reshape(batch, count, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        if rotations:
+            query, key = (rotate_halves(part, *rotations) for part in (query, key))
         attended = F.scaled_dot_product_attention(query, key, value)
         mixed: Tensor = self.proj(attended.transpose(1, 2).reshape(batch, count, width))
         return mixed
@@ -168,9 +199,9 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
-        """Applies attention and the MLP."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+    def forward(self, x: Float[Tensor, "B N C"], *rotations: Float[Tensor, "*B 1 M D"]) -> Float[Tensor, "B N C"]:
+        """Applies attention, with rotary positions if there are any, and the MLP."""
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), *rotations)))
         x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return x
 

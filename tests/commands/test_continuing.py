@@ -76,6 +76,46 @@ def call(verb, words):
     return code, text.getvalue()
 
 
+def test_a_vision_transformer_of_dinov2_continues_with_heads_that_are_trained_first(place, tmp_path):
+    """Random weights in timm's layout; in the first steps the encoder keeps them, then it moves."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import timm
+
+        theirs = timm.create_model("vit_small_patch14_dinov2", embed_dim=64, depth=1, num_heads=1, img_size=42)
+    save_file(theirs.state_dict(), tmp_path / "dinov2.safetensors")
+    encoder = {
+        "class_path": "medssl.encoders.vit.ViT",
+        "init_args": {
+            "in_channels": 1, "patch": [14, 14], "width": 64, "depth": 1, "layer_scale": 1.0e-5, "pool": "class",
+            "place": "learned", "grid": [3, 3],
+        },
+    }  # fmt: skip
+    small = {"size": [14, 14], "geometry": {"flip": "none"}, "kind": "local"}
+    objective = {
+        "class_path": "medssl.objectives.dinov2.DINOv2",
+        "init_args": {
+            "view": {"size": [28, 28], "geometry": {"flip": "none"}}, "local_view": small, "local_views": 1,
+            "masks": {"ratio": [0.3, 0.5]}, "teaching": {"momentum": [0.0, 0.0]},
+            "prototypes": {"count": 8, "width": 8, "hidden": 8, "frozen": 0.0, "head_first": 0.5},
+        },
+    }  # fmt: skip
+    words = (f"--pretrained={tmp_path / 'dinov2.safetensors'}", "--optimizer.warmup=0")
+    runs = {steps: tmp_path / f"run{steps}" for steps in (2, 4)}
+    for steps, run in runs.items():
+        extra = ("--objective.prototypes.head_first=1.0",) if steps == 2 else ()
+        code, said = pretrain(place, run, objective, *words, *extra, encoder=encoder, steps=steps)
+        assert code == 0, said
+        assert "encoder: 95% of the keys filled: 17 loaded, 3 adapted, 1 missing (mask_token)" in said
+    frozen, moved = (load_file(run / "encoder.safetensors") for run in runs.values())
+    weights = theirs.state_dict()
+    for key in ("blocks.0.attn.qkv.weight", "norm.weight", "blocks.0.mlp.fc1.weight"):
+        assert torch.equal(frozen[key], weights[key])
+        assert not torch.equal(moved[key], weights[key])
+
+
 def test_of_the_same_objective_everything_is_taken_over(place, tmp_path):
     """One step of a rate near 0 leaves what was loaded where it was: encoder, head and their names."""
     code, said = pretrain(place, tmp_path / "more", GLOBAL, f"--pretrained={place / 'global'}",

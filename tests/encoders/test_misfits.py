@@ -89,8 +89,14 @@ EXTRA = {
     "registers": ({"register_tokens": torch.zeros(1, 3, WIDTH)}, "register tokens", "encoder.registers", "Set it to 3"),
     "storage": ({"storage_tokens": torch.zeros(1, 4, WIDTH)}, "register tokens", "encoder.registers", "Set it to 4"),
     "distilled": ({"dist_token": torch.zeros(1, 1, WIDTH)}, "a distillation token", "", CANNOT),
-    "learned table": ({"pos_embed": TABLE + 0.1 * torch.randn_like(TABLE)}, "a learned table of positions", "", CANNOT),
-    "class position": ({"pos_embed": TABLE + (torch.arange(10) == 0)[:, None]}, "a learned table of pos", "", CANNOT),
+    "learned table": (
+        {"pos_embed": TABLE + 0.1 * torch.randn_like(TABLE)}, "a learned table of positions", "encoder.place",
+        "Set it to learned, with encoder.grid",
+    ),
+    "class position": (
+        {"pos_embed": TABLE + (torch.arange(10) == 0)[:, None]}, "a learned table of pos", "encoder.place",
+        "Set it to learned, with encoder.grid",
+    ),
     "rope": ({"rope_embed.periods": torch.ones(16)}, "rotary positions", "", CANNOT),
     "relative": ({"rel_pos_bias.relative_position_bias_table": torch.ones(25, 1)}, "relative positions", "", CANNOT),
     "query norm": (

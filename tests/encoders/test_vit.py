@@ -298,9 +298,8 @@ def test_the_suite_finds_what_is_broken(clause, words):
 
 def test_the_suite_finds_an_encoder_that_forgets_places(monkeypatch):
     encoder = vit("2d")
-    monkeypatch.setattr("medssl.encoders.vit.sincos_positions", lambda cells, width, *, step, like: like.new_zeros(
-        torch.Size(cells).numel(), width
-    ))  # fmt: skip
+    nowhere = lambda cells, width, *, step, like, grid: like.new_zeros(torch.Size(cells).numel(), width)  # noqa: E731
+    monkeypatch.setattr("medssl.encoders.vit.sincos_positions", nowhere)
     with pytest.raises(ContractError, match="drop: tokens do not depend on the places of their cells"):
         check_encoder(encoder)
 

@@ -111,7 +111,8 @@ def test_every_encoder_carries_a_u_net(path, deep):
         sizes = [tuple(n // s for n, s in zip(size, stride, strict=True)) for stride in large.strides]
         maps = tuple(torch.empty(2, c, *s) for c, s in zip(large.channels, sizes, strict=True))
         found = head(Features(maps=maps, pooled=torch.empty(2, large.channels[-1])), size)
-    assert (found[0] if deep else found).shape == (2, 4, *size)
+    several = deep and len(head.decoder.widths) > 2  # of two steps (patches of 14: 2 x 7) the finest alone is trained
+    assert (found[0] if several else found).shape == (2, 4, *size)
     if deep:
         return
     torch.manual_seed(0)

@@ -22,6 +22,7 @@ PUBLISHED = {
     "dino_2d": ((4 * 5e-4, 1024), "adamw", 5e-4),  # dino: lr 5e-4 a 256 images; 2e-3 / 4
     "dino_3d": ((4e-3, 1024), "adamw", 3.536e-4),  # SPECTRE: base_lr 4e-3, sqrt_wrt_1024
     "dinov2_2d": ((4e-3, 1024), "adamw", 1e-3),  # dinov2: base_lr 4e-3, sqrt_wrt_1024
+    "dinov2_2d_highres": ((4e-4, 1024), "adamw", 5e-5),  # ours
     "dinov2_3d": ((4e-3, 1024), "adamw", 3.536e-4),  # SPECTRE: base_lr 4e-3, sqrt_wrt_1024
     "ijepa_2d": ((1e-3, 2048), "adamw", 1.768e-4),  # ijepa: lr 1e-3 at 16 x 128
     "ijepa_3d": ((1e-3, 2048), "adamw", 6.25e-5),
