@@ -59,7 +59,19 @@ CROP = ("--objective.view.size", "[32,48,32]")
 PART = ("--objective.view.area", "null", "--objective.view.scale", "[0.8,1.0]")  # 96 pixels see 77 to 96 of 128
 WIDE = ("--objective.view.scale", "[1.2,1.6]")  # 24 voxels see 29 to 38 of the hippocampus: who it is can be told
 WHOLE = ("--objective.view.area", "null", "--objective.view.scale", "[0.9,1.35]")  # 96 pixels see 86 to 130 of 128
+CROPS = (*COLOR, *WHOLE, "--objective.local_view.size", "[48,48]", "--objective.local_view.area", "null")
+CROPS += ("--objective.local_view.scale", "[0.6,1.35]")  # 48 pixels see 29 to 65 of 128
+BOXES = ("--objective.local_view.size", "[16,24,16]")
 PRESETS = {
+    "dino_3d_small": Preset("hippocampus", "mask", (*CROP, *BOXES)),
+    "dinov2_3d_small": Preset("hippocampus", "mask", (*CROP, *BOXES)),
+    "lejepa_3d_small": Preset("hippocampus", "mask", (*CROP, *BOXES)),
+    "ijepa_3d_small": Preset("hippocampus", "mask", CROP),
+    "dino_2d_small": Preset("ultrasound", "class", CROPS),
+    "ibot_2d_small": Preset("ultrasound", "class", CROPS),
+    "dinov2_2d_small": Preset("ultrasound", "class", CROPS),
+    "lejepa_2d_small": Preset("ultrasound", "class", CROPS),
+    "ijepa_2d_small": Preset("ultrasound", "class", (*COLOR, *WHOLE)),
     "spark_3d_small": Preset("hippocampus", "mask", CROP),
     "mae_resenc_3d_small": Preset("hippocampus", "mask", CROP),
     "mae_3d_small": Preset("hippocampus", "mask", CROP),
