@@ -106,6 +106,16 @@ DISTILLED = (
 )
 GLOBAL, LOCAL = "--objective.projection=[16,8] --training.batch_size=8", "--objective.steps=1 --training.batch_size=8"
 
+HEADS = "--objective.projection=[16,16,8]"
+PAIRS = {  # objectives on two views of a crop
+    "byol": "--objective.projection=[16,8] --objective.prediction=16",
+    "simsiam": f"{HEADS} --objective.prediction=4",
+    "moco_v2": "--objective.projection=[16,8] --objective.queue=16",
+    "moco_v3": f"{HEADS} --objective.prediction=16",
+    "vicreg": HEADS,
+    "barlow_twins": HEADS,
+}
+
 # --- pretraining: every preset of configs/objectives, on which store, with which words
 
 OBJECTIVES = {
@@ -120,6 +130,14 @@ OBJECTIVES = {
     "simmim_2d": ("store_2d", f"{VIT_2D} {VIEW}=[16,16] --objective.cell=[8,8]"),
     "simclr_3d": ("store_3d", f"{RESENC_3D} {VIEW}=[16,16,16] --objective.projection=[16,8]"),
     "simclr_2d": ("store_2d", f"{BATCH_2D} {VIEW}=[16,16] --objective.projection=[16,8]"),
+    **{
+        f"{name}_{store[-2:]}": (store, f"{network} {words}")
+        for name, words in PAIRS.items()
+        for store, network in (
+            ("store_2d", f"{BATCH_2D} {VIEW}=[16,16]"),
+            ("store_3d", f"{BATCH_3D} {VIEW}=[16,16,16]"),
+        )
+    },
     "masked_distillation_3d": (
         "store_3d",
         f"{RESENC_3D} {VIEW}=[16,16,16] {DISTILLED}[4,4,4] --objective.decoder_width=8",

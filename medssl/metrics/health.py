@@ -18,6 +18,8 @@ broken and of healthy runs: ``docs/results.md``):
                  while they learn (0.006 untrained in evaluation mode); half precision alone makes 0.001. And
                  embedding_variation below 0.003 too: features that are large and the same in every scan, as large
                  transformers have them, make the spread small, but not the variation
+                 Also a loss below 10 % of chance while the uniformity of what it compares is above -0.05, twice in a
+                 row: objectives without negatives are at 0 where all embeddings are alike
     narrowing    embedding_rank below half of the highest so far, twice in a row: runs that learn keep three quarters of
                  it, learning rates 100 times too high leave a fifth. Where voxels are predicted (chance, but no
                  uniformity) once the run has settled, and where its loss is below 90 % of chance, or its correlation
@@ -66,6 +68,7 @@ FLAT_INPUT, COLLAPSED, SHARP, UNFELT, STUCK, UNIFORM, UNINFORMED = 0.5, 0.003, 1
 NARROW, LEARNING, REGAINED = 0.5, 0.9, 0.5
 TRIVIAL, EARLY = 0.02, 500  # share of chance; step up to which it cannot have been learned
 ONE_PROTOTYPE = 0.4  # nats
+AGREED, ONE_DIRECTION = 0.1, -0.05  # share of chance; uniformity of projected rows
 CORRELATED = 0.1  # of predicted and hidden voxels
 NEWEST, OLDER = 100, 100  # measurements that are held: the newest, and of those before them as many thinned out
 
@@ -125,14 +128,14 @@ def alarms(history: Sequence[Measures], *, settled: int) -> list[Alarm]:
             "training.batch_size, or look at what the objective says of its pairs"
         )
         return [Alarm("nothing", message)]
-    rules = (_collapse, _sharpness, _flatness, _divergence)
+    rules = (_collapse, _compared, _sharpness, _flatness, _divergence)
     candidates = [_not_finite(now), *(rule(history) for rule in rules), _narrowing(history, settled)]
     candidates += [_prototypes(history), _trivial(now, settled)]
     if now["step"] >= settled:
         candidates += [_rising(history), _stuck(history), _teacher(history)]
     kinds = {alarm.kind for alarm in candidates if alarm}
     explained = {"stuck"} if kinds - {"stuck"} else set()
-    explained |= {"narrowing"} if "collapse" in kinds else set()
+    explained |= {"narrowing", "trivial"} if "collapse" in kinds else set()
     explained |= {"teacher", "trivial", "collapse", "narrowing"} if "prototypes" in kinds else set()
     explained |= {"rising"} if "divergence" in kinds else set()
     return [alarm for alarm in candidates if alarm and alarm.kind not in explained]
@@ -159,6 +162,19 @@ def _collapse(history: Sequence[Measures]) -> Alarm | None:
         f"embeddings have collapsed to {now['embedding_rank']:.1f} of {now['embedding_width']:.0f} directions (spread "
         f"{now['embedding_spread']:.2g}): all scans look alike to the encoder; lower optimizer.learning_rate "
         f"({_rate(now)}), and compare with objectives that push embeddings apart"
+    )
+    return Alarm("collapse", message)
+
+
+def _compared(history: Sequence[Measures]) -> Alarm | None:
+    """A loss of almost nothing because all that it compares has one direction; for objectives without negatives."""
+    last = [row for row in history[1:] if "uniformity" in row and "chance" in row][-2:]
+    if len(last) < 2 or any(_share(row) >= AGREED or row["uniformity"] <= ONE_DIRECTION for row in last):
+        return None
+    message = (
+        f"what the loss compares has collapsed: the loss is {_share(last[-1]):.1%} of that of unrelated embeddings, "
+        f"and all projected scans look alike; lower optimizer.learning_rate ({_rate(last[-1])}), take a larger "
+        "training.batch_size, or an objective with negatives"
     )
     return Alarm("collapse", message)
 

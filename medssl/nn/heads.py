@@ -19,30 +19,31 @@ if TYPE_CHECKING:
 class Projection(nn.Module):
     """Multilayer perceptron on rows of features, or on each position of maps.
 
-    An optional batch norm over all processes and ReLU follow each hidden layer; the last layer is linear. Reference:
+    An optional batch norm over all processes and ReLU follow each hidden layer; the last layer is linear, with a batch
+    norm after it by option. Reference:
     Chen et al., A simple framework for contrastive learning of visual representations (SimCLR), ICML 2020.
 
     Args:
         widths: Channels of the input, of each hidden layer, and of the output.
         norm: Whether a batch norm follows each hidden layer.
         ndim: Number of spatial axes of the input; 0 for rows.
+        norm_output: Whether one follows the last layer, too, where there is one after hidden layers.
 
     Raises:
         UserError: There are fewer than two widths, or one is below 1.
     """
 
-    def __init__(self, widths: Sequence[int], *, norm: bool = True, ndim: int = 0) -> None:
+    def __init__(self, widths: Sequence[int], *, norm: bool = True, ndim: int = 0, norm_output: bool = False) -> None:
         super().__init__()
         if len(widths) < 2 or min(widths) < 1:
             message = f"projection {list(widths)}: expected two or more numbers of channels, 1 or more each"
             raise UserError(message)
-        hidden = widths[1:-1]
+        normed = (widths[1:] if norm_output else widths[1:-1]) if norm else []
         self.rows = ndim == 0
         self.layers = nn.ModuleList(
-            _linear(a, b, ndim, bias=not (norm and number < len(hidden)))
-            for number, (a, b) in enumerate(pairwise(widths))
+            _linear(a, b, ndim, bias=number >= len(normed)) for number, (a, b) in enumerate(pairwise(widths))
         )
-        self.norms = norm_layers("batch", hidden if norm else [], ndim=ndim or 2)
+        self.norms = norm_layers("batch", normed, ndim=ndim or 2)
         self.activation = nn.ReLU()
 
     def forward(self, x: Float[Tensor, "B C *s"]) -> Float[Tensor, "B D *s"]:

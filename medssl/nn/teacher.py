@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from medssl.ops.assignment import centered_targets, entropies, moved_center, sinkhorn
 from medssl.ops.collectives import world_size
@@ -70,23 +71,31 @@ class Teacher(nn.ModuleDict):
     """Copies of networks, by name; ``teacher["encoder"](image)`` runs one of them, under ``torch.no_grad``.
 
     The copies have no gradient and stay in evaluation mode whatever mode the objective is in: no dropout, no drop-path,
-    and batch norms use the running statistics, which are the student's. Keys of the state dict are the name of the
-    network and the network's own key. An objective that keeps it as ``self.teacher`` calls :meth:`follow` in
-    ``after_step``, once per optimizer step, and :meth:`copy_from` in ``after_load``.
+    and batch norms use the running statistics, which are the student's, unless ``batch_statistics`` is set. Keys
+    of the state dict are the name of the network and the network's own key. An objective that keeps it as
+    ``self.teacher`` calls :meth:`follow` in ``after_step``, once per optimizer step, and :meth:`copy_from` in
+    ``after_load``.
 
     Args:
         students: The networks to copy, by name.
+        batch_statistics: Whether batch norms take the statistics of the batch while the objective is in training mode,
+            as in BYOL.
     """
 
-    def __init__(self, students: Mapping[str, nn.Module]) -> None:
+    def __init__(self, students: Mapping[str, nn.Module], *, batch_statistics: bool = False) -> None:
         super().__init__({name: copy.deepcopy(student) for name, student in students.items()})
+        self.batch_statistics = batch_statistics
         self.requires_grad_(False)
-        self.eval()
+        self.train()
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation mode."""
-        del mode
-        return super().train(False)
+        """Stays in evaluation mode, but for batch norms with statistics of the batch."""
+        super().train(False)
+        if self.batch_statistics:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.train(mode)
+        return self
 
     @torch.no_grad()
     def follow(self, students: Mapping[str, nn.Module], momentum: float) -> None:

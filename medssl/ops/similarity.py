@@ -12,6 +12,7 @@ under autocast. With several processes, anchors are the rows of this process, ca
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -39,6 +40,12 @@ def cosine(x: Float[Tensor, "*batch M D"], y: Float[Tensor, "*batch K D"]) -> Fl
     """Cosine of the angle between every row of x and every row of y, -1 to 1; at least float32, also under autocast."""
     with torch.autocast(x.device.type, enabled=False):
         return unit(x) @ unit(y).transpose(-1, -2)
+
+
+def cosine_error(x: Float[Tensor, "*rows D"], y: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows"]:
+    """Squared distance of unit vectors, row by row: 2 - 2 cos, from 0 to 4; 2 for directions without relation."""
+    with torch.autocast(x.device.type, enabled=False):
+        return 2 - 2 * (unit(x) * unit(y)).sum(-1)
 
 
 def info_nce(
@@ -123,6 +130,7 @@ def contrast(
     *,
     distinct: Bool[Tensor, "M K"],
     temperature: float,
+    candidates: Float[Tensor, "B D"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """InfoNCE (over pairs) of the rows of this process against those of all processes, and its terms for the log.
 
@@ -133,12 +141,13 @@ def contrast(
         negatives: True where the candidate is in the denominator.
         distinct: Which pairs say how far rows spread.
         temperature: Divisor of the cosine, above 0.
+        candidates: Embeddings of this process that rows are compared with, such as a teacher's; None takes the rows.
 
     Returns:
         The loss, and the detached terms "loss", "chance", "alignment" (of the positives) and "uniformity".
     """
     kinds = (positives,) if isinstance(positives, torch.Tensor) else tuple(positives)
-    all_rows = gather(rows)
+    all_rows = gather(rows if candidates is None else candidates)
     losses = torch.stack([info_nce(rows, all_rows, kind, negatives, temperature=temperature) for kind in kinds])
     chances = torch.stack([info_nce_chance(kind, negatives) for kind in kinds])
     weights = (chances > 0).to(losses.dtype)  # of a kind without pairs 0: a pair has two candidates or more
@@ -150,6 +159,35 @@ def contrast(
         "chance": (chances * weights).sum(),
         "alignment": alignment(detached_rows, detached_all, torch.stack(kinds).any(0)),
         "uniformity": uniformity(detached_rows, detached_all, distinct),
+    }
+
+
+def contrast_with_queue(
+    rows: Float[Tensor, "B D"], keys: Float[Tensor, "B D"], queue: Float[Tensor, "K D"], *, temperature: float
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """InfoNCE of rows that have one positive each and all negatives in common (He et al., MoCo, CVPR 2020).
+
+    Args:
+        rows: Embeddings of this process, of any length.
+        keys: The positive of each row.
+        queue: Negatives, the same in all processes.
+        temperature: Divisor of the cosine, above 0.
+
+    Returns:
+        The mean over the rows of all processes, and the detached terms "loss", "chance", "alignment" (of the
+        positives) and "uniformity" (of rows and negatives).
+    """
+    with torch.autocast(rows.device.type, enabled=False):
+        near = (unit(rows) * unit(keys)).sum(-1, keepdim=True)
+        logits = torch.cat((near, cosine(rows, queue)), 1) / temperature
+        loss = mean_over((logits.logsumexp(1) - logits[:, 0]).sum(), len(rows))
+    detached = rows.detach()
+    distinct = torch.ones(len(rows), len(queue), dtype=torch.bool, device=rows.device)
+    return loss, {
+        "loss": loss.detach(),
+        "chance": torch.full_like(loss.detach(), math.log(len(queue) + 1)),
+        "alignment": mean_over(cosine_error(detached, keys.detach()).sum(), len(rows)),
+        "uniformity": uniformity(detached, queue, distinct),
     }
 
 
@@ -177,6 +215,25 @@ def covariance_term(x: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
         x = x - x.mean(0)
         covariance = x.T @ x / (len(x) - 1)
         return (covariance.square().sum() - covariance.diagonal().square().sum()) / x.shape[1]
+
+
+def cross_correlation(x: Float[Tensor, "N D"], y: Float[Tensor, "N E"], *, eps: float = 1e-5) -> Float[Tensor, "D E"]:
+    """Correlations over the rows of every channel of x with every channel of y, -1 to 1; 0 for a constant channel.
+
+    Reference: Zbontar et al., Barlow Twins, ICML 2021. With several processes give all rows (``collectives.gather``).
+
+    Args:
+        x: Rows.
+        y: Rows that belong to those of x.
+        eps: Added to variances.
+
+    Raises:
+        ValueError: There are fewer than two rows.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        x, y = _rows(x), _rows(y)
+        x, y = ((z - z.mean(0)) / (z.var(0, unbiased=False) + eps).sqrt() for z in (x, y))
+        return x.T @ y / len(x)
 
 
 def alignment(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from medssl.ops.collectives import gather, mean_over, rank, world_size
-from medssl.ops.similarity import unit
+from medssl.ops.similarity import uniformity, unit
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
@@ -62,6 +62,17 @@ def kde(rows: Float[Tensor, "B D"], concentration: float = 5.0) -> Float[Tensor,
             return (z * 0).sum()
         logs = (concentration * (z @ every.mT - 1)).masked_fill(itself, -math.inf).logsumexp(1)
         return mean_over((logs - math.log(len(every) - 1)).sum(), len(z))
+
+
+@torch.no_grad()
+def spread(rows: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
+    """Uniformity (``ops.similarity``) of one row of each image: 0 if all have one direction, lower as they spread.
+
+    Args:
+        rows: Embeddings of one view of each image of this process.
+    """
+    z, every, itself = _all_rows(rows)
+    return uniformity(z, every, ~itself)
 
 
 def _all_rows(

@@ -28,6 +28,7 @@ SMALL = {
     "steps": 2, "projection": [16, 8], "decoder_width": 32, "decoder_depth": 1,
     "graphs": Graphs(4, 2), "sampling": Sampling(regions_per_scan=2),
     "local_views": 2, "slices": 32, "predictor_width": 32, "predictor_depth": 1,
+    "prediction": 16, "queue": 256,
 }  # fmt: skip
 
 

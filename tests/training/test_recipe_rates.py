@@ -19,6 +19,18 @@ LARGE = [name for name in GPU if not name.endswith("_24gb")]
 
 # recipe: rate and batch of its source, optimizer, resolved rate of one process by hand
 PUBLISHED = {
+    "barlow_twins_2d": ((5e-4, 256), "adamw", 3.536e-4),  # ours: the paper has LARS
+    "barlow_twins_3d": ((2e-4, 16), "adamw", 1.414e-4),  # ours
+    "byol_2d": ((5e-4, 256), "adamw", 3.536e-4),  # ours: the paper has LARS
+    "byol_3d": ((2e-4, 16), "adamw", 1.414e-4),  # ours
+    "moco_v2_2d": ((0.03, 256), "sgd", 2.121e-2),  # moco: lr 0.03 at 256
+    "moco_v2_3d": ((2e-4, 16), "adamw", 1.414e-4),  # ours
+    "moco_v3_2d": ((2.4e-3, 4096), "adamw", 4.243e-4),  # moco-v3: 1.5e-4 a 256 images
+    "moco_v3_3d": ((2e-4, 16), "adamw", 1.414e-4),  # ours
+    "simsiam_2d": ((0.1, 512), "sgd", 0.05),  # simsiam: 0.05 a 256 images
+    "simsiam_3d": ((2e-4, 16), "adamw", 1.414e-4),  # ours
+    "vicreg_2d": ((5e-4, 256), "adamw", 3.536e-4),  # ours: the paper has LARS
+    "vicreg_3d": ((2e-4, 16), "adamw", 1.414e-4),  # ours
     "dino_2d": ((4 * 5e-4, 1024), "adamw", 5e-4),  # dino: lr 5e-4 a 256 images; 2e-3 / 4
     "dino_3d": ((4e-3, 1024), "adamw", 3.536e-4),  # SPECTRE: base_lr 4e-3, sqrt_wrt_1024
     "dinov2_2d": ((4e-3, 1024), "adamw", 1e-3),  # dinov2: base_lr 4e-3, sqrt_wrt_1024
