@@ -37,6 +37,7 @@ from medssl.types.scans import (
     Subject,
     ValueDomain,
 )
+from medssl.types.slides import TileRule, TissueRule
 from medssl.types.training import Features, Loss, MaskMode, Step
 
 __all__ = [
@@ -74,6 +75,8 @@ __all__ = [
     "Step",
     "Subject",
     "TrainedOn",
+    "TileRule",
+    "TissueRule",
     "Tuned",
     "UserError",
     "ValueDomain",

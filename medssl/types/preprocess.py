@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from medssl.types.scans import ValueDomain
+from medssl.types.slides import TileRule, TissueRule
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ class Preprocess(GridRules):
         isotropic: Target spacing in mm of all axes, above 0, in place of ``spacing_mm``; None takes ``spacing_mm``.
             Volumes only.
         stain: Normalization of the stains of color images.
+        tissue: What counts as tissue. Slides only.
+        tiles: Resolution and size of the tiles that are taken from slides. Slides only.
     """
 
     intensity: IntensityRules = field(default_factory=IntensityRules)
@@ -124,6 +127,8 @@ class Preprocess(GridRules):
     mirror: Literal["safe", "all", "none"] = "safe"
     isotropic: float | None = None
     stain: StainRule = field(default_factory=StainRule)
+    tissue: TissueRule = field(default_factory=TissueRule)
+    tiles: TileRule = field(default_factory=TileRule)
 
     @property
     def is_resolved(self) -> bool:
@@ -140,6 +145,8 @@ class Preprocess(GridRules):
             del rules["isotropic"]
         if self.stain.method == "none":
             del rules["stain"]
+        if self.tiles.mpp is None:  # rules without slides keep the digest of 0.1.0
+            del rules["tissue"], rules["tiles"]
         for rule in rules["intensity"].values():
             if rule["normalize"] != "fixed":  # without effect, and unknown to 0.1.0
                 del rule["mean"], rule["deviation"]

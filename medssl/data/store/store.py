@@ -21,7 +21,17 @@ from medssl.data.store.contents import Contents
 from medssl.data.store.naming import FORMAT, Tier, scan_file
 from medssl.io.documents import read_json
 from medssl.io.older_keys import with_present_keys
-from medssl.types import Imported, IntensityRule, IntensityRules, LabelSchema, Preprocess, StainRule, UserError
+from medssl.types import (
+    Imported,
+    IntensityRule,
+    IntensityRules,
+    LabelSchema,
+    Preprocess,
+    StainRule,
+    TileRule,
+    TissueRule,
+    UserError,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -272,6 +282,7 @@ def preprocess_from(data: dict[str, Any]) -> Preprocess:
     stain = data.pop("stain", {})  # an older store does not say
     stain = StainRule(**stain | {"reference": stain.get("reference") and tuple(stain["reference"])})
     data["domains"] = tuple(data.get("domains", ()))  # an older store does not say
+    data |= {"tissue": TissueRule(**data.get("tissue", {})), "tiles": TileRule(**data.get("tiles", {}))}
     return Preprocess(**data, intensity=IntensityRules(**rules), transforms=steps, stain=stain)
 
 
