@@ -58,7 +58,8 @@ def cache(  # noqa: PLR0913 (the keys of a command line)
         store: Folder of the store; created if missing.
         preprocess: Orientation, spacing, foreground crop, intensity rules and own transforms; None takes the defaults.
         where: SQL condition on the columns of the index, such as "modality = 'CT'"; None takes all scans.
-        tier: "chunked" compresses; "raw" does not, and maps files into memory: for data sets that fit in it.
+        tier: "chunked" compresses; "raw" does not, and maps files into memory: for data sets that fit in it. "slides"
+            is for whole slides: it stores where their tissue is, and training reads the slides themselves.
         workers: Processes, 0 or more. 0 works in this process, which a file that makes a decoder crash or hang then
             ends or blocks.
         seconds: Time limit for one scan in seconds, plus one second for every 2 MB of voxels.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from medssl.data.loading.class_positions import Places
-from medssl.data.loading.crops import place_along, region_at, slice_axes, slice_world
+from medssl.data.loading.crops import place_along, region_at, slice_axes, slice_world, tile_center
 from medssl.data.loading.order import BalancedOrder, Order, RepeatingOrder, order_of_subjects
 from medssl.data.store.records import LABELS
 from medssl.types import UserError
@@ -153,7 +153,10 @@ class BatchReader:
         around = None
         if self.sampling.labeled > 0:
             around = self.places.draw(self.seed, sample, number, self.sampling.labeled)
-        start = region_at(self.seed, sample, shape, tuple(size), self.sampling, cells=cells, around=around)
+        center = around
+        if self.store.tier == "slides":  # crops lie over tissue
+            center = tile_center(self.seed, sample, self.store.tile_table(number), self.store.preprocess.tiles.size)
+        start = region_at(self.seed, sample, shape, tuple(size), self.sampling, cells=cells, around=center)
         for read, out in ((self.store.read, image), (self.store.read_label, labels)):
             if out is not None:
                 _read_along(read, number, (start, tuple(size), axes), out)

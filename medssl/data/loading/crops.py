@@ -57,6 +57,21 @@ def region_at(
     )
 
 
+def tile_center(seed: int, sample: int, table: NDArray[np.int32], size: int) -> tuple[int, int]:
+    """Returns a random pixel in a random tile of a slide, which the crop of a sample is centered on.
+
+    Args:
+        seed: Seed of the run.
+        sample: Global sample number.
+        table: Tiles of the slide, one a row: first row, first column (``Store.tile_table``).
+        size: Rows and columns of a tile.
+    """
+    generator = keyed_generator(seed, sample, "tile")
+    row, column, _ = table[int(generator.integers(len(table)))]
+    down, along = generator.integers(size, size=2)
+    return int(row + down), int(column + along)
+
+
 def place_along(
     seed: int, sample: int, shape: tuple[int, ...], size: tuple[int, ...], sampling: Sampling
 ) -> float | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from medssl.data.store import checksums, disk, records, writer
+from medssl.data.store import checksums, disk, records, slides, writer
 from medssl.data.store.naming import Tier
 from medssl.data.store.resolving import Resolver
 from medssl.data.store.store import Store, refuse_other_files
@@ -69,7 +69,8 @@ class CachingOptions:
     """How scans are stored.
 
     Attributes:
-        tier: "chunked" compresses; "raw" does not.
+        tier: "chunked" compresses; "raw" does not; "slides" stores where the tissue of whole slides is, and reads
+            their pixels from the slides.
         workers: Processes, 0 or more; 0 works in this process.
         seconds: Time limit of one scan, plus one second for every 2 MB of voxels.
         memory_gb: Memory limit of one scan in GB; None takes nine tenths of the machine's memory.
@@ -112,6 +113,7 @@ def cache_scans(selection: Selection, path: Path, preprocess: Preprocess, option
     Raises:
         UserError: The rules fit no scan, the store was made by other rules, or the disk is too small.
     """
+    check_tier(preprocess, options.tier)
     if note := check_domains(preprocess, selection.domains):
         log.info(f"note: {note}")
     for line in mend(path):
@@ -137,6 +139,8 @@ def cache_scans(selection: Selection, path: Path, preprocess: Preprocess, option
     resolver.forget_samples()
     plan = StorePlan(selection.root, store.path, store.preprocess, options.tier, selection.schemas)
     with _sharing(path), closing(records.connect(path / records.TABLE)) as connection:
+        if plan.tier == "slides":
+            slides.write_sources(path, plan.root, ((plan.key(scan), scan) for scan in selection.scans()))
         changed = writer.refresh(plan, selection.scans(), connection)
         work = _Work(plan, connection, Limits(options.seconds, memory_gb, partial(writer.seconds_for, plan)))
         missing = _estimate(work, selection.scans)
@@ -185,6 +189,24 @@ def verify_with_progress(path: Path) -> Findings:
             "them anew"
         )
     return findings
+
+
+def check_tier(preprocess: Preprocess, tier: Tier) -> None:
+    """Refuses rules that do not suit a tier.
+
+    Raises:
+        UserError: Slides without a resolution, a resolution of slides without slides, or stains that are normalized.
+    """
+    if tier == "slides" and preprocess.tiles.mpp is None:
+        message = "tier slides reads slides at a resolution of the store"
+        expected = "micrometers a pixel, such as 0.5, or the preset slides"
+        raise UserError(message, key="preprocess.tiles.mpp", got=None, expected=expected)
+    if tier != "slides" and preprocess.tiles.mpp is not None:
+        message = "preprocess.tiles.mpp is a resolution for whole slides"
+        raise UserError(message, key="tier", got=tier, expected="slides, or preprocess.tiles.mpp null")
+    if tier == "slides" and preprocess.stain.method != "none":
+        message = "stains are normalized when pixels are stored, and this tier stores none"
+        raise UserError(message, key="preprocess.stain.method", got=preprocess.stain.method, expected="none")
 
 
 def check_domains(preprocess: Preprocess, domains: Counter[str]) -> str:

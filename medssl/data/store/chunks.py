@@ -136,6 +136,18 @@ def open_chunked(path: Path, known: bytes = b"") -> Opened:
     return _Chunked(path, known)
 
 
+class Table(_Plain):
+    """A table on disk that was compared with its checksums."""
+
+
+def open_table(path: Path, known: bytes = b"") -> Table:
+    """Maps a ``.npy`` table into memory, after all of it was compared with ``known`` checksums."""
+    opened = _Raw(path, known)
+    if opened.pieces is not None:
+        opened.pieces.check_all()
+    return Table(opened.array)
+
+
 def open_raw(path: Path, known: bytes = b"") -> Opened:
     """Maps a ``.npy`` file into memory; ``known`` as of ``open_chunked``."""
     return _Raw(path, known)

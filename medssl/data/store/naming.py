@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from medssl.data.store.preprocess import Prepared
     from medssl.types import Preprocess, Scan
 
-Tier = Literal["chunked", "raw"]
+Tier = Literal["chunked", "raw", "slides"]
 FORMAT = 1
 SMALL = {2: 1 << 20, 3: 1 << 18}  # bytes below which an image or a volume goes into a pack and is decoded whole
 

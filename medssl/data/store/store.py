@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medssl.data.store import checksums, chunks, records
+from medssl.data.store import checksums, chunks, records, slides
 from medssl.data.store.coding import EXCLUDED
 from medssl.data.store.contents import Contents
 from medssl.data.store.naming import FORMAT, Tier, scan_file
@@ -36,6 +36,8 @@ from medssl.types import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from medssl.data.store.tiles import Tiles
+
 
 class Store(Contents):
     """A store that is open for reading (and, through ``records.connect``, for adding).
@@ -44,7 +46,7 @@ class Store(Contents):
         path: Its folder.
         preprocess: The rules that made it.
         requested: The rules as they were given, where a median or a collection was measured for them; else None.
-        tier: "chunked" (compressed) or "raw" (mapped into memory).
+        tier: "chunked" (compressed), "raw" (mapped into memory) or "slides" (read from whole slides).
         schema: Classes of the labels, or None.
         synthetic: Whether all scans are synthetic.
         records: What is in it, as arrays; a scan's number is its place there.
@@ -62,6 +64,7 @@ class Store(Contents):
         self.synthetic: bool = description.get("synthetic", False)
         self.records = records.load(path / "records.sqlite")
         self._handles = chunks.Handles()
+        self._sources = slides.Sources(path)
         self._checks = checksums.Entries(path / "records.sqlite")
         self._other_labels: dict[int, Path] = {}
 
@@ -178,6 +181,29 @@ class Store(Contents):
             self._fill(number, "label", (1, *self.records.shape(number)), start, out)
         return out
 
+    def tile_table(self, number: int) -> NDArray[np.int32]:
+        """Tiles of a whole slide, [N, 3]: first row, first column, share of tissue times 65535."""
+        try:
+            opened = self._handles.get((number, "tiles"), lambda: self._open_table(number))
+        except (checksums.DamagedError, OSError, ValueError) as error:
+            checksums.mark(self.path, self.scan_id(number))
+            message = f"scan {self.scan_id(number)}: its table of tiles is damaged ({error}): cache the index again"
+            raise UserError(message) from error
+        assert isinstance(opened, chunks.Table)
+        return opened.array
+
+    def tiles(self, number: int) -> Tiles:
+        """Tiles of a whole slide with their places in pixels of level 0.
+
+        Raises:
+            UserError: The scan is no whole slide.
+        """
+        if self.tier != "slides":
+            message = f"{self.path} holds no whole slides: its tier is {self.tier}"
+            raise UserError(message)
+        level0_mm = self._sources.spacing_mm(self.key(number))
+        return slides.tiles_of(np.asarray(self.tile_table(number)), self.preprocess, level0_mm)
+
     def scored(self, number: int, codes: NDArray[Any]) -> NDArray[np.bool_]:
         """Which voxels [1, *s] of what was read of a scan [C, *s] a loss may look at: all that are not excluded."""
         if not self.records.facts[number]["excluded"]:
@@ -243,16 +269,25 @@ class Store(Contents):
             )
             raise UserError(message) from error
         except (OSError, RuntimeError, ValueError) as error:
+            if self.tier == "slides":
+                message = f"scan {self.scan_id(number)}: its slide cannot be read: {error}"
+                raise UserError(message) from error
             message = (
                 f"scan {self.scan_id(number)}: its stored voxels cannot be read ({error}); "
                 f"delete {self.file(number, part).name} from the store and cache the index again"
             )
             raise UserError(message) from error
 
+    def _open_table(self, number: int) -> chunks.Table:
+        return chunks.open_table(self.file(number), self._checks.of(self.scan_id(number), ""))
+
     def _open(self, number: int, part: str, like: tuple[tuple[int, ...], Any]) -> chunks.Opened:
         path, fact = self.file(number, part), self.records.facts[number]
         if part and number in self._other_labels:
             return chunks.open_chunked(path)
+        if self.tier == "slides":
+            spacing_mm = np.sqrt(np.square(self.affine(number)[:-1, :-1]).sum(0))
+            return slides.StoredSlide(self._sources.reader(self.key(number)), (spacing_mm[0], spacing_mm[1]))
         known = self._checks.of(self.scan_id(number), part)
         if fact["nbytes"]:
             prefix = "label_" if part else ""

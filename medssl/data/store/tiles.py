@@ -94,7 +94,8 @@ def shares(
     top, left = start[:, 0], start[:, 1]
     bottom, right = top + size[0], left + size[1]
     inside = _at(totals, bottom, right) - _at(totals, top, right) - _at(totals, bottom, left) + _at(totals, top, left)
-    return np.clip(inside / (size[0] * size[1]), 0.0, 1.0)
+    share: np.ndarray = np.clip(inside / (size[0] * size[1]), 0.0, 1.0)
+    return share
 
 
 def tissue_tiles(

@@ -100,9 +100,11 @@ def values_of(rgb: UInt8[np.ndarray, "3 h w"], method: str) -> Float[np.ndarray,
     if method == "gray":
         weights = np.array([0.299, 0.587, 0.114], np.float32)  # luma of ITU-R BT.601
         gray = np.tensordot(weights, rgb.astype(np.float32), 1)
-        return np.maximum(_brightest(gray) - gray, 0.0)
+        darkness: np.ndarray = np.maximum(_brightest(gray) - gray, 0.0)
+        return darkness
     if method == "optical_density":
-        return np.maximum(np.log((_brightest(low) + 1.0) / (low + 1.0)), 0.0)
+        density: np.ndarray = np.maximum(np.log((_brightest(low) + 1.0) / (low + 1.0)), 0.0)
+        return density
     saturation: Float[np.ndarray, "h w"] = 255.0 * (high - low) / np.maximum(high, 1.0)
     saturation[high < 16] = 0.0  # colors of nearly black pixels are noise
     return saturation
@@ -199,7 +201,8 @@ def _without_small(
         rim = (labels[0], labels[-1], labels[:, 0], labels[:, -1])
         small[np.unique(np.concatenate([part.ravel() for part in rim]))] = False
     small[0] = False
-    return mask & ~small[labels]
+    large: np.ndarray = mask & ~small[labels]
+    return large
 
 
 def _reason(

@@ -6,10 +6,10 @@ import json
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from medssl.data.store import checksums, chunks, records
-from medssl.data.store.naming import scan_file
+from medssl.data.store.naming import Tier, scan_file
 from medssl.io.sqlite import refuse_programs
 from medssl.types import UserError
 
@@ -185,7 +185,7 @@ def _tier(store: Path) -> str:
         tier = json.loads((store / "store.json").read_bytes())["tier"]
     except (OSError, ValueError, LookupError, TypeError):
         tier = None
-    if tier not in ("chunked", "raw"):
+    if tier not in get_args(Tier):
         message = "it does not say the tier"
         raise ValueError(message)
     return str(tier)
@@ -229,7 +229,7 @@ def _compare(store: Path, tier: str, record: dict[str, Any], part: str, entries:
         if entries:
             checksums.check_packed(data, entries, record["pack"])
         return len(data)
-    path = scan_file(store, record["key"], part, "raw" if tier == "raw" else "chunked")
+    path = scan_file(store, record["key"], part, "chunked" if tier == "chunked" else "raw")
     if entries:
         pieces = checksums.Pieces(path, entries)
         pieces.check_all()

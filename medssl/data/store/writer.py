@@ -11,7 +11,7 @@ import numpy as np
 
 from medssl.data.formats.masks import check_label
 from medssl.data.formats.reading import read
-from medssl.data.store import checksums, chunks, records
+from medssl.data.store import checksums, chunks, records, slides
 from medssl.data.store.naming import SMALL, content_digest, scan_file, scan_key
 from medssl.data.store.preprocess import prepare
 from medssl.data.store.unchanged import UNREADABLE, refuse_changed
@@ -88,6 +88,10 @@ def write_scans(
     for number, scan in enumerate(scans):
         report(number)
         try:
+            if plan.tier == "slides":
+                row, checks[scan.scan_id] = _write_tiles(plan, scan)
+                rows.append(row)
+                continue
             prepared, read_notes = _prepared(plan, scan)
         except MemoryError:
             if in_worker():  # the process that started this one leaves the scan out
@@ -129,7 +133,7 @@ def jobs(
             continue
         if scan.scan_id in failed:
             again.append(scan)
-        elif expected_bytes(plan, scan) >= SMALL[len(scan.grid.shape)]:
+        elif plan.tier == "slides" or expected_bytes(plan, scan) >= SMALL[len(scan.grid.shape)]:
             yield (scan,)
         else:
             small.append(scan)
@@ -159,6 +163,8 @@ def expected_bytes(plan: StorePlan, scan: Scan) -> int:
     """Bytes of the voxels of a scan after its new grid, before compression (two bytes a voxel)."""
     shape = np.asarray(scan.grid.shape, float)
     rules = plan.preprocess
+    if plan.tier == "slides" and scan.source.kind == "slide":  # the thumbnail alone is in memory
+        shape = shape * np.asarray(scan.grid.spacing_mm) * 1000.0 / rules.tissue.mpp
     if len(shape) == 2 and rules.image_size:
         shape = np.asarray(rules.image_size, float)
     spacing = rules.spacing_mm if isinstance(rules.spacing_mm, tuple) else ()
@@ -247,6 +253,9 @@ def record_outcome(plan: StorePlan, connection: sqlite3.Connection, outcome: Out
 
 def _prepared(plan: StorePlan, scan: Scan) -> tuple[Prepared, tuple[str, ...]]:
     refuse_changed(scan, plan.root)
+    if scan.source.kind == "slide":
+        message = "a whole slide: cache slides into a store of their own (tier slides, preprocess slides)"
+        raise ValueError(message)
     volume = read(scan, plan.root)
     schema = plan.schemas.get(scan.source.dataset)
     if volume.label is not None:
@@ -270,6 +279,23 @@ def _write_files(plan: StorePlan, scan: Scan, prepared: Prepared) -> tuple[tuple
             checks.append(known)
     place = records.Place(sizes=tuple(reversed(sizes)))
     return records.row(scan, key, prepared, place, content_digest(prepared)), (checks[1], checks[0])
+
+
+def _write_tiles(plan: StorePlan, scan: Scan) -> tuple[tuple[Any, ...], tuple[bytes, bytes]]:
+    """Writes the table of tiles of a slide and returns its row and its checksums."""
+    if scan.source.kind != "slide":
+        noun = "an image" if scan.source.kind == "image" else f"a {scan.source.kind}"
+        message = f"{noun}, and no whole slide: cache it into another store (tier chunked)"
+        raise ValueError(message)
+    refuse_changed(scan, plan.root)
+    prepared, found = slides.prepare_slide(scan, plan.root, plan.preprocess)
+    key, table = plan.key(scan), slides.table_of(found)
+    parts, known = chunks.with_checksums(table, "raw")
+    place = records.Place(sizes=(chunks.write_parts(scan_file(plan.store, key, "", plan.tier), parts),))
+    content = hashlib.blake2b(table.tobytes(), digest_size=12)
+    content.update(f"{scan.digests.source} {prepared.image.shape}".encode())
+    content.update(prepared.coding.intensity.tobytes())
+    return records.row(scan, key, prepared, place, content.hexdigest()), (known, b"")
 
 
 def _packed(prepared: Prepared, pack: list[bytes]) -> tuple[records.Place, tuple[bytes, bytes]]:

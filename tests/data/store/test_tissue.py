@@ -13,7 +13,9 @@ HEMATOXYLIN, EOSIN, DAB = (0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0
 
 def stained(amounts, vectors):
     """Colors of light behind stains: exp(-amount * vector)."""
-    density = sum(amount[None] * np.array(vector).reshape(3, 1, 1) for amount, vector in zip(amounts, vectors))
+    density = sum(
+        amount[None] * np.array(vector).reshape(3, 1, 1) for amount, vector in zip(amounts, vectors, strict=True)
+    )
     return 244 * np.exp(-density)
 
 
@@ -84,7 +86,8 @@ def test_cleaning_twice_changes_nothing(seed):
     rule = TissueRule(smallest_mm2=0.01, largest_hole_mm2=0.01)
     mask = smooth_noise((200, 150), seed, 2.5) > 0.2
     once = tissue.cleaned(mask, MM, rule)
-    assert once.any() and not once.all()
+    assert once.any()
+    assert not once.all()
     np.testing.assert_array_equal(tissue.cleaned(once, MM, rule), once)
 
 
@@ -209,7 +212,8 @@ def test_count_of_tiles_on_a_slide_full_of_tissue(shape, size, overlap):
     found = tiles.tissue_tiles(mask, MM, (shape, (0.0005,) * 2, (0.0005,) * 2), rule)
     assert len(found) == int((shape[0] - size) / step + 1) * int((shape[1] - size) / step + 1)
     assert len(np.unique(found.start, axis=0)) == len(found)
-    assert (found.start + size <= shape).all() and (found.share == 1).all()
+    assert (found.start + size <= shape).all()
+    assert (found.share == 1).all()
 
 
 def test_share_of_tissue_is_that_of_the_mask_drawn_finer():
