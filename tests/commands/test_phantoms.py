@@ -24,3 +24,30 @@ def test_mistakes_are_one_line(tmp_path, capsys):
     assert "error: a phantom's shape is [4, 4, 4]" in capsys.readouterr().err
     assert main(["phantoms", str(tmp_path / "scans"), "--labeld", "1"]) == 2
     assert "did you mean 'labeled'" in capsys.readouterr().err
+
+
+def test_slides_are_written_and_indexed(tmp_path, capsys):
+    words = ["phantoms", str(tmp_path / "out"), "--kind", "slides", "--count", "2", "--labeled", "2"]
+    words += ["--shape", "[256, 300]", "--slides.stains", "HE,IHC"]
+    assert main(words) == 0
+    assert "4 synthetic slides, 4 with a label (4 written, 0 already present)" in capsys.readouterr().out
+    index = [
+        "index",
+        str(tmp_path / "out" / "slides"),
+        "--index",
+        str(tmp_path / "index" / "i.sqlite"),
+        "--subject",
+        "column:patient",
+    ]
+    index += [
+        "--label.values",
+        str(tmp_path / "out" / "slides.csv"),
+        "--label.key",
+        "slide",
+        "--label.columns",
+        "tumor",
+    ]
+    assert main([*index, "--files.key", str(tmp_path / "keys" / "key")]) == 0
+    assert "slides: 4 SM slide, 256 x 300, 3 channels, 2 subjects" in capsys.readouterr().out
+    assert main(["phantoms", str(tmp_path / "scans"), "--slides.layout", "dicom"]) == 2
+    assert "slides: has no effect without kind slides" in capsys.readouterr().err
