@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import mmap
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -223,6 +224,7 @@ class Pyramid:
 
     def __init__(self, slide: SyntheticSlide, file: Path) -> None:
         self._slide = slide
+        self._maps: list[mmap.mmap] = []
         self._beside = [file.with_name(f"{file.name}.{number}") for number in (0, 1)]
 
     def __enter__(self) -> Pyramid:
@@ -245,17 +247,27 @@ class Pyramid:
             if max(rows, columns) > TILE * 2 and min(following) > 0:
                 place = self._beside[number % 2]
                 place.unlink(missing_ok=True)
-                reduced = np.memmap(place, np.uint8, "w+", shape=(*following, 3))
+                reduced = self._mapped(place, (*following, 3))
             yield (rows, columns), self._tiles((rows, columns), source, reduced)
             if reduced is None:
                 return
             source = reduced
+
+    def _mapped(self, file: Path, shape: tuple[int, int, int]) -> np.ndarray:
+        """An array in a file."""
+        size = int(np.prod(shape))
+        with file.open("w+b") as stream:
+            stream.truncate(size)
+            self._maps = [*self._maps[-1:], mmap.mmap(stream.fileno(), size)]
+        return np.frombuffer(self._maps[-1], np.uint8).reshape(shape)
 
     def _tiles(
         self, shape: tuple[int, int], source: np.ndarray | None, reduced: np.ndarray | None
     ) -> Iterator[np.ndarray]:
         """Tiles of a level, row by row; the mean of ``STEP`` x ``STEP`` pixels goes to ``reduced``."""
         for row in range(0, shape[0], TILE):
+            for mapped in self._maps if hasattr(mmap, "MADV_DONTNEED") else ():
+                mapped.madvise(mmap.MADV_DONTNEED)  # the file has them
             for column in range(0, shape[1], TILE):
                 if source is None:
                     tile = self._slide.tile(row, column, TILE, TILE)
