@@ -114,6 +114,11 @@ PAIRS = {  # objectives on two views of a crop
     "moco_v3": f"{HEADS} --objective.prediction=16",
     "vicreg": HEADS,
     "barlow_twins": HEADS,
+    "swav": "--objective.clusters.count=8 --objective.clusters.queue=8 --objective.projection=[16,8] "
+    "--objective.local_views=0 --objective.local_view=null",
+    "pixpro": "--objective.projection=[16,8]",
+    "densecl": "--objective.projection=[16,8] --objective.queue=16",
+    "nnclr": f"{HEADS} --objective.prediction=16 --objective.queue=16",
 }
 
 # --- pretraining: every preset of configs/objectives, on which store, with which words

@@ -17,7 +17,7 @@ from medssl.types import UserError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
     from medssl.types import View
@@ -95,6 +95,52 @@ def tracked_points(
         inside = coordinates.apply(coordinates.invert(view.affine.double()), stored)
         tracked.append(((inside + 0.5) / stride - 0.5).view(len(stored), *points.shape))
     return tracked
+
+
+def same_places(first: View, second: View, cells: Sequence[int], reach: float) -> Bool[Tensor, "B N M"]:
+    """Pairs of cells of two views that show the same place.
+
+    Args:
+        first: A view.
+        second: Another view of the same scans, with as many voxels.
+        cells: Cells per axis.
+        reach: Largest distance of two centers in the world, as a share of the longer diagonal of their cells.
+
+    Returns:
+        True for pairs of cells; none where half of a cell or more is padding or not scored.
+    """
+    distances, limit, usable = _apart(first, second, cells, reach)
+    return (distances <= limit[:, None, None]) & usable
+
+
+def nearest_places(
+    first: View, second: View, cells: Sequence[int], reach: float
+) -> tuple[Int[Tensor, "B N"], Bool[Tensor, "B N"]]:
+    """For each cell of the first view the nearest usable one of the second, and whether it is near enough.
+
+    Arguments are those of :func:`same_places`.
+    """
+    distances, limit, usable = _apart(first, second, cells, reach)
+    nearest, match = distances.masked_fill(~usable, torch.inf).min(2)
+    return match, nearest <= limit[:, None]
+
+
+def _apart(
+    first: View, second: View, cells: Sequence[int], reach: float
+) -> tuple[Float[Tensor, "B N M"], Float[Tensor, "B"], Bool[Tensor, "B N M"]]:
+    """Distances of the cells of two views in mm, the largest that counts, and which pairs are usable."""
+    size = first.image.shape[2:]
+    centers = coordinates.cell_centers(size, cells).to(first.world_affine.device)
+    stride = torch.tensor(size, dtype=torch.float64, device=centers.device) / torch.tensor(cells, device=centers.device)
+    points, diagonals, shares = [], [], []
+    for view in (first, second):
+        affine = view.world_affine.double()
+        points.append(coordinates.apply(affine, centers[None]))
+        diagonals.append(torch.linalg.vector_norm(affine[:, :-1, :-1] @ stride, dim=1))
+        shares.append(interpolate((view.valid & view.scored).float(), tuple(cells), mode="area").flatten(1) >= 0.5)
+    distances = torch.cdist(points[0], points[1], compute_mode="donot_use_mm_for_euclid_dist")
+    limit = reach * torch.stack(diagonals).amax(0)
+    return distances, limit, shares[0][:, :, None] & shares[1][:, None, :]
 
 
 def rows_at(maps: Float[Tensor, "B C *s"], points: Float[Tensor, "B A K n"]) -> Float[Tensor, "B A C*K"]:

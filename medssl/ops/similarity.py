@@ -163,7 +163,12 @@ def contrast(
 
 
 def contrast_with_queue(
-    rows: Float[Tensor, "B D"], keys: Float[Tensor, "B D"], queue: Float[Tensor, "K D"], *, temperature: float
+    rows: Float[Tensor, "B D"],
+    keys: Float[Tensor, "B D"],
+    queue: Float[Tensor, "K D"],
+    *,
+    temperature: float,
+    step_count: Float[Tensor, ""] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """InfoNCE of rows that have one positive each and all negatives in common (He et al., MoCo, CVPR 2020).
 
@@ -172,6 +177,7 @@ def contrast_with_queue(
         keys: The positive of each row.
         queue: Negatives, the same in all processes.
         temperature: Divisor of the cosine, above 0.
+        step_count: As in ``collectives.mean_over``, where the number of rows varies.
 
     Returns:
         The mean over the rows of all processes, and the detached terms "loss", "chance", "alignment" (of the
@@ -180,7 +186,7 @@ def contrast_with_queue(
     with torch.autocast(rows.device.type, enabled=False):
         near = (unit(rows) * unit(keys)).sum(-1, keepdim=True)
         logits = torch.cat((near, cosine(rows, queue)), 1) / temperature
-        loss = mean_over((logits.logsumexp(1) - logits[:, 0]).sum(), len(rows))
+        loss = mean_over((logits.logsumexp(1) - logits[:, 0]).sum(), len(rows), step_count)
     detached = rows.detach()
     distinct = torch.ones(len(rows), len(queue), dtype=torch.bool, device=rows.device)
     return loss, {

@@ -79,6 +79,8 @@ def from_config(path: str, ndim: int):
             arguments[key] = build(type(default), value, "preset")
     if "prototypes" in arguments:
         arguments["prototypes"] = dataclasses.replace(arguments["prototypes"], count=16, width=8, hidden=16)
+    if "clusters" in arguments:
+        arguments["clusters"] = dataclasses.replace(arguments["clusters"], count=8, queue=8)
     if kind.progress == "unexplained":  # targets that settle at once; centers take more steps than the suite does
         arguments["teaching"] = dataclasses.replace(arguments["teaching"], assignment="sinkhorn")
     by_tokens = getattr(kind, "mode", None) in ("drop", "fill") or (kind.progress == "unexplained" and ndim == 3)

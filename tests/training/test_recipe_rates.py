@@ -19,6 +19,14 @@ LARGE = [name for name in GPU if not name.endswith("_24gb")]
 
 # recipe: rate and batch of its source, optimizer, resolved rate of one process by hand
 PUBLISHED = {
+    "densecl_2d": ((0.03, 256), "sgd", 2.121e-2),  # densecl: lr 0.03 at 256
+    "densecl_3d": ((2e-4, 16), "adamw", 1.414e-4),  # ours
+    "nnclr_2d": ((5e-4, 256), "adamw", 3.536e-4),  # ours: the paper has LARS
+    "nnclr_3d": ((2e-4, 16), "adamw", 1.414e-4),  # ours
+    "pixpro_2d": ((5e-4, 256), "adamw", 3.536e-4),  # ours: the paper has LARS
+    "pixpro_3d": ((2e-4, 16), "adamw", 1.414e-4),  # ours
+    "swav_2d": ((5e-4, 256), "adamw", 2.5e-4),  # ours: the paper has LARS
+    "swav_3d": ((2e-4, 16), "adamw", 1e-4),  # ours
     "barlow_twins_2d": ((5e-4, 256), "adamw", 3.536e-4),  # ours: the paper has LARS
     "barlow_twins_3d": ((2e-4, 16), "adamw", 1.414e-4),  # ours
     "byol_2d": ((5e-4, 256), "adamw", 3.536e-4),  # ours: the paper has LARS
