@@ -179,6 +179,13 @@ def test_damaged_slides_are_named_with_their_damage(folder: Path):
     bad = bytearray(content)
     bad[counts.valueoffset : counts.valueoffset + counts.valuebytecount] = bytes(counts.valuebytecount)
     (folder / "missing.svs").write_bytes(bad)
+    with tifffile.TiffFile(folder / "whole.svs") as file:
+        places = [file.pages[0].tags[code].valueoffset for code in (322, 323)]
+    for name, width in (("huge", 60_000), ("none", 0)):
+        bad = bytearray(content)
+        for place in places:
+            bad[place : place + 2] = width.to_bytes(2, "little")
+        (folder / f"{name}.svs").write_bytes(bad)
     reasons = {Path(row["path"]).stem: (row["status"], row["reason"]) for row in indexed(folder)}
     assert reasons.pop("whole") == ("ok", "")
     assert {status for status, _ in reasons.values()} == {"failed"}
@@ -187,6 +194,8 @@ def test_damaged_slides_are_named_with_their_damage(folder: Path):
     assert "not readable as a slide" in reasons["noise"][1]
     assert "damaged" in reasons["head"][1]
     assert "damaged: level 1" in reasons["level"][1]
+    assert reasons["huge"][1] == "damaged: tiles of 3,600,000,000 pixels"
+    assert "damaged" in reasons["none"][1]
     assert reasons["missing"][1] == "damaged: a level of 100x128 has no tiles"
 
 

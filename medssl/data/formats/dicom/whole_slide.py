@@ -24,6 +24,7 @@ TAGS = (
     "InstanceNumber", "Manufacturer", "ManufacturerModelName", "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence", "SpecimenLabelInImage",
 )  # fmt: skip
+_LARGEST_TILE = 1 << 26  # pixels
 _FLAVORS = ("LABEL", "OVERVIEW", "THUMBNAIL", "LOCALIZER")
 _MAKERS = ("Leica Biosystems", "Leica", "Aperio", "Hamamatsu", "Philips", "Roche", "Ventana", "3DHISTECH", "Motic",
            "Olympus", "Evident", "Zeiss", "Sectra", "Huron", "Grundium", "medssl")  # fmt: skip
@@ -181,6 +182,8 @@ def _problem(dataset: Dataset, size: tuple[int, ...], tile: tuple[int, int], fil
     if samples != 3 or bits != 8 or paths > 1:
         noun = f"{samples * paths} channels of {bits} bits"
         return f"a slide of {noun} (fluorescence or gray): a slide is read as three colors of 8 bits"
+    if tile[0] * tile[1] > _LARGEST_TILE:
+        return f"frames of {tile[0]}x{tile[1]} pixels: expected tiles"
     frames = int(dataset.get("NumberOfFrames") or 1)
     needed = -(-size[0] // tile[0]) * -(-size[1] // tile[1]) * int(dataset.get("TotalPixelMatrixFocalPlanes") or 1)
     sparse = str(dataset.get("DimensionOrganizationType", "")).upper() == "TILED_SPARSE"

@@ -91,7 +91,7 @@ def _check_pages(path: Path) -> None:
         message = f"truncated: {size:,} of at least {end:,} bytes"
         raise FormatError(message)
     for page in pages:
-        if page.tiled and page.is_color and page.empty[0] == page.empty[1]:
+        if page.tiled and page.is_color and page.tiles[0] == page.tiles[1]:
             message = f"damaged: a level of {page.size[0]}x{page.size[1]} has no tiles"
             raise FormatError(message)
 

@@ -81,7 +81,7 @@ class TiffSlide:
     def read_level(self, level: int, start: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
         """Pixels uint8 [rows, columns, 3] of one level."""
         page = self._pages[level]
-        tall, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+        tall, wide = _tile_size(page)
         across = -(-int(page.imagewidth) // wide)
         result = np.full((*size, 3), WHITE, np.uint8)
         for row in range(start[0] // tall, -(-(start[0] + size[0]) // tall)):
@@ -138,6 +138,19 @@ class TiffSlide:
         """Closes the file."""
         self._file.close()
         self._stream.close()
+
+
+def _tile_size(page: Any) -> tuple[int, int]:
+    """Rows and columns of a tile or a strip.
+
+    Raises:
+        FormatError: They are 0.
+    """
+    tall, wide = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+    if min(int(tall), int(wide)) < 1:
+        message = f"damaged: tiles of {tall}x{wide} pixels"
+        raise FormatError(message)
+    return min(int(tall), int(page.imagelength)) if not page.is_tiled else int(tall), int(wide)
 
 
 def _check_color(series: Any, page: Any) -> None:

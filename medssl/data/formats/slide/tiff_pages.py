@@ -28,7 +28,7 @@ _FORMATS = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16:
 _NDPI = 65420
 _WIDTH, _LENGTH, _BITS, _PHOTOMETRIC, _TEXT = 256, 257, 258, 262, 270
 _SUBTYPE, _SAMPLES, _SOFTWARE, _SUBIFDS, _XMP = 254, 277, 305, 330, 700
-_STRIPS, _STRIP_COUNTS, _TILE_WIDTH, _TILES, _TILE_COUNTS = 273, 279, 322, 324, 325
+_STRIPS, _STRIP_COUNTS, _TILE_WIDTH, _TILE_LENGTH, _TILES, _TILE_COUNTS = 273, 279, 322, 323, 324, 325
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Page:
         reduced: Whether it is marked as a reduced copy of another page, or is a child of one.
         texts: Description, software and XMP, at most 64 KiB each.
         end: Byte after the last tile or strip; 0 if the page states none.
-        empty: How many tiles or strips have no bytes, and how many there are.
+        tiles: How many tiles or strips have no bytes, how many there are, and the pixels of one tile.
     """
 
     size: tuple[int, int]
@@ -53,7 +53,7 @@ class Page:
     reduced: bool
     texts: tuple[str, str, str] = ("", "", "")
     end: int = 0
-    empty: tuple[int, int] = (0, 0)
+    tiles: tuple[int, int, int] = (0, 0, 0)
 
     @property
     def pixels(self) -> int:
@@ -90,7 +90,7 @@ def is_slide(path: Path) -> bool:
 
 
 def check_color(pages: list[Page]) -> None:
-    """Refuses a slide whose largest page is not one of three colors of 8 bits.
+    """Refuses a slide whose largest page is not one of three colors of 8 bits, or whose tiles are implausible.
 
     Raises:
         FormatError: Says what the file holds.
@@ -98,6 +98,10 @@ def check_color(pages: list[Page]) -> None:
     if not any(page.pixels for page in pages):
         return
     main = max(pages, key=lambda page: page.pixels)
+    largest = max(page.tiles[2] for page in pages)
+    if largest > LARGE:  # decoders would claim their memory at once
+        message = f"damaged: tiles of {largest:,} pixels"
+        raise FormatError(message)
     samples, bits = main.samples
     advice = "a slide is read as three colors of 8 bits; export the channels as an RGB slide if they are to be used"
     if samples not in (3, 4):
@@ -246,5 +250,5 @@ class _Directory:
             bool(self.number(_SUBTYPE) & 1) or child,
             (self.text(_TEXT), software, self.text(_XMP)),
             int(ends.max()) if number else 0,
-            (int((counts[:number] == 0).sum()), number),
+            (int((counts[:number] == 0).sum()), number, self.number(_TILE_WIDTH) * self.number(_TILE_LENGTH)),
         )
