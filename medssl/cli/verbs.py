@@ -61,6 +61,13 @@ VERBS = {
             "verify",
         ),
     ),
+    "bags": Verb(
+        "medssl.commands.bags:bags",
+        "make a folder of bags from features of slides",
+        TASKS[0],
+        "bags features bags --table.file labels.csv --table.values tumor",
+        ("folder", "out", "table.file", "table.values", "table.slide", "table.subject", "table.split", "encoder"),
+    ),
     "pretrain": Verb(
         "medssl.commands.pretrain:pretrain",
         "pretrain an encoder on the scans of a store, without labels",

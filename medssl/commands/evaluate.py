@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from medssl.data.bags.description import is_bags
 from medssl.data.index.datasets import all_phantoms
 from medssl.data.index.scan_index import Index
 from medssl.data.labels.kinds.base import kind_of
 from medssl.data.labels.selection import labeled_scans_of_index
 from medssl.data.labels.trained_on import missing_note
+from medssl.inference.bag_scores import evaluate_bags, refuse_for_bags
+from medssl.inference.bags import refuse_no_bags
 from medssl.inference.evaluation import (
     check_leaks,
     distance_notes,
@@ -100,7 +103,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
 
     Args:
         run: Run folder of the fine-tuned network.
-        index: Index file of the scans and their labels.
+        index: Index file of the scans and their labels, or a folder of bags.
         out: Folder of the scores; created if missing.
         split: Split to score.
         where: SQL condition on the columns of the index, such as "modality = 'CT'"; None takes all scans.
@@ -126,6 +129,13 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     refuse_tolerance(nsd_tolerance_mm)
     refuse_specificity(specificity)
     fitted = load_fitted(run, device_of(windows.accelerator), names(trust))
+    if is_bags(index):
+        refuse_for_bags({"where": where, "calibrate": calibrate, "by": by})
+        summary, new = evaluate_bags(
+            fitted, index, out, split=split, allow_seen="seen" in allow, options=Options(specificity)
+        )
+        return EvaluateResult(out, summary, new=new)
+    refuse_no_bags(fitted)
     refuse_calibration(fitted, calibrate, split)
     with Index.open(index) as opened:
         scans = labeled_scans_of_index(opened, fitted.schema, split, where)

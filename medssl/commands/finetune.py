@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from medssl.data.bags.description import is_bags
 from medssl.data.labels.kinds.base import kind_of
 from medssl.data.labels.trained_on import missing_note, trained_on
 from medssl.data.loading.loader import small_scans
@@ -22,6 +23,7 @@ from medssl.io.permissions import owner_only
 from medssl.io.trust import names
 from medssl.training import lora
 from medssl.training.axes import open_store
+from medssl.training.bags import finetune_bags
 from medssl.training.batch_source import batches_of_store
 from medssl.training.checkpoint import RunFolder
 from medssl.training.configuration import as_data, imported
@@ -85,7 +87,7 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     """Train an encoder and a head on labeled subjects, or continue a run that was stopped.
 
     Args:
-        store: Folder written by ``medssl cache``, with labels.
+        store: Folder written by ``medssl cache``, with labels, or a folder of bags.
         run: Folder of the run. If it holds a run of the same configuration, training continues from its last
             checkpoint.
         head: Head to train: a preset or an import path.
@@ -113,6 +115,9 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         UserError: Something the user can put right.
     """
     refuse_hardware(training)
+    if is_bags(store):
+        refuse_for_bags(pretrained, encoder, mixing, pseudo)
+        return finetune_bags(store, run, head, data, training, labels=labels, optimizer=optimizer, allow=allow)
     initial = read_initial_weights(pretrained, encoder, from_scratch=from_scratch, trust=names(trust))
     initial = with_drop_path(initial, optimizer.drop_path)
     opened = open_store(store, initial, allow, size=data.view.size, key="data.view.size")
@@ -153,6 +158,21 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     watching = watching_of(opened, chosen, data, optimizer, every=training.output.validate_every)
     notes = [*settled, *first_notes(opened, data, chosen, loaded, schema), *filter(None, [adapted]), *map(str, leaks)]
     return train(loop, RunFolder(run), config, training, data=data, notes=notes, export=export, watching=watching)
+
+
+def refuse_for_bags(
+    pretrained: Path | None, encoder: Callable[[], Encoder] | None, mixing: Mixing, pseudo: PseudoLabels
+) -> None:
+    """Refuses what has no meaning for bags, whose features are computed already.
+
+    Raises:
+        UserError: Names the key.
+    """
+    given = {"pretrained": pretrained, "encoder": encoder, "mixing": mixing.enabled, "pseudo": pseudo != PseudoLabels()}
+    for key, value in given.items():
+        if value:
+            message = "the store is a folder of bags, whose features are computed already"
+            raise UserError(message, key=key, hint="Leave it out")
 
 
 def watching_of(

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from medssl.data.bags.description import is_bags
 from medssl.data.index.scan_index import FileOptions, Index
 from medssl.data.labels.kinds.base import kind_of
 from medssl.data.labels.trained_on import Difference, missing_note
 from medssl.inference import writers as outputs
+from medssl.inference.bag_scores import predict_bags, refuse_for_bags
+from medssl.inference.bags import refuse_no_bags
 from medssl.inference.finished_scans import Finished
 from medssl.inference.prediction import predict_all, refuse_unknown, split_by_training
-from medssl.inference.predictor import Windows, device_of, load_fitted, settings_of
+from medssl.inference.predictor import Fitted, Windows, device_of, load_fitted, settings_of
 from medssl.inference.requested_scans import RequestedScans, prediction_names, refuse_formulas
 from medssl.inference.temperature import scaling_of
 from medssl.io.permissions import owner_only
@@ -72,7 +75,8 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
 
     Args:
         run: Run folder of the fine-tuned network.
-        scans: Folders, files or DICOM series to predict. One file of a series stands for the whole series.
+        scans: Folders, files or DICOM series to predict, or a folder of bags. One file of a series stands for the whole
+            series.
         out: Folder of the predictions; created if missing.
         index: Index file to take the scans from instead.
         where: SQL condition on the columns of the index, such as "modality = 'CT'"; None takes all scans.
@@ -94,6 +98,11 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
         raise UserError(message)
     refuse_unknown(allow)
     fitted = load_fitted(run, device_of(windows.accelerator), trusted(trust))
+    folder = index if index is not None else scans[0] if len(scans) == 1 else None
+    if folder is not None and is_bags(folder):
+        refuse_for_bags({"where": where, "scaling": scaling, "allow": allow})
+        return _summary(PredictResult(out, *_of_bags(fitted, folder, out)))
+    refuse_no_bags(fitted)
     per_voxel = kind_of(fitted.schema).per_voxel
     fit = None if scaling is None else scaling_of(scaling, fitted)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -130,6 +139,12 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     if (out / "index.sqlite").exists():
         log.info(f"note: {out}/index.sqlite, of an earlier version, names files: delete it before you pass {out} on")
     return _summary(PredictResult(out, len(chosen) - len(failed), there, tuple(skipped)))
+
+
+def _of_bags(fitted: Fitted, folder: Path, out: Path) -> tuple[int, int, tuple[tuple[str, str], ...]]:
+    """Predicts bags: how many there are, how many there were, and what was skipped."""
+    count, there, skipped = predict_bags(fitted, folder, out)
+    return count, there, tuple(skipped)
 
 
 def _summary(result: PredictResult) -> PredictResult:

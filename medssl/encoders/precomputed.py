@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from medssl.encoders.base import Encoder
 from medssl.ops.limits import expect
 from medssl.types import Features, MaskMode
@@ -18,12 +20,14 @@ class Precomputed(Encoder):
 
     Args:
         in_channels: Number of features of a tile.
+        source: Digest of the encoder that computed the features; heads take no others.
     """
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels: int, source: str = "") -> None:
         super().__init__()
         expect(in_channels >= 1, "encoder.in_channels", in_channels, "at least 1")
-        self.in_channels = in_channels
+        self.in_channels, self.source = in_channels, source
+        self.register_buffer("features", torch.tensor(in_channels))  # a file of weights holds something
         self.ndims = frozenset({1})
         self.channels, self.strides = (in_channels,), ((1,),)
         self.mask_modes, self.mask_cell = frozenset(), (1,)

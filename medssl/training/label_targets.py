@@ -32,12 +32,20 @@ def schema_for(store: LabeledScans, target: str, head: Any) -> LabelSchema:
     Raises:
         UserError: The target does not fit the head, or the store has no such labels.
     """
-    task = getattr(class_of(head), "kind", None)
+    task = task_of(head)
     if task is None:  # a function of the user: what it makes is known once it is called
         return schema_of(store, target)
     kind = kind_of_task(task)
     kind.refuse_target(target)
     return kind.schema(store, target, key="data.target")
+
+
+def task_of(head: Any) -> str | None:
+    """The task of a head's class; of heads that answer in several ways that of their arguments. None where unknown."""
+    made = class_of(head)
+    if made is not None and hasattr(made, "task_of"):
+        return str(made.task_of(getattr(head, "keywords", {})))
+    return getattr(made, "kind", None)
 
 
 def targets_of(values: Sequence[Mapping[str, str]], schema: LabelSchema) -> Tensor:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from medssl.types import LabelSchema
+
 HELD_BYTES = 512 << 20  # bags that stay in memory beside the one that was read last
 AXES = 1  # a bag is a list of tiles
 PLAIN = re.compile(r"[\w.+-]+")
@@ -42,7 +44,7 @@ class BagStore:
         self.path = path
         self.facts = read_facts(path)
         self.records = read_records(path)
-        self.schema = None
+        self.schema: LabelSchema | None = None
         self._held: OrderedDict[int, Bag] = OrderedDict()
         self._checked: set[int] = set()
         names = sorted({record.subject_id for record in self.records})

@@ -159,6 +159,15 @@ class BagHead(Head):
         """Called once after each optimizer step: teachers and prototypes follow here."""
 
 
+@torch.no_grad()
+def answer_of(head: Head, bag: BagBatch) -> list[float]:
+    """What a head answers for one bag."""
+    logits = head(bag, ())
+    assert isinstance(logits, torch.Tensor)
+    answer: list[float] = head.predictions(logits.float())[0].tolist()
+    return answer
+
+
 def refuse_answer(head: type[BagHead], answer: str) -> None:
     """Refuses an answer that a head does not give.
 
