@@ -131,10 +131,8 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     fitted = load_fitted(run, device_of(windows.accelerator), names(trust))
     if is_bags(index):
         refuse_for_bags({"where": where, "calibrate": calibrate, "by": by})
-        summary, new = evaluate_bags(
-            fitted, index, out, split=split, allow_seen="seen" in allow, options=Options(specificity)
-        )
-        return EvaluateResult(out, summary, new=new)
+        bags = evaluate_bags(fitted, index, out, split=split, allow_seen="seen" in allow, options=Options(specificity))
+        return EvaluateResult(out, *bags)
     refuse_no_bags(fitted)
     refuse_calibration(fitted, calibrate, split)
     with Index.open(index) as opened:
@@ -171,6 +169,7 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     summary |= {"leaks": leaks} | ({"subgroups": groups} if groups else {})
     tables.write_summary(out / tables.SUMMARY, summary)
     log.info(tables.table(summary))
-    there = summary["scans"] - new
-    log.info(f"{out}: {new + there} scans scored ({new} new, {there} already present), {len(skipped)} skipped")
+    log.info(
+        f"{out}: {summary['scans']} scans scored ({new} new, {summary['scans'] - new} already present), {len(skipped)} skipped"
+    )
     return EvaluateResult(out, summary, new=new)

@@ -23,7 +23,7 @@ from medssl.io.permissions import owner_only
 from medssl.io.trust import names
 from medssl.training import lora
 from medssl.training.axes import open_store
-from medssl.training.bags import finetune_bags
+from medssl.training.bags import BagTraining, training_on_bags
 from medssl.training.batch_source import batches_of_store
 from medssl.training.checkpoint import RunFolder
 from medssl.training.configuration import as_data, imported
@@ -117,7 +117,8 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     refuse_hardware(training)
     if is_bags(store):
         refuse_for_bags(pretrained, encoder, mixing, pseudo)
-        return finetune_bags(store, run, head, data, training, labels=labels, optimizer=optimizer, allow=allow)
+        bags = training_on_bags(store, run, head, data, training, labels=labels, optimizer=optimizer, allow=allow)
+        return train_on_bags(bags, run, data)
     initial = read_initial_weights(pretrained, encoder, from_scratch=from_scratch, trust=names(trust))
     initial = with_drop_path(initial, optimizer.drop_path)
     opened = open_store(store, initial, allow, size=data.view.size, key="data.view.size")
@@ -139,16 +140,10 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
         {"encoder": initial.encoder, "start": initial.digest, "head": head, "labels": labels, "data": data}
         | {"training": training, "optimizer": optimizer, "mixing": mixing, "pseudo": in_configuration(pseudo)}
     )
-    source = batches_of_store(
-        opened,
-        objective.needs,
-        training,
-        workers=data.workers,
-        split=data.train,
-        scans=chosen.drawn or chosen.learned,
-        groups=balanced_groups(opened, chosen.learned, schema, data),
-        with_labels=kind_of(schema).per_voxel,
-    )
+    groups, per_voxel = balanced_groups(opened, chosen.learned, schema, data), kind_of(schema).per_voxel
+    scans, split = chosen.drawn or chosen.learned, data.train
+    choice: dict[str, Any] = {"split": split, "scans": scans, "groups": groups, "with_labels": per_voxel}
+    source = batches_of_store(opened, objective.needs, training, workers=data.workers, **choice)
     loop = TrainingLoop(objective, source, optimizer, steps=training.steps, progress=first_progress(training, digest))
     card = make_card(config, initial, opened, schema, chosen, teacher)
 
@@ -158,6 +153,14 @@ def finetune(  # noqa: PLR0913 (the keys of a command line)
     watching = watching_of(opened, chosen, data, optimizer, every=training.output.validate_every)
     notes = [*settled, *first_notes(opened, data, chosen, loaded, schema), *filter(None, [adapted]), *map(str, leaks)]
     return train(loop, RunFolder(run), config, training, data=data, notes=notes, export=export, watching=watching)
+
+
+def train_on_bags(bags: BagTraining, run: Path, data: Examples) -> TrainingResult:
+    """Runs a training on bags."""
+    folder, notes, export = RunFolder(run), bags.notes, bags.export
+    return train(
+        bags.loop, folder, bags.config, bags.training, data=data, notes=notes, export=export, watching=bags.watching
+    )
 
 
 def refuse_for_bags(

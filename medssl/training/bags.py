@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -24,7 +24,6 @@ from medssl.training.loop import TrainingLoop, keyed_seed
 from medssl.training.optim import FineTuning, FrozenProbe
 from medssl.training.resolved import resolved
 from medssl.training.resume import first_progress
-from medssl.training.run import run as train
 from medssl.training.selection import TrainingSelection, select_scans
 from medssl.training.supervised import Supervised
 from medssl.training.validation import Validation
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
     from medssl.encoders.base import Encoder
     from medssl.heads.base import Head
-    from medssl.training.results import TrainingResult
+    from medssl.training.events import Listener
     from medssl.training.settings import Examples, Training
     from medssl.types import LabelSchema, Note, Step
 
@@ -99,7 +98,28 @@ class BagValidation(Validation):
         return [(number, answer_of(network.head, whole_batch(self.store, number).to(device))) for number in scans]
 
 
-def finetune_bags(
+@dataclass(frozen=True)
+class BagTraining:
+    """A training on bags that is ready to run.
+
+    Attributes:
+        loop: The loop, with fresh weights.
+        config: The resolved configuration.
+        training: How long and how large, as resolved.
+        notes: What the first line tells.
+        export: Writes the network.
+        watching: Validates.
+    """
+
+    loop: TrainingLoop
+    config: dict[str, Any]
+    training: Training
+    notes: list[str]
+    export: Callable[[], None]
+    watching: list[Listener]
+
+
+def training_on_bags(
     store: Path,
     run: Path,
     head: Callable[[Encoder, LabelSchema], Head],
@@ -109,8 +129,8 @@ def finetune_bags(
     labels: float | None,
     optimizer: FineTuning,
     allow: Collection[str] = (),
-) -> TrainingResult:
-    """Trains a head on a folder of bags, or continues a run that was stopped.
+) -> BagTraining:
+    """Prepares the training of a head on a folder of bags.
 
     Args:
         store: Folder of bags.
@@ -130,10 +150,8 @@ def finetune_bags(
     schema = schema_for(opened, data.target, head)
     chosen = select_scans(opened, schema, data, labels, training.seed)
     leaks = leak_notes(opened, allow)
-    encoder = Imported(
-        f"{Precomputed.__module__}.{Precomputed.__name__}",
-        {"in_channels": opened.facts.features, "source": opened.facts.encoder.digest},
-    )
+    made_by = {"in_channels": opened.facts.features, "source": opened.facts.encoder.digest}
+    encoder = Imported(f"{Precomputed.__module__}.{Precomputed.__name__}", made_by)
     network = build(encoder, head, schema, training.seed)
     prepare(network, opened, chosen.learned)
     optimizer = replace(optimizer, probe=FrozenProbe())
@@ -147,14 +165,14 @@ def finetune_bags(
     progress = first_progress(training, opened.digest)
     loop = TrainingLoop(objective, source, optimizer, steps=training.steps, progress=progress)
     card = make_card(config, encoder, opened, schema, chosen)
+    every, bags = training.output.validate_every, cast("Any", opened)
+    validation = BagValidation(bags, chosen.validated, data, every=every, keep=optimizer.keep)
 
     def export() -> None:
         save_network(run, objective.written, replace(card, step=loop.progress.step))
 
-    watching = [BagValidation(cast("Any", opened), chosen.validated, data, every=training.output.validate_every,
-                              keep=optimizer.keep)]  # fmt: skip
     notes = [*settled, *first_notes(opened, chosen, schema, card), *map(str, leaks)]
-    return train(loop, RunFolder(run), config, training, data=data, notes=notes, export=export, watching=watching)
+    return BagTraining(loop, config, training, notes, export, [validation])
 
 
 def build(encoder: Imported, head: Callable[[Encoder, LabelSchema], Head], schema: LabelSchema, seed: int) -> Network:

@@ -9,6 +9,7 @@ import re
 import shlex
 
 import pytest
+from data.bags.made import bag, write_h5, write_table
 
 from medssl import cli
 from medssl.cli.help import WIDTH
@@ -151,12 +152,23 @@ def in_this_process(monkeypatch):
     monkeypatch.setattr(stages, "read", read)
 
 
+def features_for_bags(folder):
+    """Features of three slides and a table, for the example of the verb bags."""
+    (folder / "features").mkdir()
+    for number in range(3):
+        made = bag(seed=number)
+        write_h5(folder / "features" / f"slide{number}.h5", made.features, made.coords, {"encoder": "toy"})
+    rows = [{"slide_id": f"slide{number}", "case_id": str(number), "tumor": "yn"[number % 2]} for number in range(3)]
+    write_table(folder / "labels.csv", rows)
+
+
 @pytest.mark.parametrize("last", ["finetune", pytest.param("configs", marks=pytest.mark.slow)])
 def test_the_examples_of_the_verbs_run_in_order_in_one_folder(last, in_this_process, tmp_path, monkeypatch, capsys):
     """In the order of the overview, each from what those before it have written."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     assert cli.main(["phantoms", "new_scans", "--count=1", "--labeled=0", "--shape=24,20,20", "--seed=9"]) == 0
+    features_for_bags(tmp_path)
     verbs = list(cli.VERBS)
     assert last in {"finetune", verbs[-1]}
     for verb in verbs[: verbs.index(last) + 1]:
