@@ -163,13 +163,18 @@ def evaluate(  # noqa: PLR0913 (the keys of a command line)
     rows = rows_of(scans, finished, fitted.schema)
     summary, groups = write_scores(rows, fitted.schema, out, values, Options(specificity, scaling), more)
     if per_voxel:
-        by_id = {scan.scan_id: scan for scan in scans}
-        draw_cases(fitted, by_id, rows, (root, windows, out / "pictures"), again=new > 0)
-    leaks = [note.text for note in notes if note.kind == "leak"]
-    summary |= {"leaks": leaks} | ({"subgroups": groups} if groups else {})
+        draw_cases(
+            fitted, {scan.scan_id: scan for scan in scans}, rows, (root, windows, out / "pictures"), again=new > 0
+        )
+    summary |= {"subgroups": groups} if groups else {}
+    summary |= {"leaks": [note.text for note in notes if note.kind == "leak"]}
+    return written(out, summary, new)
+
+
+def written(out: Path, summary: dict[str, Any], new: int) -> EvaluateResult:
+    """Writes the summary and logs it."""
     tables.write_summary(out / tables.SUMMARY, summary)
     log.info(tables.table(summary))
-    log.info(
-        f"{out}: {summary['scans']} scans scored ({new} new, {summary['scans'] - new} already present), {len(skipped)} skipped"
-    )
+    counts = f"{summary['scans']} scans scored ({new} new, {summary['scans'] - new} already present)"
+    log.info(f"{out}: {counts}, {len(summary['skipped'])} skipped")
     return EvaluateResult(out, summary, new=new)
