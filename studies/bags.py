@@ -33,7 +33,7 @@ from medssl.inference.bags import attention_of
 from medssl.inference.predictor import load_fitted
 from medssl.types.provenance import Provenance
 
-HEADS = ("mean_pool", "max_pool", "abmil", "clam", "transmil", "mhim", "ins")
+HEADS = ("mean_pool", "abmil", "ins", "mhim", "max_pool", "clam", "transmil")  # the slowest last
 ENCODERS = ("random", "scratch", "pretrained")
 BAGS = {"train": 60, "val": 30, "test": 60}
 TILES, LABELED = 60, 400
@@ -148,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("store", "pretrained", "work", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--encoders", nargs="+", choices=ENCODERS, default=ENCODERS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=200)
     words = parser.parse_args()
@@ -158,7 +159,7 @@ def main() -> None:
     else:
         words.out.write_text(",".join(COLUMNS) + "\n")
     for seed in range(words.seeds):
-        for kind in ENCODERS:
+        for kind in words.encoders:
             bags = make_bags(store, kind, words.pretrained, words.work)
             for head in HEADS:
                 if (kind, head, seed) in done or time.monotonic() > end:
