@@ -16,7 +16,7 @@ from medssl.data.index.scan_index import FileOptions, Index, IndexOptions
 from medssl.data.index.update import update
 from medssl.io.csv_text import is_formula
 from medssl.io.progress import progress_bar
-from medssl.types import UserError
+from medssl.types import StatusCode, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from medssl.types import Scan
 
 log = logging.getLogger(__name__)
+
+LEFT_OUT: tuple[StatusCode, ...] = ("failed", "rejected", "needs_spacing")
 
 
 def private_index(out: Path) -> Path:
@@ -72,7 +74,7 @@ class RequestedScans:
 
     def left_out(self, opened: Index) -> Iterator[tuple[str, str]]:
         """What was meant but is no scan, with the reason."""
-        for status in ("failed", "rejected"):
+        for status in LEFT_OUT:
             for scan in opened.scans(status=status):
                 if self.has(scan, opened.root):
                     name = PurePosixPath(scan.source.parts[0].path).name
