@@ -14,7 +14,7 @@ class TissueRule:
         method: "saturation" (Otsu's threshold on the saturation: hematoxylin and eosin), "gray" (on the darkness) or
             "optical_density" (on the largest optical density of the three colors: immunohistochemistry, pale stains).
         threshold: Lowest value that is tissue, on the scale of the method: saturation or darkness from 0 to 255, or
-            optical density (0 to 5.5). None takes Otsu's threshold.
+            optical density (0 to 5.5). None takes it from the histogram: halfway between glass and Otsu's threshold.
         mpp: Resolution of the thumbnail in micrometers a pixel, 1 to 64. 8 to 16 is usual.
         smallest_mm2: Smallest area of connected tissue in mm2, 0 or more; smaller pieces are left out.
         largest_hole_mm2: Holes in the tissue up to this area in mm2 count as tissue, 0 or more.

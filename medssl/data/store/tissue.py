@@ -2,8 +2,9 @@
 
 Otsu's threshold (Otsu, IEEE Trans. SMC 1979) always divides a histogram in two, also where a slide is blank or full of
 tissue. So a lowest value that can be tissue bounds it from below, and it is taken again below itself as long as what
-lies there is too colorful or too dark to be glass. Everything depends on the histogram and on symmetric neighborhoods:
-a thumbnail turned by 90 degrees has the mask turned by 90 degrees.
+lies there is too colorful or too dark to be glass. The limit lies halfway between it and the mean of the glass.
+Everything depends on the histogram and on symmetric neighborhoods: a thumbnail turned by 90 degrees has the mask turned
+by 90 degrees.
 """
 
 from __future__ import annotations
@@ -130,7 +131,9 @@ def threshold_of(values: Float[np.ndarray, "N"], method: str) -> float:
     else:
         return lowest
     rest = values[values < threshold]
-    return max(threshold, lowest) if rest.size and float(rest.mean()) <= glass else lowest
+    if not rest.size or float(rest.mean()) > glass:
+        return lowest
+    return max((threshold + float(rest.mean())) / 2, lowest)  # halfway to the glass: pale tissue beside dark is tissue
 
 
 def otsu(values: Float[np.ndarray, "N"], top: float) -> float:

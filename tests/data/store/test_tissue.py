@@ -81,6 +81,13 @@ def test_mask_of_the_masked_slide_is_the_mask(method):
     assert iou(mask, again) > 0.995
 
 
+def test_pale_tissue_beside_dark_tissue_is_tissue():
+    truth = truth_of()
+    dark = truth & (np.arange(truth.shape[1]) < 290)
+    rgb = np.where(dark, slide(truth, amounts=(0.7, 1.0)), slide(truth, amounts=(0.15, 0.35)))
+    assert iou(tissue.tissue_mask(rgb, MM, TissueRule()).mask, truth) >= 0.95
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_cleaning_twice_changes_nothing(seed):
     rule = TissueRule(smallest_mm2=0.01, largest_hole_mm2=0.01)
