@@ -14,6 +14,7 @@ Judge
     compare         Test whether pretraining helps, and with how many labels.
 Use
     predict         Segment or classify scans with a fine-tuned network.
+    embed           Compute features of the tiles of slides, or of slices of volumes.
     report          Write runs, scores and comparisons on one HTML page.
     load_encoder    Load a pretrained encoder as a torch module with a card.
     load_network    Load a fine-tuned network as a torch module with a card.
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from medssl.api import (
         cache,
         compare,
+        embed,
         evaluate,
         finetune,
         index,
@@ -68,7 +70,7 @@ __version__ = "0.1.0"
 
 _API = (
     "phantoms", "index", "cache", "pretrain", "finetune", "pseudolabel", "evaluate", "probe", "compare", "predict",
-    "report", "load_encoder", "load_network",
+    "embed", "report", "load_encoder", "load_network",
 )  # fmt: skip
 _PLACES = {  # module of each public name; "" of a module itself
     **dict.fromkeys(_API, "medssl.api"),
@@ -91,6 +93,7 @@ __all__ = [
     "ViewSpec",
     "cache",
     "compare",
+    "embed",
     "evaluate",
     "finetune",
     "index",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from medssl.commands.cache import CacheResult
     from medssl.commands.compare import CompareResult
+    from medssl.commands.embed import EmbedResult
     from medssl.commands.evaluate import EvaluateResult
     from medssl.commands.index import IndexResult
     from medssl.commands.phantoms import PhantomsResult
@@ -172,6 +173,22 @@ def probe(run: PathLike, *, store: PathLike, out: PathLike, **settings: Any) -> 
         UserError: A split without labels, or weights that do not fit.
     """
     result: ProbeResult = _call("probe", None, settings, run=run, store=store, out=out)
+    return result
+
+
+def embed(run: PathLike, *, store: PathLike, out: PathLike, **settings: Any) -> EmbedResult:
+    """Computes the features of a frozen encoder: a bag for each slide, volume or image.
+
+    Args:
+        run: Run folder, its card, or a file of weights (with ``encoder``).
+        store: Folder of the store.
+        out: Folder of the bags, which ``finetune`` trains heads of bags on.
+        **settings: Options of ``medssl embed``: split, layout, half, from_scratch, window, allow.
+
+    Raises:
+        UserError: Weights that do not fit, or no scan that can be embedded.
+    """
+    result: EmbedResult = _call("embed", None, settings, run=run, store=store, out=out)
     return result
 
 

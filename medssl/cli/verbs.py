@@ -149,6 +149,13 @@ VERBS = {
         "predict runs/few new_scans --out predictions --files.modality MR",
         ("run", "scans", "out", "index", "where", "names", "files.modality", "allow"),
     ),
+    "embed": Verb(
+        "medssl.commands.embed:embed",
+        "compute features of the tiles of slides, or of slices of volumes",
+        TASKS[3],
+        "embed runs/first --store store --out bags/first",
+        ("run", "store", "out", "split", "layout", "from_scratch", "window", "allow"),
+    ),
     "report": Verb(
         "medssl.commands.report:report",
         "write runs, scores and comparisons on one HTML page",

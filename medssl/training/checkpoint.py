@@ -20,7 +20,7 @@ import yaml
 from medssl.io.atomic_write import atomic_write
 from medssl.io.documents import read_yaml
 from medssl.io.locks import open_lock, try_lock
-from medssl.types import UserError
+from medssl.types import TileRule, TissueRule, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,7 +41,9 @@ LATER: dict[str, Any] = {  # ends of keys, and what they are in configurations t
     ".intensity.brightness_factor": [0.0, 1.0, 1.0], ".intensity.inverted_gamma": [0.0, 1.0, 1.0],
     ".intensity.reduced_resolution": [0.0, 1.0, 1.0], ".intensity.hed_jitter": [0.0, 0.0, 0.0],
     ".intensity.stain_exchange": 0.0, ".intensity.grayscale": 0.0, ".geometry.quarter_turns": 0.0,
-    ".preprocess.stain.method": "none", ".preprocess.stain.reference": None, ".preprocess.mirror": "safe", ".mean": 0.0, ".deviation": 1.0,
+    ".preprocess.stain.method": "none", ".preprocess.stain.reference": None, ".preprocess.mirror": "safe",
+    **{f".preprocess.tissue.{key}": value for key, value in asdict(TissueRule()).items()},
+    **{f".preprocess.tiles.{key}": value for key, value in asdict(TileRule()).items()}, ".mean": 0.0, ".deviation": 1.0,
     "training.recompute": False, "optimizer.learning_rate_per": None, "optimizer.schedule": "cosine",
     "optimizer.rate_decay.power": None, "optimizer.rate_decay.share": None, "optimizer.rate_decay.horizon": None,
     "optimizer.layer_decay": 1.0, "optimizer.unfreeze": 0.0, "optimizer.momentum": None, "optimizer.clip_per": "all",

@@ -134,6 +134,7 @@ SMALL = {
     "stages": [f"--settings={json.dumps(SMALL_STAGES)}"],
     "compare": ["--labels=8", "--runs=1", "--data.view.size=16,16,16", *TRAINED],
     "predict": ["--files.workers=0"],
+    "embed": ["--encoder=resenc_small_2d", "--from_scratch=true", "--window=16,16"],  # the store has volumes
 }
 
 

@@ -132,3 +132,21 @@ def write_dicom_slide(folder: Path, image: np.ndarray, *, levels: int = 3) -> li
     label = np.zeros((64, 64, 3), np.uint8)
     write_level(folder / "label.dcm", label, number=levels + 1, flavor=("ORIGINAL", "PRIMARY", "LABEL", "NONE"))
     return files
+
+
+TISSUE = slice(128, 512), slice(192, 640)  # rows and columns of level 0
+RULES = (
+    "--preprocess=slides", "--tier=slides", "--preprocess.tiles.mpp=1.0", "--preprocess.tiles.size=32",
+    "--preprocess.tissue.mpp=4", "--preprocess.tissue.smallest_mm2=0.001",
+    "--preprocess.tissue.smooth_um=0",
+)  # fmt: skip
+
+
+def tissue_slide(seed: int) -> np.ndarray:
+    """A white slide of 640 x 768 pixels with pink tissue of some structure."""
+    rng = np.random.default_rng(seed)
+    image = np.full((640, 768, 3), 245, np.uint8)
+    rows, columns = (part.stop - part.start for part in TISSUE)
+    structure = np.kron(rng.integers(-30, 30, (rows // 8, columns // 8, 1)), np.ones((8, 8, 1)))
+    image[TISSUE] = (np.array([200, 120, 170]) + structure).clip(0, 255).astype(np.uint8)
+    return image

@@ -125,6 +125,10 @@ class Contents:
         codes = np.unique(self.records.facts["domain"][np.fromiter(scans, np.int64)])
         return {self.records.tables["domain"][code] for code in codes}
 
+    def split(self, number: int) -> str:
+        """Split of the subject of a scan; "" where it has none."""
+        return str(self.records.tables["split"][self.records.facts[number]["split"]])
+
     def subject(self, number: int) -> str:
         """Keyed digest of the subject of a scan."""
         return str(self.records.tables["subject"][self.records.subject[number]])

@@ -12,7 +12,7 @@ import stat
 import numpy as np
 import pytest
 import torch
-from data.slide_files import area_mean, write_svs
+from data.slide_files import RULES, area_mean, tissue_slide, write_svs
 
 from medssl import cli
 from medssl.data.loading.loader import make_loader
@@ -20,22 +20,6 @@ from medssl.data.store.store import Store
 from medssl.types import Sampling, UserError, ViewPlan, ViewSpec
 
 KEY: list[Path] = []  # of the pseudonyms
-TISSUE = slice(128, 512), slice(192, 640)  # rows and columns of level 0
-RULES = (
-    "--preprocess=slides", "--tier=slides", "--preprocess.tiles.mpp=1.0", "--preprocess.tiles.size=32",
-    "--preprocess.tissue.mpp=4", "--preprocess.tissue.smallest_mm2=0.001",
-    "--preprocess.tissue.smooth_um=0",
-)  # fmt: skip
-
-
-def slide(seed: int) -> np.ndarray:
-    """A white slide of 640 x 768 pixels with pink tissue of some structure."""
-    rng = np.random.default_rng(seed)
-    image = np.full((640, 768, 3), 245, np.uint8)
-    rows, columns = (part.stop - part.start for part in TISSUE)
-    structure = np.kron(rng.integers(-30, 30, (rows // 8, columns // 8, 1)), np.ones((8, 8, 1)))
-    image[TISSUE] = (np.array([200, 120, 170]) + structure).clip(0, 255).astype(np.uint8)
-    return image
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +27,7 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slides")
     (folder / "in").mkdir()
     for number in range(3):
-        write_svs(folder / f"in/case{number}_a.svs", slide(number))
+        write_svs(folder / f"in/case{number}_a.svs", tissue_slide(number))
     write_svs(folder / "in/case3_blank.svs", np.full((640, 768, 3), 245, np.uint8))
     KEY.append(folder.parent / "key-of-slides")
     KEY[-1].write_text("0" * 64)
@@ -89,7 +73,7 @@ def test_a_store_of_slides_holds_their_tissue_and_no_pixels(place, store, capsys
 
 def test_boxes_show_the_slide_at_the_resolution_of_the_store(store):
     for number in range(3):
-        truth = next(image for image in map(slide, range(3)) if np.allclose(store.read(number, (64, 96), (8, 8)),
+        truth = next(image for image in map(tissue_slide, range(3)) if np.allclose(store.read(number, (64, 96), (8, 8)),
                      area_mean(image, (64, 96), (8, 8), 2.0).transpose(2, 0, 1), atol=1))  # fmt: skip
         for start, size in (((64, 96), (64, 64)), ((100, 201), (31, 40)), ((-8, 300), (64, 100))):
             box = store.read(number, start, size)
@@ -244,7 +228,7 @@ def test_other_scans_are_left_out_of_a_store_of_slides(place, tmp_path, capsys):
     from PIL import Image
 
     (tmp_path / "in").mkdir()
-    Image.fromarray(slide(0)[:200, :200]).save(tmp_path / "in/picture.png")
+    Image.fromarray(tissue_slide(0)[:200, :200]).save(tmp_path / "in/picture.png")
     index = ("index", tmp_path / "in", f"--index={tmp_path / 'index.sqlite'}", f"--files.key={KEY[-1]}")
     assert run(*index, "--files.workers=0") == 0
     assert run("cache", tmp_path / "index.sqlite", tmp_path / "store", *RULES, "--workers=0") == 1
