@@ -103,7 +103,7 @@ def embed(  # noqa: PLR0913 (the keys of a command line)
         UserError: Something the user can put right.
     """
     initial = initial_weights_of_run(run, encoder, from_scratch=from_scratch, trust=names(trust))
-    opened = open_store(store, initial, allow)
+    opened = open_store(store, initial, allow, slides=True)
     initial = with_channels(initial, opened.channels, allow)
     if window is None and opened.tier == "slides":
         window = (opened.preprocess.tiles.size,) * 2

@@ -21,7 +21,13 @@ SLICES = "a 2D recipe, which goes through volumes slice by slice (data.sampling.
 
 
 def open_store(
-    path: Path, initial: InitialWeights, allow: Sequence[Allowed], *, size: Sequence[int] | None = None, key: str = ""
+    path: Path,
+    initial: InitialWeights,
+    allow: Sequence[Allowed],
+    *,
+    size: Sequence[int] | None = None,
+    key: str = "",
+    slides: bool = False,
 ) -> Store:
     """Opens a store that an encoder fits: by its axes first, then by the rules of its card.
 
@@ -31,11 +37,15 @@ def open_store(
         allow: With "preprocess", other rules than those of the card are taken.
         size: Voxels per axis of the view; None where nothing tells.
         key: What sets the size.
+        slides: Whole slides are taken, too: they are not gone through window by window.
 
     Raises:
         UserError: Says which two do not fit, and what to choose.
     """
     opened = Store.open(path)
+    if opened.tier == "slides" and not slides:
+        message, hint = "holds whole slides", "Embed its slides first, and give the folder of bags instead"
+        raise UserError(message, key="store", got=path.name, hint=hint)
     held = set(opened.axes)
     takes = _axes_of(initial)
     if message := misfit(takes, held, size, key):

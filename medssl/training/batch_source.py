@@ -11,6 +11,7 @@ import torch
 from medssl.data.loading.loader import make_loader, scan_shapes
 from medssl.data.loading.order import repeated
 from medssl.training.distributed import layout
+from medssl.types import UserError
 from medssl.views.mirroring import with_rule
 from medssl.views.plan import make_batch, needs_shapes, read_size
 from medssl.views.stain import refuse_other_domains
@@ -65,10 +66,14 @@ def batches_of_store(
         with_labels: Read the voxels of the masks too.
 
     Raises:
-        UserError: A view changes stains, and some scans are not in color.
+        UserError: A view changes stains, and some scans are not in color; or shows a share of a whole slide.
     """
     numbers = store.scans(split, axes=len(plan.views[0].size))
     refuse_other_domains(plan, store.domains(numbers if scans is None else numbers[np.isin(numbers, scans)]))
+    if store.tier == "slides" and any(spec.area is not None for spec in plan.views):
+        message = "is a share of a whole slide"
+        hint = "Set it to null, and scale to a range in stored pixels, as the presets for tiles do"
+        raise UserError(message, key="objective.view.area", hint=hint)
     plan, usual = with_rule(plan, store.preprocess.mirror), workers
     size = crop_size(store, plan, split=split, scans=scans)
 

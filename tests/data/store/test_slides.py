@@ -112,6 +112,25 @@ def test_pretraining_reads_the_slides(place, store, capsys):
     assert all(np.isfinite(row["loss"]) for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["pretrain", "--config=simclr_2d_small", "--run={place}/other", "--encoder.in_channels=3"],
+            "--objective.view.area: is a share of a whole slide. Set it to null, and scale to a range in stored pixels",
+        ),
+        (
+            ["probe", "{place}/run", "--out={place}/probe", "--target=tumor"],
+            "--store: holds whole slides (got 'store'). Embed its slides first, and give the folder of bags instead",
+        ),
+    ],
+)
+def test_what_goes_through_whole_scans_is_refused(place, store, words, message, capsys):
+    test_pretraining_reads_the_slides(place, store, capsys)
+    assert run(*(word.format(place=place) for word in words), f"--store={place / 'store'}") == 2
+    assert message in capsys.readouterr().err
+
+
 def test_only_the_table_of_sources_names_files(place, store):
     sources = place / "store/sources.sqlite"
     assert stat.S_IMODE(sources.stat().st_mode) == 0o600
