@@ -17,6 +17,7 @@ from medssl.data.store.store import Store
 from medssl.encoders.base import Encoder
 from medssl.encoders.weights import CARD, make_encoder
 from medssl.heads.base import Head, Network
+from medssl.heads.mil.base import BagHead
 from medssl.heads.segmentation import SegmentationHead
 from medssl.heads.weights import save_network
 from medssl.io.permissions import owner_only
@@ -212,6 +213,9 @@ def refuse_misfit(network: Network, data: Examples, training: Training, mixing: 
         UserError: Names both sides.
     """
     axes, kind = len(data.view.size), network.head.kind
+    if isinstance(network.head, BagHead):
+        message, hint = "pools the tiles of bags", "Embed the scans first, and give the folder of bags as store"
+        raise UserError(message, key="head", got=type(network.head).__name__, hint=hint)
     if mixing.enabled and training.batch_size < 2:
         message = "mixing takes samples of one micro-batch: set training.batch_size to 2 or more"
         raise UserError(message)

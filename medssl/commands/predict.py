@@ -13,10 +13,12 @@ from medssl.data.bags.description import is_bags
 from medssl.data.index.scan_index import FileOptions, Index
 from medssl.data.labels.kinds.base import kind_of
 from medssl.data.labels.trained_on import Difference, missing_note
+from medssl.data.store.store import Store
 from medssl.inference import writers as outputs
 from medssl.inference.bag_scores import predict_bags, refuse_for_bags
 from medssl.inference.bags import refuse_no_bags
 from medssl.inference.finished_scans import Finished
+from medssl.inference.heat_maps import draw_heat_maps
 from medssl.inference.prediction import predict_all, refuse_unknown, split_by_training
 from medssl.inference.predictor import Fitted, Windows, device_of, load_fitted, settings_of
 from medssl.inference.requested_scans import RequestedScans, prediction_names, refuse_formulas
@@ -65,6 +67,7 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     files: FileOptions = _FILES,
     names: Literal["scan_id", "file"] = "scan_id",
     scaling: Path | None = None,
+    heat_maps: Path | None = None,
     windows: Windows = _WINDOWS,
     allow: tuple[Difference, ...] = (),
     trust: str = "",
@@ -84,6 +87,8 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
         names: Name predictions by "scan_id", or by the "file" (or folder of a series) that the scan is from.
         scaling: Folder of scores of ``medssl evaluate --calibrate``, or its summary.json: apply the temperature fitted
             there to class probabilities.
+        heat_maps: Store of the slides that bags are of: also draw which tiles of each slide the network looks at, as
+            PNG over a thumbnail and as GeoJSON for QuPath.
         windows: Sliding windows: overlap, batch size, precision, device and mirroring.
         allow: Names, with commas: predict scans that differ from the training scans in their "modality", value "domain"
             or "spacing". Scans with other differences are skipped and listed.
@@ -101,8 +106,11 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     folder = index if index is not None else scans[0] if len(scans) == 1 else None
     if folder is not None and is_bags(folder):
         refuse_for_bags({"where": where, "scaling": scaling, "allow": allow})
-        return _summary(PredictResult(out, *_of_bags(fitted, folder, out)))
+        return _summary(PredictResult(out, *_of_bags(fitted, folder, out, heat_maps)))
     refuse_no_bags(fitted)
+    if heat_maps is not None:
+        message, hint = "heat maps are of bags of slides", "Give a folder of bags as scans, or leave it out"
+        raise UserError(message, key="heat_maps", got=str(heat_maps), hint=hint)
     per_voxel = kind_of(fitted.schema).per_voxel
     fit = None if scaling is None else scaling_of(scaling, fitted)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -141,9 +149,16 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     return _summary(PredictResult(out, len(chosen) - len(failed), there, tuple(skipped)))
 
 
-def _of_bags(fitted: Fitted, folder: Path, out: Path) -> tuple[int, int, tuple[tuple[str, str], ...]]:
+def _of_bags(
+    fitted: Fitted, folder: Path, out: Path, slides: Path | None
+) -> tuple[int, int, tuple[tuple[str, str], ...]]:
     """Predicts bags: how many there are, how many there were, and what was skipped."""
     count, there, skipped = predict_bags(fitted, folder, out)
+    if slides is not None:
+        drawn, left_out = draw_heat_maps(fitted, folder, Store.open(slides), out)
+        log.info(f"{out}/heat_maps: {drawn} drawn now, {len(left_out)} left out")
+        for scan_id, reason in left_out[:_SHOWN]:
+            log.info(f"no heat map of {scan_id}: {reason}")
     return count, there, tuple(skipped)
 
 

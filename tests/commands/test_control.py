@@ -30,7 +30,7 @@ def trained(folder, *, shuffled: bool) -> float:
          "--label.split=train=0.55,val=0.15,test=0.3"],
         ["cache", index, store, "--preprocess=mr", "--preprocess.spacing_mm=[6,6,6]", "--workers=0"],
         ["finetune", "--config=segment_3d_small", f"--store={store}", f"--run={run}", "--encoder=resenc_small_3d",
-         "--labels=4", f"--data.view.size={size}", "--training.steps=200", "--training.output.validate_every=100",
+         "--labels=4", f"--data.view.size={size}", "--training.steps=300", "--training.output.validate_every=100",
          "--optimizer.learning_rate=3e-3"],
         ["evaluate", run, f"--index={index}", f"--out={scores}"],
     ]  # fmt: skip

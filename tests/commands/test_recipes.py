@@ -36,7 +36,8 @@ FLAT_VIT = {"class_path": VIT["class_path"], "init_args": VIT["init_args"] | {"p
 WITHOUT_MASKS = "--data.sampling.labeled=0"  # the recipe is for segmentations
 TOKENS = {"unetr", "feature_pyramid", "patch_decoder"}
 SEGMENT = {"unet", "voxel_linear", *TOKENS}
-TARGETS = {"multi_label": "large,low", "regression": "share", "ordinal": "grade"}
+TARGETS = {"multi_label": "large,low", "regression": "share", "ordinal": "grade", "survival": "share,large"}
+OF_BAGS = {"abmil", "clam", "ins", "max_pool", "mean_pool", "mhim", "transmil"}
 RECIPES = [name for name in configurations.config_names("recipes") if name.startswith(("segment", "classify"))]
 
 
@@ -108,13 +109,20 @@ def test_recipes(store, tmp_path, recipe):
     tune(store, tmp_path / "run", recipe, encoder, *(["--data.target=grade"] if "classify" in recipe else []))
 
 
-@pytest.mark.parametrize("head", configurations.config_names("heads"))
+@pytest.mark.parametrize("head", sorted(set(configurations.config_names("heads")) - OF_BAGS))
 def test_heads(store, tmp_path, head):
     encoder = VIT if head in TOKENS else RESENC
     target = "mask" if head in SEGMENT else TARGETS.get(head, "grade")
     words = [f"--head={head}", f"--data.target={target}", *([] if head in SEGMENT else [WITHOUT_MASKS])]
     tune(store, tmp_path / "run", "segment_3d_small", encoder, *words)
-    assert load_card(tmp_path / "run").tuned.schema.name == (target if head != "multi_label" else "large,low")
+    assert load_card(tmp_path / "run").tuned.schema.name == target
+
+
+@pytest.mark.parametrize("head", sorted(OF_BAGS))
+def test_heads_of_bags_refuse_scans(store, tmp_path, head):
+    words = ("--config=segment_3d_small", f"--encoder={json.dumps(RESENC)}", "--data.target=large", WITHOUT_MASKS)
+    with pytest.raises(AssertionError, match=r"error: --head: pools the tiles of bags \(got '\w+'\)\. Embed the scans"):
+        call("finetune", *words, f"--head={head}", f"--store={store}", f"--run={tmp_path / 'run'}")
 
 
 @pytest.mark.parametrize("optimizer", configurations.config_names("optimizers"))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, UInt8
 
 # name: lowest and highest hue in degrees (across 360 where the first is larger), lowest saturation, lowest value
-INKS = {"green": (75.0, 190.0, 0.22, 30), "blue": (190.0, 236.0, 0.55, 40), "red": (344.0, 10.0, 0.75, 90)}
+INKS = {"green": (75.0, 190.0, 0.22, 30), "blue": (190.0, 232.0, 0.30, 40), "red": (344.0, 10.0, 0.75, 90)}
 BLACK = 50  # largest value of any color of a black pixel
 GRAY = 22  # largest difference between its colors
 SMALLEST_MM2 = 0.03  # smaller spots of such colors are no marks

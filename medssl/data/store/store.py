@@ -204,6 +204,30 @@ class Store(Contents):
         level0_mm = self._sources.spacing_mm(self.key(number))
         return slides.tiles_of(np.asarray(self.tile_table(number)), self.preprocess, level0_mm)
 
+    def thumbnail(self, number: int, longest: int) -> tuple[NDArray[np.uint8], float]:
+        """A whole slide as a small picture.
+
+        Args:
+            number: Which slide.
+            longest: Most rows and most columns of the picture.
+
+        Returns:
+            The picture [3, h, w], and its pixels per stored pixel (at most 1).
+
+        Raises:
+            UserError: The slide cannot be read.
+        """
+        scale = min(1.0, longest / max(self.shape(number)))
+        shape = tuple(max(1, round(n * scale)) for n in self.shape(number))
+        spacing_mm = np.sqrt(np.square(self.affine(number)[:-1, :-1]).sum(0)) / scale
+        try:
+            reader = self._sources.reader(self.key(number))
+            picture = reader.read((0, 0), (shape[0], shape[1]), (float(spacing_mm[0]), float(spacing_mm[1])))
+        except (OSError, RuntimeError, ValueError) as error:
+            message = f"scan {self.scan_id(number)}: its slide cannot be read: {error}"
+            raise UserError(message) from error
+        return picture, scale
+
     def scored(self, number: int, codes: NDArray[Any]) -> NDArray[np.bool_]:
         """Which voxels [1, *s] of what was read of a scan [C, *s] a loss may look at: all that are not excluded."""
         if not self.records.facts[number]["excluded"]:

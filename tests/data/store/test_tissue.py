@@ -268,3 +268,15 @@ def test_tile_larger_than_the_slide_is_refused():
 def test_tile_rules_out_of_range_are_refused(rule, message):
     with pytest.raises(UserError, match=message):
         tiles.check_rule(rule)
+
+
+@pytest.mark.parametrize("opacity", [0.55, 1.0])
+def test_a_pen_that_glass_shines_through_is_a_mark_too(opacity):
+    rgb = np.full((3, 200, 200), 244, np.uint8)
+    rgb[:, 80:160, 40:160] = np.array([200, 120, 170], np.uint8)[:, None, None]
+    band = slice(10, 40)
+    rgb[:, band] = ((1 - opacity) * rgb[:, band] + opacity * np.array([30, 60, 150])[:, None, None]).astype(np.uint8)
+    found = tissue.tissue_mask(rgb, MM, TissueRule())
+    assert not found.mask[:45].any()
+    assert found.mask[85:155, 45:155].all()
+    assert found.pen_mm2 == pytest.approx(30 * 200 * MM[0] * MM[1], rel=0.3)
