@@ -107,10 +107,7 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     if folder is not None and is_bags(folder):
         refuse_for_bags({"where": where, "scaling": scaling, "allow": allow})
         return _summary(PredictResult(out, *_of_bags(fitted, folder, out, heat_maps)))
-    refuse_no_bags(fitted)
-    if heat_maps is not None:
-        message, hint = "heat maps are of bags of slides", "Give a folder of bags as scans, or leave it out"
-        raise UserError(message, key="heat_maps", got=str(heat_maps), hint=hint)
+    refuse_no_bags(fitted, heat_maps)
     per_voxel = kind_of(fitted.schema).per_voxel
     fit = None if scaling is None else scaling_of(scaling, fitted)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -52,12 +52,15 @@ def open_bags(path: Path, fitted: Fitted) -> BagStore:
     return store
 
 
-def refuse_no_bags(fitted: Fitted) -> None:
-    """Refuses scans for a network of bags.
+def refuse_no_bags(fitted: Fitted, slides: Path | None = None) -> None:
+    """Refuses scans for a network of bags, and slides of heat maps for scans.
 
     Raises:
         UserError: Says what it takes.
     """
+    if slides is not None:
+        message, hint = "heat maps are of bags of slides", "Give a folder of bags as scans, or leave it out"
+        raise UserError(message, key="heat_maps", got=str(slides), hint=hint)
     if isinstance(fitted.network.encoder, Precomputed):
         message = "the network was trained on bags, and these are no bags"
         raise UserError(message, key="index", hint="Give a folder of bags of the same encoder")

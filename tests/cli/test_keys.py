@@ -120,7 +120,10 @@ def test_a_missing_recipe_names_the_recipes(capsys):
     assert "spark_3d_small" in said
     assert "segment" not in said
     assert cli.main(["compare", "runs/first", "--store=s", "--index=i", "--out=o", "--labels=[2]"]) == 2
-    assert "medssl compare needs a recipe: --config NAME, out of classify_2d_small, " in capsys.readouterr().err
+    assert (
+        "medssl compare needs a recipe: --config NAME, out of bags_small, classify_2d_small, "
+        in capsys.readouterr().err
+    )
 
 
 def test_a_class_without_arguments_in_a_recipe_is_there(tmp_path, capsys):
