@@ -111,9 +111,8 @@ def predict(  # noqa: PLR0913 (the keys of a command line)
     per_voxel = kind_of(fitted.schema).per_voxel
     fit = None if scaling is None else scaling_of(scaling, fitted)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    made_by: dict[str, Any] = {"weights": fitted.digest, **settings_of(fitted.tuned, windows)}
-    made_by |= {} if fit is None else {"temperature": fit.temperature}
-    finished = Finished(out, made_by)
+    made_by: dict[str, Any] = {} if fit is None else {"temperature": fit.temperature}
+    finished = Finished(out, {"weights": fitted.digest, **settings_of(fitted.tuned, windows), **made_by})
     given = RequestedScans(scans, out, files) if index is None else None
     with Index.open(given.index if given else index or Path()) as opened:
         chosen = [scan for scan in opened.scans(where) if given is None or given.has(scan, opened.root)]
