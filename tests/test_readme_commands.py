@@ -14,6 +14,7 @@ from medssl import cli
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs/guides").glob("*.md"))]
+ON_SLIDES = [ROOT / "docs/guides/slides.md", ROOT / "docs/guides/bags.md"]  # in a folder of their own
 RULES = [
     "--files.modality=MR",
     "--subject=(PHANTOM-[0-9]+)",
@@ -70,6 +71,11 @@ NOT_RUN = {
     "medssl evaluate probes/first/network": "needs values of whole scans: tests/commands/test_probe.py",
     "medssl cache index.sqlite store --preprocess ct": "the scans of the test are MR",
     "medssl cache index.sqlite store --preprocess nnunet_like": "the scans of the test are MR",
+    "medssl cache tiles.sqlite": "needs tiles of histology: tests/commands/test_tiles.py",
+    "medssl pretrain --config simclr_tiles_small --store tiles": "needs tiles: tests/commands/test_tiles.py",
+    "medssl pretrain --config rad_dino": "needs a file of weights: tests/commands/test_continuing.py",
+    "medssl bags features": "needs files of other programs: tests/data/bags/test_foreign.py",
+    "medssl finetune --config bags_small --store bags --run runs/cox": "needs times: tests/heads/test_survival.py",
     "medssl phantoms SCANS": "the test has written smaller ones",
     "medssl --help": "tests/commands/test_command_line.py",
     "medssl pretrain --help": "tests/commands/test_command_line.py",
@@ -151,7 +157,7 @@ def place(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in ON_SLIDES], ids=lambda page: page.name)
 def test_the_commands_of_a_page_run_in_order_in_one_folder(place, page, capsys):
     if page.name != "README.md" and not Path("runs/first").exists():
         pytest.skip("the runs of README.md are not there: it comes first")
@@ -176,3 +182,36 @@ def test_the_commands_of_a_page_run_in_order_in_one_folder(place, page, capsys):
 def stand(found: re.Match[str]) -> str:
     """The folder that a guide's folder stands for, where the test has not made it."""
     return found[1] if Path(found[1]).exists() else STAND_FOR[found[1]]
+
+
+MORE_ON_SLIDES = {
+    "phantoms": ["--labeled=8", "--shape=[768,768]"],
+    "index": ["--label.split=train=0.4,val=0.3,test=0.3"],
+    "cache": ["--workers=0"],
+    "pretrain": [*MORE["pretrain"], "--objective.view.size=[32,32]"],
+    "embed": ["--allow=seen"],
+    "finetune": ["--training.steps=2", "--allow=seen"],
+}
+
+
+@pytest.mark.slow
+def test_the_commands_on_slides_and_bags_run_in_order(tmp_path, tmp_path_factory, monkeypatch, capsys):
+    """From slides to answers and heat maps, as the two guides say, on synthetic slides."""
+    monkeypatch.chdir(tmp_path)
+    key = tmp_path_factory.mktemp("config") / "medssl/key"  # the same splits each time
+    key.parent.mkdir()
+    key.write_text("0" * 64)
+    key.chmod(0o600)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(key.parent.parent))
+    assert cli.main(["phantoms", "synthetic", "--kind=slides", "--count=24", "--labeled=24", "--shape=[768,768]"]) == 0
+    Path("synthetic/slides").rename("slides")
+    Path("synthetic/slides.csv").rename("slides.csv")
+    for command in [command for page in ON_SLIDES for command in commands(page)]:
+        if reason(command, NOT_RUN):
+            continue
+        verb, *words = words_of(command)
+        words += [] if words[:1] == ["--show"] else MORE_ON_SLIDES.get(verb, [])
+        code = cli.main([verb, *words])
+        said = capsys.readouterr()
+        assert code == 0, f"{command}\n{said.out[-2000:]}\n{said.err[-2000:]}"
+    assert list(Path("predictions/heat_maps").glob("*.png"))
