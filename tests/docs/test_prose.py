@@ -10,7 +10,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *sorted(ROOT.glob("*.md")),
-    *sorted(page for page in (ROOT / "docs").rglob("*.md") if not {"_build", "tutorials"} & set(page.parts)),
+    *sorted(
+        page for page in (ROOT / "docs").rglob("*.md") if not {"_build", "tutorials", "generated"} & set(page.parts)
+    ),
     *sorted((ROOT / "tutorials").glob("0*.py")),
 ]
 WORDS, COLUMNS = 30, 100
