@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -170,3 +171,14 @@ def test_a_file_is_opened_once_at_most(tmp_path, monkeypatch, name):
 
 def test_names_of_texts_need_no_opening(tmp_path):
     assert recognize(tmp_path / "missing.json").reason == "not an image: .json file"
+
+
+@pytest.mark.parametrize("place", [2**63 + 5, 2**64 - 8, 2**40, 3])
+@pytest.mark.parametrize("subifds", [False, True])
+def test_a_tiff_whose_directories_lie_nowhere_is_no_slide(tmp_path, place, subifds):
+    """The first directory of a BigTIFF, or one that it names as its child."""
+    first = place if not subifds else 16
+    entries = struct.pack("<HHQQ", 330, 18, 1, place) if subifds else b""
+    directory = struct.pack("<Q", len(entries) // 20) + entries + struct.pack("<Q", place)
+    content = b"II+\0" + struct.pack("<HHQ", 8, 0, first) + directory
+    assert recognized(tmp_path, "scan.tif", content).form != "slide"

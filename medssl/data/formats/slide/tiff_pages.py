@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from medssl.data.formats.base import FormatError
+from medssl.data.formats.base import DAMAGE, FormatError
 
 LARGE = 1 << 26  # pixels
 _MOST_PAGES = 4096
@@ -77,7 +77,10 @@ def is_slide(path: Path) -> bool:
     Raises:
         OSError: The file cannot be opened.
     """
-    pages = read_pages(path)
+    try:
+        pages = read_pages(path)
+    except DAMAGE:
+        return False
     if not pages:
         return False
     if vendor_of(pages):
@@ -167,7 +170,7 @@ def _pages(data: mmap.mmap) -> Iterator[Page]:
     pending, met = [(start, False)], set[int]()
     while pending and len(met) < _MOST_PAGES:
         place, child = pending.pop()
-        if not place or place in met:
+        if not 0 < place < len(data) or place in met:  # nowhere, or before the first byte
             continue
         met.add(place)
         directory = _Directory(data, order, place, big=big)
