@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -122,11 +122,17 @@ def _road(
 ) -> tuple[BagFacts, Callable[[int], Bag]]:
     """What the bags of a store are, and the function that makes one."""
     if store.axes == {3}:
-        return slice_facts(frozen, store, encoder.subjects), partial(bag_of_slices, frozen, store)
+        facts = replace(slice_facts(frozen, store, encoder.subjects), encoder=encoder)
+        return facts, lambda number: _stored(bag_of_slices(frozen, store, number), half=half)
     if store.axes == {2}:
         return tile_facts(frozen, store, encoder), partial(bag_of_tiles, frozen, store, half=half)
     message = f"{store.path} holds volumes and images"
     raise UserError(message, key="store", expected="a store of one kind of scans")
+
+
+def _stored(bag: Bag, *, half: bool) -> Bag:
+    """A bag with features in the precision that they are stored in."""
+    return replace(bag, features=bag.features.astype("float16" if half else "float32"))
 
 
 def _write(

@@ -143,6 +143,8 @@ def test_slices_and_images_are_bags_too(make, unit, rows, tmp_path, tmp_path_fac
     bags = BagStore.open(tmp_path / "bags")
     assert bags.facts.unit == unit
     assert {len(bags.bag(number)) for number in range(len(bags))} == {rows}
+    assert bags.bag(0).features.dtype == np.float16
+    assert bags.facts.encoder.card is not None
 
 
 def test_heat_maps_of_a_network_for_bags(place, tmp_path, capsys):
